@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from transformers.utils import logging as transformers_logging
 
 console = Console(stderr=True)
 
@@ -14,8 +15,10 @@ def say(line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def warn(line: str) -> None:
-    say(f"warning: {line}")
+def hush_libraries() -> None:
+    """Leaves the screen to us: no bars for loading weights, no advice that is not for the person at the keyboard."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
 
 
 @contextmanager
@@ -44,10 +47,12 @@ class Bar:
         self._shown = shown
         self._task = shown.add_task(description, total=total, note="")
 
-    def advance(self, count: float = 1, note: str | None = None) -> None:
+    def advance(self, count: float = 1) -> None:
         self._shown.advance(self._task, count)
-        if note is not None:
-            self._shown.update(self._task, note=note)
 
-    def move_to(self, done: float, total: float | None = None) -> None:
-        self._shown.update(self._task, completed=done, total=total)
+    def move_to(self, done: float) -> None:
+        self._shown.update(self._task, completed=done)
+
+    def note(self, text: str) -> None:
+        """A few words behind the bar."""
+        self._shown.update(self._task, note=text)

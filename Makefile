@@ -1,0 +1,63 @@
+# What people type; `make` alone prints it. Every target first installs what it needs, as uv.lock has it.
+
+# LANG is also the shell's locale variable: only one given on make's own command line is a language of speech.
+ifeq ($(origin LANG),command line)
+language := $(value LANG)
+endif
+unexport LANG
+export LC_ALL := C.UTF-8
+
+UV := $(shell command -v uv || echo .uv/bin/uv)
+PYTHON := .venv/bin/python
+INSTALLED := .venv/.installed
+
+# A path meets two grammars: Hydra takes a double-quoted string literally (but for ${, an interpolation), the shell a
+# single-quoted one. asr_lora.launch.quoted does the same in Python.
+hydra_string = "$(subst ",\",$(subst \",\\",$(subst $${,\$${,$(1))))"
+shell_string = '$(subst ','\'',$(1))'
+source = $(if $(value DATA),$(call shell_string,data.source=$(call hydra_string,$(value DATA))))
+hours = $(if $(HOURS),data.hours=$(if $(filter all,$(HOURS)),null,$(HOURS)))
+spoken = $(if $(language),data.language=$(language))
+words = $(strip $(spoken) $(hours) $(source) $(ARGS))
+RANKS := 4,8,16,32
+
+.DEFAULT_GOAL := help
+.PHONY: help demo prepare train eval sweep check test test-all
+
+help: ## this list
+	@echo "make TARGET [LANG=nl] [HOURS=1|all] [DATA=/path/to/cv-corpus-...] [ARGS=\"hydra overrides\"]"
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: $(INSTALLED) ## the main job on synthetic Dutch, in minutes, on any machine: no account, no GPU, no data
+	$(PYTHON) -m asr_lora.demo $(ARGS)
+
+prepare: $(INSTALLED) ## draw the clips of a run and write its manifest
+	$(PYTHON) -m asr_lora.prepare $(words)
+
+train: $(INSTALLED) ## prepare, train an adapter, and score it against the untouched model
+	$(PYTHON) -m asr_lora.train $(words)
+
+eval: $(INSTALLED) ## score the last run, or the one that the words name, again
+	$(PYTHON) -m asr_lora.eval $(words)
+
+sweep: $(INSTALLED) ## one run a rank, RANKS=4,8,16,32
+	$(PYTHON) -m asr_lora.train -m lora.r=$(RANKS) $(words)
+
+check: $(INSTALLED) ## ruff and mypy, as pre-commit calls them
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+test: $(INSTALLED) ## everything that takes under ten minutes on two cores
+	$(PYTHON) -m pytest -m "not slow"
+
+test-all: $(INSTALLED) ## everything
+	$(PYTHON) -m pytest
+
+$(INSTALLED): uv.lock pyproject.toml | $(UV)
+	$(UV) sync --locked --extra demo
+	@touch $@
+
+.uv/bin/uv:
+	python3 -m venv .uv
+	.uv/bin/python -m pip install --quiet uv

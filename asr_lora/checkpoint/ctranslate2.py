@@ -1,0 +1,226 @@
+"""A CTranslate2 (faster-whisper) Whisper turned into a Hugging Face directory, weights bit for bit.
+
+The layout of model.bin is that of CTranslate2's `model_spec.py` (binary version 4 and later); the names are those of
+its `WhisperSpec` on one side and of transformers' `modeling_whisper.py` on the other.
+"""
+
+import math
+import re
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from transformers import (
+    GenerationConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
+)
+
+from asr_lora.errors import ChoiceError, WorldError
+from asr_lora.files import read_json, whole_folder
+from asr_lora.progress import say
+
+DTYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16)  # by CTranslate2's id
+TIMESTAMPS = 1501  # tokens <|0.00|> to <|30.00|>, the last rows of every Whisper's vocabulary
+
+# CTranslate2's module -> transformers' modules; where there are several, the rows are stacked in this order.
+MODULES = {
+    "conv1": ("conv1",),
+    "conv2": ("conv2",),
+    "embeddings": ("embed_tokens",),
+    "position_encodings": ("embed_positions",),
+    "layer_norm": ("layer_norm",),
+}
+LAYER_MODULES = {
+    "self_attention/layer_norm": ("self_attn_layer_norm",),
+    "self_attention/linear_0": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "self_attention/linear_1": ("self_attn.out_proj",),
+    "attention/layer_norm": ("encoder_attn_layer_norm",),
+    "attention/linear_0": ("encoder_attn.q_proj",),
+    "attention/linear_1": ("encoder_attn.k_proj", "encoder_attn.v_proj"),
+    "attention/linear_2": ("encoder_attn.out_proj",),
+    "ffn/layer_norm": ("final_layer_norm",),
+    "ffn/linear_0": ("fc1",),
+    "ffn/linear_1": ("fc2",),
+}
+PARAMETERS = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias", "encodings": "weight"}
+
+
+def convert(source: Path, target: Path) -> None:
+    """Writes `target`, whole or not at all, from the model.bin, config.json and tokenizer.json in `source`.
+
+    Raises ChoiceError for a model that is no Whisper, quantised, or lacks a file; WorldError for a damaged one.
+    """
+    for name in ("config.json", "tokenizer.json"):
+        if not (source / name).is_file():
+            raise ChoiceError(f"model.checkpoint: no {name} in {source}; copy it from the model that it was made of")
+    say(f"converting {source} to {target} (once)")
+    variables = read_variables(source / "model.bin")
+    tokenizer = WhisperTokenizer.from_pretrained(source, pad_token="<|endoftext|>")
+    settings = read_json(source / "config.json")
+    if not {"suppress_ids", "suppress_ids_begin"} <= settings.keys():
+        raise ChoiceError(f"model.checkpoint: config.json in {source} is not CTranslate2's own; restore it")
+    generation = _generation_config(settings, tokenizer)
+    config = _config(variables, generation)
+    weights = _weights(variables)
+    _check(config, generation, weights, source)
+    extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+    try:
+        with whole_folder(target) as partial:
+            save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
+            for part in (config, generation, WhisperProcessor(extractor, tokenizer)):
+                part.save_pretrained(partial)
+    except (OSError, SafetensorError) as error:
+        raise WorldError(
+            f"model.checkpoint: cannot write {target} ({error}); free space or set ASR_LORA_CACHE"
+        ) from error
+
+
+def read_variables(path: Path) -> dict[str, torch.Tensor]:
+    """The named tensors of a CTranslate2 model.bin, its aliases included, in the file's own dtypes and shapes."""
+    with path.open("rb") as file:
+        _number(file, "I")  # binary version
+        if (spec := _string(file)) != "WhisperSpec":
+            raise ChoiceError(f"model.checkpoint: {path} is no CTranslate2 Whisper (it says {spec[:40]!r})")
+        _number(file, "I")  # revision of the spec
+        variables = dict(_variable(file) for _ in range(_number(file, "I")))
+        aliases = {_string(file): _string(file) for _ in range(_number(file, "I"))}
+    return variables | {alias: variables[name] for alias, name in aliases.items()}
+
+
+def _take(file: BinaryIO, size: int) -> bytes:
+    data = file.read(size)
+    if len(data) != size:
+        raise WorldError(
+            f"model.checkpoint: {file.name} is cut short (at byte {file.tell()}); copy or download it again"
+        )
+    return data
+
+
+def _number(file: BinaryIO, kind: str) -> int:
+    number: int
+    (number,) = struct.unpack(f"<{kind}", _take(file, struct.calcsize(kind)))
+    return number
+
+
+def _string(file: BinaryIO) -> str:
+    return _take(file, _number(file, "H")).rstrip(b"\0").decode(errors="replace")
+
+
+def _variable(file: BinaryIO) -> tuple[str, torch.Tensor]:
+    name = _string(file)
+    shape = [_number(file, "I") for _ in range(_number(file, "B"))]
+    dtype_id, size = _number(file, "B"), _number(file, "I")
+    if dtype_id >= len(DTYPES) or size != math.prod(shape) * DTYPES[dtype_id].itemsize:
+        raise WorldError(f"model.checkpoint: {file.name} is damaged at {name[:80]!r}; copy or download it again")
+    # A bytearray, because torch warns of tensors over memory that cannot be written.
+    return name, torch.frombuffer(bytearray(_take(file, size)), dtype=DTYPES[dtype_id]).reshape(shape)
+
+
+def _config(variables: Mapping[str, torch.Tensor], generation: GenerationConfig) -> WhisperConfig:
+    """Sizes from the weights' shapes; token ids as in `generation`."""
+
+    def layers(side: str) -> int:
+        return sum(name.startswith(f"{side}/layer_") and name.endswith("/ffn/linear_0/weight") for name in variables)
+
+    try:
+        embeddings = variables["decoder/embeddings/weight"]
+        return WhisperConfig(
+            architectures=["WhisperForConditionalGeneration"],
+            dtype=embeddings.dtype,
+            vocab_size=embeddings.shape[0],
+            d_model=embeddings.shape[1],
+            num_mel_bins=variables["encoder/conv1/weight"].shape[1],
+            max_source_positions=variables["encoder/position_encodings/encodings"].shape[0],
+            max_target_positions=variables["decoder/position_encodings/encodings"].shape[0],
+            encoder_layers=layers("encoder"),
+            decoder_layers=layers("decoder"),
+            encoder_attention_heads=int(variables["encoder/num_heads"]),
+            decoder_attention_heads=int(variables["decoder/num_heads"]),
+            encoder_ffn_dim=variables["encoder/layer_0/ffn/linear_0/weight"].shape[0],
+            decoder_ffn_dim=variables["decoder/layer_0/ffn/linear_0/weight"].shape[0],
+            bos_token_id=generation.bos_token_id,
+            eos_token_id=generation.eos_token_id,
+            pad_token_id=generation.pad_token_id,
+            decoder_start_token_id=generation.decoder_start_token_id,
+            suppress_tokens=generation.suppress_tokens,
+            begin_suppress_tokens=generation.begin_suppress_tokens,
+        )
+    except KeyError as error:
+        raise WorldError(f"model.checkpoint: model.bin has no {error}; it is no complete Whisper") from error
+
+
+def _generation_config(settings: Mapping[str, Any], tokenizer: WhisperTokenizer) -> GenerationConfig:
+    """As OpenAI's models on the Hub have it, but for `forced_decoder_ids`, which transformers 5 no longer takes."""
+
+    def token(name: str) -> int:
+        number: int = tokenizer.convert_tokens_to_ids(f"<|{name}|>")
+        return number
+
+    languages = range(token("startoftranscript") + 1, token("translate"))
+    return GenerationConfig(
+        alignment_heads=settings.get("alignment_heads"),
+        begin_suppress_tokens=settings["suppress_ids_begin"],
+        bos_token_id=tokenizer.bos_token_id,
+        decoder_start_token_id=token("startoftranscript"),
+        eos_token_id=tokenizer.eos_token_id,
+        is_multilingual=token("startoftranscript") > 50_257,  # the English-only vocabulary is one word shorter
+        lang_to_id=dict(zip(tokenizer.convert_ids_to_tokens(list(languages)), languages, strict=True)),
+        max_initial_timestamp_index=50,
+        max_length=448,
+        no_timestamps_token_id=token("notimestamps"),
+        pad_token_id=tokenizer.pad_token_id,
+        prev_sot_token_id=token("startofprev"),
+        return_timestamps=False,
+        suppress_tokens=settings["suppress_ids"],
+        task_to_id={"transcribe": token("transcribe"), "translate": token("translate")},
+    )
+
+
+def _weights(variables: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors under transformers' names; what has no dimension is a setting, and the projection is tied."""
+    weights = {}
+    parts: tuple[str, ...] | None
+    for name, tensor in variables.items():
+        if tensor.dim() == 0 or name == "decoder/projection/weight":
+            continue
+        side, _, path = name.partition("/")
+        module, _, parameter = path.rpartition("/")
+        parts, prefix = MODULES.get(module), f"model.{side}"
+        if layer := re.fullmatch(r"layer_(\d+)/(.+)", module):
+            parts, prefix = LAYER_MODULES.get(layer[2]), f"{prefix}.layers.{layer[1]}"
+        parts = parts or (module,)  # an unknown name stays as it is, and the check of all names refuses it
+        for part, rows in zip(parts, tensor.chunk(len(parts)), strict=True):
+            # A key's bias adds the same to all scores of a query, so softmax forgets it: Whisper has none.
+            if not (part.endswith("k_proj") and parameter == "bias"):
+                weights[f"{prefix}.{part}.{PARAMETERS.get(parameter, parameter)}"] = rows.clone()
+    return weights
+
+
+def _check(
+    config: WhisperConfig, generation: GenerationConfig, weights: Mapping[str, torch.Tensor], source: Path
+) -> None:
+    if not all(tensor.is_floating_point() for tensor in weights.values()):
+        raise ChoiceError(
+            f"model.checkpoint: {source} is quantised to integers, which cannot be trained on; "
+            "take its float16 or float32 conversion (model.precision=int8 quantises it here)"
+        )
+    last = generation.no_timestamps_token_id + TIMESTAMPS
+    if last != config.vocab_size - 1:
+        raise ChoiceError(
+            f"model.checkpoint: tokenizer.json in {source} is of another Whisper: its last token is {last}, the "
+            f"weights' is {config.vocab_size - 1}; copy the right one beside model.bin"
+        )
+    with torch.device("meta"):
+        model = WhisperForConditionalGeneration(config)
+    expected = {name: value.shape for name, value in model.state_dict().items() if name not in model._tied_weights_keys}
+    got = {name: value.shape for name, value in weights.items()}
+    if odd := sorted(name for name, _ in expected.items() ^ got.items()):
+        raise WorldError(f"model.checkpoint: {source} is no whole Whisper; missing, unknown or misshapen: {odd[:6]}")

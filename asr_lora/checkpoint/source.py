@@ -1,0 +1,100 @@
+"""From the words of `model.checkpoint` to something that `from_pretrained` takes, with errors that name the way out."""
+
+import hashlib
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperProcessor
+
+from asr_lora.checkpoint.ctranslate2 import convert
+from asr_lora.errors import ChoiceError, WorldError
+from asr_lora.files import cache_dir
+
+WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")  # whole or sharded, as Hugging Face names them
+HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
+LOCAL = "model.checkpoint=/path/to/whisper-... (a Hugging Face or faster-whisper directory)"
+
+
+def resolve(checkpoint: str) -> str:
+    """What `from_pretrained` takes: a local directory (converted if it was CTranslate2), or the Hub id unchanged.
+
+    Raises ChoiceError for a path that does not exist or holds no model.
+    """
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        return str(_local(path))
+    if path.exists():
+        raise ChoiceError(f"model.checkpoint: {path} is a file; name the directory that holds the model")
+    if not HUB_ID.fullmatch(checkpoint):
+        raise ChoiceError(f"model.checkpoint: no directory {path}; name one that exists, or a Hub id (owner/name)")
+    return checkpoint
+
+
+def load_config(checkpoint: str) -> WhisperConfig:
+    """Raises ChoiceError for a directory or Hub id that is no Whisper, WorldError for a Hub id out of reach."""
+    config = _load(AutoConfig, checkpoint)
+    if not isinstance(config, WhisperConfig):
+        raise ChoiceError(f"model.checkpoint: {checkpoint} is a {config.model_type} model; this trains Whisper alone")
+    return config
+
+
+def load_generation_config(checkpoint: str) -> GenerationConfig:
+    """Raises as `load_config` does, and ChoiceError for a model without language tokens."""
+    generation = _load(GenerationConfig, checkpoint)
+    if not getattr(generation, "lang_to_id", None):
+        raise ChoiceError(
+            f"model.checkpoint: {checkpoint} has no lang_to_id in its generation_config.json; "
+            "take a multilingual Whisper, with the generation_config.json of its base model"
+        )
+    return generation
+
+
+def load_processor(checkpoint: str) -> WhisperProcessor:
+    """Raises as `load_config` does."""
+    return _load(WhisperProcessor, checkpoint)
+
+
+def _local(path: Path) -> Path:
+    if (path / "config.json").is_file() and any(next(path.glob(pattern), None) for pattern in WEIGHTS):
+        return path
+    if (path / "model.bin").is_file():
+        return _converted(path)
+    there = ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "nothing"
+    raise ChoiceError(
+        f"model.checkpoint: no model in {path}; a Hugging Face directory has config.json and model.safetensors, "
+        f"a faster-whisper one model.bin (got: {there})"
+    )
+
+
+def _converted(path: Path) -> Path:
+    # By content, so that a moved folder is not converted twice and a changed one is not mistaken for the old.
+    files = [file for name in ("model.bin", "config.json", "tokenizer.json") if (file := path / name).is_file()]
+    digests = "".join(_sha256(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    content = hashlib.sha256(digests.encode()).hexdigest()[:8]
+    target = cache_dir() / "checkpoints" / f"{path.resolve().name}-{content}"
+    if not target.is_dir():
+        convert(path, target)
+    return target
+
+
+@cache
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Size and time are there for the cache: one process hashes gigabytes once, and again when the file changed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _load(kind: Any, checkpoint: str) -> Any:
+    source = resolve(checkpoint)
+    try:
+        return kind.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if Path(source).is_dir():
+            raise ChoiceError(f"model.checkpoint: {checkpoint} does not load as a Whisper: {reason}") from error
+        raise WorldError(
+            f"model.checkpoint: {checkpoint} is not in the local cache and the Hub did not give it ({reason}); "
+            f"check the name and the network, or give a local one: {LOCAL}"
+        ) from error

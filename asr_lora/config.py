@@ -1,0 +1,268 @@
+"""The typed tree that the stages accept, where conf/ lies, and how a run is named.
+
+Values live in conf/, types and rules here. The way in is asr_lora/launch.py.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from omegaconf import DictConfig, OmegaConf
+
+from asr_lora.errors import ChoiceError
+
+RUN_NAME_LIMIT = 80  # characters
+
+
+def check(name: str, value: Any, rule: str, holds: bool) -> None:
+    """Raises ChoiceError `name: must be rule, got value` unless it holds."""
+    if not holds:
+        raise ChoiceError(f"{name}: must be {rule}, got {value}")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ChoiceError(f"{name}: {value} is none of {', '.join(choices)}")
+
+
+@dataclass
+class DataConfig:
+    source: str | None
+    search_dir: str
+    language: str
+    hours: float | None
+    seed: int
+    dev_clips: int
+
+    def __post_init__(self) -> None:
+        check(
+            "data.hours",
+            self.hours,
+            "more than 0, or null for all there is",
+            self.hours is None or 0 < self.hours < float("inf"),
+        )
+        check("data.dev_clips", self.dev_clips, "at least 1", self.dev_clips >= 1)
+
+
+@dataclass
+class ModelConfig:
+    name: str
+    checkpoint: str
+    language: str | None
+    task: str
+    precision: str
+
+    def __post_init__(self) -> None:
+        check_choice("model.task", self.task, ("transcribe", "translate"))
+        check_choice("model.precision", self.precision, ("int8", "nf4", "fp16", "bf16", "fp32"))
+
+
+@dataclass
+class LoraConfig:
+    kind: str
+    r: int
+    scaling: float
+    dropout: float
+    target_modules: list[str]
+
+    def __post_init__(self) -> None:
+        check_choice("lora.kind", self.kind, ("qv",))
+        check("lora.r", self.r, "at least 1", self.r >= 1)
+        check("lora.dropout", self.dropout, "in [0, 1)", 0 <= self.dropout < 1)
+        check("lora.target_modules", self.target_modules, "at least one module name", bool(self.target_modules))
+
+
+@dataclass
+class TrainingConfig:
+    max_steps: int | None
+    batch_size: int
+    learning_rate: float
+    warmup: float
+    weight_decay: float
+    max_grad_norm: float
+    context: str
+    save_steps: int
+    eval_steps: int | None
+    dev_share: float
+    dev_normalizer: str
+    patience: int | None
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "batch_size", "save_steps", "eval_steps", "patience"):
+            value = getattr(self, name)
+            check(f"training.{name}", value, "at least 1", value is None or value >= 1)
+        check("training.learning_rate", self.learning_rate, "more than 0", self.learning_rate > 0)
+        check("training.warmup", self.warmup, "a share in [0, 1)", 0 <= self.warmup < 1)
+        check("training.dev_share", self.dev_share, "a share in (0, 1]", 0 < self.dev_share <= 1)
+        check_choice("training.context", self.context, ("full",))
+
+
+@dataclass
+class DecodingConfig:
+    num_beams: int
+    max_new_tokens: int | None
+
+    def __post_init__(self) -> None:
+        check("decoding.num_beams", self.num_beams, "at least 1", self.num_beams >= 1)
+        limit = self.max_new_tokens
+        check("decoding.max_new_tokens", limit, "at least 1", limit is None or limit >= 1)
+
+
+@dataclass
+class HardwareConfig:
+    device: str
+    autocast: str
+    micro_batch: int | None
+    gradient_checkpointing: bool
+    workers: int | None
+    decode_batch: int | None
+
+    def __post_init__(self) -> None:
+        check_choice("hardware.device", self.device, ("auto", "cpu", "cuda"))
+        check_choice("hardware.autocast", self.autocast, ("auto", "fp16", "bf16", "none"))
+        for name, least in (("micro_batch", 1), ("workers", 0), ("decode_batch", 1)):
+            value = getattr(self, name)
+            check(f"hardware.{name}", value, f"at least {least}", value is None or value >= least)
+
+
+@dataclass
+class EvalConfig:
+    split: str
+    limit: int | None
+    after: bool
+    normalizer: str
+
+    def __post_init__(self) -> None:
+        check_choice("eval.split", self.split, ("test", "dev"))
+        check("eval.limit", self.limit, "at least 1, or null for all", self.limit is None or self.limit >= 1)
+
+
+@dataclass
+class Config:
+    data: DataConfig
+    model: ModelConfig
+    lora: LoraConfig
+    training: TrainingConfig
+    decoding: DecodingConfig
+    hardware: HardwareConfig
+    eval: EvalConfig
+    seed: int
+    experiment_name: str | None
+    runs_dir: str
+    run_name: str
+    run_dir: str
+
+    @property
+    def run(self) -> Path:
+        """The run's folder."""
+        return Path(self.run_dir)
+
+    @property
+    def max_steps(self) -> int:
+        """Optimiser steps: as asked, else 2,000 up to two hours of audio and 5,000 beyond."""
+        if self.training.max_steps is not None:
+            return self.training.max_steps
+        return 2000 if self.data.hours is not None and self.data.hours <= 2 else 5000
+
+
+def conf_dir() -> Path:
+    """The checkout's conf/ when it lies beside the package, else the copy in the wheel.
+
+    An editable install leaves a stale copy in site-packages, which is therefore never preferred; a folder that merely
+    happens to be called conf does not count.
+    """
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / "conf"
+    return checkout if (checkout / "config.yaml").is_file() and (checkout / "lora").is_dir() else package / "conf"
+
+
+def typed(cfg: DictConfig) -> Config:
+    """Checks a composed tree once and turns it into plain dataclasses, with run_name and run_dir filled in.
+
+    Needs Hydra initialised (inside a job or `launch.load`): the name depends on what the defaults would have been.
+    """
+    # The defaults of the same experiment and model, so that naming either does not count as a change.
+    choices = {"experiment": cfg.get("experiment_name"), "model": f"whisper_{OmegaConf.select(cfg, 'model.name')}"}
+    known = [f"{group}={name}" for group, name in choices.items() if (conf_dir() / group / f"{name}.yaml").is_file()]
+    defaults = compose("config", known)
+    # An absent name stays empty until every setting that it is made of has been checked.
+    named = OmegaConf.merge(cfg, {"run_name": cfg.run_name or "", "run_dir": cfg.run_dir or ""})
+    config: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), named))  # type: ignore[assignment]
+    config.run_name = config.run_name or run_name(
+        OmegaConf.to_container(cfg, resolve=True), OmegaConf.to_container(defaults, resolve=True)
+    )
+    config.run_dir = str(Path(config.run_dir or Path(config.runs_dir) / config.run_name).expanduser())
+    return config
+
+
+def run_name(settings: Any, defaults: Any) -> str:
+    """Language, hours, model, adapter kind, r, seed, then whatever else differs from the defaults and matters.
+
+    Over 80 characters the tail becomes eight hexadecimal digits of the whole: no two experiments share a name.
+    """
+    data, lora = settings["data"], settings["lora"]
+    hours = "all" if data["hours"] is None else f"{data['hours']:g}h"
+    parts = [data["language"], hours, settings["model"]["name"], lora["kind"], f"r{lora['r']}", f"s{settings['seed']}"]
+    if settings["experiment_name"]:
+        parts.append(settings["experiment_name"])
+    usual = science(defaults)
+    named = {"data.language", "data.hours", "model.name", "lora.kind", "lora.r"}
+    for key, value in science(settings).items():
+        if key not in named and value != usual.get(key):
+            parts.append(_short(key, value))
+    name = "-".join(parts)
+    if len(name) > RUN_NAME_LIMIT:
+        name = f"{name[: RUN_NAME_LIMIT - 9]}-{_digest(name)[:8]}"
+    return name
+
+
+def science(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the result depends on, flat: `{"lora.r": 32, ...}`; never hardware, evaluation or names."""
+    flat = {
+        f"{group}.{key}": value
+        for group in ("data", "model", "lora", "training", "decoding")
+        for key, value in settings[group].items()
+        if f"{group}.{key}" != "data.search_dir"
+    }
+    return {**flat, "seed": settings["seed"]}
+
+
+_ABBREVIATIONS = {
+    "training.learning_rate": "lr",
+    "training.batch_size": "b",
+    "training.max_steps": "steps",
+    "training.context": "",
+    "model.precision": "",
+    "data.source": "",
+    "data.seed": "draw",
+    "model.checkpoint": "",
+}
+
+
+def _short(key: str, value: Any) -> str:
+    """`training.learning_rate`, 3e-4 -> `lr3e-4`; a path becomes its last part and four digits of all of it."""
+    label = _ABBREVIATIONS.get(key, key.rpartition(".")[2].replace("_", ""))
+    if isinstance(value, float):
+        text = f"{value:g}" if abs(value) >= 0.01 or value == 0 else re.sub(r"\.?0*e-0*", "e-", f"{value:e}")
+    elif isinstance(value, list):
+        text = "+".join(map(str, value))
+    else:
+        text = str(value)
+    if not re.fullmatch(r"[\w.+-]{1,24}", text, re.ASCII):
+        whole = str(Path(text).expanduser().resolve()) if Path(text).expanduser().exists() else text
+        stem = re.sub(r"[^\w.+-]+", "_", Path(text).name, flags=re.ASCII).strip("_.")[:24]
+        text = f"{stem}-{_digest(whole)[:4]}"
+    return f"{label}{text}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """The settings as nested dictionaries, as recorded in train/config.yaml."""
+    return asdict(config)

@@ -1,0 +1,159 @@
+"""A Common Voice archive, read from its start at most twice: gzip cannot seek, and tables may lie anywhere in it.
+
+The first pass keeps the tables and the list of clips in the cache, the second the clips that are asked for. Nothing but
+`<...>/<language>/<name>.tsv` and `<...>/<language>/clips/<name>` is ever written, under its plain name.
+"""
+
+import gzip
+import hashlib
+import re
+import tarfile
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from io import BufferedReader
+from pathlib import Path, PurePosixPath
+from typing import Self
+
+from asr_lora.corpus.layout import choose, no_release
+from asr_lora.errors import ChoiceError, WorldError
+from asr_lora.files import cache_dir, read_json, whole_file, whole_folder, write_json
+from asr_lora.progress import progress
+
+MEMBERS = "members.json"  # beside the tables: the release, and the clips with their sizes
+GZIP = b"\x1f\x8b"  # how a .gz begins
+NO_TEXT = re.compile("[\x00-\x1f\ud800-\udfff]")  # control characters, and bytes of a name that are not UTF-8
+
+
+def read_tables(source: Path, language: str) -> tuple[Path, str, dict[str, int]]:
+    """The folder of the tables, the release, the clips with their sizes in bytes: by the first pass, or the cache.
+
+    Raises ChoiceError for what is no archive of this language, WorldError for one that is damaged.
+    """
+    state = source.stat()
+    stem = re.sub(r"\.(tar\.gz|tgz|tar)$", "", source.name)
+    key = hashlib.sha256(f"{source}\0{state.st_size}\0{state.st_mtime_ns}".encode(errors="surrogateescape")).hexdigest()
+    folder = cache_dir() / "corpora" / f"{stem}-{key[:8]}" / language / "tables"
+    if not (folder / MEMBERS).is_file():
+        with _writing(folder), whole_folder(folder) as partial:
+            release, clips = _extract_tables(source, language, partial)
+            write_json(partial / MEMBERS, {"release": release or stem, "clips": clips})
+    kept = read_json(folder / MEMBERS)
+    return folder, kept["release"], kept["clips"]
+
+
+def extract_clips(source: Path, language: str, names: set[str], folder: Path) -> None:
+    """The second pass: it stops at the last of `names`, and leaves each file whole or absent."""
+    missing = set(names)
+
+    def wanted(path: PurePosixPath) -> bool:
+        return path.name in missing and _is_clip(path, language)
+
+    with _writing(folder), closing(_walk(source, "extracting clips", wanted)) as members:
+        for path, _, content in members:
+            if content is not None:
+                with whole_file(folder / path.name) as partial:
+                    partial.write_bytes(content)
+                missing.remove(path.name)
+                if not missing:
+                    return
+    raise WorldError(f"data.source: {source} has changed since it was opened: {len(missing)} clips are gone; run again")
+
+
+def _extract_tables(source: Path, language: str, folder: Path) -> tuple[str, dict[str, int]]:
+    """The release and the clips with their sizes; the tables go to `folder`."""
+    clips: dict[str, int] = {}
+    spoken: dict[PurePosixPath, str] = {}
+    tops: set[str] = set()
+
+    def wanted(path: PurePosixPath) -> bool:
+        return path.suffix == ".tsv" and path.parent.name == language
+
+    with closing(_walk(source, "reading tables", wanted)) as members:
+        for path, size, content in members:
+            tops.add(path.parts[0])
+            if path.name == "train.tsv":
+                spoken[path.parent] = path.parent.name
+            if content is not None:
+                (folder / path.name).write_bytes(content)
+            elif _is_clip(path, language):
+                clips[path.name] = size
+    home = choose(source, language, spoken)
+    if home is None or not clips:
+        raise no_release(f"{language}/{'train.tsv' if home is None else 'clips/'} in {source}", sorted(tops))
+    return home.parent.name, clips
+
+
+def _is_clip(path: PurePosixPath, language: str) -> bool:
+    return path.parts[-3:-1] == (language, "clips")
+
+
+def _walk(
+    source: Path, description: str, wanted: Callable[[PurePosixPath], bool]
+) -> Generator[tuple[PurePosixPath, int, bytes | None], None, None]:
+    """The plain files of an archive in its order: path, size in bytes, and the content of those that are wanted.
+
+    A walk that ends of itself has read every byte, so that a .gz has stood its checksum.
+    """
+    try:
+        position, total = 0, source.stat().st_size
+        with source.open("rb") as raw:
+            stream = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == GZIP else raw
+            archive = _open_tar(source, stream)
+            with progress(f"{description} (MB)", total / 1e6) as bar:
+                while (member := archive.next()) is not None:
+                    archive.members.clear()  # type: ignore[attr-defined]  # else millions of headers stay in memory
+                    position = raw.tell()
+                    bar.move_to(position / 1e6)
+                    path = PurePosixPath(member.name)
+                    if member.isreg() and _is_plain(path):
+                        content = archive.extractfile(member) if wanted(path) else None
+                        yield path, member.size, content.read() if content else None
+                while stream.read(1 << 20):
+                    pass
+                bar.move_to(total / 1e6)
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise WorldError(
+            f"data.source: {source} is cut short or damaged; download it again "
+            f"({total:,} bytes, good to about {position:,}: {error})"
+        ) from error
+    except OSError as error:
+        raise WorldError(f"data.source: cannot read {source}: {error}") from error
+
+
+def _open_tar(source: Path, stream: gzip.GzipFile | BufferedReader) -> tarfile.TarFile:
+    try:
+        return tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header)
+    except tarfile.TarError as error:
+        raise ChoiceError(
+            f"data.source: {source} is no .tar or .tar.gz archive ({error}); name a Common Voice archive or folder"
+        ) from error
+
+
+class _Header(tarfile.TarInfo):
+    """A tar header. tarfile takes one that is damaged or missing for the end of the archive; here it is an error."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the block of zeros that ends an archive
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
+
+
+def _is_plain(path: PurePosixPath) -> bool:
+    """Whether the path stays in its folder and is text, and its file not hidden (as the `._x` that a Mac adds)."""
+    inside = not path.is_absolute() and ".." not in path.parts
+    return inside and bool(path.name) and path.name[0] != "." and not NO_TEXT.search(str(path))
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WorldError(
+            f"cannot write {folder}: {error.strerror}; free some space there, or name another cache in ASR_LORA_CACHE"
+        ) from error

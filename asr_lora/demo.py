@@ -1,0 +1,44 @@
+"""The main job on a bare machine, in minutes:  python -m asr_lora.demo   (make demo installs what it needs first)
+
+whisper-base comes from the package registry, the speech from a synthesiser; from there on it is `experiment=demo` of
+asr_lora.train, on an archive like anybody's.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from asr_lora import run
+from asr_lora.checkpoint import whisper_base_from_wheels
+from asr_lora.config import Config
+from asr_lora.files import cache_dir, read_json
+from asr_lora.launch import launch
+from asr_lora.progress import say
+from asr_lora.synthetic import RELEASE, write_demo_corpus
+from asr_lora.train import train
+
+
+def demo(config: Config) -> None:
+    """Makes the archive and the checkpoint, once, and trains on them."""
+    archive = cache_dir() / "demo" / f"{RELEASE}-{config.data.language}.tar.gz"
+    if not archive.is_file():
+        say("speaking the demo corpus (Dutch sentences, about 60 synthetic voices)")
+        write_demo_corpus(archive)
+    data = replace(config.data, source=str(archive))
+    model = replace(config.model, checkpoint=str(whisper_base_from_wheels()))
+    train(replace(config, data=data, model=model))
+
+    took = read_json(run.train_metrics(config.run))["train_seconds"]
+    say("The voices are synthetic (espeak-ng): this shows that everything works, not how well real speech is heard.")
+    for what, where in {
+        f"adapter ({took:.0f} s of training)": run.adapter(config.run),
+        "every hypothesis": config.run / "eval" / config.eval.split / "hypotheses.jsonl",
+        "what it was trained on": config.run / "data",
+        "speech": archive,
+        "base model": Path(model.checkpoint),
+    }.items():
+        say(f"  {what}: {where}")
+    say("Next, with speech of your own:  make train LANG=nl HOURS=1 DATA=/path/to/cv-corpus-...-nl.tar.gz")
+
+
+if __name__ == "__main__":
+    launch(demo, ["experiment=demo"])

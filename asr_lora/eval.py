@@ -1,0 +1,176 @@
+"""Scores a run, untouched against tuned:  python -m asr_lora.eval [run_dir=runs/...] [eval.limit=null]
+
+Without words it scores the run that runs/last names; other words name the run as they did for train. Both models
+decode the same clips with the same settings, unquantised. Leaves eval/<split>/{hypotheses.jsonl,metrics.json}.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from rich.console import Console
+from rich.table import Table
+from transformers import WhisperForConditionalGeneration
+
+from asr_lora import decode, metrics, run
+from asr_lora.checkpoint import load_processor
+from asr_lora.config import Config, plain
+from asr_lora.errors import ChoiceError
+from asr_lora.files import read_json, write_json, write_jsonl
+from asr_lora.hardware import Hardware, free_memory, look
+from asr_lora.launch import launch
+from asr_lora.manifest import Clip
+from asr_lora.model import adapter, whisper
+from asr_lora.prepare import clips, language
+from asr_lora.progress import progress, say
+from asr_lora.text import normalizer
+
+
+def evaluate(config: Config) -> dict[str, Any]:
+    """Writes, shows and returns the metrics of `eval.split`; what was scored the same way before is shown again.
+
+    Raises ChoiceError when the run has no adapter.
+    """
+    if not run.adapter(config.run).is_dir():
+        raise ChoiceError(f"run_dir: no adapter in {config.run}/train; the same words with asr_lora.train finish it")
+    folder = config.run / "eval" / config.eval.split
+    asked = _asked(config)
+    if (folder / "metrics.json").is_file() and (facts := read_json(folder / "metrics.json"))["asked"] == asked:
+        say(f"already evaluated: {folder}")
+    else:
+        facts = {**_evaluate(config, folder), "asked": asked}
+        write_json(folder / "metrics.json", facts)
+        say(f"hypotheses and metrics: {folder}")
+    show(config, facts)
+    return facts
+
+
+def decoding(config: Config, hardware: Hardware) -> decode.Decoding:
+    """The run's way of making hypotheses."""
+    return decode.Decoding(
+        language=language(config),
+        task=config.model.task,
+        num_beams=config.decoding.num_beams,
+        max_new_tokens=config.decoding.max_new_tokens,
+        batch_size=hardware.decode_batch,
+    )
+
+
+def _evaluate(config: Config, folder: Path) -> dict[str, Any]:
+    hardware = look(config.hardware, config.model.precision, config.training.batch_size)
+    rows = clips(config, config.eval.split, config.eval.limit)
+    say(f"{config.run_name}: {len(rows)} {config.eval.split} clips, untouched and tuned, on {hardware.name}")
+    untouched, untouched_times = _hypotheses(config, hardware, rows, tuned=False)
+    tuned, tuned_times = _hypotheses(config, hardware, rows, tuned=True)
+
+    references, speakers = [row["text"] for row in rows], [row["speaker"] for row in rows]
+    rule = config.eval.normalizer, config.seed
+    normal = normalizer(config.eval.normalizer)
+    write_jsonl(
+        folder / "hypotheses.jsonl",
+        (
+            {
+                **{name: row[name] for name in ("id", "path", "duration", "speaker")},
+                "reference": row["text"],
+                "hypothesis": after,
+                "reference_normalized": normal(row["text"]),
+                "hypothesis_normalized": normal(after),
+                "baseline_hypothesis": before,
+                "baseline_hypothesis_normalized": normal(before),
+            }
+            for row, before, after in zip(rows, untouched, tuned, strict=True)
+        ),
+    )
+    return {
+        **metrics.score(references, tuned, speakers, *rule),
+        **tuned_times,
+        "baseline": {**metrics.score(references, untouched, speakers, *rule), **untouched_times},
+        "delta": metrics.paired_delta(references, untouched, tuned, speakers, *rule),
+        "device": hardware.name,
+        "precision": _precision(hardware),
+        "versions": run.versions(),
+    }
+
+
+def _hypotheses(
+    config: Config, hardware: Hardware, rows: Sequence[Clip], tuned: bool
+) -> tuple[list[str], dict[str, float]]:
+    """What the untouched or the tuned model hears, and the seconds that loading and decoding took."""
+    free_memory()
+    started = time.perf_counter()
+    processor = load_processor(config.model.checkpoint)
+    model: WhisperForConditionalGeneration = whisper.load(
+        config.model.checkpoint, _precision(hardware), hardware.device
+    )
+    if tuned:
+        model = adapter.merge(model, run.adapter(config.run))
+    loaded = time.perf_counter()
+    with progress(f"decoding {'tuned' if tuned else 'untouched'}", total=len(rows)) as bar:
+        hypotheses = decode.transcribe(
+            model,
+            processor,
+            [Path(row["path"]) for row in rows],
+            [row["duration"] for row in rows],
+            decoding(config, hardware),
+            bar.advance,
+        )
+    seconds, audio_seconds = time.perf_counter() - loaded, sum(row["duration"] for row in rows)
+    times = {"audio_seconds": audio_seconds, "seconds": seconds, "load_seconds": loaded - started}
+    return hypotheses, {**times, "rtfx": audio_seconds / seconds}
+
+
+def _precision(hardware: Hardware) -> str:
+    """Of the merged model: never quantised, since merging into 8 bits rounds the adapter away and decodes slower."""
+    return "fp16" if hardware.device.type == "cuda" else "fp32"
+
+
+def _asked(config: Config) -> dict[str, Any]:
+    """What the result depends on, beside the manifest."""
+    weights = (run.adapter(config.run) / "adapter_model.safetensors").read_bytes()
+    return {
+        "adapter_sha256": hashlib.sha256(weights).hexdigest(),
+        "limit": config.eval.limit,
+        "normalizer": config.eval.normalizer,
+        "decoding": plain(config)["decoding"],
+    }
+
+
+def show(config: Config, facts: dict[str, Any]) -> None:
+    """The before/after table, on standard output."""
+    clips_of = f"{facts['clips']} {config.eval.split} clips"
+    table = Table(title=f"{config.run_name}: {clips_of}, normalised by '{facts['normalizer']}'")
+    for heading in ("", "WER", "95 % interval", "CER", "seconds"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, figures in (("untouched", facts["baseline"]), ("tuned", facts)):
+        rates = _percent(figures["wer"]), _interval(figures["wer_ci95"]), _percent(figures["cer"])
+        table.add_row(name, *rates, f"{figures['seconds']:.1f}")
+    delta = facts["delta"]
+    table.add_row("difference", _percent(delta["wer"], "+"), _interval(delta["ci95"], "+"), "", "")
+    if facts["ci_unit"] == "clip":
+        table.caption = "intervals over clips: too few known speakers for them to say anything about other speakers"
+    Console().print(table)
+
+
+def _percent(rate: float | None, sign: str = "") -> str:
+    return "-" if rate is None else f"{rate * 100:{sign}.1f} %"
+
+
+def _interval(bounds: Sequence[float] | None, sign: str = "") -> str:
+    return "-" if bounds is None else f"{_percent(bounds[0], sign)} to {_percent(bounds[1], sign)}"
+
+
+def main(config: Config) -> None:
+    """Finds the run that the words mean, and scores it with its own settings."""
+    overrides = list(HydraConfig.get().overrides.task)
+    about_evaluation = tuple(f"{group}{end}" for group in ("eval", "decoding", "hardware") for end in (".", "="))
+    names_a_run = [word for word in overrides if not word.startswith((*about_evaluation, "runs_dir="))]
+    folder = config.run if names_a_run else run.last(Path(config.runs_dir))
+    say(f"run: {folder}")
+    evaluate(run.as_recorded(folder, config, overrides))
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,105 @@
+"""What the run stands on: the device, its arithmetic, and its memory."""
+
+import gc
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from asr_lora.errors import ChoiceError, WorldError
+
+if TYPE_CHECKING:
+    from asr_lora.config import HardwareConfig
+
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "none": None}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """conf/hardware/ with every `auto` and `null` decided."""
+
+    device: torch.device
+    name: str
+    autocast: torch.dtype | None  # arithmetic of the forward pass; None: as the weights are
+    micro_batch: int
+    gradient_checkpointing: bool
+    workers: int
+    decode_batch: int
+
+    @property
+    def decode_dtype(self) -> torch.dtype:
+        """The precision that hypotheses are made in: evaluation never uses the quantised base."""
+        return torch.float16 if self.device.type == "cuda" else torch.float32
+
+
+def look(asked: "HardwareConfig", precision: str, batch_size: int) -> Hardware:
+    """Decides what is left to the machine. Raises ChoiceError or WorldError for what it cannot do."""
+    device = _device(asked.device)
+    on_gpu = device.type == "cuda"
+    if precision == "fp16" and not on_gpu:
+        raise ChoiceError("model.precision: fp16 trains on a GPU only; on a CPU take fp32, bf16 or int8")
+    micro_batch = asked.micro_batch or batch_size
+    if batch_size % micro_batch:
+        raise ChoiceError(f"hardware.micro_batch: must divide training.batch_size {batch_size}, got {micro_batch}")
+    return Hardware(
+        device=device,
+        name=torch.cuda.get_device_name() if on_gpu else f"{_processor()} ({torch.get_num_threads()} threads)",
+        autocast=_autocast(precision, on_gpu) if asked.autocast == "auto" else _DTYPES[asked.autocast],
+        micro_batch=micro_batch,
+        gradient_checkpointing=asked.gradient_checkpointing,
+        workers=(4 if on_gpu else 0) if asked.workers is None else asked.workers,
+        decode_batch=asked.decode_batch or (16 if on_gpu else 8),
+    )
+
+
+def _device(asked: str) -> torch.device:
+    if asked != "cpu" and torch.cuda.is_available():
+        return torch.device("cuda")
+    driver = Path("/proc/driver/nvidia/version")
+    if asked != "cpu" and driver.exists():
+        raise WorldError(
+            f"hardware: torch {torch.__version__} cannot use the NVIDIA device here with driver "
+            f"'{driver.read_text().splitlines()[0]}'; update the driver (this build's CUDA {torch.version.cuda} wants "
+            "580 or newer), or say hardware=cpu if a CPU is meant"
+        )
+    if asked == "cuda":
+        raise ChoiceError("hardware.device: no NVIDIA device on this machine; say hardware=cpu or hardware=auto")
+    return torch.device("cpu")
+
+
+def _autocast(precision: str, on_gpu: bool) -> torch.dtype | None:
+    if precision in ("fp16", "bf16"):
+        return _DTYPES[precision]
+    if precision == "fp32":
+        return None
+    if on_gpu:  # a quantised base: its other arithmetic in what the GPU has tensor cores for
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if cpu_has_bf16() else None
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bfloat16 itself (AVX512-BF16 or AMX); emulated it is slower than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory held so far: of the GPU since the last `free_memory`, else of this process since its start."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
+
+
+def free_memory() -> None:
+    """Gives back what dead models held, so that the next job of a sweep starts as the first did."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()

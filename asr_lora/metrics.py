@@ -1,0 +1,136 @@
+"""Hypotheses against references: error rates of a corpus, their intervals, and paired differences.
+
+Rates come from our evaluate module (`asr_lora/wer`) and the errors of single clips from the same jiwer, so a rate and
+its interval stand on the same counts. A clip whose reference is empty after normalising has no error rate: it is
+counted, with the words that were heard in it, and stays out of everything else.
+
+Every function takes one item a clip, all in the same order; an unknown speaker is the empty string.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import jiwer
+import numpy as np
+import numpy.typing as npt
+
+from asr_lora import text
+from asr_lora.wer.wer import WordErrorRate
+
+DRAWS = 10_000  # bootstrap samples
+DRAWN_AT_ONCE = 1_000_000  # units: 8 MB a table, where all draws of 12,000 clips would be a gigabyte
+# Fewer make too narrow an interval: over 6 speakers a "95 %" one covers 83 %, over 2 46 % (simulated).
+MIN_SPEAKERS = 20
+
+
+def score(
+    references: Sequence[str], hypotheses: Sequence[str], speakers: Sequence[str], normalizer: str, seed: int
+) -> dict[str, Any]:
+    """The fields of eval/<split>/metrics.json that the text decides.
+
+    Rates are fractions, None where no reference has a word. `wer_raw` is over the clips of `wer`, not normalised.
+    `hallucinated_words` counts what was heard where the reference is empty. ChoiceError: no such normaliser.
+    """
+    clean_references, clean_hypotheses = _normalized(references, normalizer), _normalized(hypotheses, normalizer)
+    spoken = _spoken(clean_references, hypotheses, speakers)
+    silent = sorted(set(range(len(references))) - set(spoken))
+    found = {
+        "clips": len(references),
+        "normalizer": normalizer,
+        "empty_references": len(silent),
+        "hallucinated_words": sum(len(clean_hypotheses[i].split()) for i in silent),
+    }
+    if not spoken:
+        counts = dict.fromkeys(("words", "hits", "substitutions", "deletions", "insertions"), 0)
+        return found | counts | dict.fromkeys(("wer", "wer_ci95", "ci_unit", "cer", "wer_raw"))
+    pair = _take(clean_references, spoken), _take(clean_hypotheses, spoken)
+    errors, words = _errors(*pair)
+    interval, unit = bootstrap(errors, words, _take(speakers, spoken), seed)
+    raw = _rates(_take(_normalized(references, "raw"), spoken), _take(_normalized(hypotheses, "raw"), spoken))
+    return found | _rates(*pair) | {"wer_ci95": interval, "ci_unit": unit, "wer_raw": raw["wer"]}
+
+
+def paired_delta(
+    references: Sequence[str],
+    base_hypotheses: Sequence[str],
+    tuned_hypotheses: Sequence[str],
+    speakers: Sequence[str],
+    normalizer: str,
+    seed: int,
+) -> dict[str, Any]:
+    """Tuned minus base, so below zero is better: `wer` the difference of the two rates, `ci95` its interval.
+
+    Paired: each bootstrap sample scores both models on the same clips. None where no reference has a word.
+    """
+    clean_references = _normalized(references, normalizer)
+    spoken = _spoken(clean_references, base_hypotheses, tuned_hypotheses, speakers)
+    if not spoken:
+        return {"wer": None, "ci95": None, "paired": True, "ci_unit": None}
+    kept = _take(clean_references, spoken)
+    base, words = _errors(kept, _take(_normalized(base_hypotheses, normalizer), spoken))
+    tuned, _ = _errors(kept, _take(_normalized(tuned_hypotheses, normalizer), spoken))
+    interval, unit = bootstrap(tuned - base, words, _take(speakers, spoken), seed)
+    # The difference of the two quotients, not the quotient of the difference: it is what the two rates show.
+    wer = float(tuned.sum() / words.sum() - base.sum() / words.sum())
+    return {"wer": wer, "ci95": interval, "paired": True, "ci_unit": unit}
+
+
+def bootstrap(
+    errors: npt.NDArray[np.int64], words: npt.NDArray[np.int64], speakers: Sequence[str], seed: int
+) -> tuple[list[float], str]:
+    """[low, high] of the 95 % percentile interval of sum(errors) / sum(words), and what was drawn: "speaker" or "clip".
+
+    Whole speakers are drawn with replacement (a speaker's clips go together), single clips where fewer than
+    MIN_SPEAKERS are known or one is not; that interval says nothing about other speakers. M. Bisani and H. Ney,
+    "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004.
+    """
+    by_speaker = "" not in speakers and len(set(speakers)) >= MIN_SPEAKERS
+    units = np.unique(speakers, return_inverse=True)[1] if by_speaker else np.arange(len(speakers))
+    errors, words = np.bincount(units, weights=errors), np.bincount(units, weights=words)  # a unit, no longer a clip
+    rows = max(1, DRAWN_AT_ONCE // len(words))
+    generator = np.random.default_rng(seed)
+    rates = []
+    for done in range(0, DRAWS, rows):
+        drawn = generator.integers(len(words), size=(min(rows, DRAWS - done), len(words)))  # [samples, units]
+        rates.append(errors.take(drawn).sum(axis=1) / words.take(drawn).sum(axis=1))
+    low, high = np.quantile(np.concatenate(rates), [0.025, 0.975])
+    return [float(low), float(high)], "speaker" if by_speaker else "clip"
+
+
+def _normalized(sentences: Sequence[str], name: str) -> list[str]:
+    return list(map(text.normalizer(name), sentences))
+
+
+def _spoken(clean_references: Sequence[str], *others: Sequence[str]) -> list[int]:
+    """Where there is a word to get right; ValueError if the lists are not of one length."""
+    clips = zip(clean_references, *others, strict=True)
+    return [i for i, (reference, *_) in enumerate(clips) if reference.strip()]
+
+
+def _take(items: Sequence[str], where: Sequence[int]) -> list[str]:
+    return [items[i] for i in where]
+
+
+def _rates(references: list[str], hypotheses: list[str]) -> dict[str, Any]:
+    # The class itself, not evaluate.load, which would copy it to the user's cache first; evaluate makes a folder even
+    # to work in memory, so it gets one that it may.
+    with tempfile.TemporaryDirectory() as scratch:
+        module = WordErrorRate(keep_in_memory=True, cache_dir=scratch)
+        rates: dict[str, Any] = module.compute(references=references, predictions=hypotheses)
+    return rates
+
+
+def _errors(references: list[str], hypotheses: list[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Errors and reference words of each clip."""
+    aligned = jiwer.process_words(references, hypotheses)
+    errors = [
+        # A substituted stretch is as long on both sides, an inserted or deleted one has no length on the other.
+        sum(
+            max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
+            for chunk in chunks
+            if chunk.type != "equal"
+        )
+        for chunks in aligned.alignments
+    ]
+    return np.array(errors), np.array([len(words) for words in aligned.references])

@@ -1,0 +1,1 @@
+"""The model: Whisper in the asked precision, and the adapter on it. The only room that knows peft and bitsandbytes."""

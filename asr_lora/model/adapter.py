@@ -1,0 +1,75 @@
+"""The adapter: put on, saved, loaded and merged."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import WhisperForConditionalGeneration
+
+from asr_lora.errors import ChoiceError
+from asr_lora.files import whole_folder
+
+if TYPE_CHECKING:
+    from asr_lora.config import LoraConfig as LoraSettings
+
+
+def attach(model: WhisperForConditionalGeneration, lora: "LoraSettings", seed: int) -> PeftModel:
+    """The model with a fresh adapter on it (Hu et al. 2021), in fp32 and the only thing that trains.
+
+    No task_type: SEQ_2_SEQ_LM would send `input_ids`, which Whisper does not take.
+    Raises ChoiceError when a target module is not in the model.
+    """
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    if absent := [target for target in lora.target_modules if target not in names]:
+        linear = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
+        raise ChoiceError(f"lora.target_modules: {', '.join(absent)} is not in the model; it has {', '.join(linear)}")
+    if getattr(model, "is_quantized", False):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    settings = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.scaling * lora.r,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.target_modules),
+    )
+    torch.manual_seed(seed)
+    with _quiet():
+        return get_peft_model(model, settings)
+
+
+def trainable_parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def save(model: PeftModel, folder: Path, base: str) -> None:
+    """Writes the adapter as peft itself does, whole or not at all; `base` is the name it is told to stand on.
+
+    A local checkpoint is named by its folder alone: a path on this machine helps nobody elsewhere.
+    """
+    local = Path(base).expanduser()
+    model.peft_config["default"].base_model_name_or_path = local.name if local.exists() else base
+    with whole_folder(folder) as partial:
+        # "auto" would ask the Hub, at every save, whether the base's embeddings were resized; nothing here resizes them.
+        model.save_pretrained(partial, save_embedding_layers=False)
+
+
+def merge(base: WhisperForConditionalGeneration, folder: Path) -> WhisperForConditionalGeneration:
+    """The base with the saved adapter folded into its weights; the base must be unquantised, and is used up.
+
+    Raises ValueError for a quantised base: merging rounds the adapter away.
+    """
+    if getattr(base, "is_quantized", False):
+        raise ValueError("base: must be fp32, fp16 or bf16 to be merged into, got a quantised one")
+    with _quiet():
+        return PeftModel.from_pretrained(base, folder).merge_and_unload()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """peft 0.21 asks transformers 5.23 for a property under its old name; nobody here can mend that (2026-11)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield

@@ -1,0 +1,216 @@
+"""Draws the clips of a run and writes its manifest:  python -m asr_lora.prepare data.language=nl data.hours=1
+
+Reads the corpus's tables, takes out what would leak, draws the hour by seed, listens to every clip that it chooses,
+and leaves data/{train,dev,test}.jsonl and data/summary.json in the run folder. Called again, it finds them there.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from asr_lora import run
+from asr_lora.checkpoint import load_config, load_generation_config, load_processor
+from asr_lora.config import Config, plain, science
+from asr_lora.corpus import Corpus, open_corpus
+from asr_lora.errors import ChoiceError, WorldError
+from asr_lora.features import prompted, token_ids
+from asr_lora.files import read_json, read_jsonl, whole_folder, write_json, write_jsonl
+from asr_lora.language import check_language, whisper_language
+from asr_lora.launch import launch
+from asr_lora.manifest import Clip, Draw, draw_order, without_leaks
+from asr_lora.progress import progress, say
+
+MOST_BAD = 0.05  # a corpus of which more than this share must be left out is not what it seems
+BYTES_PER_SECOND = 8_000  # mp3 at 64 kbit/s, Common Voice's upper end: guesses short where there are no durations
+
+
+def prepare(config: Config) -> None:
+    """Makes the manifest, or finds it. Raises ChoiceError and WorldError as its parts do."""
+    language(config)
+    if run.summary(config.run).is_file():
+        run.refuse_other(config.run, read_json(run.summary(config.run))["settings"], _settings(config))
+        _fetch_missing(config)
+        return
+    corpus = open_corpus(_source(config), config.data.language)
+    train, leaks = without_leaks(
+        _rows(corpus, "train"), [row for split in ("dev", "test") for row in _rows(corpus, split)]
+    )
+    available = {"train": len(train), **{split: len(_rows(corpus, split)) for split in ("dev", "test")}}
+    _enough(config, corpus, [row["path"] for row in train])
+    seconds = None if config.data.hours is None else config.data.hours * 3600
+    draws = [
+        Draw("train", draw_order(train, config.data.seed), seconds=seconds),
+        _held_out(config, corpus, "dev", config.data.dev_clips),
+        _held_out(config, corpus, "test", config.eval.limit),
+    ]
+    _fill(draws, corpus, _label_rule(config))
+    _write(config, corpus, draws, leaks, available)
+
+
+def language(config: Config) -> str:
+    """Whisper's token for the run. Raises ChoiceError when the checkpoint has none, naming the way out."""
+    tokens = {token.strip("<|>") for token in load_generation_config(config.model.checkpoint).lang_to_id}
+    if config.model.language is not None:
+        return check_language(config.model.language, tokens)
+    return whisper_language(config.data.language, tokens)
+
+
+def clips(config: Config, split: str, limit: int | None) -> list[Clip]:
+    """The first `limit` clips of a split (None: all), drawn from the corpus again where the manifest holds fewer.
+
+    The manifest itself is never touched: a longer draw is a file of its own, data/test-all.jsonl for one.
+    """
+    drawn = read_jsonl(run.manifest(config.run, split))
+    facts = read_json(run.summary(config.run))["splits"][split]
+    held = facts["clips"] + sum(map(len, facts["left_out"].values()))
+    if (limit is not None and limit <= len(drawn)) or held >= facts["available"]:
+        return drawn[:limit]
+    longer = run.manifest(config.run, f"{split}-{limit or 'all'}")
+    if not longer.is_file():
+        corpus = open_corpus(_source(config), config.data.language)
+        draw = _held_out(config, corpus, split, limit)
+        _fill([draw], corpus, _label_rule(config))
+        write_jsonl(longer, draw.chosen)
+    return read_jsonl(longer)
+
+
+# ---- where the speech is ----
+
+
+def _source(config: Config) -> Path:
+    if config.data.source is not None:
+        return Path(config.data.source).expanduser()
+    folder, code = Path(config.data.search_dir).expanduser(), config.data.language
+    found = [*folder.glob(f"cv-corpus-*-{code}*"), *(path.parent for path in folder.glob(f"cv-corpus-*/{code}"))]
+    if not found:
+        raise ChoiceError(
+            f"data.source: no Common Voice release for {code} ({folder.absolute()}/cv-corpus-*-{code}*); get one from "
+            "Mozilla Data Collective (mozilladatacollective.com, free account), put it there or name it "
+            "(make train DATA=/path/to/archive), or try without any: make demo"
+        )
+    newest = max(found, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
+    say(f"data.source: {newest}")
+    return newest
+
+
+def _fetch_missing(config: Config) -> None:
+    """Clips of an archive lie in a cache: where that was emptied, they are extracted again."""
+    lines = [line for split in ("train", "dev", "test") for line in read_jsonl(run.manifest(config.run, split))]
+    if gone := [Path(line["path"]).name for line in lines if not Path(line["path"]).is_file()]:
+        say(f"{len(gone)} clips of the manifest are no longer where they were; fetching them again")
+        found = open_corpus(_source(config), config.data.language).fetch(gone)
+        if lost := sorted(set(gone) - set(found)):
+            raise WorldError(
+                f"data.source: lacks {len(lost)} clips of {config.run}/data ({lost[0]}, ...); "
+                "name the release that the run was made from"
+            )
+
+
+# ---- the draw ----
+
+
+def _rows(corpus: Corpus, split: str) -> list[dict[str, str]]:
+    rows = corpus.tables.get(split, [])
+    if not rows:
+        raise ChoiceError(f"data.source: {split}.tsv of {corpus.source} has no clips; a run needs train, dev and test")
+    return rows
+
+
+def _held_out(config: Config, corpus: Corpus, split: str, limit: int | None) -> Draw:
+    return Draw(split, draw_order(_rows(corpus, split), config.data.seed), clips=limit)
+
+
+def _enough(config: Config, corpus: Corpus, names: Sequence[str], drawn: float | None = None) -> None:
+    """Refuses more hours than there are, as early as the corpus lets it be known."""
+    if config.data.hours is None or (drawn is None and not corpus.durations):
+        return
+    there = (sum(corpus.durations.get(name, 0.0) for name in names) if drawn is None else drawn) / 3600
+    if there < config.data.hours:
+        raise ChoiceError(
+            f"data.hours: {config.data.hours:g} is more than there is, {there:.2f} hours of training clips in "
+            f"{corpus.source}; ask for less, or data.hours=null for all"
+        )
+
+
+def _label_rule(config: Config) -> Callable[[str], str | None]:
+    """What is wrong with a sentence as a label, if anything."""
+    processor = load_processor(config.model.checkpoint)
+    limit = load_config(config.model.checkpoint).max_target_positions
+    tokenizer = prompted(processor.tokenizer, language(config), config.model.task)
+
+    def refuse(sentence: str) -> str | None:
+        if not sentence.strip():
+            return "empty sentence"
+        # The decoder sees all but the last token, the end.
+        return f"label longer than {limit} tokens" if len(token_ids(sentence, tokenizer)) - 1 > limit else None
+
+    return refuse
+
+
+def _fill(draws: Sequence[Draw], corpus: Corpus, refuse: Callable[[str], str | None]) -> None:
+    """Fetches what the draws want, listens to it, and goes on until each is full or nothing waits."""
+
+    def duration(name: str) -> float:
+        return corpus.durations.get(name) or corpus.sizes.get(name, 0) / BYTES_PER_SECOND
+
+    while any(wants := [draw.wanted(duration) for draw in draws]):
+        files = corpus.fetch([name for names in wants for name in names])
+        for draw, names in zip(draws, wants, strict=True):
+            with progress(f"listening to {draw.split}", total=len(names)) as bar:
+                draw.look_at(names, files, corpus.durations, refuse, bar.advance)
+    for draw in draws:
+        bad, looked = sum(map(len, draw.left_out.values())), len(draw.chosen) + sum(map(len, draw.left_out.values()))
+        if bad > MOST_BAD * looked:
+            reasons = ", ".join(f"{reason}: {len(names)} ({names[0]}, ...)" for reason, names in draw.left_out.items())
+            raise WorldError(
+                f"data.source: {bad} of {looked} {draw.split} clips of {corpus.source} are unusable ({reasons}); "
+                f"more than {MOST_BAD:.0%} means a damaged download or another language: fetch it again or mend it"
+            )
+
+
+# ---- the manifest ----
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    return {key: value for key, value in science(plain(config)).items() if key.startswith("data.")}
+
+
+def _write(
+    config: Config, corpus: Corpus, draws: Sequence[Draw], leaks: dict[str, int], available: dict[str, int]
+) -> None:
+    _enough(config, corpus, [], drawn=draws[0].drawn_seconds)
+    splits = {
+        draw.split: {
+            "clips": len(draw.chosen),
+            "hours": round(draw.drawn_seconds / 3600, 4),
+            "speakers": len({clip["speaker"] for clip in draw.chosen}),
+            "available": available[draw.split],
+            "left_out": draw.left_out,
+            "malformed_rows": corpus.malformed.get(draw.split, []),
+        }
+        for draw in draws
+    }
+    facts = {
+        "release": corpus.release,
+        "source": str(corpus.source),
+        "seed": config.data.seed,
+        "settings": _settings(config),
+        "leaks_dropped_from_train": leaks,
+        "splits": splits,
+        "versions": run.versions(),
+    }
+    with whole_folder(config.run / "data") as folder:
+        for draw in draws:
+            write_jsonl(folder / f"{draw.split}.jsonl", draw.chosen)
+        write_json(folder / "summary.json", facts)
+    for draw in draws:
+        fact, out = splits[draw.split], sum(map(len, draw.left_out.values()))
+        say(f"{draw.split}: {fact['clips']} clips, {fact['hours']:.2f} h, {fact['speakers']} speakers, {out} left out")
+    counts = ", ".join(f"{name} {count}" for name, count in leaks.items())
+    say(f"dropped from train for what dev or test hold too: {sum(leaks.values())} ({counts})")
+    say(f"manifest: {config.run / 'data'}")
+
+
+if __name__ == "__main__":
+    launch(prepare)

@@ -1,0 +1,93 @@
+"""The run folder: where everything of a run lies, what settings it was made with, and which run was the last."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from asr_lora.config import Config, plain, science
+from asr_lora.errors import ChoiceError
+from asr_lora.files import write_text
+
+PACKAGES = (
+    "asr_lora", "torch", "torchaudio", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate",
+    "jiwer", "hydra-core", "soundfile", "numpy",
+)  # fmt: skip
+
+
+def manifest(run: Path, split: str) -> Path:
+    return run / "data" / f"{split}.jsonl"
+
+
+def summary(run: Path) -> Path:
+    return run / "data" / "summary.json"
+
+
+def adapter(run: Path) -> Path:
+    return run / "train" / "adapter"
+
+
+def train_metrics(run: Path) -> Path:
+    return run / "train" / "metrics.json"
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def claim(config: Config) -> None:
+    """Records the settings in train/config.yaml before anything else is made, or finds them recorded already.
+
+    Raises ChoiceError when the folder was made with other settings.
+    """
+    recorded = config.run / "train" / "config.yaml"
+    if recorded.exists():
+        before = OmegaConf.to_container(OmegaConf.load(recorded))
+        refuse_other(config.run, science(before), science(plain(config)))  # type: ignore[arg-type]
+        return
+    settings = OmegaConf.to_yaml(OmegaConf.create({**plain(config), "versions": versions()}))
+    write_text(recorded, f"# What this run was made with: the settings as composed, and the versions.\n{settings}")
+
+
+def refuse_other(run: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises ChoiceError, naming the first differing setting, when a run made with `before` is asked for as `now`."""
+    for key in now:
+        if before.get(key) != now[key]:
+            raise ChoiceError(
+                f"run_dir: {run} was made with {key}={before.get(key)}, not {now[key]}; "
+                "give this run a name of its own (run_name=...), or remove that folder to make it anew"
+            )
+
+
+def as_recorded(run: Path, asked: Config, overrides: Sequence[str]) -> Config:
+    """The run's own settings, with evaluation and hardware as asked now, and decoding where the words name it.
+
+    Raises ChoiceError when there is no run in the folder.
+    """
+    path = run / "train" / "config.yaml"
+    if not path.is_file():
+        made = sorted(folder.parent.parent.name for folder in run.parent.glob("*/train/config.yaml"))
+        there = f"; beside it are {', '.join(made)}" if made else ""
+        raise ChoiceError(f"run_dir: no run in {run} (no train/config.yaml){there}; make one with make train")
+    settings = {name: value for name, value in OmegaConf.load(path).items() if name != "versions"}
+    recorded: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), settings))  # type: ignore[assignment]
+    anew = any(word.startswith("decoding") for word in overrides)
+    decoding = asked.decoding if anew else recorded.decoding
+    return replace(recorded, eval=asked.eval, hardware=asked.hardware, decoding=decoding, run_dir=str(run))
+
+
+def note_last(run: Path, runs_dir: Path) -> None:
+    """Makes `run` the one that a bare `python -m asr_lora.eval` scores."""
+    write_text(runs_dir / "last", f"{run.resolve()}\n")
+
+
+def last(runs_dir: Path) -> Path:
+    """Raises ChoiceError when nothing was trained yet, or the run is gone."""
+    note = runs_dir / "last"
+    if not note.is_file():
+        raise ChoiceError(f"run_dir: no run yet (no {note}); train one with make train, or name one: run_dir=...")
+    return Path(note.read_text(encoding="utf-8").strip())

@@ -1,0 +1,223 @@
+"""Trains an adapter, preparing before and evaluating after:  python -m asr_lora.train data.language=nl data.hours=1
+
+A sweep:  python -m asr_lora.train -m lora.r=4,8,16,32
+Leaves train/{config.yaml,adapter/,metrics.json,log.jsonl,tensorboard/,checkpoints/} in the run folder. The same
+command goes on from the last checkpoint after an interruption, and returns at once when the run is complete.
+"""
+
+import shutil
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from transformers import Seq2SeqTrainingArguments, WhisperProcessor
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer import TRAINER_STATE_NAME
+
+from asr_lora import audio, decode, metrics, run
+from asr_lora.batches import global_batch
+from asr_lora.checkpoint import load_processor
+from asr_lora.config import Config
+from asr_lora.errors import ChoiceError
+from asr_lora.eval import decoding, evaluate
+from asr_lora.features import Collator, clips, prompted
+from asr_lora.files import read_jsonl, whole_folder, write_json
+from asr_lora.hardware import Hardware, free_memory, look, peak_memory_bytes
+from asr_lora.launch import launch
+from asr_lora.manifest import Clip
+from asr_lora.model import adapter, whisper
+from asr_lora.prepare import language, prepare
+from asr_lora.progress import progress, say
+from asr_lora.trainer import Journal, WhisperTrainer
+
+# Seconds to decode a clip over seconds to train on it, both at 30 s (0.6 measured on a CPU): plans dev decodings.
+DECODE_OVER_TRAIN = 0.6
+
+
+def train(config: Config) -> None:
+    """The main command: manifest, adapter, and (unless eval.after=false) WER before and after."""
+    hardware = look(config.hardware, config.model.precision, config.training.batch_size)
+    language(config)
+    run.claim(config)
+    prepare(config)
+    if run.train_metrics(config.run).is_file():
+        say(f"already trained: {run.adapter(config.run)}")
+    else:
+        _train(config, hardware)
+    run.note_last(config.run, Path(config.runs_dir))
+    if config.eval.after:
+        evaluate(config)
+
+
+def _train(config: Config, hardware: Hardware) -> None:
+    started = time.perf_counter()
+    free_memory()
+    rows, dev = (read_jsonl(run.manifest(config.run, split)) for split in ("train", "dev"))
+
+    # 1. The model, and the adapter on it.
+    processor = load_processor(config.model.checkpoint)
+    prompted(processor.tokenizer, language(config), config.model.task)
+    base = whisper.load(
+        config.model.checkpoint, config.model.precision, hardware.device, hardware.autocast or torch.float32
+    )
+    whisper.set_context(base, whisper.MAX_POSITIONS)
+    model = adapter.attach(base, config.lora, config.seed)
+    trainable = adapter.trainable_parameters(model)
+    every = sum(parameter.numel() for parameter in model.parameters())
+    say(
+        f"{config.run_name}: {config.max_steps} steps of {config.training.batch_size} clips on {hardware.name}, "
+        f"{config.model.precision} base, {trainable:,} of {every:,} parameters train ({trainable / every:.1%})"
+    )
+
+    # 2. The trainer.
+    folder = config.run / "train"
+    with progress("training", total=config.max_steps) as bar:
+        journal = Journal(
+            folder / "log.jsonl",
+            bar,
+            eval_steps=_eval_steps(config, len(dev)),
+            dev_share=config.training.dev_share,
+            patience=config.training.patience,
+        )
+        trainer = WhisperTrainer(
+            model=model,
+            args=_arguments(config, hardware),
+            train_dataset=clips(rows, processor.tokenizer),
+            data_collator=Collator(processor),
+            batch_size=config.training.batch_size,
+            journal=journal,
+            dev_wer=lambda tuned: _dev_wer(tuned, processor, dev, config, hardware),
+            save_adapter=lambda tuned, where: adapter.save(tuned, where, config.model.checkpoint),
+            best=folder / "best",
+            callbacks=[TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))],
+        )
+
+        # 3. Training, from the last whole checkpoint if there is one.
+        checkpoint = _last_checkpoint(folder / "checkpoints")
+        if checkpoint:
+            say(f"resuming from {checkpoint}")
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    # 4. What it made.
+    with whole_folder(run.adapter(config.run)) as partial:
+        shutil.copytree(folder / "best", partial, dirs_exist_ok=True)
+    steps = trainer.state.global_step
+    facts = {
+        "trainable_parameters": trainable,
+        "trainable_share": trainable / every,
+        "adapter_bytes": (run.adapter(config.run) / "adapter_model.safetensors").stat().st_size,
+        "best_step": journal.best["step"],
+        "dev": journal.dev,
+        "dev_normalizer": config.training.dev_normalizer,
+        "dev_decodings_skipped": journal.dev_skipped,
+        **_seen(rows, config, steps),
+        "train_seconds": journal.train_seconds,
+        "dev_seconds": journal.dev_seconds,
+        "total_seconds": time.perf_counter() - started,
+        "seconds_per_step": statistics.median(journal.step_seconds),
+        "clips_per_second": steps * config.training.batch_size / journal.train_seconds,
+        "data_wait_fraction": journal.data_wait / journal.train_seconds,
+        "peak_memory_bytes": peak_memory_bytes(hardware.device),
+        "device": hardware.name,
+        "precision": config.model.precision,
+        "autocast": str(hardware.autocast).removeprefix("torch.") if hardware.autocast else None,
+        "context": config.training.context,
+        "versions": run.versions(),
+    }
+    write_json(run.train_metrics(config.run), facts)
+    say(
+        f"adapter: {run.adapter(config.run)} ({facts['adapter_bytes'] / 1e6:.1f} MB), best at step "
+        f"{journal.best['step']}, dev WER {journal.best['wer']:.1%}, {journal.train_seconds:.0f} s of training"
+    )
+
+
+def _arguments(config: Config, hardware: Hardware) -> Seq2SeqTrainingArguments:
+    training = config.training
+    world = int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else 1
+    return Seq2SeqTrainingArguments(
+        output_dir=str(config.run / "train" / "checkpoints"),
+        max_steps=config.max_steps,
+        per_device_train_batch_size=hardware.micro_batch // world,
+        gradient_accumulation_steps=training.batch_size // hardware.micro_batch,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=round(training.warmup * config.max_steps),
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim="adamw_torch",
+        seed=config.seed,
+        fp16=hardware.autocast is torch.float16,
+        bf16=hardware.autocast is torch.bfloat16,
+        activation_checkpointing=hardware.gradient_checkpointing,
+        # With a frozen front the reentrant kind would leave the encoder's adapters without gradient.
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        use_cpu=hardware.device.type == "cpu",
+        dataloader_num_workers=hardware.workers,
+        dataloader_pin_memory=hardware.device.type == "cuda",
+        save_steps=training.save_steps,
+        save_total_limit=2,
+        ignore_data_skip=True,  # the order of batches starts at the right step by itself
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+    )
+
+
+def _eval_steps(config: Config, dev_clips: int) -> int:
+    """Steps between dev decodings: as asked, else evenly spread so that dev takes about dev_share of the time."""
+    if config.training.eval_steps is not None:
+        return config.training.eval_steps
+    affordable = config.training.dev_share * config.max_steps * config.training.batch_size
+    decodings = int(affordable / (dev_clips * DECODE_OVER_TRAIN))
+    return -(-config.max_steps // min(max(decodings, 1), 20))
+
+
+def _dev_wer(model: Any, processor: WhisperProcessor, dev: Sequence[Clip], config: Config, hardware: Hardware) -> float:
+    model.eval()
+    with torch.autocast(hardware.device.type, hardware.autocast, enabled=hardware.autocast is not None):
+        hypotheses = decode.transcribe(
+            model,
+            processor,
+            [Path(clip["path"]) for clip in dev],
+            [clip["duration"] for clip in dev],
+            decoding(config, hardware),
+            advance=lambda count: None,
+        )
+    model.train()
+    references, speakers = [clip["text"] for clip in dev], [clip["speaker"] for clip in dev]
+    wer = metrics.score(references, hypotheses, speakers, config.training.dev_normalizer, config.seed)["wer"]
+    if wer is None:
+        rule = config.training.dev_normalizer
+        raise ChoiceError(f"training.dev_normalizer: {rule} leaves no word of the dev references; take another")
+    return float(wer)
+
+
+def _last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end: the Trainer's state is its last file."""
+    found = [path for path in folder.glob("checkpoint-*") if (path / TRAINER_STATE_NAME).is_file()]
+    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _seen(rows: Sequence[Clip], config: Config, steps: int) -> dict[str, Any]:
+    """Clips and seconds that training heard, and the share of encoder positions that carried none of it."""
+    batch_size = config.training.batch_size
+    order = [at for step in range(steps) for at in global_batch(config.seed, step, len(rows), batch_size)]
+    seconds = sum(rows[at]["duration"] for at in order)
+    return {
+        "steps": steps,
+        "clips_seen": len(order),
+        "audio_seconds_seen": seconds,
+        "padding_fraction": 1 - seconds / (len(order) * audio.MAX_SECONDS),
+    }
+
+
+if __name__ == "__main__":
+    launch(train)

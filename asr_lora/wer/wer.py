@@ -1,0 +1,59 @@
+"""Word and character error rate as a module of Hugging Face's evaluate, over jiwer; needs no network.
+
+`evaluate.load("asr_lora/wer").compute(predictions=[...], references=[...])`; evaluate takes this file alone, so it
+imports nothing of ours, and one module a line, as evaluate's reader of imports expects.
+"""
+
+from typing import Any
+
+import datasets
+import evaluate
+import jiwer
+
+DESCRIPTION = "Word and character error rate of a corpus of speech transcripts, with the counts behind them."
+
+INPUTS = """
+predictions: the hypotheses, a string a clip, already normalised; may be empty.
+references: the reference sentences, likewise; none may be empty (errors per word of nothing have no meaning).
+Returns wer and cer as fractions of the reference's words and characters (spaces between words count as characters),
+and the counts of words: words (in the references), hits, substitutions, deletions, insertions.
+"""
+
+CITATION = """
+@inproceedings{morris2004wer,
+  author = {Morris, Andrew and Maier, Viktoria and Green, Phil},
+  title = {From WER and RIL to MER and WIL: improved evaluation measures for connected speech recognition},
+  booktitle = {Interspeech},
+  year = {2004},
+}
+"""
+
+
+class WordErrorRate(evaluate.Metric):  # type: ignore[misc]
+    """Rates over the whole corpus: all errors by all words, so long clips weigh more than short ones."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation=CITATION,
+            inputs_description=INPUTS,
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+            ),
+            codebase_urls=["https://github.com/jitsi/jiwer"],
+        )
+
+    def _compute(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
+        if not all(reference.strip() for reference in references):
+            raise ValueError("references: an empty one has no error rate; leave such clips out and count them apart")
+        words = jiwer.process_words(references, predictions)
+        characters = jiwer.process_characters(references, predictions)
+        return {
+            "wer": words.wer,
+            "cer": characters.cer,
+            "words": words.hits + words.substitutions + words.deletions,
+            "hits": words.hits,
+            "substitutions": words.substitutions,
+            "deletions": words.deletions,
+            "insertions": words.insertions,
+        }

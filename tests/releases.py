@@ -1,0 +1,88 @@
+"""Builds tiny Common Voice releases, as folders or archives, whose clips are real MP3 tones of exact length."""
+
+import io
+import tarfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import soundfile
+
+RELEASE = "cv-corpus-25.0-2026-06-05"
+COLUMNS = (
+    "client_id path sentence_id sentence sentence_domain up_votes down_votes age gender accents variant locale segment"
+).split()
+SAMPLE_RATE = 32_000  # Hz, as Common Voice has it
+
+Row = Mapping[str, Any]  # any of COLUMNS, and `seconds` (0.4), or `clip` (bytes in place of a tone; None for no file)
+
+
+def utterances(split: str, count: int, speakers: int, seconds: float = 0.4) -> list[dict[str, Any]]:
+    """Rows grouped by speaker, as Common Voice's are; no two splits share a speaker, a clip or a sentence."""
+    return [
+        {
+            "client_id": f"{split}-speaker-{index * speakers // count:03}",
+            "path": f"common_voice_{split}_{index:05}.mp3",
+            "sentence": f"Dit is zin {index} van {split}.",
+            "seconds": seconds,
+        }
+        for index in range(count)
+    ]
+
+
+def write_release(
+    folder: Path,
+    language: str = "nl",
+    splits: Mapping[str, Sequence[Row]] | None = None,
+    *,
+    columns: Sequence[str] = COLUMNS,
+    durations: bool = True,
+) -> Path:
+    """Writes `folder`/`language`/ and returns it; without `splits` 12 clips of train, 4 of dev, 6 of test."""
+    if splits is None:
+        splits = {"train": utterances("train", 12, 6), "dev": utterances("dev", 4, 2), "test": utterances("test", 6, 3)}
+    home = folder / language
+    (home / "clips").mkdir(parents=True)
+    milliseconds = {}
+    for split, rows in splits.items():
+        lines = ["\t".join(columns)]
+        for row in rows:
+            seconds = row.get("seconds", 0.4)
+            clip = row["clip"] if "clip" in row else tone(row["path"], seconds)
+            if clip is not None:
+                (home / "clips" / row["path"]).write_bytes(clip)
+            milliseconds[row["path"]] = round(seconds * 1000)
+            filled = {"client_id": "speaker", "up_votes": "2", "down_votes": "0", "locale": language} | row
+            lines.append("\t".join(str(filled.get(column, "")) for column in columns))
+        write_lines(home / f"{split}.tsv", lines)
+    if durations:
+        timed = [f"{clip}\t{duration}" for clip, duration in milliseconds.items()]
+        write_lines(home / "clip_durations.tsv", ["clip\tduration[ms]", *timed])
+    return home
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.write_bytes("".join(f"{line}\n" for line in lines).encode())
+
+
+def tone(name: str, seconds: float) -> bytes:
+    """A quiet tone as MP3, of a pitch that follows from the name, so that no two clips are the same file."""
+    time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    encoded = io.BytesIO()
+    pitch = 150 + zlib.crc32(name.encode()) % 2000  # Hz
+    soundfile.write(encoded, 0.3 * np.sin(2 * np.pi * pitch * time), SAMPLE_RATE, format="MP3")
+    return encoded.getvalue()
+
+
+def pack(folder: Path, archive: Path, order: Literal["first", "last", "between"] = "last") -> Path:
+    """The release `folder` as `archive`, gzipped unless called .tar, its tables before, behind or among the clips."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    tables = [file for file in files if file.suffix == ".tsv"]
+    clips = [file for file in files if file.suffix != ".tsv"]
+    ahead = {"first": 0, "between": len(clips) // 2, "last": len(clips)}[order]
+    with tarfile.open(archive, "w" if archive.suffix == ".tar" else "w:gz") as packed:
+        for file in [*clips[:ahead], *tables, *clips[ahead:]]:
+            packed.add(file, arcname=f"{folder.name}/{file.relative_to(folder)}")
+    return archive

@@ -1,0 +1,99 @@
+"""From a corpus's locale to Whisper's language token, and what people hear when there is none."""
+
+import pytest
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+from asr_lora.errors import ChoiceError
+from asr_lora.language import COMMON_VOICE, RELATIVE, check_language, whisper_language
+
+V3 = tuple(LANGUAGES)
+V2 = tuple(code for code in V3 if code != "yue")
+
+
+@pytest.mark.parametrize(
+    ("locale", "token"),
+    [
+        ("nl", "nl"),
+        ("sv-SE", "sv"),
+        ("zh-CN", "zh"),
+        ("zh-TW", "zh"),
+        ("zh-HK", "zh"),
+        ("pa-IN", "pa"),
+        ("nn-NO", "nn"),
+        ("nb-NO", "no"),
+        ("no", "no"),
+        ("ne-NP", "ne"),
+        ("hy-AM", "hy"),
+        ("jv", "jw"),
+        ("fil", "tl"),
+        ("pt-BR", "pt"),
+    ],
+)
+def test_locale_finds_its_token(locale: str, token: str) -> None:
+    assert whisper_language(locale, V2) == token
+
+
+def test_cantonese_has_a_token_only_where_the_checkpoint_knows_it() -> None:
+    assert whisper_language("yue", V3) == "yue"
+    with pytest.raises(ChoiceError, match=r"model\.language=zh$"):
+        whisper_language("yue", V2)
+
+
+@pytest.mark.parametrize(
+    ("locale", "way_out"),
+    [
+        ("fy-NL", "model.language=nl"),
+        ("rm-sursilv", "model.language=it"),
+        ("rw", "model.language=sw"),
+        ("ig", "model.language=yo"),
+        ("ckb", "model.language=fa"),
+        ("eo", "model.language=<code>"),
+        ("nan-tw", "model.language=zh"),
+    ],
+)
+def test_locale_without_a_token_is_refused_with_the_way_out(locale: str, way_out: str) -> None:
+    with pytest.raises(ChoiceError, match=f"data.language: .*no token for '{locale}'.*{way_out}$"):
+        whisper_language(locale, V3)
+
+
+@pytest.mark.parametrize(
+    ("locale", "nearest"),
+    [
+        ("nk", "nl"),
+        ("NL", "nl"),
+        ("nld", "nl"),
+        ("fy", "fy-NL"),
+        ("svSE", "sv-SE"),
+        ("dutch", "nl"),
+        ("Nederlands", "nl"),
+        ("swedish", "sv-SE"),
+    ],
+)
+def test_misspelt_locale_is_refused_with_the_nearest(locale: str, nearest: str) -> None:
+    with pytest.raises(ChoiceError, match=rf"'{locale}' is no locale that we know; nearest: .*\b{nearest}\b.*;"):
+        whisper_language(locale, V3)
+
+
+@pytest.mark.parametrize(
+    ("code", "nearest"),
+    [("Dutch", "nl"), ("swedisch", "sv"), ("valencian", "ca"), ("sv-SE", "sv"), ("jv", "jw"), ("nk", "nl")],
+)
+def test_explicit_language_that_is_no_token_is_answered_with_one(code: str, nearest: str) -> None:
+    with pytest.raises(ChoiceError, match=rf"^model.language: .*'{code}'; nearest: .*\b{nearest}\b"):
+        check_language(code, V3)
+
+
+def test_explicit_language_is_taken_as_it_is() -> None:
+    assert check_language("no", V3) == "no"
+
+
+def test_nonsense_says_so_and_stays_one_line() -> None:
+    with pytest.raises(ChoiceError, match="nothing is spelt like it") as refused:
+        check_language("%%%%", V3)
+    assert "\n" not in str(refused.value)
+
+
+def test_every_relative_is_a_token_for_a_locale_that_has_none() -> None:
+    assert set(RELATIVE.values()) <= set(V3)
+    assert set(RELATIVE) <= COMMON_VOICE
+    assert [locale for locale in RELATIVE if locale.partition("-")[0] in V2] == []

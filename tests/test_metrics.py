@@ -1,0 +1,187 @@
+"""Error rates, their intervals and differences, by hand count, by jiwer alone and by simulation."""
+
+import socket
+import sys
+from pathlib import Path
+
+import evaluate
+import jiwer
+import numpy as np
+import pytest
+
+import asr_lora
+from asr_lora.errors import ChoiceError
+from asr_lora.metrics import bootstrap, paired_delta, score
+from asr_lora.text import normalizer
+
+REFERENCES = ["De kat zit op de mat.", "Het regent!", "...", "'s Ochtends auto's wassen"]
+HYPOTHESES = ["de kat zat op mat", "het regent nu hard", "dank je wel", ""]
+SPEAKERS = ["a", "b", "b", "c"]
+
+
+def many(seed: int, clips: int = 300, wrong: float = 0.2) -> tuple[list[str], list[str]]:
+    """Sentences of 3 to 9 words out of 50, and the same with a share of the words replaced or left out."""
+    generator = np.random.default_rng(seed)
+    words = np.array([f"woord{i}" for i in range(50)])
+    references = [" ".join(generator.choice(words, generator.integers(3, 10))) for _ in range(clips)]
+    heard = [
+        " ".join(generator.choice([word, "anders", ""], p=[1 - wrong, wrong / 2, wrong / 2]) for word in line.split())
+        for line in references
+    ]
+    return references, heard
+
+
+def test_hand_counted_corpus() -> None:
+    found = score(REFERENCES, HYPOTHESES, SPEAKERS, "marks", seed=0)
+    # zit/zat, a lost "de"; two words too many; four lost words; the third clip has no word to get right.
+    assert (found["words"], found["hits"]) == (12, 6)
+    assert (found["substitutions"], found["deletions"], found["insertions"]) == (1, 5, 2)
+    assert found["wer"] == 8 / 12
+    assert found["wer_raw"] > found["wer"]
+    assert (found["clips"], found["normalizer"], found["ci_unit"]) == (4, "marks", "clip")
+
+
+def test_words_heard_in_an_empty_reference_are_counted_apart() -> None:
+    found = score(REFERENCES, HYPOTHESES, SPEAKERS, "marks", seed=0)
+    assert (found["empty_references"], found["hallucinated_words"]) == (1, 3)
+    without = [REFERENCES[i] for i in (0, 1, 3)], [HYPOTHESES[i] for i in (0, 1, 3)], ["a", "b", "c"]
+    same = score(*without, "marks", seed=0)
+    counted_apart = ("clips", "empty_references", "hallucinated_words")
+    assert {k: v for k, v in found.items() if k not in counted_apart} == {
+        k: v for k, v in same.items() if k not in counted_apart
+    }
+
+
+def test_corpus_without_a_word_has_no_rate() -> None:
+    found = score(["...", ""], ["hallo daar", ""], ["a", "b"], "marks", seed=0)
+    assert (found["wer"], found["wer_ci95"], found["cer"], found["wer_raw"], found["ci_unit"]) == (None,) * 5
+    assert (found["words"], found["empty_references"], found["hallucinated_words"]) == (0, 2, 2)
+    assert paired_delta(["..."], ["a"], [""], ["a"], "marks", seed=0)["wer"] is None
+
+
+@pytest.mark.parametrize("name", ["raw", "basic", "marks"])
+def test_rates_are_those_of_jiwer_alone_to_the_last_digit(name: str) -> None:
+    references, hypotheses = many(seed=1)
+    references, hypotheses = [*references, *REFERENCES], [*hypotheses, *HYPOTHESES]
+    found = score(references, hypotheses, [""] * len(references), name, seed=0)
+    clean = normalizer(name)
+    lines = [(clean(r), clean(h)) for r, h in zip(references, hypotheses, strict=True) if clean(r).strip()]
+    kept_references, kept_hypotheses = (list(side) for side in zip(*lines, strict=True))
+    assert found["wer"] == jiwer.wer(kept_references, kept_hypotheses)
+    assert found["cer"] == jiwer.cer(kept_references, kept_hypotheses)
+
+
+def test_interval_holds_the_rate_and_both_are_fractions() -> None:
+    references, hypotheses = many(seed=2)
+    found = score(references, hypotheses, [f"s{i % 30}" for i in range(300)], "marks", seed=0)
+    low, high = found["wer_ci95"]
+    assert 0 < low < found["wer"] < high < 1
+    assert found["ci_unit"] == "speaker"
+
+
+def test_few_or_unknown_speakers_make_the_clip_the_unit() -> None:
+    ones = np.ones(40, dtype=np.int64)
+    assert bootstrap(ones, ones, [f"s{i % 20}" for i in range(40)], seed=0) == ([1.0, 1.0], "speaker")
+    assert bootstrap(ones, ones, [f"s{i % 19}" for i in range(40)], seed=0)[1] == "clip"
+    assert bootstrap(ones, ones, ["", *(f"s{i}" for i in range(39))], seed=0)[1] == "clip"
+
+
+def test_same_seed_same_interval_and_another_seed_hardly_another() -> None:
+    references, hypotheses = many(seed=3)
+    speakers = [""] * len(references)
+    first, again, other = (score(references, hypotheses, speakers, "marks", seed=s)["wer_ci95"] for s in (0, 0, 1))
+    assert first == again != other
+    assert first == pytest.approx(other, abs=0.002)
+
+
+@pytest.mark.parametrize("unit", ["speaker", "clip"])
+def test_interval_covers_the_truth_about_as_often_as_it_says(unit: str) -> None:
+    generator = np.random.default_rng(4)
+    units, clips_each, worlds, truth = 40, 5 if unit == "speaker" else 1, 200, 0.15
+    covered = 0
+    for world in range(worlds):
+        rates = generator.beta(truth * 20, (1 - truth) * 20, size=units).repeat(clips_each)  # some are harder to hear
+        words = generator.integers(4, 14, size=rates.size)
+        errors = generator.binomial(words, rates)
+        speakers = np.arange(units).repeat(clips_each).astype(str).tolist() if unit == "speaker" else [""] * units
+        (low, high), drawn = bootstrap(errors, words, speakers, seed=world)
+        assert drawn == unit
+        covered += low <= truth <= high
+    assert 0.87 <= covered / worlds <= 0.99
+
+
+def test_speakers_of_unlike_difficulty_widen_the_interval() -> None:
+    words = np.full(400, 10)
+    errors = np.repeat(np.tile([0, 4], 20), 10)  # 40 speakers of 10 clips: half perfect, half at 40 %
+    by_speaker, _ = bootstrap(errors, words, np.arange(40).repeat(10).astype(str).tolist(), seed=0)
+    by_clip, _ = bootstrap(errors, words, [""] * 400, seed=0)
+    assert by_speaker[1] - by_speaker[0] > 2.5 * (by_clip[1] - by_clip[0])
+
+
+def test_delta_is_the_difference_of_the_two_rates_and_paired() -> None:
+    references, base = many(seed=5, wrong=0.3)
+    # The tuned model repairs every third clip: it is better on each sample, however hard the sample's clips are.
+    tuned = [
+        reference if i % 3 == 0 else heard for i, (reference, heard) in enumerate(zip(references, base, strict=True))
+    ]
+    speakers = [""] * len(references)
+    before, after = (score(references, heard, speakers, "marks", seed=0) for heard in (base, tuned))
+    delta = paired_delta(references, base, tuned, speakers, "marks", seed=0)
+    assert delta["wer"] == after["wer"] - before["wer"]
+    low, high = delta["ci95"]
+    assert low < delta["wer"] < high < 0
+    unpaired = np.hypot(*(found["wer_ci95"][1] - found["wer_ci95"][0] for found in (before, after)))
+    assert high - low < unpaired
+    assert (delta["paired"], delta["ci_unit"]) == (True, "clip")
+
+
+def test_delta_of_a_model_with_itself_is_exactly_nothing() -> None:
+    references, heard = many(seed=6)
+    delta = paired_delta(references, heard, heard, [""] * len(references), "marks", seed=0)
+    assert (delta["wer"], delta["ci95"]) == (0.0, [0.0, 0.0])
+
+
+def test_evaluate_loads_our_module_by_path_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked for")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path)  # evaluate copies the script there
+    monkeypatch.setattr(sys, "path", [*sys.path])  # and appends that folder here
+    module = evaluate.load(str(Path(asr_lora.__file__).parent / "wer"), cache_dir=str(tmp_path), keep_in_memory=True)
+    found = module.compute(references=["de kat zit", "het regent"], predictions=["de kat", ""])
+    assert found == {
+        "wer": 3 / 5,
+        "cer": (len(" zit") + len("het regent")) / len("de kat zit" + "het regent"),
+        "words": 5,
+        "hits": 2,
+        "substitutions": 0,
+        "deletions": 3,
+        "insertions": 0,
+    }
+    with pytest.raises(ValueError, match="an empty one has no error rate"):
+        module.compute(references=[" "], predictions=["a"])
+
+
+def test_scoring_needs_no_writable_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = tmp_path / "a file, where a folder would have to be"
+    nowhere.touch()
+    for cache in ("HF_MODULES_CACHE", "HF_METRICS_CACHE", "HF_EVALUATE_CACHE"):
+        monkeypatch.setattr(evaluate.config, cache, nowhere)
+    assert score(["een twee"], ["een"], [""], "marks", seed=0)["wer"] == 0.5
+
+
+def test_arguments_are_left_as_they_were() -> None:
+    before = list(REFERENCES), list(HYPOTHESES), list(SPEAKERS)
+    score(REFERENCES, HYPOTHESES, SPEAKERS, "marks", seed=0)
+    assert before == (REFERENCES, HYPOTHESES, SPEAKERS)
+
+
+def test_lists_of_unlike_length_are_a_bug_not_a_rate() -> None:
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        score(["a", "b"], ["a"], ["s", "s"], "marks", seed=0)
+
+
+def test_unknown_normalizer_is_refused() -> None:
+    with pytest.raises(ChoiceError, match="'none' is none of raw, basic, marks"):
+        score(["a"], ["a"], [""], "none", seed=0)
