@@ -5,20 +5,21 @@ ifeq ($(origin LANG),command line)
 language := $(value LANG)
 endif
 unexport LANG
+unexport DATA  # make would expand a $ in the path
 export LC_ALL := C.UTF-8
 
 UV := $(shell command -v uv || echo .uv/bin/uv)
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed
 
-# A path meets two grammars: Hydra takes a double-quoted string literally (but for ${, an interpolation), the shell a
-# single-quoted one. asr_lora.launch.quoted does the same in Python.
-hydra_string = "$(subst ",\",$(subst \",\\",$(subst $${,\$${,$(1))))"
+# A path meets two grammars: the shell takes a single-quoted string literally, Hydra a double-quoted one, but for ${ and
+# for backslashes before that, before a quote or at the end. asr_lora.launch.quoted does the same in Python.
 shell_string = '$(subst ','\'',$(1))'
+hydra_string = "$(shell printf %s $(call shell_string,$(1)) | sed 's/\(\\*\)\$${/\1\1\\$${/g; s/\(\\*\)"/\1\1\\"/g; s/\\*$$/&&/')"
 source = $(if $(value DATA),$(call shell_string,data.source=$(call hydra_string,$(value DATA))))
 hours = $(if $(HOURS),data.hours=$(if $(filter all,$(HOURS)),null,$(HOURS)))
 spoken = $(if $(language),data.language=$(language))
-words = $(strip $(spoken) $(hours) $(source) $(ARGS))
+words = $(spoken) $(hours) $(source) $(ARGS)
 RANKS := 4,8,16,32
 
 .DEFAULT_GOAL := help

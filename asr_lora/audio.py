@@ -21,20 +21,22 @@ def decode(clip: Path | bytes) -> tuple[Waveform, int]:
     """Samples as they are in the clip, mixed down to mono: (samples,) float32, and their rate in Hz.
 
     Reads what libsndfile reads (mp3, wav, flac, ogg, opus, ...), without FFmpeg.
-    Raises WorldError when the clip cannot be opened or decoded, holds no samples, or samples that are not finite.
+    Raises WorldError when the clip cannot be read or decoded, holds no samples, or samples that are not finite; of a
+    path the message says which, of bytes it is the bare reason.
     """
-    name = f"{len(clip)} bytes" if isinstance(clip, bytes) else str(clip)
+    name = "" if isinstance(clip, bytes) else f"{clip}: "
     try:
-        samples, rate = soundfile.read(
-            io.BytesIO(clip) if isinstance(clip, bytes) else clip, dtype="float32", always_2d=True
-        )
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise WorldError(f"clip: cannot be decoded: {name}: {error}") from error
+        content = clip if isinstance(clip, bytes) else clip.read_bytes()
+        samples, rate = soundfile.read(io.BytesIO(content), dtype="float32", always_2d=True)
+    except OSError as error:
+        raise WorldError(f"{name}clip cannot be read: {error.strerror}") from error
+    except soundfile.LibsndfileError as error:
+        raise WorldError(f"{name}clip cannot be decoded: {error.error_string.rstrip('.')}") from error
     if not len(samples):
-        raise WorldError(f"clip: holds no samples: {name}")
+        raise WorldError(f"{name}clip holds no samples")
     mono = samples.mean(axis=1)
     if not np.isfinite(mono).all():
-        raise WorldError(f"clip: holds samples that are not finite: {name}")
+        raise WorldError(f"{name}clip holds samples that are not finite")
     return mono, rate
 
 

@@ -5,6 +5,7 @@ share into micro-batches that fit the device.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -19,15 +20,9 @@ def global_batch(seed: int, step: int, clips: int, batch_size: int) -> list[int]
     return [int(_permutation(seed, at // clips, clips)[at % clips]) for at in range(first, first + batch_size)]
 
 
+@lru_cache(maxsize=2)  # a batch touches two epochs at most, unless the corpus is smaller than a batch
 def _permutation(seed: int, epoch: int, clips: int) -> np.ndarray:
-    if (seed, epoch, clips) not in _last:
-        while len(_last) > 1:  # a batch touches two epochs at most, unless the corpus is smaller than a batch
-            _last.pop(next(iter(_last)))
-        _last[seed, epoch, clips] = np.random.default_rng((seed, epoch)).permutation(clips)
-    return _last[seed, epoch, clips]
-
-
-_last: dict[tuple[int, int, int], np.ndarray] = {}
+    return np.random.default_rng((seed, epoch)).permutation(clips)
 
 
 class MicroBatches(Sampler[list[int]]):

@@ -5,15 +5,17 @@ Values live in conf/, types and rules here. The way in is asr_lora/launch.py.
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from asr_lora.errors import ChoiceError
+from asr_lora.text import NORMALIZERS
 
 RUN_NAME_LIMIT = 80  # characters
 
@@ -24,9 +26,14 @@ def check(name: str, value: Any, rule: str, holds: bool) -> None:
         raise ChoiceError(f"{name}: must be {rule}, got {value}")
 
 
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         raise ChoiceError(f"{name}: {value} is none of {', '.join(choices)}")
+
+
+def check_word(name: str, value: str) -> None:
+    """It becomes a part of run_name, where a hyphen parts the parts."""
+    check(name, repr(value), "letters, digits, _ and . alone", re.fullmatch(r"[\w.]+", value) is not None)
 
 
 @dataclass
@@ -39,6 +46,9 @@ class DataConfig:
     dev_clips: int
 
     def __post_init__(self) -> None:
+        check("data.source", repr(self.source), "a path, or null to look in data.search_dir", self.source != "")
+        locale = re.fullmatch(r"\w+(-\w+)*", self.language)
+        check("data.language", repr(self.language), "a locale such as nl or sv-SE", locale is not None)
         check(
             "data.hours",
             self.hours,
@@ -57,6 +67,7 @@ class ModelConfig:
     precision: str
 
     def __post_init__(self) -> None:
+        check_word("model.name", self.name)
         check_choice("model.task", self.task, ("transcribe", "translate"))
         check_choice("model.precision", self.precision, ("int8", "nf4", "fp16", "bf16", "fp32"))
 
@@ -72,6 +83,7 @@ class LoraConfig:
     def __post_init__(self) -> None:
         check_choice("lora.kind", self.kind, ("qv",))
         check("lora.r", self.r, "at least 1", self.r >= 1)
+        check("lora.scaling", self.scaling, "more than 0", 0 < self.scaling < float("inf"))
         check("lora.dropout", self.dropout, "in [0, 1)", 0 <= self.dropout < 1)
         check("lora.target_modules", self.target_modules, "at least one module name", bool(self.target_modules))
 
@@ -95,9 +107,12 @@ class TrainingConfig:
         for name in ("max_steps", "batch_size", "save_steps", "eval_steps", "patience"):
             value = getattr(self, name)
             check(f"training.{name}", value, "at least 1", value is None or value >= 1)
-        check("training.learning_rate", self.learning_rate, "more than 0", self.learning_rate > 0)
+        check("training.learning_rate", self.learning_rate, "more than 0", 0 < self.learning_rate < float("inf"))
         check("training.warmup", self.warmup, "a share in [0, 1)", 0 <= self.warmup < 1)
+        check("training.weight_decay", self.weight_decay, "at least 0", 0 <= self.weight_decay < float("inf"))
+        check("training.max_grad_norm", self.max_grad_norm, "more than 0", self.max_grad_norm > 0)
         check("training.dev_share", self.dev_share, "a share in (0, 1]", 0 < self.dev_share <= 1)
+        check_choice("training.dev_normalizer", self.dev_normalizer, NORMALIZERS)
         check_choice("training.context", self.context, ("full",))
 
 
@@ -139,6 +154,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         check_choice("eval.split", self.split, ("test", "dev"))
         check("eval.limit", self.limit, "at least 1, or null for all", self.limit is None or self.limit >= 1)
+        check_choice("eval.normalizer", self.normalizer, NORMALIZERS)
 
 
 @dataclass
@@ -155,6 +171,10 @@ class Config:
     runs_dir: str
     run_name: str
     run_dir: str
+
+    def __post_init__(self) -> None:
+        check("seed", self.seed, "at least 0", self.seed >= 0)
+        check_word("experiment_name", self.experiment_name or "none")
 
     @property
     def run(self) -> Path:
@@ -188,35 +208,37 @@ def typed(cfg: DictConfig) -> Config:
     # The defaults of the same experiment and model, so that naming either does not count as a change.
     choices = {"experiment": cfg.get("experiment_name"), "model": f"whisper_{OmegaConf.select(cfg, 'model.name')}"}
     known = [f"{group}={name}" for group, name in choices.items() if (conf_dir() / group / f"{name}.yaml").is_file()]
-    defaults = compose("config", known)
-    # An absent name stays empty until every setting that it is made of has been checked.
+    config = _checked(cfg)
+    name = config.run_name or run_name(config, usual=_checked(compose("config", known)))
+    runs_dir = Path(config.runs_dir).expanduser()
+    folder = Path(config.run_dir).expanduser() if config.run_dir else runs_dir / name
+    return replace(config, runs_dir=str(runs_dir), run_name=name, run_dir=str(folder))
+
+
+def _checked(cfg: DictConfig) -> Config:
+    """The tree as dataclasses; an absent name stays empty until every setting that it is made of has been checked."""
     named = OmegaConf.merge(cfg, {"run_name": cfg.run_name or "", "run_dir": cfg.run_dir or ""})
     config: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), named))  # type: ignore[assignment]
-    config.run_name = config.run_name or run_name(
-        OmegaConf.to_container(cfg, resolve=True), OmegaConf.to_container(defaults, resolve=True)
-    )
-    config.run_dir = str(Path(config.run_dir or Path(config.runs_dir) / config.run_name).expanduser())
     return config
 
 
-def run_name(settings: Any, defaults: Any) -> str:
-    """Language, hours, model, adapter kind, r, seed, then whatever else differs from the defaults and matters.
+def run_name(config: Config, usual: Config) -> str:
+    """Language, hours, model, adapter kind, r, seed, then whatever else differs from what is usual and matters.
 
-    Over 80 characters the tail becomes eight hexadecimal digits of the whole: no two experiments share a name.
+    Over 80 characters the tail becomes eight hexadecimal digits of the whole: no two experiments share a name. It
+    follows from the words alone, never from what lies on the disk, so that the same words always find the same run.
     """
-    data, lora = settings["data"], settings["lora"]
-    hours = "all" if data["hours"] is None else f"{data['hours']:g}h"
-    parts = [data["language"], hours, settings["model"]["name"], lora["kind"], f"r{lora['r']}", f"s{settings['seed']}"]
-    if settings["experiment_name"]:
-        parts.append(settings["experiment_name"])
-    usual = science(defaults)
-    named = {"data.language", "data.hours", "model.name", "lora.kind", "lora.r"}
-    for key, value in science(settings).items():
-        if key not in named and value != usual.get(key):
-            parts.append(_short(key, value))
+    hours = "all" if config.data.hours is None else f"{np.format_float_positional(config.data.hours, trim='-')}h"
+    lora = config.lora
+    parts = [config.data.language, hours, config.model.name, lora.kind, f"r{lora.r}", f"s{config.seed}"]
+    if config.experiment_name:
+        parts.append(config.experiment_name)
+    named = {"data.language", "data.hours", "model.name", "lora.kind", "lora.r", "seed"}
+    settings, ordinary = science(plain(config)), science(plain(usual))
+    parts += [_short(key, value) for key, value in settings.items() if key not in named and value != ordinary[key]]
     name = "-".join(parts)
     if len(name) > RUN_NAME_LIMIT:
-        name = f"{name[: RUN_NAME_LIMIT - 9]}-{_digest(name)[:8]}"
+        name = f"{name[: RUN_NAME_LIMIT - 9]}-{_digest(name)}"
     return name
 
 
@@ -226,7 +248,7 @@ def science(settings: Mapping[str, Any]) -> dict[str, Any]:
         f"{group}.{key}": value
         for group in ("data", "model", "lora", "training", "decoding")
         for key, value in settings[group].items()
-        if f"{group}.{key}" != "data.search_dir"
+        if f"{group}.{key}" != "training.save_steps"  # a run resumes exactly, from wherever it was saved
     }
     return {**flat, "seed": settings["seed"]}
 
@@ -237,30 +259,30 @@ _ABBREVIATIONS = {
     "training.max_steps": "steps",
     "training.context": "",
     "model.precision": "",
-    "data.source": "",
     "data.seed": "draw",
-    "model.checkpoint": "",
 }
+_PATHS = ("data.source", "data.search_dir", "model.checkpoint")
 
 
 def _short(key: str, value: Any) -> str:
-    """`training.learning_rate`, 3e-4 -> `lr3e-4`; a path becomes its last part and four digits of all of it."""
+    """`training.learning_rate`, 3e-4 -> `lr3e-4`; of a path its last part, and eight digits of all of it."""
     label = _ABBREVIATIONS.get(key, key.rpartition(".")[2].replace("_", ""))
-    if isinstance(value, float):
-        text = f"{value:g}" if abs(value) >= 0.01 or value == 0 else re.sub(r"\.?0*e-0*", "e-", f"{value:e}")
+    if isinstance(value, float) and 0 < abs(value) < 0.01:
+        text = np.format_float_scientific(value, trim="-", exp_digits=1)
+    elif isinstance(value, float):
+        text = np.format_float_positional(value, trim="-")
     elif isinstance(value, list):
         text = "+".join(map(str, value))
     else:
         text = str(value)
-    if not re.fullmatch(r"[\w.+-]{1,24}", text, re.ASCII):
-        whole = str(Path(text).expanduser().resolve()) if Path(text).expanduser().exists() else text
-        stem = re.sub(r"[^\w.+-]+", "_", Path(text).name, flags=re.ASCII).strip("_.")[:24]
-        text = f"{stem}-{_digest(whole)[:4]}"
-    return f"{label}{text}"
+    if key not in _PATHS and re.fullmatch(r"[\w.+-]{1,24}", text, re.ASCII):
+        return f"{label}{text}"
+    stem = re.sub(r"[^\w.+-]+", "_", Path(text).name, flags=re.ASCII).strip("_.")[:24]
+    return f"{'' if key in _PATHS else label}{stem}-{_digest(f'{key}={text}')}"
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -41,8 +41,11 @@ def prompted(tokenizer: WhisperTokenizer, language: str, task: str) -> WhisperTo
 
 
 def token_ids(sentence: str, tokenizer: WhisperTokenizer) -> list[int]:
-    """The whole sequence that the decoder sees and says: start, language, task, no timestamps, the sentence, end."""
-    ids: list[int] = tokenizer(sentence).input_ids
+    """The whole sequence that the decoder sees and says: start, language, task, no timestamps, the sentence, end.
+
+    A sentence that spells a special token (`<|endoftext|>`) is text like any other.
+    """
+    ids: list[int] = tokenizer(sentence, split_special_tokens=True).input_ids
     return ids
 
 

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from typing import NoReturn
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -37,56 +38,62 @@ def launch(stage: Callable[[Config], object], overrides: Sequence[str] = ()) -> 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, so that its message can be told in one line
     sys.argv[1:1] = overrides
     hush_libraries()
+    mendable = (UserError, HydraException, OmegaConfBaseException, OSError, KeyboardInterrupt)
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     def job(cfg: DictConfig) -> None:
         # Errors leave as SystemExit: Hydra would print "Error executing job" and its own noise around any other.
         try:
             stage(typed(cfg))
-        except UserError as error:
-            _leave(str(error), 2)
-        except OmegaConfBaseException as error:
-            _leave(one_line(error, sys.argv[1:]), 2)
-        except OSError as error:
-            _leave(f"{error.strerror or error}: {error.filename or 'while writing'}; what was complete is kept", 1)
-        except KeyboardInterrupt:
-            _leave("interrupted; what was complete is kept, and the same command goes on from there", 130)
+        except mendable as error:
+            _leave(error)
 
     try:
         job()
-    except (HydraException, OmegaConfBaseException) as error:
-        _leave(one_line(error, sys.argv[1:]), 2)
-    except KeyboardInterrupt:
-        _leave("interrupted", 130)
+    except mendable as error:
+        _leave(error)
 
 
-def _leave(message: str, status: int) -> None:
-    say(f"error: {' '.join(message.split())}" if status != 130 else message)
+def _leave(error: BaseException) -> NoReturn:
+    if isinstance(error, KeyboardInterrupt):
+        say("interrupted; whatever was complete (manifest, checkpoints) is kept: the same command goes on from there")
+        raise SystemExit(130)
+    if isinstance(error, OSError):
+        problem = f"{error.strerror or error}: {error.filename or 'while writing'}"
+        message, status = f"{problem}; mend that or name another runs_dir; whatever was complete is kept", 1
+    elif isinstance(error, UserError):
+        message, status = str(error), 2
+    else:
+        message, status = one_line(error, sys.argv[1:]), 2
+    say(f"error: {' '.join(message.splitlines())}")
     raise SystemExit(status)
 
 
-def one_line(error: Exception, overrides: Sequence[str]) -> str:
+def one_line(error: BaseException, overrides: Sequence[str]) -> str:
     """Hydra's or OmegaConf's complaint as `name: rule, value; way out`."""
     text = str(error)
-    if (unknown := re.search(r"Could not override '([^']+)'", text)) or (
-        unknown := re.search(r"full_key: (\S+)", text) if "not in" in text else None
-    ):
+    full_key = re.search(r"full_key: (\S+)", text)
+    unknown = re.search(r"Could not override '([^']+)'", text) or (full_key if "not in" in text else None)
+    if unknown:
         near = get_close_matches(unknown[1], _all_keys(), n=1)
-        hint = f"did you mean {near[0]}?" if near else "--cfg job prints all settings"
-        return f"{unknown[1]}: no such setting; {hint}"
-    if missing := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
-        there = ", ".join(sorted(p.stem for p in (conf_dir() / missing[1]).glob("*.yaml")))
-        return f"{missing[1]}: {missing[2]} is none of {there}"
+        return f"{unknown[1]}: no such setting; " + (f"did you mean {near[0]}?" if near else "--cfg job prints all")
+    if choice := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
+        there = ", ".join(sorted(file.stem for file in (conf_dir() / choice[1]).glob("*.yaml")))
+        return f"{choice[1]}: {choice[2]} is none of {there}"
     for override in overrides:
         key, equals, value = override.partition("=")
-        if equals and (
-            override in text or (f"full_key: {key}\n" in text and "Cannot convert" in text) or not _parses(override)
-        ):
+        if not equals and f"'{override}'" in text:
+            return f"{override}: must be setting=value, for instance data.hours=1; --help says more"
+        misread = full_key and full_key[1] == key and ("Cannot convert" in text or "nterpolation" in text)
+        if equals and (misread or override in text or not _parses(override)):
             literal = shlex.quote(f"{key}={quoted(value)}")
-            return f"{key}: {value} holds characters that mean something here; to be taken as it is: {literal}"
-    if where := re.search(r"full_key: (\S+)", text):
-        return f"{where[1]}: {text.splitlines()[0]}"
-    return text
+            sweep = "; to try several values: -m" if "Ambiguous" in text else ""
+            return f"{key}: {value} holds characters that mean something here; to be taken as it is: {literal}{sweep}"
+    if full_key and "missing mandatory value" in text:
+        return f"{full_key[1]}: has no value; give it one: {full_key[1]}=..."
+    if full_key and "is not a ListConfig" in text:
+        return f"{full_key[1]}: must be a list, for instance '{full_key[1]}=[a,b]'"
+    return " ".join(f"{full_key[1]}: {text.splitlines()[0]}".split() if full_key else text.split())
 
 
 def _parses(override: str) -> bool:
@@ -98,7 +105,7 @@ def _parses(override: str) -> bool:
 
 
 def quoted(value: str) -> str:
-    """`value` as Hydra's grammar takes it literally, whatever its characters."""
+    """`value` as Hydra's grammar takes it literally, whatever its characters. The Makefile does the same with sed."""
     # OmegaConf would interpolate ${; then Hydra unescapes backslashes, but only before a quote or at the end.
     inner = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     inner = re.sub(r'(\\*)("|$)', lambda end: end[1] * 2 + end[2].replace('"', '\\"'), inner)
@@ -106,8 +113,7 @@ def quoted(value: str) -> str:
 
 
 def _all_keys() -> list[str]:
-    keys: list[str] = []
+    keys = ["experiment"]
     for name, field in Config.__dataclass_fields__.items():
-        nested = getattr(field.type, "__dataclass_fields__", None)
-        keys += [f"{name}.{key}" for key in nested] if nested else [name]
+        keys += [name, *(f"{name}.{key}" for key in getattr(field.type, "__dataclass_fields__", ()))]
     return keys

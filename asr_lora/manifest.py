@@ -32,7 +32,7 @@ def draw_order(rows: Sequence[Row], seed: int) -> list[Row]:
     keyed = [
         (turn, chance(name), row["path"], row)
         for name, own in by_speaker.items()
-        for turn, row in enumerate(sorted(own, key=lambda row: chance(row["path"])))
+        for turn, row in enumerate(sorted(own, key=lambda row: (chance(row["path"]), row["sentence"])))
     ]
     return [row for *_, row in sorted(keyed, key=lambda entry: entry[:3])]
 
@@ -117,7 +117,8 @@ class Draw:
                 if reason:
                     self.left_out.setdefault(reason, []).append(row["path"])
                     continue
-                clip = _line(row, files[row["path"]], durations.get(row["path"], heard.seconds), heard.sha256)
+                # A table that says 0 does not know either.
+                clip = _line(row, files[row["path"]], durations.get(row["path"]) or heard.seconds, heard.sha256)
                 self.chosen.append(clip)
                 chosen.add(clip["id"])
                 self.drawn_seconds += clip["duration"]
@@ -137,7 +138,7 @@ def _listen(file: Path | None) -> _Heard:
     try:
         samples, rate = audio.decode(content)
     except WorldError as error:
-        return _Heard(str(error).split(": ")[1])
+        return _Heard(str(error))
     seconds = len(samples) / rate
     if seconds > audio.MAX_SECONDS:
         return _Heard(f"longer than {audio.MAX_SECONDS:g} s")
@@ -145,13 +146,12 @@ def _listen(file: Path | None) -> _Heard:
 
 
 def _line(row: Row, file: Path, duration: float, sha256: str) -> Clip:
-    rest = {name: value for name, value in row.items() if name not in ("client_id", "path", "sentence")}
-    return {
+    line = {
         "id": Path(row["path"]).stem,
         "path": str(file),
         "text": row["sentence"].strip(),
         "duration": duration,
         "speaker": row.get("client_id", ""),
         "sha256": sha256,
-        **rest,
     }
+    return line | {name: row[name] for name in row if name not in {"client_id", "sentence", *line}}

@@ -4,18 +4,20 @@ Reads the corpus's tables, takes out what would leak, draws the hour by seed, li
 and leaves data/{train,dev,test}.jsonl and data/summary.json in the run folder. Called again, it finds them there.
 """
 
+import hashlib
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from asr_lora import run
+from asr_lora import audio, run
 from asr_lora.checkpoint import load_config, load_generation_config, load_processor
 from asr_lora.config import Config, plain, science
-from asr_lora.corpus import Corpus, open_corpus
+from asr_lora.corpus import SPLITS, Corpus, open_corpus
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.features import prompted, token_ids
-from asr_lora.files import read_json, read_jsonl, whole_folder, write_json, write_jsonl
+from asr_lora.files import read_json, read_jsonl, whole_file, whole_folder, write_json, write_jsonl
 from asr_lora.language import check_language, whisper_language
 from asr_lora.launch import launch
 from asr_lora.manifest import Clip, Draw, draw_order, without_leaks
@@ -30,14 +32,20 @@ def prepare(config: Config) -> None:
     language(config)
     if run.summary(config.run).is_file():
         run.refuse_other(config.run, read_json(run.summary(config.run))["settings"], _settings(config))
-        _fetch_missing(config)
+        _fetch_missing(config, [line for split in SPLITS for line in read_jsonl(run.manifest(config.run, split))])
         return
     corpus = open_corpus(_source(config), config.data.language)
     train, leaks = without_leaks(
         _rows(corpus, "train"), [row for split in ("dev", "test") for row in _rows(corpus, split)]
     )
     available = {"train": len(train), **{split: len(_rows(corpus, split)) for split in ("dev", "test")}}
-    _enough(config, corpus, [row["path"] for row in train])
+    if not train:
+        raise ChoiceError(
+            f"data.source: nothing is left to train on: every train clip of {corpus.source} shares something with dev "
+            f"or test ({_counts(leaks)}); take splits that do not"
+        )
+    if corpus.durations:  # then too much is refused before a clip is fetched; one not in the table may be of any length
+        _enough(config, corpus, sum(corpus.durations.get(row["path"]) or audio.MAX_SECONDS for row in train))
     seconds = None if config.data.hours is None else config.data.hours * 3600
     draws = [
         Draw("train", draw_order(train, config.data.seed), seconds=seconds),
@@ -64,15 +72,16 @@ def clips(config: Config, split: str, limit: int | None) -> list[Clip]:
     drawn = read_jsonl(run.manifest(config.run, split))
     facts = read_json(run.summary(config.run))["splits"][split]
     held = facts["clips"] + sum(map(len, facts["left_out"].values()))
-    if (limit is not None and limit <= len(drawn)) or held >= facts["available"]:
-        return drawn[:limit]
-    longer = run.manifest(config.run, f"{split}-{limit or 'all'}")
-    if not longer.is_file():
-        corpus = open_corpus(_source(config), config.data.language)
-        draw = _held_out(config, corpus, split, limit)
-        _fill([draw], corpus, _label_rule(config))
-        write_jsonl(longer, draw.chosen)
-    return read_jsonl(longer)
+    if (limit is None or limit > len(drawn)) and held < facts["available"]:
+        longer = run.manifest(config.run, f"{split}-{limit or 'all'}")
+        if not longer.is_file():
+            corpus = _recorded(config)
+            draw = _held_out(config, corpus, split, limit)
+            _fill([draw], corpus, _label_rule(config))
+            write_jsonl(longer, draw.chosen)
+        drawn = read_jsonl(longer)
+    _fetch_missing(config, drawn[:limit])
+    return drawn[:limit]
 
 
 # ---- where the speech is ----
@@ -80,9 +89,11 @@ def clips(config: Config, split: str, limit: int | None) -> list[Clip]:
 
 def _source(config: Config) -> Path:
     if config.data.source is not None:
-        return Path(config.data.source).expanduser()
+        return Path(config.data.source)
     folder, code = Path(config.data.search_dir).expanduser(), config.data.language
-    found = [*folder.glob(f"cv-corpus-*-{code}*"), *(path.parent for path in folder.glob(f"cv-corpus-*/{code}"))]
+    # Neither a longer code (tr, trw) nor what a browser has not downloaded to its end (nl.tar.gz.part).
+    found = [path for end in ("", ".tar.gz", ".tgz", ".tar") for path in folder.glob(f"cv-corpus-*-{code}{end}")]
+    found += [path.parent for path in folder.glob(f"cv-corpus-*/{code}")]
     if not found:
         raise ChoiceError(
             f"data.source: no Common Voice release for {code} ({folder.absolute()}/cv-corpus-*-{code}*); get one from "
@@ -94,17 +105,32 @@ def _source(config: Config) -> Path:
     return newest
 
 
-def _fetch_missing(config: Config) -> None:
-    """Clips of an archive lie in a cache: where that was emptied, they are extracted again."""
-    lines = [line for split in ("train", "dev", "test") for line in read_jsonl(run.manifest(config.run, split))]
-    if gone := [Path(line["path"]).name for line in lines if not Path(line["path"]).is_file()]:
-        say(f"{len(gone)} clips of the manifest are no longer where they were; fetching them again")
-        found = open_corpus(_source(config), config.data.language).fetch(gone)
-        if lost := sorted(set(gone) - set(found)):
-            raise WorldError(
-                f"data.source: lacks {len(lost)} clips of {config.run}/data ({lost[0]}, ...); "
-                "name the release that the run was made from"
-            )
+def _recorded(config: Config) -> Corpus:
+    """What the manifest was drawn from, whatever newer release has come since."""
+    return open_corpus(Path(read_json(run.summary(config.run))["source"]), config.data.language)
+
+
+def _fetch_missing(config: Config, lines: Sequence[Clip]) -> None:
+    """Clips of an archive lie in a cache: where that was emptied, the same clips are put there again."""
+    gone = {Path(line["path"]).name: line for line in lines if not Path(line["path"]).is_file()}
+    if not gone:
+        return
+    say(f"{len(gone)} clips of the manifest are no longer where they were; fetching them again")
+    corpus = _recorded(config)
+    found = corpus.fetch(list(gone))
+
+    def is_back(name: str) -> bool:
+        return name in found and hashlib.sha256(found[name].read_bytes()).hexdigest() == gone[name]["sha256"]
+
+    if lost := [name for name in gone if not is_back(name)]:
+        raise WorldError(
+            f"data.source: {corpus.source} lacks {len(lost)} clips of {config.run}/data ({lost[0]}, ...); "
+            "put back the release that the run was made from"
+        )
+    for name, line in gone.items():
+        if not Path(line["path"]).is_file():  # the archive was written anew, and its clips lie elsewhere in the cache
+            with whole_file(Path(line["path"])) as partial:
+                shutil.copyfile(found[name], partial)
 
 
 # ---- the draw ----
@@ -121,14 +147,11 @@ def _held_out(config: Config, corpus: Corpus, split: str, limit: int | None) -> 
     return Draw(split, draw_order(_rows(corpus, split), config.data.seed), clips=limit)
 
 
-def _enough(config: Config, corpus: Corpus, names: Sequence[str], drawn: float | None = None) -> None:
-    """Refuses more hours than there are, as early as the corpus lets it be known."""
-    if config.data.hours is None or (drawn is None and not corpus.durations):
-        return
-    there = (sum(corpus.durations.get(name, 0.0) for name in names) if drawn is None else drawn) / 3600
-    if there < config.data.hours:
+def _enough(config: Config, corpus: Corpus, seconds: float) -> None:
+    """Refuses to ask for more hours than the training clips last, `seconds`."""
+    if config.data.hours is not None and seconds < config.data.hours * 3600:
         raise ChoiceError(
-            f"data.hours: {config.data.hours:g} is more than there is, {there:.2f} hours of training clips in "
+            f"data.hours: {config.data.hours:g} is more than there is, {_length(seconds)} of training clips in "
             f"{corpus.source}; ask for less, or data.hours=null for all"
         )
 
@@ -149,7 +172,10 @@ def _label_rule(config: Config) -> Callable[[str], str | None]:
 
 
 def _fill(draws: Sequence[Draw], corpus: Corpus, refuse: Callable[[str], str | None]) -> None:
-    """Fetches what the draws want, listens to it, and goes on until each is full or nothing waits."""
+    """Fetches what the draws want, listens to it, and goes on until each is full or nothing waits.
+
+    Raises WorldError as soon as more than MOST_BAD of a draw's clips proved unusable.
+    """
 
     def duration(name: str) -> float:
         return corpus.durations.get(name) or corpus.sizes.get(name, 0) / BYTES_PER_SECOND
@@ -157,16 +183,21 @@ def _fill(draws: Sequence[Draw], corpus: Corpus, refuse: Callable[[str], str | N
     while any(wants := [draw.wanted(duration) for draw in draws]):
         files = corpus.fetch([name for names in wants for name in names])
         for draw, names in zip(draws, wants, strict=True):
-            with progress(f"listening to {draw.split}", total=len(names)) as bar:
-                draw.look_at(names, files, corpus.durations, refuse, bar.advance)
-    for draw in draws:
-        bad, looked = sum(map(len, draw.left_out.values())), len(draw.chosen) + sum(map(len, draw.left_out.values()))
-        if bad > MOST_BAD * looked:
-            reasons = ", ".join(f"{reason}: {len(names)} ({names[0]}, ...)" for reason, names in draw.left_out.items())
-            raise WorldError(
-                f"data.source: {bad} of {looked} {draw.split} clips of {corpus.source} are unusable ({reasons}); "
-                f"more than {MOST_BAD:.0%} means a damaged download or another language: fetch it again or mend it"
-            )
+            if names:
+                with progress(f"listening to {draw.split}", total=len(names)) as bar:
+                    draw.look_at(names, files, corpus.durations, refuse, bar.advance)
+                _usable(draw, corpus)
+
+
+def _usable(draw: Draw, corpus: Corpus) -> None:
+    bad = sum(map(len, draw.left_out.values()))
+    looked = len(draw.chosen) + bad
+    if bad > MOST_BAD * looked:
+        reasons = ", ".join(f"{reason}: {len(names)} ({names[0]}, ...)" for reason, names in draw.left_out.items())
+        raise WorldError(
+            f"data.source: {bad} of {looked} {draw.split} clips of {corpus.source} are unusable ({reasons}); "
+            f"more than {MOST_BAD:.0%} means a damaged download or another language: fetch it again or mend it"
+        )
 
 
 # ---- the manifest ----
@@ -179,7 +210,7 @@ def _settings(config: Config) -> dict[str, Any]:
 def _write(
     config: Config, corpus: Corpus, draws: Sequence[Draw], leaks: dict[str, int], available: dict[str, int]
 ) -> None:
-    _enough(config, corpus, [], drawn=draws[0].drawn_seconds)
+    _enough(config, corpus, draws[0].drawn_seconds)
     splits = {
         draw.split: {
             "clips": len(draw.chosen),
@@ -206,10 +237,19 @@ def _write(
         write_json(folder / "summary.json", facts)
     for draw in draws:
         fact, out = splits[draw.split], sum(map(len, draw.left_out.values()))
-        say(f"{draw.split}: {fact['clips']} clips, {fact['hours']:.2f} h, {fact['speakers']} speakers, {out} left out")
-    counts = ", ".join(f"{name} {count}" for name, count in leaks.items())
-    say(f"dropped from train for what dev or test hold too: {sum(leaks.values())} ({counts})")
+        lasting = _length(draw.drawn_seconds)
+        say(f"{draw.split}: {fact['clips']} clips, {lasting}, {fact['speakers']} speakers, {out} left out")
+    say(f"dropped from train for what dev or test hold too: {sum(leaks.values())} ({_counts(leaks)})")
     say(f"manifest: {config.run / 'data'}")
+
+
+def _length(seconds: float) -> str:
+    hours = f"{seconds / 3600:.2f} h"
+    return hours if seconds >= 3600 else f"{seconds / 60:.1f} min ({hours})"
+
+
+def _counts(leaks: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in leaks.items())
 
 
 if __name__ == "__main__":

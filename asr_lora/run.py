@@ -2,16 +2,18 @@
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
-from asr_lora.config import Config, plain, science
+from asr_lora.config import Config, DecodingConfig, EvalConfig, plain, science
 from asr_lora.errors import ChoiceError
 from asr_lora.files import write_text
+
+Branch = TypeVar("Branch", EvalConfig, DecodingConfig)
 
 PACKAGES = (
     "asr_lora", "torch", "torchaudio", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate",
@@ -64,7 +66,7 @@ def refuse_other(run: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -
 
 
 def as_recorded(run: Path, asked: Config, overrides: Sequence[str]) -> Config:
-    """The run's own settings, with evaluation and hardware as asked now, and decoding where the words name it.
+    """The run's own settings, but of evaluation and decoding those that the words name, and the hardware of today.
 
     Raises ChoiceError when there is no run in the folder.
     """
@@ -75,9 +77,21 @@ def as_recorded(run: Path, asked: Config, overrides: Sequence[str]) -> Config:
         raise ChoiceError(f"run_dir: no run in {run} (no train/config.yaml){there}; make one with make train")
     settings = {name: value for name, value in OmegaConf.load(path).items() if name != "versions"}
     recorded: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), settings))  # type: ignore[assignment]
-    anew = any(word.startswith("decoding") for word in overrides)
-    decoding = asked.decoding if anew else recorded.decoding
-    return replace(recorded, eval=asked.eval, hardware=asked.hardware, decoding=decoding, run_dir=str(run))
+    named = {word.lstrip("+").partition("=")[0] for word in overrides}
+    return replace(
+        recorded,
+        eval=_where_named("eval", recorded.eval, asked.eval, named),
+        decoding=_where_named("decoding", recorded.decoding, asked.decoding, named),
+        hardware=asked.hardware,
+        run_dir=str(run),
+    )
+
+
+def _where_named(group: str, recorded: Branch, asked: Branch, named: set[str]) -> Branch:
+    """`recorded` with what is asked for by name: a key of the group, or the whole of it (decoding=beam)."""
+    if group in named:
+        return asked
+    return replace(recorded, **{key: value for key, value in asdict(asked).items() if f"{group}.{key}" in named})
 
 
 def note_last(run: Path, runs_dir: Path) -> None:

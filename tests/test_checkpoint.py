@@ -3,7 +3,7 @@
 import json
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -25,16 +25,10 @@ FLOAT32, INT8, INT16, FLOAT16 = 0, 1, 2, 4  # CTranslate2's dtype ids
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def whisper_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("cache")
-        patch.setenv("ASR_LORA_CACHE", str(folder))
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def whisper_base(cache: Path) -> Path:
-    return whisper_base_from_wheels()
+        patch.setenv("ASR_LORA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return whisper_base_from_wheels()
 
 
 def tiny_whisper() -> WhisperForConditionalGeneration:
@@ -162,14 +156,14 @@ def test_whisper_base_generates_from_a_plain_directory(whisper_base: Path) -> No
     assert tokens.shape[0] == 1
 
 
-def test_a_second_call_writes_nothing(whisper_base: Path) -> None:
+def test_a_second_call_writes_nothing(whisper_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASR_LORA_CACHE", str(whisper_base.parent.parent))
     before = (whisper_base / "model.safetensors").stat()
     assert whisper_base_from_wheels() == whisper_base
     assert (whisper_base / "model.safetensors").stat() == before
 
 
-def test_a_missing_wheel_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("ASR_LORA_CACHE", str(tmp_path))
+def test_a_missing_wheel_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wheels, "WHEELS", ("no-such-wheel-1", "no-such-wheel-2"))
     with pytest.raises(WorldError, match=r"no-such-wheel-1 is not installed; run `make demo`"):
         whisper_base_from_wheels()
@@ -184,12 +178,12 @@ def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("dtype_id", "dtype"), [(FLOAT32, torch.float32), (FLOAT16, torch.float16)])
 def test_a_faster_whisper_directory_gives_back_its_weights(
-    cache: Path, tmp_path: Path, dtype_id: int, dtype: torch.dtype
+    private_cache: Path, tmp_path: Path, dtype_id: int, dtype: torch.dtype
 ) -> None:
     original = tiny_whisper()
     source = write_ctranslate2(tmp_path / "faster", original, dtype_id)
     resolved = Path(resolve(str(source)))
-    assert resolved.parent == cache / "checkpoints" and resolved.name.startswith("faster-")
+    assert resolved.parent == private_cache / "checkpoints" and resolved.name.startswith("faster-")
     model, report = load(resolved)
     assert not any(report.values())
     expected = original.to(dtype).state_dict()
@@ -197,7 +191,7 @@ def test_a_faster_whisper_directory_gives_back_its_weights(
     assert load_config(str(source)).encoder_ffn_dim == 24
 
 
-def test_the_same_directory_is_converted_once_and_a_changed_one_again(cache: Path, tmp_path: Path) -> None:
+def test_the_same_directory_is_converted_once_and_a_changed_one_again(tmp_path: Path) -> None:
     source = write_ctranslate2(tmp_path / "faster", tiny_whisper())
     first = Path(resolve(str(source)))
     before = (first / "model.safetensors").stat()
@@ -208,8 +202,9 @@ def test_the_same_directory_is_converted_once_and_a_changed_one_again(cache: Pat
     assert resolve(str(source)) != str(first)
 
 
-def test_an_interrupted_conversion_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("ASR_LORA_CACHE", str(tmp_path / "cache"))
+def test_an_interrupted_conversion_leaves_nothing(
+    private_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = write_ctranslate2(tmp_path / "faster", tiny_whisper())
 
     def interrupt(*_: object) -> None:
@@ -218,16 +213,16 @@ def test_an_interrupted_conversion_leaves_nothing(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(WhisperProcessor, "save_pretrained", interrupt)
     with pytest.raises(KeyboardInterrupt):
         resolve(str(source))
-    assert list((tmp_path / "cache" / "checkpoints").iterdir()) == []
+    assert list((private_cache / "checkpoints").iterdir()) == []
 
 
-def test_an_integer_conversion_is_refused(cache: Path, tmp_path: Path) -> None:
+def test_an_integer_conversion_is_refused(tmp_path: Path) -> None:
     source = write_ctranslate2(tmp_path / "int8", tiny_whisper(), INT8)
     with pytest.raises(ChoiceError, match=r"quantised to integers.*float16 or float32"):
         resolve(str(source))
 
 
-def test_a_model_cut_short_is_refused(cache: Path, tmp_path: Path) -> None:
+def test_a_model_cut_short_is_refused(tmp_path: Path) -> None:
     source = write_ctranslate2(tmp_path / "short", tiny_whisper())
     whole = (source / "model.bin").read_bytes()
     (source / "model.bin").write_bytes(whole[: len(whole) // 2])
@@ -235,7 +230,7 @@ def test_a_model_cut_short_is_refused(cache: Path, tmp_path: Path) -> None:
         resolve(str(source))
 
 
-def test_a_model_without_one_of_its_layers_is_refused(cache: Path, tmp_path: Path) -> None:
+def test_a_model_without_one_of_its_layers_is_refused(tmp_path: Path) -> None:
     model = tiny_whisper()
     source = write_ctranslate2(tmp_path / "odd", model)
     weights = _ctranslate2_weights(model.model.state_dict())

@@ -16,6 +16,15 @@ from asr_lora.files import whole_folder
 if TYPE_CHECKING:
     from asr_lora.config import LoraConfig as LoraSettings
 
+CARD = """---
+base_model: {base}
+library_name: peft
+pipeline_tag: automatic-speech-recognition
+tags: [whisper, lora]
+---
+A LoRA adapter for {base}, trained with asr_lora: `peft.PeftModel.from_pretrained(whisper, this_folder)`.
+"""
+
 
 def attach(model: WhisperForConditionalGeneration, lora: "LoraSettings", seed: int) -> PeftModel:
     """The model with a fresh adapter on it (Hu et al. 2021), in fp32 and the only thing that trains.
@@ -50,10 +59,13 @@ def save(model: PeftModel, folder: Path, base: str) -> None:
     A local checkpoint is named by its folder alone: a path on this machine helps nobody elsewhere.
     """
     local = Path(base).expanduser()
-    model.peft_config["default"].base_model_name_or_path = local.name if local.exists() else base
+    name = local.name if local.exists() else base
+    model.peft_config["default"].base_model_name_or_path = name
     with whole_folder(folder) as partial:
-        # "auto" would ask the Hub, at every save, whether the base's embeddings were resized; nothing here resizes them.
+        # "auto" would ask the Hub at every save whether the base's embeddings were resized; nothing here resizes them.
         model.save_pretrained(partial, save_embedding_layers=False)
+        # peft's own card would hold the path.
+        (partial / "README.md").write_text(CARD.format(base=name), encoding="utf-8")
 
 
 def merge(base: WhisperForConditionalGeneration, folder: Path) -> WhisperForConditionalGeneration:

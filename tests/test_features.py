@@ -1,0 +1,151 @@
+"""What features and labels promise: Whisper's own spectrograms, one start token, an end that is learnt."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from releases import tone
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
+
+from asr_lora import audio
+from asr_lora.checkpoint import load_processor
+from asr_lora.errors import WorldError
+from asr_lora.features import IGNORED, Collator, clips, log_mel, prompted, token_ids
+
+SENTENCES = ["Hoi.", "Een veel langere zin dan de eerste."]
+
+
+@pytest.fixture
+def processor(tiny_checkpoint: Path) -> WhisperProcessor:
+    processor = load_processor(str(tiny_checkpoint))
+    prompted(processor.tokenizer, "nl", "transcribe")
+    return processor
+
+
+@pytest.fixture
+def batch(processor: WhisperProcessor) -> Mapping[str, torch.Tensor]:
+    return Collator(processor)([clip(sentence, processor) for sentence in SENTENCES])
+
+
+def clip(sentence: str, processor: WhisperProcessor, seconds: float = 0.5) -> dict[str, Any]:
+    return {"waveform": noise(seconds), "ids": token_ids(sentence, processor.tokenizer)}
+
+
+def noise(seconds: float, seed: int = 0) -> audio.Waveform:
+    rng = np.random.default_rng(seed)
+    return rng.normal(0, 0.1, round(seconds * audio.SAMPLE_RATE)).astype(np.float32)
+
+
+def reference(waveform: audio.Waveform, extractor: WhisperFeatureExtractor, seconds: float) -> np.ndarray:
+    """The spectrogram by the extractor's numpy path, of the waveform padded by hand."""
+    padded = np.zeros(round(seconds * audio.SAMPLE_RATE), np.float32)
+    kept = waveform[: len(padded)]
+    padded[: len(kept)] = kept
+    made: np.ndarray = extractor._np_extract_fbank_features(padded[None], "cpu")[0]
+    return made
+
+
+def ids_of(processor: WhisperProcessor, *tokens: str) -> list[int]:
+    return [processor.tokenizer.convert_tokens_to_ids(token) for token in tokens]
+
+
+# --- log-mel ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mels", [80, 128])
+def test_log_mel_is_whispers_own_with_as_many_bins_as_the_checkpoint_has(mels: int) -> None:
+    extractor = WhisperFeatureExtractor(feature_size=mels)
+    waveforms = [noise(0.3, 1), noise(4.4, 2), noise(31, 3), np.zeros(100, np.float32)]
+    features = log_mel(waveforms, extractor)
+    assert features.shape == (4, mels, 3000) and features.dtype == torch.float32
+    for made, waveform in zip(features.numpy(), waveforms, strict=True):
+        np.testing.assert_allclose(made, reference(waveform, extractor, 30), atol=1e-4)
+
+
+@pytest.mark.parametrize("seconds", [1.0, 2.5, 30.0])
+def test_a_shorter_context_pads_the_waveform_not_the_spectrogram(seconds: float) -> None:
+    extractor = WhisperFeatureExtractor()
+    made = log_mel([noise(0.5)], extractor, seconds)[0].numpy()
+    assert made.shape == (80, round(seconds * 100))
+    np.testing.assert_allclose(made, reference(noise(0.5), extractor, seconds), atol=1e-4)
+    assert (made[:, 60:] == made.min()).all()  # silence is the floor of the scale, eight below the loudest; not zero
+
+
+def test_a_clips_spectrogram_does_not_depend_on_its_neighbours() -> None:
+    extractor = WhisperFeatureExtractor()
+    alone, loud = log_mel([noise(0.5)], extractor, 1.0), 9 * noise(1, 1)
+    torch.testing.assert_close(log_mel([loud, noise(0.5)], extractor, 1.0)[1:], alone, atol=1e-6, rtol=0)
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def test_there_is_one_start_token_before_language_and_task_and_none_to_be_said(
+    processor: WhisperProcessor, batch: Mapping[str, torch.Tensor]
+) -> None:
+    start, *prompt = ids_of(processor, "<|startoftranscript|>", "<|nl|>", "<|transcribe|>", "<|notimestamps|>")
+    for inputs, labels in zip(batch["decoder_input_ids"].tolist(), batch["labels"].tolist(), strict=True):
+        assert inputs[:4] == [start, *prompt] and inputs.count(start) == 1
+        assert labels[:3] == prompt and start not in labels
+
+
+def test_the_end_is_learnt_in_every_row_though_padding_is_the_same_token(
+    processor: WhisperProcessor, batch: Mapping[str, torch.Tensor]
+) -> None:
+    end = processor.tokenizer.eos_token_id
+    assert processor.tokenizer.pad_token_id == end
+    for sentence, labels in zip(SENTENCES, batch["labels"].tolist(), strict=True):
+        length = 3 + len(sentence) + 1  # the prompt, a token a letter, the end
+        assert labels[length - 1] == end and labels.count(end) == 1
+        assert IGNORED not in labels[:length] and set(labels[length:]) <= {IGNORED}
+    assert batch["labels"].shape == batch["decoder_input_ids"].shape
+
+
+@pytest.mark.parametrize("text", ["<|endoftext|>", "<|startoftranscript|> hoi", "hoi <|endoftext|>", "<|de|>", "null"])
+def test_a_sentence_that_spells_a_special_token_is_text_like_any_other(processor: WhisperProcessor, text: str) -> None:
+    ids = token_ids(text, processor.tokenizer)
+    assert ids[0] == ids_of(processor, "<|startoftranscript|>")[0] and ids[-1] == processor.tokenizer.eos_token_id
+    assert len(ids) == 4 + len(text) + 1
+    assert processor.tokenizer.decode(ids[4:-1]) == text
+
+
+def test_another_language_and_task_stand_in_the_prompt(tiny_checkpoint: Path) -> None:
+    tokenizer = prompted(load_processor(str(tiny_checkpoint)).tokenizer, "fi", "translate")
+    assert tokenizer.convert_ids_to_tokens(token_ids("x", tokenizer))[1:3] == ["<|fi|>", "<|translate|>"]
+
+
+def test_the_batch_gives_the_loss_that_whispers_own_labels_give(
+    tiny_checkpoint: Path, batch: Mapping[str, torch.Tensor]
+) -> None:
+    model = WhisperForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = model(input_features=batch["input_features"], decoder_input_ids=batch["decoder_input_ids"]).logits
+        own = model(input_features=batch["input_features"], labels=batch["labels"])
+    ours = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED)
+    torch.testing.assert_close(logits, own.logits)
+    torch.testing.assert_close(ours, own.loss)
+
+
+# --- the table of clips -----------------------------------------------------------------------------------------------
+
+
+def test_clips_are_decoded_when_asked_for_and_not_before(tmp_path: Path, processor: WhisperProcessor) -> None:
+    (tmp_path / "here.mp3").write_bytes(tone("here", 0.5))
+    rows = [{"path": str(tmp_path / name), "text": "hoi", "speaker": "x"} for name in ("here.mp3", "gone.mp3")]
+    table = clips(rows, processor.tokenizer)
+    assert len(table) == 2
+    assert len(table[0]["waveform"]) == 0.5 * audio.SAMPLE_RATE
+    assert table[0]["ids"] == token_ids("hoi", processor.tokenizer)
+    with pytest.raises(WorldError, match=r"gone\.mp3: clip cannot be read"):
+        table[1]
+
+
+def test_a_collated_batch_of_real_clips_fits_the_model(tmp_path: Path, processor: WhisperProcessor) -> None:
+    (tmp_path / "a.mp3").write_bytes(tone("a", 0.5))
+    table = clips([{"path": str(tmp_path / "a.mp3"), "text": text} for text in SENTENCES], processor.tokenizer)
+    batch = Collator(processor, seconds=2.0)(table.__getitems__([0, 1]))
+    assert batch["input_features"].shape == (2, 80, 200)
+    assert batch["labels"].dtype == batch["decoder_input_ids"].dtype == torch.int64

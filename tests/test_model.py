@@ -1,0 +1,171 @@
+"""The model room: parameter counts, gradients where they belong, precisions, contexts, and adapters that travel."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_tokenizer, tiny_whisper
+from peft import PeftModel, get_peft_model_state_dict
+from torch.nn.functional import cross_entropy
+from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+from asr_lora.config import LoraConfig
+from asr_lora.errors import ChoiceError
+from asr_lora.model import adapter, whisper
+
+CPU = torch.device("cpu")
+QV = LoraConfig(kind="qv", r=32, scaling=2.0, dropout=0.0, target_modules=["q_proj", "v_proj"])
+
+
+def batch(model: WhisperForConditionalGeneration, frames: int = 3000) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "input_features": torch.randn(2, model.config.num_mel_bins, frames, generator=generator),
+        "decoder_input_ids": torch.randint(0, 200, (2, 5), generator=generator),
+    }
+
+
+def step(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> float:
+    logits = model(**inputs).logits.float()
+    loss = cross_entropy(logits[:, :-1].flatten(0, 1), inputs["decoder_input_ids"][:, 1:].flatten())
+    loss.backward()
+    return float(loss.detach())
+
+
+def move_b(model: torch.nn.Module) -> None:
+    """A fresh adapter adds nothing: B is zero. This makes it add something."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+
+
+def test_large_v2_trains_the_published_number_of_parameters() -> None:
+    sizes = {"encoder_layers": 32, "decoder_layers": 32, "encoder_attention_heads": 20, "decoder_attention_heads": 20}
+    with torch.device("meta"):
+        model = WhisperForConditionalGeneration(
+            WhisperConfig(d_model=1280, encoder_ffn_dim=5120, decoder_ffn_dim=5120, vocab_size=51865, **sizes)
+        )
+        model = adapter.attach(model, QV, seed=0)
+    trainable = adapter.trainable_parameters(model)
+    assert trainable == 15_728_640
+    assert 0.009 < trainable / sum(p.numel() for p in model.parameters()) < 0.011
+    stored = sum(t.numel() * t.element_size() for t in get_peft_model_state_dict(model).values())
+    assert stored == pytest.approx(63e6, rel=0.01)  # bytes: fp32
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_adapters_of_encoder_and_decoder_receive_gradient(checkpointing: bool) -> None:
+    model = adapter.attach(tiny_whisper(tiny_tokenizer()), QV, seed=0).train()
+    if checkpointing:
+        model.base_model.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    step(model, batch(model))
+    # B of every target: A gets none in the first step, since B is zero.
+    gradients = {name: p.grad for name, p in model.named_parameters() if "lora_B" in name}
+    assert len(gradients) == 2 * (2 + 2 + 2)  # q and v of two encoder, decoder and cross-attention layers
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients.values())
+    assert all(p.grad is None for name, p in model.named_parameters() if "lora_" not in name)
+
+
+def test_checkpointing_changes_no_gradient() -> None:
+    norms = []
+    for checkpointing in (False, True):
+        model = adapter.attach(tiny_whisper(tiny_tokenizer()), QV, seed=0).train()
+        move_b(model)
+        if checkpointing:
+            model.base_model.model.activation_checkpointing_enable(
+                activation_checkpointing_kwargs={"use_reentrant": False}
+            )
+        step(model, batch(model))
+        norms.append([float(p.grad.norm()) for p in model.parameters() if p.grad is not None])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4", "bf16", "fp32"])
+def test_every_precision_learns_on_a_cpu(tiny_checkpoint: Path, precision: str) -> None:
+    model = adapter.attach(whisper.load(str(tiny_checkpoint), precision, CPU), QV, seed=0).train()
+    quantised = {"int8": torch.int8, "nf4": torch.uint8}.get(precision)
+    base = model.base_model.model.model.encoder.layers[0].self_attn.q_proj.base_layer.weight
+    assert base.dtype == (quantised or whisper.DTYPES[precision])
+    assert all(p.dtype is torch.float32 for p in model.parameters() if p.requires_grad)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    losses = []
+    for _ in range(6):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            losses.append(step(model, batch(model)))
+        optimiser.step()
+        optimiser.zero_grad()
+    assert losses[-1] < losses[0] - 0.01
+
+
+def test_the_dtype_is_the_named_one_whatever_the_file_holds(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    whisper.load(str(tiny_checkpoint), "fp16", CPU).save_pretrained(tmp_path / "half")
+    assert whisper.load(str(tmp_path / "half"), "fp32", CPU).dtype is torch.float32
+
+
+def test_a_short_context_is_a_part_of_the_full_one_and_full_again_is_bit_equal() -> None:
+    model = tiny_whisper(tiny_tokenizer())
+    inputs = batch(model)
+    with torch.inference_mode():
+        before = model(**inputs).logits
+        whisper.set_context(model, 200)
+        assert model.get_encoder()(inputs["input_features"][..., :400]).last_hidden_state.shape == (2, 200, 16)
+        short = model.generate(inputs["input_features"][..., :400], language="nl", max_new_tokens=3)
+        assert short.shape[0] == 2
+        whisper.set_context(model, whisper.MAX_POSITIONS)
+        assert torch.equal(model(**inputs).logits, before)
+    assert model.config.max_source_positions == 1500
+
+
+def test_positions_beyond_the_window_are_refused() -> None:
+    with pytest.raises(ValueError, match="positions"):
+        whisper.set_context(tiny_whisper(tiny_tokenizer()), 1501)
+
+
+def test_an_adapter_folder_loads_with_plain_peft_and_gives_the_same_logits(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    model = adapter.attach(whisper.load(str(tiny_checkpoint), "fp32", CPU), QV, seed=0).eval()
+    move_b(model)
+    adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint))
+    plain = PeftModel.from_pretrained(  # nothing of ours
+        WhisperForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.float32), tmp_path / "adapter"
+    )
+    untouched = whisper.load(str(tiny_checkpoint), "fp32", CPU)
+    merged = adapter.merge(whisper.load(str(tiny_checkpoint), "fp32", CPU), tmp_path / "adapter")
+    with torch.inference_mode():
+        ours = model(**batch(model)).logits
+        assert torch.equal(plain(**batch(model)).logits, ours)
+        torch.testing.assert_close(merged(**batch(model)).logits, ours, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(untouched(**batch(model)).logits, ours, atol=1e-2)
+
+
+def test_a_saved_adapter_tells_no_path_of_this_machine(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model = adapter.attach(whisper.load(str(tiny_checkpoint), "fp32", CPU), QV, seed=0)
+    adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint))
+    told = (tmp_path / "adapter" / "adapter_config.json").read_text()
+    assert '"base_model_name_or_path": "whisper-random"' in told
+    assert str(tiny_checkpoint.parent) not in told + (tmp_path / "adapter" / "README.md").read_text()
+    assert '"task_type": null' in told  # SEQ_2_SEQ_LM would send input_ids
+
+
+def test_the_adapter_starts_from_the_seed_alone() -> None:
+    first, again, other = (
+        get_peft_model_state_dict(adapter.attach(tiny_whisper(tiny_tokenizer()), QV, seed)) for seed in (0, 0, 1)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_target_module_that_is_not_there_is_named_with_those_that_are() -> None:
+    wrong = LoraConfig(kind="qv", r=4, scaling=2.0, dropout=0.0, target_modules=["q_proj", "w_proj"])
+    with pytest.raises(ChoiceError, match=r"lora\.target_modules: w_proj .* v_proj"):
+        adapter.attach(tiny_whisper(tiny_tokenizer()), wrong, seed=0)
+
+
+def test_an_adapter_is_never_merged_into_a_quantised_base(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model = adapter.attach(whisper.load(str(tiny_checkpoint), "fp32", CPU), QV, seed=0)
+    adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint))
+    with pytest.raises(ValueError, match="quantised"):
+        adapter.merge(whisper.load(str(tiny_checkpoint), "int8", CPU), tmp_path / "adapter")
