@@ -1,6 +1,7 @@
 """What the run stands on: the device, its arithmetic, and its memory."""
 
 import gc
+import os
 import resource
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ class Hardware:
     device: torch.device
     name: str
     autocast: torch.dtype | None  # arithmetic of the forward pass; None: as the weights are
-    micro_batch: int
+    processes: int
+    micro_batch: int  # clips in one forward of one process
     gradient_checkpointing: bool
     workers: int
     decode_batch: int
@@ -40,13 +42,18 @@ def look(asked: "HardwareConfig", precision: str, batch_size: int) -> Hardware:
     on_gpu = device.type == "cuda"
     if precision == "fp16" and not on_gpu:
         raise ChoiceError("model.precision: fp16 trains on a GPU only; on a CPU take fp32, bf16 or int8")
-    micro_batch = asked.micro_batch or batch_size
-    if batch_size % micro_batch:
-        raise ChoiceError(f"hardware.micro_batch: must divide training.batch_size {batch_size}, got {micro_batch}")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun and accelerate launch say so
+    micro_batch = asked.micro_batch or max(1, batch_size // processes)
+    if batch_size % (processes * micro_batch):
+        raise ChoiceError(
+            f"hardware.micro_batch: training.batch_size {batch_size} must be a multiple of {processes} processes x "
+            f"{micro_batch} clips"
+        )
     return Hardware(
         device=device,
         name=torch.cuda.get_device_name() if on_gpu else f"{_processor()} ({torch.get_num_threads()} threads)",
         autocast=_autocast(precision, on_gpu) if asked.autocast == "auto" else _DTYPES[asked.autocast],
+        processes=processes,
         micro_batch=micro_batch,
         gradient_checkpointing=asked.gradient_checkpointing,
         workers=(4 if on_gpu else 0) if asked.workers is None else asked.workers,

@@ -1,5 +1,6 @@
 """One way of showing long work: what is being done, how far it is, and an estimate of what is left."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,8 +23,8 @@ def hush_libraries() -> None:
 
 
 @contextmanager
-def progress(description: str, total: float | None) -> Iterator["Bar"]:
-    """A bar with elapsed and remaining time; where standard error is no terminal, only its last state is printed.
+def progress(description: str, total: float) -> Iterator["Bar"]:
+    """A bar with elapsed and remaining time; where standard error is no terminal, a line of the same every half minute.
 
     `with progress("decoding test", total=len(clips)) as bar: ... bar.advance(8)`
     """
@@ -36,23 +37,42 @@ def progress(description: str, total: float | None) -> Iterator["Bar"]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as shown:
-        yield Bar(shown, description, total)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+        bar = Bar(shown, description, total)
+        yield bar
+        bar.tell(every=0)
 
 
 class Bar:
     """The one task of a `progress` block."""
 
-    def __init__(self, shown: Progress, description: str, total: float | None) -> None:
+    def __init__(self, shown: Progress, description: str, total: float) -> None:
         self._shown = shown
         self._task = shown.add_task(description, total=total, note="")
+        self._told = time.monotonic()
 
     def advance(self, count: float = 1) -> None:
         self._shown.advance(self._task, count)
+        self.tell()
 
     def move_to(self, done: float) -> None:
         self._shown.update(self._task, completed=done)
+        self.tell()
 
     def note(self, text: str) -> None:
         """A few words behind the bar."""
         self._shown.update(self._task, note=text)
+
+    def tell(self, every: float = 30.0) -> None:
+        """The plain line, at most every so many seconds; nothing on a terminal, where the bar moves."""
+        if console.is_terminal or time.monotonic() < self._told + every:
+            return
+        self._told = time.monotonic()
+        task = self._shown.tasks[self._task]
+        left = "" if task.finished or task.time_remaining is None else f", {_minutes(task.time_remaining)} left"
+        after = f", {task.fields['note']}" if task.fields["note"] else ""
+        say(f"{task.description}: {task.completed:.0f}/{task.total:.0f}, {_minutes(task.elapsed or 0)}{left}{after}")
+
+
+def _minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02} min"

@@ -31,7 +31,7 @@ from asr_lora.launch import launch
 from asr_lora.manifest import Clip
 from asr_lora.model import adapter, whisper
 from asr_lora.prepare import language, prepare
-from asr_lora.progress import progress, say
+from asr_lora.progress import Bar, progress, say
 from asr_lora.trainer import Journal, WhisperTrainer
 
 # Seconds to decode a clip over seconds to train on it, both at 30 s (0.6 measured on a CPU): plans dev decodings.
@@ -56,59 +56,26 @@ def train(config: Config) -> None:
 def _train(config: Config, hardware: Hardware) -> None:
     started = time.perf_counter()
     free_memory()
-    rows, dev = (read_jsonl(run.manifest(config.run, split)) for split in ("train", "dev"))
-
-    # 1. The model, and the adapter on it.
-    processor = load_processor(config.model.checkpoint)
-    prompted(processor.tokenizer, language(config), config.model.task)
-    base = whisper.load(
-        config.model.checkpoint, config.model.precision, hardware.device, hardware.autocast or torch.float32
-    )
-    whisper.set_context(base, whisper.MAX_POSITIONS)
-    model = adapter.attach(base, config.lora, config.seed)
-    trainable = adapter.trainable_parameters(model)
-    every = sum(parameter.numel() for parameter in model.parameters())
-    say(
-        f"{config.run_name}: {config.max_steps} steps of {config.training.batch_size} clips on {hardware.name}, "
-        f"{config.model.precision} base, {trainable:,} of {every:,} parameters train ({trainable / every:.1%})"
-    )
-
-    # 2. The trainer.
-    folder = config.run / "train"
+    rows = read_jsonl(run.manifest(config.run, "train"))
     with progress("training", total=config.max_steps) as bar:
-        journal = Journal(
-            folder / "log.jsonl",
-            bar,
-            eval_steps=_eval_steps(config, len(dev)),
-            dev_share=config.training.dev_share,
-            patience=config.training.patience,
+        trainer = build(config, hardware, rows, bar)
+        trainable = adapter.trainable_parameters(trainer.model)
+        share = trainable / sum(parameter.numel() for parameter in trainer.model.parameters())
+        say(
+            f"{config.run_name}: {config.max_steps} steps of {config.training.batch_size} clips on {hardware.name}, "
+            f"{config.model.precision} base, {trainable:,} parameters train ({share:.1%})"
         )
-        trainer = WhisperTrainer(
-            model=model,
-            args=_arguments(config, hardware),
-            train_dataset=clips(rows, processor.tokenizer),
-            data_collator=Collator(processor),
-            batch_size=config.training.batch_size,
-            journal=journal,
-            dev_wer=lambda tuned: _dev_wer(tuned, processor, dev, config, hardware),
-            save_adapter=lambda tuned, where: adapter.save(tuned, where, config.model.checkpoint),
-            best=folder / "best",
-            callbacks=[TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))],
-        )
-
-        # 3. Training, from the last whole checkpoint if there is one.
-        checkpoint = _last_checkpoint(folder / "checkpoints")
+        checkpoint = _last_checkpoint(config.run / "train" / "checkpoints")
         if checkpoint:
             say(f"resuming from {checkpoint}")
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
-    # 4. What it made.
     with whole_folder(run.adapter(config.run)) as partial:
-        shutil.copytree(folder / "best", partial, dirs_exist_ok=True)
-    steps = trainer.state.global_step
+        shutil.copytree(trainer.best, partial, dirs_exist_ok=True)
+    journal, steps = trainer.journal, trainer.state.global_step
     facts = {
         "trainable_parameters": trainable,
-        "trainable_share": trainable / every,
+        "trainable_share": share,
         "adapter_bytes": (run.adapter(config.run) / "adapter_model.safetensors").stat().st_size,
         "best_step": journal.best["step"],
         "dev": journal.dev,
@@ -135,14 +102,43 @@ def _train(config: Config, hardware: Hardware) -> None:
     )
 
 
+def build(config: Config, hardware: Hardware, rows: Sequence[Clip], bar: Bar) -> WhisperTrainer:
+    """The trainer of a prepared run, with the model and a fresh adapter in it."""
+    processor = load_processor(config.model.checkpoint)
+    prompted(processor.tokenizer, language(config), config.model.task)
+    base = whisper.load(
+        config.model.checkpoint, config.model.precision, hardware.device, hardware.autocast or torch.float32
+    )
+    whisper.set_context(base, whisper.MAX_POSITIONS)
+    folder, dev = config.run / "train", read_jsonl(run.manifest(config.run, "dev"))
+    journal = Journal(
+        folder / "log.jsonl",
+        bar,
+        eval_steps=_eval_steps(config, len(dev)),
+        dev_share=config.training.dev_share,
+        patience=config.training.patience,
+    )
+    return WhisperTrainer(
+        model=adapter.attach(base, config.lora, config.seed),
+        args=_arguments(config, hardware),
+        train_dataset=clips(rows, processor.tokenizer),
+        data_collator=Collator(processor),
+        batch_size=config.training.batch_size,
+        journal=journal,
+        dev_wer=lambda tuned: _dev_wer(tuned, processor, dev, config, hardware),
+        save_adapter=lambda tuned, where: adapter.save(tuned, where, config.model.checkpoint),
+        best=folder / "best",
+        callbacks=[TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))],
+    )
+
+
 def _arguments(config: Config, hardware: Hardware) -> Seq2SeqTrainingArguments:
     training = config.training
-    world = int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else 1
     return Seq2SeqTrainingArguments(
         output_dir=str(config.run / "train" / "checkpoints"),
         max_steps=config.max_steps,
-        per_device_train_batch_size=hardware.micro_batch // world,
-        gradient_accumulation_steps=training.batch_size // hardware.micro_batch,
+        per_device_train_batch_size=hardware.micro_batch,
+        gradient_accumulation_steps=training.batch_size // hardware.micro_batch // hardware.processes,
         learning_rate=training.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=round(training.warmup * config.max_steps),

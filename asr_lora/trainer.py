@@ -107,7 +107,7 @@ class WhisperTrainer(Seq2SeqTrainer):
         """Word error rate of dev by decoding it, not by teacher-forced loss."""
         with self.journal.dev_clock():
             wer = self.dev_wer(self.model)
-            if self.journal.is_best(wer):
+            if self.journal.is_best(wer) and self.args.should_save:
                 self.save_adapter(self.model, self.best)
         self.journal.dev.append({"step": self.state.global_step, "wer": wer})
         metrics = {"eval_wer": wer}
@@ -200,7 +200,8 @@ class Journal(TrainerCallback, ExportableState):
         logs = logs or {}
         if "loss" in logs:
             self.bar.note(f"loss {logs['loss']:.3f}" + (f", dev WER {self.best['wer']:.1%}" if self.dev else ""))
-        if "train_runtime" not in logs:  # the Trainer's closing summary; train/metrics.json says it better
+        closing = "train_runtime" in logs  # the Trainer's own summary; train/metrics.json says it better
+        if state.is_world_process_zero and not closing:
             with self.log.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps({"step": state.global_step, **logs}) + "\n")
         if "eval_wer" in logs and self._out_of_patience():

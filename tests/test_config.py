@@ -1,6 +1,5 @@
 """The settings: every file in conf/ composes, values and types keep apart, and no two experiments share a folder."""
 
-import dataclasses
 import random
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
@@ -153,7 +152,7 @@ def test_no_two_experiments_share_a_name(usual: Config) -> None:
     singles = [{key: value} for key, values in ALTERNATIVES.items() for value in values]
     several = [
         {key: chance.choice(ALTERNATIVES[key]) for key in chance.sample(sorted(ALTERNATIVES), chance.randint(2, 12))}
-        for _ in range(3000)
+        for _ in range(1000)
     ]
     made_with: dict[str, dict[str, Any]] = {}
     for changes in [{}, *singles, *several]:
@@ -161,10 +160,8 @@ def test_no_two_experiments_share_a_name(usual: Config) -> None:
         name, settings = run_name(config, usual), science(plain(config))
         assert made_with.setdefault(name, settings) == settings, f"{name} is two experiments"
         assert len(name) <= RUN_NAME_LIMIT and "/" not in name
-    assert len(made_with) > 2500
+    assert len(made_with) > 900
 
 
-def test_the_property_above_varies_every_kind_of_setting(usual: Config) -> None:
-    groups = {key.partition(".")[0] for key in science(plain(usual))}
-    assert {key.partition(".")[0] for key in ALTERNATIVES} == groups
-    assert all(dataclasses.is_dataclass(getattr(usual, group)) for group in groups - {"seed"})
+def test_the_property_above_varies_every_group_that_a_result_depends_on(usual: Config) -> None:
+    assert {key.partition(".")[0] for key in ALTERNATIVES} == {key.partition(".")[0] for key in science(plain(usual))}

@@ -1,4 +1,4 @@
-"""What prepare promises: the same hour by seed, no leak, every omission named, and a manifest that is whole or absent."""
+"""What prepare promises: the same hour by seed, no leak, every omission named, a manifest that is whole or absent."""
 
 import io
 import json
@@ -53,7 +53,7 @@ def names(run: Path, split: str = "train") -> list[str]:
 
 @pytest.fixture(scope="module")
 def varied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 training clips of 20 speakers, 0.1 to 0.4 s long, 15.5 s in all."""
+    """60 training clips of 20 speakers, 0.1 to 0.4 s long, 14.9 s in all."""
     rows = utterances("train", 60, 20)
     train = [row | {"seconds": 0.1 + 0.3 * (at * 7 % 60) / 60} for at, row in enumerate(rows)]
     return corpus(tmp_path_factory.mktemp("varied") / RELEASE, train)
@@ -119,7 +119,7 @@ def test_more_hours_than_there_are_are_refused_before_a_clip_is_fetched(
 ) -> None:
     source = pack(varied, tmp_path / "x.tar.gz")
     message = refusal(words, f"data.source={source}", "data.hours=1")
-    assert "data.hours: 1 is more than there is, 0.3 min (0.00 h) of training clips" in message
+    assert "data.hours: 1 is more than there is, 0.2 min (0.00 h) of training clips" in message
     assert "data.hours=null for all" in message
     assert not list(private_cache.rglob("*.mp3"))
 
@@ -132,7 +132,7 @@ def test_without_durations_too_many_hours_are_refused_when_all_was_heard(words: 
 def test_clips_that_the_table_of_durations_does_not_know_still_count(words: list[str], tmp_path: Path) -> None:
     source = corpus(tmp_path / "partly", utterances("train", 12, 6))
     write_lines(source / "nl" / "clip_durations.tsv", ["clip\tduration[ms]", "common_voice_train_00000.mp3\t400"])
-    run = prepared(words, f"data.source={source}", "data.hours=0.001")
+    run = prepared(words, f"data.source={source}", "data.hours=0.0009")
     assert len(names(run)) == 9
 
 
@@ -226,7 +226,7 @@ def test_a_broken_corpus_is_refused_before_all_of_it_is_unpacked(
     words: list[str], tmp_path: Path, private_cache: Path
 ) -> None:
     train = [row | {"seconds": 10.0, "clip": b"This is no speech.\n" * 99} for row in utterances("train", 200, 20)]
-    source = pack(corpus(tmp_path / RELEASE, train), tmp_path / "x.tar.gz")
+    source = pack(corpus(tmp_path / "broken", train), tmp_path / "x.tar.gz")
     refusal(words, f"data.source={source}", "data.hours=0.01")
     assert 0 < len(list(private_cache.rglob("*train*.mp3"))) < 20
 
@@ -433,11 +433,23 @@ def test_clips_come_back_from_an_archive_that_was_downloaded_anew_and_from_no_ot
 
 
 @pytest.mark.skipif(not REAL, reason="ASR_LORA_REAL_CORPUS=/path/to/cv-corpus-real-es.tar.gz runs it on real speech")
-def test_a_real_archive_loses_its_leaking_sentences_and_nothing_else(words: list[str], passes: list[Path]) -> None:
-    asked = [*words, f"data.source={json.dumps(REAL)}", "data.language=es"]
-    run = prepared(asked, "data.dev_clips=999", "eval.limit=null")
+def test_a_real_archive_loses_its_leaking_sentences(
+    words: list[str], tiny_checkpoint: Path, tmp_path: Path, passes: list[Path]
+) -> None:
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "whisper-of-448-tokens")
+    settings = read_json(checkpoint / "config.json") | {"max_target_positions": 448}
+    (checkpoint / "config.json").write_text(json.dumps(settings))
+    asked = [
+        *words,
+        f'data.source="{REAL}"',
+        "data.language=es",
+        "data.dev_clips=999",
+        f"model.checkpoint={checkpoint}",
+    ]
+    run = prepared(asked, "eval.limit=null")
     summary = read_json(run / "data" / "summary.json")
-    assert summary["leaks_dropped_from_train"] == {"speaker": 0, "sentence": 9, "clip": 0}
+    # Clips of nine sentences, some said twice; two of the nine differ from dev's or test's in punctuation alone.
+    assert summary["leaks_dropped_from_train"] == {"speaker": 0, "sentence": 11, "clip": 0}
     assert len(passes) == 2
     held_out = {marks(line["text"]) for split in ("dev", "test") for line in clips(load(asked), split, None)}
     assert not held_out & {marks(line["text"]) for line in clips(load(asked), "train", None)}

@@ -1,0 +1,204 @@
+"""The command line: a person's mistake is one line that names the way out, and what was complete is kept."""
+
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from asr_lora import run
+from asr_lora.errors import ChoiceError
+from asr_lora.files import read_json, read_jsonl
+from asr_lora.launch import load, quoted
+from asr_lora.train import train
+
+
+def start(stage: str, *words: str) -> subprocess.Popen[str]:
+    # Ctrl-C must reach it also where these tests run in the background of a shell, whose children ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    command = [sys.executable, "-m", f"asr_lora.{stage}", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("data.hour=1", "data.hour: no such setting; did you mean data.hours?"),
+        ("+data.hour=1", "data.hour: no such setting; did you mean data.hours?"),
+        ("modl=whisper_tiny", "modl: no such setting; did you mean model?"),
+        ("qqqqqq=1", "qqqqqq: no such setting; --cfg job prints all"),
+        ("lora=ia3", "lora: ia3 is none of qv"),
+        ("experiment=best", "experiment: best is none of demo, full_data, low_data"),
+        ("data.hours=two", "data.hours: Value 'two' of type 'str' could not be converted to Float"),
+        ("lora.r=4.5", "lora.r: Value '4.5' of type 'float' could not be converted to Integer"),
+        ("lora.r=4,8", "-m"),
+        ("lora.target_modules=q_proj", "lora.target_modules: must be a list, for instance 'lora.target_modules=[a,b]'"),
+        ("~data.hours", "data.hours: has no value"),
+        ("data.language=???", "data.language: has no value"),
+        ("hours", "hours: must be setting=value, for instance data.hours=1"),
+        ("data.hours=0", "data.hours: must be more than 0, or null for all there is, got 0.0"),
+        ("data.hours=-1", "data.hours: must be more than 0"),
+        ("data.hours=nan", "data.hours: must be more than 0"),
+        ("data.hours=inf", "data.hours: must be more than 0"),
+        ("data.source=", "data.source: must be a path"),
+        ("data.language=../nl", "data.language: must be a locale such as nl or sv-SE, got '../nl'"),
+        ("data.dev_clips=0", "data.dev_clips: must be at least 1, got 0"),
+        ("model.name=a/b", "model.name: must be letters, digits"),
+        ("model.precision=int4", "model.precision: int4 is none of int8, nf4, fp16, bf16, fp32"),
+        ("model.task=sing", "model.task: sing is none of transcribe, translate"),
+        ("lora.r=0", "lora.r: must be at least 1, got 0"),
+        ("lora.scaling=nan", "lora.scaling: must be more than 0"),
+        ("lora.dropout=1", "lora.dropout: must be in [0, 1)"),
+        ("lora.target_modules=[]", "lora.target_modules: must be at least one module name"),
+        ("training.max_steps=0", "training.max_steps: must be at least 1"),
+        ("training.learning_rate=inf", "training.learning_rate: must be more than 0"),
+        ("training.weight_decay=-1", "training.weight_decay: must be at least 0"),
+        ("training.max_grad_norm=0", "training.max_grad_norm: must be more than 0"),
+        ("training.warmup=1", "training.warmup: must be a share in [0, 1)"),
+        ("training.dev_share=0", "training.dev_share: must be a share in (0, 1]"),
+        ("training.dev_normalizer=no", "training.dev_normalizer: no is none of raw, basic, marks"),
+        ("training.context=half", "training.context: half is none of full"),
+        ("decoding.num_beams=0", "decoding.num_beams: must be at least 1"),
+        ("hardware.device=tpu", "hardware.device: tpu is none of auto, cpu, cuda"),
+        ("hardware.workers=-1", "hardware.workers: must be at least 0"),
+        ("eval.split=train", "eval.split: train is none of test, dev"),
+        ("eval.limit=0", "eval.limit: must be at least 1, or null for all"),
+        ("eval.normalizer=no", "eval.normalizer: no is none of raw, basic, marks"),
+        ("seed=-1", "seed: must be at least 0"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_line_before_anything_loads(word: str, says: str) -> None:
+    with pytest.raises(ChoiceError) as refusal:
+        load([word])
+    assert says in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_at_the_command_line_a_mistake_is_one_line_and_no_traceback(tmp_path: Path) -> None:
+    cannot_be_a_folder = tmp_path / "file"
+    cannot_be_a_folder.touch()
+    mistakes = {
+        "data.hour=1": (2, "data.hour: no such setting; did you mean data.hours?"),  # Hydra refuses
+        "data.hours=two": (2, "data.hours: Value 'two' of type 'str'"),  # OmegaConf does
+        "data.hours=0": (2, "data.hours: must be more than 0"),  # we do
+    }
+    started = {word: start("prepare", word) for word in mistakes}
+    for word, process in started.items():
+        stdout, stderr = process.communicate()
+        status, says = mistakes[word]
+        assert process.returncode == status
+        assert stderr.startswith(f"error: {says}") and stderr.count("\n") == 1
+        assert stdout == ""
+
+
+def test_an_unwritable_run_folder_is_one_line(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file where the runs would go")
+    process = start("prepare", *words)
+    _, stderr = process.communicate()
+    assert process.returncode == 1
+    last = stderr.splitlines()[-1]
+    assert last.startswith("error: ") and str(tmp_path / "runs") in last and "runs_dir" in last
+    assert "Traceback" not in stderr
+
+
+def test_help_says_how_in_one_screen() -> None:
+    # Any stage's help is the same; this one costs no start of torch.
+    code = "from asr_lora.launch import launch; launch(print)"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    for word in ("setting=value", "model: whisper_base", "data.source=", "--cfg job", "-m lora.r="):
+        assert word in done.stdout
+    assert len(done.stdout.splitlines()) <= 25
+
+
+# ---- real paths ----
+
+AWKWARD = [
+    "two  spaces", "a,b", "a=b", "it's", 'say "hi"', "[x]", "{x: 1}", "a~b", "~a", "a&b", "(p)", "$x", "${x}", "\\${x}",
+    "a#h", "back\\slash", 'back\\"quote', "end\\", "Zoë", "日本語", " around ", "null", "007", "???x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_a_quoted_value_is_taken_literally(name: str) -> None:
+    assert load([f"data.source={quoted(name)}"]).data.source == name
+    assert load([f"data.source={quoted(f'/data/{name}')}"]).data.source == f"/data/{name}"
+
+
+@pytest.mark.parametrize(
+    "name", ["a,b", "a=b", "it's", 'say "hi"', "[x]", "{x: 1}", "a~b", "a&b", "(p)", "${x}", "#h", "Zoë", "a  [b]  c"]
+)
+def test_a_value_that_means_something_else_unquoted_is_answered_with_what_to_paste(name: str) -> None:
+    with pytest.raises(ChoiceError) as refusal:
+        load([f"data.source=/data/{name}"])
+    pasted = str(refusal.value).partition("to be taken as it is: ")[2].partition("; to try several")[0]
+    assert load(shlex.split(pasted)).data.source == f"/data/{name}"
+
+
+# ---- the run folder ----
+
+
+def test_a_run_folder_of_other_settings_is_refused_with_both_ways_out(tmp_path: Path) -> None:
+    folder = f"run_dir={tmp_path}"
+    run.claim(load([folder]))
+    recorded = (tmp_path / "train" / "config.yaml").read_text(encoding="utf-8")
+    with pytest.raises(ChoiceError, match=r"training.learning_rate=0.001, not 0.0003; .*run_name=.*remove that folder"):
+        run.claim(load([folder, "training.learning_rate=3e-4"]))
+    run.claim(load([folder, "hardware=cpu", "eval.limit=3", "training.save_steps=7"]))
+    assert (tmp_path / "train" / "config.yaml").read_text(encoding="utf-8") == recorded
+
+
+def test_a_scored_run_keeps_its_settings_but_for_what_is_named_anew(tmp_path: Path) -> None:
+    run.claim(load([f"run_dir={tmp_path}", "eval.limit=50", "decoding=beam", "lora.r=4", "hardware=t4"]))
+
+    def scored(*words: str) -> tuple[int | None, str, int, int | None]:
+        config = run.as_recorded(tmp_path, load(words), words)
+        assert (config.lora.r, config.run, config.hardware) == (4, tmp_path, load(words).hardware)
+        return config.eval.limit, config.eval.split, config.decoding.num_beams, config.decoding.max_new_tokens
+
+    assert scored() == (50, "test", 5, None)
+    assert scored("hardware=cpu") == (50, "test", 5, None)
+    assert scored("eval.split=dev") == (50, "dev", 5, None)
+    assert scored("eval.limit=null", "decoding.max_new_tokens=9") == (None, "test", 5, 9)
+    assert scored("decoding=greedy", "eval.limit=1000") == (1000, "test", 1, None)
+
+
+def test_a_folder_without_a_run_names_those_beside_it(tmp_path: Path) -> None:
+    run.claim(load([f"runs_dir={tmp_path}", "run_name=there"]))
+    with pytest.raises(ChoiceError, match=r"no run in .*/absent .*beside it are there; make one with make train"):
+        run.as_recorded(tmp_path / "absent", load(), [])
+
+
+def test_the_last_run_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ChoiceError, match="no run yet"):
+        run.last(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    run.note_last(Path("runs/mine"), Path("runs"))
+    assert run.last(tmp_path / "runs") == tmp_path / "runs" / "mine"
+
+
+def test_ctrl_c_says_what_is_safe_and_the_same_command_goes_on(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = [*words, "training.max_steps=60", "training.batch_size=2", "training.save_steps=2", "eval.after=false"]
+    folder = load(many).run / "train"
+    process = start("train", *many)
+    while not list(folder.glob("checkpoints/*/trainer_state.json")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate()
+    assert process.returncode == 130, stderr
+    assert "is kept: the same command goes on from there" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+    assert not (folder / "metrics.json").exists()
+
+    train(load(many))
+    assert "resuming from" in capsys.readouterr().err
+    assert read_json(folder / "metrics.json")["steps"] == 60
+    steps = [line["step"] for line in read_jsonl(folder / "log.jsonl") if "loss" in line]
+    assert steps == list(range(1, 61))

@@ -1,0 +1,90 @@
+"""The Makefile: what it turns people's words into, seen by `make -n` and once for real."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from releases import write_release
+
+from asr_lora.config import Config
+from asr_lora.files import read_json
+from asr_lora.launch import load
+
+ROOT = Path(__file__).parent.parent
+AWKWARD = [
+    "two  spaces", "a,b", "a=b", "it's", 'say "hi"', "[x]", "{x}", "a~b", "a&b", "(p)", "$x", "${x}", "\\${x}", "#h", "a;b",
+    "back\\slash", 'back\\"quote', "end\\", "Zoë", "$(x", " around ",
+]  # fmt: skip
+
+
+def make(*words: str, **environment: str) -> str:
+    """What it prints; as if everything were installed, for tests install nothing."""
+    installed = ("-o", ".venv/.installed", f"PYTHON={sys.executable}")
+    command = ["make", "--silent", "--no-print-directory", *installed, *words]
+    clean = {name: value for name, value in os.environ.items() if name not in ("LANG", "MAKEFLAGS", "MAKELEVEL")}
+    done = subprocess.run(command, cwd=ROOT, env=clean | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def composed(*words: str, **environment: str) -> Config:
+    """The settings that the command which make would run gives its stage."""
+    python, dash_m, module, *overrides = shlex.split(make("-n", *words, **environment))
+    assert (python, dash_m, module) == (sys.executable, "-m", f"asr_lora.{words[0]}")
+    return load(overrides)
+
+
+def test_make_alone_prints_what_there_is_to_make() -> None:
+    printed = make()
+    for target in ("demo", "prepare", "train", "eval", "sweep", "check", "test", "test-all"):
+        assert f"\n  {target} " in printed
+
+
+def test_the_locale_of_the_shell_is_no_language_of_speech() -> None:
+    assert composed("train", LANG="sv_SE.UTF-8").data.language == "nl"
+
+
+@pytest.mark.parametrize("language", ["sv-SE", "no", "zh-CN"])
+def test_a_language_given_to_make_is_one(language: str) -> None:
+    assert composed("train", f"LANG={language}", LANG="en_US.UTF-8").data.language == language
+
+
+def test_the_language_of_speech_is_no_locale_of_the_stage() -> None:
+    environment = make("--eval=show: ; @env", "show", "LANG=sv-SE", LANG="en_US.UTF-8").splitlines()
+    assert "LC_ALL=C.UTF-8" in environment
+    assert not [line for line in environment if line.startswith("LANG=")]
+
+
+def test_hours_are_a_number_or_all() -> None:
+    assert composed("train", "HOURS=0.5").data.hours == 0.5
+    assert composed("train", "HOURS=all").data.hours is None
+
+
+def test_args_reach_the_stage_as_they_are() -> None:
+    config = composed("train", "HOURS=1", "ARGS=lora.r=4 'data.source=\"/a, b\"' experiment=low_data")
+    assert (config.lora.r, config.data.source, config.experiment_name) == (4, "/a, b", "low_data")
+
+
+def test_a_sweep_is_one_run_a_rank() -> None:
+    assert make("-n", "sweep", "LANG=nl", "RANKS=4,8").split()[2:6] == [
+        "asr_lora.train",
+        "-m",
+        "lora.r=4,8",
+        "data.language=nl",
+    ]
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+def test_a_path_survives_the_shell_and_hydra(name: str) -> None:
+    assert composed("train", f"DATA=/data/{name}").data.source == f"/data/{name}"
+
+
+def test_a_release_in_a_folder_of_awkward_name_is_prepared(tmp_path: Path, words: list[str]) -> None:
+    folder = tmp_path / 'Zoë\'s [best] "$x" & a, b=#1 ${y} (~)\\'
+    write_release(folder / "cv-corpus-25.0-2026-06-05")
+    make("prepare", "LANG=nl", f"DATA={folder / 'cv-corpus-25.0-2026-06-05'}", f"ARGS={shlex.join(words[1:])}")
+    (summary,) = (tmp_path / "runs").glob("*/data/summary.json")
+    assert read_json(summary)["splits"]["train"]["clips"] == 12

@@ -1,0 +1,152 @@
+"""The trainer: a loss that does not depend on how a batch is cut, and runs that go on as if never interrupted."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from releases import utterances, write_release
+from safetensors.torch import load_file
+
+from asr_lora import run, train
+from asr_lora.files import read_jsonl
+from asr_lora.hardware import look
+from asr_lora.launch import load
+from asr_lora.prepare import prepare
+from asr_lora.progress import progress
+from asr_lora.trainer import WhisperTrainer
+
+STEPS = 3
+
+
+@pytest.fixture
+def uneven(words: list[str], tmp_path: Path) -> list[str]:
+    """A run of eight clips a step whose labels differ much in length, without dropout."""
+    rows = utterances("train", 24, 12)
+    for index, row in enumerate(rows):
+        row["sentence"] = f"zin {index} " + "ja " * (index % 7)
+    folder = tmp_path / "uneven"
+    write_release(folder, splits={"train": rows, "dev": utterances("dev", 2, 2), "test": utterances("test", 2, 2)})
+    return [
+        *words, f"data.source={folder}", "training.batch_size=8", f"training.max_steps={STEPS}", "lora.dropout=0",
+        "training.learning_rate=1e-2", "training.eval_steps=100", "eval.after=false",
+    ]  # fmt: skip
+
+
+def trained(words: list[str]) -> Path:
+    config = load(words)
+    train.train(config)
+    return config.run
+
+
+def outcome(folder: Path) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
+    """Losses and gradient norms by step, and the adapter."""
+    steps = [line for line in read_jsonl(folder / "train" / "log.jsonl") if "loss" in line]
+    adapter = load_file(folder / "train" / "best" / "adapter_model.safetensors")
+    return [line["loss"] for line in steps], [line["grad_norm"] for line in steps], adapter
+
+
+def assert_same(one: Any, other: Any) -> None:
+    assert one[0] == pytest.approx(other[0], rel=1e-5)
+    assert one[1] == pytest.approx(other[1], rel=1e-4)
+    for name, weight in one[2].items():
+        torch.testing.assert_close(weight, other[2][name], atol=1e-4, rtol=1e-3)
+
+
+def test_loss_gradient_and_adapter_do_not_depend_on_how_a_batch_is_cut(uneven: list[str]) -> None:
+    whole = outcome(trained([*uneven, "run_name=8x1"]))
+    assert len(whole[0]) == STEPS
+    assert_same(outcome(trained([*uneven, "run_name=4x2", "hardware.micro_batch=4"])), whole)
+    assert_same(outcome(trained([*uneven, "run_name=2x4", "hardware.micro_batch=2"])), whole)
+
+
+def test_two_processes_learn_what_one_does(uneven: list[str]) -> None:
+    whole = outcome(trained([*uneven, "run_name=one"]))
+    two = load([*uneven, "run_name=two"])
+    prepare(two)
+    ranks = Path(__file__).parent / "ranks.py"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ranks)]
+    ended = subprocess.run(
+        [*launcher, *uneven, "run_name=two"], check=False, capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert_same(outcome(two.run), whole)
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_end(uneven: list[str]) -> None:
+    steady = outcome(trained([*uneven, "run_name=steady", "lora.dropout=0.1"]))
+    again = [*uneven, "run_name=killed", "lora.dropout=0.1", "training.save_steps=1"]
+    config = load(again)
+    prepare(config)
+    hardware = look(config.hardware, config.model.precision, config.training.batch_size)
+    with progress("training", total=STEPS) as bar:
+        trainer = train.build(config, hardware, read_jsonl(run.manifest(config.run, "train")), bar)
+        dies_after(trainer, step=2)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    resumed = outcome(trained(again))
+    assert resumed[0] == steady[0]  # to the last bit, dropout included
+    assert all(torch.equal(weight, steady[2][name]) for name, weight in resumed[2].items())
+    facts = json.loads((config.run / "train" / "metrics.json").read_text())
+    assert facts["steps"] == STEPS
+    assert len(read_jsonl(config.run / "train" / "log.jsonl")) == STEPS + 1  # and one dev decoding
+
+
+def dies_after(trainer: WhisperTrainer, step: int) -> None:
+    usual = trainer.training_step
+
+    def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if trainer.state.global_step == step:
+            raise KeyboardInterrupt
+        return usual(*args, **kwargs)
+
+    trainer.training_step = training_step
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path: Path) -> None:
+    for step, whole in ((1, True), (2, False)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "adapter_model.safetensors").touch()
+        if whole:
+            (folder / "trainer_state.json").touch()
+    found = train._last_checkpoint(tmp_path)
+    assert found is not None and found.name == "checkpoint-1"
+
+
+def test_patience_ends_a_run_that_no_longer_improves(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    wers = iter([0.5, 0.4, 0.45, 0.4, 0.3, 0.2])
+    monkeypatch.setattr(train, "_dev_wer", lambda *args: next(wers))
+    config = load([*words, "training.max_steps=6", "training.eval_steps=1", "training.dev_share=1",
+                   "training.patience=2", "eval.after=false"])  # fmt: skip
+    train.train(config)
+    facts = json.loads((config.run / "train" / "metrics.json").read_text())
+    assert [entry["wer"] for entry in facts["dev"]] == [0.5, 0.4, 0.45, 0.4]
+    assert (facts["best_step"], facts["steps"]) == (2, 4)
+
+
+def test_dev_decoding_keeps_to_its_share_and_what_it_skips_is_counted(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*args: Any) -> float:
+        time.sleep(1.0)
+        return 0.5
+
+    monkeypatch.setattr(train, "_dev_wer", slow)
+    config = load([*words, "training.max_steps=6", "training.eval_steps=1", "training.dev_share=0.01",
+                   "eval.after=false"])  # fmt: skip
+    train.train(config)
+    facts = json.loads((config.run / "train" / "metrics.json").read_text())
+    assert [entry["step"] for entry in facts["dev"]] == [1, 6]  # the first, and always the last
+    assert facts["dev_decodings_skipped"] == 4
+
+
+@pytest.mark.parametrize(
+    ("steps", "clips", "every"), [(2000, 200, 154), (130, 42, 33), (24, 8, 12), (10, 1000, 10), (5000, 50, 250)]
+)
+def test_dev_decodings_are_spread_so_that_they_take_a_tenth_of_the_time(steps: int, clips: int, every: int) -> None:
+    assert train._eval_steps(load([f"training.max_steps={steps}"]), clips) == every
