@@ -85,6 +85,7 @@ def _evaluate(config: Config, folder: Path) -> dict[str, Any]:
         ),
     )
     return {
+        "available": read_json(run.summary(config.run))["splits"][config.eval.split]["available"],
         **metrics.score(references, tuned, speakers, *rule),
         **tuned_times,
         "baseline": {**metrics.score(references, untouched, speakers, *rule), **untouched_times},
@@ -140,7 +141,7 @@ def _asked(config: Config) -> dict[str, Any]:
 
 def show(config: Config, facts: dict[str, Any]) -> None:
     """The before/after table, on standard output."""
-    clips_of = f"{facts['clips']} {config.eval.split} clips"
+    clips_of = f"{facts['clips']} of {facts['available']} {config.eval.split} clips"
     table = Table(title=f"{config.run_name}: {clips_of}, normalised by '{facts['normalizer']}'")
     for heading in ("", "WER", "95 % interval", "CER", "seconds"):
         table.add_column(heading, justify="left" if not heading else "right")

@@ -1,5 +1,6 @@
 """Waveforms become log-mel input_features, sentences become labels, and both become a batch; nothing goes to disk."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ def log_mel(
 
 
 def prompted(tokenizer: WhisperTokenizer, language: str, task: str) -> WhisperTokenizer:
-    """The tokenizer, set to open every label sequence with this language and task, without timestamps."""
+    """A copy that opens every label sequence with this language and task, without timestamps."""
+    tokenizer = copy.deepcopy(tokenizer)
     tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)
     return tokenizer
 

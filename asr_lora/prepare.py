@@ -7,6 +7,7 @@ and leaves data/{train,dev,test}.jsonl and data/summary.json in the run folder. 
 import hashlib
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,7 @@ def _label_rule(config: Config) -> Callable[[str], str | None]:
 def _fill(draws: Sequence[Draw], corpus: Corpus, refuse: Callable[[str], str | None]) -> None:
     """Fetches what the draws want, listens to it, and goes on until each is full or nothing waits.
 
-    Raises WorldError as soon as more than MOST_BAD of a draw's clips proved unusable.
+    Raises WorldError as soon as more than MOST_BAD of all clips looked at proved unusable.
     """
 
     def duration(name: str) -> float:
@@ -186,16 +187,20 @@ def _fill(draws: Sequence[Draw], corpus: Corpus, refuse: Callable[[str], str | N
             if names:
                 with progress(f"listening to {draw.split}", total=len(names)) as bar:
                     draw.look_at(names, files, corpus.durations, refuse, bar.advance)
-                _usable(draw, corpus)
+        _usable(draws, corpus)
 
 
-def _usable(draw: Draw, corpus: Corpus) -> None:
-    bad = sum(map(len, draw.left_out.values()))
-    looked = len(draw.chosen) + bad
+def _usable(draws: Sequence[Draw], corpus: Corpus) -> None:
+    left_out: dict[str, list[str]] = defaultdict(list)
+    for draw in draws:
+        for reason, names in draw.left_out.items():
+            left_out[reason] += names
+    bad = sum(map(len, left_out.values()))
+    looked = bad + sum(len(draw.chosen) for draw in draws)
     if bad > MOST_BAD * looked:
-        reasons = ", ".join(f"{reason}: {len(names)} ({names[0]}, ...)" for reason, names in draw.left_out.items())
+        reasons = ", ".join(f"{reason}: {len(names)} ({names[0]}, ...)" for reason, names in left_out.items())
         raise WorldError(
-            f"data.source: {bad} of {looked} {draw.split} clips of {corpus.source} are unusable ({reasons}); "
+            f"data.source: {bad} of {looked} clips of {corpus.source} are unusable ({reasons}); "
             f"more than {MOST_BAD:.0%} means a damaged download or another language: fetch it again or mend it"
         )
 

@@ -105,7 +105,7 @@ def _train(config: Config, hardware: Hardware) -> None:
 def build(config: Config, hardware: Hardware, rows: Sequence[Clip], bar: Bar) -> WhisperTrainer:
     """The trainer of a prepared run, with the model and a fresh adapter in it."""
     processor = load_processor(config.model.checkpoint)
-    prompted(processor.tokenizer, language(config), config.model.task)
+    tokenizer = prompted(processor.tokenizer, language(config), config.model.task)
     base = whisper.load(
         config.model.checkpoint, config.model.precision, hardware.device, hardware.autocast or torch.float32
     )
@@ -121,7 +121,7 @@ def build(config: Config, hardware: Hardware, rows: Sequence[Clip], bar: Bar) ->
     return WhisperTrainer(
         model=adapter.attach(base, config.lora, config.seed),
         args=_arguments(config, hardware),
-        train_dataset=clips(rows, processor.tokenizer),
+        train_dataset=clips(rows, tokenizer),
         data_collator=Collator(processor),
         batch_size=config.training.batch_size,
         journal=journal,

@@ -105,6 +105,7 @@ class WhisperTrainer(Seq2SeqTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Word error rate of dev by decoding it, not by teacher-forced loss."""
+        self.journal.bar.note("decoding dev")
         with self.journal.dev_clock():
             wer = self.dev_wer(self.model)
             if self.journal.is_best(wer) and self.args.should_save:
@@ -113,7 +114,6 @@ class WhisperTrainer(Seq2SeqTrainer):
         metrics = {"eval_wer": wer}
         self.log(metrics)
         return metrics
-
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         self.save_adapter(self.model, Path(output_dir or self.args.output_dir))

@@ -1,4 +1,4 @@
-"""What tests stand on: a private cache, a random tiny Whisper with a real tokenizer, and a tiny Common Voice release."""
+"""What tests stand on: a private cache, a random tiny Whisper with a real tokenizer, a tiny Common Voice release."""
 
 import os
 from pathlib import Path
@@ -93,5 +93,3 @@ def words(release: Path, tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
         "model.name=random", "model.precision=fp32", "lora.r=4", "training.max_steps=2", "training.batch_size=4",
         "eval.limit=4", "decoding.max_new_tokens=8", "hardware=cpu", f"runs_dir={tmp_path / 'runs'}",
     ]  # fmt: skip
-
-

@@ -21,7 +21,7 @@ SENTENCES = ["Hoi.", "Een veel langere zin dan de eerste."]
 @pytest.fixture
 def processor(tiny_checkpoint: Path) -> WhisperProcessor:
     processor = load_processor(str(tiny_checkpoint))
-    prompted(processor.tokenizer, "nl", "transcribe")
+    processor.tokenizer = prompted(processor.tokenizer, "nl", "transcribe")
     return processor
 
 

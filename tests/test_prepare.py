@@ -33,9 +33,10 @@ def prepared(words: Sequence[str], *more: str) -> Path:
 
 def refusal(words: Sequence[str], *more: str) -> str:
     """The message, which has to be a single line, after which no manifest is there."""
+    config = load([*words, *more])
     with pytest.raises(UserError) as error:
-        prepared(words, *more)
-    assert not list(Path(load([*words, *more]).run).glob("data"))
+        prepare(config)
+    assert not config.run.exists()
     assert "\n" not in str(error.value)
     return str(error.value)
 

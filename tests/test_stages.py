@@ -1,24 +1,152 @@
-"""prepare, train and eval from words to files, on a random tiny Whisper and a tiny release."""
+"""prepare, train and eval from words to files: a random tiny Whisper learns a tiny release."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import jiwer
 import pytest
+from releases import write_release
 
+from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.eval import evaluate
+from asr_lora.files import read_json, read_jsonl
 from asr_lora.launch import load
 from asr_lora.train import train
 
+TRAINED = (
+    "trainable_parameters adapter_bytes steps clips_seen audio_seconds_seen train_seconds dev_seconds total_seconds "
+    "seconds_per_step clips_per_second data_wait_fraction padding_fraction peak_memory_bytes device precision context "
+    "versions"
+).split()
+SCORED = (
+    "clips audio_seconds seconds load_seconds rtfx normalizer wer wer_ci95 ci_unit cer wer_raw words hits "
+    "substitutions deletions insertions empty_references"
+).split()
 
-@pytest.fixture
-def run(words: list[str]) -> Path:
+
+def modified(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_leaves_the_contract_and_the_same_words_again_find_it_complete(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     config = load(words)
     train(config)
-    return config.run
+    run = config.run
+    lines = read_jsonl(run / "eval" / "test" / "hypotheses.jsonl")
+    trained, scored = read_json(run / "train" / "metrics.json"), read_json(run / "eval" / "test" / "metrics.json")
+    assert set(TRAINED) <= set(trained)
+    assert set(SCORED) <= set(scored) and set(SCORED) <= set(scored["baseline"])
+    assert set(scored["delta"]) >= {"wer", "ci95", "paired"}
+    assert (trained["steps"], trained["clips_seen"]) == (2, 8)
+    assert trained["padding_fraction"] == pytest.approx(1 - 0.4 / 30, abs=0.01)
+    assert scored["clips"] == len(lines) == 4
+    assert [line["loss"] for line in read_jsonl(run / "train" / "log.jsonl") if "loss" in line]
+    assert list((run / "train" / "tensorboard").iterdir())
+    assert (run.parent / "last").read_text().strip() == str(run.resolve())
+    assert "untouched" in capsys.readouterr().out
+
+    # WER recomputed from the file by jiwer alone is ours to the last digit.
+    again = jiwer.wer(
+        [line["reference_normalized"] for line in lines], [line["hypothesis_normalized"] for line in lines]
+    )
+    assert again == scored["wer"]
+
+    before = modified(run)
+    train(config)
+    evaluate(config)
+    assert modified(run) == before
+    with pytest.raises(ChoiceError, match=r"lora\.r=4, not 8; .*run_name=.*remove"):
+        train(load([*words, "lora.r=8", f"run_dir={run}"]))
+    assert modified(run) == before
 
 
-def test_a_run_leaves_the_files_and_figures_of_the_contract(run: Path) -> None:
-    for name in ("data/train.jsonl", "data/summary.json", "train/config.yaml", "train/log.jsonl",
-                 "train/adapter/adapter_model.safetensors", "eval/test/hypotheses.jsonl"):  # fmt: skip
-        assert (run / name).is_file(), name
+def test_an_adapter_that_learnt_nothing_changes_no_hypothesis(words: list[str]) -> None:
+    config = load([*words, "training.learning_rate=1e-30", "training.max_steps=1"])
+    train(config)
+    lines = read_jsonl(config.run / "eval" / "test" / "hypotheses.jsonl")
+    assert [line["hypothesis"] for line in lines] == [line["baseline_hypothesis"] for line in lines]
+    assert read_json(config.run / "eval" / "test" / "metrics.json")["delta"]["wer"] == 0
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_a_quantised_base_trains_and_is_scored_unquantised(words: list[str], precision: str) -> None:
+    config = load([*words, f"model.precision={precision}"])
+    train(config)
+    assert read_json(config.run / "train" / "metrics.json")["precision"] == precision
+    assert read_json(config.run / "eval" / "test" / "metrics.json")["precision"] == "fp32"
+
+
+def test_a_locale_without_a_token_trains_and_is_scored_under_a_related_one(words: list[str], tmp_path: Path) -> None:
+    write_release(tmp_path / "frisian", language="fy-NL")
+    frisian = [*words, f"data.source={tmp_path / 'frisian'}", "data.language=fy-NL"]
+    with pytest.raises(ChoiceError, match=r"model\.language=nl"):
+        train(load(frisian))
+    config = load([*frisian, "model.language=nl"])
+    train(config)
+    assert config.run_name.startswith("fy-NL-")
+    assert (config.run / "eval" / "test" / "metrics.json").is_file()
+
+
+def test_scoring_another_way_is_done_anew_and_recorded(words: list[str]) -> None:
+    train(load([*words, "eval.after=false"]))
+    few = evaluate(load([*words, "eval.limit=2"]))
+    assert (few["clips"], few["normalizer"]) == (2, "marks")
+    every = evaluate(load([*words, "eval.limit=null", "eval.normalizer=basic"]))
+    assert (every["clips"], every["normalizer"]) == (6, "basic")
+    dev = evaluate(load([*words, "eval.split=dev"]))
+    assert dev["clips"] == 4  # all that there are, though the manifest drew two for training to look at
+
+
+def test_a_run_without_an_adapter_cannot_be_scored(words: list[str]) -> None:
+    with pytest.raises(ChoiceError, match="no adapter"):
+        evaluate(load(words))
+
+
+def test_an_unknown_checkpoint_without_network_says_how_to_give_a_local_one(words: list[str]) -> None:
+    config = load([*words, "model.checkpoint=openai/whisper-nonesuch"])
+    with pytest.raises(WorldError, match=r"model\.checkpoint=/path/to/whisper"):
+        train(config)
+    assert not config.run.exists()
+
+
+def test_the_kept_adapter_is_the_one_with_the_best_dev_wer(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    wers = iter([0.5, 0.7])
+
+    def dev_wer(model: Any, *args: Any) -> float:
+        return next(wers)
+
+    monkeypatch.setattr("asr_lora.train._dev_wer", dev_wer)
+    config = load(
+        [*words, "training.eval_steps=1", "training.dev_share=1", "training.save_steps=1", "eval.after=false"]
+    )
+    train(config)
+    weights = "adapter_model.safetensors"
+    kept = (config.run / "train" / "adapter" / weights).read_bytes()
+    checkpoints = config.run / "train" / "checkpoints"
+    assert kept == (checkpoints / "checkpoint-1" / weights).read_bytes()
+    assert kept != (checkpoints / "checkpoint-2" / weights).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_sweep_leaves_a_readable_folder_a_rank_with_its_wer(words: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "asr_lora.train", "-m", *words, "lora.r=2,4"]
+    subprocess.run(command, check=True, cwd=tmp_path, timeout=300)
+    for rank in (2, 4):
+        (folder,) = (tmp_path / "runs").glob(f"nl-all-random-qv-r{rank}-*")
+        assert "wer" in json.loads((folder / "eval" / "test" / "metrics.json").read_text())
+
+
+@pytest.mark.slow
+def test_loader_processes_change_no_loss(words: list[str]) -> None:
+    losses = []
+    for workers in (0, 2):
+        config = load([*words, f"hardware.workers={workers}", f"run_name=workers{workers}", "eval.after=false"])
+        train(config)
+        log = read_jsonl(config.run / "train" / "log.jsonl")
+        losses.append([line["loss"] for line in log if "loss" in line])
+    assert losses[0] == losses[1]

@@ -58,10 +58,11 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 def test_loss_gradient_and_adapter_do_not_depend_on_how_a_batch_is_cut(uneven: list[str]) -> None:
-    whole = outcome(trained([*uneven, "run_name=8x1"]))
+    whole = outcome(trained([*uneven, "run_name=8x1", "hardware.micro_batch=8"]))
     assert len(whole[0]) == STEPS
     assert_same(outcome(trained([*uneven, "run_name=4x2", "hardware.micro_batch=4"])), whole)
-    assert_same(outcome(trained([*uneven, "run_name=2x4", "hardware.micro_batch=2"])), whole)
+    checkpointed = [*uneven, "run_name=2x4", "hardware.micro_batch=2", "hardware.gradient_checkpointing=true"]
+    assert_same(outcome(trained(checkpointed)), whole)
 
 
 def test_two_processes_learn_what_one_does(uneven: list[str]) -> None:
