@@ -56,7 +56,7 @@ test-all: $(INSTALLED) ## everything
 	$(PYTHON) -m pytest
 
 $(INSTALLED): uv.lock pyproject.toml | $(UV)
-	$(UV) sync --locked --extra demo
+	$(UV) sync --locked --extra demo --compile-bytecode
 	@touch $@
 
 .uv/bin/uv:

@@ -41,18 +41,23 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def claim(config: Config) -> None:
-    """Records the settings in train/config.yaml before anything else is made, or finds them recorded already.
+def settings_file(run: Path) -> Path:
+    return run / "train" / "config.yaml"
 
-    Raises ChoiceError when the folder was made with other settings.
-    """
-    recorded = config.run / "train" / "config.yaml"
-    if recorded.exists():
-        before = OmegaConf.to_container(OmegaConf.load(recorded))
+
+def recognise(config: Config) -> None:
+    """Raises ChoiceError when the run folder was made with other settings; a new one is welcome."""
+    if settings_file(config.run).is_file():
+        before = OmegaConf.to_container(OmegaConf.load(settings_file(config.run)))
         refuse_other(config.run, science(before), science(plain(config)))  # type: ignore[arg-type]
-        return
-    settings = OmegaConf.to_yaml(OmegaConf.create({**plain(config), "versions": versions()}))
-    write_text(recorded, f"# What this run was made with: the settings as composed, and the versions.\n{settings}")
+
+
+def record(config: Config) -> None:
+    """Writes the settings and versions into a new run folder; those of an old one are never touched."""
+    if not settings_file(config.run).exists():
+        settings = OmegaConf.to_yaml(OmegaConf.create({**plain(config), "versions": versions()}))
+        header = "# What this run was made with: the settings as composed, and the versions."
+        write_text(settings_file(config.run), f"{header}\n{settings}")
 
 
 def refuse_other(run: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -70,7 +75,7 @@ def as_recorded(run: Path, asked: Config, overrides: Sequence[str]) -> Config:
 
     Raises ChoiceError when there is no run in the folder.
     """
-    path = run / "train" / "config.yaml"
+    path = settings_file(run)
     if not path.is_file():
         made = sorted(folder.parent.parent.name for folder in run.parent.glob("*/train/config.yaml"))
         there = f"; beside it are {', '.join(made)}" if made else ""

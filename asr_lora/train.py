@@ -42,8 +42,9 @@ def train(config: Config) -> None:
     """The main command: manifest, adapter, and (unless eval.after=false) WER before and after."""
     hardware = look(config.hardware, config.model.precision, config.training.batch_size)
     language(config)
-    run.claim(config)
+    run.recognise(config)
     prepare(config)
+    run.record(config)
     if run.train_metrics(config.run).is_file():
         say(f"already trained: {run.adapter(config.run)}")
     else:

@@ -1,13 +1,25 @@
 """The demo on real weights and a real archive: whisper-base, from the package registry, hears synthetic Dutch."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from asr_lora import run
 from asr_lora.demo import demo
 from asr_lora.files import read_json, read_jsonl
 from asr_lora.launch import load
+
+
+@pytest.fixture(autouse=True)
+def every_core() -> Iterator[None]:
+    """Real weights want the threads that the tiny ones do without."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(usual)
 
 
 def test_whisper_base_learns_two_steps_of_synthetic_dutch_and_is_scored(
