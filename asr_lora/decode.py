@@ -1,7 +1,8 @@
 """Clips in, hypotheses out: longest first, in batches, with the next batch read while this one is decoded."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora import audio, features
+from asr_lora.manifest import Clip
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,17 @@ class Decoding:
 def transcribe(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
-    clips: Sequence[Path],
-    durations: Sequence[float],
+    clips: Sequence[Clip],
     decoding: Decoding,
-    advance: Callable[[int], None],
+    advance: Callable[[int], None] = lambda count: None,
 ) -> list[str]:
-    """One hypothesis a clip, in the clips' order, stripped of special tokens.
+    """One hypothesis a line of the manifest, in its order, stripped of special tokens.
 
-    `durations` in seconds decide the batches: clips of like length end their hypotheses together. `advance` is told
-    of every batch how many clips it held.
+    Clips of like length are decoded together, for their hypotheses end together. `advance` is told of every batch how
+    many clips it held.
     Raises WorldError when a clip cannot be decoded.
     """
-    order = sorted(range(len(clips)), key=lambda index: -durations[index])
+    order = sorted(range(len(clips)), key=lambda index: -clips[index]["duration"])
     batches = [order[start : start + decoding.batch_size] for start in range(0, len(order), decoding.batch_size)]
     hypotheses = [""] * len(clips)
     dtype = model.get_encoder().conv1.weight.dtype  # a quantised model's own dtype is that of its integers
@@ -58,16 +59,18 @@ def transcribe(
 
 
 def _prefetched(
-    batches: Sequence[list[int]], clips: Sequence[Path], processor: WhisperProcessor
+    batches: Sequence[list[int]], clips: Sequence[Clip], processor: WhisperProcessor
 ) -> Iterator[tuple[list[int], Tensor]]:
     def read(batch: list[int]) -> Tensor:
-        return features.log_mel([audio.load(clips[index]) for index in batch], processor.feature_extractor)
+        waveforms = [audio.load(Path(clips[index]["path"])) for index in batch]
+        return features.log_mel(waveforms, processor.feature_extractor)
 
+    ahead: deque[tuple[list[int], Future[Tensor]]] = deque()
     with ThreadPoolExecutor(max_workers=1) as pool:
-        following = pool.submit(read, batches[0]) if batches else None
-        for number, batch in enumerate(batches):
-            current, following = following, None
-            if number + 1 < len(batches):
-                following = pool.submit(read, batches[number + 1])
-            assert current is not None
-            yield batch, current.result()
+        for batch in batches:
+            ahead.append((batch, pool.submit(read, batch)))
+            if len(ahead) > 1:
+                ready, reading = ahead.popleft()
+                yield ready, reading.result()
+        for ready, reading in ahead:
+            yield ready, reading.result()

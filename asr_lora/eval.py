@@ -6,7 +6,7 @@ decode the same clips with the same settings, unquantised. Leaves eval/<split>/{
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,14 +110,7 @@ def _hypotheses(
         model = adapter.merge(model, run.adapter(config.run))
     loaded = time.perf_counter()
     with progress(f"decoding {'tuned' if tuned else 'untouched'}", total=len(rows)) as bar:
-        hypotheses = decode.transcribe(
-            model,
-            processor,
-            [Path(row["path"]) for row in rows],
-            [row["duration"] for row in rows],
-            decoding(config, hardware),
-            bar.advance,
-        )
+        hypotheses = decode.transcribe(model, processor, rows, decoding(config, hardware), bar.advance)
     seconds, audio_seconds = time.perf_counter() - loaded, sum(row["duration"] for row in rows)
     times = {"audio_seconds": audio_seconds, "seconds": seconds, "load_seconds": loaded - started}
     return hypotheses, {**times, "rtfx": audio_seconds / seconds}
@@ -149,18 +142,22 @@ def show(config: Config, facts: dict[str, Any]) -> None:
         rates = _percent(figures["wer"]), _interval(figures["wer_ci95"]), _percent(figures["cer"])
         table.add_row(name, *rates, f"{figures['seconds']:.1f}")
     delta = facts["delta"]
-    table.add_row("difference", _percent(delta["wer"], "+"), _interval(delta["ci95"], "+"), "", "")
+    table.add_row("difference in points", _points(delta["wer"]), _interval(delta["ci95"], _points), "", "")
     if facts["ci_unit"] == "clip":
         table.caption = "intervals over clips: too few known speakers for them to say anything about other speakers"
     Console().print(table)
 
 
-def _percent(rate: float | None, sign: str = "") -> str:
-    return "-" if rate is None else f"{rate * 100:{sign}.1f} %"
+def _percent(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:.1%}"
 
 
-def _interval(bounds: Sequence[float] | None, sign: str = "") -> str:
-    return "-" if bounds is None else f"{_percent(bounds[0], sign)} to {_percent(bounds[1], sign)}"
+def _points(difference: float | None) -> str:
+    return "-" if difference is None else f"{difference * 100:+.1f}"
+
+
+def _interval(bounds: Sequence[float] | None, shown: Callable[[float], str] = _percent) -> str:
+    return "-" if bounds is None else " to ".join(map(shown, bounds))
 
 
 def main(config: Config) -> None:

@@ -32,11 +32,6 @@ class Hardware:
     workers: int
     decode_batch: int
 
-    @property
-    def decode_dtype(self) -> torch.dtype:
-        """The precision that hypotheses are made in: evaluation never uses the quantised base."""
-        return torch.float16 if self.device.type == "cuda" else torch.float32
-
 
 def look(asked: "HardwareConfig", precision: str, batch_size: int) -> Hardware:
     """Decides what is left to the machine. Raises ChoiceError or WorldError for what it cannot do."""

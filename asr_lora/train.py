@@ -180,14 +180,7 @@ def _eval_steps(config: Config, dev_clips: int) -> int:
 def _dev_wer(model: Any, processor: WhisperProcessor, dev: Sequence[Clip], config: Config, hardware: Hardware) -> float:
     model.eval()
     with torch.autocast(hardware.device.type, hardware.autocast, enabled=hardware.autocast is not None):
-        hypotheses = decode.transcribe(
-            model,
-            processor,
-            [Path(clip["path"]) for clip in dev],
-            [clip["duration"] for clip in dev],
-            decoding(config, hardware),
-            advance=lambda count: None,
-        )
+        hypotheses = decode.transcribe(model, processor, dev, decoding(config, hardware))
     model.train()
     references, speakers = [clip["text"] for clip in dev], [clip["speaker"] for clip in dev]
     wer = metrics.score(references, hypotheses, speakers, config.training.dev_normalizer, config.seed)["wer"]
