@@ -6,7 +6,7 @@ Values live in conf/, types and rules here. The way in is asr_lora/launch.py.
 import hashlib
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ class HardwareConfig:
     device: str
     autocast: str
     micro_batch: int | None
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool | None
     workers: int | None
     decode_batch: int | None
 
@@ -288,3 +288,12 @@ def _digest(text: str) -> str:
 def plain(config: Config) -> dict[str, Any]:
     """The settings as nested dictionaries, as recorded in train/config.yaml."""
     return asdict(config)
+
+
+def from_plain(settings: Mapping[str, Any]) -> Config:
+    """The inverse of `plain`; a value is taken as it is, also one that holds an OmegaConf interpolation."""
+    values: dict[str, Any] = {}
+    for field in fields(Config):
+        value = settings[field.name]
+        values[field.name] = field.type(**value) if isinstance(field.type, type) and is_dataclass(field.type) else value
+    return Config(**values)

@@ -16,7 +16,7 @@ from rich.table import Table
 from transformers import WhisperForConditionalGeneration
 
 from asr_lora import decode, metrics, run
-from asr_lora.checkpoint import load_processor
+from asr_lora.checkpoint import load_config, load_processor
 from asr_lora.config import Config, plain
 from asr_lora.errors import ChoiceError
 from asr_lora.files import read_json, write_json, write_jsonl
@@ -27,6 +27,8 @@ from asr_lora.model import adapter, whisper
 from asr_lora.prepare import clips, language
 from asr_lora.progress import progress, say
 from asr_lora.text import normalizer
+
+PROMPT_TOKENS = 4  # start, language, task, no timestamps
 
 
 def evaluate(config: Config) -> dict[str, Any]:
@@ -41,7 +43,10 @@ def evaluate(config: Config) -> dict[str, Any]:
     if (folder / "metrics.json").is_file() and (facts := read_json(folder / "metrics.json"))["asked"] == asked:
         say(f"already evaluated: {folder}")
     else:
-        facts = {**_evaluate(config, folder), "asked": asked}
+        facts, lines = _evaluate(config)
+        facts["asked"] = asked
+        (folder / "metrics.json").unlink(missing_ok=True)  # or an interruption here would leave it beside other lines
+        write_jsonl(folder / "hypotheses.jsonl", lines)
         write_json(folder / "metrics.json", facts)
         say(f"hypotheses and metrics: {folder}")
     show(config, facts)
@@ -49,17 +54,22 @@ def evaluate(config: Config) -> dict[str, Any]:
 
 
 def decoding(config: Config, hardware: Hardware) -> decode.Decoding:
-    """The run's way of making hypotheses."""
+    """The run's way of making hypotheses. Raises ChoiceError for what the checkpoint cannot do."""
+    spoken, asked = language(config), config.decoding.max_new_tokens
+    most = load_config(config.model.checkpoint).max_target_positions - PROMPT_TOKENS
+    if asked is not None and asked > most:
+        raise ChoiceError(f"decoding.max_new_tokens: must be at most {most} with this checkpoint, got {asked}")
     return decode.Decoding(
-        language=language(config),
+        language=spoken,
         task=config.model.task,
         num_beams=config.decoding.num_beams,
         max_new_tokens=config.decoding.max_new_tokens,
-        batch_size=hardware.decode_batch,
+        batch_size=max(1, hardware.decode_batch // config.decoding.num_beams),  # a beam takes a clip's memory
     )
 
 
-def _evaluate(config: Config, folder: Path) -> dict[str, Any]:
+def _evaluate(config: Config) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The metrics, and the lines of hypotheses.jsonl."""
     hardware = look(config.hardware, config.model.precision, config.training.batch_size)
     rows = clips(config, config.eval.split, config.eval.limit)
     say(f"{config.run_name}: {len(rows)} {config.eval.split} clips, untouched and tuned, on {hardware.name}")
@@ -69,22 +79,19 @@ def _evaluate(config: Config, folder: Path) -> dict[str, Any]:
     references, speakers = [row["text"] for row in rows], [row["speaker"] for row in rows]
     rule = config.eval.normalizer, config.seed
     normal = normalizer(config.eval.normalizer)
-    write_jsonl(
-        folder / "hypotheses.jsonl",
-        (
-            {
-                **{name: row[name] for name in ("id", "path", "duration", "speaker")},
-                "reference": row["text"],
-                "hypothesis": after,
-                "reference_normalized": normal(row["text"]),
-                "hypothesis_normalized": normal(after),
-                "baseline_hypothesis": before,
-                "baseline_hypothesis_normalized": normal(before),
-            }
-            for row, before, after in zip(rows, untouched, tuned, strict=True)
-        ),
-    )
-    return {
+    lines = [
+        {
+            **{name: row[name] for name in ("id", "path", "duration", "speaker")},
+            "reference": row["text"],
+            "hypothesis": after,
+            "reference_normalized": normal(row["text"]),
+            "hypothesis_normalized": normal(after),
+            "baseline_hypothesis": before,
+            "baseline_hypothesis_normalized": normal(before),
+        }
+        for row, before, after in zip(rows, untouched, tuned, strict=True)
+    ]
+    facts = {
         "available": read_json(run.summary(config.run))["splits"][config.eval.split]["available"],
         **metrics.score(references, tuned, speakers, *rule),
         **tuned_times,
@@ -94,6 +101,7 @@ def _evaluate(config: Config, folder: Path) -> dict[str, Any]:
         "precision": _precision(hardware),
         "versions": run.versions(),
     }
+    return facts, lines
 
 
 def _hypotheses(

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from asr_lora.config import HardwareConfig
 
 CPU_MICRO_BATCH = 4  # clips: whisper-base at 30 s held 12 GB with 8; a CPU gains nothing from more
+ROOMY = 30e9  # bytes: a GPU with less recomputes activations, which large-v2 at 30 s and batch 8 needs within 16 GB
+PROCESS = Path("/proc/self")  # where Linux keeps a process's memory figures
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # there where a driver is loaded, whatever torch makes of it
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "none": None}
 
@@ -39,6 +41,9 @@ def look(asked: "HardwareConfig", precision: str, batch_size: int) -> Hardware:
     on_gpu = device.type == "cuda"
     if precision == "fp16" and not on_gpu:
         raise ChoiceError("model.precision: fp16 trains on a GPU only; on a CPU take fp32, bf16 or int8")
+    if precision in ("fp16", "bf16") and asked.autocast == "none":
+        raise ChoiceError(f"hardware.autocast: none leaves a {precision} base with fp32 features; take auto")
+    checkpointing = asked.gradient_checkpointing
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun and accelerate launch say so
     share = max(1, batch_size // processes)
     fits = share if on_gpu else max(size for size in range(1, CPU_MICRO_BATCH + 1) if share % size == 0)
@@ -54,7 +59,7 @@ def look(asked: "HardwareConfig", precision: str, batch_size: int) -> Hardware:
         autocast=_autocast(precision, on_gpu) if asked.autocast == "auto" else _DTYPES[asked.autocast],
         processes=processes,
         micro_batch=micro_batch,
-        gradient_checkpointing=asked.gradient_checkpointing,
+        gradient_checkpointing=_must_checkpoint(device) if checkpointing is None else checkpointing,
         workers=(4 if on_gpu else 0) if asked.workers is None else asked.workers,
         decode_batch=asked.decode_batch or (16 if on_gpu else 8),
     )
@@ -62,7 +67,7 @@ def look(asked: "HardwareConfig", precision: str, batch_size: int) -> Hardware:
 
 def _device(asked: str) -> torch.device:
     if asked != "cpu" and torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if asked != "cpu" and NVIDIA_DRIVER.exists():
         driver = NVIDIA_DRIVER.read_text().splitlines()[0]
         raise WorldError(
@@ -72,6 +77,10 @@ def _device(asked: str) -> torch.device:
     if asked == "cuda":
         raise ChoiceError("hardware.device: no NVIDIA device on this machine; say hardware=cpu or hardware=auto")
     return torch.device("cpu")
+
+
+def _must_checkpoint(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory < ROOMY
 
 
 def _autocast(precision: str, on_gpu: bool) -> torch.dtype | None:
@@ -96,15 +105,20 @@ def _processor() -> str:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory held so far: of the GPU since the last `free_memory`, else of this process since its start."""
+    """Most memory held since the last `free_memory`: of the GPU, else of this process (where Linux tells)."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
+    if PROCESS.exists():
+        held = next(line for line in (PROCESS / "status").read_text().splitlines() if line.startswith("VmHWM"))
+        return int(held.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # since the process began; bytes on macOS
 
 
 def free_memory() -> None:
-    """Gives back what dead models held, so that the next job of a sweep starts as the first did."""
+    """Gives back what dead models held and forgets the peak, so that the next job of a sweep starts as the first."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    if PROCESS.exists():
+        (PROCESS / "clear_refs").write_text("5")  # resets VmHWM, see proc(5)

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from asr_lora.config import Config, conf_dir, typed
-from asr_lora.errors import ChoiceError, UserError
+from asr_lora.errors import ChoiceError, UserError, WorldError
 from asr_lora.progress import hush_libraries, say
 
 
@@ -62,7 +62,7 @@ def _leave(error: BaseException) -> NoReturn:
         problem = f"{error.strerror or error}: {error.filename or 'while writing'}"
         message, status = f"{problem}; mend that or name another runs_dir; whatever was complete is kept", 1
     elif isinstance(error, UserError):
-        message, status = str(error), 2
+        message, status = str(error), 1 if isinstance(error, WorldError) else 2
     else:
         message, status = one_line(error, sys.argv[1:]), 2
     say(f"error: {' '.join(message.splitlines())}")

@@ -216,6 +216,8 @@ def _write(
     config: Config, corpus: Corpus, draws: Sequence[Draw], leaks: dict[str, int], available: dict[str, int]
 ) -> None:
     _enough(config, corpus, draws[0].drawn_seconds)
+    if empty := [draw.split for draw in draws if not draw.chosen]:
+        raise ChoiceError(f"data.source: no usable clip of {' or '.join(empty)} in {corpus.source}; a run needs them")
     splits = {
         draw.split: {
             "clips": len(draw.chosen),

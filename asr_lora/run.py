@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
-from asr_lora.config import Config, DecodingConfig, EvalConfig, plain, science
+from asr_lora.config import Config, DecodingConfig, EvalConfig, from_plain, plain, science
 from asr_lora.errors import ChoiceError
 from asr_lora.files import write_text
 
@@ -80,8 +80,7 @@ def as_recorded(run: Path, asked: Config, overrides: Sequence[str]) -> Config:
         made = sorted(folder.parent.parent.name for folder in run.parent.glob("*/train/config.yaml"))
         there = f"; beside it are {', '.join(made)}" if made else ""
         raise ChoiceError(f"run_dir: no run in {run} (no train/config.yaml){there}; make one with make train")
-    settings = {name: value for name, value in OmegaConf.load(path).items() if name != "versions"}
-    recorded: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), settings))  # type: ignore[assignment]
+    recorded = from_plain(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
     named = {word.lstrip("+").partition("=")[0] for word in overrides}
     return replace(
         recorded,

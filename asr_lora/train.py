@@ -1,14 +1,17 @@
 """Trains an adapter, preparing before and evaluating after:  python -m asr_lora.train data.language=nl data.hours=1
 
 A sweep:  python -m asr_lora.train -m lora.r=4,8,16,32
-Leaves train/{config.yaml,adapter/,metrics.json,log.jsonl,tensorboard/,checkpoints/} in the run folder. The same
-command goes on from the last checkpoint after an interruption, and returns at once when the run is complete.
+Leaves train/{config.yaml,adapter/,metrics.json,log.jsonl,tensorboard/} in the run folder. The same command goes on
+from the last of train/checkpoints/ after an interruption, and returns at once when the run is complete.
 """
 
+import json
 import shutil
+import signal
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +25,10 @@ from asr_lora import audio, decode, metrics, run
 from asr_lora.batches import global_batch
 from asr_lora.checkpoint import load_processor
 from asr_lora.config import Config
-from asr_lora.errors import ChoiceError
+from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.eval import decoding, evaluate
 from asr_lora.features import Collator, clips, prompted
-from asr_lora.files import read_jsonl, whole_folder, write_json
+from asr_lora.files import read_json, read_jsonl, whole_folder, write_json
 from asr_lora.hardware import Hardware, free_memory, look, peak_memory_bytes
 from asr_lora.launch import launch
 from asr_lora.manifest import Clip
@@ -41,7 +44,9 @@ DECODE_OVER_TRAIN = 0.6
 def train(config: Config) -> None:
     """The main command: manifest, adapter, and (unless eval.after=false) WER before and after."""
     hardware = look(config.hardware, config.model.precision, config.training.batch_size)
-    language(config)
+    decoding(config, hardware)  # what it refuses should not wait for the first dev decoding
+    if hardware.processes > 1:
+        raise ChoiceError(f"WORLD_SIZE: training takes one process for now, got {hardware.processes}; start it plainly")
     run.recognise(config)
     prepare(config)
     run.record(config)
@@ -69,7 +74,8 @@ def _train(config: Config, hardware: Hardware) -> None:
         checkpoint = _last_checkpoint(config.run / "train" / "checkpoints")
         if checkpoint:
             say(f"resuming from {checkpoint}")
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with _stopping_cleanly(trainer):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     with whole_folder(run.adapter(config.run)) as partial:
         shutil.copytree(trainer.best, partial, dirs_exist_ok=True)
@@ -85,7 +91,7 @@ def _train(config: Config, hardware: Hardware) -> None:
         **_seen(rows, config, steps),
         "train_seconds": journal.train_seconds,
         "dev_seconds": journal.dev_seconds,
-        "total_seconds": time.perf_counter() - started,
+        "total_seconds": journal.earlier_seconds + time.perf_counter() - started,
         "seconds_per_step": statistics.median(journal.step_seconds),
         "clips_per_second": steps * config.training.batch_size / journal.train_seconds,
         "data_wait_fraction": journal.data_wait / journal.train_seconds,
@@ -97,10 +103,40 @@ def _train(config: Config, hardware: Hardware) -> None:
         "versions": run.versions(),
     }
     write_json(run.train_metrics(config.run), facts)
+    for used_up in (trainer.best, config.run / "train" / "checkpoints"):
+        shutil.rmtree(used_up)
     say(
         f"adapter: {run.adapter(config.run)} ({facts['adapter_bytes'] / 1e6:.1f} MB), best at step "
         f"{journal.best['step']}, dev WER {journal.best['wer']:.1%}, {journal.train_seconds:.0f} s of training"
     )
+
+
+@contextmanager
+def _stopping_cleanly(trainer: WhisperTrainer) -> Iterator[None]:
+    """Ctrl-C ends the step, saves a checkpoint and says so; a second one stops at once.
+
+    Raised in the middle of a step it might also be lost: libsndfile's callbacks swallow exceptions.
+    """
+
+    def stop(*_: Any) -> None:
+        say("stopping at the end of this step, with a checkpoint; Ctrl-C again stops at once")
+        trainer.journal.stop_asked = True
+        signal.signal(signal.SIGINT, usual)
+
+    usual = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+        if trainer.journal.stop_asked and trainer.state.global_step < trainer.state.max_steps:
+            say(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}: {trainer.args.output_dir}")
+            raise KeyboardInterrupt
+    except torch.OutOfMemoryError as error:
+        at_once = trainer.args.per_device_train_batch_size
+        raise WorldError(
+            f"hardware.micro_batch: {at_once} clips in one forward do not fit this GPU; say a smaller one, or "
+            "hardware.gradient_checkpointing=true: neither changes the result"
+        ) from error
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 def build(config: Config, hardware: Hardware, rows: Sequence[Clip], bar: Bar) -> WhisperTrainer:
@@ -135,7 +171,7 @@ def build(config: Config, hardware: Hardware, rows: Sequence[Clip], bar: Bar) ->
 
 def _arguments(config: Config, hardware: Hardware) -> Seq2SeqTrainingArguments:
     training = config.training
-    return Seq2SeqTrainingArguments(
+    arguments = Seq2SeqTrainingArguments(
         output_dir=str(config.run / "train" / "checkpoints"),
         max_steps=config.max_steps,
         per_device_train_batch_size=hardware.micro_batch,
@@ -166,6 +202,8 @@ def _arguments(config: Config, hardware: Hardware) -> Seq2SeqTrainingArguments:
         disable_tqdm=True,
         log_level="error",
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one GPU: DataParallel over two would double the loss
+    return arguments
 
 
 def _eval_steps(config: Config, dev_clips: int) -> int:
@@ -192,8 +230,15 @@ def _dev_wer(model: Any, processor: WhisperProcessor, dev: Sequence[Clip], confi
 
 def _last_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end: the Trainer's state is its last file."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / TRAINER_STATE_NAME).is_file()]
+    found = [path for path in folder.glob("checkpoint-*") if _is_whole(path / TRAINER_STATE_NAME)]
     return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _is_whole(state: Path) -> bool:
+    try:
+        return bool(read_json(state))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
 
 
 def _seen(rows: Sequence[Clip], config: Config, steps: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Hugging Face's Seq2SeqTrainer with what Whisper needs: the loss scaled right, our order of batches, real dev WER."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -16,8 +18,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, PrinterCallback
 
 from asr_lora.batches import MicroBatches
+from asr_lora.errors import WorldError
 from asr_lora.features import IGNORED
-from asr_lora.files import read_jsonl, write_jsonl
+from asr_lora.files import write_jsonl
 from asr_lora.progress import Bar, say
 
 
@@ -115,6 +118,15 @@ class WhisperTrainer(Seq2SeqTrainer):
         self.log(metrics)
         return metrics
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (SafetensorError, RuntimeError) as error:  # how safetensors and torch tell of a disk that fails
+            raise WorldError(
+                f"run_dir: cannot write a checkpoint under {self.args.output_dir} ({error}); free some space; what was "
+                "saved before is kept, and the same command goes on from there"
+            ) from error
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         self.save_adapter(self.model, Path(output_dir or self.args.output_dir))
 
@@ -138,6 +150,8 @@ class Journal(TrainerCallback, ExportableState):
         self.dev: list[dict[str, float]] = []
         self.dev_seconds = 0.0
         self.dev_skipped = 0
+        self.earlier_seconds = 0.0  # what a resumed run had taken before
+        self.stop_asked = False
         self._mark = 0.0
 
     def state(self) -> dict[str, Any]:
@@ -165,10 +179,9 @@ class Journal(TrainerCallback, ExportableState):
         for name, value in state.stateful_callbacks[type(self).__name__]["attributes"].items():
             setattr(self, name, value)
         # What was logged after the checkpoint will be logged again.
-        before = (
-            [line for line in read_jsonl(self.log) if line["step"] <= state.global_step] if self.log.exists() else []
-        )
-        write_jsonl(self.log, before)
+        if state.is_world_process_zero:
+            write_jsonl(self.log, [line for line in _logged(self.log) if line["step"] <= state.global_step])
+        self.earlier_seconds = self.train_seconds + self.dev_seconds
         self.bar.move_to(state.global_step)
         self._mark = time.perf_counter()
 
@@ -182,6 +195,10 @@ class Journal(TrainerCallback, ExportableState):
         due = last or state.global_step % self.eval_steps == 0
         control.should_evaluate = due and (last or self.dev_seconds <= self.dev_share * self.train_seconds)
         self.dev_skipped += due and not control.should_evaluate
+        if self.stop_asked:
+            control.should_training_stop = True
+        # With every dev decoding a checkpoint: a resumed run then knows which adapter is the best so far.
+        control.should_save |= control.should_evaluate or self.stop_asked
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -202,8 +219,9 @@ class Journal(TrainerCallback, ExportableState):
             self.bar.note(f"loss {logs['loss']:.3f}" + (f", dev WER {self.best['wer']:.1%}" if self.dev else ""))
         closing = "train_runtime" in logs  # the Trainer's own summary; train/metrics.json says it better
         if state.is_world_process_zero and not closing:
+            line = {name: value if math.isfinite(value) else None for name, value in logs.items()}  # NaN is no JSON
             with self.log.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                lines.write(json.dumps({"step": state.global_step, **line}) + "\n")
         if "eval_wer" in logs and self._out_of_patience():
             say(f"no better dev WER in {self.patience} decodings: stopping at step {state.global_step}")
             control.should_training_stop = control.should_save = True
@@ -211,6 +229,12 @@ class Journal(TrainerCallback, ExportableState):
     def _out_of_patience(self) -> bool:
         since = len(self.dev) - 1 - self.dev.index(self.best)
         return self.patience is not None and since >= self.patience
+
+
+def _logged(log: Path) -> list[dict[str, Any]]:
+    """What is in the log, but for a last line that a kill cut short."""
+    whole = log.read_text(encoding="utf-8").rpartition("\n")[0] if log.exists() else ""
+    return [json.loads(line) for line in whole.split("\n") if line]
 
 
 _TRAVELLING = ("step_seconds", "train_seconds", "data_wait", "dev", "dev_seconds", "dev_skipped")

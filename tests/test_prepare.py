@@ -212,7 +212,7 @@ def test_more_than_a_twentieth_unusable_is_an_error_that_says_which_and_why(word
     for row in train[:3]:
         row["clip"] = b"This is no speech.\n" * 99
     message = refusal(words, f"data.source={corpus(tmp_path / 'bad', train)}")
-    assert "3 of 40 train clips" in message and "more than 5%" in message
+    assert "3 of 46 clips" in message and "more than 5%" in message
     assert "clip cannot be decoded: Format not recognised: 3 (common_voice_train_0000" in message
 
 

@@ -8,12 +8,16 @@ from typing import Any
 
 import jiwer
 import pytest
-from releases import write_release
+import torch
+from peft import get_peft_model_state_dict
+from releases import utterances, write_release
+from safetensors.torch import load_file
 
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.eval import evaluate
 from asr_lora.files import read_json, read_jsonl
-from asr_lora.launch import load
+from asr_lora.launch import load, quoted
+from asr_lora.run import as_recorded
 from asr_lora.train import train
 
 TRAINED = (
@@ -116,8 +120,15 @@ def test_an_unknown_checkpoint_without_network_says_how_to_give_a_local_one(word
 
 def test_the_kept_adapter_is_the_one_with_the_best_dev_wer(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     wers = iter([0.5, 0.7])
+    heard = []
 
     def dev_wer(model: Any, *args: Any) -> float:
+        heard.append(
+            {
+                name: weight.clone()
+                for name, weight in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+            }
+        )
         return next(wers)
 
     monkeypatch.setattr("asr_lora.train._dev_wer", dev_wer)
@@ -125,11 +136,34 @@ def test_the_kept_adapter_is_the_one_with_the_best_dev_wer(words: list[str], mon
         [*words, "training.eval_steps=1", "training.dev_share=1", "training.save_steps=1", "eval.after=false"]
     )
     train(config)
-    weights = "adapter_model.safetensors"
-    kept = (config.run / "train" / "adapter" / weights).read_bytes()
-    checkpoints = config.run / "train" / "checkpoints"
-    assert kept == (checkpoints / "checkpoint-1" / weights).read_bytes()
-    assert kept != (checkpoints / "checkpoint-2" / weights).read_bytes()
+    kept = load_file(config.run / "train" / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(kept[name], weight) for name, weight in heard[0].items())
+    assert not all(torch.equal(kept[name], weight) for name, weight in heard[1].items())
+
+
+def test_more_new_tokens_than_the_checkpoint_has_places_for_are_refused_at_once(words: list[str]) -> None:
+    config = load([*words, "decoding.max_new_tokens=61"])
+    with pytest.raises(ChoiceError, match=r"decoding\.max_new_tokens: must be at most 60"):
+        train(config)
+    assert not config.run.exists()
+
+
+def test_a_split_of_which_nothing_is_usable_is_refused(words: list[str], tmp_path: Path) -> None:
+    dev = [{**utterances("dev", 1, 1)[0], "clip": b"no mp3"}]
+    splits = {"train": utterances("train", 60, 6), "dev": dev, "test": utterances("test", 6, 3)}
+    write_release(tmp_path / "deaf", splits=splits)
+    with pytest.raises(ChoiceError, match="no usable clip of dev"):
+        train(load([*words, f"data.source={tmp_path / 'deaf'}"]))
+
+
+def test_a_run_from_a_path_that_looks_like_an_interpolation_is_scored_again(words: list[str], tmp_path: Path) -> None:
+    odd = tmp_path / "a ${b}"
+    write_release(odd)
+    config = load([*words, f"data.source={quoted(str(odd))}", "eval.after=false"])
+    train(config)
+    recorded = as_recorded(config.run, load(["hardware=cpu", "eval.limit=2"]), ["eval.limit=2"])
+    assert recorded.data.source == str(odd)
+    assert evaluate(recorded)["clips"] == 2
 
 
 @pytest.mark.slow
