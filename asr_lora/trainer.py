@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -121,11 +120,11 @@ class WhisperTrainer(Seq2SeqTrainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         try:
             super()._save_checkpoint(*args, **kwargs)
-        except (SafetensorError, RuntimeError) as error:  # how safetensors and torch tell of a disk that fails
-            raise WorldError(
-                f"run_dir: cannot write a checkpoint under {self.args.output_dir} ({error}); free some space; what was "
-                "saved before is kept, and the same command goes on from there"
-            ) from error
+        except WorldError:
+            raise
+        except RuntimeError as error:  # how torch.save tells of a disk that fails
+            place = self.args.output_dir
+            raise WorldError(f"run_dir: cannot write a checkpoint to {place} ({error}); free some space") from error
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         self.save_adapter(self.model, Path(output_dir or self.args.output_dir))

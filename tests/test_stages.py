@@ -1,8 +1,10 @@
 """prepare, train and eval from words to files: a random tiny Whisper learns a tiny release."""
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,29 @@ def test_a_run_from_a_path_that_looks_like_an_interpolation_is_scored_again(word
     recorded = as_recorded(config.run, load(["hardware=cpu", "eval.limit=2"]), ["eval.limit=2"])
     assert recorded.data.source == str(odd)
     assert evaluate(recorded)["clips"] == 2
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 100 kB: a tiny run's manifest fits, its first checkpoint does not."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("a full disk needs the right to mount a tmpfs: run this test as root")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_full_disk_is_told_and_the_same_words_finish_when_there_is_room(words: list[str], small_disk: Path) -> None:
+    more = [*words, "lora.r=32", f"runs_dir={small_disk}", "eval.after=false"]
+    config = load(more)
+    with pytest.raises((WorldError, OSError), match=r"(?i)no space|cannot write"):
+        train(config)
+    assert not (config.run / "train" / "metrics.json").exists()
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    train(config)
+    assert (config.run / "train" / "metrics.json").is_file()
 
 
 @pytest.mark.slow

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from safetensors import SafetensorError
 from transformers import WhisperForConditionalGeneration
 
-from asr_lora.errors import ChoiceError
+from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.files import whole_folder
 
 if TYPE_CHECKING:
@@ -57,13 +58,17 @@ def save(model: PeftModel, folder: Path, base: str) -> None:
     """Writes the adapter as peft itself does, whole or not at all; `base` is the name it is told to stand on.
 
     A local checkpoint is named by its folder alone: a path on this machine helps nobody elsewhere.
+    Raises WorldError when the weights cannot be written, a full disk for one.
     """
     local = Path(base).expanduser()
     name = local.name if local.exists() else base
     model.peft_config["default"].base_model_name_or_path = name
     with whole_folder(folder) as partial:
         # "auto" would ask the Hub at every save whether the base's embeddings were resized; nothing here resizes them.
-        model.save_pretrained(partial, save_embedding_layers=False)
+        try:
+            model.save_pretrained(partial, save_embedding_layers=False)
+        except SafetensorError as error:
+            raise WorldError(f"run_dir: cannot write the adapter to {folder} ({error}); free some space") from error
         # peft's own card would hold the path.
         (partial / "README.md").write_text(CARD.format(base=name), encoding="utf-8")
 
