@@ -19,7 +19,7 @@ from transformers.trainer_callback import ExportableState, PrinterCallback
 from asr_lora.batches import MicroBatches
 from asr_lora.errors import WorldError
 from asr_lora.features import IGNORED
-from asr_lora.files import write_jsonl
+from asr_lora.files import whole_folder, write_jsonl
 from asr_lora.progress import Bar, say
 
 
@@ -111,7 +111,8 @@ class WhisperTrainer(Seq2SeqTrainer):
         with self.journal.dev_clock():
             wer = self.dev_wer(self.model)
             if self.journal.is_best(wer) and self.args.should_save:
-                self.save_adapter(self.model, self.best)
+                with whole_folder(self.best) as partial:
+                    self.save_adapter(self.model, partial)
         self.journal.dev.append({"step": self.state.global_step, "wer": wer})
         metrics = {"eval_wer": wer}
         self.log(metrics)
@@ -127,6 +128,8 @@ class WhisperTrainer(Seq2SeqTrainer):
             raise WorldError(f"run_dir: cannot write a checkpoint to {place} ({error}); free some space") from error
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # Not as a whole folder: other ranks put their random states into this one at the same time. What makes a
+        # checkpoint whole is the Trainer's state, its last file.
         self.save_adapter(self.model, Path(output_dir or self.args.output_dir))
 
 

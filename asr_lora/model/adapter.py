@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 from transformers import WhisperForConditionalGeneration
 
 from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import whole_folder
 
 if TYPE_CHECKING:
     from asr_lora.config import LoraConfig as LoraSettings
@@ -55,7 +54,7 @@ def trainable_parameters(model: torch.nn.Module) -> int:
 
 
 def save(model: PeftModel, folder: Path, base: str) -> None:
-    """Writes the adapter as peft itself does, whole or not at all; `base` is the name it is told to stand on.
+    """Writes the adapter into `folder` as peft itself does; `base` is the name it is told to stand on.
 
     A local checkpoint is named by its folder alone: a path on this machine helps nobody elsewhere.
     Raises WorldError when the weights cannot be written, a full disk for one.
@@ -63,14 +62,13 @@ def save(model: PeftModel, folder: Path, base: str) -> None:
     local = Path(base).expanduser()
     name = local.name if local.exists() else base
     model.peft_config["default"].base_model_name_or_path = name
-    with whole_folder(folder) as partial:
-        # "auto" would ask the Hub at every save whether the base's embeddings were resized; nothing here resizes them.
-        try:
-            model.save_pretrained(partial, save_embedding_layers=False)
-        except SafetensorError as error:
-            raise WorldError(f"run_dir: cannot write the adapter to {folder} ({error}); free some space") from error
-        # peft's own card would hold the path.
-        (partial / "README.md").write_text(CARD.format(base=name), encoding="utf-8")
+    # "auto" would ask the Hub at every save whether the base's embeddings were resized; nothing here resizes them.
+    try:
+        model.save_pretrained(folder, save_embedding_layers=False)
+    except SafetensorError as error:
+        raise WorldError(f"run_dir: cannot write the adapter to {folder} ({error}); free some space") from error
+    # peft's own card would hold the path.
+    (folder / "README.md").write_text(CARD.format(base=name), encoding="utf-8")
 
 
 def merge(base: WhisperForConditionalGeneration, folder: Path) -> WhisperForConditionalGeneration:
