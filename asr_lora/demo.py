@@ -21,7 +21,6 @@ def demo(config: Config) -> None:
     """Makes the archive and the checkpoint, once, and trains on them."""
     archive = cache_dir() / "demo" / f"{RELEASE}-{config.data.language}.tar.gz"
     if not archive.is_file():
-        say("speaking the demo corpus (Dutch sentences, about 60 synthetic voices)")
         write_demo_corpus(archive)
     data = replace(config.data, source=str(archive))
     model = replace(config.model, checkpoint=str(whisper_base_from_wheels()))

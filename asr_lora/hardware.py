@@ -3,6 +3,7 @@
 import gc
 import os
 import resource
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 CPU_MICRO_BATCH = 4  # clips: whisper-base at 30 s held 12 GB with 8; a CPU gains nothing from more
 ROOMY = 30e9  # bytes: a GPU with less recomputes activations, which large-v2 at 30 s and batch 8 needs within 16 GB
-PROCESS = Path("/proc/self")  # where Linux keeps a process's memory figures
+CLEAR_REFS = Path("/proc/self/clear_refs")  # resets VmHWM, see proc(5); not every container has it
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # there where a driver is loaded, whatever torch makes of it
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "none": None}
 
@@ -108,10 +109,11 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Most memory held since the last `free_memory`: of the GPU, else of this process (where Linux tells)."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
-    if PROCESS.exists():
-        held = next(line for line in (PROCESS / "status").read_text().splitlines() if line.startswith("VmHWM"))
-        return int(held.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # since the process began; bytes on macOS
+    if os.access(CLEAR_REFS, os.W_OK):
+        status = CLEAR_REFS.with_name("status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # since the process began
+    return most if sys.platform == "darwin" else most * 1024  # macOS counts bytes, Linux KiB
 
 
 def free_memory() -> None:
@@ -120,5 +122,5 @@ def free_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    if PROCESS.exists():
-        (PROCESS / "clear_refs").write_text("5")  # resets VmHWM, see proc(5)
+    if os.access(CLEAR_REFS, os.W_OK):
+        CLEAR_REFS.write_text("5")
