@@ -23,7 +23,7 @@ words = $(spoken) $(hours) $(source) $(ARGS)
 RANKS := 4,8,16,32
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prepare train eval sweep check test test-all
+.PHONY: help demo prepare train eval sweep plan bench check test test-all
 
 help: ## this list
 	@echo "make TARGET [LANG=nl] [HOURS=1|all] [DATA=/path/to/cv-corpus-...] [ARGS=\"hydra overrides\"]"
@@ -43,6 +43,13 @@ eval: $(INSTALLED) ## score the last run, or the one that the words name, again
 
 sweep: $(INSTALLED) ## one run a rank, RANKS=4,8,16,32
 	$(PYTHON) -m asr_lora.train -m lora.r=$(RANKS) $(words)
+
+plan: $(INSTALLED) ## hours, memory and dollars of a run on five GPUs and this machine, before anything is fetched
+	$(PYTHON) -m asr_lora.plan $(words)
+
+bench: $(INSTALLED) ## the tutorial recipe against ours, timed from outside, on DATA= or the demo's speech
+	$(PYTHON) recipes/benchmark.py $(if $(language),--language $(language)) \
+	  $(if $(value DATA),--source $(call shell_string,$(value DATA))) $(hours) $(ARGS)
 
 check: $(INSTALLED) ## ruff and mypy, as pre-commit calls them
 	.venv/bin/ruff check

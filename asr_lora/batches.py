@@ -1,23 +1,170 @@
 """The order of batches, a pure function of (seed, step): the same whatever the number of processes or interruptions.
 
-A global batch is what one optimiser step learns from. Rank r of W takes every W-th clip of it from r on, and cuts its
-share into micro-batches that fit the device.
+What one optimiser step learns from is always `batch_size` clips. They come as one or more batches, each at a context of
+its own, so that next to nothing is spent on padding. Rank r of W takes every W-th row; what does not fit the device at
+once is cut further by the trainer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch.utils.data import Sampler
+
+from asr_lora.audio import MAX_SECONDS
+
+if TYPE_CHECKING:
+    from asr_lora.config import TrainingConfig
+
+FORWARD_COST = 10.0  # seconds of context that take as long as what any forward costs beside them (a T4, large-v2)
+WINDOW = 16  # batches sorted by length together: long enough for like lengths, short enough that neighbours change
 
 
-def global_batch(seed: int, step: int, clips: int, batch_size: int) -> list[int]:
-    """Indices of the clips of one step: (batch_size,), drawn from a stream of epochs, each its own permutation.
+@dataclass(frozen=True)
+class Row:
+    """One row of input_features: a clip, or several joined in this order."""
 
-    An epoch ends within a batch where the sizes do not divide: every clip is seen once before any is seen again.
+    clips: tuple[int, ...]
+    timestamps: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that the encoder sees at the same context, in seconds."""
+
+    rows: tuple[Row, ...]
+    seconds: float
+
+
+class Order:
+    """The batches of every step, as `training` asks: batch_size, context, and what goes with that context.
+
+    `durations` in seconds and `tokens`, the lengths of the labels, are of every clip; `token_limit` is the decoder's.
     """
-    first = step * batch_size
-    return [int(_permutation(seed, at // clips, clips)[at % clips]) for at in range(first, first + batch_size)]
+
+    def __init__(
+        self, durations: Sequence[float], tokens: Sequence[int], training: "TrainingConfig", seed: int, token_limit: int
+    ) -> None:
+        self.durations, self.tokens, self.training = durations, tokens, training
+        self.seed, self.token_limit, self.batch_size = seed, token_limit, training.batch_size
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])  # the last one that was asked for
+
+    def step(self, step: int) -> list[Batch]:
+        """What one optimiser step learns from, over all processes: `batch_size` clips."""
+        if self.training.context == "dynamic":
+            return self._dynamic(step)
+        clips = self._shuffled(step)
+        rows = self._packed(step, clips) if self.training.context == "packed" else [Row((clip,)) for clip in clips]
+        return [Batch(tuple(rows), MAX_SECONDS)]
+
+    def padding_fraction(self, steps: int) -> float:
+        """The share of encoder positions that carry no clip, over the first `steps`."""
+        heard = seen = 0.0
+        for batch in (batch for step in range(steps) for batch in self.step(step)):
+            heard += sum(self.durations[clip] for row in batch.rows for clip in row.clips)
+            seen += batch.seconds * len(batch.rows)
+        return 1 - heard / seen
+
+    def _shuffled(self, step: int) -> list[int]:
+        """Clips in random order: each epoch its own permutation, and every clip is heard before any is heard again."""
+        clips, first = len(self.durations), step * self.batch_size
+        return [
+            int(_permutation(self.seed, at // clips, clips)[at % clips]) for at in range(first, first + self.batch_size)
+        ]
+
+    def _like_length(self, step: int) -> list[int]:
+        """Clips of like length: an epoch's permutation cut into windows, a window sorted and cut into batches.
+
+        The fewer than batch_size clips that are left at the end of an epoch wait for the next permutation.
+        """
+        per_epoch = len(self.durations) // self.batch_size
+        if per_epoch == 0:
+            return self._shuffled(step)
+        if self._epoch[0] != step // per_epoch:
+            self._epoch = step // per_epoch, self._sorted_epoch(step // per_epoch)
+        return self._epoch[1][step % per_epoch]
+
+    def _sorted_epoch(self, epoch: int) -> list[list[int]]:
+        per_epoch = len(self.durations) // self.batch_size
+        shuffled = _permutation(self.seed, epoch, len(self.durations))[: per_epoch * self.batch_size]
+        batches: list[list[int]] = []
+        for window in np.array_split(np.arange(per_epoch), -(-per_epoch // WINDOW)):
+            clips = shuffled[window[0] * self.batch_size : (window[-1] + 1) * self.batch_size]
+            by_length = sorted((int(clip) for clip in clips), key=lambda clip: self.durations[clip])
+            batches += [by_length[at : at + self.batch_size] for at in range(0, len(by_length), self.batch_size)]
+        # Shuffled: else training would go from short to long clips again and again.
+        return [batches[at] for at in _rng(self.seed, epoch, "batches").permutation(per_epoch)]
+
+    def _dynamic(self, step: int) -> list[Batch]:
+        training, clips = self.training, self._like_length(step)
+        rng = _rng(self.seed, step, "contexts")
+        margin, long_seconds = (rng.uniform(low, high) for low, high in (training.margin, training.long_seconds))
+        order, count = [clips[at] for at in rng.permutation(len(clips))], self._long_rows(step)
+        long, short = (sorted(part, key=lambda clip: -self.durations[clip]) for part in (order[:count], order[count:]))
+        batches = [self._batch(long, max(long_seconds, self.durations[long[0]] + margin))] if long else []
+        return batches + [self._batch(group, self.durations[group[0]] + margin) for group in self._groups(short)]
+
+    def _groups(self, clips: Sequence[int]) -> list[list[int]]:
+        """A step's clips, the longest first, cut where a batch more costs less than the padding that it saves.
+
+        Batches are of like length already; it is the few long clips of a corpus that would stretch seven others.
+        """
+        best: list[tuple[float, int]] = [(0.0, 0)]  # of the first so many clips: their cost, and where the last cut is
+        for end in range(1, len(clips) + 1):
+            costs = [
+                (best[cut][0] + FORWARD_COST + (end - cut) * self.durations[clips[cut]], cut) for cut in range(end)
+            ]
+            best.append(min(costs))
+        groups: list[list[int]] = []
+        end = len(clips)
+        while end:
+            groups.append(list(clips[best[end][1] : end]))
+            end = best[end][1]
+        return groups
+
+    def _long_rows(self, step: int) -> int:
+        """How many rows of a step get a long context: `long_rows` whenever the share of all clips so far owes them."""
+        size, group = self.batch_size, min(self.training.long_rows, self.batch_size)
+        owed = [int(at * size * self.training.long_share / group + 1e-9) for at in (step, step + 1)]
+        return min((owed[1] - owed[0]) * group, size)
+
+    def _batch(self, clips: Sequence[int], seconds: float) -> Batch:
+        return Batch(tuple(Row((clip,)) for clip in clips), rounded_up(seconds, self.training.multiple))
+
+    def _packed(self, step: int, clips: Sequence[int]) -> list[Row]:
+        """A step's clips, some left single, the others joined while they fit 30 s and the decoder's length."""
+        rng = _rng(self.seed, step, "packs")
+        single = rng.random(len(clips)) < self.training.packed_single
+        rows = [[clip] for clip, alone in zip(clips, single, strict=True) if alone]
+        pack: list[int] = []
+        for clip in (clip for clip, alone in zip(clips, single, strict=True) if not alone):
+            if pack and not self._fits([*pack, clip]):
+                rows.append(pack)
+                pack = []
+            pack.append(clip)
+        rows += [pack] if pack else []
+        return [Row(tuple(row), bool(rng.random() < self.training.packed_timestamps)) for row in rows]
+
+    def _fits(self, clips: Sequence[int]) -> bool:
+        seconds = sum(self.durations[clip] for clip in clips)
+        # A join costs two timestamps, and what a sentence has beside its words is counted once too often: enough.
+        return seconds <= MAX_SECONDS and sum(self.tokens[clip] + 2 for clip in clips) <= self.token_limit
+
+
+def rounded_up(seconds: float, multiple: float) -> float:
+    """The context for so many seconds: the next multiple, for few different matrix shapes; at most 30."""
+    return min(round(-(-seconds // multiple) * multiple, 2), float(MAX_SECONDS))
+
+
+def share(batches: Sequence[Batch], rank: int, world_size: int) -> list[Batch]:
+    """One rank's rows of a step: dealt one by one through all its batches, and no rank gets two more than another."""
+    mine, dealt = [], 0
+    for batch in batches:
+        rows = tuple(row for at, row in enumerate(batch.rows, dealt) if at % world_size == rank)
+        dealt += len(batch.rows)
+        mine += [Batch(rows, batch.seconds)] if rows else []
+    return mine
 
 
 @lru_cache(maxsize=2)  # a batch touches two epochs at most, unless the corpus is smaller than a batch
@@ -25,29 +172,6 @@ def _permutation(seed: int, epoch: int, clips: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(clips)
 
 
-class MicroBatches(Sampler[list[int]]):
-    """One rank's micro-batches, in order, from `first_step` up to `steps`.
-
-    `len` counts those of the whole run, resumed or not, as the Trainer's arithmetic of epochs expects.
-    Raises ValueError when batch_size is no multiple of world_size * micro_batch.
-    """
-
-    def __init__(
-        self, *, seed: int, steps: int, first_step: int, clips: int, batch_size: int, micro_batch: int,
-        rank: int = 0, world_size: int = 1,
-    ) -> None:  # fmt: skip
-        if batch_size % (world_size * micro_batch):
-            raise ValueError(
-                f"micro_batch: batch_size {batch_size} must be a multiple of {world_size} processes x {micro_batch}"
-            )
-        self.seed, self.steps, self.first_step, self.clips = seed, steps, first_step, clips
-        self.batch_size, self.micro_batch, self.rank, self.world_size = batch_size, micro_batch, rank, world_size
-
-    def __len__(self) -> int:
-        return self.steps * self.batch_size // self.world_size // self.micro_batch
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.first_step, self.steps):
-            mine = global_batch(self.seed, step, self.clips, self.batch_size)[self.rank :: self.world_size]
-            for start in range(0, len(mine), self.micro_batch):
-                yield mine[start : start + self.micro_batch]
+def _rng(seed: int, at: int, purpose: str) -> np.random.Generator:
+    """A stream of its own for every purpose, so that a draw added to one changes no other."""
+    return np.random.default_rng((seed, at, *purpose.encode()))

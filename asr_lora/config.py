@@ -14,6 +14,7 @@ import numpy as np
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
+from asr_lora.audio import MAX_SECONDS
 from asr_lora.errors import ChoiceError
 from asr_lora.text import NORMALIZERS
 
@@ -29,6 +30,11 @@ def check(name: str, value: Any, rule: str, holds: bool) -> None:
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         raise ChoiceError(f"{name}: {value} is none of {', '.join(choices)}")
+
+
+def _check_range(name: str, bounds: list[float]) -> None:
+    holds = len(bounds) == 2 and 0 <= bounds[0] <= bounds[1] <= MAX_SECONDS
+    check(name, bounds, f"two numbers of seconds, the lesser first, within 0 to {MAX_SECONDS}", holds)
 
 
 def check_word(name: str, value: str) -> None:
@@ -97,6 +103,13 @@ class TrainingConfig:
     weight_decay: float
     max_grad_norm: float
     context: str
+    margin: list[float]
+    multiple: float
+    long_share: float
+    long_rows: int
+    long_seconds: list[float]
+    packed_single: float
+    packed_timestamps: float
     save_steps: int
     eval_steps: int | None
     dev_share: float
@@ -113,18 +126,31 @@ class TrainingConfig:
         check("training.max_grad_norm", self.max_grad_norm, "more than 0", self.max_grad_norm > 0)
         check("training.dev_share", self.dev_share, "a share in (0, 1]", 0 < self.dev_share <= 1)
         check_choice("training.dev_normalizer", self.dev_normalizer, NORMALIZERS)
-        check_choice("training.context", self.context, ("full",))
+        check_choice("training.context", self.context, ("dynamic", "full", "packed"))
+        _check_range("training.margin", self.margin)
+        _check_range("training.long_seconds", self.long_seconds)
+        whole = 0 < self.multiple <= MAX_SECONDS and abs(self.multiple * 50 - round(self.multiple * 50)) < 1e-6
+        check("training.multiple", self.multiple, "a multiple of 0.02 s, Whisper's position, up to 30", whole)
+        check("training.long_rows", self.long_rows, "at least 1", self.long_rows >= 1)
+        for name in ("long_share", "packed_single", "packed_timestamps"):
+            check(f"training.{name}", getattr(self, name), "a share in [0, 1]", 0 <= getattr(self, name) <= 1)
 
 
 @dataclass
 class DecodingConfig:
     num_beams: int
     max_new_tokens: int | None
+    tokens_per_second: float
+    context: str
+    margin: float
 
     def __post_init__(self) -> None:
         check("decoding.num_beams", self.num_beams, "at least 1", self.num_beams >= 1)
         limit = self.max_new_tokens
         check("decoding.max_new_tokens", limit, "at least 1", limit is None or limit >= 1)
+        check("decoding.tokens_per_second", self.tokens_per_second, "more than 0", self.tokens_per_second > 0)
+        check_choice("decoding.context", self.context, ("auto", "full"))
+        check("decoding.margin", self.margin, f"0 to {MAX_SECONDS:g} (seconds)", 0 <= self.margin <= MAX_SECONDS)
 
 
 @dataclass
@@ -135,6 +161,10 @@ class HardwareConfig:
     gradient_checkpointing: bool | None
     workers: int | None
     decode_batch: int | None
+    memory: float | None
+    rates: dict[str, float]
+    dollars_per_hour: float | None
+    price_source: str | None
 
     def __post_init__(self) -> None:
         check_choice("hardware.device", self.device, ("auto", "cpu", "cuda"))
@@ -142,6 +172,21 @@ class HardwareConfig:
         for name, least in (("micro_batch", 1), ("workers", 0), ("decode_batch", 1)):
             value = getattr(self, name)
             check(f"hardware.{name}", value, f"at least {least}", value is None or value >= least)
+        memory, price = self.memory, self.dollars_per_hour
+        check("hardware.memory", memory, "more than 0 (GB)", memory is None or memory > 0)
+        check("hardware.dollars_per_hour", price, "at least 0", price is None or price >= 0)
+        for precision, rate in self.rates.items():
+            check(f"hardware.rates.{precision}", rate, "more than 0 (TFLOP/s)", rate > 0)
+
+
+@dataclass
+class PlanConfig:
+    calibrate: bool
+    clip_seconds: float
+
+    def __post_init__(self) -> None:
+        mean = self.clip_seconds
+        check("plan.clip_seconds", mean, f"0.1 to {MAX_SECONDS:g} (seconds)", 0.1 <= mean <= MAX_SECONDS)
 
 
 @dataclass
@@ -166,6 +211,7 @@ class Config:
     decoding: DecodingConfig
     hardware: HardwareConfig
     eval: EvalConfig
+    plan: PlanConfig
     seed: int
     experiment_name: str | None
     runs_dir: str

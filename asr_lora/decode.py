@@ -1,28 +1,49 @@
 """Clips in, hypotheses out: longest first, in batches, with the next batch read while this one is decoded."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby, takewhile
 from pathlib import Path
 
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora import audio, features
+from asr_lora.batches import rounded_up
+from asr_lora.errors import WorldError
 from asr_lora.manifest import Clip
+from asr_lora.model.whisper import context
+
+SPARE_TOKENS = 24  # beside what a clip's seconds allow: a clip of one second may hold a long word
+MULTIPLE = 1.28  # seconds: of short contexts, so that enough clips share one
+MOST_AT_ONCE = 4  # times the rows of a batch at 30 s: what one more row costs beside its context then tells
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How hypotheses are made; the same for the untouched and the tuned model."""
+    """How hypotheses are made; `margin` alone differs between an untouched and a tuned model."""
 
     language: str  # Whisper's token, without its brackets
     task: str
     num_beams: int
-    max_new_tokens: int | None  # None: as many as the model can
-    batch_size: int
+    max_new_tokens: int  # of any clip
+    tokens_per_second: float  # of a clip, beside a few to spare: what says more runs away, and is cut
+    margin: float | None  # seconds of context behind a clip, and up to the next multiple; None: 30 s of context
+    batch_size: int  # rows at 30 s; of shorter ones as many more as have the same length together
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """What the model heard: its tokens, the text that they spell, and whether it was still talking when it was cut."""
+
+    tokens: list[int]  # after the prompt, before the end
+    text: str
+    cut: bool
 
 
 def transcribe(
@@ -31,44 +52,88 @@ def transcribe(
     clips: Sequence[Clip],
     decoding: Decoding,
     advance: Callable[[int], None] = lambda count: None,
-) -> list[str]:
-    """One hypothesis a line of the manifest, in its order, stripped of special tokens.
+) -> list[Hypothesis]:
+    """One hypothesis a line of the manifest, in its order. `advance` is told of every batch how many clips it held.
 
-    Clips of like length are decoded together, for their hypotheses end together. `advance` is told of every batch how
-    many clips it held.
+    Clips of like length are decoded together, for their contexts are alike and their hypotheses end together.
     Raises WorldError when a clip cannot be decoded.
     """
-    order = sorted(range(len(clips)), key=lambda index: -clips[index]["duration"])
-    batches = [order[start : start + decoding.batch_size] for start in range(0, len(order), decoding.batch_size)]
-    hypotheses = [""] * len(clips)
+    hypotheses: dict[int, Hypothesis] = {}
     dtype = model.get_encoder().conv1.weight.dtype  # a quantised model's own dtype is that of its integers
-    limit = {} if decoding.max_new_tokens is None else {"max_new_tokens": decoding.max_new_tokens}
-    for batch, input_features in _prefetched(batches, clips, processor):
-        with torch.inference_mode():
-            ids = model.generate(
-                input_features=input_features.to(model.device, dtype),
-                language=decoding.language,
-                task=decoding.task,
-                num_beams=decoding.num_beams,
-                **limit,
-            )
-        for index, text in zip(batch, processor.batch_decode(ids, skip_special_tokens=True), strict=True):
-            hypotheses[index] = text.strip()
+    durations = [clip["duration"] for clip in clips]
+    cut = batches(durations, decoding.batch_size, decoding.margin)
+    for (batch, seconds), input_features in _prefetched(cut, clips, processor):
+        limits = [_most_tokens(durations[index], decoding) for index in batch]
+        with torch.inference_mode(), context(model, seconds):
+            rows = _generated(model, input_features.to(model.device, dtype), decoding, max(limits))
+        for index, row, limit in zip(batch, rows, limits, strict=True):
+            # Its own limit, not the longest clip's: what is heard in a clip must not depend on its neighbours.
+            said = list(takewhile(lambda token: token != processor.tokenizer.eos_token_id, row))[:limit]
+            text = processor.decode(said, skip_special_tokens=True).strip()
+            hypotheses[index] = Hypothesis(said, text, cut=len(said) == limit)
         advance(len(batch))
-    return hypotheses
+    return [hypotheses[index] for index in range(len(clips))]
+
+
+def _generated(
+    model: WhisperForConditionalGeneration, input_features: Tensor, decoding: Decoding, limit: int
+) -> list[list[int]]:
+    """A row of tokens a clip; where memory runs out, by halves."""
+    try:
+        rows: list[list[int]] = model.generate(
+            input_features=input_features,
+            language=decoding.language,
+            task=decoding.task,
+            num_beams=decoding.num_beams,
+            max_new_tokens=limit,
+        ).tolist()
+        return rows
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        if len(input_features) == 1:
+            raise WorldError(
+                "hardware: not even one clip at a time fits in memory to be decoded; take decoding=greedy, a smaller "
+                "model, or free what else uses this device"
+            ) from error
+    clear_device_cache(garbage_collection=True)  # outside of except: the error's frames hold on to the memory
+    halves = input_features.tensor_split(2)
+    return [row for half in halves for row in _generated(model, half, decoding, limit)]
+
+
+def _most_tokens(duration: float, decoding: Decoding) -> int:
+    return min(decoding.max_new_tokens, math.ceil(duration * decoding.tokens_per_second) + SPARE_TOKENS)
+
+
+def batches(durations: Sequence[float], batch_size: int, margin: float | None) -> list[tuple[list[int], float]]:
+    """The clips of every batch, longest first, and its context in seconds; the settings are those of Decoding.
+
+    A clip's context follows from the clip alone, and what shares a batch has the same: what is heard depends neither
+    on the clips beside it nor on how many fit.
+    """
+    order, made = sorted(range(len(durations)), key=lambda index: -durations[index]), []
+    for seconds, group in groupby(order, lambda index: _context(durations[index], margin)):
+        alike = list(group)
+        rows = int(batch_size * min(audio.MAX_SECONDS / seconds, MOST_AT_ONCE))
+        made += [(alike[start : start + rows], seconds) for start in range(0, len(alike), rows)]
+    return made
+
+
+def _context(duration: float, margin: float | None) -> float:
+    return audio.MAX_SECONDS if margin is None else rounded_up(duration + margin, MULTIPLE)
 
 
 def _prefetched(
-    batches: Sequence[list[int]], clips: Sequence[Clip], processor: WhisperProcessor
-) -> Iterator[tuple[list[int], Tensor]]:
-    def read(batch: list[int]) -> Tensor:
+    cut: Sequence[tuple[list[int], float]], clips: Sequence[Clip], processor: WhisperProcessor
+) -> Iterator[tuple[tuple[list[int], float], Tensor]]:
+    def read(batch: list[int], seconds: float) -> Tensor:
         waveforms = [audio.load(Path(clips[index]["path"])) for index in batch]
-        return features.log_mel(waveforms, processor.feature_extractor)
+        return features.log_mel(waveforms, processor.feature_extractor, seconds)
 
-    ahead: deque[tuple[list[int], Future[Tensor]]] = deque()
+    ahead: deque[tuple[tuple[list[int], float], Future[Tensor]]] = deque()
     with ThreadPoolExecutor(max_workers=1) as pool:
-        for batch in batches:
-            ahead.append((batch, pool.submit(read, batch)))
+        for batch in cut:
+            ahead.append((batch, pool.submit(read, *batch)))
             if len(ahead) > 1:
                 ready, reading = ahead.popleft()
                 yield ready, reading.result()

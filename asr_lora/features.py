@@ -1,18 +1,17 @@
 """Waveforms become log-mel input_features, sentences become labels, and both become a batch; nothing goes to disk."""
 
 import copy
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from datasets import Dataset
 from torch import Tensor
 from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 
 from asr_lora import audio
 
 IGNORED = -100  # a label that the loss leaves out
+UNSPACED = ("zh", "yue", "ja")  # languages that write no space between sentences
 
 
 def log_mel(
@@ -51,37 +50,59 @@ def token_ids(sentence: str, tokenizer: WhisperTokenizer) -> list[int]:
     return ids
 
 
-def clips(rows: Sequence[Mapping[str, Any]], tokenizer: WhisperTokenizer) -> Dataset:
-    """A split of the manifest as a table whose rows are decoded when asked for: `waveform` and `ids`."""
+def joined_ids(sentences: Sequence[str], seconds: Sequence[float], tokenizer: WhisperTokenizer) -> list[int]:
+    """The sequence for clips joined into one row, with the time of every join, as Whisper itself tells it.
 
-    def decoded(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        return {
-            "waveform": [audio.load(Path(path)) for path in batch["path"]],
-            "ids": [token_ids(text, tokenizer) for text in batch["text"]],
-        }
+    start, language, task, then for each clip <|begin|> sentence <|end|>, times in steps of 0.02 s; end.
+    `seconds` are the lengths of the clips.
+    """
+    start, language, task, _ = tokenizer.prefix_tokens
+    ids, begin = [start, language, task], 0.0
+    for sentence, length in zip(sentences, seconds, strict=True):
+        # After the first a space: what is decoded then reads as the sentences with spaces between them.
+        text = f" {sentence}" if begin and not _is_unspaced(tokenizer) else sentence
+        words = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        ids += [_time_token(begin, tokenizer), *words, _time_token(begin + length, tokenizer)]
+        begin += length
+    return [*ids, tokenizer.eos_token_id]
 
-    return Dataset.from_list([{"path": row["path"], "text": row["text"]} for row in rows]).with_transform(decoded)
+
+def joined_sentence(sentences: Sequence[str], tokenizer: WhisperTokenizer) -> str:
+    """The sentences as one text, with spaces between them where the language writes spaces."""
+    return ("" if _is_unspaced(tokenizer) else " ").join(sentences)
 
 
-class Collator:
-    """Clips become a batch: `input_features`, `decoder_input_ids` and `labels`, the latter two of one shape.
+def _is_unspaced(tokenizer: WhisperTokenizer) -> bool:
+    return tokenizer.language in UNSPACED
 
-    Whisper's forward would shift labels itself and put one start token before them; the Trainer takes the labels away
+
+def _time_token(seconds: float, tokenizer: WhisperTokenizer) -> int:
+    within = min(seconds, audio.MAX_SECONDS)  # a table's durations may be a little short of what is heard
+    token: int = tokenizer.convert_tokens_to_ids(f"<|{round(within / 0.02) * 0.02:.2f}|>")
+    return token
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row of a batch: the waveform, (samples,) at 16 kHz, and the whole sequence that the decoder sees and says."""
+
+    waveform: audio.Waveform
+    ids: list[int]
+
+
+def collate(examples: Sequence[Example], processor: WhisperProcessor, seconds: float) -> dict[str, Tensor]:
+    """A batch at a context of `seconds`: `input_features`, `decoder_input_ids` and `labels`, the latter of one shape.
+
+    Whisper's forward would shift labels itself and put one start token before them; the trainer takes the labels away
     first to scale the loss, so both sides of the shift are given here. The pad token is the end token, so padding is
     told by length, never by value: the end must be learnt.
     """
-
-    def __init__(self, processor: WhisperProcessor, seconds: float = audio.MAX_SECONDS) -> None:
-        self.processor = processor
-        self.seconds = seconds
-
-    def __call__(self, clips: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        longest = max(len(clip["ids"]) for clip in clips) - 1
-        inputs = torch.full((len(clips), longest), self.processor.tokenizer.pad_token_id)
-        labels = torch.full((len(clips), longest), IGNORED)
-        for row, clip in enumerate(clips):
-            ids = torch.tensor(clip["ids"])
-            inputs[row, : len(ids) - 1] = ids[:-1]
-            labels[row, : len(ids) - 1] = ids[1:]
-        features = log_mel([clip["waveform"] for clip in clips], self.processor.feature_extractor, self.seconds)
-        return {"input_features": features, "decoder_input_ids": inputs, "labels": labels}
+    longest = max(len(example.ids) for example in examples) - 1
+    inputs = torch.full((len(examples), longest), processor.tokenizer.pad_token_id)
+    labels = torch.full((len(examples), longest), IGNORED)
+    for row, example in enumerate(examples):
+        ids = torch.tensor(example.ids)
+        inputs[row, : len(ids) - 1] = ids[:-1]
+        labels[row, : len(ids) - 1] = ids[1:]
+    features = log_mel([example.waveform for example in examples], processor.feature_extractor, seconds)
+    return {"input_features": features, "decoder_input_ids": inputs, "labels": labels}

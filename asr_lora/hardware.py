@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from asr_lora import cost
+from asr_lora.audio import MAX_SECONDS
+from asr_lora.checkpoint import load_config
 from asr_lora.errors import ChoiceError, WorldError
 
 if TYPE_CHECKING:
-    from asr_lora.config import HardwareConfig
+    from asr_lora.config import Config
 
-CPU_MICRO_BATCH = 4  # clips: whisper-base at 30 s held 12 GB with 8; a CPU gains nothing from more
-ROOMY = 30e9  # bytes: a GPU with less recomputes activations, which large-v2 at 30 s and batch 8 needs within 16 GB
+CPU_MICRO_BATCH = 2  # clips at 30 s: more only take memory; whisper-base is as fast with one as with eight
+CPU_DECODE_BATCH, GPU_DECODE_BATCH = 8, 32  # clips at 30 s: more take memory and are hardly faster
+LABEL_TOKENS = 100  # of the clips that memory is planned for; a third of the longest labels
 CLEAR_REFS = Path("/proc/self/clear_refs")  # resets VmHWM, see proc(5); not every container has it
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # there where a driver is loaded, whatever torch makes of it
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "none": None}
@@ -30,39 +34,52 @@ class Hardware:
     name: str
     autocast: torch.dtype | None  # arithmetic of the forward pass; None: as the weights are
     processes: int
-    micro_batch: int  # clips in one forward of one process
+    capacity: float  # seconds of audio in one forward of one process, padding included
     gradient_checkpointing: bool
     workers: int
     decode_batch: int
 
 
-def look(asked: "HardwareConfig", precision: str, batch_size: int) -> Hardware:
-    """Decides what is left to the machine. Raises ChoiceError or WorldError for what it cannot do."""
+def look(config: "Config", shape: cost.Shape | None = None) -> Hardware:
+    """Decides what is left to the machine. Raises ChoiceError or WorldError for what it cannot do.
+
+    The model's `shape`, by default the checkpoint's, tells what fits a GPU; where that proves too bold, training and
+    decoding take less at once.
+    """
+    asked, precision, batch_size = config.hardware, config.model.precision, config.training.batch_size
     device = _device(asked.device)
     on_gpu = device.type == "cuda"
     if precision == "fp16" and not on_gpu:
         raise ChoiceError("model.precision: fp16 trains on a GPU only; on a CPU take fp32, bf16 or int8")
     if precision in ("fp16", "bf16") and asked.autocast == "none":
         raise ChoiceError(f"hardware.autocast: none leaves a {precision} base with fp32 features; take auto")
-    checkpointing = asked.gradient_checkpointing
+    if asked.autocast == "fp16" and not on_gpu:
+        raise ChoiceError("hardware.autocast: fp16 is for GPUs; on a CPU take auto, bf16 or none")
+    if "bf16" in (precision, asked.autocast) and on_gpu and not _multiplies_bf16():
+        key = "model.precision" if precision == "bf16" else "hardware.autocast"
+        raise ChoiceError(f"{key}: {torch.cuda.get_device_name()} has no bf16; take fp16")
+    autocast = _autocast(precision, on_gpu) if asked.autocast == "auto" else _DTYPES[asked.autocast]
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun and accelerate launch say so
     share = max(1, batch_size // processes)
-    fits = share if on_gpu else max(size for size in range(1, CPU_MICRO_BATCH + 1) if share % size == 0)
-    micro_batch = asked.micro_batch or fits
-    if batch_size % (processes * micro_batch):
-        raise ChoiceError(
-            f"hardware.micro_batch: training.batch_size {batch_size} must be a multiple of {processes} processes x "
-            f"{micro_batch} clips"
-        )
+    rows, checkpointing, decoded = CPU_MICRO_BATCH, False, CPU_DECODE_BATCH
+    if on_gpu:
+        shape = shape or cost.shape_of(load_config(config.model.checkpoint).to_dict())
+        free_memory()  # or what a job before this one left would count as used
+        free = torch.cuda.mem_get_info(device)[0]
+        available = min(free, asked.memory * 1e9) if asked.memory else free
+        rows, checkpointing = fitting(available, asked.gradient_checkpointing, precision, shape, autocast is not None)
+        decoded = decode_rows(available, shape)
+    if batch_size % processes:
+        raise ChoiceError(f"training.batch_size: must be a multiple of the {processes} processes, got {batch_size}")
     return Hardware(
         device=device,
         name=torch.cuda.get_device_name() if on_gpu else f"{_processor()} ({torch.get_num_threads()} threads)",
-        autocast=_autocast(precision, on_gpu) if asked.autocast == "auto" else _DTYPES[asked.autocast],
+        autocast=autocast,
         processes=processes,
-        micro_batch=micro_batch,
-        gradient_checkpointing=_must_checkpoint(device) if checkpointing is None else checkpointing,
+        capacity=min(asked.micro_batch or rows, share) * MAX_SECONDS,
+        gradient_checkpointing=asked.gradient_checkpointing or checkpointing,
         workers=(4 if on_gpu else 0) if asked.workers is None else asked.workers,
-        decode_batch=asked.decode_batch or (16 if on_gpu else 8),
+        decode_batch=asked.decode_batch or decoded,
     )
 
 
@@ -80,18 +97,47 @@ def _device(asked: str) -> torch.device:
     return torch.device("cpu")
 
 
-def _must_checkpoint(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory < ROOMY
+def fitting(
+    available: float, checkpointing: bool | None, precision: str, shape: cost.Shape, autocast: bool
+) -> tuple[int, bool]:
+    """Clips at 30 s that a GPU with so many bytes trains on in one forward, and whether it computes activations twice.
+
+    It does so where asked, or (None) only where not even one clip fits else; at least one is always tried.
+    """
+
+    def rows(checkpointing: bool) -> int:
+        return cost.rows_that_fit(
+            available, shape, precision, MAX_SECONDS, LABEL_TOKENS,
+            autocast=autocast, checkpointing=checkpointing, trainable=0, on_gpu=True,
+        )  # fmt: skip
+
+    if checkpointing is None:
+        checkpointing = rows(False) == 0
+    return max(1, rows(checkpointing)), checkpointing
+
+
+def decode_rows(available: float, shape: cost.Shape) -> int:
+    """Clips at 30 s (times beams) that a GPU with so many bytes decodes at once, by the merged model in fp16."""
+
+    def held(rows: int) -> float:
+        return cost.decoding_bytes(shape, 2 * cost.parameters(shape), rows, MAX_SECONDS, LABEL_TOKENS, half=True)
+
+    return min(GPU_DECODE_BATCH, max(1, int((available - held(0)) / (held(1) - held(0)))))
 
 
 def _autocast(precision: str, on_gpu: bool) -> torch.dtype | None:
     if precision in ("fp16", "bf16"):
         return _DTYPES[precision]
+    if not on_gpu:
+        return torch.bfloat16 if cpu_has_bf16() else None
     if precision == "fp32":
         return None
-    if on_gpu:  # a quantised base: its other arithmetic in what the GPU has tensor cores for
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if cpu_has_bf16() else None
+    # A quantised base: its other arithmetic in what the GPU has tensor cores for.
+    return torch.bfloat16 if _multiplies_bf16() else torch.float16
+
+
+def _multiplies_bf16() -> bool:
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def cpu_has_bf16() -> bool:

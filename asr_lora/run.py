@@ -80,7 +80,13 @@ def as_recorded(run: Path, asked: Config, overrides: Sequence[str]) -> Config:
         made = sorted(folder.parent.parent.name for folder in run.parent.glob("*/train/config.yaml"))
         there = f"; beside it are {', '.join(made)}" if made else ""
         raise ChoiceError(f"run_dir: no run in {run} (no train/config.yaml){there}; make one with make train")
-    recorded = from_plain(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
+    try:
+        recorded = from_plain(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
+    except (KeyError, TypeError) as error:  # a setting that is absent, or that there is no more
+        raise ChoiceError(
+            f"run_dir: {run} was made by another version of asr_lora, with other settings ({error}); "
+            "score it with that version, or make it anew"
+        ) from error
     named = {word.lstrip("+").partition("=")[0] for word in overrides}
     return replace(
         recorded,

@@ -21,30 +21,30 @@ from transformers import Seq2SeqTrainingArguments, WhisperProcessor
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from asr_lora import audio, decode, metrics, run
-from asr_lora.batches import global_batch
-from asr_lora.checkpoint import load_processor
+from asr_lora import decode, metrics, run
+from asr_lora.batches import Order
+from asr_lora.checkpoint import load_config, load_processor
 from asr_lora.config import Config
+from asr_lora.corpus import SPLITS
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.eval import decoding, evaluate
-from asr_lora.features import Collator, clips, prompted
+from asr_lora.features import prompted, token_ids
 from asr_lora.files import read_json, read_jsonl, whole_folder, write_json
 from asr_lora.hardware import Hardware, free_memory, look, peak_memory_bytes
 from asr_lora.launch import launch
+from asr_lora.loader import Steps
 from asr_lora.manifest import Clip
 from asr_lora.model import adapter, whisper
+from asr_lora.plan import predict
 from asr_lora.prepare import language, prepare
 from asr_lora.progress import Bar, progress, say
-from asr_lora.trainer import Journal, WhisperTrainer
-
-# Seconds to decode a clip over seconds to train on it, both at 30 s (0.6 measured on a CPU): plans dev decodings.
-DECODE_OVER_TRAIN = 0.6
+from asr_lora.trainer import Journal, WhisperTrainer, eval_steps
 
 
 def train(config: Config) -> None:
     """The main command: manifest, adapter, and (unless eval.after=false) WER before and after."""
-    hardware = look(config.hardware, config.model.precision, config.training.batch_size)
-    decoding(config, hardware)  # what it refuses should not wait for the first dev decoding
+    hardware = look(config)
+    decoding(config, hardware, short=False)  # what it refuses should not wait for the first dev decoding
     if hardware.processes > 1:
         raise ChoiceError(f"WORLD_SIZE: training takes one process for now, got {hardware.processes}; start it plainly")
     run.recognise(config)
@@ -63,10 +63,15 @@ def _train(config: Config, hardware: Hardware) -> None:
     started = time.perf_counter()
     free_memory()
     rows = read_jsonl(run.manifest(config.run, "train"))
+    lengths = {split: [row["duration"] for row in read_jsonl(run.manifest(config.run, split))] for split in SPLITS}
+    predicted = predict(config, hardware, lengths)
     with progress("training", total=config.max_steps) as bar:
         trainer = build(config, hardware, rows, bar)
         trainable = adapter.trainable_parameters(trainer.model)
         share = trainable / sum(parameter.numel() for parameter in trainer.model.parameters())
+        if predicted:
+            hours = predicted["train_seconds"] / 3600, predicted["dev_seconds"] / 3600
+            say(f"predicted from {predicted['basis']}: {hours[0]:.2f} h of training, {hours[1]:.2f} h of dev decoding")
         say(
             f"{config.run_name}: {config.max_steps} steps of {config.training.batch_size} clips on {hardware.name}, "
             f"{config.model.precision} base, {trainable:,} parameters train ({share:.1%})"
@@ -91,6 +96,7 @@ def _train(config: Config, hardware: Hardware) -> None:
         **_seen(rows, config, steps),
         "train_seconds": journal.train_seconds,
         "dev_seconds": journal.dev_seconds,
+        "predicted": predicted,
         "total_seconds": journal.earlier_seconds + time.perf_counter() - started,
         "seconds_per_step": statistics.median(journal.step_seconds),
         "clips_per_second": steps * config.training.batch_size / journal.train_seconds,
@@ -100,6 +106,7 @@ def _train(config: Config, hardware: Hardware) -> None:
         "precision": config.model.precision,
         "autocast": str(hardware.autocast).removeprefix("torch.") if hardware.autocast else None,
         "context": config.training.context,
+        "out_of_memory": journal.out_of_memory,
         "versions": run.versions(),
     }
     write_json(run.train_metrics(config.run), facts)
@@ -130,10 +137,9 @@ def _stopping_cleanly(trainer: WhisperTrainer) -> Iterator[None]:
             say(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}: {trainer.args.output_dir}")
             raise KeyboardInterrupt
     except torch.OutOfMemoryError as error:
-        at_once = trainer.args.per_device_train_batch_size
         raise WorldError(
-            f"hardware.micro_batch: {at_once} clips in one forward do not fit this GPU; say a smaller one, or "
-            "hardware.gradient_checkpointing=true: neither changes the result"
+            "hardware: not even one clip at a time fits in memory; take hardware.gradient_checkpointing=true, "
+            "model.precision=int8 or a smaller model"
         ) from error
     finally:
         signal.signal(signal.SIGINT, usual)
@@ -142,28 +148,29 @@ def _stopping_cleanly(trainer: WhisperTrainer) -> Iterator[None]:
 def build(config: Config, hardware: Hardware, rows: Sequence[Clip], bar: Bar) -> WhisperTrainer:
     """The trainer of a prepared run, with the model and a fresh adapter in it."""
     processor = load_processor(config.model.checkpoint)
-    tokenizer = prompted(processor.tokenizer, language(config), config.model.task)
+    processor.tokenizer = prompted(processor.tokenizer, language(config), config.model.task)
     base = whisper.load(
         config.model.checkpoint, config.model.precision, hardware.device, hardware.autocast or torch.float32
     )
-    whisper.set_context(base, whisper.MAX_POSITIONS)
     folder, dev = config.run / "train", read_jsonl(run.manifest(config.run, "dev"))
     journal = Journal(
         folder / "log.jsonl",
         bar,
-        eval_steps=_eval_steps(config, len(dev)),
+        eval_steps=eval_steps(config.training, config.max_steps, len(dev)),
         dev_share=config.training.dev_share,
         patience=config.training.patience,
     )
+    arguments = _arguments(config, hardware)
     return WhisperTrainer(
         model=adapter.attach(base, config.lora, config.seed),
-        args=_arguments(config, hardware),
-        train_dataset=clips(rows, tokenizer),
-        data_collator=Collator(processor),
-        batch_size=config.training.batch_size,
+        args=arguments,
+        train_dataset=Steps(
+            rows, order(config, rows), config.max_steps, processor, arguments.process_index, arguments.world_size
+        ),
+        capacity=hardware.capacity,
         journal=journal,
         dev_wer=lambda tuned: _dev_wer(tuned, processor, dev, config, hardware),
-        save_adapter=lambda tuned, where: adapter.save(tuned, where, config.model.checkpoint),
+        save_adapter=lambda tuned, where: adapter.save(tuned, where, config.model.checkpoint, config.training.context),
         best=folder / "best",
         callbacks=[TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))],
     )
@@ -174,8 +181,6 @@ def _arguments(config: Config, hardware: Hardware) -> Seq2SeqTrainingArguments:
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(config.run / "train" / "checkpoints"),
         max_steps=config.max_steps,
-        per_device_train_batch_size=hardware.micro_batch,
-        gradient_accumulation_steps=training.batch_size // hardware.micro_batch // hardware.processes,
         learning_rate=training.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=round(training.warmup * config.max_steps),
@@ -206,19 +211,12 @@ def _arguments(config: Config, hardware: Hardware) -> Seq2SeqTrainingArguments:
     return arguments
 
 
-def _eval_steps(config: Config, dev_clips: int) -> int:
-    """Steps between dev decodings: as asked, else evenly spread so that dev takes about dev_share of the time."""
-    if config.training.eval_steps is not None:
-        return config.training.eval_steps
-    affordable = config.training.dev_share * config.max_steps * config.training.batch_size
-    decodings = int(affordable / (dev_clips * DECODE_OVER_TRAIN))
-    return -(-config.max_steps // min(max(decodings, 1), 20))
-
-
 def _dev_wer(model: Any, processor: WhisperProcessor, dev: Sequence[Clip], config: Config, hardware: Hardware) -> float:
     model.eval()
+    short = config.training.context == "dynamic"
     with torch.autocast(hardware.device.type, hardware.autocast, enabled=hardware.autocast is not None):
-        hypotheses = decode.transcribe(model, processor, dev, decoding(config, hardware))
+        heard = decode.transcribe(model, processor, dev, decoding(config, hardware, short))
+    hypotheses = [hypothesis.text for hypothesis in heard]
     model.train()
     references, speakers = [clip["text"] for clip in dev], [clip["speaker"] for clip in dev]
     wer = metrics.score(references, hypotheses, speakers, config.training.dev_normalizer, config.seed)["wer"]
@@ -241,16 +239,25 @@ def _is_whole(state: Path) -> bool:
         return False
 
 
+def order(config: Config, rows: Sequence[Clip]) -> Order:
+    """The batches of every step of the run."""
+    training, tokens = config.training, [0] * len(rows)
+    if training.context == "packed":  # where the labels' lengths matter too
+        processor = load_processor(config.model.checkpoint)
+        tokens = [len(token_ids(row["text"], processor.tokenizer)) for row in rows]
+    limit = load_config(config.model.checkpoint).max_target_positions
+    return Order([row["duration"] for row in rows], tokens, training, config.seed, limit)
+
+
 def _seen(rows: Sequence[Clip], config: Config, steps: int) -> dict[str, Any]:
     """Clips and seconds that training heard, and the share of encoder positions that carried none of it."""
-    batch_size = config.training.batch_size
-    order = [at for step in range(steps) for at in global_batch(config.seed, step, len(rows), batch_size)]
-    seconds = sum(rows[at]["duration"] for at in order)
+    batches = order(config, rows)
+    heard = [clip for step in range(steps) for batch in batches.step(step) for row in batch.rows for clip in row.clips]
     return {
         "steps": steps,
-        "clips_seen": len(order),
-        "audio_seconds_seen": seconds,
-        "padding_fraction": 1 - seconds / (len(order) * audio.MAX_SECONDS),
+        "clips_seen": len(heard),
+        "audio_seconds_seen": sum(rows[clip]["duration"] for clip in heard),
+        "padding_fraction": batches.padding_fraction(steps),
     }
 
 

@@ -2,48 +2,69 @@
 
 import json
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState, PrinterCallback
 
-from asr_lora.batches import MicroBatches
 from asr_lora.errors import WorldError
 from asr_lora.features import IGNORED
 from asr_lora.files import whole_folder, write_jsonl
+from asr_lora.model.whisper import context, seconds_of
 from asr_lora.progress import Bar, say
 
+if TYPE_CHECKING:
+    from asr_lora.config import TrainingConfig
 
-def token_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Cross-entropy summed over labels, over the count of labels of the whole optimiser step, all ranks included.
+
+def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy summed over labels; the trainer divides it by the count of labels of the whole optimiser step.
 
     Whisper's own loss is a mean over its micro-batch, which the Trainer neither weights nor divides (it believes that
     a model which takes **kwargs has done so): 8x1, 4x2 and 2x4 clips would give three different gradients.
     """
-    logits = outputs.logits.float()
-    summed = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-    return summed / (labels.ne(IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+    return cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def micro_batches(batches: Sequence[Mapping[str, Tensor]], capacity: float) -> Iterator[dict[str, Tensor]]:
+    """The batches cut into parts of at most `capacity` seconds of context together, but never less than a row."""
+    for batch in batches:
+        rows = max(1, int(capacity / seconds_of(batch["input_features"]) + 1e-6))
+        parts = -(-len(batch["labels"]) // rows)
+        for part in zip(*(tensor.tensor_split(parts) for tensor in batch.values()), strict=True):
+            yield dict(zip(batch, part, strict=True))
+
+
+PREFETCHED = 4  # steps that a loader process has ready
+# Seconds to decode a clip over seconds to train on it, at equal contexts (0.6 measured on a CPU): plans dev decodings.
+DECODE_OVER_TRAIN = 0.6
 
 
 class WhisperTrainer(Seq2SeqTrainer):
-    """Takes its batches by step from batches.py, and scores dev by `dev_wer(model)`, which decodes it.
+    """Takes whole steps from a loader.Steps, and scores dev by `dev_wer(model)`, which decodes it.
 
+    To the stock Trainer a step is one batch; what of it goes through the model at once is decided here: `capacity`
+    seconds of encoder context, fewer once memory has run out. So a step may hold batches of several contexts, and ranks
+    may differ in what fits them.
     `save_adapter(model, folder)` writes its checkpoints, and the adapter into `best` whenever dev was never better.
     """
 
     def __init__(
         self,
         *,
-        batch_size: int,
+        capacity: float,
         journal: "Journal",
         dev_wer: Callable[[Any], float],
         save_adapter: Callable[[Any, Path], None],
@@ -51,52 +72,104 @@ class WhisperTrainer(Seq2SeqTrainer):
         callbacks: Sequence[TrainerCallback] = (),
         **rest: Any,
     ) -> None:
-        super().__init__(compute_loss_func=token_loss, callbacks=[journal, *callbacks], **rest)
+        super().__init__(callbacks=[journal, *callbacks], **rest)
         self.remove_callback(PrinterCallback)
-        self.model_accepts_loss_kwargs = False  # else num_items_in_batch would be passed through to the decoder
-        self.batch_size = batch_size
+        self.capacity = capacity
         self.journal = journal
         self.dev_wer = dev_wer
         self.save_adapter = save_adapter
         self.best = best
         self.first_step = 0
-        self.micro = 0  # the micro-batch within the step
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Our order, already split over ranks: accelerate must not shard it again, so it never sees the loader."""
-        args = self.args
-        batches = MicroBatches(
-            seed=args.seed,
-            steps=args.max_steps,
-            first_step=self.first_step,
-            clips=len(self.train_dataset),
-            batch_size=self.batch_size,
-            micro_batch=args.per_device_train_batch_size,
-            rank=args.process_index,
-            world_size=args.world_size,
-        )
+        args, workers = self.args, self.args.dataloader_num_workers
         return DataLoader(
             self.train_dataset,
-            batch_sampler=batches,
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
+            batch_size=None,
+            sampler=_From(self.first_step, args.max_steps),
+            num_workers=workers,
+            prefetch_factor=PREFETCHED if workers else None,
+            worker_init_fn=_leave_interruptions,
             pin_memory=args.device.type == "cuda",
         )
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        self.micro = 0
         asked = time.perf_counter()
         samples = super().get_batch_samples(*args, **kwargs)
         self.journal.data_wait += time.perf_counter() - asked
         return samples
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Every forward draws its dropout from (seed, step, micro-batch, rank), so nothing before it can change it."""
-        place = (self.args.seed, self.state.global_step, self.micro, self.args.process_index)
-        set_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
-        self.micro += 1
-        loss: Tensor = super().training_step(*args, **kwargs)
-        return loss
+    def training_step(self, model: Any, inputs: list[dict[str, Tensor]], num_items_in_batch: object = None) -> Tensor:
+        """Gradients of one optimiser step, equal on all ranks: loss summed over labels, over the count of all labels.
+
+        When memory runs out on any rank, all drop what they have and begin the step again with half the capacity.
+        Raises torch.OutOfMemoryError when not even one row fits.
+        """
+        model.train()
+        labels = self._over_ranks(sum(int(batch["labels"].ne(IGNORED).sum()) for batch in inputs), "SUM")
+        while True:
+            loss, ran_out = self._forward_backward(model, inputs, labels)
+            if not self._over_ranks(ran_out is not None, "MAX"):
+                break
+            model.zero_grad()
+            self._shrink(inputs, ran_out)
+        if self.args.world_size > 1:
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                    torch.distributed.all_reduce(parameter.grad)
+        scaled: Tensor = loss * self.args.world_size
+        return scaled  # the Trainer logs the mean over ranks
+
+    def _forward_backward(
+        self, model: Any, inputs: list[dict[str, Tensor]], labels: float
+    ) -> tuple[Tensor, RuntimeError | None]:
+        """This rank's part of the loss, and the error when memory ran out.
+
+        Every forward draws its dropout from (seed, step, micro-batch, rank), so nothing before it can change it.
+        """
+        loss = torch.zeros((), device=self.args.device)
+        for micro, batch in enumerate(micro_batches(inputs, self.capacity)):
+            place = (self.args.seed, self.state.global_step, micro, self.args.process_index)
+            set_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+            try:
+                features = self._prepare_inputs(batch)
+                targets = features.pop("labels")
+                # Gradients are summed over ranks above, once: DDP's own way would wait for a rank that has run out.
+                with self.accelerator.no_sync(model), context(model, seconds_of(batch["input_features"])):
+                    part = token_loss(model(**features).logits, targets) / labels
+                    self.accelerator.backward(part)
+                loss += part.detach()
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                return loss, error.with_traceback(None)  # its frames would hold on to the memory
+        return loss, None
+
+    def _shrink(self, inputs: list[dict[str, Tensor]], ran_out: RuntimeError | None) -> None:
+        clear_device_cache(garbage_collection=True)
+        parts = [(len(part["labels"]), part["input_features"]) for part in micro_batches(inputs, self.capacity)]
+        if self._over_ranks(max((rows for rows, _ in parts), default=0), "MAX") <= 1:
+            raise torch.OutOfMemoryError(str(ran_out or "another process ran out of memory")) from ran_out
+        largest = max((rows * seconds_of(features) for rows, features in parts if rows > 1), default=0)
+        self.capacity = self._over_ranks(largest, "MAX") / 2
+        self.journal.out_of_memory += 1
+        say(
+            f"memory ran out at step {self.state.global_step}: from here on at most {self.capacity:.0f} s of audio in "
+            "one forward, or a single clip; the batch stays the same"
+        )
+
+    def _over_ranks(self, number: float, operation: str) -> float:
+        """The sum ("SUM") or the largest ("MAX") of what every rank has."""
+        if self.args.world_size == 1:
+            return number
+        numbers = torch.tensor(number, dtype=torch.float64, device=self.args.device)
+        torch.distributed.all_reduce(numbers, getattr(torch.distributed.ReduceOp, operation))
+        return float(numbers)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # the stock estimate takes a step for one batch; plan.py counts better
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         """Resumes by step: the order of batches needs no replay."""
@@ -133,6 +206,33 @@ class WhisperTrainer(Seq2SeqTrainer):
         self.save_adapter(self.model, Path(output_dir or self.args.output_dir))
 
 
+def _leave_interruptions(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; what to do about it is the trainer's to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _From(Sampler[int]):
+    """The steps from `first` on; `len` counts those of the whole run, as the Trainer's arithmetic of epochs expects."""
+
+    def __init__(self, first: int, steps: int) -> None:
+        self.first, self.steps = first, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.first, self.steps))
+
+
+def eval_steps(training: "TrainingConfig", max_steps: int, dev_clips: int) -> int:
+    """Steps between dev decodings: as asked, else evenly spread so that dev takes about dev_share of the time."""
+    if training.eval_steps is not None:
+        return training.eval_steps
+    affordable = training.dev_share * max_steps * training.batch_size
+    decodings = int(affordable / (dev_clips * DECODE_OVER_TRAIN))
+    return -(-max_steps // min(max(decodings, 1), 20))
+
+
 class Journal(TrainerCallback, ExportableState):
     """Clock and log of a run: log.jsonl, the progress bar, when dev is decoded, and when to stop early.
 
@@ -152,6 +252,7 @@ class Journal(TrainerCallback, ExportableState):
         self.dev: list[dict[str, float]] = []
         self.dev_seconds = 0.0
         self.dev_skipped = 0
+        self.out_of_memory = 0  # times that a step was begun again in smaller parts
         self.earlier_seconds = 0.0  # what a resumed run had taken before
         self.stop_asked = False
         self._mark = 0.0
@@ -239,4 +340,4 @@ def _logged(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.split("\n") if line]
 
 
-_TRAVELLING = ("step_seconds", "train_seconds", "data_wait", "dev", "dev_seconds", "dev_skipped")
+_TRAVELLING = ("step_seconds", "train_seconds", "data_wait", "dev", "dev_seconds", "dev_skipped", "out_of_memory")

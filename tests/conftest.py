@@ -93,5 +93,6 @@ def words(release: Path, tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
     return [
         f"data.source={release}", "data.hours=null", "data.dev_clips=2", f"model.checkpoint={tiny_checkpoint}",
         "model.name=random", "model.precision=fp32", "lora.r=4", "training.max_steps=2", "training.batch_size=4",
-        "eval.limit=4", "decoding.max_new_tokens=8", "hardware=cpu", f"runs_dir={tmp_path / 'runs'}",
+        "eval.limit=4", "decoding.max_new_tokens=8", "hardware=cpu", "hardware.autocast=none",
+        f"runs_dir={tmp_path / 'runs'}",
     ]  # fmt: skip

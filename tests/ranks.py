@@ -14,7 +14,7 @@ from asr_lora.train import build
 
 if __name__ == "__main__":
     config = load(sys.argv[1:])
-    hardware = look(config.hardware, config.model.precision, config.training.batch_size)
+    hardware = look(config)
     rows = read_jsonl(run.manifest(config.run, "train"))
     with progress("training", total=config.max_steps) as bar:
         trainer = build(config, hardware, rows, bar)

@@ -1,4 +1,4 @@
-"""Builds tiny Common Voice releases, as folders or archives, whose clips are real MP3 tones of exact length."""
+"""Tiny Common Voice releases, as folders or archives, whose clips are real MP3 tones of exact length."""
 
 import io
 import tarfile
@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pytest
 import soundfile
+
+from asr_lora.corpus import Corpus, open_corpus
+from asr_lora.errors import UserError
 
 RELEASE = "cv-corpus-25.0-2026-06-05"
 COLUMNS = (
@@ -86,3 +90,15 @@ def pack(folder: Path, archive: Path, order: Literal["first", "last", "between"]
         for file in [*clips[:ahead], *tables, *clips[ahead:]]:
             packed.add(file, arcname=f"{folder.name}/{file.relative_to(folder)}")
     return archive
+
+
+def clip_names(corpus: Corpus, split: str) -> list[str]:
+    return [row["path"] for row in corpus.tables[split]]
+
+
+def refusal(source: Path, language: str = "nl") -> str:
+    """What opening it says, which has to be a single line."""
+    with pytest.raises(UserError) as error:
+        open_corpus(source, language)
+    assert "\n" not in str(error.value)
+    return str(error.value)

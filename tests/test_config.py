@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from asr_lora.config import RUN_NAME_LIMIT, Config, conf_dir, plain, run_name, science
+from asr_lora.errors import ChoiceError
 from asr_lora.launch import load
 
 CHOICES = sorted(f"{file.parent.name}={file.stem}" for file in conf_dir().glob("*/*.yaml"))
@@ -165,3 +166,15 @@ def test_no_two_experiments_share_a_name(usual: Config) -> None:
 
 def test_the_property_above_varies_every_group_that_a_result_depends_on(usual: Config) -> None:
     assert {key.partition(".")[0] for key in ALTERNATIVES} == {key.partition(".")[0] for key in science(plain(usual))}
+
+
+@pytest.mark.parametrize("multiple", ["0.25", "0.05", "0", "31"])
+def test_contexts_are_whole_positions_of_the_encoder(multiple: str) -> None:
+    with pytest.raises(ChoiceError, match=r"training\.multiple: must be a multiple of 0\.02"):
+        load([f"training.multiple={multiple}"])
+
+
+@pytest.mark.parametrize("margin", ["[1]", "[2,1]", "[-1,1]", "[0,31]"])
+def test_a_range_of_seconds_is_two_numbers_in_order(margin: str) -> None:
+    with pytest.raises(ChoiceError, match=r"training\.margin: must be two numbers of seconds"):
+        load([f"training.margin={margin}"])

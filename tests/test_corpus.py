@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from releases import COLUMNS, RELEASE, pack, tone, utterances, write_lines, write_release
+from releases import COLUMNS, RELEASE, clip_names, pack, refusal, tone, utterances, write_lines, write_release
 
-from asr_lora.corpus import Corpus, open_corpus
-from asr_lora.errors import UserError
+from asr_lora.corpus import open_corpus
 
 
 @pytest.fixture(autouse=True)
@@ -23,18 +22,6 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for order in ("first", "last", "between"):
         pack(folder, folder.parent / f"{order}.tar.gz", order)
     return folder
-
-
-def clip_names(corpus: Corpus, split: str) -> list[str]:
-    return [row["path"] for row in corpus.tables[split]]
-
-
-def refusal(source: Path, language: str = "nl") -> str:
-    """The message, which has to be a single line."""
-    with pytest.raises(UserError) as error:
-        open_corpus(source, language)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from releases import RELEASE, pack, write_lines, write_release
+from releases import RELEASE, clip_names, pack, refusal, write_lines, write_release
 
-from asr_lora.corpus import Corpus, open_corpus
-from asr_lora.errors import UserError, WorldError
+from asr_lora.corpus import open_corpus
+from asr_lora.errors import WorldError
 from asr_lora.files import cache_dir
 
 
@@ -27,18 +27,6 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_release(folder)
     pack(folder, folder.parent / "last.tar.gz")
     return folder
-
-
-def clip_names(corpus: Corpus, split: str) -> list[str]:
-    return [row["path"] for row in corpus.tables[split]]
-
-
-def refusal(source: Path, language: str = "nl") -> str:
-    """The message, which has to be a single line."""
-    with pytest.raises(UserError) as error:
-        open_corpus(source, language)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def extracted(cache: Path) -> set[str]:

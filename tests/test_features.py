@@ -2,18 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from releases import tone
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora import audio
 from asr_lora.checkpoint import load_processor
-from asr_lora.errors import WorldError
-from asr_lora.features import IGNORED, Collator, clips, log_mel, prompted, token_ids
+from asr_lora.features import IGNORED, Example, collate, joined_ids, joined_sentence, log_mel, prompted, token_ids
 
 SENTENCES = ["Hoi.", "Een veel langere zin dan de eerste."]
 
@@ -27,11 +24,11 @@ def processor(tiny_checkpoint: Path) -> WhisperProcessor:
 
 @pytest.fixture
 def batch(processor: WhisperProcessor) -> Mapping[str, torch.Tensor]:
-    return Collator(processor)([clip(sentence, processor) for sentence in SENTENCES])
+    return collate([example(sentence, processor) for sentence in SENTENCES], processor, 30.0)
 
 
-def clip(sentence: str, processor: WhisperProcessor, seconds: float = 0.5) -> dict[str, Any]:
-    return {"waveform": noise(seconds), "ids": token_ids(sentence, processor.tokenizer)}
+def example(sentence: str, processor: WhisperProcessor, seconds: float = 0.5) -> Example:
+    return Example(noise(seconds), token_ids(sentence, processor.tokenizer))
 
 
 def noise(seconds: float, seed: int = 0) -> audio.Waveform:
@@ -129,23 +126,23 @@ def test_the_batch_gives_the_loss_that_whispers_own_labels_give(
     torch.testing.assert_close(ours, own.loss)
 
 
-# --- the table of clips -----------------------------------------------------------------------------------------------
+# --- clips joined into one row ----------------------------------------------------------------------------------------
 
 
-def test_clips_are_decoded_when_asked_for_and_not_before(tmp_path: Path, processor: WhisperProcessor) -> None:
-    (tmp_path / "here.mp3").write_bytes(tone("here", 0.5))
-    rows = [{"path": str(tmp_path / name), "text": "hoi", "speaker": "x"} for name in ("here.mp3", "gone.mp3")]
-    table = clips(rows, processor.tokenizer)
-    assert len(table) == 2
-    assert len(table[0]["waveform"]) == 0.5 * audio.SAMPLE_RATE
-    assert table[0]["ids"] == token_ids("hoi", processor.tokenizer)
-    with pytest.raises(WorldError, match=r"gone\.mp3: clip cannot be read"):
-        table[1]
+def test_joined_clips_tell_the_time_of_every_join(processor: WhisperProcessor) -> None:
+    tokenizer = processor.tokenizer
+    ids = joined_ids(["Hoi.", "Dag."], [1.204, 2.0], tokenizer)
+    start, *rest = tokenizer.convert_ids_to_tokens(ids)
+    assert start == "<|startoftranscript|>" and rest[:2] == ["<|nl|>", "<|transcribe|>"]
+    times = [token for token in rest if token.startswith("<|") and "." in token]
+    assert times == ["<|0.00|>", "<|1.20|>", "<|1.20|>", "<|3.20|>"]
+    assert "<|notimestamps|>" not in rest and rest[-1] == "<|endoftext|>"
+    assert (
+        tokenizer.decode(ids, skip_special_tokens=True) == "Hoi. Dag." == joined_sentence(["Hoi.", "Dag."], tokenizer)
+    )
 
 
-def test_a_collated_batch_of_real_clips_fits_the_model(tmp_path: Path, processor: WhisperProcessor) -> None:
-    (tmp_path / "a.mp3").write_bytes(tone("a", 0.5))
-    table = clips([{"path": str(tmp_path / "a.mp3"), "text": text} for text in SENTENCES], processor.tokenizer)
-    batch = Collator(processor, seconds=2.0)(table.__getitems__([0, 1]))
-    assert batch["input_features"].shape == (2, 80, 200)
-    assert batch["labels"].dtype == batch["decoder_input_ids"].dtype == torch.int64
+def test_no_space_is_put_between_sentences_where_the_language_writes_none(processor: WhisperProcessor) -> None:
+    tokenizer = prompted(processor.tokenizer, "ja", "transcribe")
+    assert joined_sentence(["ab。", "cd。"], tokenizer) == "ab。cd。"
+    assert tokenizer.decode(joined_ids(["ab。", "cd。"], [1, 1], tokenizer), skip_special_tokens=True) == "ab。cd。"

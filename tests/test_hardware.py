@@ -6,21 +6,24 @@ import pytest
 import torch
 
 from asr_lora import hardware
+from asr_lora.cost import PUBLISHED
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.launch import load
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these are about machines without a usable GPU")
 
 
+LARGE = PUBLISHED["openai/whisper-large-v2"]
+
+
 def look(*words: str, precision: str = "fp32", batch_size: int = 8) -> hardware.Hardware:
-    return hardware.look(load(words).hardware, precision, batch_size)
+    return hardware.look(load([*words, f"model.precision={precision}", f"training.batch_size={batch_size}"]))
 
 
-@pytest.mark.parametrize(("batch_size", "at_once"), [(8, 4), (4, 4), (6, 3), (2, 2), (7, 1)])
-def test_without_a_gpu_auto_is_a_cpu_that_takes_few_clips_at_once(batch_size: int, at_once: int) -> None:
-    found = look("hardware=auto", batch_size=batch_size)
+def test_without_a_gpu_auto_is_a_cpu_that_takes_a_minute_of_audio_at_once() -> None:
+    found = look("hardware=auto")
     assert found.device.type == "cpu" and found.autocast is None and "threads" in found.name
-    assert found.micro_batch == at_once
+    assert found.capacity == 60  # two clips at 30 s
 
 
 def test_an_nvidia_device_that_torch_cannot_use_is_an_error_with_a_way_out(
@@ -44,19 +47,34 @@ def test_fp16_is_refused_for_training_on_a_cpu() -> None:
         look("hardware=cpu", precision="fp16")
 
 
-def test_a_micro_batch_must_divide_the_batch() -> None:
-    with pytest.raises(ChoiceError, match=r"hardware\.micro_batch: .* 8 .* 3"):
-        look("hardware=cpu", "hardware.micro_batch=3")
+def test_a_micro_batch_is_told_in_clips_at_thirty_seconds() -> None:
+    assert look("hardware=cpu", "hardware.micro_batch=3").capacity == 90
 
 
 def test_autocast_follows_the_precision_and_can_be_named() -> None:
     assert look("hardware=cpu", precision="bf16").autocast is torch.bfloat16
     expected = torch.bfloat16 if hardware.cpu_has_bf16() else None
-    assert look("hardware=cpu", precision="int8").autocast is expected
+    for precision in ("int8", "fp32"):
+        assert look("hardware=cpu", precision=precision).autocast is expected
     assert look("hardware=cpu", "hardware.autocast=bf16", precision="int8").autocast is torch.bfloat16
 
 
 def test_processes_share_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     found = look("hardware=cpu")
-    assert (found.processes, found.micro_batch) == (2, 4)
+    assert found.processes == 2
+    with pytest.raises(ChoiceError, match=r"training\.batch_size: .* 2 processes, got 7"):
+        look("hardware=cpu", batch_size=7)
+
+
+@pytest.mark.parametrize(("gigabytes", "clips"), [(15, 32), (8, 14), (4, 1)])
+def test_a_gpu_decodes_as_many_clips_at_once_as_fit(gigabytes: float, clips: int) -> None:
+    assert hardware.decode_rows(gigabytes * 1e9, LARGE) == pytest.approx(clips, abs=2)
+
+
+def test_activations_are_computed_twice_only_where_not_even_one_clip_fits() -> None:
+    t4, small = 15e9, 4e9
+    rows, checkpointing = hardware.fitting(t4, None, "int8", LARGE, autocast=True)
+    assert rows > 1 and not checkpointing
+    assert hardware.fitting(small, None, "int8", LARGE, autocast=True) == (3, True)
+    assert hardware.fitting(t4, True, "int8", LARGE, autocast=True)[0] > rows

@@ -8,6 +8,7 @@ from conftest import tiny_tokenizer, tiny_whisper
 from peft import PeftModel, get_peft_model_state_dict
 from torch.nn.functional import cross_entropy
 from transformers import WhisperConfig, WhisperForConditionalGeneration
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from asr_lora.config import LoraConfig
 from asr_lora.errors import ChoiceError
@@ -109,18 +110,70 @@ def test_a_short_context_is_a_part_of_the_full_one_and_full_again_is_bit_equal()
     inputs = batch(model)
     with torch.inference_mode():
         before = model(**inputs).logits
-        whisper.set_context(model, 200)
-        assert model.get_encoder()(inputs["input_features"][..., :400]).last_hidden_state.shape == (2, 200, 16)
-        short = model.generate(inputs["input_features"][..., :400], language="nl", max_new_tokens=3)
-        assert short.shape[0] == 2
-        whisper.set_context(model, whisper.MAX_POSITIONS)
+        with whisper.context(model, 4.0):
+            assert model.get_encoder()(inputs["input_features"][..., :400]).last_hidden_state.shape == (2, 200, 16)
+            short = model.generate(inputs["input_features"][..., :400], language="nl", max_new_tokens=3)
+            assert short.shape[0] == 2
         assert torch.equal(model(**inputs).logits, before)
     assert model.config.max_source_positions == 1500
 
 
-def test_positions_beyond_the_window_are_refused() -> None:
-    with pytest.raises(ValueError, match="positions"):
-        whisper.set_context(tiny_whisper(tiny_tokenizer()), 1501)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_short_context_hears_what_the_first_positions_of_the_full_one_would_alone(wrapped: bool) -> None:
+    """By Hugging Face's own encoder of 200 positions, given the first 200 of the 1,500 position embeddings."""
+    model = tiny_whisper(tiny_tokenizer())
+    features = batch(model, frames=400)["input_features"]
+    own = WhisperEncoder(WhisperConfig(**{**model.config.to_dict(), "max_source_positions": 200})).eval()
+    state = model.get_encoder().state_dict()
+    own.load_state_dict({**state, "embed_positions.weight": state["embed_positions.weight"][:200]})
+    ours = adapter.attach(model, QV, seed=0).eval() if wrapped else model
+    with torch.inference_mode(), whisper.context(ours, 4.0):
+        torch.testing.assert_close(ours.get_encoder()(features).last_hidden_state, own(features).last_hidden_state)
+
+
+def test_at_thirty_seconds_encoder_and_gradients_equal_hugging_faces() -> None:
+    """Those of a model that was never at another context; to 1e-5 in fp32."""
+    outcomes = []
+    for within in (False, True):
+        model = adapter.attach(tiny_whisper(tiny_tokenizer()), QV, seed=0)
+        move_b(model)
+        if within:
+            with whisper.context(model, 4.0):
+                step(model, batch(model, frames=400))
+            model.zero_grad()
+            with whisper.context(model, 30.0):
+                loss = step(model, batch(model))
+        else:
+            loss = step(model, batch(model))
+        outcomes.append((loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    assert outcomes[0][0] == pytest.approx(outcomes[1][0], abs=1e-5)
+    for name, gradient in outcomes[0][1].items():
+        torch.testing.assert_close(outcomes[1][1][name], gradient, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_saved_after_an_interruption_at_a_short_context_says_1500(tmp_path: Path) -> None:
+    model = tiny_whisper(tiny_tokenizer())
+    with pytest.raises(KeyboardInterrupt), whisper.context(model, 4.0):
+        raise KeyboardInterrupt
+    model.save_pretrained(tmp_path)
+    assert WhisperConfig.from_pretrained(tmp_path).max_source_positions == 1500
+
+
+@pytest.mark.parametrize("seconds", [0.0, 30.1])
+def test_contexts_beyond_the_window_are_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match="seconds"), whisper.context(tiny_whisper(tiny_tokenizer()), seconds):
+        pass
+
+
+@pytest.mark.parametrize(("context", "short"), [("dynamic", True), ("full", False), ("packed", False)])
+def test_the_adapter_folder_records_the_context_it_was_trained_at(
+    tiny_checkpoint: Path, tmp_path: Path, context: str, short: bool
+) -> None:
+    model = adapter.attach(whisper.load(str(tiny_checkpoint), "fp32", CPU), QV, seed=0)
+    adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint), context)
+    assert adapter.trained_on_short(tmp_path / "adapter") is short
+    (tmp_path / "adapter" / "asr_lora.json").unlink()  # an adapter of other origin
+    assert not adapter.trained_on_short(tmp_path / "adapter")
 
 
 def test_an_adapter_folder_loads_with_plain_peft_and_gives_the_same_logits(
@@ -128,7 +181,7 @@ def test_an_adapter_folder_loads_with_plain_peft_and_gives_the_same_logits(
 ) -> None:
     model = adapter.attach(whisper.load(str(tiny_checkpoint), "fp32", CPU), QV, seed=0).eval()
     move_b(model)
-    adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint))
+    adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint), "full")
     plain = PeftModel.from_pretrained(  # nothing of ours
         WhisperForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.float32), tmp_path / "adapter"
     )
@@ -143,7 +196,7 @@ def test_an_adapter_folder_loads_with_plain_peft_and_gives_the_same_logits(
 
 def test_a_saved_adapter_tells_no_path_of_this_machine(tiny_checkpoint: Path, tmp_path: Path) -> None:
     model = adapter.attach(whisper.load(str(tiny_checkpoint), "fp32", CPU), QV, seed=0)
-    adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint))
+    adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint), "full")
     told = (tmp_path / "adapter" / "adapter_config.json").read_text()
     assert '"base_model_name_or_path": "whisper-random"' in told
     assert str(tiny_checkpoint.parent) not in told + (tmp_path / "adapter" / "README.md").read_text()
@@ -166,6 +219,6 @@ def test_a_target_module_that_is_not_there_is_named_with_those_that_are() -> Non
 
 def test_an_adapter_is_never_merged_into_a_quantised_base(tiny_checkpoint: Path, tmp_path: Path) -> None:
     model = adapter.attach(whisper.load(str(tiny_checkpoint), "fp32", CPU), QV, seed=0)
-    adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint))
+    adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint), "full")
     with pytest.raises(ValueError, match="quantised"):
         adapter.merge(whisper.load(str(tiny_checkpoint), "int8", CPU), tmp_path / "adapter")

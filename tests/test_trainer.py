@@ -18,7 +18,7 @@ from asr_lora.hardware import look
 from asr_lora.launch import load
 from asr_lora.prepare import prepare
 from asr_lora.progress import progress
-from asr_lora.trainer import WhisperTrainer
+from asr_lora.trainer import WhisperTrainer, eval_steps
 
 STEPS = 3
 
@@ -69,6 +69,65 @@ def test_loss_gradient_and_adapter_do_not_depend_on_how_a_batch_is_cut(uneven: l
     assert_same(outcome(trained(checkpointed)), whole)
 
 
+@pytest.mark.parametrize("context", ["dynamic", "packed"])
+def test_contexts_of_several_lengths_in_a_step_do_not_depend_on_how_it_is_cut(uneven: list[str], context: str) -> None:
+    mixed = [*uneven, f"training.context={context}", "training.long_share=0.25", "training.long_rows=2"]
+    whole = outcome(trained([*mixed, "run_name=whole", "hardware.micro_batch=8"]))
+    assert_same(outcome(trained([*mixed, "run_name=cut", "hardware.micro_batch=1"])), whole)
+
+
+class Small:
+    """A device that has memory for so many rows in one forward, of any context."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.largest = rows, 0
+
+    def __call__(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        rows = len(kwargs["input_features"])
+        if rows > self.rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        self.largest = max(self.largest, rows)
+
+
+def trained_within(words: list[str], memory: Small) -> dict[str, Any]:
+    """Trains with a model that runs out of memory as `memory` says; what metrics.json would say of it."""
+    config = load(words)
+    prepare(config)
+    with progress("training", total=STEPS) as bar:
+        trainer = train.build(config, look(config), read_jsonl(run.manifest(config.run, "train")), bar)
+        trainer.model.register_forward_pre_hook(memory, with_kwargs=True)
+        trainer.train()
+    return trainer.journal.state()["attributes"]
+
+
+def test_when_memory_runs_out_the_step_is_begun_again_in_smaller_parts_and_nothing_else_changes(
+    uneven: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    at_thirty = [*uneven, "training.context=full", "hardware.micro_batch=8"]
+    whole = outcome(trained([*at_thirty, "run_name=roomy"]))
+    memory = Small(rows=2)
+    facts = trained_within([*at_thirty, "run_name=small"], memory)
+    assert_same(outcome(load([*at_thirty, "run_name=small"]).run), whole)
+    assert (facts["out_of_memory"], memory.largest) == (2, 2)  # 8 rows, 4, 2; and so for the steps that follow
+    assert capsys.readouterr().err.count("memory ran out") == 2
+
+
+def test_memory_that_ran_out_on_a_short_batch_is_met_though_a_longer_single_row_has_gone_through(
+    uneven: list[str],
+) -> None:
+    """Two rows of 0.96 s at once, in a step that also holds one row at 30 s: halving goes on below that row."""
+    mixed = [*uneven, "training.long_share=0.125", "training.long_rows=1", "hardware.micro_batch=1"]
+    whole = outcome(trained([*mixed, "run_name=roomy"]))
+    memory = Small(rows=1)
+    assert trained_within([*mixed, "run_name=small"], memory)["out_of_memory"] >= 1
+    assert_same(outcome(load([*mixed, "run_name=small"]).run), whole)
+
+
+def test_when_not_even_one_row_fits_training_ends_with_the_way_out(uneven: list[str]) -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        trained_within(uneven, Small(rows=0))
+
+
 def test_two_processes_learn_what_one_does(uneven: list[str]) -> None:
     whole = outcome(trained([*uneven, "run_name=one"]))
     two = load([*uneven, "run_name=two"])
@@ -87,9 +146,8 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_end(uneven: list[s
     again = [*uneven, "run_name=killed", "lora.dropout=0.1", "training.save_steps=1"]
     config = load(again)
     prepare(config)
-    hardware = look(config.hardware, config.model.precision, config.training.batch_size)
     with progress("training", total=STEPS) as bar:
-        trainer = train.build(config, hardware, read_jsonl(run.manifest(config.run, "train")), bar)
+        trainer = train.build(config, look(config), read_jsonl(run.manifest(config.run, "train")), bar)
         dies_after(trainer, step=2)
         with pytest.raises(KeyboardInterrupt):
             trainer.train()
@@ -153,4 +211,4 @@ def test_dev_decoding_keeps_to_its_share_and_what_it_skips_is_counted(
     ("steps", "clips", "every"), [(2000, 200, 154), (130, 42, 33), (24, 8, 6), (10, 1000, 10), (5000, 50, 250)]
 )
 def test_dev_decodings_are_spread_so_that_they_take_a_tenth_of_the_time(steps: int, clips: int, every: int) -> None:
-    assert train._eval_steps(load([f"training.max_steps={steps}"]), clips) == every
+    assert eval_steps(load().training, steps, clips) == every

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,14 @@ def resolve(checkpoint: str) -> str:
     if not HUB_ID.fullmatch(checkpoint):
         raise ChoiceError(f"model.checkpoint: no directory {path}; name one that exists, or a Hub id (owner/name)")
     return checkpoint
+
+
+def identity(checkpoint: str) -> str:
+    """What the weights and all that goes with them are: the Hub's commit, or a hash of a directory's contents."""
+    path = Path(resolve(checkpoint))
+    if path.is_dir():
+        return _content(sorted(file for file in path.iterdir() if file.is_file()))
+    return f"{checkpoint}@{load_config(checkpoint)._commit_hash}"
 
 
 def load_config(checkpoint: str) -> WhisperConfig:
@@ -71,12 +80,15 @@ def _local(path: Path) -> Path:
 def _converted(path: Path) -> Path:
     # By content, so that a moved folder is not converted twice and a changed one is not mistaken for the old.
     files = [file for name in ("model.bin", "config.json", "tokenizer.json") if (file := path / name).is_file()]
-    digests = "".join(_sha256(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    content = hashlib.sha256(digests.encode()).hexdigest()[:8]
-    target = cache_dir() / "checkpoints" / f"{path.resolve().name}-{content}"
+    target = cache_dir() / "checkpoints" / f"{path.resolve().name}-{_content(files)[:8]}"
     if not target.is_dir():
         convert(path, target)
     return target
+
+
+def _content(files: Iterable[Path]) -> str:
+    digests = "".join(_sha256(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    return hashlib.sha256(digests.encode()).hexdigest()
 
 
 @cache

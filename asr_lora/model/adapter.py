@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import WhisperForConditionalGeneration
 
 from asr_lora.errors import ChoiceError, WorldError
+from asr_lora.files import read_json, write_json
 
 if TYPE_CHECKING:
     from asr_lora.config import LoraConfig as LoraSettings
@@ -53,9 +54,10 @@ def trainable_parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def save(model: PeftModel, folder: Path, base: str) -> None:
+def save(model: PeftModel, folder: Path, base: str, context: str) -> None:
     """Writes the adapter into `folder` as peft itself does; `base` is the name it is told to stand on.
 
+    Beside it asr_lora.json records the `context` that it was trained at, for whoever decodes with it.
     A local checkpoint is named by its folder alone: a path on this machine helps nobody elsewhere.
     Raises WorldError when the weights cannot be written, a full disk for one.
     """
@@ -69,6 +71,13 @@ def save(model: PeftModel, folder: Path, base: str) -> None:
         raise WorldError(f"run_dir: cannot write the adapter to {folder} ({error}); free some space") from error
     # peft's own card would hold the path.
     (folder / "README.md").write_text(CARD.format(base=name), encoding="utf-8")
+    write_json(folder / "asr_lora.json", {"context": context})
+
+
+def trained_on_short(folder: Path) -> bool:
+    """Whether the adapter knows contexts of less than 30 s; one that says nothing is taken for an ordinary one."""
+    record = folder / "asr_lora.json"
+    return record.is_file() and read_json(record)["context"] == "dynamic"
 
 
 def merge(base: WhisperForConditionalGeneration, folder: Path) -> WhisperForConditionalGeneration:

@@ -1,11 +1,19 @@
 """Whisper in the asked precision, at any encoder context up to 30 s."""
 
-import torch
-from transformers import BitsAndBytesConfig, WhisperForConditionalGeneration
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import torch
+from torch import Tensor
+from transformers import BitsAndBytesConfig, WhisperForConditionalGeneration
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from asr_lora.audio import MAX_SECONDS
 from asr_lora.checkpoint import resolve
 
-MAX_POSITIONS = 1500  # encoder positions in 30 s: 100 mel frames a second, halved by the second convolution
+POSITIONS_PER_SECOND = 50  # of the encoder: 100 mel frames a second, halved by the second convolution
+MAX_POSITIONS = round(MAX_SECONDS * POSITIONS_PER_SECOND)  # 1,500
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -33,15 +41,30 @@ def load(
     return (model if quantisation else model.to(device)).eval()
 
 
-def set_context(model: WhisperForConditionalGeneration, positions: int) -> None:
-    """Lets the encoder run at `positions` of its 1,500: input_features of 2 * positions frames, generate included.
+@contextmanager
+def context(model: Any, seconds: float) -> Iterator[None]:
+    """Within it the encoder runs at `seconds` instead of 30: input_features of 100 frames a second, generate included.
 
-    The encoder refuses short input only by comparing it with these two numbers, and adds the first `positions` of its
-    sinusoids. Set back to MAX_POSITIONS it is what it was: a saved model must say so.
+    The encoder refuses short input only by comparing it with these numbers, and adds the first positions of its
+    sinusoids. Afterwards the model is what it was: a saved one must say 1,500. `model` may be wrapped (peft, DDP).
     """
+    positions = round(seconds * POSITIONS_PER_SECOND)
     if not 1 <= positions <= MAX_POSITIONS:
-        raise ValueError(f"positions: must be 1 to {MAX_POSITIONS}, got {positions}")
-    encoder = model.get_encoder()
+        raise ValueError(f"seconds: must be within 0.02 to {MAX_SECONDS:g}, got {seconds}")
+    (encoder,) = (module for module in model.modules() if isinstance(module, WhisperEncoder))
+    _set_positions(encoder, positions)
+    try:
+        yield
+    finally:
+        _set_positions(encoder, MAX_POSITIONS)
+
+
+def _set_positions(encoder: WhisperEncoder, positions: int) -> None:
     encoder.config.max_source_positions = positions
     encoder.max_source_positions = positions
     encoder.embed_positions.num_embeddings = positions
+
+
+def seconds_of(input_features: Tensor) -> float:
+    """The context of a batch: (rows, mel bins, frames), two frames a position."""
+    return float(input_features.shape[-1] / 2 / POSITIONS_PER_SECOND)

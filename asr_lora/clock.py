@@ -1,0 +1,202 @@
+"""How long a forward takes, of training or of decoding: by a device's sustained rates, or by timing a few here."""
+
+import io
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import soundfile
+import torch
+from transformers import WhisperProcessor
+
+from asr_lora import audio, cost
+from asr_lora.checkpoint import load_processor
+from asr_lora.features import log_mel
+from asr_lora.hardware import Hardware, free_memory
+from asr_lora.model import adapter, whisper
+from asr_lora.progress import Bar, progress
+from asr_lora.trainer import token_loss
+
+if TYPE_CHECKING:
+    from asr_lora.config import LoraConfig
+
+# Seconds that the host needs to launch a layer's kernels, which no GPU undercuts: forward and backward of training, and
+# one token of decoding (estimated from Hugging Face's Whisper in eager mode; twice that for a quantised base).
+LAUNCH_TRAINING, LAUNCH_TOKEN = 2e-3, 1e-3
+REACHED = 0.5  # of a device's rate on large matrices, what training and decoding get (estimated)
+SLOWER = {"int8": 2.5, "nf4": 1.5}  # than half precision: a T4 by the published recipe; nf4 estimated
+POINTS = 5  # shapes that are timed, from the least work to the most
+REPEATS = 3
+LONG = 5.0  # seconds
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rows in one forward, their context in seconds, the tokens of the longest, and how much heard audio they hold."""
+
+    rows: int
+    seconds: float
+    tokens: int
+    heard: float  # seconds of clips, which must be read and decoded
+
+
+Clock = Callable[[Work], float]  # seconds that it takes
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """`train` of forward, backward and its share of the rest; `dev` unmerged, as trained; `eval` merged."""
+
+    train: Clock
+    dev: Clock
+    eval: Clock
+
+
+def by_rates(
+    shape: cost.Shape, trainable: int, rates: Mapping[str, float], precision: str, *,
+    checkpointing: bool, beams: int, on_gpu: bool,
+) -> Clocks:  # fmt: skip
+    """Work over `rates` (TFLOP/s by precision), but never less than the host needs to launch a GPU's kernels."""
+    host = (2 if precision in SLOWER else 1) if on_gpu else 0
+
+    def train(work: Work) -> float:
+        flop = work.rows * cost.training_work(shape, work.seconds, work.tokens, trainable, checkpointing)
+        layers = (shape.encoder_layers + shape.decoder_layers) * (1.5 if checkpointing else 1)
+        return max(flop / (rates[precision] * 1e12), layers * LAUNCH_TRAINING * host)
+
+    def decode(work: Work, rate: float, host: float) -> float:
+        flop = work.rows * beams * cost.forward_work(shape, work.seconds, work.tokens)
+        return max(flop / (rate * 1e12), work.tokens * shape.decoder_layers * LAUNCH_TOKEN * host)
+
+    merged = rates["fp16" if on_gpu else "fp32"]
+    return Clocks(
+        train, lambda work: decode(work, rates[precision], host), lambda work: decode(work, merged, float(on_gpu))
+    )
+
+
+def matrix_rates(device: torch.device, autocast: torch.dtype | None) -> dict[str, float]:
+    """TFLOP/s by precision that this device may sustain: half of what it does on large matrices for a moment."""
+
+    def rate(dtype: torch.dtype) -> float:
+        side = 8192 if device.type == "cuda" else 1024  # a small product would time a GPU's launch
+        matrix = torch.ones(side, side, device=device, dtype=dtype)
+        seconds = min(_timed(lambda: matrix @ matrix, device) for _ in range(6))
+        return REACHED * 2 * side**3 / seconds / 1e12
+
+    full, half = rate(torch.float32), rate(autocast or torch.float32)
+    return {"fp32": full, "fp16": half, "bf16": half} | {name: half / times for name, times in SLOWER.items()}
+
+
+def by_timing(
+    checkpoint: str, precision: str, lora: "LoraConfig", language: str, hardware: Hardware, *,
+    beams: int, trained: Sequence[Work], developed: Sequence[Work], evaluated: Sequence[Work],
+) -> Clocks:  # fmt: skip
+    """Times shapes between the smallest and the largest of each kind, on noise; others are interpolated by their work.
+
+    Training is timed through the same pieces as the trainer's: clip decoding, log-mel, the model at its context, loss,
+    backward, optimiser. Only speed is asked, so labels are random and decoding goes on to the length that is expected.
+    """
+    processor = load_processor(checkpoint)
+    free_memory()
+    with progress("timing steps", total=3 * POINTS) as bar:
+        base = whisper.load(checkpoint, precision, hardware.device, hardware.autocast or torch.float32)
+        model = adapter.attach(base, lora, seed=0)
+        train = _interpolated(trained, _training_step(model, processor, hardware), hardware, bar)
+        model.eval()
+        dev = _interpolated(developed, _decoding(model, processor, hardware, language, beams, True), hardware, bar)
+        del base, model
+        free_memory()
+        merged = whisper.load(checkpoint, "fp16" if hardware.device.type == "cuda" else "fp32", hardware.device)
+        final = _interpolated(evaluated, _decoding(merged, processor, hardware, language, beams, False), hardware, bar)
+    del merged
+    free_memory()
+    return Clocks(train, dev, final)
+
+
+def _interpolated(works: Sequence[Work], do: Callable[[Work], object], hardware: Hardware, bar: Bar) -> Clock:
+    """Times quantiles of `works` and reads the others off the line between them."""
+
+    def size(work: Work) -> float:  # what time follows: positions of the encoder, and steps of the decoder
+        return work.rows * work.seconds * (1 + work.seconds / 60) + work.tokens / 100
+
+    ordered = sorted(works, key=size)
+    quantiles = (ordered[round(at)] for at in np.linspace(0, len(ordered) - 1, POINTS))
+    points = list({round(size(work), 1): work for work in quantiles}.values())
+    seconds = []
+    for point in points:
+        seconds.append(_median(partial(do, point), hardware.device))
+        bar.advance(POINTS / len(points))
+    sizes = [size(point) for point in points]
+    return lambda work: float(np.interp(size(work), sizes, seconds))
+
+
+def _training_step(model: Any, processor: WhisperProcessor, hardware: Hardware) -> Callable[[Work], None]:
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trainable)
+    if hardware.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    dtype, device = hardware.autocast, hardware.device
+    vocabulary = model.config.vocab_size
+
+    def step(work: Work) -> None:
+        features = _heard(work, processor).to(device)
+        ids = torch.randint(vocabulary, (work.rows, work.tokens), device=device)
+        with whisper.context(model, work.seconds):  # backward too: checkpoints compute forward again
+            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                logits = model(input_features=features, decoder_input_ids=ids).logits
+                loss = token_loss(logits, ids) / ids.numel()
+            torch.autograd.backward(loss)
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return step
+
+
+def _decoding(
+    model: Any, processor: WhisperProcessor, hardware: Hardware, language: str, beams: int, autocast: bool
+) -> Callable[[Work], None]:
+    dtype, device = hardware.autocast if autocast else None, hardware.device
+
+    def decode(work: Work) -> None:
+        features = _heard(work, processor).to(device, model.get_encoder().conv1.weight.dtype)
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, dtype, enabled=dtype is not None),
+            whisper.context(model, work.seconds),
+        ):
+            model.generate(
+                input_features=features, language=language, task="transcribe", num_beams=beams,
+                min_new_tokens=work.tokens, max_new_tokens=work.tokens,
+            )  # fmt: skip
+
+    return decode
+
+
+def _heard(work: Work, processor: WhisperProcessor) -> torch.Tensor:
+    """Features of noise that was read as a Common Voice clip is, from mp3 at 32 kHz: (rows, mel bins, frames)."""
+    rate = 32_000  # Hz
+    noise = np.random.default_rng(0).normal(0, 0.1, int(rate * max(0.2, work.heard / work.rows)))
+    file = io.BytesIO()
+    soundfile.write(file, noise, rate, format="MP3")
+    waveforms = [audio.load(file.getvalue()) for _ in range(work.rows)]
+    return log_mel(waveforms, processor.feature_extractor, work.seconds)
+
+
+def _median(do: Callable[[], object], device: torch.device) -> float:
+    """Of REPEATS; of what takes long the first alone, which is slower where it is short: there it is left out."""
+    first = _timed(do, device)
+    return first if first > LONG else float(np.median([_timed(do, device) for _ in range(REPEATS)]))
+
+
+def _timed(do: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    do()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started

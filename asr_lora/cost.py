@@ -1,0 +1,176 @@
+"""What Whisper costs: floating-point work (FLOP, a multiply-add is two) and memory (bytes), by the model's sizes alone.
+
+Pure arithmetic; nothing is loaded. Work is of one row: the encoder at a context of some seconds, the decoder over some
+tokens. T is encoder positions (50 a second), L tokens, d the width, f the width of the feed-forward part, V the
+vocabulary. Matrix products alone are counted, a weight at two FLOP a position (Kaplan et al. 2020, section 2.1).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+POSITIONS_PER_SECOND = 50  # of the encoder: 100 mel frames a second, halved by the second convolution
+SOURCE_POSITIONS, TARGET_POSITIONS = 1500, 448  # position embeddings of all published checkpoints
+OPTIMISER_BYTES = 16  # a trainable parameter in fp32, its gradient, and Adam's two moments
+PROCESS_BYTES = 0.7e9  # the libraries in a CPU process (measured); about the same for a CUDA context (estimated)
+HALF_BYTES = 2.6  # of an activation under autocast: norms and residuals stay fp32 (measured: whisper-base, bf16)
+GPU_SLACK = 1.1  # what PyTorch's allocator holds over what is used (estimated)
+CPU_SLACK = 3.0  # the same of malloc, which gives little back: whisper-base held 5.0 GB with 4 rows at 30 s, not 2.4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a Whisper: what a checkpoint's config.json says."""
+
+    d_model: int
+    ffn: int
+    encoder_layers: int
+    decoder_layers: int
+    mels: int
+    vocabulary: int
+
+
+# As published by OpenAI (github.com/openai/whisper, model cards of huggingface.co/openai).
+PUBLISHED = {
+    "openai/whisper-tiny": Shape(384, 1536, 4, 4, 80, 51865),
+    "openai/whisper-base": Shape(512, 2048, 6, 6, 80, 51865),
+    "openai/whisper-small": Shape(768, 3072, 12, 12, 80, 51865),
+    "openai/whisper-medium": Shape(1024, 4096, 24, 24, 80, 51865),
+    "openai/whisper-large-v2": Shape(1280, 5120, 32, 32, 80, 51865),
+    "openai/whisper-large-v3": Shape(1280, 5120, 32, 32, 128, 51866),
+    "openai/whisper-large-v3-turbo": Shape(1280, 5120, 32, 4, 128, 51866),
+}
+
+
+def shape_of(config: Mapping[str, Any]) -> Shape:
+    """The shape that a config.json tells. Raises KeyError when it is no Whisper's."""
+    return Shape(
+        d_model=config["d_model"],
+        ffn=config["encoder_ffn_dim"],
+        encoder_layers=config["encoder_layers"],
+        decoder_layers=config["decoder_layers"],
+        mels=config["num_mel_bins"],
+        vocabulary=config["vocab_size"],
+    )
+
+
+# ---- work ----
+
+
+def attention_work(shape: Shape, seconds: float, tokens: float) -> float:
+    """FLOP of scores and weighted sums: 4*T^2*d an encoder layer, 4*L^2*d + 4*L*T*d a decoder layer."""
+    positions, d = seconds * POSITIONS_PER_SECOND, shape.d_model
+    encoder = 4 * positions**2 * d
+    decoder = 4 * tokens**2 * d + 4 * tokens * positions * d
+    return shape.encoder_layers * encoder + shape.decoder_layers * decoder
+
+
+def forward_work(shape: Shape, seconds: float, tokens: float) -> float:
+    """FLOP of a forward pass.
+
+    An encoder layer is 24*T*d^2 + 4*T^2*d: four projections (8*T*d^2), the feed-forward part (4*T*d*f, with Whisper's
+    f = 4d another 16*T*d^2), attention. A decoder layer is 28*L*d^2 + 4*L^2*d + 4*L*T*d, and 4*T*d^2 for the keys and
+    values of what it hears. The convolutions are 2*2T*3*mels*d + 2*T*3*d^2, the logits 2*L*d*V.
+    """
+    positions, d = seconds * POSITIONS_PER_SECOND, shape.d_model
+    feed_forward = 4 * d * shape.ffn
+    encoder = positions * (8 * d**2 + feed_forward)
+    decoder = tokens * (12 * d**2 + feed_forward) + 4 * positions * d**2
+    convolutions = 12 * positions * shape.mels * d + 6 * positions * d**2
+    logits = 2 * tokens * d * shape.vocabulary
+    layers = shape.encoder_layers * encoder + shape.decoder_layers * decoder
+    return layers + attention_work(shape, seconds, tokens) + convolutions + logits
+
+
+def training_work(shape: Shape, seconds: float, tokens: float, trainable: int, checkpointing: bool) -> float:
+    """FLOP of forward and backward over a frozen base with `trainable` adapter parameters: about twice the forward.
+
+    Backward through a frozen weight is one product, not two; through attention it is 2.5 times its forward (Dao 2023,
+    FlashAttention-2, section 4.1: both operands, and the scores anew). An adapter is 2 FLOP a parameter and position
+    in forward and 4 in backward. Checkpointing is one more forward (Chen et al. 2016).
+    """
+    adapter = 2 * trainable * seconds * POSITIONS_PER_SECOND
+    forward = forward_work(shape, seconds, tokens)
+    backward = forward + 1.5 * attention_work(shape, seconds, tokens) + 2 * adapter
+    return forward * (2 if checkpointing else 1) + adapter + backward
+
+
+# ---- memory ----
+
+
+def parameters(shape: Shape) -> int:
+    """All parameters of the base, its biases, norms and position embeddings included."""
+    d, f = shape.d_model, shape.ffn
+    norms_and_biases = shape.encoder_layers * (8 * d + f) + shape.decoder_layers * (13 * d + f) + 4 * d
+    front = 3 * shape.mels * d + 3 * d**2 + 2 * d
+    embeddings = (SOURCE_POSITIONS + TARGET_POSITIONS + shape.vocabulary) * d
+    return _linear_parameters(shape) + norms_and_biases + front + embeddings
+
+
+def _linear_parameters(shape: Shape) -> int:
+    """What a quantised base quantises: the layers' projections, not the embedding that doubles as the output's."""
+    d, f = shape.d_model, shape.ffn
+    return shape.encoder_layers * (4 * d**2 + 2 * d * f) + shape.decoder_layers * (8 * d**2 + 2 * d * f)
+
+
+def weight_bytes(shape: Shape, precision: str) -> float:
+    """Of a base that is trained on: fp32, fp16, bf16, int8 or nf4.
+
+    A quantised one keeps the rest in fp32 (peft's prepare_model_for_kbit_training); NF4 is half a byte a weight and
+    an fp32 scale per 64 of them (Dettmers et al. 2023).
+    """
+    if precision not in ("int8", "nf4"):
+        return parameters(shape) * (4 if precision == "fp32" else 2)
+    linear = _linear_parameters(shape)
+    return linear * (1 if precision == "int8" else 0.5 + 4 / 64) + (parameters(shape) - linear) * 4
+
+
+def training_bytes(
+    shape: Shape, precision: str, rows: int, seconds: float, tokens: float, *,
+    autocast: bool, checkpointing: bool, trainable: int, on_gpu: bool,
+) -> float:  # fmt: skip
+    """Most bytes held in a training step with so many `rows` in one forward: weights, adapter, optimiser, activations.
+
+    `autocast` says whether arithmetic is in half precision. Kept for backward, in widths d: in an encoder layer, a
+    position, 10 + f/d (inputs of two norms; query, key, value and result of attention; two adapters' inputs with their
+    dropout masks; the feed-forward's inner values); in a decoder layer 4 a position and 15 + f/d a token. This agrees
+    to 2 % with what autograd kept for whisper-base in fp32 with adapters on query and value (338 MB a row at 30 s);
+    on a GPU, for int8 and for checkpointing it is estimated.
+    """
+    d, f, positions = shape.d_model, shape.ffn, seconds * POSITIONS_PER_SECOND
+    element = HALF_BYTES if autocast or precision in ("fp16", "bf16") else 4
+    encoder, decoder = positions * (10 * d + f), positions * 4 * d + tokens * (15 * d + f)
+    if checkpointing:  # every layer's input, and one layer whole
+        kept = positions * d * shape.encoder_layers + tokens * d * shape.decoder_layers + max(encoder, decoder)
+    else:
+        kept = shape.encoder_layers * encoder + shape.decoder_layers * decoder
+    working = 3 * positions * f  # of the layer that backward is in
+    logits = tokens * shape.vocabulary * 3 * 4  # themselves, their softmax and their gradient
+    activations = rows * ((kept + working) * element + logits)
+    copies = 2 * parameters(shape) if autocast and precision == "fp32" else 0  # autocast keeps the weights' halves
+    slack = GPU_SLACK if on_gpu else CPU_SLACK
+    fixed = weight_bytes(shape, precision) + copies + OPTIMISER_BYTES * trainable
+    return PROCESS_BYTES + fixed + slack * activations
+
+
+def rows_that_fit(
+    available: float, shape: Shape, precision: str, seconds: float, tokens: float, *,
+    autocast: bool, checkpointing: bool, trainable: int, on_gpu: bool,
+) -> int:  # fmt: skip
+    """The most rows in one forward of training within `available` bytes; 0 when not even one fits."""
+
+    def held(rows: int) -> float:
+        return training_bytes(
+            shape, precision, rows, seconds, tokens,
+            autocast=autocast, checkpointing=checkpointing, trainable=trainable, on_gpu=on_gpu,
+        )  # fmt: skip
+
+    return max(0, int((available - held(0)) / (held(1) - held(0))))
+
+
+def decoding_bytes(shape: Shape, weights: float, rows: int, seconds: float, tokens: float, half: bool) -> float:
+    """Most bytes held while `rows` (clips times beams) are decoded: `weights`, keys and values, one encoder layer."""
+    d, positions, element = shape.d_model, seconds * POSITIONS_PER_SECOND, 2 if half else 4
+    cache = 2 * (positions + tokens) * d * shape.decoder_layers
+    layer = positions * (6 * d + 2 * shape.ffn)
+    return PROCESS_BYTES + weights + rows * ((cache + layer) * element + shape.vocabulary * 3 * 4)

@@ -1,0 +1,207 @@
+"""The work of a run, whatever the device, and what it takes of one: seconds and bytes of every stage."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+from asr_lora import cost
+from asr_lora.batches import Order
+from asr_lora.checkpoint import load_config
+from asr_lora.clock import Clocks, Work
+from asr_lora.corpus import SPLITS
+from asr_lora.decode import batches
+from asr_lora.errors import ChoiceError
+from asr_lora.files import read_json
+from asr_lora.model import adapter
+from asr_lora.trainer import eval_steps
+
+if TYPE_CHECKING:
+    from asr_lora.config import Config
+
+STAGES = ("prepare", "train", "dev", "eval")
+PROMPT_TOKENS, TOKENS_PER_SECOND = 5, 4.0  # of labels: what is beside the words, and what is said (Dutch)
+LISTENED = 50  # clips a second that prepare decodes and hashes (a guess, not measured)
+MP3_RATE = 6_000  # bytes a second of Common Voice's clips (estimated: 48 kbit/s)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run does, whatever the device: forwards, not yet cut to what fits, and bytes that stay on the disk."""
+
+    shape: cost.Shape
+    trainable: int
+    clips: dict[str, int]  # by stage, as all what follows
+    work: dict[str, list[Work]]  # dev: of one decoding; eval: untouched and tuned
+    decodings: int  # of dev, at most
+    disk: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """By stage: seconds, and the most bytes held. `trouble` says why the run cannot be."""
+
+    seconds: dict[str, float]
+    memory: dict[str, float]
+    trouble: str | None = None
+
+
+def job(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Job:
+    """What the run does with clips of so many `seconds`."""
+    known = _architecture(config.model.checkpoint)
+    shape = cost.shape_of(known.to_dict())
+    trainable = _trainable(known, config)
+    train, dev, test = (seconds[split] for split in SPLITS)
+    steps, batch_size, training = config.max_steps, config.training.batch_size, config.training
+    decodings = -(-steps // eval_steps(training, steps, len(dev)))
+    scored = (test if config.eval.split == "test" else dev)[: config.eval.limit]
+    short = training.context == "dynamic" and config.decoding.context == "auto"
+    tuned, untouched = _decoded(scored, config, short), _decoded(scored, config, False)
+    heard = sum(map(sum, (train, dev, test)))
+    counts = {
+        "prepare": len(train) + len(dev) + len(test), "train": steps * batch_size,
+        "dev": decodings * len(dev), "eval": 2 * len(scored) * config.eval.after,
+    }  # fmt: skip
+    work = {
+        "prepare": [], "train": _trained(train, config, known.max_target_positions),
+        "dev": _decoded(dev, config, training.context == "dynamic"),
+        "eval": (untouched + tuned) * config.eval.after,
+    }  # fmt: skip
+    # The base as published, in fp16; the adapter twice, and two checkpoints with the optimiser's moments.
+    disk = {"prepare": heard * MP3_RATE, "train": 2 * cost.parameters(shape) + 8 * 4 * trainable, "dev": 0, "eval": 0}
+    return Job(shape, trainable, counts, work, decodings, disk)
+
+
+def _architecture(checkpoint: str) -> WhisperConfig:
+    """From config.json where it is on this machine, else as published; nothing is fetched.
+
+    Raises ChoiceError for a model that is neither.
+    """
+    if Path(checkpoint).expanduser().is_dir():
+        return load_config(checkpoint)
+    if "/" in checkpoint and isinstance(cached := try_to_load_from_cache(checkpoint, "config.json"), str):
+        return WhisperConfig.from_dict(read_json(Path(cached)))
+    if checkpoint not in cost.PUBLISHED:
+        raise ChoiceError(
+            f"model.checkpoint: the sizes of {checkpoint} are not known here; name a local directory, or one of "
+            f"{', '.join(cost.PUBLISHED)}"
+        )
+    shape = cost.PUBLISHED[checkpoint]
+    heads = shape.d_model // 64  # as all of Whisper's
+    return WhisperConfig(
+        d_model=shape.d_model, encoder_ffn_dim=shape.ffn, decoder_ffn_dim=shape.ffn, vocab_size=shape.vocabulary,
+        encoder_layers=shape.encoder_layers, decoder_layers=shape.decoder_layers, num_mel_bins=shape.mels,
+        encoder_attention_heads=heads, decoder_attention_heads=heads,
+    )  # fmt: skip
+
+
+def _trainable(architecture: WhisperConfig, config: "Config") -> int:
+    """Parameters of the adapter, put on a model that has shapes but no memory."""
+    with torch.device("meta"):
+        return adapter.trainable_parameters(
+            adapter.attach(WhisperForConditionalGeneration(architecture), config.lora, config.seed)
+        )
+
+
+def _trained(seconds: Sequence[float], config: "Config", token_limit: int) -> list[Work]:
+    training = config.training
+    tokens = [_tokens(each) for each in seconds]
+    order = Order(seconds, tokens, training, config.seed, token_limit)
+    works = []
+    for batch in (batch for step in range(config.max_steps) for batch in order.step(step)):
+        heard = [sum(seconds[clip] for clip in row.clips) for row in batch.rows]
+        works.append(Work(len(batch.rows), batch.seconds, _tokens(max(heard)), sum(heard)))
+    return works
+
+
+def _decoded(seconds: Sequence[float], config: "Config", short: bool) -> list[Work]:
+    """Batches as decode.py makes them, for 8 rows at 30 s; what fits more takes more at once."""
+    at_once = max(1, (config.hardware.decode_batch or 8) // config.decoding.num_beams)
+    cut = batches(seconds, at_once, config.decoding.margin if short else None)
+    return [
+        Work(len(clips), context, _tokens(seconds[clips[0]]), sum(seconds[clip] for clip in clips))
+        for clips, context in cut
+    ]
+
+
+def _tokens(seconds: float) -> int:
+    return PROMPT_TOKENS + math.ceil(TOKENS_PER_SECOND * seconds)
+
+
+def flop(work: Job, checkpointing: bool) -> dict[str, float]:
+    """Floating-point work by stage, of one beam."""
+    train = (
+        each.rows * cost.training_work(work.shape, each.seconds, each.tokens, work.trainable, checkpointing)
+        for each in work.work["train"]
+    )
+    decoded = {
+        stage: sum(each.rows * cost.forward_work(work.shape, each.seconds, each.tokens) for each in work.work[stage])
+        for stage in ("dev", "eval")
+    }
+    return {"prepare": 0, "train": sum(train), "dev": work.decodings * decoded["dev"], "eval": decoded["eval"]}
+
+
+# ---- on a device ----
+
+
+def forecast_on(
+    config: "Config", work: Job, clocks: Clocks, memory: float, capacity: float, *,
+    half: bool, checkpointing: bool, on_gpu: bool,
+) -> Forecast:  # fmt: skip
+    train = cut(work.work["train"], capacity)
+    seconds = {
+        "prepare": work.clips["prepare"] / LISTENED,
+        "train": sum(map(clocks.train, train)),
+        "eval": sum(map(clocks.eval, work.work["eval"])),
+    }
+    seconds["dev"] = _dev_seconds(
+        sum(map(clocks.dev, work.work["dev"])), seconds["train"], work.decodings, config.training.dev_share
+    )
+
+    def training(each: Work) -> float:
+        return cost.training_bytes(
+            work.shape, config.model.precision, each.rows, each.seconds, each.tokens,
+            autocast=half, checkpointing=checkpointing, trainable=work.trainable, on_gpu=on_gpu,
+        )  # fmt: skip
+
+    def decoding(each: Work, weights: float, half: bool) -> float:
+        rows = each.rows * config.decoding.num_beams
+        return cost.decoding_bytes(work.shape, weights, rows, each.seconds, each.tokens, half)
+
+    trained, merged = cost.weight_bytes(work.shape, config.model.precision), 2 if on_gpu else 4
+    held = {
+        "prepare": cost.PROCESS_BYTES,
+        "train": max(map(training, set(train))),
+        "dev": max(decoding(each, trained, half) for each in work.work["dev"]),
+        "eval": max(
+            (decoding(each, merged * cost.parameters(work.shape), on_gpu) for each in work.work["eval"]), default=0
+        ),
+    }
+    most = max(held.values())
+    trouble = f"does not fit: {most / 1e9:.1f} of {memory / 1e9:.0f} GB" if most > memory else None
+    return Forecast(seconds, held, trouble)
+
+
+def _dev_seconds(once: float, train: float, decodings: int, share: float) -> float:
+    """As the trainer has it: a decoding is skipped while dev has had more than its share; the last never is."""
+    spent = 0.0
+    for due in range(1, decodings + 1):
+        if due == decodings or spent <= share * train * due / decodings:
+            spent += once
+    return spent
+
+
+def cut(works: Sequence[Work], capacity: float) -> list[Work]:
+    """Into forwards of at most `capacity` seconds of context, as the trainer cuts them."""
+    parts: list[Work] = []
+    for work in works:
+        count = -(-work.rows // max(1, int(capacity / work.seconds + 1e-6)))
+        for at in range(count):
+            rows = work.rows // count + (at < work.rows % count)
+            parts.append(replace(work, rows=rows, heard=work.heard * rows / work.rows))
+    return parts

@@ -1,0 +1,249 @@
+"""What a run will cost, before anything is fetched or trained:  python -m asr_lora.plan data.language=nl data.hours=1
+
+Prints one table: hours, dollars and memory of every stage on five GPUs and on this machine, for the settings as given.
+Nothing is downloaded, nothing is written. With plan.calibrate=true this machine's hours come from timing a few steps.
+"""
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import try_to_load_from_cache
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from asr_lora import audio, clock, run
+from asr_lora.clock import Clocks
+from asr_lora.config import Config, HardwareConfig, conf_dir
+from asr_lora.corpus import SPLITS, open_corpus
+from asr_lora.errors import ChoiceError, UserError, WorldError
+from asr_lora.files import read_jsonl
+from asr_lora.forecast import STAGES, Forecast, Job, cut, flop, forecast_on, job
+from asr_lora.hardware import Hardware, fitting, look
+from asr_lora.launch import launch
+from asr_lora.manifest import draw_order
+from asr_lora.prepare import language
+
+GPUS = ("t4", "l4", "a10", "a100", "h100")  # their facts are in conf/hardware/
+HERE = "this machine"
+CLIPS = {"train": 46_392, "dev": 12_247, "test": 12_247}  # of Dutch Common Voice 25.0
+SPREAD = 0.35  # of the logarithm of a clip's seconds, a guess of what read sentences have
+
+
+def plan(config: Config, named: Mapping[str, Any]) -> None:
+    """Prints the table. `named` are the settings of hardware.* that were asked for: they hold on every GPU."""
+    seconds, origin = durations(config)
+    work = job(config, seconds)
+    gpus = {gpu: replace(facts(gpu), **named) for gpu in GPUS}
+    forecasts = {gpu: on_gpu(replace(config, hardware=hardware), work) for gpu, hardware in gpus.items()}
+    forecasts[HERE] = here(config, work)
+    dollars = {gpu: hardware.dollars_per_hour for gpu, hardware in gpus.items()}
+    table = _table(config, work, forecasts, dollars | {HERE: config.hardware.dollars_per_hour})
+    prices = ", ".join(sorted({str(hardware.price_source) for hardware in gpus.values()}))
+    timed = "estimated, here timed" if config.plan.calibrate else "estimated (plan.calibrate=true times them here)"
+    table.caption = f"clips: {origin}; hours: {timed}, fetching not counted; prices: {prices}"
+    Console().print(table)
+
+
+def predict(config: Config, hardware: Hardware, seconds: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
+    """What training will take on this device, to stand beside what it took; None where no facts are known of it.
+
+    `seconds` of the clips of the splits `train`, `dev` and `test`. Keys are those of train/metrics.json.
+    """
+    if not config.plan.calibrate and _known(hardware) is None:
+        return None
+    work = job(config, seconds)
+    forecast = _forecast_here(config, work, hardware)
+    if not forecast.seconds:
+        return None
+    return {
+        "train_seconds": forecast.seconds["train"],
+        "dev_seconds": forecast.seconds["dev"],
+        "peak_memory_bytes": forecast.memory["train"],
+        "floating_point_work": flop(work, hardware.gradient_checkpointing)["train"],
+        "basis": "steps timed before" if config.plan.calibrate else f"conf/hardware/{_known(hardware)}.yaml",
+    }
+
+
+# ---- the job ----
+
+
+def durations(config: Config) -> tuple[dict[str, list[float]], str]:
+    """Seconds of the clips of every split, and where they are from: the manifest, the corpus, or what is typical.
+
+    An archive is not opened: to find its tables may take minutes.
+    """
+    if run.summary(config.run).is_file():
+        lines = {split: read_jsonl(run.manifest(config.run, split)) for split in SPLITS}
+        return {split: [line["duration"] for line in lines[split]] for split in SPLITS}, "the manifest"
+    source = Path(config.data.source).expanduser() if config.data.source else None
+    if source and not source.is_file() and (told := _corpus_seconds(source, config)):
+        seconds, origin = told, str(source)
+    else:
+        rng, mean = np.random.default_rng(config.data.seed), config.plan.clip_seconds
+        center = math.log(mean) - SPREAD**2 / 2  # a log-normal's mean lies above its median
+        drawn = {split: rng.lognormal(center, SPREAD, clips) for split, clips in CLIPS.items()}
+        seconds = {split: np.minimum(drawn[split], audio.MAX_SECONDS).tolist() for split in SPLITS}
+        origin = f"typical, {mean:g} s each (Common Voice's nl; plan.clip_seconds)"
+    train = seconds["train"]
+    if config.data.hours is not None:
+        train = train[: int(np.searchsorted(np.cumsum(train), config.data.hours * 3600)) + 1]
+    limited = {"dev": seconds["dev"][: config.data.dev_clips], "test": seconds["test"][: config.eval.limit]}
+    return {"train": train, **limited}, origin
+
+
+def _corpus_seconds(source: Path, config: Config) -> dict[str, list[float]] | None:
+    """In the order of the draw; None where the corpus does not say how long its clips are."""
+    corpus = open_corpus(source, config.data.language)
+    if not corpus.durations or not all(corpus.tables.get(split) for split in SPLITS):
+        return None
+    rows = {split: draw_order(corpus.tables[split], config.data.seed) for split in SPLITS}
+    mean = sum(corpus.durations.values()) / len(corpus.durations)
+    return {split: [corpus.durations.get(row["path"]) or mean for row in rows[split]] for split in SPLITS}
+
+
+# ---- the devices ----
+
+
+def facts(gpu: str) -> HardwareConfig:
+    """What conf/hardware/ knows of it."""
+    settings: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "hardware" / f"{gpu}.yaml"))
+    return HardwareConfig(**settings)
+
+
+def on_gpu(config: Config, work: Job) -> Forecast:
+    """On the GPU whose facts config.hardware holds, with as much in one forward as fits it."""
+    asked, precision = config.hardware, config.model.precision
+    if _arithmetic(precision, asked.autocast) not in asked.rates or asked.memory is None:
+        return Forecast({}, {}, f"no {precision} there: it has {', '.join(asked.rates)}")
+    half = precision != "fp32" or asked.autocast in ("fp16", "bf16")
+    memory = asked.memory * 1e9
+    rows, checkpointing = fitting(memory, asked.gradient_checkpointing, precision, work.shape, half)
+    capacity = (asked.micro_batch or rows) * audio.MAX_SECONDS
+    clocks = _by_rates(config, work, asked.rates, _arithmetic(precision, asked.autocast), checkpointing, True)
+    return forecast_on(config, work, clocks, memory, capacity, half=half, checkpointing=checkpointing, on_gpu=True)
+
+
+def here(config: Config, work: Job) -> Forecast:
+    """On this machine, as training would run on it."""
+    try:
+        hardware = look(config, work.shape)
+    except UserError as refused:  # the plan for other machines holds all the same
+        return Forecast({}, {}, str(refused))
+    return _forecast_here(config, work, hardware)
+
+
+def _forecast_here(config: Config, work: Job, hardware: Hardware) -> Forecast:
+    device, cuda = hardware.device, hardware.device.type == "cuda"
+    if config.plan.calibrate:
+        clocks = _by_timing(config, work, hardware)
+    else:
+        known = _known(hardware)
+        measured = facts(known).rates if known else clock.matrix_rates(device, hardware.autocast)
+        rates = {**measured, **config.hardware.rates}
+        autocast = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(hardware.autocast, "none")  # type: ignore[arg-type]
+        arithmetic = _arithmetic(config.model.precision, autocast)
+        if arithmetic not in rates:
+            return Forecast({}, {}, f"no rate for {arithmetic}: hardware.rates has {', '.join(rates)}")
+        clocks = _by_rates(config, work, rates, arithmetic, hardware.gradient_checkpointing, cuda)
+    there = torch.cuda.mem_get_info(device)[1] if cuda else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = config.hardware.memory * 1e9 if config.hardware.memory else float(there)
+    return forecast_on(
+        config, work, clocks, memory, hardware.capacity,
+        half=hardware.autocast is not None, checkpointing=hardware.gradient_checkpointing, on_gpu=cuda,
+    )  # fmt: skip
+
+
+def _arithmetic(precision: str, autocast: str) -> str:
+    """Whose rate counts: that of the base, but an fp32 base under autocast multiplies in half precision."""
+    return autocast if precision == "fp32" and autocast in ("fp16", "bf16") else precision
+
+
+def _known(hardware: Hardware) -> str | None:
+    """The GPU of conf/hardware/ that this one is, if any."""
+    return next((gpu for gpu in GPUS if re.search(rf"\b{gpu}\b", hardware.name, re.IGNORECASE)), None)
+
+
+def _by_rates(
+    config: Config, work: Job, rates: Mapping[str, float], arithmetic: str, checkpointing: bool, cuda: bool
+) -> Clocks:
+    return clock.by_rates(
+        work.shape, work.trainable, rates, arithmetic,
+        checkpointing=checkpointing, beams=config.decoding.num_beams, on_gpu=cuda,
+    )  # fmt: skip
+
+
+def _by_timing(config: Config, work: Job, hardware: Hardware) -> Clocks:
+    """Raises ChoiceError when the weights are not on this machine."""
+    checkpoint = config.model.checkpoint
+    if not Path(checkpoint).expanduser().is_dir():
+        cached = [try_to_load_from_cache(checkpoint, name) for name in ("model.safetensors", "pytorch_model.bin")]
+        if not any(isinstance(file, str) for file in cached):
+            raise ChoiceError(
+                f"plan.calibrate: the weights of {checkpoint} are not on this machine, and a plan fetches nothing; "
+                "name a directory that holds them (model.checkpoint=...), or plan without"
+            )
+    try:
+        return clock.by_timing(
+            checkpoint, config.model.precision, config.lora, language(config), hardware,
+            beams=config.decoding.num_beams, trained=cut(work.work["train"], hardware.capacity),
+            developed=work.work["dev"], evaluated=work.work["eval"] or work.work["dev"],
+        )  # fmt: skip
+    except torch.OutOfMemoryError as error:
+        raise WorldError(
+            "plan.calibrate: memory ran out while timing; say hardware.micro_batch=1 and a small hardware.decode_batch"
+        ) from error
+
+
+# ---- the table ----
+
+
+def _table(config: Config, work: Job, forecasts: Mapping[str, Forecast], dollars: Mapping[str, float | None]) -> Table:
+    steps = f"{config.max_steps:,} steps of {config.training.batch_size} clips"
+    table = Table(title=f"{config.run_name}: {steps}, {work.trainable:,} trainable parameters", show_lines=True)
+    for heading in ("", *STAGES, "all"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    done = flop(work, checkpointing=False)
+    cells = [f"{work.clips[stage]:,}\n{_work(done[stage])}\n{_gigabytes(work.disk[stage])}" for stage in STAGES]
+    table.add_row("clips\nwork\ndisk", *cells, f"\n{_work(sum(done.values()))}\n{_gigabytes(sum(work.disk.values()))}")
+    for name, forecast in forecasts.items():
+        if not forecast.seconds:
+            table.add_row(name, *("-" for _ in STAGES), forecast.trouble)
+            continue
+        price, whole = dollars[name], sum(forecast.seconds.values())
+        cells = [_cell(forecast.seconds[stage], price, forecast.memory[stage]) for stage in STAGES]
+        whole_cell = _cell(whole, price, max(forecast.memory.values()))
+        table.add_row(name, *cells, f"{whole_cell}\n{forecast.trouble}" if forecast.trouble else whole_cell)
+    return table
+
+
+def _cell(seconds: float, dollars_per_hour: float | None, held: float) -> str:
+    price = [] if dollars_per_hour is None else [f"${seconds / 3600 * dollars_per_hour:.2f}"]
+    return "\n".join([f"{seconds / 3600:.2f} h", *price, _gigabytes(held)])
+
+
+def _work(flop: float) -> str:
+    return f"{flop / 1e15:,.1f} PFLOP"
+
+
+def _gigabytes(held: float) -> str:
+    return f"{held / 1e9:.1f} GB"
+
+
+def main(config: Config) -> None:
+    """Plans with the settings of the command line."""
+    words = [word.lstrip("+").partition("=")[0] for word in HydraConfig.get().overrides.task]
+    keys = [word.split(".")[1] for word in words if word.startswith("hardware.")]
+    plan(config, {key: getattr(config.hardware, key) for key in keys})
+
+
+if __name__ == "__main__":
+    launch(main)

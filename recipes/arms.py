@@ -1,0 +1,203 @@
+"""What recipes/benchmark.py measures: an arm runs its stages as processes of their own and returns what they found."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+from asr_lora import run
+from asr_lora.checkpoint import load_generation_config, load_processor, resolve
+from asr_lora.config import Config
+from asr_lora.errors import WorldError
+from asr_lora.files import read_json, read_jsonl, whole_folder, write_json
+from asr_lora.hardware import look
+from asr_lora.launch import quoted
+from asr_lora.prepare import language
+from asr_lora.progress import say
+
+RECIPES = Path(__file__).parent
+T4_GIGABYTES = 15  # what a T4's 16 leave to a process
+LARGE_STEPS = 12
+LARGE_V2 = {
+    "d_model": 1280, "encoder_layers": 32, "decoder_layers": 32, "encoder_attention_heads": 20,
+    "decoder_attention_heads": 20, "encoder_ffn_dim": 5120, "decoder_ffn_dim": 5120,
+}  # fmt: skip
+Facts = dict[str, Any]
+
+
+def tutorial(config: Config, words: Sequence[str], folder: Path) -> Facts:
+    """recipes/tutorial.py on our manifest, with our settings: what differs is the recipe."""
+    write_json(folder / "settings.json", tutorial_settings(config))
+    command = [sys.executable, str(RECIPES / "tutorial.py")]
+    spent = timed("tutorial, training", [*command, "train", str(folder)], folder)
+    decoding = timed("tutorial, evaluation", [*command, "evaluate", str(folder)], folder)
+    heard = read_json(folder / "evaluate.json")
+    hypotheses = heard.pop("hypotheses")
+    return {
+        "train": spent | read_json(folder / "train.json"),
+        "evaluate": decoding | heard | {"tuned_command_seconds": decoding["command_seconds"]},
+        "bytes_written": _bytes_written(folder, spent, decoding),
+        "hypotheses": hypotheses,
+    }
+
+
+def tutorial_settings(config: Config) -> Facts:
+    """settings.json of recipes/tutorial.py; `lora` and `training` in the words of peft and of the Trainer."""
+    training, lora, hardware = config.training, config.lora, look(config)
+    return {
+        "checkpoint": resolve(config.model.checkpoint),
+        "precision": config.model.precision,
+        "device": hardware.device.type,
+        "autocast": {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(hardware.autocast),
+        "language": language(config),
+        "task": config.model.task,
+        "train": str(run.manifest(config.run, "train")),
+        "test": str(run.manifest(config.run, "test")),
+        "limit": config.eval.limit,
+        "decode_batch": training.batch_size,
+        "max_new_tokens": config.decoding.max_new_tokens or 255,  # the notebooks'
+        "lora": {
+            "r": lora.r,
+            "lora_alpha": lora.scaling * lora.r,
+            "lora_dropout": lora.dropout,
+            "target_modules": lora.target_modules,
+        },
+        "training": {
+            "max_steps": config.max_steps,
+            "per_device_train_batch_size": training.batch_size,
+            "learning_rate": training.learning_rate,
+            "warmup_steps": round(training.warmup * config.max_steps),
+            "weight_decay": training.weight_decay,
+            "max_grad_norm": training.max_grad_norm,
+            "seed": config.seed,
+        },
+    }
+
+
+def ours(config: Config, words: Sequence[str], folder: Path) -> Facts:
+    """The commands that a person types, on the manifest that is there, in a cache where nothing was ever decoded."""
+    shutil.copytree(config.run / "data", folder / "data")
+    words = [*words, f"run_dir={quoted(str(folder))}", f"runs_dir={quoted(str(folder))}"]
+    command = [sys.executable, "-m"]
+    spent = timed("ours, training", [*command, "asr_lora.train", *words, "eval.after=false"], folder)
+    decoding = timed("ours, evaluation", [*command, "asr_lora.eval", *words], folder)
+    written = _bytes_written(folder, spent, decoding)
+    scored, hypotheses = _scored(config, folder)
+    before = scored["baseline"]
+    untouched = 0.0 if before["cached"] else before["seconds"] + before["load_seconds"]
+    # The untouched model is in the cache by now.
+    timed("ours, evaluation at 30 s", [*command, "asr_lora.eval", *words, "decoding.context=full"], folder)
+    scored_full, hypotheses_full = _scored(config, folder)
+    return {
+        "train": spent | read_json(run.train_metrics(folder)),
+        "evaluate": decoding | scored | {"tuned_command_seconds": decoding["command_seconds"] - untouched},
+        "evaluate_full": scored_full,
+        "bytes_written": written,
+        "hypotheses": hypotheses,
+        "hypotheses_full": hypotheses_full,
+    }
+
+
+def padded(config: Config, words: Sequence[str], folder: Path) -> Facts:
+    """Ours in all but the context: what of the difference is the padding's, and whether it costs any accuracy."""
+    return ours(config, [*words, "training.context=full"], folder)
+
+
+def large(config: Config, words: Sequence[str], folder: Path, sizes: Facts = LARGE_V2) -> Facts:
+    """A T4's stand-in: our training of large-v2 within 15 GB, by precision and context; None for a cell that failed.
+
+    The weights are random, for neither speed nor memory depends on them. On a CPU it is fp32 and nothing is capped.
+    """
+    checkpoint = folder / "large_v2-random"
+    write_random(checkpoint, config.model.checkpoint, sizes)
+    on_gpu = torch.cuda.is_available()
+    cells: Facts = {}
+    for precision in ("int8", "fp16") if on_gpu else ("fp32",):
+        for context in ("full", "dynamic"):
+            cell = folder / f"{precision}-{context}"
+            shutil.copytree(config.run / "data", cell / "data")
+            changed = [
+                f"model.checkpoint={quoted(str(checkpoint))}", "model.name=large_v2", f"model.precision={precision}",
+                f"hardware={'t4' if on_gpu else 'cpu'}", f"training.context={context}",
+                f"training.max_steps={LARGE_STEPS}", f"training.eval_steps={LARGE_STEPS}",
+                "decoding.max_new_tokens=8", "eval.after=false",
+                f"run_dir={quoted(str(cell))}", f"runs_dir={quoted(str(folder))}",
+            ]  # fmt: skip
+            command = [sys.executable, str(RECIPES / "capped.py"), str(T4_GIGABYTES), *words, *changed]
+            try:
+                timed(f"large, {precision}, {context}", command, folder)
+            except WorldError as error:
+                say(f"{error}: a cell of the table without figures")
+                cells[cell.name] = None
+            else:
+                found = read_json(run.train_metrics(cell))
+                cells[cell.name] = {
+                    name: found[name] for name in ("seconds_per_step", "clips_per_second", "peak_memory_bytes")
+                }
+    shutil.rmtree(checkpoint)
+    return cells
+
+
+def write_random(target: Path, base: str, sizes: Facts) -> None:
+    """A checkpoint of those sizes with random weights, and with the tokens of `base`, in fp16 as OpenAI's own."""
+    torch.manual_seed(0)
+    settings = WhisperConfig.from_pretrained(resolve(base), **sizes)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = WhisperForConditionalGeneration(settings).half()
+    model.generation_config = load_generation_config(base)
+    with whole_folder(target) as partial:
+        model.save_pretrained(partial)
+        load_processor(base).save_pretrained(partial)
+
+
+ARMS: dict[str, Callable[[Config, Sequence[str], Path], Facts]] = {
+    "tutorial": tutorial,
+    "padded": padded,
+    "ours": ours,
+    "large": large,
+}
+
+
+def timed(name: str, command: Sequence[str], folder: Path) -> Facts:
+    """Runs a command to its end: its seconds by the clock outside, its most memory at once, what it wrote."""
+    say(f"{name} ...")
+    started = time.monotonic()
+    process = subprocess.Popen(command, env=os.environ | {"ASR_LORA_CACHE": str(folder / "cache")})
+    try:
+        _, status, used = os.wait4(process.pid, 0)
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    seconds = time.monotonic() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode == 128 + signal.SIGINT:
+        raise KeyboardInterrupt
+    if process.returncode:
+        raise WorldError(f"{name}: ended with status {process.returncode} and the reason above")
+    say(f"{name}: {seconds:.1f} s")
+    return {
+        "command_seconds": seconds,
+        "resident_bytes": used.ru_maxrss * (1 if sys.platform == "darwin" else 1024),  # macOS counts bytes, Linux KiB
+        "bytes_written": used.ru_oublock * 512,  # blocks as getrusage(2) counts them, whatever the file system's own
+    }
+
+
+def _scored(config: Config, folder: Path) -> tuple[Facts, list[str]]:
+    scored = folder / "eval" / config.eval.split
+    return read_json(scored / "metrics.json"), [line["hypothesis"] for line in read_jsonl(scored / "hypotheses.jsonl")]
+
+
+def _bytes_written(folder: Path, *commands: Facts) -> int:
+    """What the kernel counted, deleted files too; where it does not count (tmpfs), what is left in the folder."""
+    left: int = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    counted: int = sum(command["bytes_written"] for command in commands)
+    return max(left, counted)

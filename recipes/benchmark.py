@@ -1,0 +1,208 @@
+"""The tutorial recipe against ours:  python recipes/benchmark.py [--source ARCHIVE] [--steps 120]   (make bench)
+
+One corpus, one checkpoint, the same training and test clips, equal batch size, steps, learning rate and seed. Every
+stage of either arm is a process of its own, timed by one clock outside it. What an arm found is kept in the work folder
+and not measured again; one that was interrupted begins anew, for half a measurement is none. With an NVIDIA GPU there
+is a third arm, `large`: our training of a random large-v2 within 15 GB, padded and dynamic, in 8 and 16 bits.
+"""
+
+import argparse
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from arms import ARMS, LARGE_STEPS, T4_GIGABYTES, Facts
+from rich.console import Console
+from rich.table import Table
+
+from asr_lora import metrics, run
+from asr_lora.checkpoint import resolve, whisper_base_from_wheels
+from asr_lora.config import Config
+from asr_lora.errors import ChoiceError, UserError
+from asr_lora.files import cache_dir, read_json, read_jsonl, write_json
+from asr_lora.hardware import look
+from asr_lora.launch import load, quoted
+from asr_lora.prepare import prepare
+from asr_lora.progress import hush_libraries, say
+from asr_lora.synthetic import RELEASE, write_demo_corpus
+
+
+def benchmark(asked: argparse.Namespace) -> Facts:
+    """Runs the arms that were not run yet; writes, shows and returns results.json. Raises UserError, one line each."""
+    work: Path = asked.work.expanduser().absolute()
+    words = _words(asked)
+    _recognise(work, words)
+    config = load([*words, f"run_dir={quoted(str(work / 'prepared'))}", f"runs_dir={quoted(str(work))}"])
+    hardware = look(config)
+    prepare(config)
+    write_json(work / "settings.json", {"words": words})
+    results: Facts = {"words": words, "machine": hardware.name, "versions": run.versions()}
+    for arm in asked.arms:
+        kept = work / f"{arm}.json"
+        if kept.is_file():
+            say(f"{arm}: measured before, {kept}")
+        else:
+            shutil.rmtree(work / arm, ignore_errors=True)
+            (work / arm).mkdir()
+            write_json(kept, ARMS[arm](config, words, work / arm))
+        results[arm] = read_json(kept)
+    for other in {"tutorial", "padded"} & set(results) if "ours" in results else ():
+        results[f"against_{other}"] = compared = _compared(config, results[other], results["ours"])
+        _show(other, results[other], results["ours"], compared)
+    if "large" in results:
+        _show_large(results["large"])
+    write_json(work / "results.json", results)
+    say(f"everything measured: {work / 'results.json'}")
+    return results
+
+
+# ---- what came of it ----
+
+
+def _compared(config: Config, theirs: Facts, own: Facts) -> Facts:
+    """Error rates of both by one scorer, and ours minus theirs on the same clips, ours decoded short and at 30 s."""
+    rows = read_jsonl(run.manifest(config.run, "test"))[: config.eval.limit]
+    references, speakers = [row["text"] for row in rows], [row["speaker"] for row in rows]
+    rule = config.eval.normalizer, config.seed
+    heard = {"theirs": theirs["hypotheses"], "ours": own["hypotheses"], "ours_full": own["hypotheses_full"]}
+    return {
+        "scores": {arm: metrics.score(references, said, speakers, *rule) for arm, said in heard.items()},
+        "delta": {
+            arm: metrics.paired_delta(references, heard["theirs"], said, speakers, *rule)
+            for arm, said in heard.items()
+            if arm != "theirs"
+        },
+    }
+
+
+def _show(name: str, theirs: Facts, own: Facts, compared: Facts) -> None:
+    """The table, on standard output."""
+    table = Table(title=f"{name} and ours")
+    for heading in ("", name, "ours", "times better"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for title, part, figure, digits, unit in (
+        ("training, whole loop (clips/s)", "train", "clips_per_second", 2, 1),
+        ("training, median step (s)", "train", "seconds_per_step", 3, 1),
+        ("training, whole command (s)", "train", "command_seconds", 1, 1),
+        ("training, peak memory (GB)", "train", "peak_memory_bytes", 2, 1e9),
+        ("training, peak memory of the process (GB)", "train", "resident_bytes", 2, 1e9),
+        ("evaluation, tuned pass (s)", "evaluate", "seconds", 1, 1),
+        ("evaluation, command without the untouched model (s)", "evaluate", "tuned_command_seconds", 1, 1),
+    ):
+        before, after = theirs[part][figure] / unit, own[part][figure] / unit
+        better = after / before if figure == "clips_per_second" else before / after
+        table.add_row(title, f"{before:,.{digits}f}", f"{after:,.{digits}f}", f"{better:.2f}")
+    before, after = theirs["bytes_written"] / 1e6, own["bytes_written"] / 1e6
+    table.add_row("written to disk (MB)", f"{before:,.1f}", f"{after:,.1f}", f"{before / after:.2f}")
+    scores = compared["scores"]
+    for arm, title in (("ours", "WER"), ("ours_full", "WER, ours decoded at 30 s")):
+        points = _points(compared["delta"][arm])
+        table.add_row(title, _percent(scores["theirs"]["wer"]), _percent(scores[arm]["wer"]), points)
+        insertions = str(scores["theirs"]["insertions"]), str(scores[arm]["insertions"])
+        table.add_row(f"insertions, of {scores[arm]['words']} words", *insertions, "")
+    table.caption = "WER: ours minus the other's in points, with the paired 95 % interval"
+    Console().print(table)
+
+
+def _percent(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:.1%}"
+
+
+def _points(delta: Facts) -> str:
+    if delta["wer"] is None:
+        return "-"
+    low, high = delta["ci95"]
+    return f"{delta['wer'] * 100:+.1f} ({low * 100:+.1f} to {high * 100:+.1f})"
+
+
+def _show_large(cells: Facts) -> None:
+    table = Table(title=f"large-v2 with random weights within {T4_GIGABYTES} GB, {LARGE_STEPS} steps")
+    for heading in ("", "median step (s)", "clips/s", "peak memory (GB)"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, cell in cells.items():
+        if cell is None:
+            table.add_row(name, "failed", "-", "-")
+            continue
+        memory = f"{cell['peak_memory_bytes'] / 1e9:.2f}"
+        table.add_row(name, f"{cell['seconds_per_step']:.3f}", f"{cell['clips_per_second']:.2f}", memory)
+    Console().print(table)
+
+
+# ---- what was asked ----
+
+
+def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmark"), help="folder of it all (%(default)s)")
+    parser.add_argument("--source", type=Path, help="archive or folder in Common Voice's layout (the demo's Dutch)")
+    parser.add_argument("--language", default="nl", help="locale of the corpus (%(default)s)")
+    parser.add_argument("--checkpoint", help="Hub id or folder (whisper-base from the package registry)")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "fp16", "bf16", "int8"))
+    parser.add_argument("--steps", type=int, default=120, help="(%(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="clips a step (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="(%(default)s)")
+    arms = "of tutorial, padded (ours at 30 s), ours and large (tutorial,ours; large too with an NVIDIA GPU)"
+    parser.add_argument("--arms", type=_arms, default=_arms(), help=arms)
+    parser.add_argument("words", nargs="*", help="Hydra words; the tutorial takes over those that it has a word for")
+    return parser.parse_intermixed_args(arguments)
+
+
+def _arms(text: str | None = None) -> list[str]:
+    if text is None:
+        return ["tutorial", "ours"] + ["large"] * torch.cuda.is_available()
+    if unknown := set(text.split(",")) - set(ARMS):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))} is none of {', '.join(ARMS)}")
+    return text.split(",")
+
+
+def _words(asked: argparse.Namespace) -> list[str]:
+    """The settings of both arms, as Hydra takes them."""
+    source = _demo_corpus() if asked.source is None else asked.source.expanduser().absolute()
+    checkpoint = resolve(asked.checkpoint or str(whisper_base_from_wheels()))
+    return [
+        f"data.source={quoted(str(source))}",
+        f"data.language={quoted(asked.language)}",
+        "data.hours=null",
+        f"model.checkpoint={quoted(checkpoint)}",
+        f"model.name={re.sub(r'[^a-zA-Z0-9_.]+', '_', Path(checkpoint).name)}",
+        f"model.precision={asked.precision}",
+        f"training.max_steps={asked.steps}",
+        f"training.batch_size={asked.batch}",
+        f"seed={asked.seed}",
+        *asked.words,
+    ]
+
+
+def _demo_corpus() -> Path:
+    archive = cache_dir() / "demo" / f"{RELEASE}-nl.tar.gz"
+    if not archive.is_file():
+        write_demo_corpus(archive)
+    return archive
+
+
+def _recognise(work: Path, words: Sequence[str]) -> None:
+    """Raises ChoiceError when the work folder holds what was measured with other settings."""
+    note = work / "settings.json"
+    if note.is_file() and (changed := set(read_json(note)["words"]) ^ set(words)):
+        raise ChoiceError(
+            f"--work: {work} was measured with other settings ({', '.join(sorted(changed))}); name another folder, or "
+            "remove that one"
+        )
+
+
+def main() -> None:
+    hush_libraries()
+    try:
+        benchmark(parsed())
+    except KeyboardInterrupt:
+        say("interrupted; whole arms are kept, and the same command goes on with the next")
+        raise SystemExit(130) from None
+    except (UserError, OSError) as error:
+        say(f"error: {' '.join(str(error).splitlines())}")
+        raise SystemExit(2 if isinstance(error, ChoiceError) else 1) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Decoding: plain `generate`'s tokens where the context is full, batches of like length, runaways cut and counted."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import tiny_tokenizer, tiny_whisper
+from releases import tone
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from asr_lora import audio
+from asr_lora.checkpoint import load_processor, whisper_base_from_wheels
+from asr_lora.decode import Decoding, batches, transcribe
+from asr_lora.errors import WorldError
+from asr_lora.features import log_mel
+from asr_lora.model import whisper
+from asr_lora.synthetic.espeak import RATE, Utterance, speak
+
+USUAL = Decoding(
+    language="nl", task="transcribe", num_beams=1, max_new_tokens=60, tokens_per_second=40, margin=None,
+    batch_size=8,
+)  # fmt: skip
+
+
+@pytest.fixture
+def model() -> WhisperForConditionalGeneration:
+    return tiny_whisper(tiny_tokenizer())
+
+
+@pytest.fixture
+def processor(tiny_checkpoint: Path) -> WhisperProcessor:
+    return load_processor(str(tiny_checkpoint))
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> list[dict[str, Any]]:
+    lengths = [0.5, 2.0, 1.0, 0.4, 3.0]
+    for at, seconds in enumerate(lengths):
+        (tmp_path / f"{at}.mp3").write_bytes(tone(str(at), seconds))
+    return [{"path": str(tmp_path / f"{at}.mp3"), "duration": seconds} for at, seconds in enumerate(lengths)]
+
+
+def plainly(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: Sequence[dict[str, Any]],
+    **settings: Any,
+) -> list[list[int]]:
+    """Tokens by `generate` as anyone would call it: one batch at 30 s, in the order of the clips."""
+    waveforms = [audio.load(Path(clip["path"])) for clip in clips]
+    with torch.inference_mode():
+        rows = model.generate(log_mel(waveforms, processor.feature_extractor), task="transcribe", **settings).tolist()
+    end = processor.tokenizer.eos_token_id
+    return [row[: row.index(end)] if end in row else row for row in rows]
+
+
+@pytest.mark.parametrize("margin", [None, 1.0])
+def test_a_hypothesis_depends_neither_on_the_clips_beside_it_nor_on_how_many_fit(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: list[dict[str, Any]],
+    margin: float | None,
+) -> None:
+    settings = replace(USUAL, margin=margin)
+    together = transcribe(model, processor, clips, settings)
+    assert together == [transcribe(model, processor, [clip], settings)[0] for clip in clips]
+    assert together == transcribe(model, processor, clips, replace(settings, batch_size=2))
+
+
+def test_what_runs_away_is_cut_where_its_own_seconds_end_and_told(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
+) -> None:
+    heard = transcribe(model, processor, clips, replace(USUAL, tokens_per_second=10))  # an untrained one never stops
+    assert all(hypothesis.cut for hypothesis in heard)
+    assert [len(hypothesis.tokens) for hypothesis in heard] == [29, 44, 34, 28, 54]  # 24, and 10 a second
+    limited = transcribe(model, processor, clips, replace(USUAL, max_new_tokens=5))
+    assert [len(hypothesis.tokens) for hypothesis in limited] == [5] * 5
+
+
+def test_a_clips_short_context_follows_from_its_own_seconds_and_like_contexts_are_heard_together(
+    clips: list[dict[str, Any]],
+) -> None:
+    durations = [clip["duration"] for clip in clips]
+    assert batches(durations, batch_size=1, margin=1.0) == [([4], 5.12), ([1], 3.84), ([2, 0, 3], 2.56)]
+    many = batches([0.5] * 9, batch_size=1, margin=1.0)  # four times as many rows as at 30 s, at most
+    assert [len(batch) for batch, _ in many] == [4, 4, 1]
+    assert batches(durations, batch_size=2, margin=None) == [([4, 1], 30.0), ([2, 0], 30.0), ([3], 30.0)]
+
+
+def test_the_model_sees_the_short_context_and_is_at_thirty_seconds_again_afterwards(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
+) -> None:
+    seen = []
+    hook = model.get_encoder().conv1.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[-1]))
+    transcribe(model, processor, clips, replace(USUAL, margin=1.0, batch_size=1))
+    hook.remove()
+    assert seen == [512, 384, 256]
+    assert model.config.max_source_positions == whisper.MAX_POSITIONS
+
+
+def test_where_memory_runs_out_a_batch_is_decoded_by_halves_and_says_the_same(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
+) -> None:
+    whole = transcribe(model, processor, clips, USUAL)
+    sizes = []
+
+    def small(module: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
+        sizes.append(len(args[0]))
+        if len(args[0]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    hook = model.get_encoder().conv1.register_forward_pre_hook(small)
+    assert transcribe(model, processor, clips, USUAL) == whole
+    hook.remove()
+    assert sizes[:3] == [5, 3, 2] and max(sizes[2:]) == 2
+
+
+def test_a_clip_that_does_not_fit_alone_is_told_in_one_line(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
+) -> None:
+    def full(module: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    model.get_encoder().conv1.register_forward_pre_hook(full)
+    with pytest.raises(WorldError, match="not even one clip at a time fits"):
+        transcribe(model, processor, clips, USUAL)
+
+
+@pytest.fixture
+def every_core() -> Iterator[None]:
+    """Real weights want the threads that the tiny ones do without."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(usual)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_real_weights_say_at_thirty_seconds_what_plain_generate_says_token_for_token(
+    every_core: None, tmp_path: Path, num_beams: int
+) -> None:
+    checkpoint = str(whisper_base_from_wheels())
+    model, processor = whisper.load(checkpoint, "fp32", torch.device("cpu")), load_processor(checkpoint)
+    clips = spoken(tmp_path, ["Goedemorgen.", "De trein naar Utrecht vertrekt om negen uur.", "Waar woon je?"])
+    settings = replace(USUAL, num_beams=num_beams, max_new_tokens=444, batch_size=2)
+    heard = transcribe(model, processor, clips, settings)
+    assert not any(hypothesis.cut for hypothesis in heard)
+    plain = plainly(model, processor, clips, language="nl", num_beams=num_beams)
+    assert [hypothesis.tokens for hypothesis in heard] == plain
+
+
+def spoken(folder: Path, sentences: Sequence[str]) -> list[dict[str, Any]]:
+    """Clips of Dutch by espeak-ng, as lines of a manifest."""
+    clips = []
+    for at, samples in enumerate(speak([Utterance(text=s, voice="nl+m1", pitch=50, rate=150) for s in sentences])):
+        path = folder / f"{at}.wav"
+        soundfile.write(path, np.frombuffer(samples, np.int16), RATE)
+        clips.append({"path": str(path), "duration": len(samples) / 2 / RATE})
+    return clips

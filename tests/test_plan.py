@@ -1,0 +1,129 @@
+"""The plan of a run: one table, nothing fetched and nothing written, and what comes true of it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from asr_lora.config import Config
+from asr_lora.errors import ChoiceError
+from asr_lora.forecast import cut, job
+from asr_lora.hardware import look
+from asr_lora.launch import load
+from asr_lora.model import adapter, whisper
+from asr_lora.plan import GPUS, durations, facts, here, on_gpu, plan, predict
+
+
+@pytest.fixture
+def few(words: list[str]) -> Config:
+    """A run of the tiny release, on nothing but its tables."""
+    return load(words)
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    plan(load([*words, "training.max_steps=20", "hardware=cpu"]), {})
+    return capsys.readouterr().out
+
+
+def test_the_published_run_has_its_published_number_of_trainable_parameters(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    table = printed(capsys, "data.hours=1")
+    assert "15,728,640 trainable parameters" in table
+    for name in (*GPUS, "this machine", "prepare", "train", "dev", "eval", "GB", "PFLOP", "$", "typical, 4.37 s"):
+        assert name in table
+
+
+def test_trainable_parameters_are_peft_s_own(few: Config) -> None:
+    model = whisper.load(few.model.checkpoint, "fp32", torch.device("cpu"))
+    attached = adapter.trainable_parameters(adapter.attach(model, few.lora, seed=0))
+    assert job(few, durations(few)[0]).trainable == attached
+
+
+def test_at_the_command_line_a_plan_leaves_no_file_and_refuses_an_unknown_key(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "asr_lora.plan", "data.language=nl", "hardware=cpu", "training.max_steps=3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "h100" in done.stdout
+    refused = subprocess.run([*command, "plan.calibrat=1"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert refused.stderr.strip() == "error: plan.calibrat: no such setting; did you mean plan.calibrate?"
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_what_does_not_fit_is_said() -> None:
+    config = load(["training.context=full", "model.precision=fp32", "training.max_steps=5"])
+    work = job(config, durations(config)[0])
+    small = load(["hardware=t4", "hardware.memory=4", "training.context=full", "model.precision=fp32"])
+    assert (on_gpu(small, work).trouble or "").startswith("does not fit: ")
+    assert on_gpu(load(["hardware=a100", "model.precision=fp32"]), work).trouble is None
+
+
+def test_a_precision_that_a_gpu_lacks_is_said() -> None:
+    config = load(["hardware=t4", "model.precision=bf16", "training.max_steps=5"])
+    assert (on_gpu(config, job(config, durations(config)[0])).trouble or "").startswith("no bf16 there")
+
+
+def test_every_gpu_has_its_facts_with_a_dated_price() -> None:
+    for gpu in GPUS:
+        hardware = facts(gpu)
+        assert hardware.memory and hardware.rates["int8"] < hardware.rates["fp16"] and hardware.dollars_per_hour
+        assert "2026-" in (hardware.price_source or "")
+
+
+def test_a_short_context_is_planned_to_be_several_times_faster_on_a_t4() -> None:
+    def hours(context: str) -> float:
+        config = load([f"training.context={context}", "hardware=t4", "training.max_steps=50"])
+        return on_gpu(config, job(config, durations(config)[0])).seconds["train"]
+
+    assert hours("full") > 3 * hours("dynamic")
+
+
+def test_real_durations_count_where_a_corpus_tells_them(words: list[str]) -> None:
+    seconds, origin = durations(load(words))
+    assert origin == str(load(words).data.source)
+    assert len(seconds["train"]) == 12 and set(seconds["train"]) == {0.4}
+    assert (len(seconds["dev"]), len(seconds["test"])) == (2, 4)
+
+
+def test_an_hour_of_typical_clips_is_an_hour_and_the_same_each_time() -> None:
+    config = load(["data.hours=1", "plan.clip_seconds=6"])
+    seconds, _ = durations(config)
+    assert 3600 <= sum(seconds["train"]) < 3630
+    assert sum(seconds["test"]) / len(seconds["test"]) == pytest.approx(6, rel=0.05)
+    assert durations(config)[0] == seconds
+
+
+def test_work_is_cut_to_what_fits_and_none_of_it_is_lost(few: Config) -> None:
+    works = job(few, durations(few)[0]).work["train"]
+    parts = cut(works, capacity=2 * works[0].seconds)
+    assert sum(part.rows for part in parts) == sum(work.rows for work in works) == 8
+    assert all(part.rows <= 2 for part in parts if part.seconds >= works[0].seconds)
+    assert sum(part.heard for part in parts) == pytest.approx(sum(work.heard for work in works))
+
+
+def test_calibrating_needs_the_weights_here() -> None:
+    config = load(["plan.calibrate=true", "hardware=cpu", "training.max_steps=2", "model.precision=fp32"])
+    with pytest.raises(ChoiceError, match=r"plan.calibrate: the weights of openai/whisper-large-v2 are not on this"):
+        here(config, job(config, durations(config)[0]))
+
+
+def test_a_model_whose_sizes_nobody_knows_is_refused() -> None:
+    config = load(["model.checkpoint=someone/whisper"])
+    with pytest.raises(ChoiceError, match=r"model.checkpoint: the sizes of someone/whisper are not known here"):
+        job(config, durations(config)[0])
+
+
+def test_a_calibrated_prediction_has_the_names_of_the_training_metrics(words: list[str]) -> None:
+    config = load([*words, "plan.calibrate=true"])
+    hardware = look(config)
+    told = predict(config, hardware, durations(config)[0])
+    assert told is not None and told["basis"] == "steps timed before"
+    assert 0 < told["train_seconds"] < 60 and told["peak_memory_bytes"] > 0
+
+
+def test_without_facts_and_without_timing_there_is_no_prediction(few: Config) -> None:
+    hardware = look(few)
+    assert predict(few, hardware, durations(few)[0]) is None
