@@ -1,24 +1,21 @@
-"""The typed tree that the stages accept, where conf/ lies, and how a run is named.
+"""The typed tree that the stages accept, and where conf/ lies.
 
 Values live in conf/, types and rules here. The way in is asr_lora/launch.py.
 """
 
-import hashlib
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from asr_lora.audio import MAX_SECONDS
 from asr_lora.errors import ChoiceError
+from asr_lora.naming import run_name
 from asr_lora.text import NORMALIZERS
-
-RUN_NAME_LIMIT = 80  # characters
 
 
 def check(name: str, value: Any, rule: str, holds: bool) -> None:
@@ -266,69 +263,6 @@ def _checked(cfg: DictConfig) -> Config:
     named = OmegaConf.merge(cfg, {"run_name": cfg.run_name or "", "run_dir": cfg.run_dir or ""})
     config: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), named))  # type: ignore[assignment]
     return config
-
-
-def run_name(config: Config, usual: Config) -> str:
-    """Language, hours, model, adapter kind, r, seed, then whatever else differs from what is usual and matters.
-
-    Over 80 characters the tail becomes eight hexadecimal digits of the whole: no two experiments share a name. It
-    follows from the words alone, never from what lies on the disk, so that the same words always find the same run.
-    """
-    hours = "all" if config.data.hours is None else f"{np.format_float_positional(config.data.hours, trim='-')}h"
-    lora = config.lora
-    parts = [config.data.language, hours, config.model.name, lora.kind, f"r{lora.r}", f"s{config.seed}"]
-    if config.experiment_name:
-        parts.append(config.experiment_name)
-    named = {"data.language", "data.hours", "model.name", "lora.kind", "lora.r", "seed"}
-    settings, ordinary = science(plain(config)), science(plain(usual))
-    parts += [_short(key, value) for key, value in settings.items() if key not in named and value != ordinary[key]]
-    name = "-".join(parts)
-    if len(name) > RUN_NAME_LIMIT:
-        name = f"{name[: RUN_NAME_LIMIT - 9]}-{_digest(name)}"
-    return name
-
-
-def science(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that the result depends on, flat: `{"lora.r": 32, ...}`; never hardware, evaluation or names."""
-    flat = {
-        f"{group}.{key}": value
-        for group in ("data", "model", "lora", "training", "decoding")
-        for key, value in settings[group].items()
-        if f"{group}.{key}" != "training.save_steps"  # a run resumes exactly, from wherever it was saved
-    }
-    return {**flat, "seed": settings["seed"]}
-
-
-_ABBREVIATIONS = {
-    "training.learning_rate": "lr",
-    "training.batch_size": "b",
-    "training.max_steps": "steps",
-    "training.context": "",
-    "model.precision": "",
-    "data.seed": "draw",
-}
-_PATHS = ("data.source", "data.search_dir", "model.checkpoint")
-
-
-def _short(key: str, value: Any) -> str:
-    """`training.learning_rate`, 3e-4 -> `lr3e-4`; of a path its last part, and eight digits of all of it."""
-    label = _ABBREVIATIONS.get(key, key.rpartition(".")[2].replace("_", ""))
-    if isinstance(value, float) and 0 < abs(value) < 0.01:
-        text = np.format_float_scientific(value, trim="-", exp_digits=1)
-    elif isinstance(value, float):
-        text = np.format_float_positional(value, trim="-")
-    elif isinstance(value, list):
-        text = "+".join(map(str, value))
-    else:
-        text = str(value)
-    if key not in _PATHS and re.fullmatch(r"[\w.+-]{1,24}", text, re.ASCII):
-        return f"{label}{text}"
-    stem = re.sub(r"[^\w.+-]+", "_", Path(text).name, flags=re.ASCII).strip("_.")[:24]
-    return f"{'' if key in _PATHS else label}{stem}-{_digest(f'{key}={text}')}"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def plain(config: Config) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from asr_lora.corpus import SPLITS
 from asr_lora.decode import batches
 from asr_lora.errors import ChoiceError
 from asr_lora.files import read_json
+from asr_lora.journal import eval_steps
 from asr_lora.model import adapter
-from asr_lora.trainer import eval_steps
 
 if TYPE_CHECKING:
     from asr_lora.config import Config

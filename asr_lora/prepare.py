@@ -14,7 +14,7 @@ from typing import Any
 
 from asr_lora import audio, run
 from asr_lora.checkpoint import load_config, load_generation_config, load_processor
-from asr_lora.config import Config, plain, science
+from asr_lora.config import Config, plain
 from asr_lora.corpus import SPLITS, Corpus, open_corpus
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.features import prompted, token_ids
@@ -22,6 +22,7 @@ from asr_lora.files import read_json, read_jsonl, whole_file, whole_folder, writ
 from asr_lora.language import check_language, whisper_language
 from asr_lora.launch import launch
 from asr_lora.manifest import Clip, Draw, draw_order, without_leaks
+from asr_lora.naming import science
 from asr_lora.progress import progress, say
 
 MOST_BAD = 0.05  # a corpus of which more than this share must be left out is not what it seems

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
-from asr_lora.config import Config, DecodingConfig, EvalConfig, from_plain, plain, science
+from asr_lora.config import Config, DecodingConfig, EvalConfig, from_plain, plain
 from asr_lora.errors import ChoiceError
 from asr_lora.files import write_text
+from asr_lora.naming import science
 
 Branch = TypeVar("Branch", EvalConfig, DecodingConfig)
 

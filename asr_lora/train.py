@@ -31,6 +31,7 @@ from asr_lora.eval import decoding, evaluate
 from asr_lora.features import prompted, token_ids
 from asr_lora.files import read_json, read_jsonl, whole_folder, write_json
 from asr_lora.hardware import Hardware, free_memory, look, peak_memory_bytes
+from asr_lora.journal import Journal, eval_steps
 from asr_lora.launch import launch
 from asr_lora.loader import Steps
 from asr_lora.manifest import Clip
@@ -38,7 +39,7 @@ from asr_lora.model import adapter, whisper
 from asr_lora.plan import predict
 from asr_lora.prepare import language, prepare
 from asr_lora.progress import Bar, progress, say
-from asr_lora.trainer import Journal, WhisperTrainer, eval_steps
+from asr_lora.trainer import WhisperTrainer
 
 
 def train(config: Config) -> None:

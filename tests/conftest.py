@@ -24,6 +24,9 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
+from asr_lora.checkpoint import load_processor
+from asr_lora.features import prompted
+
 
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -77,6 +80,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_whisper(tokenizer).save_pretrained(folder)
     WhisperProcessor(feature_extractor=WhisperFeatureExtractor(), tokenizer=tokenizer).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def processor(tiny_checkpoint: Path) -> WhisperProcessor:
+    """Of the tiny checkpoint, its labels opening with Dutch and transcription."""
+    processor = load_processor(str(tiny_checkpoint))
+    processor.tokenizer = prompted(processor.tokenizer, "nl", "transcribe")
+    return processor
 
 
 @pytest.fixture

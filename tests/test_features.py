@@ -16,13 +16,6 @@ SENTENCES = ["Hoi.", "Een veel langere zin dan de eerste."]
 
 
 @pytest.fixture
-def processor(tiny_checkpoint: Path) -> WhisperProcessor:
-    processor = load_processor(str(tiny_checkpoint))
-    processor.tokenizer = prompted(processor.tokenizer, "nl", "transcribe")
-    return processor
-
-
-@pytest.fixture
 def batch(processor: WhisperProcessor) -> Mapping[str, torch.Tensor]:
     return collate([example(sentence, processor) for sentence in SENTENCES], processor, 30.0)
 

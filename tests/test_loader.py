@@ -10,9 +10,8 @@ from transformers import WhisperProcessor
 
 from asr_lora import audio
 from asr_lora.batches import Batch, Row
-from asr_lora.checkpoint import load_processor
 from asr_lora.errors import WorldError
-from asr_lora.features import IGNORED, log_mel, prompted, token_ids
+from asr_lora.features import IGNORED, log_mel, token_ids
 from asr_lora.loader import Steps
 
 
@@ -24,13 +23,6 @@ class Fixed:
 
     def step(self, step: int) -> list[Batch]:
         return self.batches
-
-
-@pytest.fixture
-def processor(tiny_checkpoint: Path) -> WhisperProcessor:
-    processor = load_processor(str(tiny_checkpoint))
-    processor.tokenizer = prompted(processor.tokenizer, "nl", "transcribe")
-    return processor
 
 
 @pytest.fixture

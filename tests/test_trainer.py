@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from asr_lora import run, train
 from asr_lora.files import read_jsonl
 from asr_lora.hardware import look
+from asr_lora.journal import eval_steps
 from asr_lora.launch import load
 from asr_lora.prepare import prepare
 from asr_lora.progress import progress
-from asr_lora.trainer import WhisperTrainer, eval_steps
+from asr_lora.trainer import WhisperTrainer
 
 STEPS = 3
 

@@ -1,0 +1,140 @@
+"""The clock and log of a training run: what each step took and said, when dev is decoded, and when to stop early."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from asr_lora.files import write_jsonl
+from asr_lora.progress import Bar, say
+
+if TYPE_CHECKING:
+    from asr_lora.config import TrainingConfig
+
+# Seconds to decode a clip over seconds to train on it, at equal contexts (0.6 measured on a CPU): plans dev decodings.
+DECODE_OVER_TRAIN = 0.6
+
+
+def eval_steps(training: "TrainingConfig", max_steps: int, dev_clips: int) -> int:
+    """Steps between dev decodings: as asked, else evenly spread so that dev takes about dev_share of the time."""
+    if training.eval_steps is not None:
+        return training.eval_steps
+    affordable = training.dev_share * max_steps * training.batch_size
+    decodings = int(affordable / (dev_clips * DECODE_OVER_TRAIN))
+    return -(-max_steps // min(max(decodings, 1), 20))
+
+
+class Journal(TrainerCallback, ExportableState):
+    """Clock and log of a run: log.jsonl, the progress bar, when dev is decoded, and when to stop early.
+
+    Dev is decoded every `eval_steps` and at the end; one that comes due while dev has had more than `dev_share` of
+    the training time is skipped and counted. The figures travel in every checkpoint: a resumed run counts on.
+    """
+
+    def __init__(self, log: Path, bar: Bar, eval_steps: int, dev_share: float, patience: int | None) -> None:
+        self.log = log
+        self.bar = bar
+        self.eval_steps = eval_steps
+        self.dev_share = dev_share
+        self.patience = patience
+        self.step_seconds: list[float] = []
+        self.train_seconds = 0.0  # dev decoding out
+        self.data_wait = 0.0  # seconds of it that training stood waiting for batches
+        self.dev: list[dict[str, float]] = []
+        self.dev_seconds = 0.0
+        self.dev_skipped = 0
+        self.out_of_memory = 0  # times that a step was begun again in smaller parts
+        self.earlier_seconds = 0.0  # what a resumed run had taken before
+        self.stop_asked = False
+        self._mark = 0.0
+
+    def state(self) -> dict[str, Any]:
+        return {"attributes": {name: getattr(self, name) for name in _TRAVELLING}}
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The dev decoding with the lowest WER, the earliest of equals."""
+        return min(self.dev, key=lambda entry: entry["wer"])
+
+    def is_best(self, wer: float) -> bool:
+        return not self.dev or wer < self.best["wer"]
+
+    @contextmanager
+    def dev_clock(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        elapsed = time.perf_counter() - started
+        self.dev_seconds += elapsed
+        self._mark += elapsed
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for name, value in state.stateful_callbacks[type(self).__name__]["attributes"].items():
+            setattr(self, name, value)
+        # What was logged after the checkpoint will be logged again.
+        if state.is_world_process_zero:
+            write_jsonl(self.log, [line for line in _logged(self.log) if line["step"] <= state.global_step])
+        self.earlier_seconds = self.train_seconds + self.dev_seconds
+        self.bar.move_to(state.global_step)
+        self._mark = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        now = time.perf_counter()
+        self.step_seconds.append(now - self._mark)
+        self.train_seconds += now - self._mark
+        self._mark = now
+        self.bar.move_to(state.global_step)
+        last = state.global_step >= state.max_steps
+        due = last or state.global_step % self.eval_steps == 0
+        control.should_evaluate = due and (last or self.dev_seconds <= self.dev_share * self.train_seconds)
+        self.dev_skipped += due and not control.should_evaluate
+        if self.stop_asked:
+            control.should_training_stop = True
+        # With every dev decoding a checkpoint: a resumed run then knows which adapter is the best so far.
+        control.should_save |= control.should_evaluate or self.stop_asked
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Our one epoch ends with the last step, which has been decoded and saved just now.
+        control.should_evaluate = control.should_save = False
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = logs or {}
+        if "loss" in logs:
+            self.bar.note(f"loss {logs['loss']:.3f}" + (f", dev WER {self.best['wer']:.1%}" if self.dev else ""))
+        closing = "train_runtime" in logs  # the Trainer's own summary; train/metrics.json says it better
+        if state.is_world_process_zero and not closing:
+            line = {name: value if math.isfinite(value) else None for name, value in logs.items()}  # NaN is no JSON
+            with self.log.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps({"step": state.global_step, **line}) + "\n")
+        if "eval_wer" in logs and self._out_of_patience():
+            say(f"no better dev WER in {self.patience} decodings: stopping at step {state.global_step}")
+            control.should_training_stop = control.should_save = True
+
+    def _out_of_patience(self) -> bool:
+        since = len(self.dev) - 1 - self.dev.index(self.best)
+        return self.patience is not None and since >= self.patience
+
+
+def _logged(log: Path) -> list[dict[str, Any]]:
+    """What is in the log, but for a last line that a kill cut short."""
+    whole = log.read_text(encoding="utf-8").rpartition("\n")[0] if log.exists() else ""
+    return [json.loads(line) for line in whole.split("\n") if line]
+
+
+_TRAVELLING = ("step_seconds", "train_seconds", "data_wait", "dev", "dev_seconds", "dev_skipped", "out_of_memory")
