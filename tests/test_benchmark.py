@@ -176,8 +176,9 @@ def test_a_stage_that_fails_says_which_and_keeps_nothing(recipes: ModuleType, tm
 def test_make_bench_hands_language_hours_and_an_awkward_path_over(tmp_path: Path) -> None:
     source = tmp_path / "it's, [here] = $x"
     write_release(source)
-    command = ["make", "-n", "-o", ".venv/.installed", "bench", "LANG=es", "HOURS=1", f"DATA={source}"]
-    done = subprocess.run([*command, "ARGS=--steps 5"], cwd=ROOT, capture_output=True, text=True, check=True)
+    command = ["make", "-n", "--no-print-directory", "-o", ".venv/.installed", "bench"]
+    words = ["LANG=es", "HOURS=1", f"DATA={source}", "ARGS=--steps 5"]
+    done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, check=True)
     words = shlex.split(done.stdout.replace("\\\n", ""))
     assert words[1] == "recipes/benchmark.py"
     assert words[2:] == ["--language", "es", "--source", str(source), "data.hours=1", "--steps", "5"]
