@@ -154,7 +154,7 @@ class Order:
 
 def rounded_up(seconds: float, multiple: float) -> float:
     """The context for so many seconds: the next multiple, for few different matrix shapes; at most 30."""
-    return min(round(-(-seconds // multiple) * multiple, 2), float(MAX_SECONDS))
+    return min(round(-(-seconds // multiple) * multiple, 2), MAX_SECONDS)
 
 
 def share(batches: Sequence[Batch], rank: int, world_size: int) -> list[Batch]:

@@ -63,8 +63,8 @@ def train(config: Config) -> None:
 def _train(config: Config, hardware: Hardware) -> None:
     started = time.perf_counter()
     free_memory()
-    rows = read_jsonl(run.manifest(config.run, "train"))
-    lengths = {split: [row["duration"] for row in read_jsonl(run.manifest(config.run, split))] for split in SPLITS}
+    manifest = {split: read_jsonl(run.manifest(config.run, split)) for split in SPLITS}
+    rows, lengths = manifest["train"], {split: [row["duration"] for row in manifest[split]] for split in SPLITS}
     predicted = predict(config, hardware, lengths)
     with progress("training", total=config.max_steps) as bar:
         trainer = build(config, hardware, rows, bar)

@@ -4,7 +4,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +23,7 @@ from asr_lora.journal import Journal
 from asr_lora.model.whisper import context, seconds_of
 from asr_lora.progress import say
 
-if TYPE_CHECKING:
-    pass
+PREFETCHED = 4  # steps that a loader process has ready
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -43,9 +42,6 @@ def micro_batches(batches: Sequence[Mapping[str, Tensor]], capacity: float) -> I
         parts = -(-len(batch["labels"]) // rows)
         for part in zip(*(tensor.tensor_split(parts) for tensor in batch.values()), strict=True):
             yield dict(zip(batch, part, strict=True))
-
-
-PREFETCHED = 4  # steps that a loader process has ready
 
 
 class WhisperTrainer(Seq2SeqTrainer):
