@@ -5,7 +5,7 @@ ifeq ($(origin LANG),command line)
 language := $(value LANG)
 endif
 unexport LANG
-unexport DATA  # make would expand a $ in the path
+unexport DATA RUNS  # make would expand a $ in the path
 export LC_ALL := C.UTF-8
 
 UV := $(shell command -v uv || echo .uv/bin/uv)
@@ -23,7 +23,7 @@ words = $(spoken) $(hours) $(source) $(ARGS)
 RANKS := 4,8,16,32
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prepare train eval sweep plan bench check test test-all
+.PHONY: help demo prepare train eval sweep report plan bench check test test-all
 
 help: ## this list
 	@echo "make TARGET [LANG=nl] [HOURS=1|all] [DATA=/path/to/cv-corpus-...] [ARGS=\"hydra overrides\"]"
@@ -44,6 +44,9 @@ eval: $(INSTALLED) ## score the last run, or the one that the words name, again
 sweep: $(INSTALLED) ## one run a rank, RANKS=4,8,16,32
 	$(PYTHON) -m asr_lora.train -m lora.r=$(RANKS) $(words)
 
+report: $(INSTALLED) ## the page of the last run, or of the one that the words name; RUNS="runs/nl-*" compares several
+	$(PYTHON) -m asr_lora.report $(words) $(if $(value RUNS),$(call shell_string,report.runs=$(call hydra_string,$(value RUNS))))
+
 plan: $(INSTALLED) ## hours, memory and dollars of a run on five GPUs and this machine, before anything is fetched
 	$(PYTHON) -m asr_lora.plan $(words)
 
@@ -57,10 +60,10 @@ check: $(INSTALLED) ## ruff and mypy, as pre-commit calls them
 	.venv/bin/mypy
 
 test: $(INSTALLED) ## everything that takes under ten minutes on two cores
-	$(PYTHON) -m pytest -m "not slow"
+	$(PYTHON) -m pytest --numprocesses=auto --dist=worksteal -m "not slow"
 
 test-all: $(INSTALLED) ## everything
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest --numprocesses=auto --dist=worksteal
 
 $(INSTALLED): uv.lock pyproject.toml | $(UV)
 	$(UV) sync --locked --extra demo --compile-bytecode

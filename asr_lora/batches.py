@@ -152,6 +152,11 @@ class Order:
         return seconds <= MAX_SECONDS and sum(self.tokens[clip] + 2 for clip in clips) <= self.token_limit
 
 
+def forwards(rows: int, seconds: float, capacity: float) -> int:
+    """How many parts so many rows at a context of `seconds` go through a model in that holds `capacity` seconds."""
+    return -(-rows // max(1, int(capacity / seconds + 1e-6)))  # a row at least, whatever it takes
+
+
 def rounded_up(seconds: float, multiple: float) -> float:
     """The context for so many seconds: the next multiple, for few different matrix shapes; at most 30."""
     return min(round(-(-seconds // multiple) * multiple, 2), MAX_SECONDS)

@@ -108,6 +108,7 @@ class TrainingConfig:
     packed_single: float
     packed_timestamps: float
     save_steps: int
+    keep_adapters: int
     eval_steps: int | None
     dev_share: float
     dev_normalizer: str
@@ -117,6 +118,7 @@ class TrainingConfig:
         for name in ("max_steps", "batch_size", "save_steps", "eval_steps", "patience"):
             value = getattr(self, name)
             check(f"training.{name}", value, "at least 1", value is None or value >= 1)
+        check("training.keep_adapters", self.keep_adapters, "at least 0", self.keep_adapters >= 0)
         check("training.learning_rate", self.learning_rate, "more than 0", 0 < self.learning_rate < float("inf"))
         check("training.warmup", self.warmup, "a share in [0, 1)", 0 <= self.warmup < 1)
         check("training.weight_decay", self.weight_decay, "at least 0", 0 <= self.weight_decay < float("inf"))
@@ -187,16 +189,52 @@ class PlanConfig:
 
 
 @dataclass
+class EvalSet:
+    """An item of a list, which conf/ cannot give values to: what is not said is None, and the split test."""
+
+    source: str
+    language: str | None = None
+    name: str | None = None
+    split: str = "test"
+
+    def __post_init__(self) -> None:
+        check("eval.sets.source", repr(self.source), "a path, silence or noise", self.source != "")
+        folder = self.name is None or re.fullmatch(r"[\w.-]+", self.name) is not None
+        check("eval.sets.name", repr(self.name), "letters, digits, _, . and - alone", folder)
+        check_choice("eval.sets.split", self.split, ("train", "dev", "test"))
+
+
+@dataclass
 class EvalConfig:
     split: str
     limit: int | None
     after: bool
     normalizer: str
+    numbers: bool
+    sets: list[EvalSet]
+    max_regression: float | None
+    strict: bool
+    strength: float
+    strengths: list[float]
+    average: int | None
 
     def __post_init__(self) -> None:
+        # As recorded they are plain dictionaries.
+        self.sets = [each if isinstance(each, EvalSet) else EvalSet(**each) for each in self.sets]
+        most = self.max_regression
+        check("eval.max_regression", most, "a share of at least 0, such as 0.01", most is None or 0 <= most < 1)
+        for name, strengths in (("strength", [self.strength]), ("strengths", self.strengths)):
+            check(f"eval.{name}", strengths, "within 0 (untouched) to 2", all(0 <= each <= 2 for each in strengths))
+        check("eval.average", self.average, "at least 1", self.average is None or self.average >= 1)
         check_choice("eval.split", self.split, ("test", "dev"))
         check("eval.limit", self.limit, "at least 1, or null for all", self.limit is None or self.limit >= 1)
         check_choice("eval.normalizer", self.normalizer, NORMALIZERS)
+
+
+@dataclass
+class ReportConfig:
+    runs: str | None
+    license: str | None
 
 
 @dataclass
@@ -208,6 +246,7 @@ class Config:
     decoding: DecodingConfig
     hardware: HardwareConfig
     eval: EvalConfig
+    report: ReportConfig
     plan: PlanConfig
     seed: int
     experiment_name: str | None

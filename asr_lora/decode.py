@@ -119,6 +119,11 @@ def batches(durations: Sequence[float], batch_size: int, margin: float | None) -
     return made
 
 
+def at_once(rows: int, num_beams: int) -> int:
+    """Clips at 30 s that are decoded together where so many rows fit: a beam takes a clip's memory."""
+    return max(1, rows // num_beams)
+
+
 def _context(duration: float, margin: float | None) -> float:
     return audio.MAX_SECONDS if margin is None else rounded_up(duration + margin, MULTIPLE)
 

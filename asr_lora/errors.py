@@ -6,7 +6,9 @@ A message says name, rule, value and the way out:
 
 
 class UserError(Exception):
-    """The parent of both kinds; stages let it pass, the command line prints it and exits with 2."""
+    """The parent of them all; stages let it pass, and the command line prints it and exits with `status`."""
+
+    status = 2
 
 
 class ChoiceError(UserError, ValueError):
@@ -15,3 +17,11 @@ class ChoiceError(UserError, ValueError):
 
 class WorldError(UserError, RuntimeError):
     """Something outside that failed: a damaged file, a missing network, a full disk. Chain the cause with `from`."""
+
+    status = 1
+
+
+class RegressionError(UserError):
+    """Fine-tuning cost more than was allowed; everything that was asked for is done and written."""
+
+    status = 3

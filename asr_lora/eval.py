@@ -1,238 +1,251 @@
 """Scores a run, untouched against tuned:  python -m asr_lora.eval [run_dir=runs/...] [eval.limit=null]
 
 Without words it scores the run that runs/last names; other words name the run as they did for train. Both models
-decode the same clips with the same settings, unquantised. Leaves eval/<split>/{hypotheses.jsonl,metrics.json}.
+decode the same clips with the same settings, unquantised, on the run's own split and on all of eval.sets. Leaves
+eval/<set>/{hypotheses.jsonl,metrics.json}; with eval.strengths=[...] eval/strengths.json too.
 """
 
 import hashlib
-import json
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from rich.console import Console
-from rich.table import Table
-from transformers import WhisperForConditionalGeneration
 
-from asr_lora import decode, metrics, run
-from asr_lora.checkpoint import identity, load_config, load_processor
-from asr_lora.config import Config, plain, typed
-from asr_lora.errors import ChoiceError
-from asr_lora.files import cache_dir, read_json, write_json, write_jsonl
-from asr_lora.hardware import Hardware, free_memory, look
-from asr_lora.launch import launch
-from asr_lora.manifest import Clip
-from asr_lora.model import adapter, whisper
+from asr_lora import findings, metrics, run, tables
+from asr_lora.card import write_card
+from asr_lora.config import Config, plain
+from asr_lora.errors import ChoiceError, RegressionError
+from asr_lora.files import read_json, read_jsonl, write_json, write_jsonl
+from asr_lora.hardware import Hardware, look
+from asr_lora.hearing import heard, precision
+from asr_lora.launch import launch, named_run
+from asr_lora.model import adapter
 from asr_lora.prepare import clips, language
-from asr_lora.progress import progress, say
-from asr_lora.text import normalizer
-
-PROMPT_TOKENS = 4  # start, language, task, no timestamps
+from asr_lora.progress import say
+from asr_lora.sets import Set, evaluated
+from asr_lora.text import Normalizer
 
 
 def evaluate(config: Config) -> dict[str, Any]:
-    """Writes, shows and returns the metrics of `eval.split`; what was scored the same way before is shown again.
+    """Writes and shows the metrics of every set, and returns those of `eval.split`.
 
-    Raises ChoiceError when the run has no adapter.
+    What was scored the same way before is shown again. Raises ChoiceError when the run has no adapter, and
+    RegressionError, once all is written, when fine-tuning cost more on a set than `eval.max_regression`.
     """
     if not run.adapter(config.run).is_dir():
         raise ChoiceError(f"run_dir: no adapter in {config.run}/train; the same words with asr_lora.train finish it")
-    folder = config.run / "eval" / config.eval.split
-    asked = _asked(config)
-    if (folder / "metrics.json").is_file() and (facts := read_json(folder / "metrics.json"))["asked"] == asked:
-        say(f"already evaluated: {folder}")
+    hardware, sets = look(config), evaluated(config)
+    strength = _best_strength(config, hardware, sets[1:]) if config.eval.strengths else config.eval.strength
+    tuned = _adapter(config, strength)
+    asked = {each.name: _asked(config, each, tuned) for each in sets}
+    if missing := [each for each in sets if not _is_scored(config, each, asked[each.name])]:
+        _score(config, hardware, missing, tuned, asked, strength)
     else:
-        facts, lines = _evaluate(config)
-        facts["asked"] = asked
+        say(f"already evaluated: {config.run / 'eval'}")
+    facts = {each.name: read_json(_folder(config, each) / "metrics.json") for each in sets}
+    if missing:
+        _write_card(config, tuned, facts)
+    tables.show_run(config.run_name, facts)
+    _refuse_regressions(config, facts)
+    return facts[config.eval.split]
+
+
+def _folder(config: Config, each: Set) -> Path:
+    return config.run / "eval" / each.name
+
+
+def _normalizer(config: Config, each: Set) -> Normalizer:
+    return Normalizer(config.eval.normalizer, each.language, config.eval.numbers)
+
+
+# ---- scores ----
+
+
+def _score(
+    config: Config, hardware: Hardware, sets: Sequence[Set], tuned: Path, asked: Mapping[str, Mapping[str, Any]],
+    strength: float,
+) -> None:  # fmt: skip
+    """Decodes and writes."""
+    named = ", ".join(f"{each.name} ({len(each.clips)} clips)" for each in sets)
+    say(f"{config.run_name}: {named}, untouched and tuned, on {hardware.name}")
+    before, after = heard(config, hardware, sets, None), heard(config, hardware, sets, tuned)
+    trained_on = [row["text"] for row in read_jsonl(run.manifest(config.run, "train"))]
+    for each, untouched, own in zip(sets, before, after, strict=True):
+        facts, lines = _scored(config, each, untouched, own, trained_on)
+        facts |= {
+            "strength": strength, "precision": precision(hardware), "versions": run.versions(),
+            "asked": asked[each.name],
+        }  # fmt: skip
+        folder = _folder(config, each)
         (folder / "metrics.json").unlink(missing_ok=True)  # or an interruption here would leave it beside other lines
         write_jsonl(folder / "hypotheses.jsonl", lines)
         write_json(folder / "metrics.json", facts)
         say(f"hypotheses and metrics: {folder}")
-    show(config, facts)
-    return facts
 
 
-def decoding(config: Config, hardware: Hardware, short: bool) -> decode.Decoding:
-    """The run's way of making hypotheses; `short` where the model was trained on contexts of less than 30 s.
+def _scored(
+    config: Config, each: Set, untouched: Mapping[str, Any], tuned: Mapping[str, Any], trained_on: Sequence[str]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The metrics of a set, and the lines of its hypotheses.jsonl."""
+    normal = _normalizer(config, each)
+    references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
+    clean = [normal(reference) for reference in references]
+    words = [len(reference.split()) for reference in clean]
 
-    An untouched model is always heard at 30 s: at less it never stops talking.
-    Raises ChoiceError for what the checkpoint cannot do.
-    """
-    spoken, asked = language(config), config.decoding.max_new_tokens
-    most = load_config(config.model.checkpoint).max_target_positions - PROMPT_TOKENS
-    if asked is not None and asked > most:
-        raise ChoiceError(f"decoding.max_new_tokens: must be at most {most} with this checkpoint, got {asked}")
-    return decode.Decoding(
-        language=spoken,
-        task=config.model.task,
-        num_beams=config.decoding.num_beams,
-        max_new_tokens=asked or most,
-        tokens_per_second=config.decoding.tokens_per_second,
-        margin=config.decoding.margin if short and config.decoding.context == "auto" else None,
-        batch_size=max(1, hardware.decode_batch // config.decoding.num_beams),  # a beam takes a clip's memory
-    )
+    def judged(model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+        """What the metrics say of a model, and the columns that it has in hypotheses.jsonl."""
+        said = [normal(text) for text in model["hypotheses"]]
+        aligned = findings.alignments(clean, said)
+        signs = [
+            findings.runaway(text, reference, clip["duration"], cut)
+            for text, reference, clip, cut in zip(said, clean, each.clips, model["cut"], strict=True)
+        ]
+        facts = {
+            **metrics.score(references, model["hypotheses"], speakers, normal, config.seed),
+            **{name: value for name, value in model.items() if name not in ("hypotheses", "cut")},
+            "runaways": findings.runaways(signs),
+            "confusions": findings.confusions([chunks for chunks, count in zip(aligned, words, strict=True) if count]),
+        }
+        wrong = [findings.errors(chunks) for chunks in aligned]
+        return facts, {
+            "hypothesis": list(model["hypotheses"]), "hypothesis_normalized": said, "errors": wrong, "runaway": signs,
+        }  # fmt: skip
 
-
-def _evaluate(config: Config) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The metrics, and the lines of hypotheses.jsonl."""
-    hardware = look(config)
-    rows = clips(config, config.eval.split, config.eval.limit)
-    say(f"{config.run_name}: {len(rows)} {config.eval.split} clips, untouched and tuned, on {hardware.name}")
-    before = _heard(config, hardware, rows, None)
-    after = _heard(config, hardware, rows, run.adapter(config.run))
-
-    untouched, tuned = before["hypotheses"], after["hypotheses"]
-    references, speakers = [row["text"] for row in rows], [row["speaker"] for row in rows]
-    rule = config.eval.normalizer, config.seed
-    normal = normalizer(config.eval.normalizer)
+    (before, base), (after, own) = judged(untouched), judged(tuned)
+    columns = own | {f"baseline_{name}": values for name, values in base.items()}
     lines = [
         {
-            **{name: row[name] for name in ("id", "path", "duration", "speaker")},
-            "reference": row["text"],
-            "hypothesis": tuned_text,
-            "reference_normalized": normal(row["text"]),
-            "hypothesis_normalized": normal(tuned_text),
-            "baseline_hypothesis": text,
-            "baseline_hypothesis_normalized": normal(text),
+            **{name: clip[name] for name in ("id", "path", "duration", "speaker")},
+            "reference": clip["text"],
+            "reference_normalized": clean[at],
+            **{name: values[at] for name, values in columns.items()},
         }
-        for row, text, tuned_text in zip(rows, untouched, tuned, strict=True)
+        for at, clip in enumerate(each.clips)
     ]
+    described = [clip | line for clip, line in zip(each.clips, lines, strict=True)]
+    seen = {normal(sentence) for sentence in trained_on}
     facts = {
-        "available": read_json(run.summary(config.run))["splits"][config.eval.split]["available"],
-        **metrics.score(references, tuned, speakers, *rule),
-        **_decoded(after),
-        "baseline": {**metrics.score(references, untouched, speakers, *rule), **_decoded(before)},
-        "delta": metrics.paired_delta(references, untouched, tuned, speakers, *rule),
-        "precision": _precision(hardware),
-        "versions": run.versions(),
+        "set": each.name,
+        "language": each.language,
+        "available": each.available,
+        **after,
+        "baseline": before,
+        "delta": metrics.paired_delta(
+            references, untouched["hypotheses"], tuned["hypotheses"], speakers, normal, config.seed
+        ),
+        "groups": findings.groups(described, words, base["errors"], own["errors"], seen, config.seed),
     }
     return facts, lines
 
 
-def _heard(config: Config, hardware: Hardware, rows: Sequence[Clip], tuned: Path | None) -> dict[str, Any]:
-    """What the model hears with the adapter of the folder `tuned`, or untouched, and what decoding took.
-
-    Kept in the cache by all that it follows from: a sweep decodes the untouched model once, and scoring the same
-    hypotheses under another normaliser decodes nothing.
-    """
-    short = tuned is not None and adapter.trained_on_short(tuned)
-    settings = decoding(config, hardware, short)
-    follows_from = {
-        "checkpoint": identity(config.model.checkpoint),
-        "adapter": None if tuned is None else _sha256(tuned),
-        "clips": [row["sha256"] for row in rows],
-        "decoding": asdict(replace(settings, batch_size=0)),
-        "precision": _precision(hardware),
-        "versions": {name: version for name, version in run.versions().items() if name in ("torch", "transformers")},
-    }
-    content = hashlib.sha256(json.dumps(follows_from, sort_keys=True).encode()).hexdigest()
-    kept = cache_dir() / "hypotheses" / f"{content}.json"
-    name = "untouched" if tuned is None else "tuned"
-    if kept.is_file():
-        say(f"{name}: these clips were decoded before; hypotheses from {kept}")
-        return {**read_json(kept), "cached": True}
-    heard = _decode(config, hardware, rows, tuned, settings)
-    write_json(kept, heard)
-    return {**heard, "cached": False}
-
-
-def _decode(
-    config: Config, hardware: Hardware, rows: Sequence[Clip], tuned: Path | None, settings: decode.Decoding
-) -> dict[str, Any]:
-    free_memory()
-    started = time.perf_counter()
-    processor = load_processor(config.model.checkpoint)
-    model: WhisperForConditionalGeneration = whisper.load(
-        config.model.checkpoint, _precision(hardware), hardware.device
-    )
-    if tuned is not None:
-        model = adapter.merge(model, tuned)
-    loaded = time.perf_counter()
-    with progress(f"decoding {'untouched' if tuned is None else 'tuned'}", total=len(rows)) as bar:
-        heard = decode.transcribe(model, processor, rows, settings, bar.advance)
+def _asked(config: Config, each: Set, tuned: Path) -> dict[str, Any]:
+    """What the result depends on."""
     return {
-        "hypotheses": [hypothesis.text for hypothesis in heard],
-        "runaway": sum(hypothesis.cut for hypothesis in heard),
-        "device": hardware.name,
-        "context": "full" if settings.margin is None else "short",
-        "audio_seconds": sum(row["duration"] for row in rows),
-        "seconds": time.perf_counter() - loaded,
-        "load_seconds": loaded - started,
-    }
-
-
-def _decoded(heard: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a decoding, as they stand in metrics.json."""
-    figures = {name: value for name, value in heard.items() if name != "hypotheses"}
-    return {**figures, "rtfx": heard["audio_seconds"] / heard["seconds"]}
-
-
-def _precision(hardware: Hardware) -> str:
-    """Of the merged model: never quantised, since merging into 8 bits rounds the adapter away and decodes slower."""
-    return "fp16" if hardware.device.type == "cuda" else "fp32"
-
-
-def _asked(config: Config) -> dict[str, Any]:
-    """What the result depends on, beside the manifest."""
-    return {
-        "adapter_sha256": _sha256(run.adapter(config.run)),
-        "limit": config.eval.limit,
-        "normalizer": config.eval.normalizer,
+        "adapter_sha256": adapter.digest(tuned),
+        "clips_sha256": hashlib.sha256("".join(clip["sha256"] for clip in each.clips).encode()).hexdigest(),
+        "language": each.language,
+        "normalizer": str(_normalizer(config, each)),
         "decoding": plain(config)["decoding"],
     }
 
 
-def _sha256(adapter: Path) -> str:
-    """Of its weights, its configuration (which scales them) and its context."""
-    names = ("adapter_model.safetensors", "adapter_config.json", "asr_lora.json")
-    files = (file for name in names if (file := adapter / name).is_file())
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+def _is_scored(config: Config, each: Set, asked: Mapping[str, Any]) -> bool:
+    kept = _folder(config, each) / "metrics.json"
+    return kept.is_file() and read_json(kept)["asked"] == asked
 
 
-def show(config: Config, facts: dict[str, Any]) -> None:
-    """The before/after table, on standard output."""
-    clips_of = f"{facts['clips']} of {facts['available']} {config.eval.split} clips"
-    table = Table(title=f"{config.run_name}: {clips_of}, normalised by '{facts['normalizer']}'")
-    for heading in ("", "WER", "95 % interval", "CER", "seconds"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for name, figures in (("untouched", facts["baseline"]), ("tuned", facts)):
-        rates = _percent(figures["wer"]), _interval(figures["wer_ci95"]), _percent(figures["cer"])
-        table.add_row(name, *rates, f"{figures['seconds']:.1f}")
-    delta = facts["delta"]
-    table.add_row("difference in points", _points(delta["wer"]), _interval(delta["ci95"], _points), "", "")
-    if facts["ci_unit"] == "clip":
-        table.caption = "intervals over clips: too few known speakers for them to say anything about other speakers"
-    Console().print(table)
+def _write_card(config: Config, tuned: Path, facts: Mapping[str, Mapping[str, Any]]) -> None:
+    base = read_json(tuned / "adapter_config.json")["base_model_name_or_path"]
+    trained, drawn = read_json(run.train_metrics(config.run)), read_json(run.summary(config.run))
+    write_card(tuned, base, run.settings(config.run), trained, drawn, facts)
 
 
-def _percent(rate: float | None) -> str:
-    return "-" if rate is None else f"{rate:.1%}"
+# ---- the adapter that is scored ----
 
 
-def _points(difference: float | None) -> str:
-    return "-" if difference is None else f"{difference * 100:+.1f}"
+def _adapter(config: Config, strength: float) -> Path:
+    """The run's adapter, or what `eval.average` and a strength make of it: an ordinary one, beside it."""
+    source = _source(config)
+    if strength == 1:
+        return source
+    scaled = source.with_name(f"{source.name}-strength{strength:g}")
+    adapter.scaled(source, strength, scaled)
+    say(f"at strength {strength:g}: {scaled}")
+    return scaled
 
 
-def _interval(bounds: Sequence[float] | None, shown: Callable[[float], str] = _percent) -> str:
-    return "-" if bounds is None else " to ".join(map(shown, bounds))
+def _source(config: Config) -> Path:
+    """Raises ChoiceError when training kept fewer adapters than are to be averaged."""
+    best, wanted = run.adapter(config.run), config.eval.average
+    if wanted is None:
+        return best
+    kept = sorted(run.kept_adapters(config.run).glob("step-*"))[-wanted:]
+    if len(kept) < wanted:
+        raise ChoiceError(
+            f"eval.average: training kept {len(kept)} adapters ({run.kept_adapters(config.run)}), not {wanted}; "
+            "training.keep_adapters says how many it keeps, one every training.save_steps"
+        )
+    mean = best.with_name(f"{best.name}-average{wanted}")
+    adapter.averaged(kept, mean)
+    say(f"the mean of {', '.join(path.name for path in kept)}: {mean}")
+    return mean
+
+
+def _best_strength(config: Config, hardware: Hardware, others: Sequence[Set]) -> float:
+    """The strength of the lowest dev WER (of equals the least), after a table of all over dev and the other sets.
+
+    All are heard at 30 s, 0 being the untouched model: at less than full strength a model knows no short context.
+    """
+    source, dev = _source(config), clips(config, "dev", config.data.dev_clips)
+    sets, curve = [Set("dev", language(config), dev, len(dev)), *others], []
+    for strength in sorted(set(config.eval.strengths)):
+        point: dict[str, Any] = {"strength": strength}
+        with TemporaryDirectory() as scratch:
+            tuned = Path(scratch) / "adapter" if strength else None
+            if tuned:
+                adapter.scaled(source, strength, tuned)
+            models = heard(config, hardware, sets, tuned)
+        for each, model in zip(sets, models, strict=True):
+            normal = _normalizer(config, each)
+            references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
+            facts = metrics.score(references, model["hypotheses"], speakers, normal, config.seed)
+            point[each.name] = {name: facts[name] for name in ("wer", "wer_ci95", "cer", "hallucinated_words")}
+        curve.append(point)
+    rate = tables.leading(language(config))
+    if curve[0]["dev"][rate] is None:
+        raise ChoiceError(f"eval.normalizer: {config.eval.normalizer} leaves no word of the dev references")
+    best: float = min(curve, key=lambda point: point["dev"][rate])["strength"]
+    write_json(config.run / "eval" / "strengths.json", {"curve": curve, "best": best})
+    tables.show_strengths(curve, best)
+    return best
+
+
+# ---- the gate ----
+
+
+def _refuse_regressions(config: Config, facts: Mapping[str, Mapping[str, Any]]) -> None:
+    limit = config.eval.max_regression
+    if limit is None:
+        return
+    verdicts = {name: metrics.verdict(scored["delta"], limit) for name, scored in facts.items()}
+    failing = ["exceeded", "undecided"] if config.eval.strict else ["exceeded"]
+    told = {name: tables.difference(facts[name]["delta"]) for name in facts}
+    for name, verdict in verdicts.items():
+        say(f"eval.max_regression={limit:g}, {name}: {verdict}, {told[name]}")
+    if failed := [f"{name} ({verdict}, {told[name]})" for name, verdict in verdicts.items() if verdict in failing]:
+        raise RegressionError(
+            f"eval.max_regression: must be at most {limit * 100:g} points on every set, got {'; '.join(failed)}; turn "
+            "the adapter down (eval.strengths=[0.25,0.5,0.75,1]), train on more kinds of speech, or score more clips"
+        )
 
 
 def main(config: Config) -> None:
-    """Finds the run that the words mean, and scores it with its own settings."""
-    overrides = list(HydraConfig.get().overrides.task)
-    about_evaluation = tuple(f"{group}{end}" for group in ("eval", "decoding", "hardware") for end in (".", "="))
-    about_run = [word for word in overrides if not word.startswith(about_evaluation)]
-    folder = config.run
-    if not any(word for word in about_run if not word.startswith("runs_dir=")):
-        folder = run.last(Path(config.runs_dir))
-    elif not run.settings_file(folder).is_file():  # trained with the usual decoding, and now heard with another
-        folder = typed(compose("config", about_run)).run
+    """Scores the run that the words mean, with its own settings."""
+    folder = named_run(config)
     say(f"run: {folder}")
-    evaluate(run.as_recorded(folder, config, overrides))
+    evaluate(run.as_recorded(folder, config, list(HydraConfig.get().overrides.task)))
 
 
 if __name__ == "__main__":

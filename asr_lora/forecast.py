@@ -11,11 +11,11 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from asr_lora import cost
-from asr_lora.batches import Order
+from asr_lora.batches import Order, forwards
 from asr_lora.checkpoint import load_config
 from asr_lora.clock import Clocks, Work
 from asr_lora.corpus import SPLITS
-from asr_lora.decode import batches
+from asr_lora.decode import at_once, batches
 from asr_lora.errors import ChoiceError
 from asr_lora.files import read_json
 from asr_lora.journal import eval_steps
@@ -31,15 +31,32 @@ MP3_RATE = 6_000  # bytes a second of Common Voice's clips (estimated: 48 kbit/s
 
 
 @dataclass(frozen=True)
+class Pass:
+    """Clips of so many seconds, decoded once: with `margin` where short contexts are known, else (None) at 30 s."""
+
+    seconds: Sequence[float]
+    margin: float | None
+
+
+@dataclass(frozen=True)
 class Job:
     """What a run does, whatever the device: forwards, not yet cut to what fits, and bytes that stay on the disk."""
 
     shape: cost.Shape
     trainable: int
     clips: dict[str, int]  # by stage, as all what follows
-    work: dict[str, list[Work]]  # dev: of one decoding; eval: untouched and tuned
+    trained: list[Work]
+    decoded: dict[str, list[Pass]]  # dev: of one decoding; eval: untouched and tuned
     decodings: int  # of dev, at most
     disk: dict[str, float]
+
+    def decoding(self, stage: str, rows: int) -> list[Work]:
+        """The batches of a stage's passes on a device that decodes so many rows at 30 s at once."""
+        return [
+            Work(len(clips), context, _tokens(once.seconds[clips[0]]), sum(once.seconds[clip] for clip in clips))
+            for once in self.decoded[stage]
+            for clips, context in batches(once.seconds, rows, once.margin)
+        ]
 
 
 @dataclass(frozen=True)
@@ -60,21 +77,17 @@ def job(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Job:
     steps, batch_size, training = config.max_steps, config.training.batch_size, config.training
     decodings = -(-steps // eval_steps(training, steps, len(dev)))
     scored = (test if config.eval.split == "test" else dev)[: config.eval.limit]
-    short = training.context == "dynamic" and config.decoding.context == "auto"
-    tuned, untouched = _decoded(scored, config, short), _decoded(scored, config, False)
+    margin = config.decoding.margin if training.context == "dynamic" and config.decoding.context == "auto" else None
     heard = sum(map(sum, (train, dev, test)))
     counts = {
         "prepare": len(train) + len(dev) + len(test), "train": steps * batch_size,
         "dev": decodings * len(dev), "eval": 2 * len(scored) * config.eval.after,
     }  # fmt: skip
-    work = {
-        "prepare": [], "train": _trained(train, config, known.max_target_positions),
-        "dev": _decoded(dev, config, training.context == "dynamic"),
-        "eval": (untouched + tuned) * config.eval.after,
-    }  # fmt: skip
+    decoded = {"dev": [Pass(dev, margin)], "eval": [Pass(scored, None), Pass(scored, margin)] * config.eval.after}
     # The base as published, in fp16; the adapter twice, and two checkpoints with the optimiser's moments.
     disk = {"prepare": heard * MP3_RATE, "train": 2 * cost.parameters(shape) + 8 * 4 * trainable, "dev": 0, "eval": 0}
-    return Job(shape, trainable, counts, work, decodings, disk)
+    trained = _trained(train, config, known.max_target_positions)
+    return Job(shape, trainable, counts, trained, decoded, decodings, disk)
 
 
 def _architecture(checkpoint: str) -> WhisperConfig:
@@ -119,16 +132,6 @@ def _trained(seconds: Sequence[float], config: "Config", token_limit: int) -> li
     return works
 
 
-def _decoded(seconds: Sequence[float], config: "Config", short: bool) -> list[Work]:
-    """Batches as decode.py makes them, for 8 rows at 30 s; what fits more takes more at once."""
-    at_once = max(1, (config.hardware.decode_batch or 8) // config.decoding.num_beams)
-    cut = batches(seconds, at_once, config.decoding.margin if short else None)
-    return [
-        Work(len(clips), context, _tokens(seconds[clips[0]]), sum(seconds[clip] for clip in clips))
-        for clips, context in cut
-    ]
-
-
 def _tokens(seconds: float) -> int:
     return PROMPT_TOKENS + math.ceil(TOKENS_PER_SECOND * seconds)
 
@@ -137,11 +140,13 @@ def flop(work: Job, checkpointing: bool) -> dict[str, float]:
     """Floating-point work by stage, of one beam."""
     train = (
         each.rows * cost.training_work(work.shape, each.seconds, each.tokens, work.trainable, checkpointing)
-        for each in work.work["train"]
+        for each in work.trained
     )
     decoded = {
-        stage: sum(each.rows * cost.forward_work(work.shape, each.seconds, each.tokens) for each in work.work[stage])
-        for stage in ("dev", "eval")
+        stage: sum(
+            each.rows * cost.forward_work(work.shape, each.seconds, each.tokens) for each in work.decoding(stage, 1)
+        )
+        for stage in work.decoded
     }
     return {"prepare": 0, "train": sum(train), "dev": work.decodings * decoded["dev"], "eval": decoded["eval"]}
 
@@ -150,17 +155,19 @@ def flop(work: Job, checkpointing: bool) -> dict[str, float]:
 
 
 def forecast_on(
-    config: "Config", work: Job, clocks: Clocks, memory: float, capacity: float, *,
+    config: "Config", work: Job, clocks: Clocks, memory: float, capacity: float, decode_rows: int, *,
     half: bool, checkpointing: bool, on_gpu: bool,
 ) -> Forecast:  # fmt: skip
-    train = cut(work.work["train"], capacity)
+    """`capacity` seconds of training in one forward, `decode_rows` of decoding (clips at 30 s, times beams)."""
+    train, beams = cut(work.trained, capacity), config.decoding.num_beams
+    dev, scored = (work.decoding(stage, at_once(decode_rows, beams)) for stage in ("dev", "eval"))
     seconds = {
         "prepare": work.clips["prepare"] / LISTENED,
         "train": sum(map(clocks.train, train)),
-        "eval": sum(map(clocks.eval, work.work["eval"])),
+        "eval": sum(map(clocks.eval, scored)),
     }
     seconds["dev"] = _dev_seconds(
-        sum(map(clocks.dev, work.work["dev"])), seconds["train"], work.decodings, config.training.dev_share
+        sum(map(clocks.dev, dev)), seconds["train"], work.decodings, config.training.dev_share
     )
 
     def training(each: Work) -> float:
@@ -170,17 +177,14 @@ def forecast_on(
         )  # fmt: skip
 
     def decoding(each: Work, weights: float, half: bool) -> float:
-        rows = each.rows * config.decoding.num_beams
-        return cost.decoding_bytes(work.shape, weights, rows, each.seconds, each.tokens, half)
+        return cost.decoding_bytes(work.shape, weights, each.rows * beams, each.seconds, each.tokens, half)
 
     trained, merged = cost.weight_bytes(work.shape, config.model.precision), 2 if on_gpu else 4
     held = {
         "prepare": cost.PROCESS_BYTES,
         "train": max(map(training, set(train))),
-        "dev": max(decoding(each, trained, half) for each in work.work["dev"]),
-        "eval": max(
-            (decoding(each, merged * cost.parameters(work.shape), on_gpu) for each in work.work["eval"]), default=0
-        ),
+        "dev": max(decoding(each, trained, half) for each in dev),
+        "eval": max((decoding(each, merged * cost.parameters(work.shape), on_gpu) for each in scored), default=0),
     }
     most = max(held.values())
     trouble = f"does not fit: {most / 1e9:.1f} of {memory / 1e9:.0f} GB" if most > memory else None
@@ -200,7 +204,7 @@ def cut(works: Sequence[Work], capacity: float) -> list[Work]:
     """Into forwards of at most `capacity` seconds of context, as the trainer cuts them."""
     parts: list[Work] = []
     for work in works:
-        count = -(-work.rows // max(1, int(capacity / work.seconds + 1e-6)))
+        count = forwards(work.rows, work.seconds, capacity)
         for at in range(count):
             rows = work.rows // count + (at < work.rows % count)
             parts.append(replace(work, rows=rows, heard=work.heard * rows / work.rows))

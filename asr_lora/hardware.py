@@ -1,5 +1,6 @@
 """What the run stands on: the device, its arithmetic, and its memory."""
 
+import ctypes
 import gc
 import os
 import resource
@@ -14,6 +15,7 @@ from asr_lora import cost
 from asr_lora.audio import MAX_SECONDS
 from asr_lora.checkpoint import load_config
 from asr_lora.errors import ChoiceError, WorldError
+from asr_lora.model.whisper import DTYPES
 
 if TYPE_CHECKING:
     from asr_lora.config import Config
@@ -23,7 +25,7 @@ CPU_DECODE_BATCH, GPU_DECODE_BATCH = 8, 32  # clips at 30 s: more take memory an
 LABEL_TOKENS = 100  # of the clips that memory is planned for; a third of the longest labels
 CLEAR_REFS = Path("/proc/self/clear_refs")  # resets VmHWM, see proc(5); not every container has it
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # there where a driver is loaded, whatever torch makes of it
-_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "none": None}
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc, see mallopt(3)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Hardware:
     gradient_checkpointing: bool
     workers: int
     decode_batch: int
+
+    @property
+    def autocast_name(self) -> str | None:
+        """As conf/hardware/ says it: fp16 or bf16."""
+        return next((name for name, dtype in DTYPES.items() if dtype is self.autocast), None)
 
 
 def look(config: "Config", shape: cost.Shape | None = None) -> Hardware:
@@ -58,7 +65,7 @@ def look(config: "Config", shape: cost.Shape | None = None) -> Hardware:
     if "bf16" in (precision, asked.autocast) and on_gpu and not _multiplies_bf16():
         key = "model.precision" if precision == "bf16" else "hardware.autocast"
         raise ChoiceError(f"{key}: {torch.cuda.get_device_name()} has no bf16; take fp16")
-    autocast = _autocast(precision, on_gpu) if asked.autocast == "auto" else _DTYPES[asked.autocast]
+    autocast = _autocast(precision, on_gpu) if asked.autocast == "auto" else DTYPES.get(asked.autocast)
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun and accelerate launch say so
     share = max(1, batch_size // processes)
     rows, checkpointing, decoded = CPU_MICRO_BATCH, False, CPU_DECODE_BATCH
@@ -127,7 +134,7 @@ def decode_rows(available: float, shape: cost.Shape) -> int:
 
 def _autocast(precision: str, on_gpu: bool) -> torch.dtype | None:
     if precision in ("fp16", "bf16"):
-        return _DTYPES[precision]
+        return DTYPES[precision]
     if not on_gpu:
         return torch.bfloat16 if cpu_has_bf16() else None
     if precision == "fp32":
@@ -163,8 +170,17 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def free_memory() -> None:
-    """Gives back what dead models held and forgets the peak, so that the next job of a sweep starts as the first."""
+    """Gives back what dead models held and forgets the peak, so that the next job of a sweep starts as the first.
+
+    From here on malloc keeps what tensors give back for the next ones: to be given other pages by the system for every
+    tensor takes a sixth of a short training step on a CPU. (glibc alone; macOS and musl have their own ways.)
+    """
     gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)  # bytes: no tensor of ours is larger
+        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never: a step's memory is gigabytes, and all of it comes back
+        libc.malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

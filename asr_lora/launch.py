@@ -6,17 +6,20 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import NoReturn
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from asr_lora import run
 from asr_lora.config import Config, conf_dir, typed
-from asr_lora.errors import ChoiceError, UserError, WorldError
+from asr_lora.errors import ChoiceError, UserError
 from asr_lora.progress import hush_libraries, say
 
 
@@ -33,7 +36,7 @@ def launch(stage: Callable[[Config], object], overrides: Sequence[str] = ()) -> 
     """Runs `stage` with the settings of the command line (`overrides` come before the user's own).
 
     A mistake that a person can mend is one line on standard error: exit status 2 for settings and inputs, 1 for the
-    world (disk, network), 130 for Ctrl-C. A bug keeps its traceback.
+    world (disk, network), 3 for a regression beyond eval.max_regression, 130 for Ctrl-C. A bug keeps its traceback.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, so that its message can be told in one line
     sys.argv[1:1] = overrides
@@ -54,6 +57,20 @@ def launch(stage: Callable[[Config], object], overrides: Sequence[str] = ()) -> 
         _leave(error)
 
 
+def named_run(config: Config) -> Path:
+    """The folder of the run that the command line means: the one its words lead to, without any the last.
+
+    Raises ChoiceError when nothing was trained yet.
+    """
+    apart = tuple(f"{group}{end}" for group in ("eval", "decoding", "hardware", "report") for end in (".", "="))
+    about_run = [word for word in HydraConfig.get().overrides.task if not word.startswith(apart)]
+    if not any(word for word in about_run if not word.startswith("runs_dir=")):
+        return run.last(Path(config.runs_dir))
+    if run.settings_file(config.run).is_file():
+        return config.run
+    return typed(compose("config", about_run)).run  # trained with the usual decoding, and now heard with another
+
+
 def _leave(error: BaseException) -> NoReturn:
     if isinstance(error, KeyboardInterrupt):
         say("interrupted; whatever was complete (manifest, checkpoints) is kept: the same command goes on from there")
@@ -62,7 +79,7 @@ def _leave(error: BaseException) -> NoReturn:
         problem = f"{error.strerror or error}: {error.filename or 'while writing'}"
         message, status = f"{problem}; mend that or name another runs_dir; whatever was complete is kept", 1
     elif isinstance(error, UserError):
-        message, status = str(error), 1 if isinstance(error, WorldError) else 2
+        message, status = str(error), error.status
     else:
         message, status = one_line(error, sys.argv[1:]), 2
     say(f"error: {' '.join(message.splitlines())}")

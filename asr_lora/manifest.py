@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from asr_lora import audio
 from asr_lora.errors import WorldError
-from asr_lora.text import normalizer
+from asr_lora.text import Normalizer
 
 Row = Mapping[str, str]  # a row of the corpus's table, raw
 Clip = dict[str, Any]  # a line of the manifest
@@ -42,7 +42,7 @@ def without_leaks(train: Sequence[Row], held_out: Sequence[Row]) -> tuple[list[R
 
     Sentences are compared as `marks` leaves them. A row that shares several things is counted once, by the first.
     """
-    normal = normalizer("marks")
+    normal = Normalizer("marks")
     speakers = {row["client_id"] for row in held_out if row.get("client_id")}
     sentences = {normal(row["sentence"]) for row in held_out} - {""}
     clips = {row["path"] for row in held_out}

@@ -8,47 +8,53 @@ Every function takes one item a clip, all in the same order; an unknown speaker 
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jiwer
 import numpy as np
 import numpy.typing as npt
 
-from asr_lora import text
+from asr_lora.text import VERSION, Normalizer
 from asr_lora.wer.wer import WordErrorRate
 
 DRAWS = 10_000  # bootstrap samples
 DRAWN_AT_ONCE = 1_000_000  # units: 8 MB a table, where all draws of 12,000 clips would be a gigabyte
 # Fewer make too narrow an interval: over 6 speakers a "95 %" one covers 83 %, over 2 46 % (simulated).
 MIN_SPEAKERS = 20
+UNITS = {"wer": jiwer.process_words, "cer": jiwer.process_characters}
 
 
 def score(
-    references: Sequence[str], hypotheses: Sequence[str], speakers: Sequence[str], normalizer: str, seed: int
+    references: Sequence[str], hypotheses: Sequence[str], speakers: Sequence[str], normalizer: Normalizer, seed: int
 ) -> dict[str, Any]:
     """The fields of eval/<split>/metrics.json that the text decides.
 
     Rates are fractions, None where no reference has a word. `wer_raw` is over the clips of `wer`, not normalised.
-    `hallucinated_words` counts what was heard where the reference is empty. ChoiceError: no such normaliser.
+    `hallucinated_words` counts what was heard where the reference is empty.
     """
     clean_references, clean_hypotheses = _normalized(references, normalizer), _normalized(hypotheses, normalizer)
     spoken = _spoken(clean_references, hypotheses, speakers)
     silent = sorted(set(range(len(references))) - set(spoken))
     found = {
         "clips": len(references),
-        "normalizer": normalizer,
+        "normalizer": normalizer.name,
+        "normalizer_version": VERSION,
+        "numbers_as_words": normalizer.numbers,
         "empty_references": len(silent),
         "hallucinated_words": sum(len(clean_hypotheses[i].split()) for i in silent),
     }
     if not spoken:
         counts = dict.fromkeys(("words", "hits", "substitutions", "deletions", "insertions"), 0)
-        return found | counts | dict.fromkeys(("wer", "wer_ci95", "ci_unit", "cer", "wer_raw"))
+        return found | counts | dict.fromkeys(("wer", "wer_ci95", "ci_unit", "cer", "cer_ci95", "wer_raw"))
     pair = _take(clean_references, spoken), _take(clean_hypotheses, spoken)
-    errors, words = _errors(*pair)
-    interval, unit = bootstrap(errors, words, _take(speakers, spoken), seed)
-    raw = _rates(_take(_normalized(references, "raw"), spoken), _take(_normalized(hypotheses, "raw"), spoken))
-    return found | _rates(*pair) | {"wer_ci95": interval, "ci_unit": unit, "wer_raw": raw["wer"]}
+    (wer_interval, unit), (cer_interval, _) = (
+        bootstrap(*_errors(process(*pair)), _take(speakers, spoken), seed) for process in UNITS.values()
+    )
+    raw = Normalizer("raw")
+    as_written = _rates(_take(_normalized(references, raw), spoken), _take(_normalized(hypotheses, raw), spoken))
+    intervals = {"wer_ci95": wer_interval, "cer_ci95": cer_interval, "ci_unit": unit}
+    return found | _rates(*pair) | intervals | {"wer_raw": as_written["wer"]}
 
 
 def paired_delta(
@@ -56,24 +62,43 @@ def paired_delta(
     base_hypotheses: Sequence[str],
     tuned_hypotheses: Sequence[str],
     speakers: Sequence[str],
-    normalizer: str,
+    normalizer: Normalizer,
     seed: int,
 ) -> dict[str, Any]:
     """Tuned minus base, so below zero is better: `wer` the difference of the two rates, `ci95` its interval.
 
-    Paired: each bootstrap sample scores both models on the same clips. None where no reference has a word.
+    `cer` and `cer_ci95` are the same of characters. Paired: each bootstrap sample scores both models on the same
+    clips. None where no reference has a word.
     """
     clean_references = _normalized(references, normalizer)
     spoken = _spoken(clean_references, base_hypotheses, tuned_hypotheses, speakers)
     if not spoken:
-        return {"wer": None, "ci95": None, "paired": True, "ci_unit": None}
+        return {"wer": None, "ci95": None, "cer": None, "cer_ci95": None, "paired": True, "ci_unit": None}
     kept = _take(clean_references, spoken)
-    base, words = _errors(kept, _take(_normalized(base_hypotheses, normalizer), spoken))
-    tuned, _ = _errors(kept, _take(_normalized(tuned_hypotheses, normalizer), spoken))
-    interval, unit = bootstrap(tuned - base, words, _take(speakers, spoken), seed)
-    # The difference of the two quotients, not the quotient of the difference: it is what the two rates show.
-    wer = float(tuned.sum() / words.sum() - base.sum() / words.sum())
-    return {"wer": wer, "ci95": interval, "paired": True, "ci_unit": unit}
+    base, tuned = (_take(_normalized(heard, normalizer), spoken) for heard in (base_hypotheses, tuned_hypotheses))
+    found: dict[str, Any] = {"paired": True}
+    for rate, process in UNITS.items():
+        base_errors, units = _errors(process(kept, base))
+        tuned_errors, _ = _errors(process(kept, tuned))
+        interval, unit = bootstrap(tuned_errors - base_errors, units, _take(speakers, spoken), seed)
+        # The difference of the two quotients, not the quotient of the difference: it is what the two rates show.
+        difference = float(tuned_errors.sum() / units.sum() - base_errors.sum() / units.sum())
+        found |= {rate: difference, "ci95" if rate == "wer" else f"{rate}_ci95": interval, "ci_unit": unit}
+    return found
+
+
+def verdict(delta: Mapping[str, Any], limit: float) -> str:
+    """Whether a paired difference stays within `limit` (a share of the reference's words): one word.
+
+    `exceeded`: it is more, and its interval excludes 0. `undecided`: else, where the interval reaches beyond the limit
+    and is wider than it. `held`: else. `no words`: there is no rate.
+    """
+    if delta["wer"] is None:
+        return "no words"
+    low, high = delta["ci95"]
+    if delta["wer"] > limit and low > 0:
+        return "exceeded"
+    return "undecided" if high > limit and high - low > limit else "held"
 
 
 def bootstrap(
@@ -98,8 +123,8 @@ def bootstrap(
     return [float(low), float(high)], "speaker" if by_speaker else "clip"
 
 
-def _normalized(sentences: Sequence[str], name: str) -> list[str]:
-    return list(map(text.normalizer(name), sentences))
+def _normalized(sentences: Sequence[str], normalizer: Normalizer) -> list[str]:
+    return list(map(normalizer, sentences))
 
 
 def _spoken(clean_references: Sequence[str], *others: Sequence[str]) -> list[int]:
@@ -121,9 +146,8 @@ def _rates(references: list[str], hypotheses: list[str]) -> dict[str, Any]:
     return rates
 
 
-def _errors(references: list[str], hypotheses: list[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Errors and reference words of each clip."""
-    aligned = jiwer.process_words(references, hypotheses)
+def _errors(aligned: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Errors of each clip, and words or characters of its reference; `aligned` is jiwer's output."""
     errors = [
         # A substituted stretch is as long on both sides, an inserted or deleted one has no length on the other.
         sum(
@@ -133,4 +157,4 @@ def _errors(references: list[str], hypotheses: list[str]) -> tuple[npt.NDArray[n
         )
         for chunks in aligned.alignments
     ]
-    return np.array(errors), np.array([len(words) for words in aligned.references])
+    return np.array(errors), np.array([len(units) for units in aligned.references])

@@ -41,7 +41,8 @@ def science(settings: Mapping[str, Any]) -> dict[str, Any]:
         f"{group}.{key}": value
         for group in ("data", "model", "lora", "training", "decoding")
         for key, value in settings[group].items()
-        if f"{group}.{key}" != "training.save_steps"  # a run resumes exactly, from wherever it was saved
+        # A run resumes exactly, from wherever it was saved.
+        if f"{group}.{key}" not in ("training.save_steps", "training.keep_adapters")
     }
     return {**flat, "seed": settings["seed"]}
 

@@ -24,10 +24,11 @@ from asr_lora import audio, clock, run
 from asr_lora.clock import Clocks
 from asr_lora.config import Config, HardwareConfig, conf_dir
 from asr_lora.corpus import SPLITS, open_corpus
+from asr_lora.decode import at_once
 from asr_lora.errors import ChoiceError, UserError, WorldError
 from asr_lora.files import read_jsonl
 from asr_lora.forecast import STAGES, Forecast, Job, cut, flop, forecast_on, job
-from asr_lora.hardware import Hardware, fitting, look
+from asr_lora.hardware import Hardware, decode_rows, fitting, look
 from asr_lora.launch import launch
 from asr_lora.manifest import draw_order
 from asr_lora.prepare import language
@@ -122,18 +123,27 @@ def facts(gpu: str) -> HardwareConfig:
 def on_gpu(config: Config, work: Job) -> Forecast:
     """On the GPU whose facts config.hardware holds, with as much in one forward as fits it."""
     asked, precision = config.hardware, config.model.precision
-    if _arithmetic(precision, asked.autocast) not in asked.rates or asked.memory is None:
+    arithmetic = _arithmetic(precision, asked.autocast)
+    if arithmetic not in asked.rates or asked.memory is None:
         return Forecast({}, {}, f"no {precision} there: it has {', '.join(asked.rates)}")
     half = precision != "fp32" or asked.autocast in ("fp16", "bf16")
     memory = asked.memory * 1e9
     rows, checkpointing = fitting(memory, asked.gradient_checkpointing, precision, work.shape, half)
     capacity = (asked.micro_batch or rows) * audio.MAX_SECONDS
-    clocks = _by_rates(config, work, asked.rates, _arithmetic(precision, asked.autocast), checkpointing, True)
-    return forecast_on(config, work, clocks, memory, capacity, half=half, checkpointing=checkpointing, on_gpu=True)
+    clocks = _by_rates(config, work, asked.rates, arithmetic, checkpointing, True)
+    return forecast_on(
+        config, work, clocks, memory, capacity, asked.decode_batch or decode_rows(memory, work.shape),
+        half=half, checkpointing=checkpointing, on_gpu=True,
+    )  # fmt: skip
 
 
 def here(config: Config, work: Job) -> Forecast:
-    """On this machine, as training would run on it."""
+    """On this machine, as training would run on it.
+
+    Raises ChoiceError where steps are to be timed and the weights are not on this machine.
+    """
+    if config.plan.calibrate:
+        _refuse_to_fetch(config.model.checkpoint)
     try:
         hardware = look(config, work.shape)
     except UserError as refused:  # the plan for other machines holds all the same
@@ -149,20 +159,19 @@ def _forecast_here(config: Config, work: Job, hardware: Hardware) -> Forecast:
         known = _known(hardware)
         measured = facts(known).rates if known else clock.matrix_rates(device, hardware.autocast)
         rates = {**measured, **config.hardware.rates}
-        autocast = {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(hardware.autocast, "none")  # type: ignore[arg-type]
-        arithmetic = _arithmetic(config.model.precision, autocast)
+        arithmetic = _arithmetic(config.model.precision, hardware.autocast_name)
         if arithmetic not in rates:
             return Forecast({}, {}, f"no rate for {arithmetic}: hardware.rates has {', '.join(rates)}")
         clocks = _by_rates(config, work, rates, arithmetic, hardware.gradient_checkpointing, cuda)
     there = torch.cuda.mem_get_info(device)[1] if cuda else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     memory = config.hardware.memory * 1e9 if config.hardware.memory else float(there)
     return forecast_on(
-        config, work, clocks, memory, hardware.capacity,
+        config, work, clocks, memory, hardware.capacity, hardware.decode_batch,
         half=hardware.autocast is not None, checkpointing=hardware.gradient_checkpointing, on_gpu=cuda,
     )  # fmt: skip
 
 
-def _arithmetic(precision: str, autocast: str) -> str:
+def _arithmetic(precision: str, autocast: str | None) -> str:
     """Whose rate counts: that of the base, but an fp32 base under autocast multiplies in half precision."""
     return autocast if precision == "fp32" and autocast in ("fp16", "bf16") else precision
 
@@ -181,9 +190,7 @@ def _by_rates(
     )  # fmt: skip
 
 
-def _by_timing(config: Config, work: Job, hardware: Hardware) -> Clocks:
-    """Raises ChoiceError when the weights are not on this machine."""
-    checkpoint = config.model.checkpoint
+def _refuse_to_fetch(checkpoint: str) -> None:
     if not Path(checkpoint).expanduser().is_dir():
         cached = [try_to_load_from_cache(checkpoint, name) for name in ("model.safetensors", "pytorch_model.bin")]
         if not any(isinstance(file, str) for file in cached):
@@ -191,11 +198,16 @@ def _by_timing(config: Config, work: Job, hardware: Hardware) -> Clocks:
                 f"plan.calibrate: the weights of {checkpoint} are not on this machine, and a plan fetches nothing; "
                 "name a directory that holds them (model.checkpoint=...), or plan without"
             )
+
+
+def _by_timing(config: Config, work: Job, hardware: Hardware) -> Clocks:
+    rows = at_once(hardware.decode_batch, config.decoding.num_beams)
+    dev, scored = work.decoding("dev", rows), work.decoding("eval", rows)
     try:
         return clock.by_timing(
-            checkpoint, config.model.precision, config.lora, language(config), hardware,
-            beams=config.decoding.num_beams, trained=cut(work.work["train"], hardware.capacity),
-            developed=work.work["dev"], evaluated=work.work["eval"] or work.work["dev"],
+            config.model.checkpoint, config.model.precision, config.lora, language(config), hardware,
+            beams=config.decoding.num_beams, trained=cut(work.trained, hardware.capacity),
+            developed=dev, evaluated=scored or dev,
         )  # fmt: skip
     except torch.OutOfMemoryError as error:
         raise WorldError(

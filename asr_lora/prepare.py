@@ -58,12 +58,16 @@ def prepare(config: Config) -> None:
     _write(config, corpus, draws, leaks, available)
 
 
-def language(config: Config) -> str:
-    """Whisper's token for the run. Raises ChoiceError when the checkpoint has none, naming the way out."""
+def language(config: Config, locale: str | None = None) -> str:
+    """Whisper's token for the run, or for a corpus of another `locale`.
+
+    Raises ChoiceError when the checkpoint has none, naming the way out.
+    """
     tokens = {token.strip("<|>") for token in load_generation_config(config.model.checkpoint).lang_to_id}
-    if config.model.language is not None:
+    locale = locale or config.data.language
+    if locale == config.data.language and config.model.language is not None:
         return check_language(config.model.language, tokens)
-    return whisper_language(config.data.language, tokens)
+    return whisper_language(locale, tokens)
 
 
 def clips(config: Config, split: str, limit: int | None) -> list[Clip]:
@@ -84,6 +88,17 @@ def clips(config: Config, split: str, limit: int | None) -> list[Clip]:
         drawn = read_jsonl(longer)
     _fetch_missing(config, drawn[:limit])
     return drawn[:limit]
+
+
+def drawn_from(config: Config, source: Path, locale: str, split: str, limit: int | None) -> tuple[list[Clip], int]:
+    """The first `limit` clips (None: all) of a split of another corpus, in the order of the run's seed, and how many
+    it has. Raises as `prepare` does."""
+    corpus = open_corpus(source, locale)
+    draw = _held_out(config, corpus, split, limit)
+    _fill([draw], corpus, _label_rule(config))
+    if not draw.chosen:
+        raise ChoiceError(f"eval.sets: no usable clip of {split} in {corpus.source}")
+    return draw.chosen, len(_rows(corpus, split))
 
 
 # ---- where the speech is ----

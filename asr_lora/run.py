@@ -1,8 +1,9 @@
 """The run folder: where everything of a run lies, what settings it was made with, and which run was the last."""
 
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +35,11 @@ def adapter(run: Path) -> Path:
     return run / "train" / "adapter"
 
 
+def kept_adapters(run: Path) -> Path:
+    """The last of every so many steps, a folder each: step-000100, ..."""
+    return run / "train" / "kept"
+
+
 def train_metrics(run: Path) -> Path:
     return run / "train" / "metrics.json"
 
@@ -46,6 +52,12 @@ def settings_file(run: Path) -> Path:
     return run / "train" / "config.yaml"
 
 
+def settings(run: Path) -> dict[str, Any]:
+    """As recorded: the composed tree, `versions` and `command`."""
+    recorded: Any = OmegaConf.to_container(OmegaConf.load(settings_file(run)))
+    return dict(recorded)
+
+
 def recognise(config: Config) -> None:
     """Raises ChoiceError when the run folder was made with other settings; a new one is welcome."""
     if settings_file(config.run).is_file():
@@ -53,10 +65,11 @@ def recognise(config: Config) -> None:
         refuse_other(config.run, science(before), science(plain(config)))  # type: ignore[arg-type]
 
 
-def record(config: Config) -> None:
-    """Writes the settings and versions into a new run folder; those of an old one are never touched."""
+def record(config: Config, command: Sequence[str]) -> None:
+    """Writes settings, versions and the command into a new run folder; those of an old one are never touched."""
     if not settings_file(config.run).exists():
-        settings = OmegaConf.to_yaml(OmegaConf.create({**plain(config), "versions": versions()}))
+        words = OmegaConf.create({**plain(config), "versions": versions(), "command": shlex.join(command)})
+        settings = OmegaConf.to_yaml(words)
         header = "# What this run was made with: the settings as composed, and the versions."
         write_text(settings_file(config.run), f"{header}\n{settings}")
 
@@ -102,7 +115,8 @@ def _where_named(group: str, recorded: Branch, asked: Branch, named: set[str]) -
     """`recorded` with what is asked for by name: a key of the group, or the whole of it (decoding=beam)."""
     if group in named:
         return asked
-    return replace(recorded, **{key: value for key, value in asdict(asked).items() if f"{group}.{key}" in named})
+    keys = [field.name for field in fields(asked) if f"{group}.{field.name}" in named]
+    return replace(recorded, **{key: getattr(asked, key) for key in keys})
 
 
 def note_last(run: Path, runs_dir: Path) -> None:

@@ -2,16 +2,23 @@
 
 `raw` strips white space. `basic` is Whisper's own, for numbers that stand beside published ones; it turns every
 combining mark into a space, which tears Indic, Thai and vocalised Arabic words, and splits `auto's`. `marks`, our
-default, keeps both whole.
+default, keeps both whole. `unpointed` is `marks` without the vowel points that Arabic and Hebrew are mostly written
+without. `characters` is `marks` with every character of a script that writes no spaces as a word of its own.
 """
 
 import re
 import unicodedata
 from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
 
+import num2words
+import regex
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from asr_lora.errors import ChoiceError
+
+VERSION = 1  # of the presets: it rises whenever one of them makes other words of some sentence
 
 # What keyboards and typesetters put for an apostrophe (Uzbek's and Ukrainian's modifier letters among them) or hyphen.
 JOINERS = str.maketrans(dict.fromkeys("’‘ʼʻ`", "'") | {"‐": "-"})
@@ -20,17 +27,29 @@ JOINERS = str.maketrans(dict.fromkeys("’‘ʼʻ`", "'") | {"‐": "-"})
 # marks; J stands for an apostrophe or hyphen, which joins two such parts. A mark on nothing is no word.
 WORD = re.compile(r"[LN][LNM]*(?:J[LN][LNM]*)*")
 
+DOTLESS = ("tr", "az")  # languages whose small I has no dot
+# Arabic's harakat, superscript alef and tatweel, and Hebrew's niqqud: readers supply them, and so do few typists.
+POINTS = re.compile("[\u0640\u064b-\u0652\u0670\u05b0-\u05bc\u05c1\u05c2\u05c7]")
+UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]\p{M}*")
 
-def marks(text: str) -> str:
+# 1,000 and 1.000 are a thousand, whatever the language; else one separator is a decimal point.
+NUMBER = re.compile(r"\d{1,3}(?:[.,]\d{3})+(?![\d])|\d+(?:[.,]\d+)?")
+LONGEST_NUMBER = 12  # digits: a longer one is read digit by digit, as is one that begins with 0
+
+
+def marks(text: str, language: str | None = None) -> str:
     """NFKC and lower case; words of letters, digits and marks, joined by one space.
 
     An apostrophe or hyphen stays where it joins letters (`auto's`, `l'été`, `grand-mère`) and goes elsewhere (`'s`).
     Format characters (zero-width joiners, soft hyphens, marks of direction) go without a trace: nobody hears them and
-    typists differ, which is why Unicode's NFKC_Casefold ignores them too. ß stays. Turkish İ becomes a plain i, as
-    a Turk writes it small; I becomes i in every language, for the text alone does not tell which it is in.
+    typists differ, which is why Unicode's NFKC_Casefold ignores them too. ß stays. Turkish İ becomes a plain i, as a
+    Turk writes it small; I becomes ı where `language` is tr or az, else i.
     """
     text = text.replace("´", "'")  # which NFKC would take apart into a space and a combining mark
-    text = unicodedata.normalize("NFKC", text).lower().replace("i\u0307", "i")
+    text = unicodedata.normalize("NFKC", text)
+    if language in DOTLESS:
+        text = text.replace("I", "ı")
+    text = text.lower().replace("i\u0307", "i")
     # Once more: lower case can compose anew (J with a caron is two characters, j with one is a single letter).
     text = unicodedata.normalize("NFKC", text).translate(JOINERS)
     text = "".join(char for char in text if unicodedata.category(char) != "Cf")
@@ -38,11 +57,59 @@ def marks(text: str) -> str:
     return " ".join(text[word.start() : word.end()] for word in WORD.finditer(kinds))
 
 
-NORMALIZERS: dict[str, Callable[[str], str]] = {"raw": str.strip, "basic": BasicTextNormalizer(), "marks": marks}
+def unpointed(text: str, language: str | None = None) -> str:
+    return POINTS.sub("", marks(text, language))
 
 
-def normalizer(name: str) -> Callable[[str], str]:
-    """The normaliser of that name; ChoiceError names those that there are."""
-    if name not in NORMALIZERS:
-        raise ChoiceError(f"normalizer: {name!r} is none of {', '.join(NORMALIZERS)}")
-    return NORMALIZERS[name]
+def characters(text: str, language: str | None = None) -> str:
+    return " ".join(UNSPACED.sub(r" \g<0> ", marks(text, language)).split())
+
+
+_BASIC = BasicTextNormalizer()
+NORMALIZERS: dict[str, Callable[[str, str | None], str]] = {
+    "raw": lambda text, language: text.strip(),
+    "basic": lambda text, language: str(_BASIC(text)),
+    "marks": marks,
+    "unpointed": unpointed,
+    "characters": characters,
+}
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """One of NORMALIZERS, as it is applied to references and hypotheses alike.
+
+    `language` is Whisper's token; it decides what I is in small letters and how numbers are read. With `numbers` digits
+    become words, for models that write the one where people wrote the other.
+    """
+
+    name: str
+    language: str | None = None
+    numbers: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ChoiceError for a name that there is not, or a language whose numbers num2words cannot read."""
+        if self.name not in NORMALIZERS:
+            raise ChoiceError(f"normalizer: {self.name!r} is none of {', '.join(NORMALIZERS)}")
+        if self.numbers and self.language not in num2words.CONVERTER_CLASSES:
+            known = ", ".join(sorted(code for code in num2words.CONVERTER_CLASSES if "_" not in code))
+            raise ChoiceError(f"eval.numbers: num2words reads no numbers in {self.language}; it knows {known}")
+
+    def __call__(self, text: str) -> str:
+        return NORMALIZERS[self.name](NUMBER.sub(self._read, text) if self.numbers else text, self.language)
+
+    def __str__(self) -> str:
+        """What stands beside every error rate."""
+        return f"{self.name} {VERSION}{', numbers as words' if self.numbers else ''}"
+
+    def _read(self, number: re.Match[str]) -> str:
+        """A number as words: 1.000 thousand, 3,14 with its decimals, 0123 digit by digit."""
+        digits = number[0]
+        if re.fullmatch(r"\d{1,3}(?:[.,]\d{3})+", digits):
+            digits = re.sub(r"[.,]", "", digits)
+        whole = re.split(r"[.,]", digits)[0]
+        if len(whole) > LONGEST_NUMBER or (whole.startswith("0") and digits.isdigit() and len(whole) > 1):
+            read = " ".join(num2words.num2words(int(digit), lang=self.language) for digit in digits if digit.isdigit())
+        else:
+            read = num2words.num2words(Decimal(digits.replace(",", ".")), lang=self.language)
+        return f" {read} "

@@ -9,6 +9,7 @@ import json
 import shutil
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,10 +28,11 @@ from asr_lora.checkpoint import load_config, load_processor
 from asr_lora.config import Config
 from asr_lora.corpus import SPLITS
 from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.eval import decoding, evaluate
+from asr_lora.eval import evaluate
 from asr_lora.features import prompted, token_ids
 from asr_lora.files import read_json, read_jsonl, whole_folder, write_json
 from asr_lora.hardware import Hardware, free_memory, look, peak_memory_bytes
+from asr_lora.hearing import decoding
 from asr_lora.journal import Journal, eval_steps
 from asr_lora.launch import launch
 from asr_lora.loader import Steps
@@ -39,18 +41,20 @@ from asr_lora.model import adapter, whisper
 from asr_lora.plan import predict
 from asr_lora.prepare import language, prepare
 from asr_lora.progress import Bar, progress, say
+from asr_lora.text import Normalizer
 from asr_lora.trainer import WhisperTrainer
 
 
 def train(config: Config) -> None:
     """The main command: manifest, adapter, and (unless eval.after=false) WER before and after."""
     hardware = look(config)
-    decoding(config, hardware, short=False)  # what it refuses should not wait for the first dev decoding
+    # What it refuses should not wait for the first dev decoding.
+    decoding(config, hardware, language(config), short=False)
     if hardware.processes > 1:
         raise ChoiceError(f"WORLD_SIZE: training takes one process for now, got {hardware.processes}; start it plainly")
     run.recognise(config)
     prepare(config)
-    run.record(config)
+    run.record(config, ["python", "-m", "asr_lora.train", *sys.argv[1:]])
     if run.train_metrics(config.run).is_file():
         say(f"already trained: {run.adapter(config.run)}")
     else:
@@ -105,7 +109,7 @@ def _train(config: Config, hardware: Hardware) -> None:
         "peak_memory_bytes": peak_memory_bytes(hardware.device),
         "device": hardware.name,
         "precision": config.model.precision,
-        "autocast": str(hardware.autocast).removeprefix("torch.") if hardware.autocast else None,
+        "autocast": hardware.autocast_name,
         "context": config.training.context,
         "out_of_memory": journal.out_of_memory,
         "versions": run.versions(),
@@ -173,6 +177,8 @@ def build(config: Config, hardware: Hardware, rows: Sequence[Clip], bar: Bar) ->
         dev_wer=lambda tuned: _dev_wer(tuned, processor, dev, config, hardware),
         save_adapter=lambda tuned, where: adapter.save(tuned, where, config.model.checkpoint, config.training.context),
         best=folder / "best",
+        kept=run.kept_adapters(config.run),
+        keep=config.training.keep_adapters,
         callbacks=[TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))],
     )
 
@@ -216,11 +222,12 @@ def _dev_wer(model: Any, processor: WhisperProcessor, dev: Sequence[Clip], confi
     model.eval()
     short = config.training.context == "dynamic"
     with torch.autocast(hardware.device.type, hardware.autocast, enabled=hardware.autocast is not None):
-        heard = decode.transcribe(model, processor, dev, decoding(config, hardware, short))
+        heard = decode.transcribe(model, processor, dev, decoding(config, hardware, language(config), short))
     hypotheses = [hypothesis.text for hypothesis in heard]
     model.train()
     references, speakers = [clip["text"] for clip in dev], [clip["speaker"] for clip in dev]
-    wer = metrics.score(references, hypotheses, speakers, config.training.dev_normalizer, config.seed)["wer"]
+    normal = Normalizer(config.training.dev_normalizer, language(config))
+    wer = metrics.score(references, hypotheses, speakers, normal, config.seed)["wer"]
     if wer is None:
         rule = config.training.dev_normalizer
         raise ChoiceError(f"training.dev_normalizer: {rule} leaves no word of the dev references; take another")

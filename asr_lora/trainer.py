@@ -1,5 +1,6 @@
 """Hugging Face's Seq2SeqTrainer with what Whisper needs: the loss scaled right, our order of batches, real dev WER."""
 
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from transformers import Seq2SeqTrainer, TrainerCallback, TrainerState, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
+from asr_lora.batches import forwards
 from asr_lora.errors import WorldError
 from asr_lora.features import IGNORED
 from asr_lora.files import whole_folder
@@ -38,8 +40,7 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def micro_batches(batches: Sequence[Mapping[str, Tensor]], capacity: float) -> Iterator[dict[str, Tensor]]:
     """The batches cut into parts of at most `capacity` seconds of context together, but never less than a row."""
     for batch in batches:
-        rows = max(1, int(capacity / seconds_of(batch["input_features"]) + 1e-6))
-        parts = -(-len(batch["labels"]) // rows)
+        parts = forwards(len(batch["labels"]), seconds_of(batch["input_features"]), capacity)
         for part in zip(*(tensor.tensor_split(parts) for tensor in batch.values()), strict=True):
             yield dict(zip(batch, part, strict=True))
 
@@ -50,7 +51,8 @@ class WhisperTrainer(Seq2SeqTrainer):
     To the stock Trainer a step is one batch; what of it goes through the model at once is decided here: `capacity`
     seconds of encoder context, fewer once memory has run out. So a step may hold batches of several contexts, and ranks
     may differ in what fits them.
-    `save_adapter(model, folder)` writes its checkpoints, and the adapter into `best` whenever dev was never better.
+    `save_adapter(model, folder)` writes its checkpoints, and the adapter into `best` whenever dev was never better. The
+    adapters of the last `keep` checkpoints stay in `kept`.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class WhisperTrainer(Seq2SeqTrainer):
         dev_wer: Callable[[Any], float],
         save_adapter: Callable[[Any, Path], None],
         best: Path,
+        kept: Path,
+        keep: int,
         callbacks: Sequence[TrainerCallback] = (),
         **rest: Any,
     ) -> None:
@@ -71,6 +75,7 @@ class WhisperTrainer(Seq2SeqTrainer):
         self.dev_wer = dev_wer
         self.save_adapter = save_adapter
         self.best = best
+        self.kept, self.keep = kept, keep
         self.first_step = 0
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -191,6 +196,11 @@ class WhisperTrainer(Seq2SeqTrainer):
         except RuntimeError as error:  # how torch.save tells of a disk that fails
             place = self.args.output_dir
             raise WorldError(f"run_dir: cannot write a checkpoint to {place} ({error}); free some space") from error
+        if self.keep and self.args.should_save:
+            with whole_folder(self.kept / f"step-{self.state.global_step:06d}") as partial:
+                self.save_adapter(self.model, partial)
+            for old in sorted(self.kept.glob("step-*"))[: -self.keep]:
+                shutil.rmtree(old)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # Not as a whole folder: other ranks put their random states into this one at the same time. What makes a

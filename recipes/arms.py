@@ -56,7 +56,7 @@ def tutorial_settings(config: Config) -> Facts:
         "checkpoint": resolve(config.model.checkpoint),
         "precision": config.model.precision,
         "device": hardware.device.type,
-        "autocast": {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(hardware.autocast),
+        "autocast": hardware.autocast_name,
         "language": language(config),
         "task": config.model.task,
         "train": str(run.manifest(config.run, "train")),

@@ -24,9 +24,10 @@ from asr_lora.errors import ChoiceError, UserError
 from asr_lora.files import cache_dir, read_json, read_jsonl, write_json
 from asr_lora.hardware import look
 from asr_lora.launch import load, quoted
-from asr_lora.prepare import prepare
+from asr_lora.prepare import language, prepare
 from asr_lora.progress import hush_libraries, say
 from asr_lora.synthetic import RELEASE, write_demo_corpus
+from asr_lora.text import Normalizer
 
 
 def benchmark(asked: argparse.Namespace) -> Facts:
@@ -65,7 +66,7 @@ def _compared(config: Config, theirs: Facts, own: Facts) -> Facts:
     """Error rates of both by one scorer, and ours minus theirs on the same clips, ours decoded short and at 30 s."""
     rows = read_jsonl(run.manifest(config.run, "test"))[: config.eval.limit]
     references, speakers = [row["text"] for row in rows], [row["speaker"] for row in rows]
-    rule = config.eval.normalizer, config.seed
+    rule = Normalizer(config.eval.normalizer, language(config)), config.seed
     heard = {"theirs": theirs["hypotheses"], "ours": own["hypotheses"], "ours_full": own["hypotheses_full"]}
     return {
         "scores": {arm: metrics.score(references, said, speakers, *rule) for arm, said in heard.items()},

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from asr_lora import metrics
 from asr_lora.files import read_json, read_jsonl
+from asr_lora.text import Normalizer
 
 MEASURES = {
     "training, whole loop": ("train", "clips_per_second"),
@@ -41,7 +42,7 @@ def pooled(works: list[Path], against: str) -> dict[str, Any]:
         for name, (part, figure) in MEASURES.items():
             ratio = theirs[part][figure] / own[part][figure]
             ratios[name].append(1 / ratio if figure == "clips_per_second" else ratio)
-    rule = "marks", 0
+    rule = Normalizer("marks"), 0
     return {
         "clips": len(set(speakers)),
         "heard": len(references),

@@ -98,12 +98,15 @@ def release(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def words(release: Path, tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
+def tiny_run(release: Path, checkpoint: Path, runs: Path) -> list[str]:
     """Overrides of a run that takes seconds: tiny model, tiny release, two steps, fp32, in a scratch runs folder."""
     return [
-        f"data.source={release}", "data.hours=null", "data.dev_clips=2", f"model.checkpoint={tiny_checkpoint}",
+        f"data.source={release}", "data.hours=null", "data.dev_clips=2", f"model.checkpoint={checkpoint}",
         "model.name=random", "model.precision=fp32", "lora.r=4", "training.max_steps=2", "training.batch_size=4",
-        "eval.limit=4", "decoding.max_new_tokens=8", "hardware=cpu", "hardware.autocast=none",
-        f"runs_dir={tmp_path / 'runs'}",
+        "decoding.max_new_tokens=8", "hardware=cpu", "hardware.autocast=none", f"runs_dir={runs}",
     ]  # fmt: skip
+
+
+@pytest.fixture
+def words(release: Path, tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
+    return [*tiny_run(release, tiny_checkpoint, tmp_path / "runs"), "eval.limit=4"]

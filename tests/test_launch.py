@@ -73,6 +73,13 @@ def start(stage: str, *words: str) -> subprocess.Popen[str]:
         ("eval.split=train", "eval.split: train is none of test, dev"),
         ("eval.limit=0", "eval.limit: must be at least 1, or null for all"),
         ("eval.normalizer=no", "eval.normalizer: no is none of raw, basic, marks"),
+        ("eval.sets=[{source: ''}]", "eval.sets.source: must be a path, silence or noise"),
+        ("eval.sets=[{source: a, name: b/c}]", "eval.sets.name: must be letters, digits"),
+        ("eval.sets=[{sauce: a}]", "sauce: no such setting"),
+        ("eval.strength=3", "eval.strength: must be within 0 (untouched) to 2"),
+        ("eval.strengths=[0,-1]", "eval.strengths: must be within 0 (untouched) to 2"),
+        ("eval.max_regression=2", "eval.max_regression: must be a share of at least 0, such as 0.01"),
+        ("eval.average=0", "eval.average: must be at least 1"),
         ("seed=-1", "seed: must be at least 0"),
     ],
 )
@@ -147,7 +154,7 @@ def test_a_value_that_means_something_else_unquoted_is_answered_with_what_to_pas
 
 def test_a_run_folder_of_other_settings_is_refused_with_both_ways_out(tmp_path: Path) -> None:
     folder = f"run_dir={tmp_path}"
-    run.record(load([folder]))
+    run.record(load([folder]), [])
     recorded = (tmp_path / "train" / "config.yaml").read_text(encoding="utf-8")
     with pytest.raises(ChoiceError, match=r"training.learning_rate=0.001, not 0.0003; .*run_name=.*remove that folder"):
         run.recognise(load([folder, "training.learning_rate=3e-4"]))
@@ -156,7 +163,7 @@ def test_a_run_folder_of_other_settings_is_refused_with_both_ways_out(tmp_path: 
 
 
 def test_a_scored_run_keeps_its_settings_but_for_what_is_named_anew(tmp_path: Path) -> None:
-    run.record(load([f"run_dir={tmp_path}", "eval.limit=50", "decoding=beam", "lora.r=4", "hardware=t4"]))
+    run.record(load([f"run_dir={tmp_path}", "eval.limit=50", "decoding=beam", "lora.r=4", "hardware=t4"]), [])
 
     def scored(*words: str) -> tuple[int | None, str, int, int | None]:
         config = run.as_recorded(tmp_path, load(words), words)
@@ -171,7 +178,7 @@ def test_a_scored_run_keeps_its_settings_but_for_what_is_named_anew(tmp_path: Pa
 
 
 def test_a_folder_without_a_run_names_those_beside_it(tmp_path: Path) -> None:
-    run.record(load([f"runs_dir={tmp_path}", "run_name=there"]))
+    run.record(load([f"runs_dir={tmp_path}", "run_name=there"]), [])
     with pytest.raises(ChoiceError, match=r"no run in .*/absent .*beside it are there; make one with make train"):
         run.as_recorded(tmp_path / "absent", load(), [])
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import asr_lora
-from asr_lora.errors import ChoiceError
-from asr_lora.metrics import bootstrap, paired_delta, score
-from asr_lora.text import normalizer
+from asr_lora.metrics import bootstrap, paired_delta, score, verdict
+from asr_lora.text import Normalizer
 
 REFERENCES = ["De kat zit op de mat.", "Het regent!", "...", "'s Ochtends auto's wassen"]
 HYPOTHESES = ["de kat zat op mat", "het regent nu hard", "dank je wel", ""]
 SPEAKERS = ["a", "b", "b", "c"]
+MARKS = Normalizer("marks")
 
 
 def many(seed: int, clips: int = 300, wrong: float = 0.2) -> tuple[list[str], list[str]]:
@@ -32,7 +32,7 @@ def many(seed: int, clips: int = 300, wrong: float = 0.2) -> tuple[list[str], li
 
 
 def test_hand_counted_corpus() -> None:
-    found = score(REFERENCES, HYPOTHESES, SPEAKERS, "marks", seed=0)
+    found = score(REFERENCES, HYPOTHESES, SPEAKERS, MARKS, seed=0)
     # zit/zat, a lost "de"; two words too many; four lost words; the third clip has no word to get right.
     assert (found["words"], found["hits"]) == (12, 6)
     assert (found["substitutions"], found["deletions"], found["insertions"]) == (1, 5, 2)
@@ -42,10 +42,10 @@ def test_hand_counted_corpus() -> None:
 
 
 def test_words_heard_in_an_empty_reference_are_counted_apart() -> None:
-    found = score(REFERENCES, HYPOTHESES, SPEAKERS, "marks", seed=0)
+    found = score(REFERENCES, HYPOTHESES, SPEAKERS, MARKS, seed=0)
     assert (found["empty_references"], found["hallucinated_words"]) == (1, 3)
     without = [REFERENCES[i] for i in (0, 1, 3)], [HYPOTHESES[i] for i in (0, 1, 3)], ["a", "b", "c"]
-    same = score(*without, "marks", seed=0)
+    same = score(*without, MARKS, seed=0)
     counted_apart = ("clips", "empty_references", "hallucinated_words")
     assert {k: v for k, v in found.items() if k not in counted_apart} == {
         k: v for k, v in same.items() if k not in counted_apart
@@ -53,18 +53,18 @@ def test_words_heard_in_an_empty_reference_are_counted_apart() -> None:
 
 
 def test_corpus_without_a_word_has_no_rate() -> None:
-    found = score(["...", ""], ["hallo daar", ""], ["a", "b"], "marks", seed=0)
+    found = score(["...", ""], ["hallo daar", ""], ["a", "b"], MARKS, seed=0)
     assert (found["wer"], found["wer_ci95"], found["cer"], found["wer_raw"], found["ci_unit"]) == (None,) * 5
     assert (found["words"], found["empty_references"], found["hallucinated_words"]) == (0, 2, 2)
-    assert paired_delta(["..."], ["a"], [""], ["a"], "marks", seed=0)["wer"] is None
+    assert paired_delta(["..."], ["a"], [""], ["a"], MARKS, seed=0)["wer"] is None
 
 
 @pytest.mark.parametrize("name", ["raw", "basic", "marks"])
 def test_rates_are_those_of_jiwer_alone_to_the_last_digit(name: str) -> None:
     references, hypotheses = many(seed=1)
     references, hypotheses = [*references, *REFERENCES], [*hypotheses, *HYPOTHESES]
-    found = score(references, hypotheses, [""] * len(references), name, seed=0)
-    clean = normalizer(name)
+    found = score(references, hypotheses, [""] * len(references), Normalizer(name), seed=0)
+    clean = Normalizer(name)
     lines = [(clean(r), clean(h)) for r, h in zip(references, hypotheses, strict=True) if clean(r).strip()]
     kept_references, kept_hypotheses = (list(side) for side in zip(*lines, strict=True))
     assert found["wer"] == jiwer.wer(kept_references, kept_hypotheses)
@@ -73,7 +73,7 @@ def test_rates_are_those_of_jiwer_alone_to_the_last_digit(name: str) -> None:
 
 def test_interval_holds_the_rate_and_both_are_fractions() -> None:
     references, hypotheses = many(seed=2)
-    found = score(references, hypotheses, [f"s{i % 30}" for i in range(300)], "marks", seed=0)
+    found = score(references, hypotheses, [f"s{i % 30}" for i in range(300)], MARKS, seed=0)
     low, high = found["wer_ci95"]
     assert 0 < low < found["wer"] < high < 1
     assert found["ci_unit"] == "speaker"
@@ -89,7 +89,7 @@ def test_few_or_unknown_speakers_make_the_clip_the_unit() -> None:
 def test_same_seed_same_interval_and_another_seed_hardly_another() -> None:
     references, hypotheses = many(seed=3)
     speakers = [""] * len(references)
-    first, again, other = (score(references, hypotheses, speakers, "marks", seed=s)["wer_ci95"] for s in (0, 0, 1))
+    first, again, other = (score(references, hypotheses, speakers, MARKS, seed=s)["wer_ci95"] for s in (0, 0, 1))
     assert first == again != other
     assert first == pytest.approx(other, abs=0.002)
 
@@ -125,8 +125,8 @@ def test_delta_is_the_difference_of_the_two_rates_and_paired() -> None:
         reference if i % 3 == 0 else heard for i, (reference, heard) in enumerate(zip(references, base, strict=True))
     ]
     speakers = [""] * len(references)
-    before, after = (score(references, heard, speakers, "marks", seed=0) for heard in (base, tuned))
-    delta = paired_delta(references, base, tuned, speakers, "marks", seed=0)
+    before, after = (score(references, heard, speakers, MARKS, seed=0) for heard in (base, tuned))
+    delta = paired_delta(references, base, tuned, speakers, MARKS, seed=0)
     assert delta["wer"] == after["wer"] - before["wer"]
     low, high = delta["ci95"]
     assert low < delta["wer"] < high < 0
@@ -137,7 +137,7 @@ def test_delta_is_the_difference_of_the_two_rates_and_paired() -> None:
 
 def test_delta_of_a_model_with_itself_is_exactly_nothing() -> None:
     references, heard = many(seed=6)
-    delta = paired_delta(references, heard, heard, [""] * len(references), "marks", seed=0)
+    delta = paired_delta(references, heard, heard, [""] * len(references), MARKS, seed=0)
     assert (delta["wer"], delta["ci95"]) == (0.0, [0.0, 0.0])
 
 
@@ -168,20 +168,42 @@ def test_scoring_needs_no_writable_home(tmp_path: Path, monkeypatch: pytest.Monk
     nowhere.touch()
     for cache in ("HF_MODULES_CACHE", "HF_METRICS_CACHE", "HF_EVALUATE_CACHE"):
         monkeypatch.setattr(evaluate.config, cache, nowhere)
-    assert score(["een twee"], ["een"], [""], "marks", seed=0)["wer"] == 0.5
+    assert score(["een twee"], ["een"], [""], MARKS, seed=0)["wer"] == 0.5
 
 
 def test_arguments_are_left_as_they_were() -> None:
     before = list(REFERENCES), list(HYPOTHESES), list(SPEAKERS)
-    score(REFERENCES, HYPOTHESES, SPEAKERS, "marks", seed=0)
+    score(REFERENCES, HYPOTHESES, SPEAKERS, MARKS, seed=0)
     assert before == (REFERENCES, HYPOTHESES, SPEAKERS)
 
 
 def test_lists_of_unlike_length_are_a_bug_not_a_rate() -> None:
     with pytest.raises(ValueError, match="argument 2 is shorter"):
-        score(["a", "b"], ["a"], ["s", "s"], "marks", seed=0)
+        score(["a", "b"], ["a"], ["s", "s"], MARKS, seed=0)
 
 
-def test_unknown_normalizer_is_refused() -> None:
-    with pytest.raises(ChoiceError, match="'none' is none of raw, basic, marks"):
-        score(["a"], ["a"], [""], "none", seed=0)
+def test_characters_have_an_interval_and_a_paired_difference_of_their_own() -> None:
+    references, base = many(seed=7)
+    speakers = [""] * len(references)
+    before, after = (score(references, heard, speakers, MARKS, seed=0) for heard in (base, references))
+    delta = paired_delta(references, base, references, speakers, MARKS, seed=0)
+    low, high = before["cer_ci95"]
+    assert low < before["cer"] < high and before["cer_ci95"] != before["wer_ci95"]
+    assert after["cer"] == 0 and delta["cer"] == -before["cer"]
+    assert delta["cer_ci95"] == pytest.approx([-high, -low])
+
+
+@pytest.mark.parametrize(
+    ("wer", "ci95", "said"),
+    [
+        (0.03, [0.01, 0.05], "exceeded"),  # more than a point, surely
+        (0.008, [0.004, 0.012], "held"),  # surely worse, but by less than a point
+        (0.03, [-0.01, 0.07], "undecided"),
+        (0.0, [-0.02, 0.02], "undecided"),  # nobody can tell from so few clips
+        (0.0, [-0.004, 0.005], "held"),
+        (-0.2, [-0.3, -0.1], "held"),  # a wide interval, but all of it better
+        (None, None, "no words"),
+    ],
+)
+def test_a_regression_is_exceeded_held_or_undecided(wer: float | None, ci95: list[float] | None, said: str) -> None:
+    assert verdict({"wer": wer, "ci95": ci95}, limit=0.01) == said

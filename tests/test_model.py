@@ -12,6 +12,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from asr_lora.config import LoraConfig
 from asr_lora.errors import ChoiceError
+from asr_lora.files import read_json, write_json
 from asr_lora.model import adapter, whisper
 
 CPU = torch.device("cpu")
@@ -215,6 +216,58 @@ def test_a_target_module_that_is_not_there_is_named_with_those_that_are() -> Non
     wrong = LoraConfig(kind="qv", r=4, scaling=2.0, dropout=0.0, target_modules=["q_proj", "w_proj"])
     with pytest.raises(ChoiceError, match=r"lora\.target_modules: w_proj .* v_proj"):
         adapter.attach(tiny_whisper(tiny_tokenizer()), wrong, seed=0)
+
+
+@pytest.fixture
+def saved(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """An adapter that does something, in its folder."""
+    model = adapter.attach(whisper.load(str(tiny_checkpoint), "fp32", CPU), QV, seed=0)
+    move_b(model)
+    adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint), "dynamic")
+    return tmp_path / "adapter"
+
+
+def change(checkpoint: Path, folder: Path) -> dict[str, torch.Tensor]:
+    """What an adapter adds to every weight of the base."""
+    base = whisper.load(str(checkpoint), "fp32", CPU).state_dict()
+    merged = adapter.merge(whisper.load(str(checkpoint), "fp32", CPU), folder).state_dict()
+    return {name: merged[name] - base[name] for name in base if name.endswith(("q_proj.weight", "v_proj.weight"))}
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.5])
+def test_a_scaled_adapter_is_an_ordinary_one_and_changes_every_weight_by_so_much(
+    tiny_checkpoint: Path, saved: Path, tmp_path: Path, strength: float
+) -> None:
+    adapter.scaled(saved, strength, tmp_path / "scaled")
+    before, after = change(tiny_checkpoint, saved), change(tiny_checkpoint, tmp_path / "scaled")
+    for name, delta in before.items():
+        torch.testing.assert_close(after[name], strength * delta, atol=1e-6, rtol=1e-4)
+        assert delta.abs().max() > 1e-3
+    assert not adapter.trained_on_short(tmp_path / "scaled")
+    assert adapter.digest(tmp_path / "scaled") != adapter.digest(saved)
+    PeftModel.from_pretrained(whisper.load(str(tiny_checkpoint), "fp32", CPU), tmp_path / "scaled")  # nothing of ours
+
+
+@pytest.mark.parametrize(("key", "value"), [("use_dora", True), ("peft_type", "IA3"), ("init_lora_weights", "pissa")])
+def test_a_kind_that_does_not_scale_to_the_untouched_model_is_refused(
+    saved: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    settings = read_json(saved / "adapter_config.json")
+    write_json(saved / "adapter_config.json", settings | {key: value})
+    with pytest.raises(ChoiceError, match=r"eval.strength: must be 1 for .*, which is no plain LoRA"):
+        adapter.scaled(saved, 0.5, tmp_path / "scaled")
+    assert not (tmp_path / "scaled").exists()
+
+
+def test_the_average_of_an_adapter_and_half_of_it_lies_between(
+    tiny_checkpoint: Path, saved: Path, tmp_path: Path
+) -> None:
+    adapter.scaled(saved, 0.5, tmp_path / "half")
+    adapter.averaged([tmp_path / "half", saved], tmp_path / "mean")
+    whole, mean = change(tiny_checkpoint, saved), change(tiny_checkpoint, tmp_path / "mean")
+    for name, delta in whole.items():
+        torch.testing.assert_close(mean[name], 0.75 * delta, atol=1e-6, rtol=1e-4)  # they differ in B alone
+    assert adapter.trained_on_short(tmp_path / "mean")
 
 
 def test_an_adapter_is_never_merged_into_a_quantised_base(tiny_checkpoint: Path, tmp_path: Path) -> None:

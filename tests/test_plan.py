@@ -97,7 +97,7 @@ def test_an_hour_of_typical_clips_is_an_hour_and_the_same_each_time() -> None:
 
 
 def test_work_is_cut_to_what_fits_and_none_of_it_is_lost(few: Config) -> None:
-    works = job(few, durations(few)[0]).work["train"]
+    works = job(few, durations(few)[0]).trained
     parts = cut(works, capacity=2 * works[0].seconds)
     assert sum(part.rows for part in parts) == sum(work.rows for work in works) == 8
     assert all(part.rows <= 2 for part in parts if part.seconds >= works[0].seconds)

@@ -12,7 +12,7 @@ from asr_lora.errors import WorldError
 from asr_lora.synthetic import RELEASE, archive, write_demo_corpus
 from asr_lora.synthetic.espeak import EspeakError, Utterance, speak
 from asr_lora.synthetic.sentences import SLOTS, TEMPLATES, draw_sentences
-from asr_lora.text import normalizer
+from asr_lora.text import Normalizer
 
 SMALL = {"train": (8, 4), "dev": (2, 2), "test": (4, 4)}  # clips, speakers
 
@@ -52,7 +52,7 @@ def test_the_corpus_is_large_enough_to_learn_and_to_measure() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_splits_share_no_speaker_no_voice_and_no_sentence(seed: int) -> None:
-    normalize = normalizer("marks")
+    normalize = Normalizer("marks")
     clips = archive._clips(Random(seed))
     for attribute in (
         lambda clip: clip.row()["client_id"],

@@ -4,7 +4,7 @@ import pytest
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from asr_lora.errors import ChoiceError
-from asr_lora.text import NORMALIZERS, normalizer
+from asr_lora.text import NORMALIZERS, Normalizer
 
 SENTENCES = ["De auto's, z'n (snel) [lach] 100%!", " हिन्दी  ภาษาที่ ", "مُحَمَّدٌ", "Straße – İzmir", "", "?"]
 
@@ -30,38 +30,92 @@ SENTENCES = ["De auto's, z'n (snel) [lach] 100%!", " हिन्दी  ภา�
     ],
 )
 def test_marks_keeps_words_whole_and_drops_the_rest(sentence: str, words: str) -> None:
-    assert normalizer("marks")(sentence) == words
+    assert Normalizer("marks")(sentence) == words
 
 
 def test_composed_and_decomposed_letters_are_the_same_word() -> None:
-    assert normalizer("marks")("cafe\u0301") == normalizer("marks")("CAFÉ") == "café"
+    assert Normalizer("marks")("cafe\u0301") == Normalizer("marks")("CAFÉ") == "café"
 
 
 def test_turkish_dotted_capital_is_a_plain_i_and_dotless_i_stays() -> None:
-    assert normalizer("marks")("İstanbul ışık") == "istanbul ışık"
+    assert Normalizer("marks")("İstanbul ışık") == "istanbul ışık"
 
 
 @pytest.mark.parametrize("invisible", ["\u200c", "\u200d", "\u200b", "\u00ad", "\u200f", "\ufeff"])
 def test_invisible_characters_make_no_other_word(invisible: str) -> None:
-    assert normalizer("marks")(f"می{invisible}روم") == "میروم"
+    assert Normalizer("marks")(f"می{invisible}روم") == "میروم"
 
 
 def test_marks_leaves_nothing_to_do_a_second_time() -> None:
-    marks = normalizer("marks")
+    marks = Normalizer("marks")
     letters = map(chr, range(0x3000))
     assert [hex(ord(c)) for c in letters if marks(marks(f"a{c}b {c}")) != marks(f"a{c}b {c}")] == []
 
 
 @pytest.mark.parametrize("sentence", SENTENCES)
 def test_basic_is_exactly_whispers(sentence: str) -> None:
-    assert normalizer("basic")(sentence) == BasicTextNormalizer()(sentence)
+    assert Normalizer("basic")(sentence) == BasicTextNormalizer()(sentence)
 
 
 def test_raw_strips_white_space_and_nothing_else() -> None:
-    assert normalizer("raw")("  De auto's,  ’s Ochtends!\n") == "De auto's,  ’s Ochtends!"
+    assert Normalizer("raw")("  De auto's,  ’s Ochtends!\n") == "De auto's,  ’s Ochtends!"
 
 
 def test_unknown_normalizer_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ChoiceError, match="'mark' is none of raw, basic, marks"):
-        normalizer("mark")
-    assert list(NORMALIZERS) == ["raw", "basic", "marks"]
+    with pytest.raises(ChoiceError, match="'mark' is none of raw, basic, marks, unpointed, characters"):
+        Normalizer("mark")
+    assert list(NORMALIZERS) == ["raw", "basic", "marks", "unpointed", "characters"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "language", "sentence", "words"),
+    [
+        ("marks", "hi", "क्या वह हिंदी पढ़ती है?", "क्या वह हिंदी पढ़ती है"),
+        ("marks", "th", "ผมชื่อสมชาย ครับ", "ผมชื่อสมชาย ครับ"),
+        ("marks", "ar", "السَّلامُ عليكم!", "السَّلامُ عليكم"),
+        ("unpointed", "ar", "السَّلامُ عليكــم، هٰذا", "السلام عليكم هذا"),
+        ("unpointed", "he", "שָׁלוֹם עֲלֵיכֶם", "שלום עליכם"),
+        ("unpointed", "hi", "हिंदी", "हिंदी"),
+        ("marks", "tr", "IRMAK İyi mi? KAPI", "ırmak iyi mi kapı"),
+        ("marks", "nl", "IJS Iris", "ijs iris"),
+        ("marks", "de", "Straße STRASSE GROẞ", "straße strasse groß"),
+        ("marks", "fr", "L’eau d'aujourd’hui", "l'eau d'aujourd'hui"),
+        ("marks", "nl", "’s Avonds foto’s, z’n", "s avonds foto's z'n"),
+        ("marks", "zh", "今天天气好。", "今天天气好"),
+        ("characters", "zh", "今天,看 CCTV 5。", "今 天 看 cctv 5"),
+        ("characters", "ja", "カラオケで歌う", "カ ラ オ ケ で 歌 う"),
+        ("characters", "th", "ดีมาก", "ดี ม า ก"),
+        ("characters", "ko", "안녕 하세요", "안녕 하세요"),
+    ],
+)
+def test_presets_hold_for_the_worlds_scripts(preset: str, language: str, sentence: str, words: str) -> None:
+    assert Normalizer(preset, language)(sentence) == words
+
+
+@pytest.mark.parametrize(
+    ("language", "sentence", "words"),
+    [
+        ("nl", "Hij is 21 en woont op 7A.", "hij is eenentwintig en woont op zeven a"),
+        ("en", "It costs 1,000 or 3.5, call 0612", "it costs one thousand or three point five call zero six one two"),
+        ("de", "1.234.567", "eine million zweihundertvierunddreißigtausendfünfhundertsiebenundsechzig"),
+        (
+            "es",
+            "número 12345678901234",
+            "número uno dos tres cuatro cinco seis siete ocho nueve cero uno dos tres cuatro",
+        ),
+        ("ar", "٢", "اثنان"),
+    ],
+)
+def test_numbers_are_read_as_words_where_asked(language: str, sentence: str, words: str) -> None:
+    assert Normalizer("marks", language, numbers=True)(sentence) == words
+    assert Normalizer("marks", language)(sentence) != words
+
+
+def test_a_language_whose_numbers_nobody_reads_is_refused() -> None:
+    with pytest.raises(ChoiceError, match=r"eval\.numbers: num2words reads no numbers in haw; it knows .*nl"):
+        Normalizer("marks", "haw", numbers=True)
+
+
+def test_the_name_beside_a_rate_says_the_preset_and_its_version() -> None:
+    assert str(Normalizer("marks", "nl")) == "marks 1"
+    assert str(Normalizer("basic", "nl", numbers=True)) == "basic 1, numbers as words"

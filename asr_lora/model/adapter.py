@@ -1,18 +1,23 @@
-"""The adapter: put on, saved, loaded and merged."""
+"""The adapter: put on, saved, loaded, merged, scaled and averaged."""
 
+import hashlib
+import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import WhisperForConditionalGeneration
 
 from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import read_json, write_json
+from asr_lora.files import read_json, whole_folder, write_json
+from asr_lora.model.dropout import Dropout
 
 if TYPE_CHECKING:
     from asr_lora.config import LoraConfig as LoraSettings
@@ -47,7 +52,11 @@ def attach(model: WhisperForConditionalGeneration, lora: "LoraSettings", seed: i
     )
     torch.manual_seed(seed)
     with _quiet():
-        return get_peft_model(model, settings)
+        tuned = get_peft_model(model, settings)
+    for module in tuned.modules():
+        if isinstance(module, LoraLayer):
+            module.lora_dropout["default"] = Dropout(lora.dropout)
+    return tuned
 
 
 def trainable_parameters(model: torch.nn.Module) -> int:
@@ -78,6 +87,47 @@ def trained_on_short(folder: Path) -> bool:
     """Whether the adapter knows contexts of less than 30 s; one that says nothing is taken for an ordinary one."""
     record = folder / "asr_lora.json"
     return record.is_file() and read_json(record)["context"] == "dynamic"
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of all that decides what the adapter does: weights, configuration (which scales them) and context."""
+    names = ("adapter_model.safetensors", "adapter_config.json", "asr_lora.json")
+    files = (file for name in names if (file := folder / name).is_file())
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def scaled(source: Path, strength: float, target: Path) -> None:
+    """Writes an ordinary peft adapter whose change to every weight is `strength` times that of `source`.
+
+    A LoRA's change is B A, so B alone is scaled, and 0 is the untouched model. At less than full strength nobody has
+    taught the model to stop at short contexts: the new adapter asks for 30 s.
+    Raises ChoiceError for a kind of adapter that does not scale to the untouched model.
+    """
+    settings = read_json(source / "adapter_config.json")
+    if settings["peft_type"] != "LORA" or settings["use_dora"] or settings["init_lora_weights"] is not True:
+        raise ChoiceError(f"eval.strength: must be 1 for {source}, which is no plain LoRA ({settings['peft_type']})")
+    weights = load_file(source / "adapter_model.safetensors")
+    changed = {name: tensor * strength if ".lora_B." in name else tensor for name, tensor in weights.items()}
+    _write(changed, source, target, {"context": "full", "strength": strength})
+
+
+def averaged(sources: Sequence[Path], target: Path) -> None:
+    """Writes the mean of several adapters of one run, weight by weight, as checkpoints are averaged (Izmailov 2018).
+
+    It is the mean of the A and of the B, not of their products: along one path of training that is close, the size
+    stays, and it is an ordinary peft adapter.
+    """
+    every = [load_file(source / "adapter_model.safetensors") for source in sources]
+    mean = {name: torch.stack([weights[name] for weights in every]).mean(dim=0) for name in every[0]}
+    _write(mean, sources[-1], target, {"averaged": len(sources)})
+
+
+def _write(weights: dict[str, torch.Tensor], source: Path, target: Path, record: dict[str, Any]) -> None:
+    """`source` with other weights; `record` goes into its asr_lora.json."""
+    with whole_folder(target) as partial:
+        shutil.copytree(source, partial, dirs_exist_ok=True)
+        save_file(weights, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+        write_json(partial / "asr_lora.json", read_json(source / "asr_lora.json") | record)
 
 
 def merge(base: WhisperForConditionalGeneration, folder: Path) -> WhisperForConditionalGeneration:

@@ -1,0 +1,97 @@
+"""Charts as SVG that stands in a page and takes its colours: text and axes are the page's own, light or dark."""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+# Colours that nobody else draws in, and the page's own that they become.
+INK, UNTOUCHED, TUNED = "#010203", "#040506", "#070809"
+THEMED = {INK: "currentColor", UNTOUCHED: "var(--untouched)", TUNED: "var(--tuned)"}
+STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text: it is searched, read aloud and scaled
+    "font.family": "sans-serif", "font.size": 11,
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.color": INK, "grid.alpha": 0.12,
+    "legend.frameon": False, "lines.linewidth": 1.8,
+}  # fmt: skip
+
+
+def training(log: Sequence[Mapping[str, Any]], dev: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Title and SVG of loss, learning rate and dev WER over the steps; `log` is train/log.jsonl."""
+    steps = [line for line in log if "loss" in line]
+    charts = []
+    with _figure("step", "loss") as (axes, drawn):
+        axes.plot([line["step"] for line in steps], [line["loss"] for line in steps], color=TUNED, linewidth=1.2)
+        axes.set_ylim(bottom=0)
+    charts.append(("Training loss", drawn.getvalue()))
+    with _figure("step", "learning rate") as (axes, drawn):
+        axes.plot([line["step"] for line in steps], [line["learning_rate"] for line in steps], color=TUNED)
+        axes.set_ylim(bottom=0)
+    charts.append(("Learning rate", drawn.getvalue()))
+    if dev:
+        with _figure("step", "dev WER") as (axes, drawn):
+            axes.plot([point["step"] for point in dev], [point["wer"] for point in dev], "o-", color=TUNED)
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+            axes.set_ylim(0, 1.1 * max(point["wer"] for point in dev) or 1)
+        charts.append(("Word error rate on dev", drawn.getvalue()))
+    return charts
+
+
+def by_group(groups: Sequence[Mapping[str, Any]]) -> str:
+    """Both models' rates in every group, the tuned one's with its interval."""
+    with _figure("", "WER", width=6.4) as (axes, drawn):
+        places = list(range(len(groups)))
+        axes.plot(
+            places, [group["baseline_wer"] for group in groups], "D", color=UNTOUCHED, markersize=6, label="untouched"
+        )
+        _with_intervals(axes, places, groups, "tuned")
+        axes.set_xticks(places, [f"{group['value']}\n{group['clips']} clips" for group in groups], fontsize=9)
+        axes.set_xlim(-0.5, len(groups) - 0.5)
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        axes.legend()
+    return drawn.getvalue()
+
+
+def over(values: Sequence[float], rates: Sequence[Mapping[str, Any]], name: str) -> str:
+    """WER with its interval over the values of a setting, such as LoRA's rank."""
+    with _figure(name, "WER", width=6.4) as (axes, drawn):
+        _with_intervals(axes, values, rates, None)
+        if min(values) > 0 and max(values) >= 4 * min(values):
+            axes.set_xscale("log", base=2)
+        axes.set_xticks(sorted(set(values)), [f"{value:g}" for value in sorted(set(values))])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    return drawn.getvalue()
+
+
+def _with_intervals(axes: Axes, places: Sequence[float], rates: Sequence[Mapping[str, Any]], label: str | None) -> None:
+    middle = [rate["wer"] for rate in rates]
+    reach = [
+        [abs(rate["wer"] - rate["wer_ci95"][end]) for rate in rates] for end in (0, 1)
+    ]  # a percentile interval need not hold the rate itself
+    axes.errorbar(places, middle, yerr=reach, fmt="o", color=TUNED, capsize=4, markersize=7, label=label)
+
+
+@contextmanager
+def _figure(x: str, y: str, width: float = 4.2) -> Iterator[tuple[Axes, io.StringIO]]:
+    """Axes to draw on, and where the SVG is when the block has ended."""
+    drawn = io.StringIO()
+    with mpl.rc_context(STYLE | {"svg.hashsalt": f"{x} {y}"}):
+        figure = Figure(figsize=(width, 2.9), layout="constrained")
+        axes = figure.add_subplot(xlabel=x, ylabel=y)
+        yield axes, drawn
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for colour, themed in THEMED.items():
+        svg = svg.replace(colour, themed)
+    drawn.write(svg)

@@ -1,0 +1,183 @@
+"""What kind of errors, in whom, and which clips changed; over the normalised sentences that error rates are made of.
+
+Every function takes one item a clip, all in the same order. Nothing here draws a conclusion from a small group: counts
+and intervals stand beside every rate, and groups are in the order of their names, never of their rates.
+"""
+
+import re
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jiwer
+import numpy as np
+
+from asr_lora.metrics import bootstrap
+
+# OpenAI's own threshold: text that zlib shortens more repeats itself (openai/whisper, transcribe.py).
+COMPRESSION_RATIO = 2.4
+LOOP = re.compile(r"(?P<once>\b\w.{0,60}?)(?:\W+(?P=once)\b){3,}")  # up to 61 characters, four times on end
+WORDS_PER_SECOND = 7.0  # read speech has 2 to 4
+SIGNS = ("compression", "loop", "rate", "limit", "silence")
+COLUMNS = ("age", "gender", "accents", "accent", "variant", "speaker")  # of Common Voice's tables, by release
+BUCKETS = (2.0, 4.0, 6.0, 8.0, 12.0)  # seconds, where groups of duration part
+SMALL = 30  # clips: a group of fewer is marked
+SHOWN_GROUPS = 20  # of a column, those of the most clips; the others are one group together
+TOP = 20  # confusions of a kind
+
+
+class Chunk(NamedTuple):
+    """A stretch of an alignment: `kind` is equal, substitute, delete or insert; both sides are words."""
+
+    kind: str
+    reference: list[str]
+    hypothesis: list[str]
+
+
+def alignments(references: Sequence[str], hypotheses: Sequence[str]) -> list[list[Chunk]]:
+    """Word by word, by jiwer, as the error counts are. Against an empty reference all is inserted."""
+    spoken = [i for i, reference in enumerate(references) if reference.strip()]
+    found = [[Chunk("insert", [], heard.split())] if heard.split() else [] for heard in hypotheses]
+    if spoken:
+        aligned = jiwer.process_words([references[i] for i in spoken], [hypotheses[i] for i in spoken])
+        for i, chunks, said, heard in zip(
+            spoken, aligned.alignments, aligned.references, aligned.hypotheses, strict=True
+        ):
+            found[i] = [
+                Chunk(c.type, said[c.ref_start_idx : c.ref_end_idx], heard[c.hyp_start_idx : c.hyp_end_idx])
+                for c in chunks
+            ]
+    return found
+
+
+def errors(chunks: Sequence[Chunk]) -> int:
+    """Words of a clip that were substituted, deleted or inserted."""
+    return sum(max(len(chunk.reference), len(chunk.hypothesis)) for chunk in chunks if chunk.kind != "equal")
+
+
+def confusions(aligned: Sequence[Sequence[Chunk]]) -> dict[str, list[list[Any]]]:
+    """The most frequent: `substitutions` [reference, hypothesis, times], `deletions` and `insertions` [word, times]."""
+    found: dict[str, Counter[tuple[str, ...]]] = {"substitute": Counter(), "delete": Counter(), "insert": Counter()}
+    for chunk in (chunk for chunks in aligned for chunk in chunks if chunk.kind != "equal"):
+        sides = [side for side in (chunk.reference, chunk.hypothesis) if side]
+        found[chunk.kind].update(zip(*sides, strict=True))
+    names = {"substitutions": "substitute", "deletions": "delete", "insertions": "insert"}
+    return {name: [[*words, times] for words, times in found[kind].most_common(TOP)] for name, kind in names.items()}
+
+
+def runaway(hypothesis: str, reference: str, seconds: float, cut: bool) -> list[str]:
+    """The signs that what was heard is not speech written down; none for an ordinary hypothesis, right or wrong.
+
+    `compression`: it repeats itself, by its compression ratio. `loop`: the same words four times on end, where the
+    reference has no such thing. `rate`: more words than can be said in the clip's `seconds`. `limit`: `cut` while it
+    was still talking. `silence`: text where the reference is empty.
+    """
+    data = hypothesis.encode()
+    seen = {
+        "compression": bool(data) and len(data) / len(zlib.compress(data)) > COMPRESSION_RATIO,
+        "loop": bool(LOOP.search(hypothesis)) and not LOOP.search(reference),
+        "rate": len(hypothesis.split()) > 2 + WORDS_PER_SECOND * seconds,
+        "limit": cut,
+        "silence": bool(hypothesis) and not reference,
+    }
+    return [sign for sign in SIGNS if seen[sign]]
+
+
+def runaways(signs: Sequence[Sequence[str]]) -> dict[str, int]:
+    """Clips by sign, and `clips` that show any."""
+    counted = Counter(sign for own in signs for sign in own)
+    return {"clips": sum(map(bool, signs)), **{sign: counted[sign] for sign in SIGNS}}
+
+
+def groups(
+    clips: Sequence[Mapping[str, Any]],
+    words: Sequence[int],
+    base_errors: Sequence[int],
+    tuned_errors: Sequence[int],
+    seen: Collection[str],
+    seed: int,
+) -> dict[str, list[dict[str, Any]]]:
+    """By column of the corpus, duration and whether the sentence was trained on: both models' rates in every group.
+
+    `clips` are lines of the manifest with `reference_normalized`; `words` are of the reference, and a clip without any
+    stands in no group. `seen` holds the normalised sentences of training. A group has `value`, `clips`, `speakers`,
+    `words`, `wer`, `wer_ci95`, `baseline_wer`, `delta`, `delta_ci95`, `ci_unit`, and `small` when its rates are not to
+    be relied on. A column that puts all clips into one group is left out.
+    """
+    spoken = [i for i, count in enumerate(words) if count]
+    by_column = {
+        column: {i: str(clips[i].get(column) or "not said") for i in spoken}
+        for column in COLUMNS
+        if any(clips[i].get(column) for i in spoken)
+    }
+    by_column["duration"] = {i: _bucket(clips[i]["duration"]) for i in spoken}
+    by_column["sentence"] = {
+        i: "seen in training" if clips[i]["reference_normalized"] in seen else "unseen" for i in spoken
+    }
+    found = {}
+    for column, values in by_column.items():
+        members: dict[str, list[int]] = defaultdict(list)
+        for i, value in values.items():
+            members[value].append(i)
+        if len(members) > 1 and (column != "speaker" or len(members) < len(spoken)):
+            counts = words, base_errors, tuned_errors
+            rows = [
+                _group(value, [clips[i]["speaker"] for i in own], _taken(own, *counts), seed)
+                for value, own in _shown(members)
+            ]
+            found[column] = rows
+    return found
+
+
+def _taken(where: Sequence[int], *columns: Sequence[int]) -> list[Any]:
+    return [np.array([column[i] for i in where]) for column in columns]
+
+
+def _group(value: str, speakers: list[str], counts: Sequence[Any], seed: int) -> dict[str, Any]:
+    words, base, tuned = counts
+    interval, unit = bootstrap(tuned, words, speakers, seed)
+    delta_interval, _ = bootstrap(tuned - base, words, speakers, seed)
+    known = len(set(speakers) - {""})
+    return {
+        "value": value,
+        "clips": len(words),
+        "speakers": known,
+        "words": int(words.sum()),
+        "wer": float(tuned.sum() / words.sum()),
+        "wer_ci95": interval,
+        "baseline_wer": float(base.sum() / words.sum()),
+        "delta": float((tuned - base).sum() / words.sum()),
+        "delta_ci95": delta_interval,
+        "ci_unit": unit,
+        "small": len(words) < SMALL,
+    }
+
+
+def _shown(members: Mapping[str, list[int]]) -> list[tuple[str, list[int]]]:
+    """Groups by name; of many those with the most clips, and the rest as one at the end."""
+    by_size = sorted(members, key=lambda value: (-len(members[value]), value))
+    kept, rest = by_size[:SHOWN_GROUPS], by_size[SHOWN_GROUPS:]
+    shown = [(value, members[value]) for value in sorted(kept, key=_natural)]
+    if rest:
+        shown.append((f"{len(rest)} others", [i for value in rest for i in members[value]]))
+    return shown
+
+
+def _natural(value: str) -> list[Any]:
+    """2 before 12."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", value) if part]
+
+
+def _bucket(seconds: float) -> str:
+    edges = [0.0, *BUCKETS]
+    low = max(edge for edge in edges if edge <= seconds)
+    high = min((edge for edge in BUCKETS if edge > seconds), default=None)
+    return f"{low:g} to {high:g} s" if high else f"{low:g} s and more"
+
+
+def changed(base_errors: Sequence[int], tuned_errors: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The clips (their places) most helped and most harmed by fine-tuning, by errors fewer or more; TOP of each."""
+    change = [tuned - base for base, tuned in zip(base_errors, tuned_errors, strict=True)]
+    order = sorted(range(len(change)), key=lambda i: change[i])
+    return [i for i in order[:TOP] if change[i] < 0], [i for i in reversed(order[-TOP:]) if change[i] > 0]

@@ -1,0 +1,123 @@
+"""What a model hears in clips, untouched or with an adapter: decoded once, and kept by all that it follows from."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from asr_lora import decode, run
+from asr_lora.checkpoint import identity, load_config, load_processor
+from asr_lora.errors import ChoiceError
+from asr_lora.files import cache_dir, read_json, write_json
+from asr_lora.hardware import Hardware, free_memory
+from asr_lora.model import adapter, whisper
+from asr_lora.progress import progress, say
+from asr_lora.sets import Set
+
+if TYPE_CHECKING:
+    from asr_lora.config import Config
+
+PROMPT_TOKENS = 4  # start, language, task, no timestamps
+
+
+def decoding(config: "Config", hardware: Hardware, language: str, short: bool) -> decode.Decoding:
+    """The run's way of making hypotheses, in Whisper's `language`.
+
+    `short` where the model was trained on contexts of less than 30 s. An untouched model is always heard at 30 s: at
+    less it never stops talking.
+    Raises ChoiceError for what the checkpoint cannot do.
+    """
+    asked = config.decoding.max_new_tokens
+    most = load_config(config.model.checkpoint).max_target_positions - PROMPT_TOKENS
+    if asked is not None and asked > most:
+        raise ChoiceError(f"decoding.max_new_tokens: must be at most {most} with this checkpoint, got {asked}")
+    return decode.Decoding(
+        language=language,
+        task=config.model.task,
+        num_beams=config.decoding.num_beams,
+        max_new_tokens=asked or most,
+        tokens_per_second=config.decoding.tokens_per_second,
+        margin=config.decoding.margin if short and config.decoding.context == "auto" else None,
+        batch_size=decode.at_once(hardware.decode_batch, config.decoding.num_beams),
+    )
+
+
+def heard(config: "Config", hardware: Hardware, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
+    """What the model hears in each set, with the adapter of the folder `tuned` or untouched (None), and what it took.
+
+    The keys are those of eval/<set>/metrics.json that decoding decides, and `hypotheses` and `cut`, an item a clip.
+    Kept in the cache by all that it follows from: a sweep decodes the untouched model once, and scoring the same
+    hypotheses under another normaliser decodes nothing.
+    """
+    name, found, model, load_seconds = "untouched" if tuned is None else "tuned", [], None, 0.0
+    processor, short = load_processor(config.model.checkpoint), tuned is not None and adapter.trained_on_short(tuned)
+    of_model = _model_content(config, hardware, tuned)
+    for each in sets:
+        settings = decoding(config, hardware, each.language, short)
+        kept = cache_dir() / "hypotheses" / f"{_content(of_model, each, settings)}.json"
+        if kept.is_file():
+            say(f"{name}, {each.name}: these clips were decoded before; hypotheses from {kept}")
+            found.append({**read_json(kept), "cached": True})
+            continue
+        if model is None:
+            free_memory()
+            started = time.perf_counter()
+            model = _loaded(config, hardware, tuned)
+            load_seconds = time.perf_counter() - started
+        facts = _decoded(model, processor, hardware, each, name, settings) | {"load_seconds": load_seconds}
+        write_json(kept, facts)
+        found.append({**facts, "cached": False})
+    return found
+
+
+def _loaded(config: "Config", hardware: Hardware, tuned: Path | None) -> WhisperForConditionalGeneration:
+    model = whisper.load(config.model.checkpoint, precision(hardware), hardware.device)
+    return model if tuned is None else adapter.merge(model, tuned)
+
+
+def _decoded(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, hardware: Hardware, each: Set, name: str,
+    settings: decode.Decoding,
+) -> dict[str, Any]:  # fmt: skip
+    started = time.perf_counter()
+    with progress(f"decoding {each.name}, {name}", total=len(each.clips)) as bar:
+        hypotheses = decode.transcribe(model, processor, each.clips, settings, bar.advance)
+    seconds, audio_seconds = time.perf_counter() - started, sum(clip["duration"] for clip in each.clips)
+    return {
+        "hypotheses": [hypothesis.text for hypothesis in hypotheses],
+        "cut": [hypothesis.cut for hypothesis in hypotheses],
+        "device": hardware.name,
+        "context": "full" if settings.margin is None else "short",
+        "audio_seconds": audio_seconds,
+        "seconds": seconds,
+        "rtfx": audio_seconds / seconds,
+    }
+
+
+def precision(hardware: Hardware) -> str:
+    """Of the merged model: never quantised, since merging into 8 bits rounds the adapter away and decodes slower."""
+    return "fp16" if hardware.device.type == "cuda" else "fp32"
+
+
+def _model_content(config: "Config", hardware: Hardware, tuned: Path | None) -> dict[str, Any]:
+    """What hypotheses follow from on the model's side; a checkpoint's gigabytes are read for it, once for all sets."""
+    return {
+        "checkpoint": identity(config.model.checkpoint),
+        "adapter": None if tuned is None else adapter.digest(tuned),
+        "precision": precision(hardware),
+        "versions": {name: version for name, version in run.versions().items() if name in ("torch", "transformers")},
+    }
+
+
+def _content(of_model: Mapping[str, Any], each: Set, settings: decode.Decoding) -> str:
+    follows_from = {
+        **of_model,
+        "clips": [clip["sha256"] for clip in each.clips],
+        "decoding": asdict(replace(settings, batch_size=0)),
+    }
+    return hashlib.sha256(json.dumps(follows_from, sort_keys=True).encode()).hexdigest()

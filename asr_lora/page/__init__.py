@@ -1,0 +1,21 @@
+"""Templates of the page, the comparison and the model card, and what all of them may call."""
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from asr_lora import tables
+
+
+def environment(autoescape: bool) -> Environment:
+    """`autoescape` for a page, where whatever a corpus or a person wrote must stay text; a card is no HTML."""
+    made = Environment(
+        loader=PackageLoader("asr_lora", "page"), autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    made.filters |= {
+        "percent": tables.percent, "points": tables.points, "interval": tables.interval,
+        "interval_points": lambda bounds: tables.interval(bounds, tables.points), "difference": tables.difference,
+    }  # fmt: skip
+    made.globals |= {
+        "leading": tables.leading, "runaways": tables.runaways, "delta_interval": tables.delta_interval,
+    }  # fmt: skip
+    return made

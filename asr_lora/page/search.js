@@ -1,0 +1,47 @@
+// Search over all clips. Text only ever enters the page as textContent: whatever a corpus holds stays text.
+const lines = JSON.parse(document.getElementById("lines").textContent);
+const words = document.getElementById("words"), kind = document.getElementById("kind");
+const rows = document.getElementById("rows"), count = document.getElementById("count");
+const MOST = 200; // rows shown at once
+
+const kinds = {
+  all: () => true,
+  better: line => line.to < line.from,
+  worse: line => line.to > line.from,
+  wrong: line => line.to > 0,
+  runaway: line => line.runaway.length > 0,
+};
+
+function cell(row, text, name) {
+  const made = row.insertCell();
+  made.className = name;
+  made.textContent = text;
+  return made;
+}
+
+function show() {
+  const asked = words.value.toLowerCase().split(/\s+/).filter(Boolean);
+  const found = lines.filter(line => kinds[kind.value](line) && asked.every(word =>
+    `${line.id} ${line.reference} ${line.before} ${line.after}`.toLowerCase().includes(word)));
+  rows.replaceChildren();
+  for (const line of found.slice(0, MOST)) {
+    const row = rows.insertRow();
+    cell(row, line.id, "small");
+    cell(row, `${line.from} → ${line.to}`, "n");
+    const texts = cell(row, "", "");
+    for (const [name, text] of [["reference", line.reference], ["untouched", line.before], ["tuned", line.after]]) {
+      const paragraph = document.createElement("p"), label = document.createElement("em");
+      paragraph.className = "words";
+      paragraph.dir = "auto";
+      label.textContent = name;
+      paragraph.append(label, " ", text || "(nothing)");
+      texts.append(paragraph);
+    }
+  }
+  const shown = found.length > MOST ? `, the first ${MOST} shown` : "";
+  count.textContent = `${found.length} of ${lines.length} clips${shown}`;
+}
+
+words.addEventListener("input", show);
+kind.addEventListener("change", show);
+show();

@@ -1,0 +1,151 @@
+"""An evaluation of several sets: what it writes, the gate, the strength dial and averaging."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from releases import utterances, write_release
+
+from asr_lora import hearing
+from asr_lora.errors import ChoiceError, RegressionError, UserError, WorldError
+from asr_lora.eval import evaluate
+from asr_lora.files import read_json, read_jsonl
+from asr_lora.launch import _leave, load
+from asr_lora.run import as_recorded
+from asr_lora.sets import Set
+from asr_lora.train import train
+
+
+@pytest.fixture
+def trained(words: list[str]) -> list[str]:
+    train(load([*words, "eval.after=false", "training.save_steps=1"]))
+    return [*words, "training.save_steps=1"]
+
+
+def test_every_set_is_scored_by_both_models_and_stands_in_one_table(
+    trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_release(
+        tmp_path / "fries", "en", {split: utterances(f"en-{split}", 3, 3) for split in ("train", "dev", "test")}
+    )
+    config = load(
+        [*trained, f"eval.sets=[{{source: silence}}, {{source: {tmp_path / 'fries'}, language: en, name: read}}]"]
+    )
+    own = evaluate(config)
+    table = capsys.readouterr().out
+    for name, clips, language in (("test", 4, "nl"), ("silence", 8, "nl"), ("read", 3, "en")):
+        facts = read_json(config.run / "eval" / name / "metrics.json")
+        lines = read_jsonl(config.run / "eval" / name / "hypotheses.jsonl")
+        assert (facts["set"], facts["clips"], facts["language"], len(lines)) == (name, clips, language, clips)
+        for figures, prefix in ((facts, ""), (facts["baseline"], "baseline_")):
+            assert figures["runaways"]["clips"] == sum(bool(line[f"{prefix}runaway"]) for line in lines)
+            assert sum(line[f"{prefix}errors"] for line in lines) == (
+                figures["substitutions"] + figures["deletions"] + figures["insertions"] + figures["hallucinated_words"]
+            )
+        assert name in table
+    assert own["set"] == "test" and "small" in table
+    assert read_json(config.run / "eval" / "silence" / "metrics.json")["delta"]["wer"] is None
+
+
+def test_a_set_that_is_named_later_is_scored_alone(trained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load(trained)
+    evaluate(config)
+    asked: list[str] = []
+    real = hearing.heard
+
+    def heard(config: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
+        asked.extend(each.name for each in sets)
+        return real(config, hardware, sets, tuned)
+
+    monkeypatch.setattr("asr_lora.eval.heard", heard)
+    more = ["eval.sets=[{source: noise}]"]
+    evaluate(as_recorded(config.run, load([*more, "hardware=cpu"]), more))
+    assert set(asked) == {"noise"}
+
+
+# ---- the gate ----
+
+
+@pytest.fixture
+def worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tuned model that gets every other word wrong, where the untouched one got all of them right."""
+
+    def heard(config: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
+        def said(text: str) -> str:
+            words = text.split()
+            return text if tuned is None else " ".join(w if at % 2 else "anders" for at, w in enumerate(words))
+
+        return [
+            {
+                "hypotheses": [said(clip["text"]) for clip in each.clips], "cut": [False] * len(each.clips),
+                "device": "none", "context": "full", "audio_seconds": 1.0, "seconds": 1.0, "load_seconds": 0.0,
+                "rtfx": 1.0, "cached": False,
+            }
+            for each in sets
+        ]  # fmt: skip
+
+    monkeypatch.setattr("asr_lora.eval.heard", heard)
+
+
+@pytest.mark.usefixtures("worse")
+def test_the_gate_names_the_set_that_lost_too_much_when_all_is_written(trained: list[str]) -> None:
+    config = load([*trained, "eval.max_regression=0.01", "eval.sets=[{source: silence}]"])
+    with pytest.raises(RegressionError, match=r"at most 1 points on every set, got test \(exceeded, \+50\.0 points"):
+        evaluate(config)
+    assert read_json(config.run / "eval" / "test" / "metrics.json")["delta"]["wer"] == 0.5
+    assert (config.run / "eval" / "silence" / "metrics.json").is_file()
+    evaluate(load([*trained, "eval.max_regression=0.6"]))
+
+
+def test_what_nobody_can_tell_fails_only_where_strict(trained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asr_lora.metrics.verdict", lambda delta, limit: "undecided")
+    evaluate(load([*trained, "eval.max_regression=0.01"]))
+    with pytest.raises(RegressionError, match="undecided"):
+        evaluate(load([*trained, "eval.max_regression=0.01", "eval.strict=true"]))
+
+
+@pytest.mark.parametrize(("kind", "status"), [(ChoiceError, 2), (WorldError, 1), (RegressionError, 3)])
+def test_every_kind_of_end_has_its_status(kind: type[UserError], status: int) -> None:
+    with pytest.raises(SystemExit) as left:
+        _leave(kind("so"))
+    assert left.value.code == status
+
+
+# ---- the dial ----
+
+
+def test_strengths_are_compared_on_dev_and_the_best_alone_is_scored_on_test(trained: list[str]) -> None:
+    config = load([*trained, "eval.strengths=[1,0,0.5]", "eval.sets=[{source: silence}]"])
+    facts = evaluate(config)
+    found = read_json(config.run / "eval" / "strengths.json")
+    assert [point["strength"] for point in found["curve"]] == [0, 0.5, 1]
+    assert found["best"] == min(found["curve"], key=lambda point: (point["dev"]["wer"], point["strength"]))["strength"]
+    assert all(point["silence"]["wer"] is None for point in found["curve"])
+    assert facts["strength"] == found["best"]
+
+
+def test_at_strength_zero_the_tuned_model_is_the_untouched_one(trained: list[str]) -> None:
+    config = load([*trained, "eval.strength=0"])
+    facts = evaluate(config)
+    lines = read_jsonl(config.run / "eval" / "test" / "hypotheses.jsonl")
+    assert facts["context"] == "full" and facts["delta"]["wer"] == 0
+    assert [line["hypothesis"] for line in lines] == [line["baseline_hypothesis"] for line in lines]
+    assert (config.run / "train" / "adapter-strength0" / "adapter_config.json").is_file()
+
+
+def test_the_last_kept_adapters_are_averaged_and_more_than_were_kept_refused(trained: list[str]) -> None:
+    config = load([*trained, "eval.average=2"])
+    kept = sorted(path.name for path in (config.run / "train" / "kept").iterdir())
+    assert kept == ["step-000001", "step-000002"]
+    facts = evaluate(config)
+    assert read_json(config.run / "train" / "adapter-average2" / "asr_lora.json")["averaged"] == 2
+    assert facts["context"] == "short"
+    with pytest.raises(ChoiceError, match=r"eval.average: training kept 2 adapters .*, not 3; training.keep_adapters"):
+        evaluate(load([*trained, "eval.average=3"]))
+
+
+def test_training_keeps_as_many_adapters_as_it_is_told(words: list[str]) -> None:
+    config = load([*words, "training.save_steps=1", "training.keep_adapters=1", "eval.after=false"])
+    train(config)
+    assert [path.name for path in (config.run / "train" / "kept").iterdir()] == ["step-000002"]

@@ -1,0 +1,194 @@
+"""The page of a run and of several: whole, true to the files, safe from what a corpus holds, and alive in a browser."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny_run
+from huggingface_hub import ModelCard
+from playwright.sync_api import sync_playwright
+from releases import utterances, write_release
+
+from asr_lora.errors import ChoiceError
+from asr_lora.files import read_json, read_jsonl, write_jsonl
+from asr_lora.launch import load
+from asr_lora.report import compare, report
+from asr_lora.train import train
+
+HOSTILE = "<script>1</script>\"'&amp;ש🎈"
+MARKUP = "<img src=x onerror=alert(1)>"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def hostile_words(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> list[str]:
+    """A trained run of a corpus whose sentences and speakers would like to be markup."""
+    folder = tmp_path_factory.mktemp("hostile")
+    splits = {name: utterances(name, count, 3) for name, count in (("train", 12), ("dev", 4), ("test", 6))}
+    for row in splits["test"]:
+        row["sentence"] += HOSTILE
+        row["gender"], row["age"] = (MARKUP, "") if row["path"] < "common_voice_test_00003" else ("", "twenties")
+    write_release(folder / "release", splits=splits)
+    words = [*tiny_run(folder / "release", tiny_checkpoint, folder / "runs"), "eval.sets=[{source: silence}]"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("ASR_LORA_CACHE", str(folder / "cache"))
+        train(load(words))
+        train(load([*words, "lora.r=2"]))
+    # A random model is wrong everywhere: let one clip be helped, and one harmed.
+    file = load(words).run / "eval" / "test" / "hypotheses.jsonl"
+    lines = read_jsonl(file)
+    for line, model in ((lines[0], ""), (lines[1], "baseline_")):
+        line[f"{model}hypothesis"], line[f"{model}errors"] = line["reference"], 0
+        line[f"{model}hypothesis_normalized"] = line["reference_normalized"]
+    write_jsonl(file, lines)
+    return words
+
+
+class Page(HTMLParser):
+    """What a browser would build: the tags in order, and the text outside scripts and styles."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.json, self._inside = "", "", ""
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag if tag in ("script", "style") else self._inside
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = "" if tag == self._inside else self._inside
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script" and self.tags[-1][1].get("type") == "application/json":
+            self.json += data
+        elif not self._inside:
+            self.text += data
+
+
+def test_the_page_is_one_file_with_the_numbers_of_the_run(hostile_words: list[str]) -> None:
+    folder = load(hostile_words).run
+    page = Page(report(folder))
+    facts = read_json(folder / "eval" / "test" / "metrics.json")
+    assert f"{facts['baseline']['wer']:.1%}" in page.text and f"{facts['wer']:.1%}" in page.text
+    for words in (
+        "silence",
+        "Taken for another",
+        "Most harmed",
+        "twenties",
+        "asr_lora.train",
+        "Leaks that remain: none",
+    ):
+        assert words in page.text
+    assert len(json.loads(page.json)) == 6
+    outside = [value for _, attributes in page.tags for name in ("src", "href") if (value := attributes.get(name))]
+    players = [value for value in outside if value.startswith("clips/")]
+    assert players and all((folder / "report" / value).is_file() for value in players)
+    assert [value for value in outside if value not in players] == ["data:,"]
+
+
+def test_what_a_corpus_holds_stays_text(hostile_words: list[str]) -> None:
+    page = Page(report(load(hostile_words).run))
+    assert [tag for tag, _ in page.tags].count("script") == 2  # ours: the clips as data, and the search
+    assert not [tag for tag, attributes in page.tags if tag == "img" or "onerror" in attributes]
+    assert any(HOSTILE in line["reference"] for line in json.loads(page.json))
+    assert MARKUP[:20] in page.text  # the name of a group
+
+
+def test_a_clip_that_is_gone_is_told_and_the_page_is_whole(
+    hostile_words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = load(hostile_words).run
+    clip = Path(read_jsonl(folder / "eval" / "test" / "hypotheses.jsonl")[0]["path"])
+    away = clip.rename(clip.with_suffix(".away"))
+    try:
+        page = Page(report(folder))
+    finally:
+        away.rename(clip)
+    assert "its sound is gone" in page.text
+    assert "1 of the shown clips are no longer where they were" in capsys.readouterr().err
+
+
+def test_a_comparison_has_a_row_a_run_and_says_which_differ(hostile_words: list[str]) -> None:
+    runs = load(hostile_words).run.parent
+    report(load(hostile_words).run)
+    page = Page(compare(str(runs / "nl-*"), runs))
+    assert page.text.count("lowest here") == 1 and "points (" in page.text
+    assert [tag for tag, _ in page.tags].count("svg") == 1  # two ranks make a plot
+    (link,) = (attributes["href"] for tag, attributes in page.tags if tag == "a")
+    assert link is not None and (runs / "comparison" / link).is_file()
+
+
+def test_runs_that_are_not_scored_are_refused_or_left_out(
+    hostile_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ChoiceError, match="was not trained and scored yet"):
+        report(tmp_path)
+    with pytest.raises(ChoiceError, match=r"report\.runs: no scored run matches"):
+        compare(str(tmp_path / "none-*"), tmp_path)
+    (tmp_path / "nl-half").mkdir()
+    (tmp_path / "nl-whole").symlink_to(load(hostile_words).run)
+    compare(str(tmp_path / "nl-*"), tmp_path)
+    assert "left out, not trained and scored to the end: " in capsys.readouterr().err
+
+
+def test_the_card_has_metadata_that_the_hub_reads_and_the_same_numbers(hostile_words: list[str]) -> None:
+    folder = load(hostile_words).run
+    card = ModelCard.load(folder / "train" / "adapter" / "README.md")
+    facts = read_json(folder / "eval" / "test" / "metrics.json")
+    assert (card.data.base_model, card.data.library_name, card.data.language) == ("whisper-random", "peft", "nl")
+    assert card.data.license == "apache-2.0" and card.data.metrics == ["wer", "cer"]
+    wer = next(result for result in card.data.eval_results if result.metric_type == "wer")
+    assert wer.metric_value == round(100 * facts["wer"], 2) and "marks 1" in wer.metric_name
+    assert f"{facts['baseline']['wer']:.1%}" in card.text and "silence" in card.text
+    assert "Difference: " in card.text
+
+
+# ---- in a real browser ----
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium, and this is tested too")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser_the_page_is_quiet_and_its_filter_filters(
+    hostile_words: list[str], browser: Any, scheme: str
+) -> None:
+    page = browser.new_page(color_scheme=scheme, viewport={"width": 390, "height": 800})
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
+    page.goto(report(load(hostile_words).run).as_uri())
+    assert page.locator("#count").inner_text() == "6 of 6 clips"
+    page.fill("#words", "zin 3")
+    assert page.locator("#count").inner_text() == "1 of 6 clips"
+    assert HOSTILE in page.locator("#rows").inner_text()
+    page.fill("#words", "")
+    page.select_option("#kind", "better")
+    lines = json.loads(page.locator("#lines").text_content())
+    better = sum(line["to"] < line["from"] for line in lines)
+    assert page.locator("#count").inner_text() == f"{better} of 6 clips"
+    durations = page.evaluate(
+        """() => Promise.all([...document.querySelectorAll("audio")].map(player => new Promise(done => {
+            player.addEventListener("loadedmetadata", () => done(player.duration));
+            player.addEventListener("error", () => done(0));
+            player.preload = "metadata"; player.load();
+        })))"""
+    )
+    assert durations and all(seconds > 0.3 for seconds in durations)
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")  # no sideways
+    assert complaints == []
