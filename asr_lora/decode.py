@@ -19,8 +19,11 @@ from asr_lora.errors import WorldError
 from asr_lora.manifest import Clip
 from asr_lora.model.whisper import context
 
+VERSION = 1  # it rises whenever the same settings hear the same clips otherwise
 SPARE_TOKENS = 24  # beside what a clip's seconds allow: a clip of one second may hold a long word
 MULTIPLE = 1.28  # seconds: of short contexts, so that enough clips share one
+FEW_BEYOND = 7.68  # seconds: clips of longer contexts are few, and a token of one costs nearly what one of eight does
+LONG_MULTIPLE = 5.12  # seconds: of those
 MOST_AT_ONCE = 4  # times the rows of a batch at 30 s: what one more row costs beside its context then tells
 
 
@@ -125,7 +128,10 @@ def at_once(rows: int, num_beams: int) -> int:
 
 
 def _context(duration: float, margin: float | None) -> float:
-    return audio.MAX_SECONDS if margin is None else rounded_up(duration + margin, MULTIPLE)
+    if margin is None:
+        return audio.MAX_SECONDS
+    needed = duration + margin
+    return rounded_up(needed, MULTIPLE if needed <= FEW_BEYOND else LONG_MULTIPLE)
 
 
 def _prefetched(

@@ -6,6 +6,7 @@ eval/<set>/{hypotheses.jsonl,metrics.json}; with eval.strengths=[...] eval/stren
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,7 +14,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from asr_lora import findings, metrics, run, tables
+from asr_lora import decode, findings, metrics, run, tables
 from asr_lora.card import write_card
 from asr_lora.config import Config, plain
 from asr_lora.errors import ChoiceError, RegressionError
@@ -142,9 +143,11 @@ def _scored(
 
 def _asked(config: Config, each: Set, tuned: Path) -> dict[str, Any]:
     """What the result depends on."""
+    said = [[clip[name] for name in ("sha256", "text", "speaker")] for clip in each.clips]
     return {
         "adapter_sha256": adapter.digest(tuned),
-        "clips_sha256": hashlib.sha256("".join(clip["sha256"] for clip in each.clips).encode()).hexdigest(),
+        "clips_sha256": hashlib.sha256(json.dumps(said).encode()).hexdigest(),
+        "decoder": decode.VERSION,
         "language": each.language,
         "normalizer": str(_normalizer(config, each)),
         "decoding": plain(config)["decoding"],

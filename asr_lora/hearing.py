@@ -117,6 +117,7 @@ def _model_content(config: "Config", hardware: Hardware, tuned: Path | None) -> 
 def _content(of_model: Mapping[str, Any], each: Set, settings: decode.Decoding) -> str:
     follows_from = {
         **of_model,
+        "decoder": decode.VERSION,
         "clips": [clip["sha256"] for clip in each.clips],
         "decoding": asdict(replace(settings, batch_size=0)),
     }

@@ -1,19 +1,23 @@
-"""Several benchmarks as one:  python recipes/pooled.py WORK ... [--against tutorial|padded]
+"""Several benchmarks as one:  python recipes/pooled.py MEASURED ... [--against tutorial|padded] [--keep FOLDER]
 
-Takes the work folders of recipes/benchmark.py, one per corpus and seed, and pools their test clips: one difference in
-WER with one paired interval, ours decoded short and at 30 s, and the medians of what ours is faster by.
+Takes what recipes/benchmark.py measured, a work folder per corpus and seed, and pools their test clips: one difference
+in WER with one paired interval, ours decoded short and at 30 s, and the medians of what ours is faster by. `--keep`
+writes a file of counts per work folder, which stands in for it later: numbers alone, nothing that anybody said.
 """
 
 import argparse
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora import metrics
-from asr_lora.files import read_json, read_jsonl
+from asr_lora import findings, metrics
+from asr_lora.files import read_json, read_jsonl, write_json
 from asr_lora.text import Normalizer
 
 MEASURES = {
@@ -21,38 +25,69 @@ MEASURES = {
     "evaluation, tuned pass": ("evaluate", "seconds"),
     "training, peak memory": ("train", "resident_bytes"),
 }
+OTHERS = ("tutorial", "padded")
 
 
-def pooled(works: list[Path], against: str) -> dict[str, Any]:
+def counted(measured: Path) -> dict[str, Any]:
+    """A work folder's counts, a number a test clip: `words`, and of every arm its errors and its insertions."""
+    if measured.is_file():
+        return read_json(measured)
+    results, rows = read_json(measured / "results.json"), read_jsonl(measured / "prepared" / "data" / "test.jsonl")
+    arms = {name: results[name]["hypotheses"] for name in (*OTHERS, "ours") if name in results}
+    if "ours" in arms:
+        arms["ours_full"] = results["ours"]["hypotheses_full"]
+    clean = Normalizer("marks")
+    references = [clean(row["text"]) for row in rows[: len(next(iter(arms.values())))]]
+    found: dict[str, Any] = {
+        "machine": results["machine"],
+        "versions": results["versions"],
+        "clips": [row["sha256"][:16] for row in rows[: len(references)]],
+        "words": [len(reference.split()) for reference in references],
+        "arms": {},
+    }
+    for name, hypotheses in arms.items():
+        aligned = findings.alignments(references, [clean(heard) for heard in hypotheses])
+        found["arms"][name] = {
+            "errors": [findings.errors(chunks) for chunks in aligned],
+            "insertions": [sum(len(c.hypothesis) for c in chunks if c.kind == "insert") for chunks in aligned],
+        }
+        found["arms"][name] |= {
+            title: results[name][part][figure] for title, (part, figure) in MEASURES.items() if name in results
+        }
+    return found
+
+
+def pooled(counts: Sequence[dict[str, Any]], against: str) -> dict[str, Any]:
     """Differences `ours` and `ours_full` (at 30 s) minus the other arm's over all clips, and ratios, a number a work.
 
-    A clip that several seeds were heard on is drawn with all of them: seeds do not make more clips.
+    A clip that several seeds were heard on is drawn with all of them: seeds do not make more clips. Clips without a
+    word stay out of it, as they do of every rate.
     """
-    references, speakers, heard = [], [], {"theirs": [], "ours": [], "ours_full": []}
-    ratios: dict[str, list[float]] = {name: [] for name in MEASURES}
-    for work in works:
-        results = read_json(work / "results.json")
-        theirs, own = results[against], results["ours"]
-        for row in read_jsonl(work / "prepared" / "data" / "test.jsonl")[: len(own["hypotheses"])]:
-            references.append(row["text"])
-            speakers.append(row["sha256"])
-        heard["theirs"] += theirs["hypotheses"]
-        heard["ours"] += own["hypotheses"]
-        heard["ours_full"] += own["hypotheses_full"]
-        for name, (part, figure) in MEASURES.items():
-            ratio = theirs[part][figure] / own[part][figure]
-            ratios[name].append(1 / ratio if figure == "clips_per_second" else ratio)
-    rule = Normalizer("marks"), 0
-    return {
-        "clips": len(set(speakers)),
-        "heard": len(references),
-        "scores": {arm: metrics.score(references, said, speakers, *rule) for arm, said in heard.items()},
-        "delta": {
-            arm: metrics.paired_delta(references, heard["theirs"], heard[arm], speakers, *rule)
-            for arm in ("ours", "ours_full")
-        },
-        "ratios": ratios,
-    }
+
+    def joined(arm: str, what: str) -> np.ndarray:
+        return np.array(list(chain.from_iterable(each["arms"][arm][what] for each in counts)))[spoken]
+
+    clips, words = (np.array(list(chain.from_iterable(each[key] for each in counts))) for key in ("clips", "words"))
+    spoken = words > 0
+    clips, words = clips[spoken], words[spoken]
+    # Whatever their number, all hearings of a clip are one unit.
+    unique, places = np.unique(clips, return_inverse=True)
+    rates, deltas = {}, {}
+    for arm in (against, "ours", "ours_full"):
+        errors = joined(arm, "errors")
+        rates[arm] = {"wer": errors.sum() / words.sum(), "insertions": int(joined(arm, "insertions").sum())}
+        if arm != against:
+            more = errors - joined(against, "errors")
+            by_clip = [np.bincount(places, weights=of) for of in (more, words)]
+            interval, _ = metrics.bootstrap(*by_clip, [""] * len(unique), seed=0)
+            deltas[arm] = {"wer": more.sum() / words.sum(), "ci95": interval}
+    ratios = {name: [_ratio(each["arms"], against, name) for each in counts] for name in MEASURES}
+    return {"clips": len(unique), "heard": len(words), "scores": rates, "delta": deltas, "ratios": ratios}
+
+
+def _ratio(arms: dict[str, Any], against: str, name: str) -> float:
+    ratio: float = arms[against][name] / arms["ours"][name]
+    return 1 / ratio if MEASURES[name][1] == "clips_per_second" else ratio
 
 
 def show(found: dict[str, Any], against: str) -> None:
@@ -60,7 +95,7 @@ def show(found: dict[str, Any], against: str) -> None:
     table = Table(title=title, caption="intervals are drawn over clips")
     for heading in ("", "WER", "insertions", "minus the other (points)"):
         table.add_column(heading, justify="right" if heading else "left")
-    for arm, name in (("theirs", against), ("ours", "ours, short"), ("ours_full", "ours at 30 s")):
+    for arm, name in ((against, against), ("ours", "ours, short"), ("ours_full", "ours at 30 s")):
         score, delta = found["scores"][arm], found["delta"].get(arm)
         points = ""
         if delta:
@@ -74,7 +109,13 @@ def show(found: dict[str, Any], against: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("works", nargs="+", type=Path, metavar="WORK")
-    parser.add_argument("--against", choices=("tutorial", "padded"), default="tutorial")
+    parser.add_argument("measured", nargs="+", type=Path, metavar="MEASURED", help="a work folder, or its kept counts")
+    parser.add_argument("--against", choices=OTHERS, default="tutorial")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="write a file of counts per work folder here")
     asked = parser.parse_args()
-    show(pooled(asked.works, asked.against), asked.against)
+    every = [counted(measured) for measured in asked.measured]
+    if asked.keep:
+        for measured, counts in zip(asked.measured, every, strict=True):
+            write_json(asked.keep / f"{measured.stem}.json", counts)
+    if all({asked.against, "ours"} <= set(counts["arms"]) for counts in every):
+        show(pooled(every, asked.against), asked.against)

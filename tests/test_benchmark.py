@@ -61,7 +61,14 @@ def test_both_arms_are_measured_once_and_every_figure_is_kept(
     for score in against["scores"].values():
         assert set(score) >= {"wer", "wer_ci95", "cer", "insertions", "deletions", "substitutions"}
 
-    pooled = sys.modules["pooled"].pooled([work, work], "tutorial")  # the same clips under a second seed
+    counts = sys.modules["pooled"].counted(work)
+    assert sum(counts["arms"]["ours"]["errors"]) / sum(counts["words"]) == pytest.approx(
+        found["ours"]["evaluate"]["wer"]
+    )
+    kept = tmp_path / "kept.json"
+    write_json(kept, counts)
+    assert sys.modules["pooled"].counted(kept) == counts
+    pooled = sys.modules["pooled"].pooled([counts, counts], "tutorial")  # the same clips under a second seed
     assert (pooled["clips"], pooled["heard"]) == (4, 8)
     assert pooled["delta"]["ours"]["wer"] == pytest.approx(against["delta"]["ours"]["wer"])
     assert all(len(ratios) == 2 for ratios in pooled["ratios"].values())

@@ -90,6 +90,8 @@ def test_a_clips_short_context_follows_from_its_own_seconds_and_like_contexts_ar
     assert batches(durations, batch_size=1, margin=1.0) == [([4], 5.12), ([1], 3.84), ([2, 0, 3], 2.56)]
     many = batches([0.5] * 9, batch_size=1, margin=1.0)  # four times as many rows as at 30 s, at most
     assert [len(batch) for batch, _ in many] == [4, 4, 1]
+    few_long = [seconds for _, seconds in batches([26.0, 19.1, 15.5, 13.3, 8.1, 6.0], batch_size=8, margin=1.0)]
+    assert few_long == [30.0, 20.48, 15.36, 10.24, 7.68]
     assert batches(durations, batch_size=2, margin=None) == [([4, 1], 30.0), ([2, 0], 30.0), ([3], 30.0)]
 
 
