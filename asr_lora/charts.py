@@ -44,14 +44,14 @@ def training(log: Sequence[Mapping[str, Any]], dev: Sequence[Mapping[str, Any]])
     return charts
 
 
-def by_group(groups: Sequence[Mapping[str, Any]]) -> str:
-    """Both models' rates in every group, the tuned one's with its interval."""
-    with _figure("", "WER", width=6.4) as (axes, drawn):
+def by_group(groups: Sequence[Mapping[str, Any]], rate: str) -> str:
+    """Both models' rates ("WER" or "CER") in every group, the tuned one's with its interval."""
+    with _figure("", rate, width=6.4) as (axes, drawn):
         places = list(range(len(groups)))
         axes.plot(
-            places, [group["baseline_wer"] for group in groups], "D", color=UNTOUCHED, markersize=6, label="untouched"
+            places, [group["baseline_rate"] for group in groups], "D", color=UNTOUCHED, markersize=6, label="untouched"
         )
-        _with_intervals(axes, places, groups, "tuned")
+        _with_intervals(axes, places, groups, "rate", "tuned")
         axes.set_xticks(places, [f"{group['value']}\n{group['clips']} clips" for group in groups], fontsize=9)
         axes.set_xlim(-0.5, len(groups) - 0.5)
         axes.set_ylim(bottom=0)
@@ -60,10 +60,10 @@ def by_group(groups: Sequence[Mapping[str, Any]]) -> str:
     return drawn.getvalue()
 
 
-def over(values: Sequence[float], rates: Sequence[Mapping[str, Any]], name: str) -> str:
-    """WER with its interval over the values of a setting, such as LoRA's rank."""
-    with _figure(name, "WER", width=6.4) as (axes, drawn):
-        _with_intervals(axes, values, rates, None)
+def over(values: Sequence[float], scored: Sequence[Mapping[str, Any]], rate: str, name: str) -> str:
+    """The rate "wer" or "cer" with its interval over the values of a setting, such as LoRA's rank."""
+    with _figure(name, rate.upper(), width=6.4) as (axes, drawn):
+        _with_intervals(axes, values, scored, rate, None)
         if min(values) > 0 and max(values) >= 4 * min(values):
             axes.set_xscale("log", base=2)
         axes.set_xticks(sorted(set(values)), [f"{value:g}" for value in sorted(set(values))])
@@ -72,10 +72,12 @@ def over(values: Sequence[float], rates: Sequence[Mapping[str, Any]], name: str)
     return drawn.getvalue()
 
 
-def _with_intervals(axes: Axes, places: Sequence[float], rates: Sequence[Mapping[str, Any]], label: str | None) -> None:
-    middle = [rate["wer"] for rate in rates]
+def _with_intervals(
+    axes: Axes, places: Sequence[float], scored: Sequence[Mapping[str, Any]], rate: str, label: str | None
+) -> None:
+    middle = [each[rate] for each in scored]
     reach = [
-        [abs(rate["wer"] - rate["wer_ci95"][end]) for rate in rates] for end in (0, 1)
+        [abs(each[rate] - each[f"{rate}_ci95"][end]) for each in scored] for end in (0, 1)
     ]  # a percentile interval need not hold the rate itself
     axes.errorbar(places, middle, yerr=reach, fmt="o", color=TUNED, capsize=4, markersize=7, label=label)
 

@@ -111,7 +111,7 @@ class TrainingConfig:
     keep_adapters: int
     eval_steps: int | None
     dev_share: float
-    dev_normalizer: str
+    dev_normalizer: str | None
     patience: int | None
 
     def __post_init__(self) -> None:
@@ -124,7 +124,8 @@ class TrainingConfig:
         check("training.weight_decay", self.weight_decay, "at least 0", 0 <= self.weight_decay < float("inf"))
         check("training.max_grad_norm", self.max_grad_norm, "more than 0", self.max_grad_norm > 0)
         check("training.dev_share", self.dev_share, "a share in (0, 1]", 0 < self.dev_share <= 1)
-        check_choice("training.dev_normalizer", self.dev_normalizer, NORMALIZERS)
+        if self.dev_normalizer is not None:
+            check_choice("training.dev_normalizer", self.dev_normalizer, NORMALIZERS)
         check_choice("training.context", self.context, ("dynamic", "full", "packed"))
         _check_range("training.margin", self.margin)
         _check_range("training.long_seconds", self.long_seconds)
@@ -190,17 +191,21 @@ class PlanConfig:
 
 @dataclass
 class EvalSet:
-    """An item of a list, which conf/ cannot give values to: what is not said is None, and the split test."""
+    """An item of a list, which conf/ cannot give values to: what is not said is None, and the split test.
+
+    `language` is the corpus's locale, `token` the language that Whisper is told where it has no token for that one.
+    """
 
     source: str
     language: str | None = None
     name: str | None = None
     split: str = "test"
+    token: str | None = None
 
     def __post_init__(self) -> None:
         check("eval.sets.source", repr(self.source), "a path, silence or noise", self.source != "")
-        folder = self.name is None or re.fullmatch(r"[\w.-]+", self.name) is not None
-        check("eval.sets.name", repr(self.name), "letters, digits, _, . and - alone", folder)
+        folder = self.name is None or re.fullmatch(r"\w[\w.-]*", self.name) is not None
+        check("eval.sets.name", repr(self.name), "letters, digits, _, . and - alone, a letter first", folder)
         check_choice("eval.sets.split", self.split, ("train", "dev", "test"))
 
 
@@ -256,6 +261,8 @@ class Config:
 
     def __post_init__(self) -> None:
         check("seed", self.seed, "at least 0", self.seed >= 0)
+        keep, wanted = self.training.keep_adapters, self.eval.average
+        check("eval.average", wanted, f"at most training.keep_adapters={keep}", wanted is None or wanted <= keep)
         check_word("experiment_name", self.experiment_name or "none")
 
     @property

@@ -26,7 +26,7 @@ from asr_lora.model import adapter
 from asr_lora.prepare import clips, language
 from asr_lora.progress import say
 from asr_lora.sets import Set, evaluated
-from asr_lora.text import Normalizer
+from asr_lora.text import Normalizer, leading
 
 
 def evaluate(config: Config) -> dict[str, Any]:
@@ -46,8 +46,8 @@ def evaluate(config: Config) -> dict[str, Any]:
     else:
         say(f"already evaluated: {config.run / 'eval'}")
     facts = {each.name: read_json(_folder(config, each) / "metrics.json") for each in sets}
-    if missing:
-        _write_card(config, tuned, facts)
+    if config.eval.split == "test":  # a card tells nothing of the clips that chose the adapter
+        _write_card(config, tuned)
     tables.show_run(config.run_name, facts)
     _refuse_regressions(config, facts)
     return facts[config.eval.split]
@@ -76,8 +76,8 @@ def _score(
     for each, untouched, own in zip(sets, before, after, strict=True):
         facts, lines = _scored(config, each, untouched, own, trained_on)
         facts |= {
-            "strength": strength, "precision": precision(hardware), "versions": run.versions(),
-            "asked": asked[each.name],
+            "strength": strength, "average": config.eval.average, "precision": precision(hardware),
+            "versions": run.versions(), "asked": asked[each.name],
         }  # fmt: skip
         folder = _folder(config, each)
         (folder / "metrics.json").unlink(missing_ok=True)  # or an interruption here would leave it beside other lines
@@ -90,7 +90,7 @@ def _scored(
     config: Config, each: Set, untouched: Mapping[str, Any], tuned: Mapping[str, Any], trained_on: Sequence[str]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The metrics of a set, and the lines of its hypotheses.jsonl."""
-    normal = _normalizer(config, each)
+    normal, rate = _normalizer(config, each), leading(each.language)
     references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
     clean = [normal(reference) for reference in references]
     words = [len(reference.split()) for reference in clean]
@@ -127,16 +127,22 @@ def _scored(
     ]
     described = [clip | line for clip, line in zip(each.clips, lines, strict=True)]
     seen = {normal(sentence) for sentence in trained_on}
+    # In the units of the rate that leads; `errors` of a line are always words.
+    (base_errors, units), (own_errors, _) = (
+        metrics.clip_errors(clean, side["hypothesis_normalized"], rate) for side in (base, own)
+    )
     facts = {
         "set": each.name,
+        "split": each.split,
         "language": each.language,
         "available": each.available,
+        "leaks_dropped": each.leaks,
         **after,
         "baseline": before,
         "delta": metrics.paired_delta(
             references, untouched["hypotheses"], tuned["hypotheses"], speakers, normal, config.seed
         ),
-        "groups": findings.groups(described, words, base["errors"], own["errors"], seen, config.seed),
+        "groups": findings.groups(described, units, base_errors, own_errors, seen, config.seed),
     }
     return facts, lines
 
@@ -159,10 +165,11 @@ def _is_scored(config: Config, each: Set, asked: Mapping[str, Any]) -> bool:
     return kept.is_file() and read_json(kept)["asked"] == asked
 
 
-def _write_card(config: Config, tuned: Path, facts: Mapping[str, Mapping[str, Any]]) -> None:
+def _write_card(config: Config, tuned: Path) -> None:
+    """From every set that this adapter was scored on in the same way, now or before."""
     base = read_json(tuned / "adapter_config.json")["base_model_name_or_path"]
     trained, drawn = read_json(run.train_metrics(config.run)), read_json(run.summary(config.run))
-    write_card(tuned, base, run.settings(config.run), trained, drawn, facts)
+    write_card(tuned, base, config, trained, drawn, run.scored(config.run))
 
 
 # ---- the adapter that is scored ----
@@ -197,14 +204,14 @@ def _source(config: Config) -> Path:
 
 
 def _best_strength(config: Config, hardware: Hardware, others: Sequence[Set]) -> float:
-    """The strength of the lowest dev WER (of equals the least), after a table of all over dev and the other sets.
+    """The strength of the lowest error rate on dev (of equals the least), after a table of all over every set.
 
     All are heard at 30 s, 0 being the untouched model: at less than full strength a model knows no short context.
     """
     source, dev = _source(config), clips(config, "dev", config.data.dev_clips)
-    sets, curve = [Set("dev", language(config), dev, len(dev)), *others], []
+    sets, curve = [Set("dev", "dev", language(config), dev, len(dev)), *others], []
     for strength in sorted(set(config.eval.strengths)):
-        point: dict[str, Any] = {"strength": strength}
+        point: dict[str, Any] = {"strength": strength, "sets": {}}
         with TemporaryDirectory() as scratch:
             tuned = Path(scratch) / "adapter" if strength else None
             if tuned:
@@ -214,13 +221,18 @@ def _best_strength(config: Config, hardware: Hardware, others: Sequence[Set]) ->
             normal = _normalizer(config, each)
             references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
             facts = metrics.score(references, model["hypotheses"], speakers, normal, config.seed)
-            point[each.name] = {name: facts[name] for name in ("wer", "wer_ci95", "cer", "hallucinated_words")}
+            shown = ("clips", "wer", "wer_ci95", "cer", "cer_ci95", "hallucinated_words")
+            point["sets"][each.name] = {"language": each.language, **{name: facts[name] for name in shown}}
         curve.append(point)
-    rate = tables.leading(language(config))
-    if curve[0]["dev"][rate] is None:
+    rate = leading(language(config))
+    if curve[0]["sets"]["dev"][rate] is None:
         raise ChoiceError(f"eval.normalizer: {config.eval.normalizer} leaves no word of the dev references")
-    best: float = min(curve, key=lambda point: point["dev"][rate])["strength"]
-    write_json(config.run / "eval" / "strengths.json", {"curve": curve, "best": best})
+    best: float = min(curve, key=lambda point: point["sets"]["dev"][rate])["strength"]
+    found = {
+        "curve": curve, "best": best, "adapter_sha256": adapter.digest(source), "average": config.eval.average,
+        "normalizer": str(_normalizer(config, sets[0])),
+    }  # fmt: skip
+    write_json(config.run / "eval" / "strengths.json", found)
     tables.show_strengths(curve, best)
     return best
 
@@ -232,9 +244,10 @@ def _refuse_regressions(config: Config, facts: Mapping[str, Mapping[str, Any]]) 
     limit = config.eval.max_regression
     if limit is None:
         return
-    verdicts = {name: metrics.verdict(scored["delta"], limit) for name, scored in facts.items()}
+    rates = {name: leading(scored["language"]) for name, scored in facts.items()}
+    verdicts = {name: metrics.verdict(scored["delta"], rates[name], limit) for name, scored in facts.items()}
     failing = ["exceeded", "undecided"] if config.eval.strict else ["exceeded"]
-    told = {name: tables.difference(facts[name]["delta"]) for name in facts}
+    told = {name: tables.difference(facts[name]["delta"], rates[name]) for name in facts}
     for name, verdict in verdicts.items():
         say(f"eval.max_regression={limit:g}, {name}: {verdict}, {told[name]}")
     if failed := [f"{name} ({verdict}, {told[name]})" for name, verdict in verdicts.items() if verdict in failing]:

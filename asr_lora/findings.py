@@ -12,12 +12,19 @@ from typing import Any, NamedTuple
 
 import jiwer
 import numpy as np
+import regex
 
 from asr_lora.metrics import bootstrap
+from asr_lora.text import UNSPACED
 
 # OpenAI's own threshold: text that zlib shortens more repeats itself (openai/whisper, transcribe.py).
 COMPRESSION_RATIO = 2.4
-LOOP = re.compile(r"(?P<once>\b\w.{0,60}?)(?:\W+(?P=once)\b){3,}")  # up to 61 characters, four times on end
+# Up to 61 characters, four times on end. Vowel signs are of a word; where no spaces are written, nothing parts words.
+LOOP = regex.compile(
+    r"(?<![\w\p{M}])(?P<once>[\w\p{M}].{0,60}?)(?:[^\w\p{M}]+(?P=once)(?![\w\p{M}])){3,}"
+    rf"|(?P<joined>(?:{UNSPACED.pattern}){{3,60}}?)(?P=joined){{3,}}"
+)
+MORE_THAN_SAID = 1.5  # times what the reference does: dense scripts compress well, and some speakers repeat themselves
 WORDS_PER_SECOND = 7.0  # read speech has 2 to 4
 SIGNS = ("compression", "loop", "rate", "limit", "silence")
 COLUMNS = ("age", "gender", "accents", "accent", "variant", "speaker")  # of Common Voice's tables, by release
@@ -69,19 +76,24 @@ def confusions(aligned: Sequence[Sequence[Chunk]]) -> dict[str, list[list[Any]]]
 def runaway(hypothesis: str, reference: str, seconds: float, cut: bool) -> list[str]:
     """The signs that what was heard is not speech written down; none for an ordinary hypothesis, right or wrong.
 
-    `compression`: it repeats itself, by its compression ratio. `loop`: the same words four times on end, where the
-    reference has no such thing. `rate`: more words than can be said in the clip's `seconds`. `limit`: `cut` while it
-    was still talking. `silence`: text where the reference is empty.
+    `compression`: it repeats itself, by its compression ratio. `loop`: the same words four times on end. `rate`: more
+    words than can be said in the clip's `seconds`. These only where the reference does not do nearly as much. `limit`:
+    `cut` while it was still talking. `silence`: text where the reference is empty.
     """
-    data = hypothesis.encode()
+    words, said = len(hypothesis.split()), len(reference.split())
     seen = {
-        "compression": bool(data) and len(data) / len(zlib.compress(data)) > COMPRESSION_RATIO,
+        "compression": _compression(hypothesis) > max(COMPRESSION_RATIO, MORE_THAN_SAID * _compression(reference)),
         "loop": bool(LOOP.search(hypothesis)) and not LOOP.search(reference),
-        "rate": len(hypothesis.split()) > 2 + WORDS_PER_SECOND * seconds,
+        "rate": words > max(2 + WORDS_PER_SECOND * seconds, MORE_THAN_SAID * said),
         "limit": cut,
-        "silence": bool(hypothesis) and not reference,
+        "silence": bool(words) and not said,
     }
     return [sign for sign in SIGNS if seen[sign]]
+
+
+def _compression(text: str) -> float:
+    data = text.encode()
+    return len(data) / len(zlib.compress(data))
 
 
 def runaways(signs: Sequence[Sequence[str]]) -> dict[str, int]:
@@ -92,7 +104,7 @@ def runaways(signs: Sequence[Sequence[str]]) -> dict[str, int]:
 
 def groups(
     clips: Sequence[Mapping[str, Any]],
-    words: Sequence[int],
+    units: Sequence[int],
     base_errors: Sequence[int],
     tuned_errors: Sequence[int],
     seen: Collection[str],
@@ -100,12 +112,13 @@ def groups(
 ) -> dict[str, list[dict[str, Any]]]:
     """By column of the corpus, duration and whether the sentence was trained on: both models' rates in every group.
 
-    `clips` are lines of the manifest with `reference_normalized`; `words` are of the reference, and a clip without any
-    stands in no group. `seen` holds the normalised sentences of training. A group has `value`, `clips`, `speakers`,
-    `words`, `wer`, `wer_ci95`, `baseline_wer`, `delta`, `delta_ci95`, `ci_unit`, and `small` when its rates are not to
-    be relied on. A column that puts all clips into one group is left out.
+    `clips` are lines of the manifest with `reference_normalized`; `units` are the words of the reference, or its
+    characters, of which errors are counted, and a clip without any stands in no group. `seen` holds the normalised
+    sentences of training. A group has `value`, `clips`, `speakers`, `units`, `rate`, `rate_ci95`, `baseline_rate`,
+    `delta`, `delta_ci95`, `ci_unit`, and `small` when its rates are not to be relied on. A column that puts all clips
+    into one group is left out.
     """
-    spoken = [i for i, count in enumerate(words) if count]
+    spoken = [i for i, count in enumerate(units) if count]
     by_column = {
         column: {i: str(clips[i].get(column) or "not said") for i in spoken}
         for column in COLUMNS
@@ -121,7 +134,7 @@ def groups(
         for i, value in values.items():
             members[value].append(i)
         if len(members) > 1 and (column != "speaker" or len(members) < len(spoken)):
-            counts = words, base_errors, tuned_errors
+            counts = units, base_errors, tuned_errors
             rows = [
                 _group(value, [clips[i]["speaker"] for i in own], _taken(own, *counts), seed)
                 for value, own in _shown(members)
@@ -135,22 +148,22 @@ def _taken(where: Sequence[int], *columns: Sequence[int]) -> list[Any]:
 
 
 def _group(value: str, speakers: list[str], counts: Sequence[Any], seed: int) -> dict[str, Any]:
-    words, base, tuned = counts
-    interval, unit = bootstrap(tuned, words, speakers, seed)
-    delta_interval, _ = bootstrap(tuned - base, words, speakers, seed)
+    units, base, tuned = counts
+    interval, unit = bootstrap(tuned, units, speakers, seed)
+    delta_interval, _ = bootstrap(tuned - base, units, speakers, seed)
     known = len(set(speakers) - {""})
     return {
         "value": value,
-        "clips": len(words),
+        "clips": len(units),
         "speakers": known,
-        "words": int(words.sum()),
-        "wer": float(tuned.sum() / words.sum()),
-        "wer_ci95": interval,
-        "baseline_wer": float(base.sum() / words.sum()),
-        "delta": float((tuned - base).sum() / words.sum()),
+        "units": int(units.sum()),
+        "rate": float(tuned.sum() / units.sum()),
+        "rate_ci95": interval,
+        "baseline_rate": float(base.sum() / units.sum()),
+        "delta": float((tuned - base).sum() / units.sum()),
         "delta_ci95": delta_interval,
         "ci_unit": unit,
-        "small": len(words) < SMALL,
+        "small": len(units) < SMALL,
     }
 
 

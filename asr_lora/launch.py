@@ -14,12 +14,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from asr_lora import run
 from asr_lora.config import Config, conf_dir, typed
-from asr_lora.errors import ChoiceError, UserError
+from asr_lora.errors import ChoiceError, RegressionError, UserError
 from asr_lora.progress import hush_libraries, say
 
 
@@ -48,13 +49,22 @@ def launch(stage: Callable[[Config], object], overrides: Sequence[str] = ()) -> 
         # Errors leave as SystemExit: Hydra would print "Error executing job" and its own noise around any other.
         try:
             stage(typed(cfg))
+        except RegressionError as error:
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                _leave(error)
+            say(f"error: {error}")  # the other runs of a sweep are wanted all the same
+            regressions.append(error)
         except mendable as error:
             _leave(error)
 
+    regressions: list[RegressionError] = []
     try:
         job()
     except mendable as error:
         _leave(error)
+    if regressions:
+        say(f"error: {len(regressions)} runs of the sweep cost more than eval.max_regression, as told above")
+        raise SystemExit(RegressionError.status)
 
 
 def named_run(config: Config) -> Path:

@@ -87,16 +87,36 @@ def paired_delta(
     return found
 
 
-def verdict(delta: Mapping[str, Any], limit: float) -> str:
-    """Whether a paired difference stays within `limit` (a share of the reference's words): one word.
+def delta_interval(delta: Mapping[str, Any], rate: str) -> Sequence[float] | None:
+    """That of the paired difference in a rate: of words it is called ci95 alone."""
+    bounds: Sequence[float] | None = delta["ci95" if rate == "wer" else f"{rate}_ci95"]
+    return bounds
+
+
+def clip_errors(
+    clean_references: Sequence[str], clean_hypotheses: Sequence[str], rate: str
+) -> tuple[list[int], list[int]]:
+    """Errors of each clip, and units of its reference, by the `rate` "wer" or "cer"; 0 and 0 without a reference."""
+    spoken = _spoken(clean_references, clean_hypotheses)
+    errors, units = [0] * len(clean_references), [0] * len(clean_references)
+    if spoken:
+        counted = _errors(UNITS[rate](_take(clean_references, spoken), _take(clean_hypotheses, spoken)))
+        for i, wrong, count in zip(spoken, *(part.tolist() for part in counted), strict=True):
+            errors[i], units[i] = wrong, count
+    return errors, units
+
+
+def verdict(delta: Mapping[str, Any], rate: str, limit: float) -> str:
+    """Whether a paired difference in the `rate` "wer" or "cer" stays within `limit` (a share of its units): one word.
 
     `exceeded`: it is more, and its interval excludes 0. `undecided`: else, where the interval reaches beyond the limit
     and is wider than it. `held`: else. `no words`: there is no rate.
     """
-    if delta["wer"] is None:
+    bounds = delta_interval(delta, rate)
+    if bounds is None:
         return "no words"
-    low, high = delta["ci95"]
-    if delta["wer"] > limit and low > 0:
+    low, high = bounds
+    if delta[rate] > limit and low > 0:
         return "exceeded"
     return "undecided" if high > limit and high - low > limit else "held"
 

@@ -90,15 +90,34 @@ def clips(config: Config, split: str, limit: int | None) -> list[Clip]:
     return drawn[:limit]
 
 
-def drawn_from(config: Config, source: Path, locale: str, split: str, limit: int | None) -> tuple[list[Clip], int]:
-    """The first `limit` clips (None: all) of a split of another corpus, in the order of the run's seed, and how many
-    it has. Raises as `prepare` does."""
-    corpus = open_corpus(source, locale)
-    draw = _held_out(config, corpus, split, limit)
-    _fill([draw], corpus, _label_rule(config))
-    if not draw.chosen:
-        raise ChoiceError(f"eval.sets: no usable clip of {split} in {corpus.source}")
-    return draw.chosen, len(_rows(corpus, split))
+def drawn_from(
+    config: Config, source: Path, locale: str, split: str, limit: int | None
+) -> tuple[list[Clip], int, dict[str, int]]:
+    """Clips of another corpus: the first `limit` (None: all) of a split in the order of the run's seed.
+
+    And how many it has, and how many were left out because training heard their speaker, sentence or clip: another
+    release of one corpus may hold as test what this one holds as train. Raises as `prepare` does.
+    """
+    try:
+        corpus = open_corpus(source, locale)
+        rows = corpus.tables.get(split, [])
+        if not rows:
+            there = ", ".join(name for name, held in corpus.tables.items() if held)
+            raise ChoiceError(f"{split}.tsv of {corpus.source} has no clips, but {there}; say split=... of it")
+        trained_on = [
+            {"client_id": clip["speaker"], "sentence": clip["text"], "path": Path(clip["path"]).name}
+            for clip in read_jsonl(run.manifest(config.run, "train"))
+        ]
+        unheard, leaks = without_leaks(rows, trained_on)
+        draw = Draw(split, draw_order(unheard, config.data.seed), clips=limit)
+        _fill([draw], corpus, _label_rule(config))
+        if not draw.chosen:
+            raise ChoiceError(
+                f"no usable clip of {split} in {corpus.source} that training has not heard ({_counts(leaks)})"
+            )
+    except (ChoiceError, WorldError) as error:
+        raise type(error)(f"eval.sets: {error}") from error
+    return draw.chosen, len(rows), leaks
 
 
 # ---- where the speech is ----

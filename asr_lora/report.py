@@ -19,7 +19,7 @@ from asr_lora.files import read_json, read_jsonl, whole_folder, write_text
 from asr_lora.launch import launch, named_run
 from asr_lora.page import environment
 from asr_lora.progress import say
-from asr_lora.text import Normalizer
+from asr_lora.text import Normalizer, leading
 
 SHOWN = 12  # clips most helped, and as many most harmed, with their sound
 SIGNS = {
@@ -28,10 +28,17 @@ SIGNS = {
 }  # fmt: skip
 
 
-def report(folder: Path) -> Path:
-    """Writes the page of one run, and returns where it is. Raises ChoiceError when it was not scored yet."""
-    facts = scored(folder)
+def report(folder: Path, price: float | None = None) -> Path:
+    """Writes the page of one run, and returns where it is. `price` in dollars an hour; None: as recorded.
+
+    Raises ChoiceError when it was not scored yet.
+    """
+    facts = run.scored(folder)
+    if not run.train_metrics(folder).is_file() or not facts:
+        raise ChoiceError(f"run_dir: {folder} was not trained and scored yet; python -m asr_lora.eval scores it")
     settings, trained = run.settings(folder), read_json(run.train_metrics(folder))
+    if price is None:
+        price = settings["hardware"]["dollars_per_hour"]
     summary = read_json(run.summary(folder))
     split, log = next(iter(facts)), read_jsonl(folder / "train" / "log.jsonl")
     lines = read_jsonl(folder / "eval" / split / "hypotheses.jsonl")
@@ -44,14 +51,16 @@ def report(folder: Path) -> Path:
             name=folder.name, split=split, facts=facts, own=facts[split], settings=settings, trained=trained,
             summary=summary, examples=examples, lines=[_row(line) for line in lines], signs=SIGNS,
             charts=[(title, Markup(svg)) for title, svg in charts.training(log, trained["dev"])],
-            durations=Markup(charts.by_group(facts[split]["groups"]["duration"]))
-            if "duration" in facts[split]["groups"] else None,
-            cost=_cost(settings, trained, facts), small=findings.SMALL,
+            durations=_durations(facts[split]), strengths=_strengths(folder, facts[split]), price=price,
+            cost=_cost(price, trained, facts), least=findings.SMALL,
         )  # fmt: skip
         write_text(page / "index.html", text)
     silent = sum(example["sound"] is None for examples in examples.values() for example in examples)
     if silent:
         say(f"{silent} of the shown clips are no longer where they were, and cannot be played")
+    every = {path.parent.name for path in folder.glob("eval/*/metrics.json")} - {"test", "dev"}
+    if other := sorted(every - set(facts)):
+        say(f"left out, scored with another adapter, normaliser or decoding than {split}: {', '.join(other)}")
     say(f"page: {folder / 'report' / 'index.html'}")
     return folder / "report" / "index.html"
 
@@ -65,7 +74,7 @@ def compare(pattern: str, runs_dir: Path) -> Path:
     folders = [
         path for path in sorted(Path(anchor.anchor).glob(str(anchor.relative_to(anchor.anchor)))) if path.is_dir()
     ]
-    complete = [folder for folder in folders if run.train_metrics(folder).is_file() and _scored_sets(folder)]
+    complete = [folder for folder in folders if run.train_metrics(folder).is_file() and run.scored(folder)]
     if not complete:
         raise ChoiceError(
             f"report.runs: no scored run matches {pattern}; quote it as it is, 'report.runs=\"runs/nl-*\"'"
@@ -80,31 +89,17 @@ def compare(pattern: str, runs_dir: Path) -> Path:
         row["to_best"] = _paired(best, row)
         row["link"] = os.path.relpath(row["page"], page.parent) if row["page"].is_file() else None
     sets = list(dict.fromkeys(name for row in rows for name in row["facts"] if name != row["split"]))
-    ranks = {row["settings"]["lora"]["r"] for row in rows}
-    chart = charts.over([row["settings"]["lora"]["r"] for row in rows], [row["own"] for row in rows], "LoRA rank")
+    rated = [row for row in rows if row["own"][row["rate"]] is not None and row["rate"] == best["rate"]]
+    ranks = [row["settings"]["lora"]["r"] for row in rated]
+    chart = Markup(charts.over(ranks, [row["own"] for row in rated], best["rate"], "LoRA rank"))
     text = (
         environment(autoescape=True)
         .get_template("comparison.html")
-        .render(pattern=pattern, rows=rows, best=best, sets=sets, chart=Markup(chart) if len(ranks) > 1 else None)
+        .render(pattern=pattern, rows=rows, best=best, sets=sets, chart=chart if len(set(ranks)) > 1 else None)
     )
     write_text(page, text)
     say(f"comparison of {len(rows)} runs: {page}")
     return page
-
-
-def scored(folder: Path) -> dict[str, dict[str, Any]]:
-    """The metrics of every set that the run was scored on, its own split first. Raises ChoiceError for none."""
-    found = _scored_sets(folder)
-    if not run.train_metrics(folder).is_file() or not found:
-        raise ChoiceError(f"run_dir: {folder} was not trained and scored yet; python -m asr_lora.eval scores it")
-    return found
-
-
-def _scored_sets(folder: Path) -> dict[str, dict[str, Any]]:
-    own = [name for name in ("test", "dev") if (folder / "eval" / name / "metrics.json").is_file()][:1]
-    others = sorted(path.parent.name for path in folder.glob("eval/*/metrics.json"))
-    names = own + [name for name in others if name not in ("test", "dev")] if own else []
-    return {name: read_json(folder / "eval" / name / "metrics.json") for name in names}
 
 
 # ---- a run ----
@@ -128,9 +123,23 @@ def _row(line: Mapping[str, Any]) -> dict[str, Any]:
     return counts | {short: line[name] for short, name in names.items()}
 
 
-def _cost(settings: Mapping[str, Any], trained: Mapping[str, Any], facts: Mapping[str, Any]) -> float | None:
-    """Dollars of training and of decoding every set, by the price that conf/hardware/ or the words gave."""
-    price = settings["hardware"]["dollars_per_hour"]
+def _durations(own: Mapping[str, Any]) -> Markup | None:
+    groups = own["groups"].get("duration")
+    return groups and Markup(charts.by_group(groups, leading(own["language"]).upper()))
+
+
+def _strengths(folder: Path, own: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The curve of eval.strengths, where it was drawn of what was scored: the same mean, the same normaliser."""
+    path = folder / "eval" / "strengths.json"
+    found: dict[str, Any] | None = read_json(path) if path.is_file() else None
+    same = found and all(found[name] == said for name, said in (
+        ("average", own["average"]), ("normalizer", own["asked"]["normalizer"])
+    ))  # fmt: skip
+    return found if same else None
+
+
+def _cost(price: float | None, trained: Mapping[str, Any], facts: Mapping[str, Any]) -> float | None:
+    """Dollars of training and of decoding every set."""
     if price is None:
         return None
     decoding = sum(scored["seconds"] + scored["baseline"]["seconds"] for scored in facts.values())
@@ -141,11 +150,11 @@ def _cost(settings: Mapping[str, Any], trained: Mapping[str, Any], facts: Mappin
 
 
 def _compared(folder: Path) -> dict[str, Any]:
-    facts = scored(folder)
+    facts = run.scored(folder)
     split = next(iter(facts))
     return {
         "name": folder.name, "settings": run.settings(folder), "trained": read_json(run.train_metrics(folder)),
-        "facts": facts, "split": split, "own": facts[split], "rate": tables.leading(facts[split]["language"]),
+        "facts": facts, "split": split, "own": facts[split], "rate": leading(facts[split]["language"]),
         "lines": read_jsonl(folder / "eval" / split / "hypotheses.jsonl"),
         "page": folder / "report" / "index.html",
     }  # fmt: skip
@@ -171,7 +180,7 @@ def main(config: Config) -> None:
     if config.report.runs is not None:
         compare(config.report.runs, Path(config.runs_dir))
     else:
-        report(named_run(config))
+        report(named_run(config), config.hardware.dollars_per_hour)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
-from asr_lora.config import Config, DecodingConfig, EvalConfig, from_plain, plain
+from asr_lora.config import Config, DecodingConfig, EvalConfig, ReportConfig, from_plain, plain
 from asr_lora.errors import ChoiceError
-from asr_lora.files import write_text
+from asr_lora.files import read_json, write_text
 from asr_lora.naming import science
 
-Branch = TypeVar("Branch", EvalConfig, DecodingConfig)
+Branch = TypeVar("Branch", EvalConfig, DecodingConfig, ReportConfig)
 
 PACKAGES = (
     "asr_lora", "torch", "torchaudio", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate",
@@ -42,6 +42,24 @@ def kept_adapters(run: Path) -> Path:
 
 def train_metrics(run: Path) -> Path:
     return run / "train" / "metrics.json"
+
+
+def scored(run: Path) -> dict[str, dict[str, Any]]:
+    """The metrics of the run's own split, test before dev, and of every other set that was scored in the same way.
+
+    What another adapter, normaliser or decoding scored would not stand beside it. Empty where nothing was scored.
+    """
+    every = {path.parent.name: read_json(path) for path in sorted(run.glob("eval/*/metrics.json"))}
+    own = next((name for name in ("test", "dev") if name in every), None)
+    if own is None:
+        return {}
+    way = ("adapter_sha256", "normalizer", "decoding", "decoder")
+    alike = {
+        name: facts
+        for name, facts in every.items()
+        if name not in ("test", "dev") and all(facts["asked"].get(key) == every[own]["asked"].get(key) for key in way)
+    }
+    return {own: every[own], **alike}
 
 
 def versions() -> dict[str, str]:
@@ -85,7 +103,7 @@ def refuse_other(run: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -
 
 
 def as_recorded(run: Path, asked: Config, overrides: Sequence[str]) -> Config:
-    """The run's own settings, but of evaluation and decoding those that the words name, and the hardware of today.
+    """The run's own settings, but of evaluation, decoding and report those that the words name, and today's hardware.
 
     Raises ChoiceError when there is no run in the folder.
     """
@@ -106,6 +124,7 @@ def as_recorded(run: Path, asked: Config, overrides: Sequence[str]) -> Config:
         recorded,
         eval=_where_named("eval", recorded.eval, asked.eval, named),
         decoding=_where_named("decoding", recorded.decoding, asked.decoding, named),
+        report=_where_named("report", recorded.report, asked.report, named),
         hardware=asked.hardware,
         run_dir=str(run),
     )

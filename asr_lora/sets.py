@@ -1,7 +1,7 @@
 """What a model is scored on: the run's own split, other corpora, and silence and noise in which nobody speaks."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +11,18 @@ import soundfile
 
 from asr_lora import run
 from asr_lora.audio import SAMPLE_RATE, Waveform
+from asr_lora.checkpoint import load_generation_config
+from asr_lora.config import EvalSet
 from asr_lora.errors import ChoiceError
 from asr_lora.files import cache_dir, read_json, read_jsonl, whole_folder, write_json, write_jsonl
 from asr_lora.manifest import Clip
 from asr_lora.prepare import clips, drawn_from, language
+from asr_lora.text import Normalizer
 
 if TYPE_CHECKING:
-    from asr_lora.config import Config, EvalSet
+    from asr_lora.config import Config
 
+WORDLESS_VERSION = 1  # it rises whenever the sounds change
 WORDLESS_SECONDS = (1, 2, 3, 5, 8, 12, 20, 29)  # of our clips without speech, one of every kind of sound each
 LOUDNESS = 0.05  # of noise, root mean square of full scale: as loud as quiet speech
 
@@ -28,9 +32,11 @@ class Set:
     """Clips under one name, all in one language; `available` is how many the corpus has of them."""
 
     name: str
+    split: str  # of its corpus
     language: str  # Whisper's token
     clips: list[Clip]
     available: int
+    leaks: dict[str, int] = field(default_factory=dict)  # clips left out for what training heard too, by kind
 
 
 def evaluated(config: "Config") -> list[Set]:
@@ -41,40 +47,84 @@ def evaluated(config: "Config") -> list[Set]:
     split = config.eval.split
     own = clips(config, split, config.eval.limit)
     available = read_json(run.summary(config.run))["splits"][split]["available"]
-    found = [Set(split, language(config), own, available)]
+    found = [Set(split, split, language(config), own, available)]
+    refuse_unclear(config)
     for asked in config.eval.sets:
         found.append(_wordless(config, asked.source) if asked.source in WORDLESS else _corpus(config, asked))
-    names = [each.name for each in found]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ChoiceError(f"eval.sets: {', '.join(twice)} is the name of two sets; give one another, name=...")
     return found
 
 
-def _corpus(config: "Config", asked: "EvalSet") -> Set:
+def refuse_unclear(config: "Config") -> None:
+    """Raises ChoiceError for whatever of `eval.sets` can be told before anything is drawn, so before training too."""
+    Normalizer(config.eval.normalizer, language(config), config.eval.numbers)
+    for asked in config.eval.sets:
+        if asked.source in WORDLESS:
+            if asked != EvalSet(asked.source):
+                raise ChoiceError(f"eval.sets: {asked.source} is made by us; it has no language, name or split to say")
+            continue
+        if _name(config, asked) in ("test", "dev"):
+            raise ChoiceError(
+                f"eval.sets: {_name(config, asked)} is the name of the run's own split; give the set another, name=..."
+            )
+        Normalizer(config.eval.normalizer, _spoken(config, asked), config.eval.numbers)
+        if not Path(asked.source).expanduser().exists():
+            raise ChoiceError(
+                f"eval.sets: no {asked.source}; a set is a corpus, its archive or folder, silence or noise"
+            )
+    names = [_name(config, each) for each in config.eval.sets]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ChoiceError(f"eval.sets: {', '.join(twice)} is the name of two sets; give one another, name=...")
+
+
+def _name(config: "Config", asked: EvalSet) -> str:
+    if asked.source in WORDLESS:
+        return asked.source
+    return asked.name or f"{Path(asked.source).expanduser().name.partition('.tar')[0]}-{_locale(config, asked)}"
+
+
+def _locale(config: "Config", asked: EvalSet) -> str:
+    return asked.language or config.data.language
+
+
+def _spoken(config: "Config", asked: EvalSet) -> str:
+    """Whisper's token for the set."""
+    if asked.token is None:
+        try:
+            return language(config, _locale(config, asked))
+        except ChoiceError as error:
+            raise ChoiceError(
+                f"eval.sets: the checkpoint has no token for {_locale(config, asked)}; say in which language it is to "
+                "be heard, token=nl in that set"
+            ) from error
+    tokens = {token.strip("<|>") for token in load_generation_config(config.model.checkpoint).lang_to_id}
+    if asked.token not in tokens:
+        raise ChoiceError(f"eval.sets: token {asked.token} is none of this checkpoint's {', '.join(sorted(tokens))}")
+    return asked.token
+
+
+def _corpus(config: "Config", asked: EvalSet) -> Set:
     """Drawn as the run's own split is; kept in the run folder, and drawn anew when something else is asked for."""
-    locale = asked.language or config.data.language
-    spoken = language(config, locale)
+    locale, name = _locale(config, asked), _name(config, asked)
     source = Path(asked.source).expanduser().absolute()
-    name = asked.name or f"{source.name.partition('.tar')[0]}-{locale}"
-    if name in ("test", "dev"):
-        raise ChoiceError(f"eval.sets: {name} is the name of the run's own split; give the set another, name=...")
-    folder = config.run / "eval" / name
+    state = source.stat()
     follows_from = {
-        "source": str(source), "language": locale, "split": asked.split, "limit": config.eval.limit,
-        "seed": config.data.seed,
+        "source": str(source), "bytes": state.st_size, "changed": state.st_mtime, "language": locale,
+        "split": asked.split, "limit": config.eval.limit, "seed": config.data.seed,
+        "train": sha256(run.manifest(config.run, "train").read_bytes()).hexdigest(),
     }  # fmt: skip
-    drawn = folder / "drawn"
+    drawn = config.run / "eval" / name / "drawn"
     if not drawn.is_dir() or read_json(drawn / "summary.json")["follows_from"] != follows_from:
-        chosen, available = drawn_from(config, source, locale, asked.split, config.eval.limit)
+        chosen, available, leaks = drawn_from(config, source, locale, asked.split, config.eval.limit)
         with whole_folder(drawn) as partial:
             write_jsonl(partial / "clips.jsonl", chosen)
-            write_json(partial / "summary.json", {"follows_from": follows_from, "available": available})
-    rows = read_jsonl(drawn / "clips.jsonl")
+            made = {"follows_from": follows_from, "available": available, "leaks_dropped": leaks}
+            write_json(partial / "summary.json", made)
+    rows, facts = read_jsonl(drawn / "clips.jsonl"), read_json(drawn / "summary.json")
     if lost := [row["path"] for row in rows if not Path(row["path"]).is_file()]:
         raise ChoiceError(
             f"eval.sets: {len(lost)} clips of {name} are gone ({lost[0]}, ...); remove {drawn}, and retry"
         )
-    return Set(name, spoken, rows, read_json(drawn / "summary.json")["available"])
+    return Set(name, asked.split, _spoken(config, asked), rows, facts["available"], facts["leaks_dropped"])
 
 
 # ---- where nobody speaks ----
@@ -116,8 +166,8 @@ def _wordless(config: "Config", name: str) -> Set:
     """Clips of silence or noise, always the same ones, in the cache as 16-bit WAV; their reference is empty."""
     rows: list[Clip] = []
     with_sound = [(kind, make, seconds) for kind, make in WORDLESS[name].items() for seconds in WORDLESS_SECONDS]
-    folder = cache_dir() / "wordless" / name
-    if not folder.is_dir():
+    folder = cache_dir() / f"wordless-{WORDLESS_VERSION}" / name
+    if not all((folder / f"{kind}-{seconds}s.wav").is_file() for kind, _, seconds in with_sound):
         with whole_folder(folder) as partial:
             for at, (kind, make, seconds) in enumerate(with_sound):
                 sound = make(np.random.default_rng((0, at)), seconds * SAMPLE_RATE)
@@ -128,4 +178,4 @@ def _wordless(config: "Config", name: str) -> Set:
             "id": path.stem, "path": str(path), "text": "", "duration": float(seconds), "speaker": "",
             "sha256": sha256(path.read_bytes()).hexdigest(),
         })  # fmt: skip
-    return Set(name, language(config), rows, len(rows))
+    return Set(name, "made", language(config), rows, len(rows))

@@ -6,9 +6,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora.features import UNSPACED
 from asr_lora.findings import SMALL
-from asr_lora.text import VERSION
+from asr_lora.metrics import delta_interval
+from asr_lora.text import VERSION, leading
 
 SHORT_OF_SPEAKERS = "intervals over clips: too few known speakers for them to say anything about other speakers"
 
@@ -16,7 +16,7 @@ SHORT_OF_SPEAKERS = "intervals over clips: too few known speakers for them to sa
 def show_run(name: str, facts: Mapping[str, Mapping[str, Any]]) -> None:
     """`facts` are the metrics of every set, the run's own split first."""
     split, own = next(iter(facts.items()))
-    clips_of = f"{own['clips']} of {own['available']} {split} clips"
+    clips_of = f"{own['clips']} of {own['available']} {split} clips{small(own)}"
     table = Table(title=f"{name}: {clips_of}, normalised by '{own['normalizer']}' {VERSION}")
     rates = ("cer", "wer") if leading(own["language"]) == "cer" else ("wer", "cer")
     for heading in ("", *(part for rate in rates for part in (rate.upper(), "95 % interval")), "seconds"):
@@ -40,9 +40,8 @@ def _sets(facts: Mapping[str, Mapping[str, Any]]) -> Table:
         table.add_column(heading, justify="left" if heading == "set" else "right")
     for name, scored in facts.items():
         rate = leading(scored["language"])
-        small = " (small)" if scored["clips"] < SMALL else ""
         table.add_row(
-            name, f"{scored['clips']}{small}", _heard(scored["baseline"], rate), _heard(scored, rate),
+            name, f"{scored['clips']}{small(scored)}", _heard(scored["baseline"], rate), _heard(scored, rate),
             difference(scored["delta"], rate), runaways(scored),
         )  # fmt: skip
     return table
@@ -55,18 +54,21 @@ def _heard(figures: Mapping[str, Any], rate: str) -> str:
 
 def show_strengths(curve: Sequence[Mapping[str, Any]], best: float) -> None:
     """A row a strength: error rates of dev and of every other set; where nobody speaks, the words that were heard."""
-    names = [name for name in curve[0] if name != "strength"]
     table = Table(title=f"the adapter's strength, all heard at 30 s; best on dev: {best:g}")
-    for heading in ("strength", *names):
+    for heading in ("strength", *curve[0]["sets"]):
         table.add_column(heading, justify="right")
     for point in curve:
-        table.add_row(f"{point['strength']:g}", *(_heard(point[name], "wer") for name in names))
+        table.add_row(f"{point['strength']:g}", *map(strength_cell, point["sets"].values()))
     Console().print(table)
 
 
-def leading(language: str) -> str:
-    """The rate that leads: of characters where a language writes no spaces between words, else of words."""
-    return "cer" if language in UNSPACED else "wer"
+def strength_cell(scored: Mapping[str, Any]) -> str:
+    """Of one set at one strength: the rate that leads in its language."""
+    return _heard(scored, leading(scored["language"]))
+
+
+def small(scored: Mapping[str, Any]) -> str:
+    return " (small)" if scored["clips"] < SMALL else ""
 
 
 def runaways(scored: Mapping[str, Any]) -> str:
@@ -78,12 +80,6 @@ def difference(delta: Mapping[str, Any], rate: str = "wer") -> str:
     if delta[rate] is None:
         return "no words"
     return f"{points(delta[rate])} points ({interval(delta_interval(delta, rate), points)})"
-
-
-def delta_interval(delta: Mapping[str, Any], rate: str) -> Sequence[float] | None:
-    """That of the paired difference in a rate: of words it is called ci95 alone."""
-    bounds: Sequence[float] | None = delta["ci95" if rate == "wer" else f"{rate}_ci95"]
-    return bounds
 
 
 def percent(rate: float | None) -> str:

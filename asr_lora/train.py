@@ -41,15 +41,18 @@ from asr_lora.model import adapter, whisper
 from asr_lora.plan import predict
 from asr_lora.prepare import language, prepare
 from asr_lora.progress import Bar, progress, say
-from asr_lora.text import Normalizer
+from asr_lora.sets import refuse_unclear
+from asr_lora.text import Normalizer, leading
 from asr_lora.trainer import WhisperTrainer
 
 
 def train(config: Config) -> None:
     """The main command: manifest, adapter, and (unless eval.after=false) WER before and after."""
     hardware = look(config)
-    # What it refuses should not wait for the first dev decoding.
+    # What these refuse should not wait for the first dev decoding, or for the end.
     decoding(config, hardware, language(config), short=False)
+    if config.eval.after:
+        refuse_unclear(config)
     if hardware.processes > 1:
         raise ChoiceError(f"WORLD_SIZE: training takes one process for now, got {hardware.processes}; start it plainly")
     run.recognise(config)
@@ -96,7 +99,7 @@ def _train(config: Config, hardware: Hardware) -> None:
         "adapter_bytes": (run.adapter(config.run) / "adapter_model.safetensors").stat().st_size,
         "best_step": journal.best["step"],
         "dev": journal.dev,
-        "dev_normalizer": config.training.dev_normalizer,
+        "dev_normalizer": _dev_normalizer(config).name,
         "dev_decodings_skipped": journal.dev_skipped,
         **_seen(rows, config, steps),
         "train_seconds": journal.train_seconds,
@@ -226,12 +229,18 @@ def _dev_wer(model: Any, processor: WhisperProcessor, dev: Sequence[Clip], confi
     hypotheses = [hypothesis.text for hypothesis in heard]
     model.train()
     references, speakers = [clip["text"] for clip in dev], [clip["speaker"] for clip in dev]
-    normal = Normalizer(config.training.dev_normalizer, language(config))
+    normal = _dev_normalizer(config)
     wer = metrics.score(references, hypotheses, speakers, normal, config.seed)["wer"]
     if wer is None:
-        rule = config.training.dev_normalizer
-        raise ChoiceError(f"training.dev_normalizer: {rule} leaves no word of the dev references; take another")
+        raise ChoiceError(f"training.dev_normalizer: {normal.name} leaves no word of the dev references; take another")
     return float(wer)
+
+
+def _dev_normalizer(config: Config) -> Normalizer:
+    """Where no spaces part words, each character counts as one: errors of phrases would tell adapters apart badly."""
+    token = language(config)
+    usual = "characters" if leading(token) == "cer" else "marks"
+    return Normalizer(config.training.dev_normalizer or usual, token)
 
 
 def _last_checkpoint(folder: Path) -> Path | None:

@@ -10,7 +10,7 @@ from releases import utterances, write_release
 from asr_lora import hearing
 from asr_lora.errors import ChoiceError, RegressionError, UserError, WorldError
 from asr_lora.eval import evaluate
-from asr_lora.files import read_json, read_jsonl
+from asr_lora.files import read_json, read_jsonl, write_jsonl
 from asr_lora.launch import _leave, load
 from asr_lora.run import as_recorded
 from asr_lora.sets import Set
@@ -43,8 +43,8 @@ def test_every_set_is_scored_by_both_models_and_stands_in_one_table(
             assert sum(line[f"{prefix}errors"] for line in lines) == (
                 figures["substitutions"] + figures["deletions"] + figures["insertions"] + figures["hallucinated_words"]
             )
-        assert name in table
-    assert own["set"] == "test" and "small" in table
+        assert f"│ {name} " in table
+    assert own["set"] == "test" and "4 (small)" in table and "4 of 6 test clips (small)" in " ".join(table.split())
     assert read_json(config.run / "eval" / "silence" / "metrics.json")["delta"]["wer"] is None
 
 
@@ -99,7 +99,7 @@ def test_the_gate_names_the_set_that_lost_too_much_when_all_is_written(trained: 
 
 
 def test_what_nobody_can_tell_fails_only_where_strict(trained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asr_lora.metrics.verdict", lambda delta, limit: "undecided")
+    monkeypatch.setattr("asr_lora.metrics.verdict", lambda delta, rate, limit: "undecided")
     evaluate(load([*trained, "eval.max_regression=0.01"]))
     with pytest.raises(RegressionError, match="undecided"):
         evaluate(load([*trained, "eval.max_regression=0.01", "eval.strict=true"]))
@@ -120,9 +120,34 @@ def test_strengths_are_compared_on_dev_and_the_best_alone_is_scored_on_test(trai
     facts = evaluate(config)
     found = read_json(config.run / "eval" / "strengths.json")
     assert [point["strength"] for point in found["curve"]] == [0, 0.5, 1]
-    assert found["best"] == min(found["curve"], key=lambda point: (point["dev"]["wer"], point["strength"]))["strength"]
-    assert all(point["silence"]["wer"] is None for point in found["curve"])
+    assert (
+        found["best"]
+        == min(found["curve"], key=lambda point: (point["sets"]["dev"]["wer"], point["strength"]))["strength"]
+    )
+    assert all(point["sets"]["silence"]["wer"] is None for point in found["curve"])
     assert facts["strength"] == found["best"]
+
+
+def test_scoring_a_weaker_adapter_again_leaves_its_card_and_the_first_ones(trained: list[str]) -> None:
+    evaluate(load(trained))
+    folder = load(trained).run / "train"
+    full = (folder / "adapter" / "README.md").read_text()
+    for _ in range(2):
+        evaluate(load([*trained, "eval.strength=0.5"]))
+        assert "at strength 0.5" in (folder / "adapter-strength0.5" / "README.md").read_text()
+    evaluate(load([*trained, "eval.split=dev"]))
+    assert (folder / "adapter" / "README.md").read_text() == full and "at strength" not in full
+
+
+def test_a_changed_reference_is_scored_anew_though_its_sound_is_the_same(trained: list[str]) -> None:
+    config = load(trained)
+    before = evaluate(config)
+    manifest = config.run / "data" / "test.jsonl"
+    lines = read_jsonl(manifest)
+    lines[0]["text"] += " nog vijf woorden meer dan"
+    write_jsonl(manifest, lines)
+    after = evaluate(config)
+    assert after["words"] == before["words"] + 5 and after["cached"]
 
 
 def test_at_strength_zero_the_tuned_model_is_the_untouched_one(trained: list[str]) -> None:
@@ -143,6 +168,8 @@ def test_the_last_kept_adapters_are_averaged_and_more_than_were_kept_refused(tra
     assert facts["context"] == "short"
     with pytest.raises(ChoiceError, match=r"eval.average: training kept 2 adapters .*, not 3; training.keep_adapters"):
         evaluate(load([*trained, "eval.average=3"]))
+    with pytest.raises(ChoiceError, match=r"eval.average: must be at most training.keep_adapters=3, got 4"):
+        load([*trained, "eval.average=4"])
 
 
 def test_training_keeps_as_many_adapters_as_it_is_told(words: list[str]) -> None:

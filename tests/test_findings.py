@@ -50,6 +50,12 @@ def test_confusions_are_counted_by_kind() -> None:
         ("ondertiteling", "", 5.0, False, ["silence"]),
         ("", "", 5.0, False, []),
         ("", "iets", 5.0, False, []),
+        (" ", " ", 5.0, False, []),  # what `basic` leaves of a full stop
+        ("谢谢观看" * 4, "今天", 4.0, False, ["loop"]),  # no spaces between the rounds
+        ("哈哈哈哈哈哈哈哈", "哈哈", 4.0, False, []),  # laughter
+        ("मेरे दादा दादी गाँव में रहते हैं", "मेरे दादा", 4.0, False, []),  # grandparents: vowel signs part no words
+        (" ".join("dmacbekfghlj"), " ".join("dmacbekfghlk"), 1.0, False, []),  # letters were said as fast
+        ("ა" + "ბგდევზთიკლმნოპჟრსტუფქღყშჩცძწჭხჯჰ " * 4, "ა" + "ბგდევზთიკლმნოპჟრსტუფქღყშჩცძწჭხჯჰ " * 4, 20.0, False, []),
     ],
 )
 def test_what_is_no_speech_written_down_shows_signs(
@@ -86,8 +92,8 @@ def test_groups_hold_every_spoken_clip_once_and_say_when_they_are_small() -> Non
         "0 to 2 s", "2 to 4 s", "4 to 6 s", "6 to 8 s", "8 to 12 s"
     ]  # fmt: skip
     seen = next(row for row in found["sentence"] if row["value"] == "seen in training")
-    assert (seen["clips"], seen["small"], seen["words"]) == (2, True, 8)
-    assert (seen["wer"], seen["baseline_wer"], seen["delta"]) == (0.25, 0.25, 0.0)
+    assert (seen["clips"], seen["small"], seen["units"]) == (2, True, 8)
+    assert (seen["rate"], seen["baseline_rate"], seen["delta"]) == (0.25, 0.25, 0.0)
     unseen = next(row for row in found["sentence"] if row["value"] == "unseen")
     low, high = unseen["delta_ci95"]
     assert not unseen["small"] and low <= unseen["delta"] <= high < 0

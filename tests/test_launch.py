@@ -211,3 +211,21 @@ def test_ctrl_c_says_what_is_safe_and_the_same_command_goes_on(
     assert read_json(folder / "metrics.json")["steps"] == 30
     steps = [line["step"] for line in read_jsonl(folder / "log.jsonl") if "loss" in line]
     assert steps == list(range(1, 31))
+
+
+def test_a_regression_of_one_run_leaves_a_sweep_its_others_and_its_status(tmp_path: Path) -> None:
+    script = (
+        "from asr_lora.errors import RegressionError\n"
+        "from asr_lora.launch import launch\n"
+        "def stage(config):\n"
+        "    print('rank', config.lora.r)\n"
+        "    if config.lora.r == 2:\n"
+        "        raise RegressionError('eval.max_regression: lost')\n"
+        "launch(stage)\n"
+    )
+    words = ["-m", "lora.r=2,4", "data.source=x", "data.language=nl"]
+    left = subprocess.run(
+        [sys.executable, "-c", script, *words], check=False, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert (left.returncode, left.stdout.split()) == (3, ["rank", "2", "rank", "4"])
+    assert "error: 1 runs of the sweep cost more than eval.max_regression" in left.stderr

@@ -206,4 +206,6 @@ def test_characters_have_an_interval_and_a_paired_difference_of_their_own() -> N
     ],
 )
 def test_a_regression_is_exceeded_held_or_undecided(wer: float | None, ci95: list[float] | None, said: str) -> None:
-    assert verdict({"wer": wer, "ci95": ci95}, limit=0.01) == said
+    assert verdict({"wer": wer, "ci95": ci95}, "wer", limit=0.01) == said
+    other = {"wer": 0.9, "ci95": [0.8, 1.0], "cer": wer, "cer_ci95": ci95}
+    assert verdict(other, "cer", limit=0.01) == said

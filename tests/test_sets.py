@@ -8,9 +8,11 @@ from releases import utterances, write_release
 
 from asr_lora import audio
 from asr_lora.errors import ChoiceError
+from asr_lora.files import read_jsonl
 from asr_lora.launch import load
 from asr_lora.prepare import prepare
 from asr_lora.sets import LOUDNESS, WORDLESS, WORDLESS_SECONDS, evaluated
+from asr_lora.train import train
 
 
 @pytest.fixture
@@ -54,12 +56,49 @@ def test_another_corpus_has_its_own_name_language_and_draw(words: list[str], eng
     [
         ("[{source: silence}, {source: silence}]", r"eval.sets: silence is the name of two sets"),
         ("[{source: ENGLISH, language: en, name: test}]", r"eval.sets: test is the name of the run's own split"),
-        ("[{source: ENGLISH, language: xx}]", r"xx"),
-        ("[{source: /nowhere, language: en}]", r"/nowhere"),
-        ("[{source: ENGLISH, language: nl}]", r"nl"),
+        ("[{source: ENGLISH, language: xx}]", r"eval.sets: the checkpoint has no token for xx; .*token=nl in that set"),
+        (
+            "[{source: ENGLISH, language: xx, token: no-such}]",
+            r"eval.sets: token no-such is none of this checkpoint's ",
+        ),
+        ("[{source: /nowhere, language: en}]", r"eval.sets: no /nowhere; a set is a corpus"),
+        ("[{source: silence, language: en}]", r"eval.sets: silence is made by us; it has no language"),
     ],
 )
-def test_a_set_that_cannot_be_is_refused(words: list[str], english: Path, sets: str, says: str) -> None:
-    prepared(words)
+def test_a_set_that_cannot_be_is_refused_before_anything_is_trained(
+    words: list[str], english: Path, sets: str, says: str
+) -> None:
+    config = load([*words, f"eval.sets={sets.replace('ENGLISH', str(english))}"])
     with pytest.raises(ChoiceError, match=says):
-        evaluated(load([*words, f"eval.sets={sets.replace('ENGLISH', str(english))}"]))
+        train(config)
+    assert not config.run.exists()
+
+
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        ("[{source: ENGLISH, language: nl}]", r"eval.sets: .*\bnl\b.*\ben\b"),
+        (
+            "[{source: ENGLISH, language: en, split: dev}]",
+            r"eval.sets: dev.tsv of .* has no clips, but train, test; say",
+        ),
+    ],
+)
+def test_a_set_that_its_corpus_does_not_have_is_refused(words: list[str], tmp_path: Path, sets: str, says: str) -> None:
+    prepared(words)
+    write_release(tmp_path / "no-dev", "en", {name: utterances(f"en-{name}", 3, 3) for name in ("train", "test")})
+    with pytest.raises(ChoiceError, match=says):
+        evaluated(load([*words, f"eval.sets={sets.replace('ENGLISH', str(tmp_path / 'no-dev'))}"]))
+
+
+def test_what_training_heard_is_no_test_of_it(words: list[str], release: Path) -> None:
+    prepared(words)
+    with pytest.raises(ChoiceError, match=r"eval.sets: no usable clip of train .* that training has not heard \("):
+        evaluated(load([*words, f"eval.sets=[{{source: {release}, split: train, name: again}}]"]))
+    tests = utterances("other", 6, 6)
+    tests[0]["client_id"] = read_jsonl(load(words).run / "data" / "train.jsonl")[0]["speaker"]
+    tests[1]["sentence"] = read_jsonl(load(words).run / "data" / "train.jsonl")[0]["text"].upper()
+    other = release.parent / "other-release"
+    write_release(other, "nl", {"train": utterances("a", 3, 3), "dev": utterances("b", 3, 3), "test": tests})
+    again = evaluated(load([*words, f"eval.sets=[{{source: {other}}}]", "eval.limit=null"]))[1]
+    assert again.leaks == {"speaker": 1, "sentence": 1, "clip": 0} and len(again.clips) == 4

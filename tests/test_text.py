@@ -4,7 +4,7 @@ import pytest
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from asr_lora.errors import ChoiceError
-from asr_lora.text import NORMALIZERS, Normalizer
+from asr_lora.text import NORMALIZERS, Normalizer, leading
 
 SENTENCES = ["De auto's, z'n (snel) [lach] 100%!", " हिन्दी  ภาษาที่ ", "مُحَمَّدٌ", "Straße – İzmir", "", "?"]
 
@@ -104,6 +104,13 @@ def test_presets_hold_for_the_worlds_scripts(preset: str, language: str, sentenc
             "número uno dos tres cuatro cinco seis siete ocho nueve cero uno dos tres cuatro",
         ),
         ("ar", "٢", "اثنان"),
+        (
+            "en",
+            "0.125 of 1,234.56",
+            "zero point one two five of one thousand two hundred and thirty-four point five six",
+        ),
+        ("de", "1.234,50 Euro", "eintausendzweihundertvierunddreißig komma fünf euro"),
+        ("ce", "3.5", "кхоъ пхиъ"),  # num2words has no Chechen decimals: digit by digit
     ],
 )
 def test_numbers_are_read_as_words_where_asked(language: str, sentence: str, words: str) -> None:
@@ -114,6 +121,13 @@ def test_numbers_are_read_as_words_where_asked(language: str, sentence: str, wor
 def test_a_language_whose_numbers_nobody_reads_is_refused() -> None:
     with pytest.raises(ChoiceError, match=r"eval\.numbers: num2words reads no numbers in haw; it knows .*nl"):
         Normalizer("marks", "haw", numbers=True)
+    with pytest.raises(ChoiceError, match=r"in am; it knows (?!.*\bam\b)"):  # which would never come back
+        Normalizer("marks", "am", numbers=True)
+
+
+@pytest.mark.parametrize(("language", "rate"), [("nl", "wer"), ("ko", "wer"), ("zh", "cer"), ("th", "cer")])
+def test_the_rate_of_characters_leads_where_no_spaces_part_words(language: str, rate: str) -> None:
+    assert leading(language) == rate
 
 
 def test_the_name_beside_a_rate_says_the_preset_and_its_version() -> None:

@@ -2,7 +2,7 @@
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from asr_lora import tables
+from asr_lora import metrics, tables, text
 
 
 def environment(autoescape: bool) -> Environment:
@@ -16,6 +16,7 @@ def environment(autoescape: bool) -> Environment:
         "interval_points": lambda bounds: tables.interval(bounds, tables.points), "difference": tables.difference,
     }  # fmt: skip
     made.globals |= {
-        "leading": tables.leading, "runaways": tables.runaways, "delta_interval": tables.delta_interval,
+        "leading": text.leading, "runaways": tables.runaways, "small": tables.small,
+        "delta_interval": metrics.delta_interval, "strength_cell": tables.strength_cell,
     }  # fmt: skip
     return made

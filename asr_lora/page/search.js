@@ -34,6 +34,7 @@ function show() {
       paragraph.className = "words";
       paragraph.dir = "auto";
       label.textContent = name;
+      label.dir = "ltr"; // an element of its own direction does not decide that of the paragraph
       paragraph.append(label, " ", text || "(nothing)");
       texts.append(paragraph);
     }
