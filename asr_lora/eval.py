@@ -8,6 +8,7 @@ eval/<set>/{hypotheses.jsonl,metrics.json}; with eval.strengths=[...] eval/stren
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -154,6 +155,7 @@ def _asked(config: Config, each: Set, tuned: Path) -> dict[str, Any]:
         "adapter_sha256": adapter.digest(tuned),
         "clips_sha256": hashlib.sha256(json.dumps(said).encode()).hexdigest(),
         "decoder": decode.VERSION,
+        "asr_lora": version("asr_lora"),  # another one may write other figures, from the same hypotheses
         "language": each.language,
         "normalizer": str(_normalizer(config, each)),
         "decoding": plain(config)["decoding"],

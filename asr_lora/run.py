@@ -53,7 +53,7 @@ def scored(run: Path) -> dict[str, dict[str, Any]]:
     own = next((name for name in ("test", "dev") if name in every), None)
     if own is None:
         return {}
-    way = ("adapter_sha256", "normalizer", "decoding", "decoder")
+    way = ("adapter_sha256", "normalizer", "decoding", "decoder", "asr_lora")
     alike = {
         name: facts
         for name, facts in every.items()

@@ -106,10 +106,12 @@ def _corpus(config: "Config", asked: EvalSet) -> Set:
     """Drawn as the run's own split is; kept in the run folder, and drawn anew when something else is asked for."""
     locale, name = _locale(config, asked), _name(config, asked)
     source = Path(asked.source).expanduser().absolute()
-    state = source.stat()
+    # An archive's own time, or that of a folder's tables: mended sentences are drawn anew.
+    tables = ("*.tsv", f"{locale}/*.tsv", f"*/{locale}/*.tsv")
+    files = [source] if source.is_file() else [file for pattern in tables for file in source.glob(pattern)]
     follows_from = {
-        "source": str(source), "bytes": state.st_size, "changed": state.st_mtime, "language": locale,
-        "split": asked.split, "limit": config.eval.limit, "seed": config.data.seed,
+        "source": str(source), "changed": max((file.stat().st_mtime for file in files), default=None),
+        "language": locale, "split": asked.split, "limit": config.eval.limit, "seed": config.data.seed,
         "train": sha256(run.manifest(config.run, "train").read_bytes()).hexdigest(),
     }  # fmt: skip
     drawn = config.run / "eval" / name / "drawn"

@@ -73,6 +73,10 @@ def test_a_sweep_is_one_run_a_rank() -> None:
     assert command[2:] == ["asr_lora.train", "-m", "lora.r=4,8", "data.language=nl"]
 
 
+def test_a_pattern_of_runs_reaches_the_report_unopened() -> None:
+    assert composed("report", "RUNS=runs/nl-1h-*").report.runs == "runs/nl-1h-*"
+
+
 @pytest.mark.parametrize("name", AWKWARD)
 def test_a_path_survives_the_shell_and_hydra(name: str) -> None:
     assert composed("train", f"DATA=/data/{name}").data.source == f"/data/{name}"

@@ -14,7 +14,7 @@ from playwright.sync_api import sync_playwright
 from releases import utterances, write_release
 
 from asr_lora.errors import ChoiceError
-from asr_lora.files import read_json, read_jsonl, write_jsonl
+from asr_lora.files import read_json, read_jsonl, write_json, write_jsonl
 from asr_lora.launch import load
 from asr_lora.report import compare, report
 from asr_lora.train import train
@@ -112,6 +112,33 @@ def test_a_clip_that_is_gone_is_told_and_the_page_is_whole(
         away.rename(clip)
     assert "its sound is gone" in page.text
     assert "1 of the shown clips are no longer where they were" in capsys.readouterr().err
+
+
+def test_sets_and_strengths_of_another_way_of_scoring_stand_on_no_page(
+    hostile_words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = load(hostile_words).run
+    own, other = folder / "eval" / "test" / "metrics.json", folder / "eval" / "silence" / "metrics.json"
+    before, facts = other.read_text(), read_json(own)
+    scored = {"language": "nl", "clips": 6, "wer": 0.123, "cer": 0.1, "hallucinated_words": 0}
+    curve = {
+        "best": 0.5, "average": None, "normalizer": facts["asked"]["normalizer"],
+        "curve": [{"strength": 0.5, "sets": {"dev": scored}}],
+    }  # fmt: skip
+    strengths = folder / "eval" / "strengths.json"
+    try:
+        write_json(strengths, curve)
+        assert "12.3%" in Page(report(folder)).text
+        write_json(strengths, curve | {"normalizer": "raw 1"})
+        changed = read_json(other)
+        changed["asked"]["adapter_sha256"] = "another"
+        write_json(other, changed)
+        page = Page(report(folder))
+    finally:
+        other.write_text(before)
+        strengths.unlink()
+    assert "12.3%" not in page.text and "nobody speaks" not in page.text.split("Training")[0]
+    assert "left out, scored with another adapter, normaliser or decoding than test: silence" in capsys.readouterr().err
 
 
 def test_a_comparison_has_a_row_a_run_and_says_which_differ(hostile_words: list[str]) -> None:
