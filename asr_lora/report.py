@@ -82,7 +82,7 @@ def compare(pattern: str, runs_dir: Path) -> Path:
     for folder in folders:
         if folder not in complete:
             say(f"left out, not trained and scored to the end: {folder}")
-    rows = [_compared(folder) for folder in complete]
+    rows = sorted(map(_compared, complete), key=lambda row: row["settings"]["lora"]["r"])
     best = min(rows, key=lambda row: row["own"][row["rate"]] if row["own"][row["rate"]] is not None else 2.0)
     page = runs_dir / "comparison" / "index.html"
     for row in rows:
