@@ -98,6 +98,9 @@ def test_what_a_corpus_holds_stays_text(hostile_words: list[str]) -> None:
     assert not [tag for tag, attributes in page.tags if tag == "img" or "onerror" in attributes]
     assert any(HOSTILE in line["reference"] for line in json.loads(page.json))
     assert MARKUP[:20] in page.text  # the name of a group
+    # Else the Latin label would lay out Arabic and Hebrew from left to right.
+    labels = [attributes.get("dir") for tag, attributes in page.tags if tag == "em"]
+    assert labels and set(labels) == {"ltr"}
 
 
 def test_a_clip_that_is_gone_is_told_and_the_page_is_whole(
