@@ -4,7 +4,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from asr_lora.errors import WorldError
 from asr_lora.manifest import Clip
 from asr_lora.model.whisper import context
 
-VERSION = 1  # it rises whenever the same settings hear the same clips otherwise
+VERSION = 2  # it rises whenever the same settings hear the same clips otherwise
 SPARE_TOKENS = 24  # beside what a clip's seconds allow: a clip of one second may hold a long word
 MULTIPLE = 1.28  # seconds: of short contexts, so that enough clips share one
 FEW_BEYOND = 7.68  # seconds: clips of longer contexts are few, and a token of one costs nearly what one of eight does
@@ -42,11 +42,15 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What the model heard: its tokens, the text that they spell, and whether it was still talking when it was cut."""
+    """What the model heard: its tokens, the text that they spell, and whether it was still talking when it was cut.
+
+    `again` where a short context made it run away, and this is what it says at 30 s.
+    """
 
     tokens: list[int]  # after the prompt, before the end
     text: str
     cut: bool
+    again: bool = False
 
 
 def transcribe(
@@ -58,9 +62,25 @@ def transcribe(
 ) -> list[Hypothesis]:
     """One hypothesis a line of the manifest, in its order. `advance` is told of every batch how many clips it held.
 
-    Clips of like length are decoded together, for their contexts are alike and their hypotheses end together.
+    Clips of like length are decoded together, for their contexts are alike and their hypotheses end together. What was
+    cut at a short context is heard again at 30 s, which the base was made for: there less runs away.
     Raises WorldError when a clip cannot be decoded.
     """
+    hypotheses = _heard(model, processor, clips, decoding, advance)
+    runaways = [] if decoding.margin is None else [at for at, hypothesis in enumerate(hypotheses) if hypothesis.cut]
+    at_full = _heard(model, processor, [clips[at] for at in runaways], replace(decoding, margin=None))
+    for at, hypothesis in zip(runaways, at_full, strict=True):
+        hypotheses[at] = replace(hypothesis, again=True)
+    return hypotheses
+
+
+def _heard(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: Sequence[Clip],
+    decoding: Decoding,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[Hypothesis]:
     hypotheses: dict[int, Hypothesis] = {}
     dtype = model.get_encoder().conv1.weight.dtype  # a quantised model's own dtype is that of its integers
     durations = [clip["duration"] for clip in clips]

@@ -91,6 +91,7 @@ def _decoded(
     return {
         "hypotheses": [hypothesis.text for hypothesis in hypotheses],
         "cut": [hypothesis.cut for hypothesis in hypotheses],
+        "heard_again": sum(hypothesis.again for hypothesis in hypotheses),
         "device": hardware.name,
         "context": "full" if settings.margin is None else "short",
         "audio_seconds": audio_seconds,
