@@ -7,7 +7,6 @@ once is cut further by the trainer.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,14 +40,19 @@ class Order:
     """The batches of every step, as `training` asks: batch_size, context, and what goes with that context.
 
     `durations` in seconds and `tokens`, the lengths of the labels, are of every clip; `token_limit` is the decoder's.
+    `weights` say how often an epoch hears each clip, on the mean of epochs (None: once).
     """
 
     def __init__(
-        self, durations: Sequence[float], tokens: Sequence[int], training: "TrainingConfig", seed: int, token_limit: int
-    ) -> None:
+        self, durations: Sequence[float], tokens: Sequence[int], training: "TrainingConfig", seed: int,
+        token_limit: int, weights: Sequence[float] | None = None,
+    ) -> None:  # fmt: skip
         self.durations, self.tokens, self.training = durations, tokens, training
         self.seed, self.token_limit, self.batch_size = seed, token_limit, training.batch_size
+        self.weights = np.ones(len(durations)) if weights is None else np.asarray(weights)
+        self.per_epoch = len(_hearings(self.weights, seed, epoch=0))  # clips, the same in every epoch
         self._epoch: tuple[int, list[list[int]]] = (-1, [])  # the last one that was asked for
+        self._shuffles: dict[int, np.ndarray] = {}  # by epoch, the last two that were asked for
 
     def step(self, step: int) -> list[Batch]:
         """What one optimiser step learns from, over all processes: `batch_size` clips."""
@@ -68,17 +72,24 @@ class Order:
 
     def _shuffled(self, step: int) -> list[int]:
         """Clips in random order: each epoch its own permutation, and every clip is heard before any is heard again."""
-        clips, first = len(self.durations), step * self.batch_size
-        return [
-            int(_permutation(self.seed, at // clips, clips)[at % clips]) for at in range(first, first + self.batch_size)
-        ]
+        clips, first = self.per_epoch, step * self.batch_size
+        return [int(self._permutation(at // clips)[at % clips]) for at in range(first, first + self.batch_size)]
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        """The clips of an epoch in random order, each as often as its weight says."""
+        if epoch not in self._shuffles:
+            heard = _hearings(self.weights, self.seed, epoch)
+            last = max(self._shuffles, default=epoch)
+            self._shuffles = {at: each for at, each in self._shuffles.items() if at == last}
+            self._shuffles[epoch] = heard[np.random.default_rng((self.seed, epoch)).permutation(len(heard))]
+        return self._shuffles[epoch]
 
     def _like_length(self, step: int) -> list[int]:
         """Clips of like length: an epoch's permutation cut into windows, a window sorted and cut into batches.
 
         The fewer than batch_size clips that are left at the end of an epoch wait for the next permutation.
         """
-        per_epoch = len(self.durations) // self.batch_size
+        per_epoch = self.per_epoch // self.batch_size
         if per_epoch == 0:
             return self._shuffled(step)
         if self._epoch[0] != step // per_epoch:
@@ -86,8 +97,8 @@ class Order:
         return self._epoch[1][step % per_epoch]
 
     def _sorted_epoch(self, epoch: int) -> list[list[int]]:
-        per_epoch = len(self.durations) // self.batch_size
-        shuffled = _permutation(self.seed, epoch, len(self.durations))[: per_epoch * self.batch_size]
+        per_epoch = self.per_epoch // self.batch_size
+        shuffled = self._permutation(epoch)[: per_epoch * self.batch_size]
         batches: list[list[int]] = []
         for window in np.array_split(np.arange(per_epoch), -(-per_epoch // WINDOW)):
             clips = shuffled[window[0] * self.batch_size : (window[-1] + 1) * self.batch_size]
@@ -172,9 +183,15 @@ def share(batches: Sequence[Batch], rank: int, world_size: int) -> list[Batch]:
     return mine
 
 
-@lru_cache(maxsize=2)  # a batch touches two epochs at most, unless the corpus is smaller than a batch
-def _permutation(seed: int, epoch: int, clips: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(clips)
+def _hearings(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """The clips of an epoch in their own order: each the whole number of times in its weight, and of those that are
+    owed a part of a hearing more, that part of them, others in every epoch."""
+    whole = np.floor(weights).astype(int)
+    heard, owed = [np.repeat(np.arange(len(weights)), whole)], weights - whole
+    for part in np.unique(owed[owed > 0]):
+        clips = np.flatnonzero(owed == part)
+        heard.append(_rng(seed, epoch, f"weights {part}").permutation(clips)[: round(part * len(clips))])
+    return np.concatenate(heard)
 
 
 def _rng(seed: int, at: int, purpose: str) -> np.random.Generator:

@@ -17,6 +17,8 @@ from asr_lora.errors import ChoiceError
 from asr_lora.naming import run_name
 from asr_lora.text import NORMALIZERS
 
+COLUMNS = ("path", "text", "speaker", "start", "end", "duration", "split")  # of a table of one's own
+
 
 def check(name: str, value: Any, rule: str, holds: bool) -> None:
     """Raises ChoiceError `name: must be rule, got value` unless it holds."""
@@ -40,15 +42,42 @@ def check_word(name: str, value: str) -> None:
 
 
 @dataclass
+class SourceConfig:
+    """An item of a list, which conf/ cannot give values to: what is not said is None, and once an epoch."""
+
+    path: str
+    weight: float = 1.0
+    language: str | None = None
+
+    def __post_init__(self) -> None:
+        check("data.sources.path", repr(self.path), "a path or a name", self.path != "")
+        check("data.sources.weight", self.weight, "more than 0, up to 100", 0 < self.weight <= 100)
+
+
+@dataclass
 class DataConfig:
     source: str | None
+    sources: list[SourceConfig]
     search_dir: str
+    columns: dict[str, str]
     language: str
     hours: float | None
     seed: int
     dev_clips: int
+    train_split: str
+    held_out: float
+    exclude: str | None
+    drop: str | None
 
     def __post_init__(self) -> None:
+        # As recorded they are plain dictionaries.
+        self.sources = [each if isinstance(each, SourceConfig) else SourceConfig(**each) for each in self.sources]
+        both = bool(self.sources) and self.source is not None
+        check("data.sources", "data.source too", "the only one of the two", not both)
+        for name in self.columns:
+            check_choice("data.columns", name, COLUMNS)
+        check_choice("data.train_split", self.train_split, ("train", "validated"))
+        check("data.held_out", self.held_out, "a share in (0, 0.4]", 0 < self.held_out <= 0.4)
         check("data.source", repr(self.source), "a path, or null to look in data.search_dir", self.source != "")
         locale = re.fullmatch(r"\w+(-\w+)*", self.language)
         check("data.language", repr(self.language), "a locale such as nl or sv-SE", locale is not None)

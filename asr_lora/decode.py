@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
-from pathlib import Path
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -16,7 +15,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from asr_lora import audio, features
 from asr_lora.batches import rounded_up
 from asr_lora.errors import WorldError
-from asr_lora.manifest import Clip
+from asr_lora.manifest import Clip, waveform
 from asr_lora.model.whisper import context
 
 VERSION = 2  # it rises whenever the same settings hear the same clips otherwise
@@ -158,7 +157,7 @@ def _prefetched(
     cut: Sequence[tuple[list[int], float]], clips: Sequence[Clip], processor: WhisperProcessor
 ) -> Iterator[tuple[tuple[list[int], float], Tensor]]:
     def read(batch: list[int], seconds: float) -> Tensor:
-        waveforms = [audio.load(Path(clips[index]["path"])) for index in batch]
+        waveforms = [waveform(clips[index]) for index in batch]
         return features.log_mel(waveforms, processor.feature_extractor, seconds)
 
     ahead: deque[tuple[tuple[list[int], float], Future[Tensor]]] = deque()

@@ -1,7 +1,6 @@
 """What the device is fed: each optimiser step as tensors, decoded and collated when asked for; nothing goes to disk."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from transformers import WhisperProcessor, WhisperTokenizer
 from asr_lora import audio
 from asr_lora.batches import Order, Row, share
 from asr_lora.features import Example, collate, joined_ids, joined_sentence, token_ids
-from asr_lora.manifest import Clip
+from asr_lora.manifest import Clip, waveform
 
 
 class Steps(torch.utils.data.Dataset[list[dict[str, Tensor]]]):
@@ -47,9 +46,11 @@ def _clips(rows: Sequence[Clip]) -> Dataset:
     """A split of the manifest as a table whose rows are decoded when asked for: `waveform` and `text`."""
 
     def decoded(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        return {"waveform": [audio.load(Path(path)) for path in batch["path"]], "text": batch["text"]}
+        places = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        return {"waveform": [waveform(place) for place in places], "text": batch["text"]}
 
-    return Dataset.from_list([{"path": row["path"], "text": row["text"]} for row in rows]).with_transform(decoded)
+    columns = ("path", "start", "end", "text")
+    return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows]).with_transform(decoded)
 
 
 def _ids(clips: Mapping[str, list[Any]], timestamps: bool, tokenizer: WhisperTokenizer) -> list[int]:

@@ -2,18 +2,17 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from asr_lora import audio
-from asr_lora.errors import WorldError
-from asr_lora.text import Normalizer
+from asr_lora.listening import Heard, Place, listen
 
 Row = Mapping[str, str]  # a row of the corpus's table, raw
 Clip = dict[str, Any]  # a line of the manifest
+EXCLUDED = "the same sound as a clip of data.exclude"
 
 
 def draw_order(rows: Sequence[Row], seed: int) -> list[Row]:
@@ -37,29 +36,6 @@ def draw_order(rows: Sequence[Row], seed: int) -> list[Row]:
     return [row for *_, row in sorted(keyed, key=lambda entry: entry[:3])]
 
 
-def without_leaks(train: Sequence[Row], held_out: Sequence[Row]) -> tuple[list[Row], dict[str, int]]:
-    """The training rows that share no speaker, sentence or clip with dev or test, and how many of each were dropped.
-
-    Sentences are compared as `marks` leaves them. A row that shares several things is counted once, by the first.
-    """
-    normal = Normalizer("marks")
-    speakers = {row["client_id"] for row in held_out if row.get("client_id")}
-    sentences = {normal(row["sentence"]) for row in held_out} - {""}
-    clips = {row["path"] for row in held_out}
-    kept: list[Row] = []
-    dropped = {"speaker": 0, "sentence": 0, "clip": 0}
-    for row in train:
-        if row.get("client_id") in speakers:
-            dropped["speaker"] += 1
-        elif normal(row["sentence"]) in sentences:
-            dropped["sentence"] += 1
-        elif row["path"] in clips:
-            dropped["clip"] += 1
-        else:
-            kept.append(row)
-    return kept, dropped
-
-
 @dataclass
 class Draw:
     """One split as it is being drawn: what is still waiting, what was chosen, what was left out and why."""
@@ -68,6 +44,7 @@ class Draw:
     waiting: list[Row]  # in draw order
     seconds: float | None = None  # enough is this much audio,
     clips: int | None = None  # or so many clips; both None: all there is
+    excluded: frozenset[str] = frozenset()  # SHA-256 of clips that are not to be in it
     chosen: list[Clip] = field(default_factory=list)
     drawn_seconds: float = 0.0
     left_out: dict[str, list[str]] = field(default_factory=dict)  # reason to clip names
@@ -99,59 +76,71 @@ class Draw:
         durations: Mapping[str, float],
         refuse: Callable[[str], str | None],
         advance: Callable[[], None],
+        listened: Callable[[Sequence[Place | None]], Iterable[Heard]] = lambda places: map(listen, places),
     ) -> None:
         """Chooses or leaves out the first `names` of what waits, in order, until enough is chosen.
 
-        `durations` (s) of the corpus go before those heard; `refuse` says what is wrong with a sentence, if anything.
+        `durations` (s) of the corpus go before those heard; `refuse` says what is wrong with a sentence, if anything;
+        `listened` hears the clips, in their order.
         """
         rows, looked = self.waiting[: len(names)], 0
         chosen = {clip["id"] for clip in self.chosen}
-        with ThreadPoolExecutor() as pool:
-            for row, heard in zip(rows, pool.map(lambda row: _listen(files.get(row["path"])), rows), strict=True):
-                advance()
-                if self.full:
-                    continue
-                looked += 1
-                twice = "listed twice" if Path(row["path"]).stem in chosen else None
-                reason = twice or heard.problem or refuse(row["sentence"])
-                if reason:
-                    self.left_out.setdefault(reason, []).append(row["path"])
-                    continue
-                # A table that says 0 does not know either.
-                clip = _line(row, files[row["path"]], durations.get(row["path"]) or heard.seconds, heard.sha256)
-                self.chosen.append(clip)
-                chosen.add(clip["id"])
-                self.drawn_seconds += clip["duration"]
+        places = [place(row, files.get(row["path"])) for row in rows]
+        for row, heard in zip(rows, listened(places), strict=True):
+            advance()
+            if self.full:
+                continue
+            looked += 1
+            twice = "listed twice" if clip_id(row) in chosen else None
+            barred = EXCLUDED if heard.sha256 in self.excluded else None
+            reason = twice or heard.problem or barred or refuse(row["sentence"])
+            if reason:
+                self.left_out.setdefault(reason, []).append(row["path"])
+                continue
+            # A table that says 0 does not know either.
+            clip = _line(row, files[row["path"]], durations.get(row["path"]) or heard.seconds, heard.sha256)
+            self.chosen.append(clip)
+            chosen.add(clip["id"])
+            self.drawn_seconds += clip["duration"]
         self.waiting = self.waiting[looked:]
 
 
-class _Heard(NamedTuple):
-    problem: str | None
-    seconds: float = 0.0
-    sha256: str = ""
-
-
-def _listen(file: Path | None) -> _Heard:
+def place(row: Row, file: Path | None) -> Place | None:
+    """Where the clip of a row is, given its file."""
     if file is None:
-        return _Heard("not in the release")
-    content = file.read_bytes()
-    try:
-        samples, rate = audio.decode(content)
-    except WorldError as error:
-        return _Heard(str(error))
-    seconds = len(samples) / rate
-    if seconds > audio.MAX_SECONDS:
-        return _Heard(f"longer than {audio.MAX_SECONDS:g} s")
-    return _Heard(None, round(seconds, 3), hashlib.sha256(content).hexdigest())
+        return None
+    if not row.get("start"):
+        return Place(file)
+    return Place(file, float(row["start"]), float(row["end"]) if row.get("end") else None)
+
+
+def clip_id(row: Row) -> str:
+    """A clip's name in one word, unique in its corpus."""
+    path = PurePosixPath(row["path"])
+    return "-".join([*path.parts[:-1], path.stem])
+
+
+def name_in_corpus(clip: Clip) -> str:
+    """The `path` of the row that the clip was made of."""
+    return str(clip.get("clip") or PurePosixPath(clip["path"]).name)
+
+
+def waveform(clip: Clip) -> audio.Waveform:
+    """What is heard in a clip of the manifest: (samples,) at 16 kHz. Raises WorldError when it cannot be decoded."""
+    return audio.load(Path(clip["path"]), clip.get("start"), clip.get("end"))
 
 
 def _line(row: Row, file: Path, duration: float, sha256: str) -> Clip:
-    line = {
-        "id": Path(row["path"]).stem,
+    line: Clip = {
+        "id": clip_id(row),
         "path": str(file),
         "text": row["sentence"].strip(),
         "duration": duration,
         "speaker": row.get("client_id", ""),
         "sha256": sha256,
     }
+    if row["path"] != file.name:
+        line["clip"] = row["path"]
+    if row.get("start"):
+        line |= {name: float(row[name]) for name in ("start", "end") if row.get(name)}
     return line | {name: row[name] for name in row if name not in {"client_id", "sentence", *line}}

@@ -220,7 +220,8 @@ def _by_timing(config: Config, work: Job, hardware: Hardware) -> Clocks:
 
 def _table(config: Config, work: Job, forecasts: Mapping[str, Forecast], dollars: Mapping[str, float | None]) -> Table:
     steps = f"{config.max_steps:,} steps of {config.training.batch_size} clips"
-    table = Table(title=f"{config.run_name}: {steps}, {work.trainable:,} trainable parameters", show_lines=True)
+    title = f"{config.run_name}: {steps}, {work.trainable:,} trainable parameters"
+    table = Table(title=title, show_lines=True, min_width=len(title))  # a narrower one would break its title
     for heading in ("", *STAGES, "all"):
         table.add_column(heading, justify="left" if not heading else "right")
     done = flop(work, checkpointing=False)

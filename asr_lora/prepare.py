@@ -4,26 +4,26 @@ Reads the corpus's tables, takes out what would leak, draws the hour by seed, li
 and leaves data/{train,dev,test}.jsonl and data/summary.json in the run folder. Called again, it finds them there.
 """
 
-import hashlib
-import re
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from asr_lora import audio, run
 from asr_lora.checkpoint import load_config, load_generation_config, load_processor
 from asr_lora.config import Config, plain
-from asr_lora.corpus import SPLITS, Corpus, open_corpus
+from asr_lora.corpus import SPLITS, UNSPLIT, Columns, Corpus, open_corpus
+from asr_lora.corpus.tables import Row
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.features import prompted, token_ids
-from asr_lora.files import read_json, read_jsonl, whole_file, whole_folder, write_json, write_jsonl
+from asr_lora.files import read_json, read_jsonl, whole_folder, write_json, write_jsonl
 from asr_lora.language import check_language, whisper_language
 from asr_lora.launch import launch
-from asr_lora.manifest import Clip, Draw, draw_order, without_leaks
+from asr_lora.listening import Listener
+from asr_lora.manifest import EXCLUDED, Clip, Draw, draw_order, name_in_corpus
 from asr_lora.naming import science
 from asr_lora.progress import progress, say
+from asr_lora.sources import excluded, opened, put_back, recorded
+from asr_lora.splits import apart, without_leaks
 
 MOST_BAD = 0.05  # a corpus of which more than this share must be left out is not what it seems
 BYTES_PER_SECOND = 8_000  # mp3 at 64 kbit/s, Common Voice's upper end: guesses short where there are no durations
@@ -34,12 +34,13 @@ def prepare(config: Config) -> None:
     language(config)
     if run.summary(config.run).is_file():
         run.refuse_other(config.run, read_json(run.summary(config.run))["settings"], _settings(config))
-        _fetch_missing(config, [line for split in SPLITS for line in read_jsonl(run.manifest(config.run, split))])
+        put_back(config, [line for split in SPLITS for line in read_jsonl(run.manifest(config.run, split))])
         return
-    corpus = open_corpus(_source(config), config.data.language)
+    corpus, elsewhere = opened(config), excluded(config)
     train, leaks = without_leaks(
         _rows(corpus, "train"), [row for split in ("dev", "test") for row in _rows(corpus, split)]
     )
+    train, shared = apart(train, elsewhere)
     available = {"train": len(train), **{split: len(_rows(corpus, split)) for split in ("dev", "test")}}
     if not train:
         raise ChoiceError(
@@ -49,13 +50,15 @@ def prepare(config: Config) -> None:
     if corpus.durations:  # then too much is refused before a clip is fetched; one not in the table may be of any length
         _enough(config, corpus, sum(corpus.durations.get(row["path"]) or audio.MAX_SECONDS for row in train))
     seconds = None if config.data.hours is None else config.data.hours * 3600
+    sounds = frozenset(row["sha256"] for row in elsewhere if row.get("sha256"))
     draws = [
-        Draw("train", draw_order(train, config.data.seed), seconds=seconds),
+        Draw("train", draw_order(train, config.data.seed), seconds=seconds, excluded=sounds),
         _held_out(config, corpus, "dev", config.data.dev_clips),
         _held_out(config, corpus, "test", config.eval.limit),
     ]
     _fill(draws, corpus, _label_rule(config))
-    _write(config, corpus, draws, leaks, available)
+    facts = {"leaks_dropped_from_train": leaks, "excluded": {"by": config.data.exclude, **shared}}
+    _write(config, corpus, draws, facts, available)
 
 
 def language(config: Config, locale: str | None = None) -> str:
@@ -81,17 +84,17 @@ def clips(config: Config, split: str, limit: int | None) -> list[Clip]:
     if (limit is None or limit > len(drawn)) and held < facts["available"]:
         longer = run.manifest(config.run, f"{split}-{limit or 'all'}")
         if not longer.is_file():
-            corpus = _recorded(config)
+            corpus = recorded(config)
             draw = _held_out(config, corpus, split, limit)
             _fill([draw], corpus, _label_rule(config))
             write_jsonl(longer, draw.chosen)
         drawn = read_jsonl(longer)
-    _fetch_missing(config, drawn[:limit])
+    put_back(config, drawn[:limit])
     return drawn[:limit]
 
 
 def drawn_from(
-    config: Config, source: Path, locale: str, split: str, limit: int | None
+    config: Config, source: str, locale: str, split: str, limit: int | None
 ) -> tuple[list[Clip], int, dict[str, int]]:
     """Clips of another corpus: the first `limit` (None: all) of a split in the order of the run's seed.
 
@@ -99,13 +102,13 @@ def drawn_from(
     release of one corpus may hold as test what this one holds as train. Raises as `prepare` does.
     """
     try:
-        corpus = open_corpus(source, locale)
-        rows = corpus.tables.get(split, [])
+        corpus = open_corpus(source, locale, Columns(config.data.columns))
+        rows = corpus.tables.get(split) or corpus.tables.get(UNSPLIT, [])
         if not rows:
             there = ", ".join(name for name, held in corpus.tables.items() if held)
             raise ChoiceError(f"{split}.tsv of {corpus.source} has no clips, but {there}; say split=... of it")
         trained_on = [
-            {"client_id": clip["speaker"], "sentence": clip["text"], "path": Path(clip["path"]).name}
+            {"client_id": clip["speaker"], "sentence": clip["text"], "path": name_in_corpus(clip)}
             for clip in read_jsonl(run.manifest(config.run, "train"))
         ]
         unheard, leaks = without_leaks(rows, trained_on)
@@ -120,59 +123,10 @@ def drawn_from(
     return draw.chosen, len(rows), leaks
 
 
-# ---- where the speech is ----
-
-
-def _source(config: Config) -> Path:
-    if config.data.source is not None:
-        return Path(config.data.source)
-    folder, code = Path(config.data.search_dir).expanduser(), config.data.language
-    # Neither a longer code (tr, trw) nor what a browser has not downloaded to its end (nl.tar.gz.part).
-    found = [path for end in ("", ".tar.gz", ".tgz", ".tar") for path in folder.glob(f"cv-corpus-*-{code}{end}")]
-    found += [path.parent for path in folder.glob(f"cv-corpus-*/{code}")]
-    if not found:
-        raise ChoiceError(
-            f"data.source: no Common Voice release for {code} ({folder.absolute()}/cv-corpus-*-{code}*); get one from "
-            "Mozilla Data Collective (mozilladatacollective.com, free account), put it there or name it "
-            "(make train DATA=/path/to/archive), or try without any: make demo"
-        )
-    newest = max(found, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
-    say(f"data.source: {newest}")
-    return newest
-
-
-def _recorded(config: Config) -> Corpus:
-    """What the manifest was drawn from, whatever newer release has come since."""
-    return open_corpus(Path(read_json(run.summary(config.run))["source"]), config.data.language)
-
-
-def _fetch_missing(config: Config, lines: Sequence[Clip]) -> None:
-    """Clips of an archive lie in a cache: where that was emptied, the same clips are put there again."""
-    gone = {Path(line["path"]).name: line for line in lines if not Path(line["path"]).is_file()}
-    if not gone:
-        return
-    say(f"{len(gone)} clips of the manifest are no longer where they were; fetching them again")
-    corpus = _recorded(config)
-    found = corpus.fetch(list(gone))
-
-    def is_back(name: str) -> bool:
-        return name in found and hashlib.sha256(found[name].read_bytes()).hexdigest() == gone[name]["sha256"]
-
-    if lost := [name for name in gone if not is_back(name)]:
-        raise WorldError(
-            f"data.source: {corpus.source} lacks {len(lost)} clips of {config.run}/data ({lost[0]}, ...); "
-            "put back the release that the run was made from"
-        )
-    for name, line in gone.items():
-        if not Path(line["path"]).is_file():  # the archive was written anew, and its clips lie elsewhere in the cache
-            with whole_file(Path(line["path"])) as partial:
-                shutil.copyfile(found[name], partial)
-
-
 # ---- the draw ----
 
 
-def _rows(corpus: Corpus, split: str) -> list[dict[str, str]]:
+def _rows(corpus: Corpus, split: str) -> list[Row]:
     rows = corpus.tables.get(split, [])
     if not rows:
         raise ChoiceError(f"data.source: {split}.tsv of {corpus.source} has no clips; a run needs train, dev and test")
@@ -216,20 +170,22 @@ def _fill(draws: Sequence[Draw], corpus: Corpus, refuse: Callable[[str], str | N
     def duration(name: str) -> float:
         return corpus.durations.get(name) or corpus.sizes.get(name, 0) / BYTES_PER_SECOND
 
-    while any(wants := [draw.wanted(duration) for draw in draws]):
-        files = corpus.fetch([name for names in wants for name in names])
-        for draw, names in zip(draws, wants, strict=True):
-            if names:
-                with progress(f"listening to {draw.split}", total=len(names)) as bar:
-                    draw.look_at(names, files, corpus.durations, refuse, bar.advance)
-        _usable(draws, corpus)
+    with Listener(corpus.source) as listener:
+        while any(wants := [draw.wanted(duration) for draw in draws]):
+            files = corpus.fetch([name for names in wants for name in names])
+            for draw, names in zip(draws, wants, strict=True):
+                if names:
+                    with progress(f"listening to {draw.split}", total=len(names)) as bar:
+                        draw.look_at(names, files, corpus.durations, refuse, bar.advance, listener.each)
+            _usable(draws, corpus)
 
 
 def _usable(draws: Sequence[Draw], corpus: Corpus) -> None:
     left_out: dict[str, list[str]] = defaultdict(list)
     for draw in draws:
         for reason, names in draw.left_out.items():
-            left_out[reason] += names
+            if reason != EXCLUDED:
+                left_out[reason] += names
     bad = sum(map(len, left_out.values()))
     looked = bad + sum(len(draw.chosen) for draw in draws)
     if bad > MOST_BAD * looked:
@@ -248,7 +204,7 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def _write(
-    config: Config, corpus: Corpus, draws: Sequence[Draw], leaks: dict[str, int], available: dict[str, int]
+    config: Config, corpus: Corpus, draws: Sequence[Draw], dropped: dict[str, Any], available: dict[str, int]
 ) -> None:
     _enough(config, corpus, draws[0].drawn_seconds)
     if empty := [draw.split for draw in draws if not draw.chosen]:
@@ -266,10 +222,10 @@ def _write(
     }
     facts = {
         "release": corpus.release,
-        "source": str(corpus.source),
+        "source": corpus.source,
         "seed": config.data.seed,
         "settings": _settings(config),
-        "leaks_dropped_from_train": leaks,
+        **dropped,
         "splits": splits,
         "versions": run.versions(),
     }
@@ -281,7 +237,12 @@ def _write(
         fact, out = splits[draw.split], sum(map(len, draw.left_out.values()))
         lasting = _length(draw.drawn_seconds)
         say(f"{draw.split}: {fact['clips']} clips, {lasting}, {fact['speakers']} speakers, {out} left out")
+    leaks = dropped["leaks_dropped_from_train"]
     say(f"dropped from train for what dev or test hold too: {sum(leaks.values())} ({_counts(leaks)})")
+    if config.data.exclude is not None:
+        shared = {kind: len(names) for kind, names in dropped["excluded"].items() if kind != "by"}
+        shared["sound"] = len(draws[0].left_out.get(EXCLUDED, []))
+        say(f"dropped from train for what {config.data.exclude} holds too: {sum(shared.values())} ({_counts(shared)})")
     say(f"manifest: {config.run / 'data'}")
 
 

@@ -116,7 +116,7 @@ def _corpus(config: "Config", asked: EvalSet) -> Set:
     }  # fmt: skip
     drawn = config.run / "eval" / name / "drawn"
     if not drawn.is_dir() or read_json(drawn / "summary.json")["follows_from"] != follows_from:
-        chosen, available, leaks = drawn_from(config, source, locale, asked.split, config.eval.limit)
+        chosen, available, leaks = drawn_from(config, str(source), locale, asked.split, config.eval.limit)
         with whole_folder(drawn) as partial:
             write_jsonl(partial / "clips.jsonl", chosen)
             made = {"follows_from": follows_from, "available": available, "leaks_dropped": leaks}

@@ -263,7 +263,8 @@ def order(config: Config, rows: Sequence[Clip]) -> Order:
         processor = load_processor(config.model.checkpoint)
         tokens = [len(token_ids(row["text"], processor.tokenizer)) for row in rows]
     limit = load_config(config.model.checkpoint).max_target_positions
-    return Order([row["duration"] for row in rows], tokens, training, config.seed, limit)
+    weights = [float(row.get("weight", 1)) for row in rows] if config.data.sources else None
+    return Order([row["duration"] for row in rows], tokens, training, config.seed, limit, weights)
 
 
 def _seen(rows: Sequence[Clip], config: Config, steps: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What the order of batches promises: a pure function of (seed, step), and next to nothing spent on padding."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asr_lora.batches import Batch, Order, Row, _permutation, rounded_up, share
+from asr_lora import batches as batches_room
+from asr_lora.batches import Batch, Order, Row, rounded_up, share
 from asr_lora.config import TrainingConfig
 from asr_lora.launch import load
 from asr_lora.manifest import Clip
@@ -96,13 +98,42 @@ def test_epochs_have_orders_of_their_own() -> None:
     assert len({tuple(clips_of(drawn.step(epoch))) for epoch in range(20)}) == 20
 
 
-def test_the_order_of_an_epoch_is_drawn_once_however_many_steps_ask_for_it() -> None:
-    _permutation.cache_clear()
+def test_the_order_of_an_epoch_is_drawn_once_however_many_steps_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs: list[int] = []
+    drawn_from = batches_room._hearings
+
+    def watched(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        epochs.append(epoch)
+        return drawn_from(weights, seed, epoch)
+
+    monkeypatch.setattr(batches_room, "_hearings", watched)
     for kind in ("full", "dynamic"):
         drawn = order(kind, clips=46_000, seed=99)
+        epochs.clear()
         for step in range(1_000):
             drawn.step(step)
-    assert _permutation.cache_info().misses == 1
+        assert epochs == [0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_epoch_hears_a_clip_as_often_as_its_weight_says(kind: str) -> None:
+    lengths, weights = durations(400), [2.0] * 100 + [0.25] * 200 + [1.0] * 100
+    training = replace(load().training, context=kind)
+    drawn = Order(lengths, [10] * 400, training, 0, 448, weights)
+    assert drawn.per_epoch == 200 + 50 + 100
+    steps = drawn.per_epoch // training.batch_size
+    heard = Counter(clip for step in range(4 * steps) for clip in clips_of(drawn.step(step)))
+    part = [sum(heard[clip] for clip in clips) for clips in (range(100), range(100, 300), range(300, 400))]
+    assert np.allclose(np.array(part) / sum(part), np.array([200, 50, 100]) / 350, atol=0.02)
+    once = Order(lengths, [10] * 400, training, 0, 448, [1.0] * 400)
+    usual = Order(lengths, [10] * 400, training, 0, 448)
+    assert [once.step(step) for step in range(60)] == [usual.step(step) for step in range(60)]
+
+
+def test_clips_that_an_epoch_leaves_out_come_in_another() -> None:
+    drawn = Order(durations(100), [10] * 100, replace(load().training, context="full"), 0, 448, [0.25] * 100)
+    epochs = [set(drawn._permutation(epoch).tolist()) for epoch in range(20)]
+    assert all(len(epoch) == 25 for epoch in epochs) and len(set.union(*epochs)) > 95
 
 
 # --- dynamic ----------------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def test_paths_with_odd_names_work(release: Path, tmp_path: Path, name: str):
 
 def test_a_leading_tilde_is_the_home_folder(release: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(release.parent))
-    assert open_corpus(Path("~") / RELEASE, "nl").source == release
+    assert open_corpus(Path("~") / RELEASE, "nl").source == str(release)
 
 
 def test_a_release_outside_a_cv_corpus_folder_is_called_after_its_own_folder(tmp_path: Path):

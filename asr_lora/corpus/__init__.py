@@ -1,82 +1,81 @@
-"""Reads a Common Voice release, an archive or its folders, into one table of utterances a split."""
+"""Speech with its sentences, from wherever it lies, as one table of utterances a split."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from asr_lora.corpus.archive import extract_clips, read_tables
+from asr_lora.corpus.archive import read_tables
+from asr_lora.corpus.clips import Archived, Clips, Folder
 from asr_lora.corpus.layout import existing, language_folder, release_name
 from asr_lora.corpus.tables import Row, read_durations, read_utterances
 from asr_lora.errors import WorldError
 
 SPLITS = ("train", "dev", "test")
+TABLES = (*SPLITS, "validated")  # of a Common Voice release
+UNSPLIT = "all"  # the table of a corpus that comes without splits
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """One language of one release.
+    """The speech of one language in one source.
 
-    `tables` holds train, and dev and test where the release has them: a row a clip, every column a raw string, save
-    that `path` is the clip's plain file name. `durations` is in seconds by clip, empty where the release has no
-    clip_durations.tsv. `malformed` says by table which lines were left out, and why.
+    `tables` holds train, dev and test, or what of them there is, and Common Voice's validated; or all, where nobody
+    has split it. A row is a clip: `path` its name here, `sentence`, `client_id` its speaker where known, `start` and
+    `end` (s) where it is a part of a longer recording, and every other column, raw strings all. `durations` is in
+    seconds by clip, empty where unknown. `malformed` says by table which lines were left out, and why.
     """
 
-    source: Path
+    source: str
     release: str
     language: str
     tables: dict[str, list[Row]]
-    durations: dict[str, float]
+    durations: Mapping[str, float]
     malformed: dict[str, list[str]]
-    clips: Path  # the folder in which clips are found, or into which they are extracted
-    members: dict[str, int] | None  # an archive's clips and their sizes in bytes; None for a folder
+    clips: Clips
 
-    @cached_property
-    def sizes(self) -> dict[str, int]:
-        """Every clip that the release holds, and its encoded size in bytes: an estimate where durations are absent."""
-        if self.members is not None:
-            return self.members
-        return {clip.name: clip.stat().st_size for clip in self.clips.iterdir() if clip.is_file()}
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        return self.clips.sizes
 
     def fetch(self, names: Sequence[str]) -> dict[str, Path]:
-        """Clip file names to readable files; a name that the release does not hold is absent from the result.
-
-        Raises WorldError where the archive cannot be read, or the cache not written.
-        """
-        files = {name: self.clips / name for name in names if PurePosixPath(name).name == name}
-        if self.members is not None:
-            absent = {name for name, file in files.items() if name in self.members and not file.is_file()}
-            if absent:
-                extract_clips(self.source, self.language, absent, self.clips)
-        return {name: file for name, file in files.items() if file.is_file()}
+        return self.clips.fetch(names)
 
 
-def open_corpus(source: Path, language: str) -> Corpus:
-    """Opens an archive (.tar or .tar.gz, by content), a release, a folder above one, or a folder of one language.
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a table of one's own are called, by what they are to us; those not named are guessed."""
 
-    Raises ChoiceError for a path that is no release of this language, WorldError for one that cannot be read.
+    named: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_corpus(source: str | Path, language: str, columns: Columns = Columns()) -> Corpus:
+    """Opens a Common Voice archive (.tar or .tar.gz, by content), a release, a folder above one, or of one language.
+
+    Raises ChoiceError for what holds no speech of this language, WorldError for what cannot be read.
     """
-    members = None
     try:
-        source = existing(source)
-        if source.is_dir():
-            folder = language_folder(source, language)
-            release, clips = release_name(source, folder), folder / "clips"
-        else:
-            folder, release, members = read_tables(source, language)
-            clips = folder.parent / "clips"
-        read = {split: read_utterances(file) for split in SPLITS if (file := folder / f"{split}.tsv").is_file()}
-        timed = folder / "clip_durations.tsv"
-        durations, untimed = read_durations(timed) if timed.is_file() else ({}, [])
+        return _common_voice(existing(Path(source)), language)
     except OSError as error:
         raise WorldError(f"data.source: cannot read {source}: {error}") from error
+
+
+def _common_voice(source: Path, language: str) -> Corpus:
+    if source.is_dir():
+        folder = language_folder(source, language)
+        release = release_name(source, folder)
+        clips: Clips = Folder(folder / "clips")
+    else:
+        folder, release, members = read_tables(source, language)
+        clips = Archived(source, language, members, folder.parent / "clips")
+    read = {table: read_utterances(file) for table in TABLES if (file := folder / f"{table}.tsv").is_file()}
+    timed = folder / "clip_durations.tsv"
+    durations, untimed = read_durations(timed) if timed.is_file() else ({}, [])
     return Corpus(
-        source=source,
+        source=str(source),
         release=release,
         language=language,
-        tables={split: rows for split, (rows, _) in read.items()},
+        tables={table: rows for table, (rows, _) in read.items()},
         durations=durations,
-        malformed={split: lines for split, (_, lines) in read.items()} | {"clip_durations": untimed},
+        malformed={table: lines for table, (_, lines) in read.items()} | {"clip_durations": untimed},
         clips=clips,
-        members=members,
     )

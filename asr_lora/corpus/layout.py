@@ -11,8 +11,11 @@ from asr_lora.errors import ChoiceError
 Place = TypeVar("Place", bound=PurePath)
 
 
-def existing(source: Path) -> Path:
-    """The absolute path of `source`, in which a leading ~ is the home folder unless a file is called so."""
+def existing(source: Path, setting: str = "data.source") -> Path:
+    """The absolute path of `source`, in which a leading ~ is the home folder unless a file is called so.
+
+    Raises ChoiceError, with the name of the `setting` that asked for it, when nothing is there.
+    """
     if source.parts[:1] == ("~",) and not source.exists():
         source = source.expanduser()
     source = source.resolve()
@@ -20,8 +23,8 @@ def existing(source: Path) -> Path:
         return source
     siblings = _names(source.parent) if source.parent.is_dir() else []
     nearest = difflib.get_close_matches(source.name, siblings, n=1)
-    way_out = f"did you mean {source.parent / nearest[0]}?" if nearest else "name an archive or a folder that is there"
-    raise ChoiceError(f"data.source: no file or folder {source}; {way_out}")
+    way_out = f"did you mean {source.parent / nearest[0]}?" if nearest else "name one that is there"
+    raise ChoiceError(f"{setting}: no file or folder {source}; {way_out}")
 
 
 def language_folder(source: Path, language: str) -> Path:

@@ -1,0 +1,143 @@
+"""The speech that the settings name: found, opened, split, mixed; without what they exclude; its clips put back."""
+
+import hashlib
+import re
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asr_lora import run
+from asr_lora.corpus import Columns, Corpus, open_corpus
+from asr_lora.corpus.layout import existing
+from asr_lora.corpus.mix import Part, mixed
+from asr_lora.corpus.tables import Row
+from asr_lora.errors import ChoiceError, WorldError
+from asr_lora.files import read_json, read_jsonl, whole_file
+from asr_lora.manifest import Clip, clip_id, name_in_corpus
+from asr_lora.progress import say
+from asr_lora.splits import with_splits
+
+if TYPE_CHECKING:
+    from asr_lora.config import Config
+
+
+def opened(config: "Config") -> Corpus:
+    """The corpus of the run, with the tables train, dev and test; several are one. Clips of data.drop are out of it.
+
+    Raises ChoiceError and WorldError as opening and splitting do.
+    """
+    return _opened(config, None if config.data.sources else _source(config))
+
+
+def recorded(config: "Config") -> Corpus:
+    """What the manifest was drawn from, whatever newer release has come since."""
+    return _opened(config, read_json(run.summary(config.run))["source"])
+
+
+def names_of(sources: Sequence[str]) -> list[str]:
+    """A short name for every source of a mixture: the last part of its path, numbered where two are alike."""
+    stems = [re.sub(r"\.(tar\.gz|tgz|tar|[a-z]{2,7})$", "", Path(source).name) or "source" for source in sources]
+    twice = {stem for stem, times in Counter(stems).items() if times > 1}
+    return [f"{stem}-{at}" if stem in twice else stem for at, stem in enumerate(stems, start=1)]
+
+
+def _opened(config: "Config", source: str | None) -> Corpus:
+    data = config.data
+    columns = Columns(data.columns)
+    if data.sources:
+        each = [
+            with_splits(open_corpus(one.path, one.language or data.language, columns), data) for one in data.sources
+        ]
+        names = names_of([one.path for one in data.sources])
+        weights = [one.weight for one in data.sources]
+        corpus = mixed([Part(*part) for part in zip(names, each, weights, strict=True)])
+    else:
+        corpus = with_splits(open_corpus(source or "", data.language, columns), data)
+    return corpus if data.drop is None else _without(corpus, existing(Path(data.drop), "data.drop"))
+
+
+def _without(corpus: Corpus, listing: Path) -> Corpus:
+    """The corpus without the clips whose ids or names the file lists, a line each."""
+    asked = {line.strip() for line in listing.read_text(encoding="utf-8-sig").split("\n")} - {""}
+    tables: dict[str, list[Row]] = {}
+    found: set[str] = set()
+    for split, rows in corpus.tables.items():
+        named = {row["path"]: asked & {row["path"], clip_id(row)} for row in rows}
+        tables[split] = [row for row in rows if not named[row["path"]]]
+        found = found.union(*named.values())
+    clips = sum(map(len, corpus.tables.values())) - sum(map(len, tables.values()))
+    unknown = f"; {len(asked - found)} are not in the corpus ({min(asked - found)}, ...)" if asked - found else ""
+    say(f"data.drop: {clips} clips dropped, as {listing} says{unknown}")
+    return Corpus(**{**vars(corpus), "tables": tables})
+
+
+def _source(config: "Config") -> str:
+    if config.data.source is not None:
+        return config.data.source
+    folder, code = Path(config.data.search_dir).expanduser(), config.data.language
+    # Neither a longer code (tr, trw) nor what a browser has not downloaded to its end (nl.tar.gz.part).
+    found = [path for end in ("", ".tar.gz", ".tgz", ".tar") for path in folder.glob(f"cv-corpus-*-{code}{end}")]
+    found += [path.parent for path in folder.glob(f"cv-corpus-*/{code}")]
+    if not found:
+        raise ChoiceError(
+            f"data.source: no Common Voice release for {code} ({folder.absolute()}/cv-corpus-*-{code}*); get one from "
+            "Mozilla Data Collective (mozilladatacollective.com, free account), put it there or name it "
+            "(make train DATA=/path/to/archive), or try without any: make demo"
+        )
+    newest = max(found, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
+    say(f"data.source: {newest}")
+    return str(newest)
+
+
+def excluded(config: "Config") -> list[Row]:
+    """What training must not hear beside dev and test: the rows of `data.exclude`, with `sha256` where known.
+
+    All lines of a manifest (.jsonl), dev and test of a run, or dev and test of a corpus (all of one without splits).
+    """
+    if config.data.exclude is None:
+        return []
+    path = existing(Path(config.data.exclude), "data.exclude")
+    manifests = [path] if path.suffix == ".jsonl" else [path / "data" / f"{split}.jsonl" for split in ("dev", "test")]
+    if not all(manifest.is_file() for manifest in manifests):
+        tables = open_corpus(path, config.data.language, Columns(config.data.columns)).tables
+        held_out = [row for split in ("dev", "test") for row in tables.get(split, [])]
+        return held_out or [row for rows in tables.values() for row in rows]
+    lines = [line for manifest in manifests for line in read_jsonl(manifest)]
+    if lines and not {"text", "path"} <= set(lines[0]):
+        raise ChoiceError(f"data.exclude: {path} is no manifest: a line needs path and text, got {', '.join(lines[0])}")
+    return [
+        {"client_id": line.get("speaker", ""), "sentence": line["text"], "path": name_in_corpus(line),
+         "sha256": line.get("sha256", "")}
+        for line in lines
+    ]  # fmt: skip
+
+
+def put_back(config: "Config", lines: Sequence[Clip]) -> None:
+    """Clips of an archive lie in a cache: where that was emptied, the same clips are put there again.
+
+    Raises WorldError when the source no longer holds them.
+    """
+    gone = {name_in_corpus(line): line for line in lines if not Path(line["path"]).is_file()}
+    if not gone:
+        return
+    say(f"{len(gone)} clips of the manifest are no longer where they were; fetching them again")
+    corpus = recorded(config)
+    found = corpus.fetch(list(gone))
+
+    def is_back(name: str) -> bool:
+        # Of a part of a recording the hash is of other bytes: that the recording is there must do.
+        return name in found and (
+            "start" in gone[name] or hashlib.sha256(found[name].read_bytes()).hexdigest() == gone[name]["sha256"]
+        )
+
+    if lost := [name for name in gone if not is_back(name)]:
+        raise WorldError(
+            f"data.source: {corpus.source} lacks {len(lost)} clips of {config.run}/data ({lost[0]}, ...); "
+            "put back the release that the run was made from"
+        )
+    for name, line in gone.items():
+        if not Path(line["path"]).is_file():  # the archive was written anew, and its clips lie elsewhere in the cache
+            with whole_file(Path(line["path"])) as partial:
+                shutil.copyfile(found[name], partial)
