@@ -13,6 +13,7 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from asr_lora.audio import MAX_SECONDS
+from asr_lora.augment import KINDS
 from asr_lora.errors import ChoiceError
 from asr_lora.naming import run_name
 from asr_lora.text import NORMALIZERS
@@ -68,6 +69,7 @@ class DataConfig:
     held_out: float
     exclude: str | None
     drop: str | None
+    augment: str | None
 
     def __post_init__(self) -> None:
         # As recorded they are plain dictionaries.
@@ -88,6 +90,8 @@ class DataConfig:
             self.hours is None or 0 < self.hours < float("inf"),
         )
         check("data.dev_clips", self.dev_clips, "at least 1", self.dev_clips >= 1)
+        if self.augment is not None:
+            check_choice("data.augment", self.augment, KINDS)
 
 
 @dataclass
@@ -136,6 +140,9 @@ class TrainingConfig:
     long_seconds: list[float]
     packed_single: float
     packed_timestamps: float
+    spec_augment: bool
+    mask_time_prob: float
+    mask_feature_prob: float
     save_steps: int
     keep_adapters: int
     eval_steps: int | None
@@ -161,7 +168,10 @@ class TrainingConfig:
         whole = 0 < self.multiple <= MAX_SECONDS and abs(self.multiple * 50 - round(self.multiple * 50)) < 1e-6
         check("training.multiple", self.multiple, "a multiple of 0.02 s, Whisper's position, up to 30", whole)
         check("training.long_rows", self.long_rows, "at least 1", self.long_rows >= 1)
-        for name in ("long_share", "packed_single", "packed_timestamps"):
+        # Whisper's masks are 0.1 s long, and no context is shorter than one multiple.
+        masks_fit = not self.spec_augment or self.multiple >= 0.1
+        check("training.multiple", self.multiple, "at least 0.1 s under training.spec_augment", masks_fit)
+        for name in ("long_share", "packed_single", "packed_timestamps", "mask_time_prob", "mask_feature_prob"):
             check(f"training.{name}", getattr(self, name), "a share in [0, 1]", 0 <= getattr(self, name) <= 1)
 
 

@@ -90,8 +90,13 @@ class Example:
     ids: list[int]
 
 
-def collate(examples: Sequence[Example], processor: WhisperProcessor, seconds: float) -> dict[str, Tensor]:
+def collate(
+    examples: Sequence[Example], processor: WhisperProcessor, seconds: float, attention_mask: bool = False
+) -> dict[str, Tensor]:
     """A batch at a context of `seconds`: `input_features`, `decoder_input_ids` and `labels`, the latter of one shape.
+
+    With `attention_mask` also that, (rows, frames): 1 where there is a clip, 0 in the silence behind it. The encoder
+    attends to both; it is where Whisper's SpecAugment may mask.
 
     Whisper's forward would shift labels itself and put one start token before them; the trainer takes the labels away
     first to scale the loss, so both sides of the shift are given here. The pad token is the end token, so padding is
@@ -105,4 +110,8 @@ def collate(examples: Sequence[Example], processor: WhisperProcessor, seconds: f
         inputs[row, : len(ids) - 1] = ids[:-1]
         labels[row, : len(ids) - 1] = ids[1:]
     features = log_mel([example.waveform for example in examples], processor.feature_extractor, seconds)
-    return {"input_features": features, "decoder_input_ids": inputs, "labels": labels}
+    batch = {"input_features": features, "decoder_input_ids": inputs, "labels": labels}
+    if attention_mask:
+        frames = [-(-len(example.waveform) // processor.feature_extractor.hop_length) for example in examples]
+        batch["attention_mask"] = (torch.arange(features.shape[-1]) < torch.tensor(frames)[:, None]).long()
+    return batch

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import WhisperProcessor, WhisperTokenizer
 
 from asr_lora import audio
+from asr_lora.augment import augmented
 from asr_lora.batches import Order, Row, share
 from asr_lora.features import Example, collate, joined_ids, joined_sentence, token_ids
 from asr_lora.manifest import Clip, waveform
@@ -18,28 +19,45 @@ from asr_lora.manifest import Clip, waveform
 class Steps(torch.utils.data.Dataset[list[dict[str, Tensor]]]):
     """Step -> its batches, this rank's rows of them, each `input_features`, `decoder_input_ids` and `labels`.
 
-    `processor` holds the tokenizer whose prompt every label sequence opens with.
+    `processor` holds the tokenizer whose prompt every label sequence opens with. `augment` is a kind of augmentation,
+    drawn for every clip from (seed, step, clip); None leaves clips as they are. With `attention_mask` a batch says
+    which of its frames carry a clip, for Whisper's SpecAugment.
     """
 
     def __init__(
         self, rows: Sequence[Clip], order: Order, steps: int, processor: WhisperProcessor,
-        rank: int = 0, world_size: int = 1,
+        rank: int = 0, world_size: int = 1, augment: str | None = None, seed: int = 0, attention_mask: bool = False,
     ) -> None:  # fmt: skip
         self.clips, self.order, self.steps, self.processor = _clips(rows), order, steps, processor
         self.rank, self.world_size = rank, world_size
+        self.augment, self.seed, self.attention_mask = augment, seed, attention_mask
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> list[dict[str, Tensor]]:
-        return [
-            collate([self._example(row) for row in batch.rows], self.processor, batch.seconds)
-            for batch in share(self.order.step(step), self.rank, self.world_size)
-        ]
+        made = []
+        for batch in share(self.order.step(step), self.rank, self.world_size):
+            examples = [self._example(row, step, batch.seconds) for row in batch.rows]
+            made.append(collate(examples, self.processor, batch.seconds, self.attention_mask))
+        return made
 
-    def _example(self, row: Row) -> Example:
+    def _example(self, row: Row, step: int, seconds: float) -> Example:
         tokenizer, clips = self.processor.tokenizer, self.clips[list(row.clips)]
+        if self.augment is not None:
+            clips["waveform"] = self._augmented(clips["waveform"], self.augment, row, step, seconds)
         return Example(np.concatenate(clips["waveform"]), _ids(clips, row.timestamps, tokenizer))
+
+    def _augmented(
+        self, waveforms: Sequence[audio.Waveform], kind: str, row: Row, step: int, seconds: float
+    ) -> list[audio.Waveform]:
+        """The clips of a row, none of them slower than what lets them all fit its context of so many seconds."""
+        stretch = seconds * audio.SAMPLE_RATE / sum(map(len, waveforms))
+        streams = [np.random.default_rng((self.seed, step, clip, *b"augment")) for clip in row.clips]
+        return [
+            augmented(waveform, kind, rng, longest=int(len(waveform) * stretch))
+            for waveform, rng in zip(waveforms, streams, strict=True)
+        ]
 
 
 def _clips(rows: Sequence[Clip]) -> Dataset:

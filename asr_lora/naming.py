@@ -53,14 +53,17 @@ _ABBREVIATIONS = {
     "training.max_steps": "steps",
     "training.context": "",
     "model.precision": "",
+    "data.augment": "",
     "data.seed": "draw",
 }
 _PATHS = ("data.source", "data.search_dir", "model.checkpoint")
 
 
 def _short(key: str, value: Any) -> str:
-    """`training.learning_rate`, 3e-4 -> `lr3e-4`; of a path its last part, and eight digits of all of it."""
+    """`training.learning_rate`, 3e-4 -> `lr3e-4`; what is on by its name; of a path its last part, and its digest."""
     label = _ABBREVIATIONS.get(key, key.rpartition(".")[2].replace("_", ""))
+    if value is True:
+        return label
     if isinstance(value, float) and 0 < abs(value) < 0.01:
         text = np.format_float_scientific(value, trim="-", exp_digits=1)
     elif isinstance(value, float):

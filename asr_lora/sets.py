@@ -16,6 +16,7 @@ from asr_lora.config import EvalSet
 from asr_lora.errors import ChoiceError
 from asr_lora.files import cache_dir, read_json, read_jsonl, whole_folder, write_json, write_jsonl
 from asr_lora.manifest import Clip
+from asr_lora.noise import hiss, hum, rumble
 from asr_lora.prepare import clips, drawn_from, language
 from asr_lora.text import Normalizer
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 WORDLESS_VERSION = 1  # it rises whenever the sounds change
 WORDLESS_SECONDS = (1, 2, 3, 5, 8, 12, 20, 29)  # of our clips without speech, one of every kind of sound each
-LOUDNESS = 0.05  # of noise, root mean square of full scale: as loud as quiet speech
 
 
 @dataclass(frozen=True)
@@ -136,31 +136,9 @@ def _silence(rng: np.random.Generator, samples: int) -> Waveform:
     return np.zeros(samples, dtype=np.float32)
 
 
-def _hiss(rng: np.random.Generator, samples: int) -> Waveform:
-    """White noise."""
-    return (LOUDNESS * rng.standard_normal(samples)).astype(np.float32)
-
-
-def _rumble(rng: np.random.Generator, samples: int) -> Waveform:
-    """Brown noise: the low sound of traffic and wind, by a spectrum that falls with the frequency."""
-    spectrum = np.fft.rfft(rng.standard_normal(samples)) / np.maximum(1, np.arange(samples // 2 + 1))
-    spectrum[: 20 * samples // SAMPLE_RATE + 1] = 0  # below 20 Hz nobody hears it
-    noise = np.fft.irfft(spectrum, samples)
-    loud: Waveform = (LOUDNESS * noise / np.sqrt(np.mean(noise**2))).astype(np.float32)
-    return loud
-
-
-def _hum(rng: np.random.Generator, samples: int) -> Waveform:
-    """A bad cable: 50 Hz and its overtones."""
-    time = np.arange(samples) / SAMPLE_RATE
-    tones = [np.sin(2 * np.pi * 50 * k * time + rng.uniform(0, 2 * np.pi)) / k for k in (1, 2, 3, 5)]
-    loud: Waveform = (LOUDNESS * np.sum(tones, axis=0)).astype(np.float32)
-    return loud
-
-
 WORDLESS: dict[str, dict[str, Callable[[np.random.Generator, int], Waveform]]] = {
     "silence": {"silence": _silence},
-    "noise": {"hiss": _hiss, "rumble": _rumble, "hum": _hum},
+    "noise": {"hiss": hiss, "rumble": rumble, "hum": hum},
 }
 
 

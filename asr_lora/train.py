@@ -114,6 +114,8 @@ def _train(config: Config, hardware: Hardware) -> None:
         "precision": config.model.precision,
         "autocast": hardware.autocast_name,
         "context": config.training.context,
+        "augment": config.data.augment,
+        "spec_augment": config.training.spec_augment,
         "out_of_memory": journal.out_of_memory,
         "versions": run.versions(),
     }
@@ -160,6 +162,9 @@ def build(config: Config, hardware: Hardware, rows: Sequence[Clip], bar: Bar) ->
     base = whisper.load(
         config.model.checkpoint, config.model.precision, hardware.device, hardware.autocast or torch.float32
     )
+    masks = config.training.spec_augment
+    if masks:
+        whisper.mask_features(base, config.training.mask_time_prob, config.training.mask_feature_prob)
     folder, dev = config.run / "train", read_jsonl(run.manifest(config.run, "dev"))
     journal = Journal(
         folder / "log.jsonl",
@@ -169,12 +174,14 @@ def build(config: Config, hardware: Hardware, rows: Sequence[Clip], bar: Bar) ->
         patience=config.training.patience,
     )
     arguments = _arguments(config, hardware)
+    steps = Steps(
+        rows, order(config, rows), config.max_steps, processor, arguments.process_index, arguments.world_size,
+        augment=config.data.augment, seed=config.seed, attention_mask=masks,
+    )  # fmt: skip
     return WhisperTrainer(
         model=adapter.attach(base, config.lora, config.seed),
         args=arguments,
-        train_dataset=Steps(
-            rows, order(config, rows), config.max_steps, processor, arguments.process_index, arguments.world_size
-        ),
+        train_dataset=steps,
         capacity=hardware.capacity,
         journal=journal,
         dev_wer=lambda tuned: _dev_wer(tuned, processor, dev, config, hardware),

@@ -133,6 +133,8 @@ class WhisperTrainer(Seq2SeqTrainer):
             try:
                 features = self._prepare_inputs(batch)
                 targets = features.pop("labels")
+                # SpecAugment writes into them, and the step may have to begin again.
+                features["input_features"] = features["input_features"].clone()
                 # Gradients are summed over ranks above, once: DDP's own way would wait for a rank that has run out.
                 with self.accelerator.no_sync(model), context(model, seconds_of(batch["input_features"])):
                     part = token_loss(model(**features).logits, targets) / labels

@@ -14,6 +14,7 @@ from asr_lora.checkpoint import resolve
 
 POSITIONS_PER_SECOND = 50  # of the encoder: 100 mel frames a second, halved by the second convolution
 MAX_POSITIONS = round(MAX_SECONDS * POSITIONS_PER_SECOND)  # 1,500
+MASKED = 10  # frames, or mel bins, in a row that SpecAugment masks: what OpenAI's checkpoints say
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -39,6 +40,18 @@ def load(
         attn_implementation="sdpa",
     )
     return (model if quantisation else model.to(device)).eval()
+
+
+def mask_features(model: WhisperForConditionalGeneration, time_share: float, bands_share: float) -> None:
+    """Turns on Whisper's own SpecAugment (Park et al. 2019) by the model's configuration; it works in training alone.
+
+    About `time_share` of a clip's frames and `bands_share` of the mel bins are set to 0, in stretches of MASKED, drawn
+    from numpy's global stream; of frames at least two stretches a clip, as the checkpoints say. Which frames carry a
+    clip is told by forward's `attention_mask`. The features are written into. A saved adapter knows nothing of it.
+    """
+    model.config.apply_spec_augment = True
+    model.config.mask_time_prob, model.config.mask_time_length = time_share, MASKED
+    model.config.mask_feature_prob, model.config.mask_feature_length = bands_share, MASKED
 
 
 @contextmanager
