@@ -15,7 +15,7 @@ from typing import Any
 from asr_lora import audio, run
 from asr_lora.checkpoint import load_config, load_generation_config, load_processor
 from asr_lora.config import Config, plain
-from asr_lora.corpus import SPLITS, Corpus, open_corpus
+from asr_lora.corpus import SPLITS, Corpus, mdc, open_corpus
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.features import prompted, token_ids
 from asr_lora.files import read_json, read_jsonl, whole_file, whole_folder, write_json, write_jsonl
@@ -125,7 +125,7 @@ def drawn_from(
 
 def _source(config: Config) -> Path:
     if config.data.source is not None:
-        return Path(config.data.source)
+        return located(config.data.source)
     folder, code = Path(config.data.search_dir).expanduser(), config.data.language
     # Neither a longer code (tr, trw) nor what a browser has not downloaded to its end (nl.tar.gz.part).
     found = [path for end in ("", ".tar.gz", ".tgz", ".tar") for path in folder.glob(f"cv-corpus-*-{code}{end}")]
@@ -141,9 +141,17 @@ def _source(config: Config) -> Path:
     return newest
 
 
+def located(source: str) -> Path:
+    """Where a source lies on this machine, once it is fetched if it is one to fetch."""
+    return mdc.download(source.removeprefix(mdc.PREFIX)) if source.startswith(mdc.PREFIX) else Path(source)
+
+
 def _recorded(config: Config) -> Corpus:
     """What the manifest was drawn from, whatever newer release has come since."""
-    return open_corpus(Path(read_json(run.summary(config.run))["source"]), config.data.language)
+    source = Path(read_json(run.summary(config.run))["source"])
+    if not source.exists() and (config.data.source or "").startswith(mdc.PREFIX):  # the cache was emptied
+        source = _source(config)
+    return open_corpus(source, config.data.language)
 
 
 def _fetch_missing(config: Config, lines: Sequence[Clip]) -> None:

@@ -13,10 +13,11 @@ from asr_lora import run
 from asr_lora.audio import SAMPLE_RATE, Waveform
 from asr_lora.checkpoint import load_generation_config
 from asr_lora.config import EvalSet
+from asr_lora.corpus import mdc
 from asr_lora.errors import ChoiceError
 from asr_lora.files import cache_dir, read_json, read_jsonl, whole_folder, write_json, write_jsonl
 from asr_lora.manifest import Clip
-from asr_lora.prepare import clips, drawn_from, language
+from asr_lora.prepare import clips, drawn_from, language, located
 from asr_lora.text import Normalizer
 
 if TYPE_CHECKING:
@@ -67,9 +68,11 @@ def refuse_unclear(config: "Config") -> None:
                 f"eval.sets: {_name(config, asked)} is the name of the run's own split; give the set another, name=..."
             )
         Normalizer(config.eval.normalizer, _spoken(config, asked), config.eval.numbers)
-        if not Path(asked.source).expanduser().exists():
+        if asked.source.startswith(mdc.PREFIX):
+            mdc.check(asked.source.removeprefix(mdc.PREFIX))
+        elif not Path(asked.source).expanduser().exists():
             raise ChoiceError(
-                f"eval.sets: no {asked.source}; a set is a corpus, its archive or folder, silence or noise"
+                f"eval.sets: no {asked.source}; a set is a corpus, its archive or folder, mdc:..., silence or noise"
             )
     names = [_name(config, each) for each in config.eval.sets]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -79,7 +82,8 @@ def refuse_unclear(config: "Config") -> None:
 def _name(config: "Config", asked: EvalSet) -> str:
     if asked.source in WORDLESS:
         return asked.source
-    return asked.name or f"{Path(asked.source).expanduser().name.partition('.tar')[0]}-{_locale(config, asked)}"
+    stem = Path(asked.source.removeprefix(mdc.PREFIX)).expanduser().name.partition(".tar")[0]
+    return asked.name or f"{stem}-{_locale(config, asked)}"
 
 
 def _locale(config: "Config", asked: EvalSet) -> str:
@@ -105,7 +109,7 @@ def _spoken(config: "Config", asked: EvalSet) -> str:
 def _corpus(config: "Config", asked: EvalSet) -> Set:
     """Drawn as the run's own split is; kept in the run folder, and drawn anew when something else is asked for."""
     locale, name = _locale(config, asked), _name(config, asked)
-    source = Path(asked.source).expanduser().absolute()
+    source = located(asked.source).expanduser().absolute()
     # An archive's own time, or that of a folder's tables: mended sentences are drawn anew.
     tables = ("*.tsv", f"{locale}/*.tsv", f"*/{locale}/*.tsv")
     files = [source] if source.is_file() else [file for pattern in tables for file in source.glob(pattern)]
