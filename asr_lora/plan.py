@@ -23,7 +23,7 @@ from rich.table import Table
 from asr_lora import audio, clock, run
 from asr_lora.clock import Clocks
 from asr_lora.config import Config, HardwareConfig, conf_dir
-from asr_lora.corpus import SPLITS, open_corpus
+from asr_lora.corpus import SPLITS, is_path, open_corpus
 from asr_lora.decode import at_once
 from asr_lora.errors import ChoiceError, UserError, WorldError
 from asr_lora.files import read_jsonl
@@ -80,12 +80,13 @@ def predict(config: Config, hardware: Hardware, seconds: Mapping[str, Sequence[f
 def durations(config: Config) -> tuple[dict[str, list[float]], str]:
     """Seconds of the clips of every split, and where they are from: the manifest, the corpus, or what is typical.
 
-    An archive is not opened: to find its tables may take minutes.
+    An archive is neither opened, as to find its tables may take minutes, nor downloaded.
     """
     if run.summary(config.run).is_file():
         lines = {split: read_jsonl(run.manifest(config.run, split)) for split in SPLITS}
         return {split: [line["duration"] for line in lines[split]] for split in SPLITS}, "the manifest"
-    source = Path(config.data.source).expanduser() if config.data.source else None
+    named = config.data.source
+    source = Path(named).expanduser() if named and is_path(named) else None
     if source and not source.is_file() and (told := _corpus_seconds(source, config)):
         seconds, origin = told, str(source)
     else:

@@ -13,6 +13,7 @@ from asr_lora import run
 from asr_lora.audio import SAMPLE_RATE, Waveform
 from asr_lora.checkpoint import load_generation_config
 from asr_lora.config import EvalSet
+from asr_lora.corpus import is_path, mdc
 from asr_lora.errors import ChoiceError
 from asr_lora.files import cache_dir, read_json, read_jsonl, whole_folder, write_json, write_jsonl
 from asr_lora.manifest import Clip
@@ -67,9 +68,11 @@ def refuse_unclear(config: "Config") -> None:
                 f"eval.sets: {_name(config, asked)} is the name of the run's own split; give the set another, name=..."
             )
         Normalizer(config.eval.normalizer, _spoken(config, asked), config.eval.numbers)
-        if not Path(asked.source).expanduser().exists():
+        if asked.source.startswith(mdc.PREFIX):
+            mdc.check(asked.source.removeprefix(mdc.PREFIX))
+        elif is_path(asked.source) and not Path(asked.source).expanduser().exists():
             raise ChoiceError(
-                f"eval.sets: no {asked.source}; a set is a corpus, its archive or folder, silence or noise"
+                f"eval.sets: no {asked.source}; a set is a corpus, its archive or folder, mdc:..., silence or noise"
             )
     names = [_name(config, each) for each in config.eval.sets]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -79,7 +82,8 @@ def refuse_unclear(config: "Config") -> None:
 def _name(config: "Config", asked: EvalSet) -> str:
     if asked.source in WORDLESS:
         return asked.source
-    return asked.name or f"{Path(asked.source).expanduser().name.partition('.tar')[0]}-{_locale(config, asked)}"
+    stem = Path(asked.source.rpartition(":")[2]).expanduser().name.partition(".tar")[0]
+    return asked.name or f"{stem}-{_locale(config, asked)}"
 
 
 def _locale(config: "Config", asked: EvalSet) -> str:
@@ -105,18 +109,21 @@ def _spoken(config: "Config", asked: EvalSet) -> str:
 def _corpus(config: "Config", asked: EvalSet) -> Set:
     """Drawn as the run's own split is; kept in the run folder, and drawn anew when something else is asked for."""
     locale, name = _locale(config, asked), _name(config, asked)
-    source = Path(asked.source).expanduser().absolute()
-    # An archive's own time, or that of a folder's tables: mended sentences are drawn anew.
-    tables = ("*.tsv", f"{locale}/*.tsv", f"*/{locale}/*.tsv")
-    files = [source] if source.is_file() else [file for pattern in tables for file in source.glob(pattern)]
+    source, files = asked.source, list[Path]()
+    if is_path(source):
+        path = Path(source).expanduser().absolute()
+        # An archive's own time, or that of a folder's tables: mended sentences are drawn anew.
+        tables = ("*.tsv", f"{locale}/*.tsv", f"*/{locale}/*.tsv")
+        source = str(path)
+        files = [path] if path.is_file() else [file for pattern in tables for file in path.glob(pattern)]
     follows_from = {
-        "source": str(source), "changed": max((file.stat().st_mtime for file in files), default=None),
+        "source": source, "changed": max((file.stat().st_mtime for file in files), default=None),
         "language": locale, "split": asked.split, "limit": config.eval.limit, "seed": config.data.seed,
         "train": sha256(run.manifest(config.run, "train").read_bytes()).hexdigest(),
     }  # fmt: skip
     drawn = config.run / "eval" / name / "drawn"
     if not drawn.is_dir() or read_json(drawn / "summary.json")["follows_from"] != follows_from:
-        chosen, available, leaks = drawn_from(config, str(source), locale, asked.split, config.eval.limit)
+        chosen, available, leaks = drawn_from(config, source, locale, asked.split, config.eval.limit)
         with whole_folder(drawn) as partial:
             write_jsonl(partial / "clips.jsonl", chosen)
             made = {"follows_from": follows_from, "available": available, "leaks_dropped": leaks}

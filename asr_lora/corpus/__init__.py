@@ -1,9 +1,10 @@
 """Speech with its sentences, from wherever it lies, as one table of utterances a split."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from asr_lora.corpus import mdc
 from asr_lora.corpus.archive import read_tables
 from asr_lora.corpus.clips import Archived, Clips, Folder
 from asr_lora.corpus.layout import existing, language_folder, release_name
@@ -48,12 +49,24 @@ class Columns:
     named: Mapping[str, str] = field(default_factory=dict)
 
 
+FETCHED = (mdc.PREFIX,)  # how a source begins that is a name, not a path
+
+
+def is_path(source: str) -> bool:
+    """Whether a source lies on this machine, where it can be looked at before it is opened."""
+    return not source.startswith(FETCHED)
+
+
 def open_corpus(source: str | Path, language: str, columns: Columns = Columns()) -> Corpus:
     """Opens a Common Voice archive (.tar or .tar.gz, by content), a release, a folder above one, or of one language.
 
-    Raises ChoiceError for what holds no speech of this language, WorldError for what cannot be read.
+    mdc:<id or slug> is fetched first, unless it was before.
+    Raises ChoiceError for what holds no speech of this language, WorldError for what cannot be read or fetched.
     """
+    named = str(source)
     try:
+        if named.startswith(mdc.PREFIX):
+            return replace(_common_voice(mdc.download(named.removeprefix(mdc.PREFIX)), language), source=named)
         return _common_voice(existing(Path(source)), language)
     except OSError as error:
         raise WorldError(f"data.source: cannot read {source}: {error}") from error
