@@ -109,9 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("archive", type=Path)
     parser.add_argument("--language", default="es", help="of the archive (%(default)s)")
     parser.add_argument("--clips", type=int, default=50_000, help="(%(default)s)")
-    parser.add_argument(
-        "--work", type=Path, default=Path(tempfile.gettempdir()) / "asr_lora-size", help="(%(default)s)"
-    )
+    parser.add_argument("--work", type=Path, default=Path("runs/size"), help="emptied first (%(default)s)")
     asked = parser.parse_args(arguments)
     hush_libraries()
     show(measured(asked), asked.clips)
