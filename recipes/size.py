@@ -18,6 +18,7 @@ from rich.table import Table
 
 from asr_lora.checkpoint import whisper_base_from_wheels
 from asr_lora.corpus import SPLITS, open_corpus
+from asr_lora.errors import UserError
 from asr_lora.files import write_json
 from asr_lora.launch import quoted
 from asr_lora.progress import hush_libraries, say
@@ -27,10 +28,11 @@ CLIPS_A_SPEAKER = 60
 MAPPED = 1_000  # clips whose 30 s features are made
 FEATURES = """
 import sys
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from transformers import WhisperFeatureExtractor
 from asr_lora import audio
 from pathlib import Path
+disable_progress_bars()
 extractor = WhisperFeatureExtractor()
 def features(row):
     heard = extractor(audio.load(Path(row["path"])), sampling_rate=audio.SAMPLE_RATE)
@@ -68,18 +70,16 @@ def measured(asked: argparse.Namespace) -> dict[str, Facts]:
         f"model.checkpoint={quoted(str(whisper_base_from_wheels()))}", f"runs_dir={quoted(str(work / 'runs'))}",
     ]  # fmt: skip
     everything = ["data.hours=null", f"data.dev_clips={asked.clips}", "eval.limit=null"]
-    prepare = [sys.executable, "-m", "asr_lora.prepare", *words]
-    found = {
-        name: timed(name, [*prepare, *more], work)
-        for name, more in {
-            "all of it, nothing known": [*everything, "run_name=all"],
-            "the same again": [*everything, "run_name=all"],
-            "the same under another name": [*everything, "run_name=other"],
-            "an hour of it": ["data.hours=1", "run_name=hour"],
-        }.items()
-    }
-    for name, facts in found.items():
-        facts["left"] = bytes_of(work / "cache" if "nothing" in name else work / "runs" / name.split()[-1])
+    prepare, found = [sys.executable, "-m", "asr_lora.prepare", *words], {}
+    for name, run_name, more in (
+        ("all of it, nothing known", "all", everything),
+        ("the same again", "all", everything),
+        ("the same under another name", "other", everything),
+        ("an hour of it", "hour", ["data.hours=1"]),
+    ):
+        found[name] = timed(name, [*prepare, *more, f"run_name={run_name}"], work)
+        # Its manifest, and what is remembered of every clip of the release, for whatever run comes next.
+        found[name]["left"] = bytes_of(work / "runs" / run_name) + bytes_of(work / "cache")
     listing = work / "clips.txt"
     listing.write_text("\n".join(str(clip) for clip in sorted((release / "clips").iterdir())[:MAPPED]))
     name, arrow = f"datasets.map, {MAPPED:,} clips", work / "features" / "train.arrow"
@@ -99,8 +99,8 @@ def show(found: dict[str, Facts], clips: int) -> None:
     for heading in ("", "seconds", "peak memory (GB)", "left on the disk (MB)"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, facts in found.items():
-        left = f"{facts['left'] / 1e6:,.1f}" if facts["left"] else "-"
-        table.add_row(name, f"{facts['command_seconds']:.1f}", f"{facts['resident_bytes'] / 1e9:.2f}", left)
+        seconds, memory = f"{facts['command_seconds']:.1f}", f"{facts['resident_bytes'] / 1e9:.2f}"
+        table.add_row(name, seconds, memory, f"{facts['left'] / 1e6:,.1f}")
     Console().print(table)
 
 
@@ -112,7 +112,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/size"), help="emptied first (%(default)s)")
     asked = parser.parse_args(arguments)
     hush_libraries()
-    show(measured(asked), asked.clips)
+    try:
+        show(measured(asked), asked.clips)
+    except (UserError, OSError) as error:
+        say(f"error: {error}")
+        raise SystemExit(1) from error
     say(f"everything of it: {asked.work}")
 
 
