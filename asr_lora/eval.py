@@ -91,7 +91,7 @@ def _scored(
     config: Config, each: Set, untouched: Mapping[str, Any], tuned: Mapping[str, Any], trained_on: Sequence[str]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The metrics of a set, and the lines of its hypotheses.jsonl."""
-    normal, rate = _normalizer(config, each), leading(each.language)
+    normal = _normalizer(config, each)
     references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
     clean = [normal(reference) for reference in references]
     words = [len(reference.split()) for reference in clean]
@@ -130,7 +130,7 @@ def _scored(
     seen = {normal(sentence) for sentence in trained_on}
     # In the units of the rate that leads; `errors` of a line are always words.
     (base_errors, units), (own_errors, _) = (
-        metrics.clip_errors(clean, side["hypothesis_normalized"], rate) for side in (base, own)
+        metrics.clip_errors(clean, side["hypothesis_normalized"], each.language) for side in (base, own)
     )
     facts = {
         "set": each.name,

@@ -72,7 +72,7 @@ def characters(text: str, language: str | None = None) -> str:
     return " ".join(UNSPACED.sub(r" \g<0> ", marks(text, language)).split())
 
 
-def leading(language: str) -> str:
+def leading(language: str | None) -> str:
     """The error rate that leads in a language: "cer" where it writes no spaces between words, else "wer"."""
     return "cer" if language in CHARACTERS_LEAD else "wer"
 

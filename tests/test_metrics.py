@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import asr_lora
-from asr_lora.metrics import bootstrap, paired_delta, score, verdict
+from asr_lora.metrics import bootstrap, clip_errors, paired_delta, score, verdict
 from asr_lora.text import Normalizer
 
 REFERENCES = ["De kat zit op de mat.", "Het regent!", "...", "'s Ochtends auto's wassen"]
@@ -110,6 +110,23 @@ def test_interval_covers_the_truth_about_as_often_as_it_says(unit: str) -> None:
     assert 0.87 <= covered / worlds <= 0.99
 
 
+@pytest.mark.parametrize("unit", ["speaker", "clip"])
+def test_interval_of_a_paired_difference_covers_it_about_as_often_as_it_says(unit: str) -> None:
+    generator = np.random.default_rng(8)
+    units, clips_each, worlds, truth = 40, 5 if unit == "speaker" else 1, 200, -0.05
+    covered = 0
+    for world in range(worlds):
+        base = generator.beta(3, 17, size=units).repeat(clips_each)
+        tuned = base * generator.beta(4, 2, size=units).repeat(clips_each)  # two thirds of it, in some more than others
+        words = generator.integers(4, 14, size=base.size)
+        change = generator.binomial(words, tuned) - generator.binomial(words, base)
+        speakers = np.arange(units).repeat(clips_each).astype(str).tolist() if unit == "speaker" else [""] * units
+        (low, high), drawn = bootstrap(change, words, speakers, seed=world)
+        assert drawn == unit
+        covered += low <= truth <= high
+    assert 0.87 <= covered / worlds <= 0.99
+
+
 def test_speakers_of_unlike_difficulty_widen_the_interval() -> None:
     words = np.full(400, 10)
     errors = np.repeat(np.tile([0, 4], 20), 10)  # 40 speakers of 10 clips: half perfect, half at 40 %
@@ -191,6 +208,19 @@ def test_characters_have_an_interval_and_a_paired_difference_of_their_own() -> N
     assert low < before["cer"] < high and before["cer_ci95"] != before["wer_ci95"]
     assert after["cer"] == 0 and delta["cer"] == -before["cer"]
     assert delta["cer_ci95"] == pytest.approx([-high, -low])
+
+
+@pytest.mark.parametrize("name", ["marks", "characters"])
+def test_where_characters_lead_a_space_is_none_of_them(name: str) -> None:
+    normal = Normalizer(name, "zh")
+    references, heard = ["今天，天气很好", "你好"], ["今天天气不好", "你好"]
+    found = score(references, heard, ["", ""], normal, seed=0)
+    assert found["cer"] == 1 / 8  # one of eight characters, whatever stands between them
+    delta = paired_delta(references, heard, references, ["", ""], normal, seed=0)
+    assert delta["cer"] == -1 / 8
+    clean = [normal(text) for text in references], [normal(text) for text in heard]
+    assert clip_errors(*clean, "zh") == ([1, 0], [6, 2])
+    assert score(["een twee"], ["eentwee"], [""], Normalizer("marks", "nl"), seed=0)["cer"] == 1 / 8
 
 
 @pytest.mark.parametrize(
