@@ -32,7 +32,7 @@ def score(
 
     Rates are fractions, None where no reference has a word. In `cer` a space is a character, but not in languages where
     that rate leads. `wer_raw` is over the clips of `wer`, not normalised. `hallucinated_words` counts what was heard
-    where the reference is empty.
+    where the reference is empty, and `hallucinating` is the share of those clips in which anything was.
     """
     clean_references, clean_hypotheses = _normalized(references, normalizer), _normalized(hypotheses, normalizer)
     spoken = _spoken(clean_references, hypotheses, speakers)
@@ -44,6 +44,7 @@ def score(
         "numbers_as_words": normalizer.numbers,
         "empty_references": len(silent),
         "hallucinated_words": sum(len(clean_hypotheses[i].split()) for i in silent),
+        "hallucinating": float(np.mean([bool(clean_hypotheses[i].strip()) for i in silent])) if silent else None,
     }
     if not spoken:
         counts = dict.fromkeys(("words", "hits", "substitutions", "deletions", "insertions"), 0)
@@ -70,15 +71,22 @@ def paired_delta(
     """Tuned minus base, so below zero is better: `wer` the difference of the two rates, `ci95` its interval.
 
     `cer` and `cer_ci95` are the same of characters. Paired: each bootstrap sample scores both models on the same
-    clips. None where no reference has a word.
+    clips. None where no reference has a word. `hallucinating` and `hallucinating_ci95` are the difference of the two
+    shares of the clips without a word, None where every clip has one.
     """
     clean_references = _normalized(references, normalizer)
     spoken = _spoken(clean_references, base_hypotheses, tuned_hypotheses, speakers)
+    clean = [_normalized(heard, normalizer) for heard in (base_hypotheses, tuned_hypotheses)]
+    names = ("wer", "ci95", "cer", "cer_ci95", "hallucinating", "hallucinating_ci95", "ci_unit")
+    found: dict[str, Any] = {"paired": True, **dict.fromkeys(names)}
+    if silent := sorted(set(range(len(references))) - set(spoken)):
+        before, after = ([bool(text.strip()) for text in _take(heard, silent)] for heard in clean)
+        share, interval, unit = share_delta(before, after, _take(speakers, silent), seed)
+        found |= {"hallucinating": share, "hallucinating_ci95": interval, "ci_unit": unit}
     if not spoken:
-        return {"wer": None, "ci95": None, "cer": None, "cer_ci95": None, "paired": True, "ci_unit": None}
+        return found
     kept = _take(clean_references, spoken)
-    base, tuned = (_take(_normalized(heard, normalizer), spoken) for heard in (base_hypotheses, tuned_hypotheses))
-    found: dict[str, Any] = {"paired": True}
+    base, tuned = (_take(heard, spoken) for heard in clean)
     for rate in ALIGNERS:
         base_errors, units = _counted(rate, normalizer.language, kept, base)
         tuned_errors, _ = _counted(rate, normalizer.language, kept, tuned)
@@ -90,7 +98,7 @@ def paired_delta(
 
 
 def delta_interval(delta: Mapping[str, Any], rate: str) -> Sequence[float] | None:
-    """That of the paired difference in a rate: of words it is called ci95 alone."""
+    """That of the paired difference in a rate or share: of words it is called ci95 alone."""
     bounds: Sequence[float] | None = delta["ci95" if rate == "wer" else f"{rate}_ci95"]
     return bounds
 
@@ -109,19 +117,16 @@ def clip_errors(
     return errors, units
 
 
-def verdict(delta: Mapping[str, Any], rate: str, limit: float) -> str:
-    """Whether a paired difference in the `rate` "wer" or "cer" stays within `limit` (a share of its units): one word.
+def share_delta(
+    before: Sequence[bool], after: Sequence[bool], speakers: Sequence[str], seed: int
+) -> tuple[float, list[float], str]:
+    """Of the clips that show something: their share after minus that before, its paired interval, and what was drawn.
 
-    `exceeded`: it is more, and its interval excludes 0. `undecided`: else, where the interval reaches beyond the limit
-    and is wider than it. `held`: else. `no words`: there is no rate.
+    The bootstrap is that of the rates, with a clip for a word.
     """
-    bounds = delta_interval(delta, rate)
-    if bounds is None:
-        return "no words"
-    low, high = bounds
-    if delta[rate] > limit and low > 0:
-        return "exceeded"
-    return "undecided" if high > limit and high - low > limit else "held"
+    change = np.array(after, dtype=np.int64) - np.array(before, dtype=np.int64)
+    interval, unit = bootstrap(change, np.ones_like(change), speakers, seed)
+    return float(change.mean()), interval, unit
 
 
 def bootstrap(

@@ -69,12 +69,24 @@ def unpointed(text: str, language: str | None = None) -> str:
 
 
 def characters(text: str, language: str | None = None) -> str:
-    return " ".join(UNSPACED.sub(r" \g<0> ", marks(text, language)).split())
+    return _each_apart(marks(text, language))
+
+
+def _each_apart(text: str) -> str:
+    return " ".join(UNSPACED.sub(r" \g<0> ", text).split())
 
 
 def leading(language: str | None) -> str:
     """The error rate that leads in a language: "cer" where it writes no spaces between words, else "wer"."""
     return "cer" if language in CHARACTERS_LEAD else "wer"
+
+
+def in_units(clean: str, language: str | None) -> str:
+    """A normalised sentence with a space between what its errors are counted in: its words, or its characters.
+
+    Characters where their rate leads: there what stands between two spaces is a phrase, and all of it wrong or right.
+    """
+    return _each_apart(clean) if leading(language) == "cer" else clean
 
 
 _BASIC = BasicTextNormalizer()

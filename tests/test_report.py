@@ -17,6 +17,7 @@ from asr_lora.errors import ChoiceError
 from asr_lora.files import read_json, read_jsonl, write_json, write_jsonl
 from asr_lora.launch import load
 from asr_lora.report import compare, report
+from asr_lora.run import FIGURES
 from asr_lora.train import train
 
 HOSTILE = "<script>1</script>\"'&amp;ש🎈"
@@ -82,7 +83,10 @@ def test_the_page_is_one_file_with_the_numbers_of_the_run(hostile_words: list[st
         "Most harmed",
         "twenties",
         "asr_lora.train",
-        "Leaks that remain: none",
+        "train and test share 0 speakers, 0 sentences, 0 clips; dev and test share 0 speakers",
+        "the untouched model is heard at 30 s, the tuned one at the length of its clips",
+        "Word error rate on dev, by marks 1",
+        "heard again at 30 s",
     ):
         assert words in page.text
     assert len(json.loads(page.json)) == 6
@@ -123,15 +127,15 @@ def test_sets_and_strengths_of_another_way_of_scoring_stand_on_no_page(
     folder = load(hostile_words).run
     own, other = folder / "eval" / "test" / "metrics.json", folder / "eval" / "silence" / "metrics.json"
     before, facts = other.read_text(), read_json(own)
-    scored = {"language": "nl", "clips": 6, "wer": 0.123, "cer": 0.1, "hallucinated_words": 0}
+    scored = {"language": "nl", "clips": 6, "wer": 0.123, "wer_ci95": [0.1, 0.2], "cer": 0.1, "hallucinated_words": 0}
     curve = {
-        "best": 0.5, "average": None, "normalizer": facts["asked"]["normalizer"],
-        "curve": [{"strength": 0.5, "sets": {"dev": scored}}],
+        "best": 0.5, "best_context": "full", "average": None, "normalizer": facts["asked"]["normalizer"],
+        "figures": FIGURES, "curve": [{"strength": 0.5, "context": "full", "sets": {"dev": scored}}],
     }  # fmt: skip
     strengths = folder / "eval" / "strengths.json"
     try:
         write_json(strengths, curve)
-        assert "12.3%" in Page(report(folder)).text
+        assert "12.3% (10.0% to 20.0%)" in Page(report(folder)).text
         write_json(strengths, curve | {"normalizer": "raw 1"})
         changed = read_json(other)
         changed["asked"]["adapter_sha256"] = "another"
@@ -140,7 +144,7 @@ def test_sets_and_strengths_of_another_way_of_scoring_stand_on_no_page(
     finally:
         other.write_text(before)
         strengths.unlink()
-    assert "12.3%" not in page.text and "nobody speaks" not in page.text.split("Training")[0]
+    assert "12.3%" not in page.text and "of 8, " not in page.text
     assert "left out, scored with another adapter, normaliser or decoding than test: silence" in capsys.readouterr().err
 
 
@@ -176,7 +180,7 @@ def test_the_card_has_metadata_that_the_hub_reads_and_the_same_numbers(hostile_w
     wer = next(result for result in card.data.eval_results if result.metric_type == "wer")
     assert wer.metric_value == round(100 * facts["wer"], 2) and "marks 1" in wer.metric_name
     assert f"{facts['baseline']['wer']:.1%}" in card.text and "silence" in card.text
-    assert "Difference: " in card.text
+    assert "Difference in WER: " in card.text and "heard again at 30 s" in card.text
 
 
 # ---- in a real browser ----

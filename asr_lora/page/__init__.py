@@ -16,7 +16,10 @@ def environment(autoescape: bool) -> Environment:
         "interval_points": lambda bounds: tables.interval(bounds, tables.points), "difference": tables.difference,
     }  # fmt: skip
     made.globals |= {
-        "leading": text.leading, "runaways": tables.runaways, "small": tables.small,
-        "delta_interval": metrics.delta_interval, "strength_cell": tables.strength_cell,
+        "leading": text.leading, "leading_first": tables.leading_first, "delta_interval": metrics.delta_interval,
+        "normalised": tables.normalised, "heard": tables.heard, "change": tables.change, "heard_at": tables.heard_at,
+        "heard_again": tables.heard_again, "runaways": tables.runaways, "small": tables.small,
+        "strength_cell": tables.strength_cell, "dialled": tables.dialled, "is_best": tables.is_best,
+        "CHOSEN_ON_DEV": tables.CHOSEN_ON_DEV,
     }  # fmt: skip
     return made
