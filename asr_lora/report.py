@@ -41,7 +41,10 @@ def report(folder: Path, price: float | None = None) -> Path:
     """
     facts = run.scored(folder)
     if not run.train_metrics(folder).is_file() or not facts:
-        raise ChoiceError(f"run_dir: {folder} was not trained and scored yet; python -m asr_lora.eval scores it")
+        raise ChoiceError(
+            f"run_dir: {folder} was not trained and scored yet, or scored by an earlier version; python -m "
+            "asr_lora.eval scores it, from the hypotheses that it has"
+        )
     settings, trained = run.settings(folder), read_json(run.train_metrics(folder))
     price, source = _price(price, settings, trained["device"])
     summary = read_json(run.summary(folder))
@@ -91,12 +94,14 @@ def compare(pattern: str, runs_dir: Path) -> Path:
         )
     for folder in folders:
         if folder not in complete:
-            say(f"left out, not trained and scored to the end: {folder}")
+            say(
+                f"left out, not trained and scored to the end by this version (asr_lora.eval scores it again): {folder}"
+            )
     rows = sorted(map(_compared, complete), key=lambda row: row["settings"]["lora"]["r"])
     page = runs_dir / "comparison" / "index.html"
     for row in rows:
         row["link"] = os.path.relpath(row["page"], page.parent) if row["page"].is_file() else None
-    groups = [_group(alike) for alike in _alike(rows)]
+    groups = _groups(rows)
     text = environment(autoescape=True).get_template("comparison.html").render(
         pattern=pattern, count=len(rows), groups=groups
     )  # fmt: skip
@@ -104,7 +109,7 @@ def compare(pattern: str, runs_dir: Path) -> Path:
     say(f"comparison of {len(rows)} runs: {page}")
     for group in groups[1:]:
         names = ", ".join(row["name"] for row in group["rows"])
-        say(f"not comparable with the others ({group['title']}): {names}")
+        say(f"not comparable with the others, {group['apart']} ({group['title']}): {names}")
     return page
 
 
@@ -178,18 +183,26 @@ def _compared(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _alike(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+def _groups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Runs whose rates can stand beside each other: of one kind, on the same clips, normalised alike; most runs first.
 
-    A run without a rate stands alone.
+    `apart` says in what the others differ from the first. A run without a rate stands alone.
     """
     found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         own = row["own"]
-        rated = own[row["rate"]] is not None
-        key = row["rate"], own["asked"]["clips_sha256"], tables.normalised(own), own["language"], rated or row["name"]
-        found[key].append(row)
-    return sorted(found.values(), key=len, reverse=True)
+        key = {
+            "another rate": row["rate"], "other clips": own["asked"]["clips_sha256"],
+            "another normaliser": tables.normalised(own), "another language": own["language"],
+            "no words": None if own[row["rate"]] is not None else row["name"],
+        }  # fmt: skip
+        found[tuple(key.items())].append(row)
+    most_first = sorted(found.items(), key=lambda item: -len(item[1]))
+    main = dict(most_first[0][0])
+    return [
+        {**_group(alike), "apart": ", ".join(what for what, said in key if said != main[what])}
+        for key, alike in most_first
+    ]
 
 
 def _group(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -202,6 +215,7 @@ def _group(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "title": f"{rate.upper()} on {first['clips']} {first['split']} clips, normalised by {tables.normalised(first)}",
         "rows": [{**row, "to_best": _paired(best, row), "sets": _sets(best, row, list(names))} for row in rows],
+        "heard_at": sorted({tables.heard_at(row["own"]) for row in rows}),
         "rate": rate, "best": best, "sets": list(names), "chart": chart and Markup(chart),
     }  # fmt: skip
 
@@ -223,8 +237,10 @@ def _sets(best: Mapping[str, Any], row: Mapping[str, Any], names: Sequence[str])
 def _paired(best: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     """The row's rate minus the best one's on the same clips, with the paired interval."""
     own = row["own"]
-    if row is best or own[row["rate"]] is None:
-        return "lowest here" if row is best else "no words"
+    if own[row["rate"]] is None:
+        return "no words"
+    if row is best:
+        return "lowest here"
     references, speakers = ([line[name] for line in row["lines"]] for name in ("reference", "speaker"))
     before, after = ([line["hypothesis"] for line in each["lines"]] for each in (best, row))
     normal = Normalizer(own["normalizer"], own["language"], own["numbers_as_words"])

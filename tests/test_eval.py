@@ -14,6 +14,7 @@ from asr_lora.files import read_json, read_jsonl, write_jsonl
 from asr_lora.findings import SMALL
 from asr_lora.launch import _leave, load
 from asr_lora.model.adapter import trained_on_short
+from asr_lora.report import report
 from asr_lora.run import as_recorded
 from asr_lora.sets import Set
 from asr_lora.train import train
@@ -64,6 +65,48 @@ def test_a_set_that_is_named_later_is_scored_alone(trained: list[str], monkeypat
     more = ["eval.sets=[{source: noise}]"]
     evaluate(as_recorded(config.run, load([*more, "hardware=cpu"]), more))
     assert set(asked) == {"noise"}
+
+
+def test_the_command_that_scored_stands_in_the_metrics(trained: list[str]) -> None:
+    facts = evaluate(load(trained), ["python", "-m", "asr_lora.eval", "eval.sets=[{source: noise}]"])
+    assert facts["command"] == "python -m asr_lora.eval 'eval.sets=[{source: noise}]'"
+    assert evaluate(load([*trained, "eval.limit=2"]))["command"] == "python -m asr_lora.eval"
+
+
+def test_where_characters_lead_they_are_aligned_counted_and_confused(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = {name: utterances(name, count, 3) for name, count in (("train", 12), ("dev", 4), ("test", 2))}
+    splits["test"][0]["sentence"], splits["test"][1]["sentence"] = "今天，天气很好。", "你好"
+    write_release(tmp_path / "chinese", "zh-CN", splits)
+    chinese = [*words, f"data.source={tmp_path / 'chinese'}", "data.language=zh-CN"]
+    train(load([*chinese, "eval.after=false"]))
+
+    def heard(config: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
+        (own,) = sets
+        said = [
+            clip["text"].replace("气", "汽" if tuned else "器").replace("好", "好" if tuned else "")
+            for clip in own.clips
+        ]
+        return [
+            {
+                "hypotheses": said, "cut": [False] * len(said), "heard_again": 0, "device": "none", "context": "full",
+                "audio_seconds": 1.0, "seconds": 1.0, "load_seconds": 0.0, "rtfx": 1.0, "cached": False,
+            }
+        ]  # fmt: skip
+
+    monkeypatch.setattr("asr_lora.eval.heard", heard)
+    facts = evaluate(load(chinese))
+    assert (facts["cer"], facts["baseline"]["cer"]) == (1 / 8, 3 / 8)
+    assert facts["confusions"]["substitutions"] == [["气", "汽", 1]]
+    assert facts["kinds"] == {"units": 8, "substituted": 1, "left_out": 0, "added": 0}
+    lines = read_jsonl(load(chinese).run / "eval" / "test" / "hypotheses.jsonl")
+    assert sorted((line["baseline_errors"], line["errors"]) for line in lines) == [(1, 0), (2, 1)]
+    card = (load(chinese).run / "train" / "adapter" / "README.md").read_text()
+    assert "clips (small) | CER | 95 % interval | WER |" in card
+    assert "Difference in CER: -25.0 points" in card and "| with this adapter | 12.5% |" in card
+    page = report(load(chinese).run).read_text()
+    assert "<del>气</del> <ins>汽</ins>" in page and "of 8 characters" in page
 
 
 # ---- the gate ----
