@@ -1,6 +1,7 @@
 """The page of a run and of several: whole, true to the files, safe from what a corpus holds, and alive in a browser."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -281,17 +282,44 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-@pytest.mark.browser
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_in_a_browser_the_page_is_quiet_and_its_filter_filters(
-    hostile_words: list[str], browser: Any, scheme: str
-) -> None:
-    page = browser.new_page(color_scheme=scheme, viewport={"width": 390, "height": 800})
+def opened(browser: Any, file: Path, scheme: str, width: int) -> tuple[Any, list[str]]:
+    """The page in a window of so many pixels, and what the browser complains of, now and later."""
+    page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
-    page.goto(report(load(hostile_words).run).as_uri())
+    page.goto(file.as_uri())
+    if folder := os.environ.get("ASR_LORA_SCREENSHOTS"):  # to look at them oneself
+        page.screenshot(path=f"{folder}/{file.parent.name}-{scheme}-{width}.png", full_page=True)
+    return page, complaints
+
+
+WINDOWS = [(scheme, width) for scheme in ("light", "dark") for width in (390, 1280)]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("scheme", "width"), WINDOWS)
+def test_in_a_browser_the_comparison_is_quiet_and_fits(
+    hostile_words: list[str], browser: Any, scheme: str, width: int
+) -> None:
+    runs = load(hostile_words).run.parent
+    report(load(hostile_words).run)
+    page, complaints = opened(browser, compare(str(runs / "nl-*"), runs), scheme, width)
+    assert page.locator("tbody tr:has(td.n), table > tr:has(td.n)").count() == 2
+    assert page.locator("svg").count() == 1
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")  # no sideways
+    page.click("a")
+    assert page.locator("#count").inner_text() == "6 of 6 clips"  # the link leads to the page of a run
+    assert complaints == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("scheme", "width"), WINDOWS)
+def test_in_a_browser_the_page_is_quiet_and_its_filter_filters(
+    hostile_words: list[str], browser: Any, scheme: str, width: int
+) -> None:
+    page, complaints = opened(browser, report(load(hostile_words).run), scheme, width)
     assert page.locator("#count").inner_text() == "6 of 6 clips"
     page.fill("#words", "zin 3")
     assert page.locator("#count").inner_text() == "1 of 6 clips"
