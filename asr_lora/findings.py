@@ -129,8 +129,8 @@ def groups(
     characters, of which errors are counted, and a clip without any stands in no group. `seen` holds the normalised
     sentences of training; sentences that `marks` finds alike were dropped long before, so a clip is among them only
     under another normaliser, or with numbers as words. A group has `value`, `clips`, `speakers`, `units`, `rate`,
-    `rate_ci95`, `baseline_rate`, `delta`, `delta_ci95`, `ci_unit`, and `small` when its rates are not to be relied on. A
-    column that puts all clips into one group is left out.
+    `rate_ci95`, `baseline_rate`, `delta`, `delta_ci95`, `ci_unit`, and `small` when its rates are not to be relied on.
+    A column that puts all clips into one group is left out.
     """
     spoken = [i for i, count in enumerate(units) if count]
     by_column = {

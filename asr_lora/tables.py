@@ -112,6 +112,8 @@ def change(scored: Mapping[str, Any]) -> str:
 def heard_at(scored: Mapping[str, Any]) -> str:
     """The contexts of both models, which need not be the same."""
     untouched, tuned = (CONTEXTS[figures["context"]] for figures in (scored["baseline"], scored))
+    if untouched == tuned:
+        return f"both models are heard {tuned}"
     return f"the untouched model is heard {untouched}, the tuned one {tuned}"
 
 

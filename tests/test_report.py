@@ -21,6 +21,7 @@ from asr_lora.cost import PUBLISHED
 from asr_lora.errors import ChoiceError
 from asr_lora.files import read_json, read_jsonl, write_json, write_jsonl
 from asr_lora.launch import load
+from asr_lora.page import unbroken
 from asr_lora.report import compare, report
 from asr_lora.run import FIGURES
 from asr_lora.tables import show_run
@@ -100,6 +101,12 @@ def test_the_page_is_one_file_with_the_numbers_of_the_run(hostile_words: list[st
     players = [value for value in outside if value.startswith("clips/")]
     assert players and all((folder / "report" / value).is_file() for value in players)
     assert [value for value in outside if value not in players] == ["data:,"]
+
+
+def test_an_interval_stays_on_one_line_and_markup_beside_it_text() -> None:
+    assert unbroken("+1.0 points (-1.0 to +3.0) <b>") == (
+        '<span>+1.0 points <span class="whole">(-1.0 to +3.0)</span> &lt;b&gt;</span>'
+    )
 
 
 def test_what_a_corpus_holds_stays_text(hostile_words: list[str]) -> None:
@@ -183,7 +190,7 @@ def test_runs_scored_otherwise_share_no_table_no_chart_and_no_best(
     page = Page(compare(str(tmp_path / "nl-*"), tmp_path))
     verdict = " ".join(page.text.split("It is that of ")[0].split())
     assert "6 runs; the lowest word error rate of the 3 that can be compared is" in verdict and "is 0.0%" not in verdict
-    assert page.text.count("the tuned one at 30 s") == 1  # which may be compared, and is told
+    assert page.text.count("both models are heard at 30 s") == 1  # which may be compared, and is told
     for apart in ("other clips", "another normaliser", "another rate, another language"):
         assert f"Not comparable with those above: {apart}" in page.text
     assert "WER on 6 test clips, normalised by raw 2" in page.text and "CER on 6 test clips" in page.text
