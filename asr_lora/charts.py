@@ -23,8 +23,13 @@ STYLE: Any = {
 }  # fmt: skip
 
 
-def training(log: Sequence[Mapping[str, Any]], dev: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Title and SVG of loss, learning rate and dev WER over the steps; `log` is train/log.jsonl."""
+def training(
+    log: Sequence[Mapping[str, Any]], dev: Sequence[Mapping[str, Any]], normalizer: str
+) -> list[tuple[str, str]]:
+    """Title and SVG of loss, learning rate and dev WER over the steps.
+
+    `log` is train/log.jsonl; `normalizer` is that of `dev`, with its version.
+    """
     steps = [line for line in log if "loss" in line]
     charts = []
     with _figure("step", "loss") as (axes, drawn):
@@ -40,7 +45,7 @@ def training(log: Sequence[Mapping[str, Any]], dev: Sequence[Mapping[str, Any]])
             axes.plot([point["step"] for point in dev], [point["wer"] for point in dev], "o-", color=TUNED)
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
             axes.set_ylim(0, 1.1 * max(point["wer"] for point in dev) or 1)
-        charts.append(("Word error rate on dev", drawn.getvalue()))
+        charts.append((f"Word error rate on dev, by {normalizer}", drawn.getvalue()))
     return charts
 
 
