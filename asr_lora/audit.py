@@ -70,7 +70,8 @@ def audit(config: Config) -> Path:
         _write_suspects(partial, facts["suspects"], edited)
     if edited is not None:
         say(f"{folder / 'suspects.txt'} was changed by hand and stays; today's list is suspects-new.txt beside it")
-    say(f"suspects: {len(facts['suspects'])} of {len(utterances)} clips; listen to them, then {_apply(config, folder)}")
+    then = f"; listen to them, then {_apply(config, folder)}" if facts["suspects"] else ""
+    say(f"suspects: {len(facts['suspects'])} of {len(utterances)} clips{then}")
     say(f"page: {folder / 'index.html'}")
     return folder / "index.html"
 

@@ -297,6 +297,7 @@ def test_the_suspects_are_what_data_drop_takes(
     assert "data.drop: 2 clips dropped" in capsys.readouterr().err
     assert set(faulty.ids()) - set(dropped.ids()) == {"silent", "truncated"} and set(dropped.ids()) < set(faulty.ids())
     assert dropped.facts["suspects"] == [] and dropped.facts["odd"]["silent"]["clips"] == 0
+    assert "Nothing is suspect" in dropped.page.text
     assert f"What {listing} lists is not among these clips" in dropped.page.text
 
 
