@@ -294,6 +294,8 @@ class Config:
     plan: PlanConfig
     seed: int
     experiment_name: str | None
+    shards: bool
+    shards_dir: str | None
     runs_dir: str
     run_name: str
     run_dir: str

@@ -5,7 +5,6 @@ and beside it the clips that it plays; of several runs comparison/index.html in 
 """
 
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from markupsafe import Markup
 
 from asr_lora import charts, findings, metrics, run, tables
 from asr_lora.config import Config
-from asr_lora.errors import ChoiceError
+from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.files import read_json, read_jsonl, whole_folder, write_text
 from asr_lora.launch import launch, named_run
+from asr_lora.manifest import extension, sound
 from asr_lora.page import environment
 from asr_lora.progress import say
 from asr_lora.text import Normalizer, leading
@@ -106,14 +106,15 @@ def compare(pattern: str, runs_dir: Path) -> Path:
 
 
 def _example(line: Mapping[str, Any], clips: Path) -> dict[str, Any]:
-    """A clip with the alignments of both models, and its sound copied beside the page (None: it is gone)."""
+    """A clip with the alignments of both models, and its sound in a file beside the page (None: it is gone)."""
     sides = [line["reference_normalized"]] * 2, [line["baseline_hypothesis_normalized"], line["hypothesis_normalized"]]
     untouched, tuned = findings.alignments(*sides)
-    source = Path(line["path"])
-    if source.is_file():
-        shutil.copyfile(source, clips / source.name)
-    sound = f"clips/{source.name}" if source.is_file() else None
-    return {**line, "untouched": untouched, "tuned": tuned, "sound": sound}
+    file = clips / f"{line['id']}.{extension(line)}"
+    try:
+        file.write_bytes(sound(line))
+    except WorldError as error:
+        say(f"cannot be played: {error}")
+    return {**line, "untouched": untouched, "tuned": tuned, "sound": f"clips/{file.name}" if file.is_file() else None}
 
 
 def _row(line: Mapping[str, Any]) -> dict[str, Any]:
