@@ -438,6 +438,15 @@ def test_a_run_from_shards_can_write_shards_again(from_shards: list[str], folder
     }
 
 
+def test_shards_are_parts_of_a_mixture(from_files: list[str], folder: Path) -> None:
+    other = shutil.copytree(folder, folder.parent / "other")
+    parts = f"data.sources=[{{path: 'shards:{folder}'}},{{path: 'shards:{other}', weight: 2}}]"
+    mixed = prepared([*from_files, "shards=false", "data.source=null", parts, "run_name=mixed"])
+    lines = manifest(mixed)
+    assert len(lines) == 48 and {line["source"] for line in lines} == {"shards", "other"}
+    assert all(hashlib.sha256(sound(line)).hexdigest() == line["sha256"] for line in lines)
+
+
 # ---- what is not there, or not as it was -----------------------------------------------------------------------------
 
 
