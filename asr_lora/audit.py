@@ -7,17 +7,15 @@ was heard when the clips were drawn, and is remembered.
 
 import re
 import shlex
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 from markupsafe import Markup
 
-from asr_lora import audio, charts, doubts, faults, run
+from asr_lora import charts, doubts, faults, run
 from asr_lora.config import Config
 from asr_lora.corpus import SPLITS
 from asr_lora.doubts import Doubt
@@ -29,7 +27,7 @@ from asr_lora.hardware import look
 from asr_lora.hearing import heard
 from asr_lora.launch import quoted
 from asr_lora.listening import Listener, Place
-from asr_lora.manifest import Clip
+from asr_lora.manifest import extension, sound
 from asr_lora.page import environment
 from asr_lora.prepare import language
 from asr_lora.progress import progress, say
@@ -87,11 +85,15 @@ def _normalizer(config: Config, token: str) -> Normalizer:
 def _utterances(config: Config, source: str, normal: Normalizer) -> list[Utterance]:
     """All clips of the manifest, in its order, with what was heard in them; what the cache remembers is not heard."""
     lines = [(split, clip) for split in SPLITS for clip in read_jsonl(run.manifest(config.run, split))]
+    if in_shards := [clip for _, clip in lines if "offset" in clip]:
+        raise ChoiceError(
+            f"audit: {len(in_shards)} clips of {config.run} lie in shards; audit the run that the shards were written from"
+        )
     places = [Place(Path(clip["path"]), clip.get("start"), clip.get("end")) for _, clip in lines]
     found = []
     with Listener(source) as listener, progress("looking at clips", total=len(lines)) as bar:
-        for (split, clip), sound in zip(lines, listener.each(places), strict=True):
-            found.append(Utterance(clip, split, sound, normal(clip["text"])))
+        for (split, clip), each in zip(lines, listener.each(places), strict=True):
+            found.append(Utterance(clip, split, each, normal(clip["text"])))
             bar.advance()
     return found
 
@@ -260,22 +262,13 @@ def _shown_doubts(
 
 def _sound(each: Utterance, clips: Path) -> str | None:
     """The clip beside the page; of a long recording the part alone. None where it cannot be heard."""
-    source, clip = Path(each.clip["path"]), each.clip
     if each.heard.problem:
         return None
-    target = clips / f"{each.heard.sha256[:20]}{source.suffix if 'start' not in clip else '.flac'}"
+    target = clips / f"{each.heard.sha256[:20]}.{extension(each.clip)}"
     if not target.is_file():
         try:
-            _copy(source, clip, target)
-        except (OSError, WorldError) as error:
-            say(f"{clip['id']} cannot be played on the page: {error}")
+            target.write_bytes(sound(each.clip))
+        except WorldError as error:
+            say(f"{each.clip['id']} cannot be played on the page: {error}")
             return None
     return f"clips/{target.name}"
-
-
-def _copy(source: Path, clip: Clip, target: Path) -> None:
-    if "start" in clip:
-        samples, rate = audio.decode(source, clip["start"], clip.get("end"))
-        soundfile.write(target, samples, rate)
-    else:
-        shutil.copyfile(source, target)

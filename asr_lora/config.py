@@ -296,6 +296,8 @@ class Config:
     audit_decode: int | None
     seed: int
     experiment_name: str | None
+    shards: bool
+    shards_dir: str | None
     runs_dir: str
     run_name: str
     run_dir: str

@@ -21,6 +21,7 @@ from asr_lora.files import read_json, read_jsonl, write_json, write_jsonl
 from asr_lora.hardware import Hardware, look
 from asr_lora.hearing import heard, precision
 from asr_lora.launch import launch, named_run, words_of_job
+from asr_lora.manifest import PLACE
 from asr_lora.model import adapter
 from asr_lora.progress import say
 from asr_lora.sets import Set, evaluated, normalizer
@@ -120,6 +121,7 @@ def _scored(
     lines = [
         {
             **{name: clip[name] for name in ("id", "path", "duration", "speaker")},
+            **({name: clip[name] for name in PLACE if name in clip} if {"start", "offset"} & set(clip) else {}),
             "reference": clip["text"],
             "reference_normalized": clean[at],
             **{name: values[at] for name, values in columns.items()},

@@ -13,7 +13,7 @@ from asr_lora import audio
 from asr_lora.augment import augmented
 from asr_lora.batches import Order, Row, share
 from asr_lora.features import Example, collate, joined_ids, joined_sentence, token_ids
-from asr_lora.manifest import Clip, waveform
+from asr_lora.manifest import PLACE, Clip, waveform
 
 
 class Steps(torch.utils.data.Dataset[list[dict[str, Tensor]]]):
@@ -67,7 +67,7 @@ def _clips(rows: Sequence[Clip]) -> Dataset:
         places = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         return {"waveform": [waveform(place) for place in places], "text": batch["text"]}
 
-    columns = ("path", "start", "end", "text")
+    columns = (*PLACE, "text")
     return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows]).with_transform(decoded)
 
 

@@ -8,11 +8,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from asr_lora import audio
+from asr_lora.errors import WorldError
 from asr_lora.listening import Heard, Place, listen
+from asr_lora.ranges import is_url, read_range
 
 Row = Mapping[str, str]  # a row of the corpus's table, raw
 Clip = dict[str, Any]  # a line of the manifest
 EXCLUDED = "the same sound as a clip of data.exclude"
+PLACE = ("path", "start", "end", "offset", "bytes", "member", "sha256")  # of a clip: where its sound is, and whether
+IN_SHARD = ("shard", "member", "offset", "bytes", "sha256")  # of a row: in which shard, a path or URL, and where in it
 
 
 def draw_order(rows: Sequence[Row], seed: int) -> list[Row]:
@@ -69,6 +73,10 @@ class Draw:
             missing -= duration(row["path"])
         return names
 
+    def to_fetch(self, names: Sequence[str]) -> list[str]:
+        """Those of the first `names` of what waits that have to be heard."""
+        return [row["path"] for row in self.waiting[: len(names)] if not in_shard(row)]
+
     def look_at(
         self,
         names: Sequence[str],
@@ -81,12 +89,14 @@ class Draw:
         """Chooses or leaves out the first `names` of what waits, in order, until enough is chosen.
 
         `durations` (s) of the corpus go before those heard; `refuse` says what is wrong with a sentence, if anything;
-        `listened` hears the clips, in their order.
+        `listened` hears the clips, in their order. Those in shards were heard before they came there.
         """
         rows, looked = self.waiting[: len(names)], 0
         chosen = {clip["id"] for clip in self.chosen}
-        places = [place(row, files.get(row["path"])) for row in rows]
-        for row, heard in zip(rows, listened(places), strict=True):
+        places = [place(row, files.get(row["path"])) for row in rows if not in_shard(row)]
+        unheard = iter(listened(places))
+        for row in rows:
+            heard = Heard(None, sha256=row["sha256"]) if in_shard(row) else next(unheard)
             advance()
             if self.full:
                 continue
@@ -98,7 +108,8 @@ class Draw:
                 self.left_out.setdefault(reason, []).append(row["path"])
                 continue
             # A table that says 0 does not know either.
-            clip = _line(row, files[row["path"]], durations.get(row["path"]) or heard.seconds, heard.sha256)
+            where = row["shard"] if in_shard(row) else str(files[row["path"]])
+            clip = _line(row, where, durations.get(row["path"]) or heard.seconds, heard.sha256)
             self.chosen.append(clip)
             chosen.add(clip["id"])
             self.drawn_seconds += clip["duration"]
@@ -125,22 +136,78 @@ def name_in_corpus(clip: Clip) -> str:
     return str(clip.get("clip") or PurePosixPath(clip["path"]).name)
 
 
+def in_shard(row: Row) -> bool:
+    """Whether the clip of a row is a part of a shard, whose index says all that listening would."""
+    return all(row.get(name) for name in IN_SHARD)
+
+
+def gone(clips: Sequence[Clip]) -> list[Clip]:
+    """The clips of a manifest whose files are no longer on this machine; what a server holds is not looked for."""
+    lost = {path for path in {clip["path"] for clip in clips} if not is_url(path) and not Path(path).is_file()}
+    return [clip for clip in clips if clip["path"] in lost]
+
+
 def waveform(clip: Clip) -> audio.Waveform:
-    """What is heard in a clip of the manifest: (samples,) at 16 kHz. Raises WorldError when it cannot be decoded."""
-    return audio.load(Path(clip["path"]), clip.get("start"), clip.get("end"))
+    """What is heard in a clip of the manifest: (samples,) at 16 kHz.
+
+    Raises WorldError when it cannot be read or decoded, or is another than the manifest says where it is in a shard.
+    """
+    if clip.get("offset") is None:
+        return audio.load(Path(clip["path"]), clip.get("start"), clip.get("end"))
+    try:
+        return audio.load(_in_shard(clip))
+    except WorldError as error:
+        raise WorldError(f"{clip['member']}: {error}") from error
 
 
-def _line(row: Row, file: Path, duration: float, sha256: str) -> Clip:
+def sound(clip: Mapping[str, Any]) -> bytes:
+    """A clip of the manifest as a file of its own: its bytes as they are, or FLAC where it is a part of a recording.
+
+    Raises WorldError as `waveform` does.
+    """
+    if clip.get("offset") is not None:
+        return _in_shard(clip)
+    if clip.get("start") is not None:
+        return audio.flac(*audio.decode(Path(clip["path"]), clip["start"], clip.get("end")))
+    try:
+        return Path(clip["path"]).read_bytes()
+    except OSError as error:
+        raise WorldError(f"{clip['path']}: clip cannot be read: {error.strerror}") from error
+
+
+def extension(clip: Mapping[str, Any]) -> str:
+    """How a file of `sound` is called behind its dot: mp3, ..."""
+    if clip.get("start") is not None:
+        return "flac"
+    name = clip["path"] if clip.get("offset") is None else clip["member"]
+    return PurePosixPath(name).suffix.removeprefix(".").lower() or "audio"
+
+
+def _in_shard(clip: Mapping[str, Any]) -> bytes:
+    content = read_range(clip["path"], clip["offset"], clip["bytes"])
+    if hashlib.sha256(content).hexdigest() != clip["sha256"]:
+        raise WorldError(
+            f"{clip['path']}: other bytes than its index says at {clip['offset']:,}; put back the shard that the "
+            "manifest was made from"
+        )
+    return content
+
+
+def _line(row: Row, where: str, duration: float, sha256: str) -> Clip:
     line: Clip = {
         "id": clip_id(row),
-        "path": str(file),
+        "path": where,
         "text": row["sentence"].strip(),
         "duration": duration,
         "speaker": row.get("client_id", ""),
         "sha256": sha256,
     }
-    if row["path"] != file.name:
+    if row["path"] != PurePosixPath(where).name:
         line["clip"] = row["path"]
-    if row.get("start"):
+    if in_shard(row):
+        line |= {"offset": int(row["offset"]), "bytes": int(row["bytes"])}
+    elif row.get("start"):
         line |= {name: float(row[name]) for name in ("start", "end") if row.get(name)}
-    return line | {name: row[name] for name in row if name not in {"client_id", "sentence", *line}}
+    # A table of one's own may have an offset and bytes that mean something else.
+    taken = {"client_id", "sentence", "offset", "bytes", *line} | ({"shard"} if in_shard(row) else set())
+    return line | {name: row[name] for name in row if name not in taken}

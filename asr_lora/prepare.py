@@ -2,11 +2,13 @@
 
 Reads the corpus's tables, takes out what would leak, draws the hour by seed, listens to every clip that it chooses,
 and leaves data/{train,dev,test}.jsonl and data/summary.json in the run folder. Called again, it finds them there.
-With audit=true it also leaves audit/index.html: what is odd about the clips (asr_lora/audit.py).
+With audit=true it also leaves audit/index.html: what is odd about the clips (asr_lora/audit.py). With shards=true it
+also writes the clips as shards, into data/shards/ or shards_dir.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from asr_lora import audio, run
@@ -23,6 +25,7 @@ from asr_lora.listening import Listener
 from asr_lora.manifest import EXCLUDED, Clip, Draw, draw_order, name_in_corpus
 from asr_lora.naming import science
 from asr_lora.progress import progress, say
+from asr_lora.shards import write_shards
 from asr_lora.sources import excluded, opened, put_back, recorded
 from asr_lora.splits import apart, without_leaks
 from asr_lora.text import marks
@@ -33,7 +36,19 @@ BYTES_PER_SECOND = 8_000  # mp3 at 64 kbit/s, Common Voice's upper end: guesses 
 
 
 def prepare(config: Config) -> None:
-    """Makes the manifest, or finds it. Raises ChoiceError and WorldError as its parts do."""
+    """Makes the manifest, or finds it; so the shards, where they are asked for.
+
+    Raises ChoiceError and WorldError as its parts do.
+    """
+    _make_manifest(config)
+    if config.shards:
+        splits = {split: read_jsonl(run.manifest(config.run, split)) for split in SPLITS}
+        folder = Path(config.shards_dir).expanduser() if config.shards_dir else config.run / "data" / "shards"
+        release = read_json(run.summary(config.run))["release"]
+        write_shards(splits, folder.absolute(), release, config.data.language)
+
+
+def _make_manifest(config: Config) -> None:
     language(config)
     if run.summary(config.run).is_file():
         run.refuse_other(config.run, read_json(run.summary(config.run))["settings"], _settings(config))
@@ -179,7 +194,9 @@ def _fill(draws: Sequence[Draw], corpus: Corpus, refuse: Callable[[str], str | N
 
     with Listener(corpus.source) as listener:
         while any(wants := [draw.wanted(duration) for draw in draws]):
-            files = corpus.fetch([name for names in wants for name in names])
+            files = corpus.fetch(
+                [name for draw, names in zip(draws, wants, strict=True) for name in draw.to_fetch(names)]
+            )
             for draw, names in zip(draws, wants, strict=True):
                 if names:
                     with progress(f"listening to {draw.split}", total=len(names)) as bar:

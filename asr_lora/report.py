@@ -6,7 +6,6 @@ and beside it the clips that it plays; of several runs comparison/index.html in 
 
 import math
 import os
-import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +15,12 @@ from markupsafe import Markup
 
 from asr_lora import charts, findings, metrics, run, tables
 from asr_lora.config import Config
-from asr_lora.errors import ChoiceError
+from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.files import read_json, read_jsonl, whole_folder, write_text
 from asr_lora.hardware import known_gpu
 from asr_lora.launch import launch, named_run
 from asr_lora.leaks import shared
+from asr_lora.manifest import extension, sound
 from asr_lora.page import environment
 from asr_lora.plan import facts as hardware_facts
 from asr_lora.progress import say
@@ -117,15 +117,16 @@ def compare(pattern: str, runs_dir: Path) -> Path:
 
 
 def _example(line: Mapping[str, Any], language: str, clips: Path) -> dict[str, Any]:
-    """A clip with the alignments of both models, and its sound copied beside the page (None: it is gone)."""
+    """A clip with the alignments of both models, and its sound in a file beside the page (None: it is gone)."""
     names = ("reference_normalized", "baseline_hypothesis_normalized", "hypothesis_normalized")
     reference, *both = (in_units(line[name], language) for name in names)
     untouched, tuned = findings.alignments([reference] * 2, both)
-    source = Path(line["path"])
-    if source.is_file():
-        shutil.copyfile(source, clips / source.name)
-    sound = f"clips/{source.name}" if source.is_file() else None
-    return {**line, "untouched": untouched, "tuned": tuned, "sound": sound}
+    file = clips / f"{line['id']}.{extension(line)}"
+    try:
+        file.write_bytes(sound(line))
+    except WorldError as error:
+        say(f"cannot be played: {error}")
+    return {**line, "untouched": untouched, "tuned": tuned, "sound": f"clips/{file.name}" if file.is_file() else None}
 
 
 def _row(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from asr_lora.config import EvalSet
 from asr_lora.corpus import is_path, mdc
 from asr_lora.errors import ChoiceError
 from asr_lora.files import cache_dir, read_json, read_jsonl, whole_folder, write_json, write_jsonl
-from asr_lora.manifest import Clip
+from asr_lora.manifest import Clip, gone
 from asr_lora.noise import hiss, hum, rumble
 from asr_lora.prepare import clips, drawn_from, language
 from asr_lora.text import Normalizer
@@ -133,9 +133,9 @@ def _corpus(config: "Config", asked: EvalSet) -> Set:
             made = {"follows_from": follows_from, "available": available, "leaks_dropped": leaks}
             write_json(partial / "summary.json", made)
     rows, facts = read_jsonl(drawn / "clips.jsonl"), read_json(drawn / "summary.json")
-    if lost := [row["path"] for row in rows if not Path(row["path"]).is_file()]:
+    if lost := gone(rows):
         raise ChoiceError(
-            f"eval.sets: {len(lost)} clips of {name} are gone ({lost[0]}, ...); remove {drawn}, and retry"
+            f"eval.sets: {len(lost)} clips of {name} are gone ({lost[0]['path']}, ...); remove {drawn}, and retry"
         )
     return Set(name, asked.split, _spoken(config, asked), rows, facts["available"], facts["leaks_dropped"])
 

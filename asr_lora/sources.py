@@ -15,7 +15,7 @@ from asr_lora.corpus.mix import Part, mixed
 from asr_lora.corpus.tables import Row
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.files import read_json, read_jsonl, whole_file
-from asr_lora.manifest import Clip, clip_id, name_in_corpus
+from asr_lora.manifest import Clip, clip_id, gone, name_in_corpus
 from asr_lora.progress import say
 from asr_lora.splits import with_splits
 
@@ -119,25 +119,26 @@ def put_back(config: "Config", lines: Sequence[Clip]) -> None:
 
     Raises WorldError when the source no longer holds them.
     """
-    gone = {name_in_corpus(line): line for line in lines if not Path(line["path"]).is_file()}
-    if not gone:
+    absent = {name_in_corpus(line): line for line in gone(lines)}
+    if not absent:
         return
-    say(f"{len(gone)} clips of the manifest are no longer where they were; fetching them again")
+    say(f"{len(absent)} clips of the manifest are no longer where they were; fetching them again")
     corpus = recorded(config)
-    found = corpus.fetch(list(gone))
+    # A clip that a shard lacks cannot be put back into it.
+    found = corpus.fetch([name for name, line in absent.items() if "offset" not in line])
 
     def is_back(name: str) -> bool:
         # Of a part of a recording the hash is of other bytes: that the recording is there must do.
         return name in found and (
-            "start" in gone[name] or hashlib.sha256(found[name].read_bytes()).hexdigest() == gone[name]["sha256"]
+            "start" in absent[name] or hashlib.sha256(found[name].read_bytes()).hexdigest() == absent[name]["sha256"]
         )
 
-    if lost := [name for name in gone if not is_back(name)]:
+    if lost := [name for name in absent if not is_back(name)]:
         raise WorldError(
             f"data.source: {corpus.source} lacks {len(lost)} clips of {config.run}/data ({lost[0]}, ...); "
             "put back the release that the run was made from"
         )
-    for name, line in gone.items():
+    for name, line in absent.items():
         if not Path(line["path"]).is_file():  # the archive was written anew, and its clips lie elsewhere in the cache
             with whole_file(Path(line["path"])) as partial:
                 shutil.copyfile(found[name], partial)

@@ -22,8 +22,9 @@ class Corpus:
 
     `tables` holds train, dev and test, or what of them there is, and Common Voice's validated; or all, where nobody
     has split it. A row is a clip: `path` its name here, `sentence`, `client_id` its speaker where known, `start` and
-    `end` (s) where it is a part of a longer recording, and every other column, raw strings all. `durations` is in
-    seconds by clip, empty where unknown. `malformed` says by table which lines were left out, and why.
+    `end` (s) where it is a part of a longer recording, and every other column, raw strings all; where it is in a shard
+    also manifest.IN_SHARD. `durations` is in seconds by clip, empty where unknown. `malformed` says by table which
+    lines were left out, and why.
     """
 
     source: str
@@ -49,7 +50,8 @@ class Columns:
     named: Mapping[str, str] = field(default_factory=dict)
 
 
-FETCHED = (mdc.PREFIX,)  # how a source begins that is a name, not a path
+SHARDS = "shards:"  # how a source begins that is a folder or URL of shards
+FETCHED = (mdc.PREFIX, SHARDS)  # how a source begins that is a name, not a path
 
 
 def is_path(source: str) -> bool:
@@ -60,13 +62,17 @@ def is_path(source: str) -> bool:
 def open_corpus(source: str | Path, language: str, columns: Columns = Columns()) -> Corpus:
     """Opens a Common Voice archive (.tar or .tar.gz, by content), a release, a folder above one, or of one language.
 
-    mdc:<id or slug> is fetched first, unless it was before.
+    mdc:<id or slug> is fetched first, unless it was before; of shards:<folder or URL> only the indexes are read.
     Raises ChoiceError for what holds no speech of this language, WorldError for what cannot be read or fetched.
     """
     named = str(source)
     try:
         if named.startswith(mdc.PREFIX):
             return replace(_common_voice(mdc.download(named.removeprefix(mdc.PREFIX)), language), source=named)
+        if named.startswith(SHARDS):
+            from asr_lora.corpus.shards import read_shards  # noqa: PLC0415  (it makes a Corpus)
+
+            return read_shards(named.removeprefix(SHARDS), language)
         return _common_voice(existing(Path(source)), language)
     except OSError as error:
         raise WorldError(f"data.source: cannot read {source}: {error}") from error

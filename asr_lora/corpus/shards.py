@@ -1,0 +1,169 @@
+"""Shards and their indexes as a corpus: `data.source=shards:<folder or URL>`; asr_lora/shards.py writes them.
+
+A folder of shards holds `index.json`, which lists them, and a pair of files a shard: `train-00000.tar`, and
+`train-00000.jsonl` with a line a clip. Only these indexes are read here; those of a server are kept in the cache by
+their hash. A clip is read when it is heard, by its position (asr_lora/manifest.py).
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from asr_lora.corpus import SHARDS, Corpus
+from asr_lora.corpus.clips import is_plain
+from asr_lora.corpus.layout import existing, listed
+from asr_lora.corpus.tables import Row
+from asr_lora.errors import ChoiceError, WorldError
+from asr_lora.files import cache_dir, whole_file
+from asr_lora.progress import progress
+from asr_lora.ranges import is_url, read_range, read_whole
+
+INDEX = "index.json"  # of all shards
+VERSION = 1  # of the form of the indexes
+AT_ONCE = 8  # indexes fetched together
+WRITTEN = "python -m asr_lora.prepare shards=true writes it, when all shards are complete"
+
+
+def read_shards(place: str, language: str) -> Corpus:
+    """The corpus in a folder of shards, on this machine or behind a URL.
+
+    Raises ChoiceError for what holds no shards, or another language, WorldError for what is damaged or out of reach.
+    """
+    home = place if is_url(place) else str(existing(Path(place)))
+    about = _about(home)
+    if about["language"] != language:
+        raise ChoiceError(
+            f"data.language: {home} holds {about['language']}, not {language}; write data.language="
+            f"{about['language']}, or name another data.source"
+        )
+    tables: dict[str, list[Row]] = {}
+    durations: dict[str, float] = {}
+    with ThreadPoolExecutor(AT_ONCE) as pool, progress("reading indexes", total=len(about["shards"])) as bar:
+        indexes = pool.map(lambda shard: _index(home, shard), about["shards"])
+        for shard, content in zip(about["shards"], indexes, strict=True):
+            bar.advance()
+            rows = tables.setdefault(shard["split"], [])
+            where = beside(home, shard["shard"])
+            for line in map(json.loads, content.decode().split("\n")[:-1]):
+                rows.append(_row(line, where))
+                durations[line["clip"]] = line["duration"]
+    return Corpus(
+        source=f"{SHARDS}{home}",
+        release=about["release"],
+        language=language,
+        tables=tables,
+        durations=durations,
+        malformed={},
+        clips=Stored(tables.values(), hashlib.sha256(home.encode()).hexdigest()[:16]),
+    )
+
+
+def beside(home: str, name: str) -> str:
+    """The path or URL of a file in the folder; what follows a URL's ? goes with every file."""
+    if not is_url(home):
+        return str(Path(home) / name)
+    parts = urlsplit(home)
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
+
+
+def index_name(shard: str) -> str:
+    """Of the index beside a shard."""
+    return str(PurePosixPath(shard).with_suffix(".jsonl"))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Clips in shards. They are heard where they are; `fetch` is for who wants a file."""
+
+    tables: Iterable[Sequence[Row]]
+    name: str  # of their folder in the cache
+
+    @cached_property
+    def rows(self) -> dict[str, Row]:
+        return {row["path"]: row for rows in self.tables for row in rows}
+
+    @cached_property
+    def sizes(self) -> Mapping[str, int]:
+        return {name: int(row["bytes"]) for name, row in self.rows.items()}
+
+    def fetch(self, names: Sequence[str]) -> dict[str, Path]:
+        folder, found = cache_dir() / "shards" / self.name, {}
+        for name in names:
+            if row := self.rows.get(name):
+                found[name] = folder / row["sha256"][:2] / f"{row['sha256']}{PurePosixPath(row['member']).suffix}"
+                if not found[name].is_file():
+                    with whole_file(found[name]) as partial:
+                        partial.write_bytes(read_range(row["shard"], int(row["offset"]), int(row["bytes"])))
+        return found
+
+
+# ---- the indexes ----
+
+
+def _about(home: str) -> dict[str, Any]:
+    """What index.json says, once it is known to be ours and, of a folder, the shards to be whole."""
+    place = beside(home, INDEX)
+    try:
+        about: dict[str, Any] = json.loads(read_whole(place))
+        names = [shard["shard"] for shard in about["shards"]]
+    except FileNotFoundError as error:
+        there = "" if is_url(home) else f" (got: {listed(sorted(file.name for file in Path(home).iterdir()))})"
+        raise ChoiceError(f"data.source: no {INDEX} in {home}{there}; {WRITTEN}") from error
+    except NotADirectoryError as error:
+        raise ChoiceError(f"data.source: {home} is a file; name the folder of shards, which has an {INDEX}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ChoiceError(f"data.source: {place} is no index of shards ({error!r}); {WRITTEN}") from error
+    if about.get("version") != VERSION:
+        raise ChoiceError(
+            f"data.source: {place} is of version {about.get('version')}, and this asr_lora reads {VERSION}; "
+            "write the shards again"
+        )
+    if outside := [name for name in names if not is_plain(name)]:
+        raise ChoiceError(f"data.source: {place} names {outside[0]}, which is not in its folder; {WRITTEN}")
+    if not is_url(home):
+        for shard in about["shards"]:
+            _check_size(Path(home, shard["shard"]), shard["bytes"])
+    return about
+
+
+def _check_size(file: Path, size: int) -> None:
+    if not file.is_file():
+        raise WorldError(f"data.source: {file} is missing; put it back")
+    if file.stat().st_size != size:
+        raise WorldError(
+            f"data.source: {file} has {file.stat().st_size:,} bytes, not {size:,} as {INDEX} says; copy it again"
+        )
+
+
+def _index(home: str, shard: Mapping[str, Any]) -> bytes:
+    """The lines of one shard's index, which are those that index.json was written with."""
+    place, digest = beside(home, index_name(shard["shard"])), shard["index_sha256"]
+    kept = cache_dir() / "indexes" / f"{digest}.jsonl" if is_url(home) else None
+    if kept is not None and kept.is_file():
+        return kept.read_bytes()
+    try:
+        content = read_whole(place)
+    except FileNotFoundError as error:
+        raise WorldError(f"data.source: {place} is missing; put it back") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise WorldError(f"data.source: {place} is not the index that {INDEX} was written with; copy the folder again")
+    if kept is not None:
+        with whole_file(kept) as partial:
+            partial.write_bytes(content)
+    return content
+
+
+def _row(line: Mapping[str, Any], shard: str) -> Row:
+    """A line of an index as a row of a table: raw strings, of which those that recur are kept once."""
+    renamed = {"text": "sentence", "speaker": "client_id", "clip": "path"}
+    kept = {name: value for name, value in line.items() if name not in ("id", "duration")}
+    row = {renamed.get(name, name): str(value) for name, value in kept.items()} | {"shard": shard}
+    once = ("path", "sentence", "sha256", "member", "offset", "bytes")
+    return {sys.intern(name): value if name in once else sys.intern(value) for name, value in row.items()}
