@@ -13,6 +13,7 @@ from asr_lora.listening import Heard, Place, listen
 Row = Mapping[str, str]  # a row of the corpus's table, raw
 Clip = dict[str, Any]  # a line of the manifest
 EXCLUDED = "the same sound as a clip of data.exclude"
+MOST_APART = 0.5  # s, between a duration that a table tells and what is heard
 
 
 def draw_order(rows: Sequence[Row], seed: int) -> list[Row]:
@@ -97,8 +98,10 @@ class Draw:
             if reason:
                 self.left_out.setdefault(reason, []).append(row["path"])
                 continue
-            # A table that says 0 does not know either.
-            clip = _line(row, files[row["path"]], durations.get(row["path"]) or heard.seconds, heard.sha256)
+            told = durations.get(row["path"], 0.0)
+            # A table that says 0, or is far off (in milliseconds, say), does not know.
+            seconds = told if told and abs(told - heard.seconds) <= MOST_APART else heard.seconds
+            clip = _line(row, files[row["path"]], seconds, heard.sha256)
             self.chosen.append(clip)
             chosen.add(clip["id"])
             self.drawn_seconds += clip["duration"]
