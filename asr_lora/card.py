@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from asr_lora import run
+from asr_lora.checkpoint import load_config
+from asr_lora.cost import PUBLISHED, shape_of
 from asr_lora.files import write_text
 from asr_lora.page import environment
+from asr_lora.tables import leading_first, normalised
 
 if TYPE_CHECKING:
     from asr_lora.config import Config
@@ -16,26 +19,39 @@ if TYPE_CHECKING:
 TASK = "automatic-speech-recognition"
 
 
+def hub_id(checkpoint: str) -> str | None:
+    """Where anyone else finds the base: a Hub id itself, or what OpenAI published under a folder's name and shape.
+
+    None for a folder of another name, or whose sizes are not those: what is in it nobody else may have.
+    """
+    folder = Path(checkpoint).expanduser()
+    if not folder.exists():
+        return checkpoint
+    named = f"openai/whisper-{folder.name.removeprefix('faster-').removeprefix('whisper-')}"
+    return named if PUBLISHED.get(named) == shape_of(load_config(checkpoint).to_dict()) else None
+
+
 def write_card(
-    folder: Path, base: str, config: "Config", trained: Mapping[str, Any], summary: Mapping[str, Any],
+    folder: Path, config: "Config", trained: Mapping[str, Any], summary: Mapping[str, Any],
     facts: Mapping[str, Mapping[str, Any]],
 ) -> None:  # fmt: skip
     """Writes README.md into an adapter's `folder`.
 
-    `base` is the name that the adapter is told to stand on, `trained` is train/metrics.json, `summary`
-    data/summary.json, and `facts` are the metrics of every set, the run's own first.
+    `trained` is train/metrics.json, `summary` data/summary.json, and `facts` are the metrics of every set, the run's
+    own first.
     """
-    settings = run.settings(config.run)
+    settings, published = run.settings(config.run), hub_id(config.model.checkpoint)
+    base = published or Path(config.model.checkpoint).expanduser().name
     split, own = next(iter(facts.items()))
     results = [
         EvalResult(
             task_type=TASK, task_name="Speech recognition", dataset_type=summary["release"] if name == split else name,
             dataset_name=summary["release"] if name == split else name, dataset_config=scored["language"],
             dataset_split=scored["split"], metric_type=rate, metric_value=round(100 * scored[rate], 2),
-            metric_name=f"{rate.upper()} (%), normalised by {scored['normalizer']} {scored['normalizer_version']}",
+            metric_name=f"{rate.upper()} (%), normalised by {normalised(scored)}",
         )
         for name, scored in facts.items()
-        for rate in ("wer", "cer")
+        for rate in leading_first(scored["language"])
         if scored[rate] is not None
     ]  # fmt: skip
     data = ModelCardData(
@@ -46,7 +62,8 @@ def write_card(
         model_name=folder.parent.parent.name, eval_results=results,
     )  # fmt: skip
     text = environment(autoescape=False).get_template("card.md").render(
-        base=base, split=split, own=own, facts=facts, settings=settings, trained=trained, summary=summary,
+        base=base, published=published, split=split, own=own, facts=facts, settings=settings, trained=trained,
+        summary=summary,
     )  # fmt: skip
     file, card = folder / "README.md", str(ModelCard(f"---\n{data}\n---\n\n{text}"))
     if not file.is_file() or file.read_text(encoding="utf-8") != card:

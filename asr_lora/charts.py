@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 # Colours that nobody else draws in, and the page's own that they become.
 INK, UNTOUCHED, TUNED = "#010203", "#040506", "#070809"
@@ -23,8 +23,13 @@ STYLE: Any = {
 }  # fmt: skip
 
 
-def training(log: Sequence[Mapping[str, Any]], dev: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Title and SVG of loss, learning rate and dev WER over the steps; `log` is train/log.jsonl."""
+def training(
+    log: Sequence[Mapping[str, Any]], dev: Sequence[Mapping[str, Any]], normalizer: str
+) -> list[tuple[str, str]]:
+    """Title and SVG of loss, learning rate and dev WER over the steps.
+
+    `log` is train/log.jsonl; `normalizer` is that of `dev`, with its version.
+    """
     steps = [line for line in log if "loss" in line]
     charts = []
     with _figure("step", "loss") as (axes, drawn):
@@ -40,7 +45,7 @@ def training(log: Sequence[Mapping[str, Any]], dev: Sequence[Mapping[str, Any]])
             axes.plot([point["step"] for point in dev], [point["wer"] for point in dev], "o-", color=TUNED)
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
             axes.set_ylim(0, 1.1 * max(point["wer"] for point in dev) or 1)
-        charts.append(("Word error rate on dev", drawn.getvalue()))
+        charts.append((f"Word error rate on dev, by {normalizer}", drawn.getvalue()))
     return charts
 
 
@@ -70,6 +75,29 @@ def over(values: Sequence[float], scored: Sequence[Mapping[str, Any]], rate: str
         axes.minorticks_off()
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     return drawn.getvalue()
+
+
+def histogram(values: Sequence[float], x: str, limits: Sequence[float] = ()) -> str:
+    """How many clips have which value; a dashed line at each of `limits`."""
+    with _figure(x, "clips") as (axes, drawn):
+        _columns(axes, values, limits, bins=min(40, max(8, round(len(values) ** 0.5))))
+    return drawn.getvalue()
+
+
+def shares(values: Sequence[float], x: str, limits: Sequence[float] = ()) -> str:
+    """The same of shares, printed as percents, a column for every ten; what is beyond 200 % stands there."""
+    with _figure(x, "clips", width=6.4) as (axes, drawn):
+        _columns(axes, [min(value, 2.0) for value in values], limits, bins=[tenth / 10 for tenth in range(22)])
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    return drawn.getvalue()
+
+
+def _columns(axes: Axes, values: Sequence[float], limits: Sequence[float], bins: int | Sequence[float]) -> None:
+    axes.hist(values, bins=bins, color=TUNED, alpha=0.75)
+    for limit in limits:
+        axes.axvline(limit, color=UNTOUCHED, linestyle="--", linewidth=1.4)
+    axes.set_xlim(left=0)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _with_intervals(

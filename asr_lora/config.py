@@ -292,6 +292,8 @@ class Config:
     eval: EvalConfig
     report: ReportConfig
     plan: PlanConfig
+    audit: bool
+    audit_decode: int | None
     seed: int
     experiment_name: str | None
     runs_dir: str
@@ -300,6 +302,10 @@ class Config:
 
     def __post_init__(self) -> None:
         check("seed", self.seed, "at least 0", self.seed >= 0)
+        decoded = self.audit_decode
+        check(
+            "audit_decode", decoded, "at least 0, and with audit=true", decoded is None or (self.audit and decoded >= 0)
+        )
         keep, wanted = self.training.keep_adapters, self.eval.average
         check("eval.average", wanted, f"at most training.keep_adapters={keep}", wanted is None or wanted <= keep)
         check_word("experiment_name", self.experiment_name or "none")

@@ -58,8 +58,11 @@ def transcribe(
     clips: Sequence[Clip],
     decoding: Decoding,
     advance: Callable[[int], None] = lambda count: None,
+    expect: Callable[[int], None] = lambda count: None,
 ) -> list[Hypothesis]:
-    """One hypothesis a line of the manifest, in its order. `advance` is told of every batch how many clips it held.
+    """One hypothesis a line of the manifest, in its order.
+
+    `advance` is told of every batch how many clips it held, and `expect` how many will be heard a second time.
 
     Clips of like length are decoded together, for their contexts are alike and their hypotheses end together. What was
     cut at a short context is heard again at 30 s, which the base was made for: there less runs away.
@@ -67,7 +70,10 @@ def transcribe(
     """
     hypotheses = _heard(model, processor, clips, decoding, advance)
     runaways = [] if decoding.margin is None else [at for at, hypothesis in enumerate(hypotheses) if hypothesis.cut]
-    at_full = _heard(model, processor, [clips[at] for at in runaways], replace(decoding, margin=None))
+    if not runaways:
+        return hypotheses
+    expect(len(runaways))
+    at_full = _heard(model, processor, [clips[at] for at in runaways], replace(decoding, margin=None), advance)
     for at, hypothesis in zip(runaways, at_full, strict=True):
         hypotheses[at] = replace(hypothesis, again=True)
     return hypotheses
@@ -78,7 +84,7 @@ def _heard(
     processor: WhisperProcessor,
     clips: Sequence[Clip],
     decoding: Decoding,
-    advance: Callable[[int], None] = lambda count: None,
+    advance: Callable[[int], None],
 ) -> list[Hypothesis]:
     hypotheses: dict[int, Hypothesis] = {}
     dtype = model.get_encoder().conv1.weight.dtype  # a quantised model's own dtype is that of its integers

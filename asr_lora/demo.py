@@ -11,10 +11,12 @@ from asr_lora import run
 from asr_lora.checkpoint import whisper_base_from_wheels
 from asr_lora.config import Config
 from asr_lora.files import cache_dir, read_json
-from asr_lora.launch import launch
+from asr_lora.launch import launch, words_of_job
 from asr_lora.progress import say
 from asr_lora.synthetic import RELEASE, write_demo_corpus
 from asr_lora.train import train
+
+SETTINGS = ["experiment=demo"]  # before what is typed
 
 
 def demo(config: Config) -> None:
@@ -24,7 +26,8 @@ def demo(config: Config) -> None:
         write_demo_corpus(archive)
     data = replace(config.data, source=str(archive))
     model = replace(config.model, checkpoint=str(whisper_base_from_wheels()))
-    train(replace(config, data=data, model=model))
+    typed = [word for word in words_of_job() if word not in SETTINGS]
+    train(replace(config, data=data, model=model), ["python", "-m", "asr_lora.demo", *typed])
 
     took = read_json(run.train_metrics(config.run))["train_seconds"]
     say("The voices are synthetic (espeak-ng): this shows that everything works, not how well real speech is heard.")
@@ -40,4 +43,4 @@ def demo(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    launch(demo, ["experiment=demo"])
+    launch(demo, SETTINGS)

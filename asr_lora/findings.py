@@ -35,7 +35,7 @@ TOP = 20  # confusions of a kind
 
 
 class Chunk(NamedTuple):
-    """A stretch of an alignment: `kind` is equal, substitute, delete or insert; both sides are words."""
+    """A stretch of an alignment: `kind` is equal, substitute, delete or insert; both sides are what spaces part."""
 
     kind: str
     reference: list[str]
@@ -63,14 +63,27 @@ def errors(chunks: Sequence[Chunk]) -> int:
     return sum(max(len(chunk.reference), len(chunk.hypothesis)) for chunk in chunks if chunk.kind != "equal")
 
 
-def confusions(aligned: Sequence[Sequence[Chunk]]) -> dict[str, list[list[Any]]]:
-    """The most frequent: `substitutions` [reference, hypothesis, times], `deletions` and `insertions` [word, times]."""
+def kinds(aligned: Sequence[Sequence[Chunk]]) -> dict[str, Any]:
+    """What the errors are, of clips in which something was said: `kinds` counts them, `confusions` names them.
+
+    `kinds` has `units` (of the references), `substituted`, `left_out` and `added`; `confusions` the most frequent,
+    `substitutions` [reference, hypothesis, times], `deletions` and `insertions` [word, times].
+    """
     found: dict[str, Counter[tuple[str, ...]]] = {"substitute": Counter(), "delete": Counter(), "insert": Counter()}
     for chunk in (chunk for chunks in aligned for chunk in chunks if chunk.kind != "equal"):
         sides = [side for side in (chunk.reference, chunk.hypothesis) if side]
         found[chunk.kind].update(zip(*sides, strict=True))
+    said = {"substituted": "substitute", "left_out": "delete", "added": "insert"}
     names = {"substitutions": "substitute", "deletions": "delete", "insertions": "insert"}
-    return {name: [[*words, times] for words, times in found[kind].most_common(TOP)] for name, kind in names.items()}
+    return {
+        "kinds": {
+            "units": sum(len(chunk.reference) for chunks in aligned for chunk in chunks),
+            **{name: found[kind].total() for name, kind in said.items()},
+        },
+        "confusions": {
+            name: [[*words, times] for words, times in found[kind].most_common(TOP)] for name, kind in names.items()
+        },
+    }
 
 
 def runaway(hypothesis: str, reference: str, seconds: float, cut: bool) -> list[str]:
@@ -114,9 +127,10 @@ def groups(
 
     `clips` are lines of the manifest with `reference_normalized`; `units` are the words of the reference, or its
     characters, of which errors are counted, and a clip without any stands in no group. `seen` holds the normalised
-    sentences of training. A group has `value`, `clips`, `speakers`, `units`, `rate`, `rate_ci95`, `baseline_rate`,
-    `delta`, `delta_ci95`, `ci_unit`, and `small` when its rates are not to be relied on. A column that puts all clips
-    into one group is left out.
+    sentences of training; sentences that `marks` finds alike were dropped long before, so a clip is among them only
+    under another normaliser, or with numbers as words. A group has `value`, `clips`, `speakers`, `units`, `rate`,
+    `rate_ci95`, `baseline_rate`, `delta`, `delta_ci95`, `ci_unit`, and `small` when its rates are not to be relied on.
+    A column that puts all clips into one group is left out.
     """
     spoken = [i for i, count in enumerate(units) if count]
     by_column = {

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import re
 import resource
 import sys
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from asr_lora.model.whisper import DTYPES
 if TYPE_CHECKING:
     from asr_lora.config import Config
 
+GPUS = ("t4", "l4", "a10", "a100", "h100")  # what is known of them is in conf/hardware/
 CPU_MICRO_BATCH = 2  # clips at 30 s: more only take memory; whisper-base is as fast with one as with eight
 CPU_DECODE_BATCH, GPU_DECODE_BATCH = 8, 32  # clips at 30 s: more take memory and are hardly faster
 LABEL_TOKENS = 100  # of the clips that memory is planned for; a third of the longest labels
@@ -88,6 +90,11 @@ def look(config: "Config", shape: cost.Shape | None = None) -> Hardware:
         workers=(4 if on_gpu else 0) if asked.workers is None else asked.workers,
         decode_batch=asked.decode_batch or decoded,
     )
+
+
+def known_gpu(name: str) -> str | None:
+    """The one of GPUS that a device of this name is, if any: `Tesla T4` is t4."""
+    return next((gpu for gpu in GPUS if re.search(rf"\b{gpu}\b", name, re.IGNORECASE)), None)
 
 
 def _device(asked: str) -> torch.device:

@@ -86,7 +86,7 @@ def _decoded(
 ) -> dict[str, Any]:  # fmt: skip
     started = time.perf_counter()
     with progress(f"decoding {each.name}, {name}", total=len(each.clips)) as bar:
-        hypotheses = decode.transcribe(model, processor, each.clips, settings, bar.advance)
+        hypotheses = decode.transcribe(model, processor, each.clips, settings, bar.advance, bar.expect)
     seconds, audio_seconds = time.perf_counter() - started, sum(clip["duration"] for clip in each.clips)
     return {
         "hypotheses": [hypothesis.text for hypothesis in hypotheses],

@@ -67,13 +67,18 @@ def launch(stage: Callable[[Config], object], overrides: Sequence[str] = ()) -> 
         raise SystemExit(RegressionError.status)
 
 
+def words_of_job() -> list[str]:
+    """The overrides of the command line, in a sweep those of the job alone; none where no command line was."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
 def named_run(config: Config) -> Path:
     """The folder of the run that the command line means: the one its words lead to, without any the last.
 
     Raises ChoiceError when nothing was trained yet.
     """
     apart = tuple(f"{group}{end}" for group in ("eval", "decoding", "hardware", "report") for end in (".", "="))
-    about_run = [word for word in HydraConfig.get().overrides.task if not word.startswith(apart)]
+    about_run = [word for word in words_of_job() if not word.startswith(apart)]
     if not any(word for word in about_run if not word.startswith("runs_dir=")):
         return run.last(Path(config.runs_dir))
     if run.settings_file(config.run).is_file():

@@ -8,21 +8,21 @@ Every function takes one item a clip, all in the same order; an unknown speaker 
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jiwer
 import numpy as np
 import numpy.typing as npt
 
-from asr_lora.text import VERSION, Normalizer
+from asr_lora.text import VERSION, Normalizer, leading
 from asr_lora.wer.wer import WordErrorRate
 
 DRAWS = 10_000  # bootstrap samples
 DRAWN_AT_ONCE = 1_000_000  # units: 8 MB a table, where all draws of 12,000 clips would be a gigabyte
 # Fewer make too narrow an interval: over 6 speakers a "95 %" one covers 83 %, over 2 46 % (simulated).
 MIN_SPEAKERS = 20
-UNITS = {"wer": jiwer.process_words, "cer": jiwer.process_characters}
+ALIGNERS: dict[str, Callable[..., Any]] = {"wer": jiwer.process_words, "cer": jiwer.process_characters}
 
 
 def score(
@@ -30,8 +30,9 @@ def score(
 ) -> dict[str, Any]:
     """The fields of eval/<split>/metrics.json that the text decides.
 
-    Rates are fractions, None where no reference has a word. `wer_raw` is over the clips of `wer`, not normalised.
-    `hallucinated_words` counts what was heard where the reference is empty.
+    Rates are fractions, None where no reference has a word. In `cer` a space is a character, but not in languages where
+    that rate leads. `wer_raw` is over the clips of `wer`, not normalised. `hallucinated_words` counts what was heard
+    where the reference is empty, and `hallucinating` is the share of those clips in which anything was.
     """
     clean_references, clean_hypotheses = _normalized(references, normalizer), _normalized(hypotheses, normalizer)
     spoken = _spoken(clean_references, hypotheses, speakers)
@@ -43,18 +44,20 @@ def score(
         "numbers_as_words": normalizer.numbers,
         "empty_references": len(silent),
         "hallucinated_words": sum(len(clean_hypotheses[i].split()) for i in silent),
+        "hallucinating": float(np.mean([bool(clean_hypotheses[i].strip()) for i in silent])) if silent else None,
     }
     if not spoken:
         counts = dict.fromkeys(("words", "hits", "substitutions", "deletions", "insertions"), 0)
         return found | counts | dict.fromkeys(("wer", "wer_ci95", "ci_unit", "cer", "cer_ci95", "wer_raw"))
     pair = _take(clean_references, spoken), _take(clean_hypotheses, spoken)
-    (wer_interval, unit), (cer_interval, _) = (
-        bootstrap(*_errors(process(*pair)), _take(speakers, spoken), seed) for process in UNITS.values()
-    )
+    found |= _rates(*pair)
+    for rate in ALIGNERS:  # the same rates again, but that the module knows no language, and counts spaces in all
+        errors, units = _counted(rate, normalizer.language, *pair)
+        interval, unit = bootstrap(errors, units, _take(speakers, spoken), seed)
+        found |= {rate: float(errors.sum() / units.sum()), f"{rate}_ci95": interval, "ci_unit": unit}
     raw = Normalizer("raw")
     as_written = _rates(_take(_normalized(references, raw), spoken), _take(_normalized(hypotheses, raw), spoken))
-    intervals = {"wer_ci95": wer_interval, "cer_ci95": cer_interval, "ci_unit": unit}
-    return found | _rates(*pair) | intervals | {"wer_raw": as_written["wer"]}
+    return found | {"wer_raw": as_written["wer"]}
 
 
 def paired_delta(
@@ -68,18 +71,25 @@ def paired_delta(
     """Tuned minus base, so below zero is better: `wer` the difference of the two rates, `ci95` its interval.
 
     `cer` and `cer_ci95` are the same of characters. Paired: each bootstrap sample scores both models on the same
-    clips. None where no reference has a word.
+    clips. None where no reference has a word. `hallucinating` and `hallucinating_ci95` are the difference of the two
+    shares of the clips without a word, None where every clip has one.
     """
     clean_references = _normalized(references, normalizer)
     spoken = _spoken(clean_references, base_hypotheses, tuned_hypotheses, speakers)
+    clean = [_normalized(heard, normalizer) for heard in (base_hypotheses, tuned_hypotheses)]
+    names = ("wer", "ci95", "cer", "cer_ci95", "hallucinating", "hallucinating_ci95", "ci_unit")
+    found: dict[str, Any] = {"paired": True, **dict.fromkeys(names)}
+    if silent := sorted(set(range(len(references))) - set(spoken)):
+        before, after = ([bool(text.strip()) for text in _take(heard, silent)] for heard in clean)
+        share, interval, unit = share_delta(before, after, _take(speakers, silent), seed)
+        found |= {"hallucinating": share, "hallucinating_ci95": interval, "ci_unit": unit}
     if not spoken:
-        return {"wer": None, "ci95": None, "cer": None, "cer_ci95": None, "paired": True, "ci_unit": None}
+        return found
     kept = _take(clean_references, spoken)
-    base, tuned = (_take(_normalized(heard, normalizer), spoken) for heard in (base_hypotheses, tuned_hypotheses))
-    found: dict[str, Any] = {"paired": True}
-    for rate, process in UNITS.items():
-        base_errors, units = _errors(process(kept, base))
-        tuned_errors, _ = _errors(process(kept, tuned))
+    base, tuned = (_take(heard, spoken) for heard in clean)
+    for rate in ALIGNERS:
+        base_errors, units = _counted(rate, normalizer.language, kept, base)
+        tuned_errors, _ = _counted(rate, normalizer.language, kept, tuned)
         interval, unit = bootstrap(tuned_errors - base_errors, units, _take(speakers, spoken), seed)
         # The difference of the two quotients, not the quotient of the difference: it is what the two rates show.
         difference = float(tuned_errors.sum() / units.sum() - base_errors.sum() / units.sum())
@@ -88,37 +98,35 @@ def paired_delta(
 
 
 def delta_interval(delta: Mapping[str, Any], rate: str) -> Sequence[float] | None:
-    """That of the paired difference in a rate: of words it is called ci95 alone."""
+    """That of the paired difference in a rate or share: of words it is called ci95 alone."""
     bounds: Sequence[float] | None = delta["ci95" if rate == "wer" else f"{rate}_ci95"]
     return bounds
 
 
 def clip_errors(
-    clean_references: Sequence[str], clean_hypotheses: Sequence[str], rate: str
+    clean_references: Sequence[str], clean_hypotheses: Sequence[str], language: str
 ) -> tuple[list[int], list[int]]:
-    """Errors of each clip, and units of its reference, by the `rate` "wer" or "cer"; 0 and 0 without a reference."""
+    """Errors of each clip, and units of its reference, of the rate that leads; 0 and 0 without a reference."""
     spoken = _spoken(clean_references, clean_hypotheses)
     errors, units = [0] * len(clean_references), [0] * len(clean_references)
     if spoken:
-        counted = _errors(UNITS[rate](_take(clean_references, spoken), _take(clean_hypotheses, spoken)))
+        sides = _take(clean_references, spoken), _take(clean_hypotheses, spoken)
+        counted = _counted(leading(language), language, *sides)
         for i, wrong, count in zip(spoken, *(part.tolist() for part in counted), strict=True):
             errors[i], units[i] = wrong, count
     return errors, units
 
 
-def verdict(delta: Mapping[str, Any], rate: str, limit: float) -> str:
-    """Whether a paired difference in the `rate` "wer" or "cer" stays within `limit` (a share of its units): one word.
+def share_delta(
+    before: Sequence[bool], after: Sequence[bool], speakers: Sequence[str], seed: int
+) -> tuple[float, list[float], str]:
+    """Of the clips that show something: their share after minus that before, its paired interval, and what was drawn.
 
-    `exceeded`: it is more, and its interval excludes 0. `undecided`: else, where the interval reaches beyond the limit
-    and is wider than it. `held`: else. `no words`: there is no rate.
+    The bootstrap is that of the rates, with a clip for a word.
     """
-    bounds = delta_interval(delta, rate)
-    if bounds is None:
-        return "no words"
-    low, high = bounds
-    if delta[rate] > limit and low > 0:
-        return "exceeded"
-    return "undecided" if high > limit and high - low > limit else "held"
+    change = np.array(after, dtype=np.int64) - np.array(before, dtype=np.int64)
+    interval, unit = bootstrap(change, np.ones_like(change), speakers, seed)
+    return float(change.mean()), interval, unit
 
 
 def bootstrap(
@@ -166,8 +174,17 @@ def _rates(references: list[str], hypotheses: list[str]) -> dict[str, Any]:
     return rates
 
 
-def _errors(aligned: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Errors of each clip, and words or characters of its reference; `aligned` is jiwer's output."""
+def _counted(
+    rate: str, language: str | None, references: Sequence[str], hypotheses: Sequence[str]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Errors of each clip, and words ("wer") or characters ("cer") of its reference.
+
+    Where characters lead, a space is none of them: nobody says it, a normaliser puts it for a comma or between all.
+    """
+    sides = [list(references), list(hypotheses)]
+    if rate == "cer" and leading(language) == "cer":
+        sides = [["".join(sentence.split()) for sentence in side] for side in sides]
+    aligned = ALIGNERS[rate](*sides)
     errors = [
         # A substituted stretch is as long on both sides, an inserted or deleted one has no length on the other.
         sum(

@@ -6,7 +6,6 @@ Nothing is downloaded, nothing is written. With plan.calibrate=true this machine
 
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,13 +27,12 @@ from asr_lora.decode import at_once
 from asr_lora.errors import ChoiceError, UserError, WorldError
 from asr_lora.files import read_jsonl
 from asr_lora.forecast import STAGES, Forecast, Job, cut, flop, forecast_on, job
-from asr_lora.hardware import Hardware, decode_rows, fitting, look
+from asr_lora.hardware import GPUS, Hardware, decode_rows, fitting, known_gpu, look
 from asr_lora.launch import launch
 from asr_lora.manifest import draw_order
 from asr_lora.prepare import language
 from asr_lora.splits import with_splits
 
-GPUS = ("t4", "l4", "a10", "a100", "h100")  # their facts are in conf/hardware/
 HERE = "this machine"
 CLIPS = {"train": 46_392, "dev": 12_247, "test": 12_247}  # of Dutch Common Voice 25.0
 SPREAD = 0.35  # of the logarithm of a clip's seconds, a guess of what read sentences have
@@ -60,7 +58,7 @@ def predict(config: Config, hardware: Hardware, seconds: Mapping[str, Sequence[f
 
     `seconds` of the clips of the splits `train`, `dev` and `test`. Keys are those of train/metrics.json.
     """
-    if not config.plan.calibrate and _known(hardware) is None:
+    if not config.plan.calibrate and known_gpu(hardware.name) is None:
         return None
     work = job(config, seconds)
     forecast = _forecast_here(config, work, hardware)
@@ -71,7 +69,7 @@ def predict(config: Config, hardware: Hardware, seconds: Mapping[str, Sequence[f
         "dev_seconds": forecast.seconds["dev"],
         "peak_memory_bytes": forecast.memory["train"],
         "floating_point_work": flop(work, hardware.gradient_checkpointing)["train"],
-        "basis": "steps timed before" if config.plan.calibrate else f"conf/hardware/{_known(hardware)}.yaml",
+        "basis": "steps timed before" if config.plan.calibrate else f"conf/hardware/{known_gpu(hardware.name)}.yaml",
     }
 
 
@@ -158,7 +156,7 @@ def _forecast_here(config: Config, work: Job, hardware: Hardware) -> Forecast:
     if config.plan.calibrate:
         clocks = _by_timing(config, work, hardware)
     else:
-        known = _known(hardware)
+        known = known_gpu(hardware.name)
         measured = facts(known).rates if known else clock.matrix_rates(device, hardware.autocast)
         rates = {**measured, **config.hardware.rates}
         arithmetic = _arithmetic(config.model.precision, hardware.autocast_name)
@@ -176,11 +174,6 @@ def _forecast_here(config: Config, work: Job, hardware: Hardware) -> Forecast:
 def _arithmetic(precision: str, autocast: str | None) -> str:
     """Whose rate counts: that of the base, but an fp32 base under autocast multiplies in half precision."""
     return autocast if precision == "fp32" and autocast in ("fp16", "bf16") else precision
-
-
-def _known(hardware: Hardware) -> str | None:
-    """The GPU of conf/hardware/ that this one is, if any."""
-    return next((gpu for gpu in GPUS if re.search(rf"\b{gpu}\b", hardware.name, re.IGNORECASE)), None)
 
 
 def _by_rates(

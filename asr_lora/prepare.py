@@ -2,6 +2,7 @@
 
 Reads the corpus's tables, takes out what would leak, draws the hour by seed, listens to every clip that it chooses,
 and leaves data/{train,dev,test}.jsonl and data/summary.json in the run folder. Called again, it finds them there.
+With audit=true it also leaves audit/index.html: what is odd about the clips (asr_lora/audit.py).
 """
 
 from collections import defaultdict
@@ -261,5 +262,14 @@ def _counts(leaks: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in leaks.items())
 
 
+def main(config: Config) -> None:
+    """Prepares; then, where it is asked for, shows what is odd about the clips."""
+    prepare(config)
+    if config.audit:
+        from asr_lora.audit import audit  # noqa: PLC0415 (it scores, and whatever scores prepares)
+
+        audit(config)
+
+
 if __name__ == "__main__":
-    launch(prepare)
+    launch(main)

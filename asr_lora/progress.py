@@ -55,6 +55,10 @@ class Bar:
         self._shown.advance(self._task, count)
         self.tell()
 
+    def expect(self, more: float) -> None:
+        """More work than the total said."""
+        self._shown.update(self._task, total=(self._shown.tasks[self._task].total or 0) + more)
+
     def move_to(self, done: float) -> None:
         self._shown.update(self._task, completed=done)
         self.tell()

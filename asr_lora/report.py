@@ -4,9 +4,11 @@ Without words it shows the run that runs/last names. Leaves report/index.html in
 and beside it the clips that it plays; of several runs comparison/index.html in the runs folder.
 """
 
+import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ from asr_lora import charts, findings, metrics, run, tables
 from asr_lora.config import Config
 from asr_lora.errors import ChoiceError
 from asr_lora.files import read_json, read_jsonl, whole_folder, write_text
+from asr_lora.hardware import known_gpu
 from asr_lora.launch import launch, named_run
+from asr_lora.leaks import shared
 from asr_lora.page import environment
+from asr_lora.plan import facts as hardware_facts
 from asr_lora.progress import say
-from asr_lora.text import Normalizer, leading
+from asr_lora.text import Normalizer, in_units, leading
 
 SHOWN = 12  # clips most helped, and as many most harmed, with their sound
 SIGNS = {
@@ -29,16 +34,19 @@ SIGNS = {
 
 
 def report(folder: Path, price: float | None = None) -> Path:
-    """Writes the page of one run, and returns where it is. `price` in dollars an hour; None: as recorded.
+    """Writes the page of one run, and returns where it is.
 
+    `price` in dollars an hour; None: as recorded, else of a GPU that conf/hardware/ knows.
     Raises ChoiceError when it was not scored yet.
     """
     facts = run.scored(folder)
     if not run.train_metrics(folder).is_file() or not facts:
-        raise ChoiceError(f"run_dir: {folder} was not trained and scored yet; python -m asr_lora.eval scores it")
+        raise ChoiceError(
+            f"run_dir: {folder} was not trained and scored yet, or scored by an earlier version; python -m "
+            "asr_lora.eval scores it, from the hypotheses that it has"
+        )
     settings, trained = run.settings(folder), read_json(run.train_metrics(folder))
-    if price is None:
-        price = settings["hardware"]["dollars_per_hour"]
+    price, source = _price(price, settings, trained["device"])
     summary = read_json(run.summary(folder))
     split, log = next(iter(facts)), read_jsonl(folder / "train" / "log.jsonl")
     lines = read_jsonl(folder / "eval" / split / "hypotheses.jsonl")
@@ -46,13 +54,18 @@ def report(folder: Path, price: float | None = None) -> Path:
     with whole_folder(folder / "report") as page:
         (page / "clips").mkdir()
         shown = {"helped": helped[:SHOWN], "harmed": harmed[:SHOWN]}
-        examples = {name: [_example(lines[at], page / "clips") for at in places] for name, places in shown.items()}
+        examples = {
+            name: [_example(lines[at], facts[split]["language"], page / "clips") for at in places]
+            for name, places in shown.items()
+        }
         text = environment(autoescape=True).get_template("run.html").render(
             name=folder.name, split=split, facts=facts, own=facts[split], settings=settings, trained=trained,
             summary=summary, examples=examples, lines=[_row(line) for line in lines], signs=SIGNS,
-            charts=[(title, Markup(svg)) for title, svg in charts.training(log, trained["dev"])],
-            durations=_durations(facts[split]), strengths=_strengths(folder, facts[split]), price=price,
-            cost=_cost(price, trained, facts), least=findings.SMALL,
+            charts=[(title, Markup(svg)) for title, svg in charts.training(
+                log, trained["dev"], trained["dev_normalizer"]
+            )],
+            durations=_durations(facts[split]), strengths=_strengths(folder, facts[split]), price=price, source=source,
+            cost=_cost(price, trained, facts), least=findings.SMALL, shared=shared(folder, facts[split]["language"]),
         )  # fmt: skip
         write_text(page / "index.html", text)
     silent = sum(example["sound"] is None for examples in examples.values() for example in examples)
@@ -81,34 +94,33 @@ def compare(pattern: str, runs_dir: Path) -> Path:
         )
     for folder in folders:
         if folder not in complete:
-            say(f"left out, not trained and scored to the end: {folder}")
+            say(
+                f"left out, not trained and scored to the end by this version (asr_lora.eval scores it again): {folder}"
+            )
     rows = sorted(map(_compared, complete), key=lambda row: row["settings"]["lora"]["r"])
-    best = min(rows, key=lambda row: row["own"][row["rate"]] if row["own"][row["rate"]] is not None else 2.0)
     page = runs_dir / "comparison" / "index.html"
     for row in rows:
-        row["to_best"] = _paired(best, row)
         row["link"] = os.path.relpath(row["page"], page.parent) if row["page"].is_file() else None
-    sets = list(dict.fromkeys(name for row in rows for name in row["facts"] if name != row["split"]))
-    rated = [row for row in rows if row["own"][row["rate"]] is not None and row["rate"] == best["rate"]]
-    ranks = [row["settings"]["lora"]["r"] for row in rated]
-    chart = Markup(charts.over(ranks, [row["own"] for row in rated], best["rate"], "LoRA rank"))
-    text = (
-        environment(autoescape=True)
-        .get_template("comparison.html")
-        .render(pattern=pattern, rows=rows, best=best, sets=sets, chart=chart if len(set(ranks)) > 1 else None)
-    )
+    groups = _groups(rows)
+    text = environment(autoescape=True).get_template("comparison.html").render(
+        pattern=pattern, count=len(rows), groups=groups
+    )  # fmt: skip
     write_text(page, text)
     say(f"comparison of {len(rows)} runs: {page}")
+    for group in groups[1:]:
+        names = ", ".join(row["name"] for row in group["rows"])
+        say(f"not comparable with the others, {group['apart']} ({group['title']}): {names}")
     return page
 
 
 # ---- a run ----
 
 
-def _example(line: Mapping[str, Any], clips: Path) -> dict[str, Any]:
+def _example(line: Mapping[str, Any], language: str, clips: Path) -> dict[str, Any]:
     """A clip with the alignments of both models, and its sound copied beside the page (None: it is gone)."""
-    sides = [line["reference_normalized"]] * 2, [line["baseline_hypothesis_normalized"], line["hypothesis_normalized"]]
-    untouched, tuned = findings.alignments(*sides)
+    names = ("reference_normalized", "baseline_hypothesis_normalized", "hypothesis_normalized")
+    reference, *both = (in_units(line[name], language) for name in names)
+    untouched, tuned = findings.alignments([reference] * 2, both)
     source = Path(line["path"])
     if source.is_file():
         shutil.copyfile(source, clips / source.name)
@@ -132,10 +144,21 @@ def _strengths(folder: Path, own: Mapping[str, Any]) -> dict[str, Any] | None:
     """The curve of eval.strengths, where it was drawn of what was scored: the same mean, the same normaliser."""
     path = folder / "eval" / "strengths.json"
     found: dict[str, Any] | None = read_json(path) if path.is_file() else None
-    same = found and all(found[name] == said for name, said in (
-        ("average", own["average"]), ("normalizer", own["asked"]["normalizer"])
+    same = found and all(found.get(name) == said for name, said in (
+        ("average", own["average"]), ("normalizer", own["asked"]["normalizer"]), ("figures", run.FIGURES)
     ))  # fmt: skip
     return found if same else None
+
+
+def _price(asked: float | None, settings: Mapping[str, Any], device: str) -> tuple[float | None, str | None]:
+    """Dollars an hour of the machine that trained, and whose price it is."""
+    recorded, gpu = settings["hardware"], known_gpu(device)
+    if asked is not None:
+        return asked, None
+    if recorded["dollars_per_hour"] is not None or gpu is None:
+        return recorded["dollars_per_hour"], recorded["price_source"]
+    known = hardware_facts(gpu)
+    return known.dollars_per_hour, known.price_source
 
 
 def _cost(price: float | None, trained: Mapping[str, Any], facts: Mapping[str, Any]) -> float | None:
@@ -160,15 +183,64 @@ def _compared(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _groups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Runs whose rates can stand beside each other: of one kind, on the same clips, normalised alike; most runs first.
+
+    `apart` says in what the others differ from the first. A run without a rate stands alone.
+    """
+    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        own = row["own"]
+        key = {
+            "another rate": row["rate"], "other clips": own["asked"]["clips_sha256"],
+            "another normaliser": tables.normalised(own), "another language": own["language"],
+            "no words": None if own[row["rate"]] is not None else row["name"],
+        }  # fmt: skip
+        found[tuple(key.items())].append(row)
+    most_first = sorted(found.items(), key=lambda item: -len(item[1]))
+    main = dict(most_first[0][0])
+    return [
+        {**_group(alike), "apart": ", ".join(what for what, said in key if said != main[what])}
+        for key, alike in most_first
+    ]
+
+
+def _group(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the page says of runs that can be compared."""
+    rate, first = rows[0]["rate"], rows[0]["own"]
+    best = min(rows, key=lambda row: math.inf if row["own"][rate] is None else row["own"][rate])
+    ranks = [row["settings"]["lora"]["r"] for row in rows]
+    chart = charts.over(ranks, [row["own"] for row in rows], rate, "LoRA rank") if len(set(ranks)) > 1 else None
+    names = dict.fromkeys(name for row in rows for name in row["facts"] if name != row["split"])
+    return {
+        "title": f"{rate.upper()} on {first['clips']} {first['split']} clips, normalised by {tables.normalised(first)}",
+        "rows": [{**row, "to_best": _paired(best, row), "sets": _sets(best, row, list(names))} for row in rows],
+        "heard_at": sorted({tables.heard_at(row["own"]) for row in rows}),
+        "rate": rate, "best": best, "sets": list(names), "chart": chart and Markup(chart),
+    }  # fmt: skip
+
+
+def _sets(best: Mapping[str, Any], row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Cells of a run: of every other set what the tuned model heard, and the difference to the untouched one."""
+    cells = []
+    for name in names:
+        scored, other = row["facts"].get(name), best["facts"].get(name)
+        if scored is None:
+            cells.append("-")
+            continue
+        same = other is None or scored["asked"]["clips_sha256"] == other["asked"]["clips_sha256"]
+        cell = f"{tables.heard(scored, scored['language'])}, {tables.change(scored)}"
+        cells.append(cell if same else f"{cell} (other clips than {best['name']})")
+    return cells
+
+
 def _paired(best: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     """The row's rate minus the best one's on the same clips, with the paired interval."""
+    own = row["own"]
+    if own[row["rate"]] is None:
+        return "no words"
     if row is best:
         return "lowest here"
-    if [line["id"] for line in row["lines"]] != [line["id"] for line in best["lines"]]:
-        return "other clips"
-    own, other = row["own"], best["own"]
-    if any(own[name] != other[name] for name in ("normalizer", "normalizer_version", "numbers_as_words", "language")):
-        return "other normaliser"
     references, speakers = ([line[name] for line in row["lines"]] for name in ("reference", "speaker"))
     before, after = ([line["hypothesis"] for line in each["lines"]] for each in (best, row))
     normal = Normalizer(own["normalizer"], own["language"], own["numbers_as_words"])

@@ -17,6 +17,7 @@ from asr_lora.naming import science
 
 Branch = TypeVar("Branch", EvalConfig, DecodingConfig, ReportConfig)
 
+FIGURES = 2  # of eval/<set>/metrics.json: it rises whenever the same hypotheses give other figures, or more of them
 PACKAGES = (
     "asr_lora", "torch", "torchaudio", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate",
     "jiwer", "hydra-core", "soundfile", "numpy",
@@ -47,9 +48,11 @@ def train_metrics(run: Path) -> Path:
 def scored(run: Path) -> dict[str, dict[str, Any]]:
     """The metrics of the run's own split, test before dev, and of every other set that was scored in the same way.
 
-    What another adapter, normaliser or decoding scored would not stand beside it. Empty where nothing was scored.
+    What another adapter, normaliser or decoding scored would not stand beside it, and figures of another version mean
+    something else. Empty where nothing was scored.
     """
-    every = {path.parent.name: read_json(path) for path in sorted(run.glob("eval/*/metrics.json"))}
+    read = {path.parent.name: read_json(path) for path in sorted(run.glob("eval/*/metrics.json"))}
+    every = {name: facts for name, facts in read.items() if facts["asked"].get("figures") == FIGURES}
     own = next((name for name in ("test", "dev") if name in every), None)
     if own is None:
         return {}

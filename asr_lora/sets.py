@@ -56,6 +56,10 @@ def evaluated(config: "Config") -> list[Set]:
     return found
 
 
+def normalizer(config: "Config", each: Set) -> Normalizer:
+    return Normalizer(config.eval.normalizer, each.language, config.eval.numbers)
+
+
 def refuse_unclear(config: "Config") -> None:
     """Raises ChoiceError for whatever of `eval.sets` can be told before anything is drawn, so before training too."""
     Normalizer(config.eval.normalizer, language(config), config.eval.numbers)

@@ -8,17 +8,19 @@ from rich.table import Table
 
 from asr_lora.findings import SMALL
 from asr_lora.metrics import delta_interval
-from asr_lora.text import VERSION, leading
+from asr_lora.text import leading
 
 SHORT_OF_SPEAKERS = "intervals over clips: too few known speakers for them to say anything about other speakers"
+CHOSEN_ON_DEV = "dev chose the adapter, so this flatters it: only clips that nothing was chosen by tell how good it is"
+CONTEXTS = {"short": "at the length of its clips", "full": "at 30 s"}
 
 
 def show_run(name: str, facts: Mapping[str, Mapping[str, Any]]) -> None:
     """`facts` are the metrics of every set, the run's own split first."""
     split, own = next(iter(facts.items()))
     clips_of = f"{own['clips']} of {own['available']} {split} clips{small(own)}"
-    table = Table(title=f"{name}: {clips_of}, normalised by '{own['normalizer']}' {VERSION}")
-    rates = ("cer", "wer") if leading(own["language"]) == "cer" else ("wer", "cer")
+    table = Table(title=f"{name}: {clips_of}, normalised by {normalised(own)}")
+    rates = leading_first(own["language"])
     for heading in ("", *(part for rate in rates for part in (rate.upper(), "95 % interval")), "seconds"):
         table.add_column(heading, justify="right" if heading else "left")
     for model, figures in (("untouched", own["baseline"]), ("tuned", own)):
@@ -27,44 +29,100 @@ def show_run(name: str, facts: Mapping[str, Mapping[str, Any]]) -> None:
     delta = own["delta"]
     cells = [cell for rate in rates for cell in (points(delta[rate]), interval(delta_interval(delta, rate), points))]
     table.add_row("difference in points", *cells, "")
-    table.caption = SHORT_OF_SPEAKERS if own["ci_unit"] == "clip" else None
+    notes = [heard_at(own)]
+    if own["ci_unit"] == "clip":
+        notes.append(SHORT_OF_SPEAKERS)
+    if own["split"] == "dev":
+        notes.append(CHOSEN_ON_DEV)
+    table.caption = "\n".join(notes)
     Console().print(table)
     if len(facts) > 1 or any(runaways(scored) != "0 to 0" for scored in facts.values()):
         Console().print(_sets(facts))
 
 
 def _sets(facts: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = Table(title="every set", caption=f"runaway: clips with text on silence, loops, or more than can be said; "
-                  f"small: fewer than {SMALL} clips")  # fmt: skip
+    notes = [
+        f"runaway: clips with text on silence, loops, or more than can be said; small: fewer than {SMALL} clips",
+        *(f"{name}: {told}" for name, scored in facts.items() if (told := heard_again(scored))),
+    ]
+    table = Table(title="every set", caption="\n".join(notes))
     for heading in ("set", "clips", "untouched", "tuned", "difference", "runaway"):
         table.add_column(heading, justify="left" if heading == "set" else "right")
     for name, scored in facts.items():
-        rate = leading(scored["language"])
-        table.add_row(
-            name, f"{scored['clips']}{small(scored)}", _heard(scored["baseline"], rate), _heard(scored, rate),
-            difference(scored["delta"], rate), runaways(scored),
-        )  # fmt: skip
+        untouched, tuned = (heard(figures, scored["language"]) for figures in (scored["baseline"], scored))
+        clips = f"{scored['clips']}{small(scored)}"
+        table.add_row(name, clips, untouched, tuned, change(scored), runaways(scored))
     return table
 
 
-def _heard(figures: Mapping[str, Any], rate: str) -> str:
-    """Its error rate; where nobody speaks, the words that were heard all the same."""
-    return percent(figures[rate]) if figures[rate] is not None else f"{figures['hallucinated_words']} words"
-
-
-def show_strengths(curve: Sequence[Mapping[str, Any]], best: float) -> None:
-    """A row a strength: error rates of dev and of every other set; where nobody speaks, the words that were heard."""
-    table = Table(title=f"the adapter's strength, all heard at 30 s; best on dev: {best:g}")
-    for heading in ("strength", *curve[0]["sets"]):
-        table.add_column(heading, justify="right")
-    for point in curve:
-        table.add_row(f"{point['strength']:g}", *map(strength_cell, point["sets"].values()))
+def show_strengths(found: Mapping[str, Any]) -> None:
+    """A row a strength of eval/strengths.json: error rates, with their intervals, of dev and of every other set."""
+    best = next(point for point in found["curve"] if is_best(point, found))
+    table = Table(title=f"the adapter's strength, normalised by {found['normalizer']}; best on dev: {dialled(best)}")
+    for heading in ("strength", *found["curve"][0]["sets"]):
+        table.add_column(heading, justify="left" if heading == "strength" else "right")
+    for point in found["curve"]:
+        table.add_row(dialled(point), *map(strength_cell, point["sets"].values()))
+    table.caption = "heard at 30 s, where nothing else is said; 0 is the untouched model"
     Console().print(table)
 
 
+def dialled(point: Mapping[str, Any]) -> str:
+    """A strength's name: `0.5`, and of the adapter at the short context that it was trained at more."""
+    at = ", as trained, at the length of its clips" if point["context"] == "short" else ""
+    return f"{point['strength']:g}{at}"
+
+
+def is_best(point: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    return bool((point["strength"], point["context"]) == (found["best"], found["best_context"]))
+
+
 def strength_cell(scored: Mapping[str, Any]) -> str:
-    """Of one set at one strength: the rate that leads in its language."""
-    return _heard(scored, leading(scored["language"]))
+    """Of one set at one strength: the rate that leads in its language, with its interval."""
+    bounds = scored[f"{leading(scored['language'])}_ci95"]
+    return heard(scored, scored["language"]) + (f" ({interval(bounds)})" if bounds else "")
+
+
+def leading_first(language: str) -> tuple[str, str]:
+    return ("cer", "wer") if leading(language) == "cer" else ("wer", "cer")
+
+
+def normalised(scored: Mapping[str, Any]) -> str:
+    """What stands beside every rate: the normaliser that the file names, its version, and whether numbers are words."""
+    numbers = ", numbers as words" if scored["numbers_as_words"] else ""
+    return f"{scored['normalizer']} {scored['normalizer_version']}{numbers}"
+
+
+def heard(figures: Mapping[str, Any], language: str) -> str:
+    """The error rate that leads; of a set in which nobody speaks, the clips and words that were heard all the same."""
+    if (rate := figures[leading(language)]) is not None:
+        return percent(rate)
+    silent = figures["empty_references"]
+    return f"text in {round(figures['hallucinating'] * silent)} of {silent}, {figures['hallucinated_words']} words"
+
+
+def change(scored: Mapping[str, Any]) -> str:
+    """A set's difference: of the rate that leads; where nobody speaks, of the share of clips in which text is heard."""
+    rate = leading(scored["language"])
+    if scored[rate] is not None:
+        return difference(scored["delta"], rate)
+    return f"{difference(scored['delta'], 'hallucinating')} of clips"
+
+
+def heard_at(scored: Mapping[str, Any]) -> str:
+    """The contexts of both models, which need not be the same."""
+    untouched, tuned = (CONTEXTS[figures["context"]] for figures in (scored["baseline"], scored))
+    if untouched == tuned:
+        return f"both models are heard {tuned}"
+    return f"the untouched model is heard {untouched}, the tuned one {tuned}"
+
+
+def heard_again(scored: Mapping[str, Any]) -> str:
+    """What ran away at a short context; empty where nothing did."""
+    count = scored["heard_again"]
+    return (
+        f"{count} {'clip' if count == 1 else 'clips'} cut at a short context and heard again at 30 s" if count else ""
+    )
 
 
 def small(scored: Mapping[str, Any]) -> str:
@@ -75,7 +133,7 @@ def runaways(scored: Mapping[str, Any]) -> str:
     return f"{scored['baseline']['runaways']['clips']} to {scored['runaways']['clips']}"
 
 
-def difference(delta: Mapping[str, Any], rate: str = "wer") -> str:
+def difference(delta: Mapping[str, Any], rate: str) -> str:
     """`-21.0 points (-31.4 to -13.0)`."""
     if delta[rate] is None:
         return "no words"

@@ -19,7 +19,9 @@ from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from asr_lora.errors import ChoiceError
 
-VERSION = 1  # of the presets: it rises whenever one of them makes other words of some sentence
+VERSION = (
+    2  # of the presets and of how numbers are read: it rises whenever one of them makes other words of some sentence
+)
 
 # What keyboards and typesetters put for an apostrophe (Uzbek's and Ukrainian's modifier letters among them) or hyphen.
 JOINERS = str.maketrans(dict.fromkeys("’‘ʼʻ`", "'") | {"‐": "-"})
@@ -33,9 +35,14 @@ DOTLESS = ("tr", "az")  # languages whose small I has no dot
 POINTS = re.compile("[\u0640\u064b-\u0652\u0670\u05b0-\u05bc\u05c1\u05c2\u05c7]")
 UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]\p{M}*")
 
-# 1,000 and 1.000 are a thousand, whatever the language, and 1.000,50 has decimals; else a separator is a decimal point.
+# 1,000,000 and 1.000.000 are a million, whatever the language, and 1.000,50 has decimals. A single separator before
+# three digits is a decimal sign where the language writes decimals so, else parts thousands; before fewer or more it is
+# a decimal sign.
 THOUSANDS = r"[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|[1-9]\d{0,2}(?:\.\d{3})+(?:,\d+)?"
 NUMBER = re.compile(rf"(?P<thousands>{THOUSANDS})(?!\d)|\d+(?:[.,]\d+)?")
+AMBIGUOUS = re.compile(r"\d{1,3}(?P<separator>[.,])\d{3}")
+# Of the languages that num2words reads, those whose decimals follow a point (Unicode's CLDR); elsewhere a comma.
+DECIMAL_POINT = ("ar", "bn", "cy", "en", "fa", "he", "ja", "kn", "ko", "te", "th", "zh")
 LONGEST_NUMBER = 12  # digits: a longer one is read digit by digit, as is one that begins with 0
 NEVER_ENDS = ("am",)  # num2words 0.5.14 does not return for 1,234,567 in Amharic
 # Its languages raise one or another of these for large numbers or for decimals that they have no words for.
@@ -69,12 +76,24 @@ def unpointed(text: str, language: str | None = None) -> str:
 
 
 def characters(text: str, language: str | None = None) -> str:
-    return " ".join(UNSPACED.sub(r" \g<0> ", marks(text, language)).split())
+    return _each_apart(marks(text, language))
 
 
-def leading(language: str) -> str:
+def _each_apart(text: str) -> str:
+    return " ".join(UNSPACED.sub(r" \g<0> ", text).split())
+
+
+def leading(language: str | None) -> str:
     """The error rate that leads in a language: "cer" where it writes no spaces between words, else "wer"."""
     return "cer" if language in CHARACTERS_LEAD else "wer"
+
+
+def in_units(clean: str, language: str | None) -> str:
+    """A normalised sentence with a space between what its errors are counted in: its words, or its characters.
+
+    Characters where their rate leads: there what stands between two spaces is a phrase, and all of it wrong or right.
+    """
+    return _each_apart(clean) if leading(language) == "cer" else clean
 
 
 _BASIC = BasicTextNormalizer()
@@ -116,9 +135,10 @@ class Normalizer:
         return f"{self.name} {VERSION}{', numbers as words' if self.numbers else ''}"
 
     def _read(self, number: re.Match[str]) -> str:
-        """A number as words: 1.000 thousand, 3,14 with its decimals; 0123, and what has no words, digit by digit."""
-        digits = number[0]
-        if number["thousands"]:
+        """A number as words: 3.14 with its decimals; 0123, and what has no words, digit by digit."""
+        digits, decimal_sign = number[0], "." if self.language in DECIMAL_POINT else ","
+        alone = AMBIGUOUS.fullmatch(digits)
+        if number["thousands"] and not (alone and alone["separator"] == decimal_sign):
             digits = digits.replace(re.sub(r"\d", "", digits)[0], "")
         whole = re.split(r"[.,]", digits)[0]
         if len(whole) <= LONGEST_NUMBER and not (whole.startswith("0") and digits.isdigit() and len(whole) > 1):

@@ -9,7 +9,6 @@ import json
 import shutil
 import signal
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +33,7 @@ from asr_lora.files import read_json, read_jsonl, whole_folder, write_json
 from asr_lora.hardware import Hardware, free_memory, look, peak_memory_bytes
 from asr_lora.hearing import decoding
 from asr_lora.journal import Journal, eval_steps
-from asr_lora.launch import launch
+from asr_lora.launch import launch, words_of_job
 from asr_lora.loader import Steps
 from asr_lora.manifest import Clip
 from asr_lora.model import adapter, whisper
@@ -46,8 +45,12 @@ from asr_lora.text import Normalizer, leading
 from asr_lora.trainer import WhisperTrainer
 
 
-def train(config: Config) -> None:
-    """The main command: manifest, adapter, and (unless eval.after=false) WER before and after."""
+def train(config: Config, command: Sequence[str] | None = None) -> None:
+    """The main command: manifest, adapter, and (unless eval.after=false) WER before and after.
+
+    `command` is what was typed, where it was not this module.
+    """
+    typed = command or ["python", "-m", "asr_lora.train", *words_of_job()]
     hardware = look(config)
     # What these refuse should not wait for the first dev decoding, or for the end.
     decoding(config, hardware, language(config), short=False)
@@ -57,14 +60,14 @@ def train(config: Config) -> None:
         raise ChoiceError(f"WORLD_SIZE: training takes one process for now, got {hardware.processes}; start it plainly")
     run.recognise(config)
     prepare(config)
-    run.record(config, ["python", "-m", "asr_lora.train", *sys.argv[1:]])
+    run.record(config, typed)
     if run.train_metrics(config.run).is_file():
         say(f"already trained: {run.adapter(config.run)}")
     else:
         _train(config, hardware)
     run.note_last(config.run, Path(config.runs_dir))
     if config.eval.after:
-        evaluate(config)
+        evaluate(config, typed)
 
 
 def _train(config: Config, hardware: Hardware) -> None:
@@ -99,7 +102,7 @@ def _train(config: Config, hardware: Hardware) -> None:
         "adapter_bytes": (run.adapter(config.run) / "adapter_model.safetensors").stat().st_size,
         "best_step": journal.best["step"],
         "dev": journal.dev,
-        "dev_normalizer": _dev_normalizer(config).name,
+        "dev_normalizer": str(_dev_normalizer(config)),
         "dev_decodings_skipped": journal.dev_skipped,
         **_seen(rows, config, steps),
         "train_seconds": journal.train_seconds,
@@ -124,7 +127,8 @@ def _train(config: Config, hardware: Hardware) -> None:
         shutil.rmtree(used_up)
     say(
         f"adapter: {run.adapter(config.run)} ({facts['adapter_bytes'] / 1e6:.1f} MB), best at step "
-        f"{journal.best['step']}, dev WER {journal.best['wer']:.1%}, {journal.train_seconds:.0f} s of training"
+        f"{journal.best['step']}, dev WER {journal.best['wer']:.1%} ({_dev_normalizer(config)}), "
+        f"{journal.train_seconds:.0f} s of training"
     )
 
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Ranks 4 to 32 at the same alpha / r, one run folder each with its WER in it.
+# Ranks 4 to 32 at the same alpha / r, one run folder each, and the page that compares them.
 #   recipes/rank_sweep.sh nl /path/to/cv-corpus-25.0-...-nl.tar.gz [hydra overrides]
 set -eu
 language=${1:?the locale of the corpus, for one nl}
@@ -7,4 +7,4 @@ data=$(realpath "${2:?the archive or folder of the release}")
 shift 2
 cd "$(dirname "$0")/.."
 make sweep LANG="$language" HOURS=1 DATA="$data" RANKS=4,8,16,32 ARGS="$*"
-grep -H '^  "wer":' runs/"$language"-1h-*/eval/test/metrics.json
+make report RUNS="runs/$language-1h-*"

@@ -20,6 +20,7 @@ from asr_lora.decode import Decoding, batches, transcribe
 from asr_lora.errors import WorldError
 from asr_lora.features import log_mel
 from asr_lora.model import whisper
+from asr_lora.progress import progress
 from asr_lora.synthetic.espeak import RATE, Utterance, speak
 
 USUAL = Decoding(
@@ -93,6 +94,36 @@ def test_what_runs_away_at_a_short_context_is_heard_again_at_thirty_seconds_and_
     assert not any(hypothesis.again for hypothesis in at_full)
 
 
+def test_progress_is_told_of_clips_that_are_heard_again_before_and_while_they_are(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
+) -> None:
+    total, done, bar = len(clips), 0, []
+
+    def expect(count: int) -> None:
+        nonlocal total
+        total += count
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        bar.append((done, total))
+
+    transcribe(model, processor, clips, replace(USUAL, margin=1.0, batch_size=2), advance, expect)
+    assert bar == [(1, 5), (2, 5), (5, 5), (7, 10), (9, 10), (10, 10)]
+    transcribe(model, processor, clips, USUAL, advance, expect)  # at 30 s nothing is heard again
+    assert total == 10
+
+
+def test_a_bar_that_is_told_of_more_work_does_not_stand_at_its_end() -> None:
+    with progress("decoding", total=4) as bar:
+        bar.advance(4)
+        bar.expect(2)
+        task = bar._shown.tasks[0]
+        assert (task.completed, task.total, task.finished) == (4, 6, False)
+        bar.advance(2)
+        assert task.completed == task.total
+
+
 def test_a_clips_short_context_follows_from_its_own_seconds_and_like_contexts_are_heard_together(
     clips: list[dict[str, Any]],
 ) -> None:
@@ -108,11 +139,14 @@ def test_a_clips_short_context_follows_from_its_own_seconds_and_like_contexts_ar
 def test_the_model_sees_the_short_context_and_is_at_thirty_seconds_again_afterwards(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
 ) -> None:
-    seen = []
+    seen: list[int] = []
     hook = model.get_encoder().conv1.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[-1]))
+    transcribe(model, processor, clips, replace(USUAL, batch_size=1))
+    at_full, seen[:] = list(seen), []
+    assert set(at_full) == {3000}
     transcribe(model, processor, clips, replace(USUAL, margin=1.0, batch_size=1))
     hook.remove()
-    assert seen[:3] == [512, 384, 256]
+    assert seen == [512, 384, 256, *at_full]  # an untrained one never stops, so all five are heard again
     assert model.config.max_source_positions == whisper.MAX_POSITIONS
 
 

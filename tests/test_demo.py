@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from asr_lora import demo as demo_stage
 from asr_lora import run
+from asr_lora.config import Config
 from asr_lora.demo import demo
 from asr_lora.files import read_json, read_jsonl
 from asr_lora.launch import load
@@ -35,6 +37,24 @@ def test_whisper_base_learns_two_steps_of_synthetic_dutch_and_is_scored(
     assert scored["hits"] > 0.2 * scored["words"] and scored["baseline"]["hits"] > 0.2 * scored["words"]
     first = read_jsonl(run.manifest(config.run, "train"))[0]
     assert str(private_cache) in first["path"] and first["accents"].startswith("synthetic")
+
+
+def test_the_demos_own_command_is_recorded_without_what_it_adds_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_stage, "write_demo_corpus", lambda archive: None)
+    monkeypatch.setattr(demo_stage, "whisper_base_from_wheels", lambda: tmp_path)
+    monkeypatch.setattr(demo_stage, "words_of_job", lambda: ["experiment=demo", "seed=1"])
+    asked = []
+
+    def train(config: Config, command: list[str]) -> None:
+        asked.append(command)
+        raise InterruptedError
+
+    monkeypatch.setattr(demo_stage, "train", train)
+    with pytest.raises(InterruptedError):
+        demo(load(["experiment=demo", "seed=1", f"runs_dir={tmp_path}"]))
+    assert asked == [["python", "-m", "asr_lora.demo", "seed=1"]]
 
 
 @pytest.mark.slow

@@ -11,7 +11,10 @@ from asr_lora import hearing
 from asr_lora.errors import ChoiceError, RegressionError, UserError, WorldError
 from asr_lora.eval import evaluate
 from asr_lora.files import read_json, read_jsonl, write_jsonl
+from asr_lora.findings import SMALL
 from asr_lora.launch import _leave, load
+from asr_lora.model.adapter import trained_on_short
+from asr_lora.report import report
 from asr_lora.run import as_recorded
 from asr_lora.sets import Set
 from asr_lora.train import train
@@ -64,21 +67,64 @@ def test_a_set_that_is_named_later_is_scored_alone(trained: list[str], monkeypat
     assert set(asked) == {"noise"}
 
 
+def test_the_command_that_scored_stands_in_the_metrics(trained: list[str]) -> None:
+    facts = evaluate(load(trained), ["python", "-m", "asr_lora.eval", "eval.sets=[{source: noise}]"])
+    assert facts["command"] == "python -m asr_lora.eval 'eval.sets=[{source: noise}]'"
+    assert evaluate(load([*trained, "eval.limit=2"]))["command"] == "python -m asr_lora.eval"
+
+
+def test_where_characters_lead_they_are_aligned_counted_and_confused(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = {name: utterances(name, count, 3) for name, count in (("train", 12), ("dev", 4), ("test", 2))}
+    splits["test"][0]["sentence"], splits["test"][1]["sentence"] = "今天，天气很好。", "你好"
+    write_release(tmp_path / "chinese", "zh-CN", splits)
+    chinese = [*words, f"data.source={tmp_path / 'chinese'}", "data.language=zh-CN"]
+    train(load([*chinese, "eval.after=false"]))
+
+    def heard(config: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
+        (own,) = sets
+        said = [
+            clip["text"].replace("气", "汽" if tuned else "器").replace("好", "好" if tuned else "")
+            for clip in own.clips
+        ]
+        return [
+            {
+                "hypotheses": said, "cut": [False] * len(said), "heard_again": 0, "device": "none", "context": "full",
+                "audio_seconds": 1.0, "seconds": 1.0, "load_seconds": 0.0, "rtfx": 1.0, "cached": False,
+            }
+        ]  # fmt: skip
+
+    monkeypatch.setattr("asr_lora.eval.heard", heard)
+    facts = evaluate(load(chinese))
+    assert (facts["cer"], facts["baseline"]["cer"]) == (1 / 8, 3 / 8)
+    assert facts["confusions"]["substitutions"] == [["气", "汽", 1]]
+    assert facts["kinds"] == {"units": 8, "substituted": 1, "left_out": 0, "added": 0}
+    lines = read_jsonl(load(chinese).run / "eval" / "test" / "hypotheses.jsonl")
+    assert sorted((line["baseline_errors"], line["errors"]) for line in lines) == [(1, 0), (2, 1)]
+    card = (load(chinese).run / "train" / "adapter" / "README.md").read_text()
+    assert "clips (small) | CER | 95 % interval | WER |" in card
+    assert "Difference in CER: -25.0 points" in card and "| with this adapter | 12.5% |" in card
+    page = report(load(chinese).run).read_text()
+    assert "<del>气</del> <ins>汽</ins>" in page and "of 8 characters" in page
+
+
 # ---- the gate ----
 
 
 @pytest.fixture
 def worse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tuned model that gets every other word wrong, where the untouched one got all of them right."""
+    """A tuned model that gets every other word wrong and speaks in silence, where the untouched one is always right."""
 
     def heard(config: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
         def said(text: str) -> str:
-            words = text.split()
+            words = text.split() or ["en"]
             return text if tuned is None else " ".join(w if at % 2 else "anders" for at, w in enumerate(words))
 
         return [
             {
                 "hypotheses": [said(clip["text"]) for clip in each.clips], "cut": [False] * len(each.clips),
+                "heard_again": 0,
                 "device": "none", "context": "full", "audio_seconds": 1.0, "seconds": 1.0, "load_seconds": 0.0,
                 "rtfx": 1.0, "cached": False,
             }
@@ -88,20 +134,38 @@ def worse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asr_lora.eval.heard", heard)
 
 
+@pytest.fixture
+def trained_for_many(words: list[str], tmp_path: Path) -> list[str]:
+    """A run whose test split has as many clips as the gate asks for."""
+    splits = {name: utterances(name, count, 6) for name, count in (("train", 12), ("dev", 6), ("test", SMALL))}
+    write_release(tmp_path / "many", splits=splits)
+    many = [*words, f"data.source={tmp_path / 'many'}", "eval.limit=null"]
+    train(load([*many, "eval.after=false"]))
+    return many
+
+
 @pytest.mark.usefixtures("worse")
-def test_the_gate_names_the_set_that_lost_too_much_when_all_is_written(trained: list[str]) -> None:
-    config = load([*trained, "eval.max_regression=0.01", "eval.sets=[{source: silence}]"])
-    with pytest.raises(RegressionError, match=r"at most 1 points on every set, got test \(exceeded, \+50\.0 points"):
+def test_the_gate_names_the_sets_that_lost_too_much_when_all_is_written(trained_for_many: list[str]) -> None:
+    config = load([*trained_for_many, "eval.max_regression=0.01", "eval.sets=[{source: silence}]"])
+    said = (
+        r"at most 1 points on every set, got test \(exceeded, \+50\.0 points .*; "
+        r"silence \(exceeded, clips with text \+100\.0 points \(\+100\.0 to \+100\.0\), running away \+0\.0 points"
+    )
+    with pytest.raises(RegressionError, match=said):
         evaluate(config)
     assert read_json(config.run / "eval" / "test" / "metrics.json")["delta"]["wer"] == 0.5
-    assert (config.run / "eval" / "silence" / "metrics.json").is_file()
-    evaluate(load([*trained, "eval.max_regression=0.6"]))
+    silence = read_json(config.run / "eval" / "silence" / "metrics.json")
+    assert (silence["hallucinating"], silence["baseline"]["hallucinating"]) == (1.0, 0.0)
+    evaluate(load([*trained_for_many, "eval.max_regression=0.6"]))
 
 
-def test_what_nobody_can_tell_fails_only_where_strict(trained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asr_lora.metrics.verdict", lambda delta, rate, limit: "undecided")
-    evaluate(load([*trained, "eval.max_regression=0.01"]))
-    with pytest.raises(RegressionError, match="undecided"):
+@pytest.mark.usefixtures("worse")
+def test_too_few_clips_decide_nothing_and_fail_only_where_strict(
+    trained: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(load([*trained, "eval.max_regression=0.01"]))  # all four are worse, but they are four
+    assert "test: undecided, too few clips with words: 4, of 30; +50.0 points" in capsys.readouterr().err
+    with pytest.raises(RegressionError, match=r"test \(undecided, too few clips with words: 4, of 30"):
         evaluate(load([*trained, "eval.max_regression=0.01", "eval.strict=true"]))
 
 
@@ -119,13 +183,52 @@ def test_strengths_are_compared_on_dev_and_the_best_alone_is_scored_on_test(trai
     config = load([*trained, "eval.strengths=[1,0,0.5]", "eval.sets=[{source: silence}]"])
     facts = evaluate(config)
     found = read_json(config.run / "eval" / "strengths.json")
-    assert [point["strength"] for point in found["curve"]] == [0, 0.5, 1]
-    assert (
-        found["best"]
-        == min(found["curve"], key=lambda point: (point["sets"]["dev"]["wer"], point["strength"]))["strength"]
-    )
+    # The adapter as trained knows short contexts: it is compared there too, beside what all others are heard at.
+    points = [(point["strength"], point["context"]) for point in found["curve"]]
+    assert points == [(0, "full"), (0.5, "full"), (1, "full"), (1, "short")]
+    rates = [point["sets"]["dev"]["wer"] for point in found["curve"]]
+    assert (found["best"], found["best_context"]) == points[rates.index(min(rates))]
     assert all(point["sets"]["silence"]["wer"] is None for point in found["curve"])
-    assert facts["strength"] == found["best"]
+    assert (facts["strength"], facts["context"]) == (found["best"], found["best_context"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "best"), [({"short": 0.0, "full": 0.5}, "short"), ({"short": 0.5, "full": 0.0}, "full")]
+)
+def test_the_adapter_as_trained_is_scored_at_the_context_that_was_best_on_dev(
+    trained: list[str], monkeypatch: pytest.MonkeyPatch, wrong: dict[str, float], best: str
+) -> None:
+    def heard(config: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
+        context = "short" if tuned is not None and trained_on_short(tuned) else "full"
+        return [
+            {
+                "hypotheses": [
+                    clip["text"] if tuned and at >= wrong[context] * len(each.clips) else ""
+                    for at, clip in enumerate(each.clips)
+                ],
+                "cut": [False] * len(each.clips), "heard_again": 0, "device": "none", "context": context,
+                "audio_seconds": 1.0, "seconds": 1.0, "load_seconds": 0.0, "rtfx": 1.0, "cached": False,
+            }
+            for each in sets
+        ]  # fmt: skip
+
+    monkeypatch.setattr("asr_lora.eval.heard", heard)
+    monkeypatch.setattr("asr_lora.dial.heard", heard)
+    config = load([*trained, "eval.strengths=[0,1]"])
+    facts = evaluate(config)
+    assert (facts["strength"], facts["context"]) == (1, best)
+    folder = config.run / "train" / "adapter-strength1"
+    assert folder.is_dir() == (best == "full")  # as trained, but asking for 30 s
+    found = read_json(config.run / "eval" / "strengths.json")
+    assert (found["best"], found["best_context"]) == (1, best)
+
+
+def test_the_curve_says_the_normaliser_and_the_intervals(
+    trained: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(load([*trained, "eval.strengths=[0,1]"]))
+    table = " ".join(capsys.readouterr().out.split())
+    assert "normalised by marks" in table and "1, as trained" in table and "(100.0% to" in table
 
 
 def test_scoring_a_weaker_adapter_again_leaves_its_card_and_the_first_ones(trained: list[str]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import jiwer
 import pytest
 
-from asr_lora.findings import Chunk, alignments, changed, confusions, errors, groups, runaway, runaways
+from asr_lora.findings import Chunk, alignments, changed, errors, groups, kinds, runaway, runaways
 
 REFERENCES = ["de kat zit op de mat", "het regent", "", "dag"]
 HYPOTHESES = ["de kat zat op mat", "het regent nu", "dank je wel", "dag"]
@@ -32,8 +32,11 @@ def test_confusions_are_counted_by_kind() -> None:
         ["een twee drie", "een twee", "een vier", "vijf"],
         ["een zwei drie", "een zwei", "een", "vijf extra"],
     )
-    found = confusions(alignments(references, hypotheses))
-    assert found == {"substitutions": [["twee", "zwei", 2]], "deletions": [["vier", 1]], "insertions": [["extra", 1]]}
+    found = kinds(alignments(references, hypotheses))
+    assert found["confusions"] == {
+        "substitutions": [["twee", "zwei", 2]], "deletions": [["vier", 1]], "insertions": [["extra", 1]],
+    }  # fmt: skip
+    assert found["kinds"] == {"units": 8, "substituted": 2, "left_out": 1, "added": 1}
 
 
 @pytest.mark.parametrize(

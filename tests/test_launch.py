@@ -213,6 +213,29 @@ def test_ctrl_c_says_what_is_safe_and_the_same_command_goes_on(
     assert steps == list(range(1, 31))
 
 
+@pytest.mark.parametrize(
+    ("words", "jobs"),
+    [
+        (["lora.r=2", "'data.source=\"a, b\"'"], ["lora.r=2 'data.source=\"a, b\"'"]),
+        (
+            ["-m", "lora.r=2,4", "'data.source=\"a, b\"'"],
+            ["lora.r=2 'data.source=\"a, b\"'", "lora.r=4 'data.source=\"a, b\"'"],
+        ),
+    ],
+)
+def test_what_is_recorded_is_what_one_job_was_told(tmp_path: Path, words: list[str], jobs: list[str]) -> None:
+    script = (
+        "import shlex\n"
+        "from asr_lora.launch import launch, words_of_job\n"
+        "launch(lambda config: print(shlex.join(words_of_job())))\n"
+    )
+    typed = shlex.split(" ".join(words))
+    done = subprocess.run(
+        [sys.executable, "-c", script, *typed], check=True, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.splitlines() == jobs
+
+
 def test_a_regression_of_one_run_leaves_a_sweep_its_others_and_its_status(tmp_path: Path) -> None:
     script = (
         "from asr_lora.errors import RegressionError\n"

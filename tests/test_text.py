@@ -110,6 +110,11 @@ def test_presets_hold_for_the_worlds_scripts(preset: str, language: str, sentenc
             "zero point one two five of one thousand two hundred and thirty-four point five six",
         ),
         ("de", "1.234,50 Euro", "eintausendzweihundertvierunddreißig komma fünf euro"),
+        ("en", "3.141 or 3,141", "three point one four one or three thousand one hundred and forty-one"),
+        ("ja", "3.141", "三点一四一"),
+        ("nl", "3,141 of 3.141", "drie komma één vier één of drieduizendhonderdeenenveertig"),
+        ("es", "1.000", "mil"),
+        ("en", "1.234.567", "one million two hundred and thirty-four thousand five hundred and sixty-seven"),
         ("ce", "3.5", "кхоъ пхиъ"),  # num2words has no Chechen decimals: digit by digit
     ],
 )
@@ -131,5 +136,5 @@ def test_the_rate_of_characters_leads_where_no_spaces_part_words(language: str, 
 
 
 def test_the_name_beside_a_rate_says_the_preset_and_its_version() -> None:
-    assert str(Normalizer("marks", "nl")) == "marks 1"
-    assert str(Normalizer("basic", "nl", numbers=True)) == "basic 1, numbers as words"
+    assert str(Normalizer("marks", "nl")) == "marks 2"
+    assert str(Normalizer("basic", "nl", numbers=True)) == "basic 2, numbers as words"

@@ -1,0 +1,281 @@
+"""A page of what is odd about the clips of a run:  python -m asr_lora.prepare ... audit=true [audit_decode=500]
+
+Leaves audit/index.html in the run folder, which needs no network, beside it the clips that it plays; audit/audit.json,
+the same as numbers and ids; and audit/suspects.txt, the ids that data.drop takes once a person has looked. The sound
+was heard when the clips were drawn, and is remembered.
+"""
+
+import re
+import shlex
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from markupsafe import Markup
+
+from asr_lora import audio, charts, doubts, faults, run
+from asr_lora.config import Config
+from asr_lora.corpus import SPLITS
+from asr_lora.doubts import Doubt
+from asr_lora.errors import ChoiceError, WorldError
+from asr_lora.faults import KINDS, Fault, Utterance
+from asr_lora.files import read_json, read_jsonl, whole_folder, write_json, write_text
+from asr_lora.findings import alignments
+from asr_lora.hardware import look
+from asr_lora.hearing import heard
+from asr_lora.launch import quoted
+from asr_lora.listening import Listener, Place
+from asr_lora.manifest import Clip
+from asr_lora.page import environment
+from asr_lora.prepare import language
+from asr_lora.progress import progress, say
+from asr_lora.sets import Set
+from asr_lora.text import Normalizer, leading
+
+SHOWN = 6  # clips of every kind, with their sound
+SHOWN_DOUBTS = 20  # of the transcripts that the model contradicts
+ALWAYS = ("unheard", "truncated", "silent")  # kinds that are suspect whatever a model hears
+
+
+def audit(config: Config) -> Path:
+    """Writes the page of a run whose manifest is there, and returns where it is."""
+    summary, token = read_json(run.summary(config.run)), language(config)
+    normal, unit = _normalizer(config, token), "characters" if leading(token) == "cer" else "words"
+    utterances = _utterances(config, summary["source"], normal)
+    odd = faults.odd(utterances, unit)
+    contradicted = _contradicted(config, utterances, token, normal, unit)
+    limit = doubts.threshold(contradicted)
+    facts = _facts(utterances, odd, unit) | {
+        "normalizer": str(normal), "decoded": _decoded(utterances, contradicted, limit),
+        **_suspects(utterances, odd, contradicted, limit),
+    }  # fmt: skip
+    folder = config.run / "audit"
+    edited = _edited(folder)
+    with whole_folder(folder) as partial:
+        clips = partial / "clips"
+        clips.mkdir()
+        text = environment(autoescape=True).get_template("audit.html").render(
+            name=config.run.name, summary=summary, facts=facts, kinds=KINDS, drop=config.data.drop,
+            rule=doubts.rule(unit), apply=_apply(config, folder), charts=_charts(utterances, unit, contradicted, limit),
+            shown={kind: [_example(utterances[at], said, clips) for at, said in own[:SHOWN]]
+                   for kind, own in odd.items()},
+            doubted=_shown_doubts(utterances, contradicted, limit, token, clips),
+        )  # fmt: skip
+        write_text(partial / "index.html", text)
+        write_json(partial / "audit.json", facts)
+        _write_suspects(partial, facts["suspects"], edited)
+    if edited is not None:
+        say(f"{folder / 'suspects.txt'} was changed by hand and stays; today's list is suspects-new.txt beside it")
+    then = f"; listen to them, then {_apply(config, folder)}" if facts["suspects"] else ""
+    say(f"suspects: {len(facts['suspects'])} of {len(utterances)} clips{then}")
+    say(f"page: {folder / 'index.html'}")
+    return folder / "index.html"
+
+
+def _normalizer(config: Config, token: str) -> Normalizer:
+    """The run's own, with digits read as words where that can be done: 7 for seven is no wrong transcript."""
+    try:
+        return Normalizer(config.eval.normalizer, token, numbers=True)
+    except ChoiceError:  # num2words does not know the language
+        return Normalizer(config.eval.normalizer, token)
+
+
+def _utterances(config: Config, source: str, normal: Normalizer) -> list[Utterance]:
+    """All clips of the manifest, in its order, with what was heard in them; what the cache remembers is not heard."""
+    lines = [(split, clip) for split in SPLITS for clip in read_jsonl(run.manifest(config.run, split))]
+    places = [Place(Path(clip["path"]), clip.get("start"), clip.get("end")) for _, clip in lines]
+    found = []
+    with Listener(source) as listener, progress("looking at clips", total=len(lines)) as bar:
+        for (split, clip), sound in zip(lines, listener.each(places), strict=True):
+            found.append(Utterance(clip, split, sound, normal(clip["text"])))
+            bar.advance()
+    return found
+
+
+def _contradicted(
+    config: Config, utterances: Sequence[Utterance], token: str, normal: Normalizer, unit: str
+) -> list[Doubt]:
+    """What the untouched model hears in the first `audit_decode` training clips and all of dev and test."""
+    if config.audit_decode is None:
+        return []
+    places: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for at, each in enumerate(utterances):
+        if not each.heard.problem:
+            places[each.split].append(at)
+    places["train"] = places["train"][: config.audit_decode]
+    sets = [
+        Set(split, split, token, [utterances[at].clip for at in own], len(own)) for split, own in places.items() if own
+    ]
+    hardware = look(config)
+    say(f"the untouched model hears {', '.join(f'{len(each.clips)} of {each.name}' for each in sets)}, {hardware.name}")
+    models = heard(config, hardware, sets, None)
+    return [
+        doubt
+        for each, model in zip(sets, models, strict=True)
+        for doubt in doubts.doubts(places[each.name], utterances, model, normal, unit)
+    ]
+
+
+# ---- the list ----
+
+
+def _suspects(
+    utterances: Sequence[Utterance], odd: Mapping[str, Sequence[Fault]], contradicted: Sequence[Doubt], limit: float
+) -> dict[str, Any]:
+    """`suspects`, the ids that data.drop would take, in the manifest's order; and how many of each split."""
+    sure = {fault.at for kind in ALWAYS for fault in odd[kind]}
+    places = sorted(sure | {doubt.at for doubt in contradicted if doubts.suspect(doubt, limit)})
+    ids = [utterances[at].clip["id"] for at in places]
+    return {"suspects": ids, "suspects_by_split": _by_split(utterances, places)}
+
+
+def _edited(folder: Path) -> str | None:
+    """The list as a person left it, where it is no longer what was written here; None otherwise."""
+    listed, facts = folder / "suspects.txt", folder / "audit.json"
+    if not listed.is_file():
+        return None
+    there = listed.read_text(encoding="utf-8")
+    return None if facts.is_file() and there == _listing(read_json(facts)["suspects"]) else there
+
+
+def _write_suspects(folder: Path, suspects: Sequence[str], edited: str | None) -> None:
+    write_text(folder / "suspects.txt", _listing(suspects) if edited is None else edited)
+    if edited is not None:
+        write_text(folder / "suspects-new.txt", _listing(suspects))
+
+
+def _listing(suspects: Sequence[str]) -> str:
+    return "".join(f"{name}\n" for name in suspects)
+
+
+def _apply(config: Config, folder: Path) -> str:
+    """The words that leave the listed clips out."""
+    listed = str(folder / "suspects.txt")
+    if re.fullmatch(r"[\w./+-]+", listed, re.ASCII):
+        hours = "all" if config.data.hours is None else f"{config.data.hours:g}"
+        return f"make train LANG={config.data.language} HOURS={hours} ... ARGS='data.drop={listed}'"
+    return f"python -m asr_lora.train ... {shlex.quote(f'data.drop={quoted(listed)}')}"
+
+
+# ---- numbers ----
+
+
+def _facts(utterances: Sequence[Utterance], odd: Mapping[str, Sequence[Fault]], unit: str) -> dict[str, Any]:
+    """What audit.json holds but for the model's part and the list."""
+    pace = {name: value for name, value in faults.pace(utterances, unit)[2].items() if name != "rates"}
+    return {
+        "splits": {split: _split([each for each in utterances if each.split == split]) for split in SPLITS},
+        "pace": pace,
+        "odd": {
+            kind: {
+                "clips": len(own),
+                "by_split": _by_split(utterances, [fault.at for fault in own]),
+                "found": {utterances[fault.at].clip["id"]: fault.said for fault in own},
+            }
+            for kind, own in odd.items()
+        },
+        "odd_clips": len({fault.at for own in odd.values() for fault in own}),
+    }
+
+
+def _split(own: Sequence[Utterance]) -> dict[str, Any]:
+    seconds = [each.seconds for each in own]
+    loud = [faults.decibels(each.heard.loudness) for each in own if each.heard.loudness]
+    return {
+        "clips": len(own),
+        "hours": round(sum(seconds) / 3600, 4),
+        **faults.speakers(own),
+        "seconds": {"least": min(seconds), "median": float(np.median(seconds)), "most": max(seconds)},
+        "loudness_dbfs": round(float(np.median(loud)), 1) if loud else None,
+        "sampling_rates": dict(sorted(Counter(each.heard.rate for each in own if each.heard.rate).items())),
+    }
+
+
+def _by_split(utterances: Sequence[Utterance], places: Sequence[int]) -> dict[str, int]:
+    counted = Counter(utterances[at].split for at in places)
+    return {split: counted[split] for split in SPLITS}
+
+
+def _decoded(utterances: Sequence[Utterance], contradicted: Sequence[Doubt], limit: float) -> dict[str, Any] | None:
+    if not contradicted:
+        return None
+    rates, ranked = doubts.rates(contradicted), doubts.ranked(contradicted)
+    return {
+        "clips": _by_split(utterances, [each.at for each in contradicted]),
+        "median_cer": float(np.median(rates)) if rates else None,
+        "threshold": limit,
+        "suspect": {utterances[each.at].clip["id"]: each.rate for each in contradicted if doubts.suspect(each, limit)},
+        "short": {utterances[each.at].clip["id"]: each.rate for each in ranked["short"] if each.rate > limit},
+        "ran_away": {utterances[each.at].clip["id"]: list(each.signs) for each in ranked["ran_away"]},
+        "lacking": doubts.lacking(contradicted),
+    }  # fmt: skip
+
+
+# ---- the page ----
+
+
+def _charts(utterances: Sequence[Utterance], unit: str, contradicted: Sequence[Doubt], limit: float) -> dict[str, Any]:
+    """`durations`: titles and SVGs; `pace` and the model's `error`: SVGs, None where there is nothing to draw."""
+    pace = faults.pace(utterances, unit)[2]
+    durations = {split: [each.seconds for each in utterances if each.split == split] for split in SPLITS}
+    drawn = [(split, charts.histogram(own, "seconds")) for split, own in durations.items()]
+    outside, rates = [pace["low"], pace["high"]], doubts.rates(contradicted)
+    return {
+        "durations": [(title, Markup(svg)) for title, svg in drawn],
+        "pace": Markup(charts.histogram(pace["rates"], f"{unit} a second", outside)) if pace["rates"] else None,
+        "error": Markup(charts.shares(rates, "character error rate", [limit])) if rates else None,
+    }
+
+
+def _example(each: Utterance, said: str, clips: Path) -> dict[str, Any]:
+    return {
+        "id": each.clip["id"], "split": each.split, "seconds": each.seconds, "said": said,
+        "text": each.clip["text"], "suspect": False, "sound": _sound(each, clips),
+    }  # fmt: skip
+
+
+def _shown_doubts(
+    utterances: Sequence[Utterance], contradicted: Sequence[Doubt], limit: float, token: str, clips: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """As doubts.ranked has them, each a clip with its alignment; where no spaces are written, by characters."""
+    by_character = Normalizer("characters", token) if leading(token) == "cer" else str
+
+    def shown(each: Doubt) -> dict[str, Any]:
+        (chunks,) = alignments([by_character(each.reference)], [by_character(each.heard)])
+        rate = f"{each.rate:.0%}: {each.errors} of {each.characters} characters"
+        said = ", ".join(doubts.SIGNS[sign] for sign in each.signs) or rate
+        drawn = {"suspect": doubts.suspect(each, limit), "chunks": chunks}
+        return _example(utterances[each.at], said, clips) | drawn
+
+    most = {"worst": SHOWN_DOUBTS}
+    return {
+        name: [shown(each) for each in own[: most.get(name, SHOWN)]]
+        for name, own in doubts.ranked(contradicted).items()
+    }
+
+
+def _sound(each: Utterance, clips: Path) -> str | None:
+    """The clip beside the page; of a long recording the part alone. None where it cannot be heard."""
+    source, clip = Path(each.clip["path"]), each.clip
+    if each.heard.problem:
+        return None
+    target = clips / f"{each.heard.sha256[:20]}{source.suffix if 'start' not in clip else '.flac'}"
+    if not target.is_file():
+        try:
+            _copy(source, clip, target)
+        except (OSError, WorldError) as error:
+            say(f"{clip['id']} cannot be played on the page: {error}")
+            return None
+    return f"clips/{target.name}"
+
+
+def _copy(source: Path, clip: Clip, target: Path) -> None:
+    if "start" in clip:
+        samples, rate = audio.decode(source, clip["start"], clip.get("end"))
+        soundfile.write(target, samples, rate)
+    else:
+        shutil.copyfile(source, target)

@@ -1,0 +1,111 @@
+"""Which adapter is scored: as trained, the mean of several, or at the strength that is best on dev; nothing trains."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from asr_lora import metrics, run, tables
+from asr_lora.errors import ChoiceError
+from asr_lora.files import write_json
+from asr_lora.hardware import Hardware
+from asr_lora.hearing import heard
+from asr_lora.model import adapter
+from asr_lora.prepare import clips, language
+from asr_lora.progress import say
+from asr_lora.sets import Set, normalizer
+from asr_lora.text import leading
+
+if TYPE_CHECKING:
+    from asr_lora.config import Config
+
+SHOWN = (
+    "clips", "wer", "wer_ci95", "cer", "cer_ci95", "empty_references", "hallucinated_words", "hallucinating",
+)  # fmt: skip
+
+
+def chosen(config: "Config", hardware: Hardware, others: Sequence[Set]) -> tuple[Path, float]:
+    """The folder of the adapter, an ordinary one beside the run's own unless it is that, and its strength.
+
+    With `eval.strengths` the best on dev, after a table of all of them on dev and on the `others`.
+    Raises ChoiceError for what training has not kept, or what does not scale to the untouched model.
+    """
+    source = _source(config)
+    strength, context = config.eval.strength, _context(config, source)
+    if config.eval.strengths:
+        strength, context = _best(config, hardware, source, others)
+    if strength == 1 and context == _context(config, source):
+        return source, strength
+    scaled = source.with_name(f"{source.name}-strength{strength:g}")
+    adapter.scaled(source, strength, scaled)
+    say(f"at strength {strength:g}, heard at 30 s: {scaled}")
+    return scaled, strength
+
+
+def _source(config: "Config") -> Path:
+    """Raises ChoiceError when training kept fewer adapters than are to be averaged."""
+    best, wanted = run.adapter(config.run), config.eval.average
+    if wanted is None:
+        return best
+    kept = sorted(run.kept_adapters(config.run).glob("step-*"))[-wanted:]
+    if len(kept) < wanted:
+        raise ChoiceError(
+            f"eval.average: training kept {len(kept)} adapters ({run.kept_adapters(config.run)}), not {wanted}; "
+            "training.keep_adapters says how many of the last it keeps, one a checkpoint (training.save_steps) and one "
+            "a dev decoding"
+        )
+    mean = best.with_name(f"{best.name}-average{wanted}")
+    adapter.averaged(kept, mean)
+    say(f"the mean of {', '.join(path.name for path in kept)}: {mean}")
+    return mean
+
+
+def _context(config: "Config", source: Path) -> str:
+    """At which an adapter as trained is heard: short or full."""
+    return "short" if adapter.trained_on_short(source) and config.decoding.context == "auto" else "full"
+
+
+def _best(config: "Config", hardware: Hardware, source: Path, others: Sequence[Set]) -> tuple[float, str]:
+    """The strength and context of the lowest error rate on dev; of equals the least strength, and the shorter context.
+
+    Scaled adapters are heard at 30 s, 0 being the untouched model: at less than full strength a model knows no short
+    context. Where the adapter as trained knows them, it is compared at its own too, as it would be used.
+    """
+    dev = clips(config, "dev", config.data.dev_clips)
+    sets = [Set("dev", "dev", language(config), dev, len(dev)), *others]
+    points = [(strength, "full") for strength in sorted(set(config.eval.strengths))]
+    if _context(config, source) == "short":
+        points.append((1.0, "short"))
+    curve = [_point(config, hardware, source, sets, *point) for point in points]
+    rate = leading(language(config))
+    if curve[0]["sets"]["dev"][rate] is None:
+        raise ChoiceError(f"eval.normalizer: {config.eval.normalizer} leaves no word of the dev references")
+    best = min(curve, key=lambda point: (point["sets"]["dev"][rate], point["strength"], point["context"] != "short"))
+    found = {
+        "curve": curve, "best": best["strength"], "best_context": best["context"],
+        "adapter_sha256": adapter.digest(source), "average": config.eval.average,
+        "normalizer": str(normalizer(config, sets[0])), "figures": run.FIGURES,
+    }  # fmt: skip
+    write_json(config.run / "eval" / "strengths.json", found)
+    tables.show_strengths(found)
+    return best["strength"], best["context"]
+
+
+def _point(
+    config: "Config", hardware: Hardware, source: Path, sets: Sequence[Set], strength: float, context: str
+) -> dict[str, Any]:
+    """What is heard in every set at a strength and context, in figures."""
+    with TemporaryDirectory() as scratch:
+        tuned: Path | None = source
+        if strength == 0:
+            tuned = None
+        elif (strength, context) != (1, _context(config, source)):
+            tuned = Path(scratch) / "adapter"
+            adapter.scaled(source, strength, tuned)
+        models = heard(config, hardware, sets, tuned)
+    point: dict[str, Any] = {"strength": strength, "context": context, "sets": {}}
+    for each, model in zip(sets, models, strict=True):
+        references, speakers = ([clip[name] for clip in each.clips] for name in ("text", "speaker"))
+        facts = metrics.score(references, model["hypotheses"], speakers, normalizer(config, each), config.seed)
+        point["sets"][each.name] = {"language": each.language, **{name: facts[name] for name in SHOWN}}
+    return point

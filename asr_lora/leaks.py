@@ -1,0 +1,38 @@
+"""What the splits of a run still have in common, counted in its manifests, whatever prepare dropped."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+from asr_lora import run
+from asr_lora.corpus import SPLITS
+from asr_lora.files import read_jsonl
+from asr_lora.manifest import Clip
+from asr_lora.text import Normalizer
+
+
+def shared(folder: Path, language: str) -> dict[str, dict[str, int]]:
+    """Of each two splits of the run in `folder`, dev and test too (dev chooses the adapter): how much is in both.
+
+    `{"train and dev": {"speakers": 0, "sentences": 0, "clips": 0}, ...}`; sentences as `marks` leaves them in Whisper's
+    `language`, clips by file name or by content.
+    """
+    manifests = {split: read_jsonl(run.manifest(folder, split)) for split in SPLITS}
+    return {
+        f"{one} and {other}": _in_both(manifests[one], manifests[other], Normalizer("marks", language))
+        for one, other in combinations(SPLITS, 2)
+    }
+
+
+def _in_both(one: Sequence[Clip], other: Sequence[Clip], normal: Normalizer) -> dict[str, int]:
+    speakers, sentences, names, contents = (
+        {name(clip) for clip in one} & {name(clip) for clip in other} - {""}
+        for name in (
+            lambda clip: clip["speaker"],
+            lambda clip: normal(clip["text"]),
+            lambda clip: Path(clip["path"]).name,
+            lambda clip: clip["sha256"],
+        )
+    )
+    clips = [clip for clip in other if Path(clip["path"]).name in names or clip["sha256"] in contents]
+    return {"speakers": len(speakers), "sentences": len(sentences), "clips": len(clips)}
