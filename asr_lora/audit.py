@@ -87,7 +87,7 @@ def _utterances(config: Config, source: str, normal: Normalizer) -> list[Utteran
     lines = [(split, clip) for split in SPLITS for clip in read_jsonl(run.manifest(config.run, split))]
     if in_shards := [clip for _, clip in lines if "offset" in clip]:
         raise ChoiceError(
-            f"audit: {len(in_shards)} clips of {config.run} lie in shards; audit the run that the shards were written from"
+            f"audit: {len(in_shards)} clips of {config.run} lie in shards; audit the run that they were written from"
         )
     places = [Place(Path(clip["path"]), clip.get("start"), clip.get("end")) for _, clip in lines]
     found = []

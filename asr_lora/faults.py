@@ -168,8 +168,13 @@ def _sound(utterances: Sequence[Utterance]) -> dict[str, list[Fault]]:
         strong = [(found, at, one) for at, one in heard if (found := strength(at, one)) is not None]
         return [Fault(at, said(at, one)) for _, at, one in sorted(strong, key=lambda each: (-each[0], each[1]))]
 
+    def told(at: int) -> float:
+        """The corpus's own duration, where the manifest has taken what was heard instead."""
+        clip = utterances[at].clip
+        return float(clip.get("told_seconds", clip["duration"]))
+
     def missing(at: int, one: Heard) -> float | None:
-        due = float(utterances[at].clip["duration"])
+        due = told(at)
         return due - one.seconds if due - one.seconds > max(CUT_SECONDS, CUT_SHARE * due) else None
 
     def level(at: int, one: Heard) -> str:
@@ -180,7 +185,7 @@ def _sound(utterances: Sequence[Utterance]) -> dict[str, list[Fault]]:
 
     return {
         "unheard": [Fault(at, each.heard.problem) for at, each in enumerate(utterances) if each.heard.problem],
-        "truncated": where(missing, lambda at, one: f"{one.seconds:.2f} of {utterances[at].clip['duration']:.2f} s"),
+        "truncated": where(missing, lambda at, one: f"{one.seconds:.2f} of {told(at):.2f} s"),
         "silent": where(below(SILENT), level),
         "quiet": where(below(QUIET, SILENT), level),
         "clipped": where(

@@ -17,6 +17,7 @@ Clip = dict[str, Any]  # a line of the manifest
 EXCLUDED = "the same sound as a clip of data.exclude"
 PLACE = ("path", "start", "end", "offset", "bytes", "member", "sha256")  # of a clip: where its sound is, and whether
 IN_SHARD = ("shard", "member", "offset", "bytes", "sha256")  # of a row: in which shard, a path or URL, and where in it
+MOST_APART = 0.5  # s, between a duration that a table tells and what is heard
 
 
 def draw_order(rows: Sequence[Row], seed: int) -> list[Row]:
@@ -107,9 +108,13 @@ class Draw:
             if reason:
                 self.left_out.setdefault(reason, []).append(row["path"])
                 continue
-            # A table that says 0 does not know either.
             where = row["shard"] if in_shard(row) else str(files[row["path"]])
-            clip = _line(row, where, durations.get(row["path"]) or heard.seconds, heard.sha256)
+            told = durations.get(row["path"], 0.0)
+            # A table that says 0, or is far off (in milliseconds, say), does not know.
+            known = in_shard(row) or (told and abs(told - heard.seconds) <= MOST_APART)
+            clip = _line(row, where, told if known else heard.seconds, heard.sha256)
+            if told and not known:
+                clip["told_seconds"] = told  # a clip that is shorter was cut off
             self.chosen.append(clip)
             chosen.add(clip["id"])
             self.drawn_seconds += clip["duration"]

@@ -22,7 +22,7 @@ from rich.table import Table
 from asr_lora import audio, clock, run
 from asr_lora.clock import Clocks
 from asr_lora.config import Config, HardwareConfig, conf_dir
-from asr_lora.corpus import SPLITS, is_path, open_corpus
+from asr_lora.corpus import SPLITS, Columns, is_path, is_quick, open_corpus
 from asr_lora.decode import at_once
 from asr_lora.errors import ChoiceError, UserError, WorldError
 from asr_lora.files import read_jsonl
@@ -31,6 +31,7 @@ from asr_lora.hardware import GPUS, Hardware, decode_rows, fitting, known_gpu, l
 from asr_lora.launch import launch
 from asr_lora.manifest import draw_order
 from asr_lora.prepare import language
+from asr_lora.splits import with_splits
 
 HERE = "this machine"
 CLIPS = {"train": 46_392, "dev": 12_247, "test": 12_247}  # of Dutch Common Voice 25.0
@@ -78,14 +79,14 @@ def predict(config: Config, hardware: Hardware, seconds: Mapping[str, Sequence[f
 def durations(config: Config) -> tuple[dict[str, list[float]], str]:
     """Seconds of the clips of every split, and where they are from: the manifest, the corpus, or what is typical.
 
-    An archive is neither opened, as to find its tables may take minutes, nor downloaded.
+    An archive is neither opened, as to find its tables may take minutes, nor downloaded; nor is parquet converted.
     """
     if run.summary(config.run).is_file():
         lines = {split: read_jsonl(run.manifest(config.run, split)) for split in SPLITS}
         return {split: [line["duration"] for line in lines[split]] for split in SPLITS}, "the manifest"
     named = config.data.source
     source = Path(named).expanduser() if named and is_path(named) else None
-    if source and not source.is_file() and (told := _corpus_seconds(source, config)):
+    if source and (is_quick(source) or not source.exists()) and (told := _corpus_seconds(source, config)):
         seconds, origin = told, str(source)
     else:
         rng, mean = np.random.default_rng(config.data.seed), config.plan.clip_seconds
@@ -102,8 +103,8 @@ def durations(config: Config) -> tuple[dict[str, list[float]], str]:
 
 def _corpus_seconds(source: Path, config: Config) -> dict[str, list[float]] | None:
     """In the order of the draw; None where the corpus does not say how long its clips are."""
-    corpus = open_corpus(source, config.data.language)
-    if not corpus.durations or not all(corpus.tables.get(split) for split in SPLITS):
+    corpus = with_splits(open_corpus(source, config.data.language, Columns(config.data.columns)), config.data)
+    if not corpus.durations or not all(corpus.tables[split] for split in SPLITS):
         return None
     rows = {split: draw_order(corpus.tables[split], config.data.seed) for split in SPLITS}
     mean = sum(corpus.durations.values()) / len(corpus.durations)

@@ -24,6 +24,7 @@ from asr_lora.text import Normalizer
 if TYPE_CHECKING:
     from asr_lora.config import Config
 
+OWN = ("*.csv", "*.jsonl", "*.json", "text", "segments", "wav.scp")  # tables of speech that is not Common Voice's
 WORDLESS_VERSION = 1  # it rises whenever the sounds change
 WORDLESS_SECONDS = (1, 2, 3, 5, 8, 12, 20, 29)  # of our clips without speech, one of every kind of sound each
 
@@ -76,7 +77,7 @@ def refuse_unclear(config: "Config") -> None:
             mdc.check(asked.source.removeprefix(mdc.PREFIX))
         elif is_path(asked.source) and not Path(asked.source).expanduser().exists():
             raise ChoiceError(
-                f"eval.sets: no {asked.source}; a set is a corpus, its archive or folder, mdc:..., silence or noise"
+                f"eval.sets: no {asked.source}; a set is a corpus (a path, mdc:..., hf:...), silence or noise"
             )
     names = [_name(config, each) for each in config.eval.sets]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -86,7 +87,8 @@ def refuse_unclear(config: "Config") -> None:
 def _name(config: "Config", asked: EvalSet) -> str:
     if asked.source in WORDLESS:
         return asked.source
-    stem = Path(asked.source.rpartition(":")[2]).expanduser().name.partition(".tar")[0]
+    named = asked.source if is_path(asked.source) else asked.source.partition(":")[2].replace(":", "-")
+    stem = Path(named).expanduser().name.partition(".tar")[0]
     return asked.name or f"{stem}-{_locale(config, asked)}"
 
 
@@ -117,7 +119,12 @@ def _corpus(config: "Config", asked: EvalSet) -> Set:
     if is_path(source):
         path = Path(source).expanduser().absolute()
         # An archive's own time, or that of a folder's tables: mended sentences are drawn anew.
-        tables = ("*.tsv", f"{locale}/*.tsv", f"*/{locale}/*.tsv")
+        tables = (
+            "*.tsv",
+            f"{locale}/*.tsv",
+            f"*/{locale}/*.tsv",
+            *(f"{up}{name}" for up in ("", "*/") for name in OWN),
+        )
         source = str(path)
         files = [path] if path.is_file() else [file for pattern in tables for file in path.glob(pattern)]
     follows_from = {

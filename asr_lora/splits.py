@@ -41,7 +41,8 @@ def with_splits(corpus: Corpus, data: "DataConfig") -> Corpus:
         unit = "speakers" if _by_speaker(tables[trained_on]) else "sentences, for too few speakers are known"
         say(f"{corpus.source} has no {' and no '.join(made)}: taken from {trained_on} by whole {unit} ({counts} clips)")
     held_out = {split: made[split] if split in made else tables[split] for split in ("dev", "test")}
-    return replace(corpus, tables={"train": train, **held_out})
+    malformed = corpus.malformed | {"train": corpus.malformed.get(trained_on, [])}
+    return replace(corpus, tables={"train": train, **held_out}, malformed=malformed)
 
 
 def _held_out(rows: Sequence[Row], share: float, seed: str) -> tuple[list[Row], list[Row]]:

@@ -144,7 +144,9 @@ def test_a_folder_that_is_no_release_is_told_what_it_lacks_and_holds(tmp_path: P
         (tmp_path / name).touch()
     assert refusal(tmp_path) == (
         f"data.source: no clips directory under {tmp_path}; "
-        "a Common Voice release has clips/ and train.tsv (got: a.txt, b.txt)"
+        "a Common Voice release has clips/ and train.tsv (got: a.txt, b.txt); "
+        "Spontaneous Speech has audios/ and ss-corpus-<language>.tsv; other speech is a table with its recordings "
+        "(.csv, .tsv, .jsonl), Kaldi's wav.scp and text, or what datasets reads (.parquet, .arrow)"
     )
     (tmp_path / "clips").mkdir()
     assert f"no train.tsv in {tmp_path}" in refusal(tmp_path)

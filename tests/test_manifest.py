@@ -116,6 +116,12 @@ def test_durations_are_the_corpuss_where_it_knows_them_and_else_heard(tmp_path: 
     assert draw.drawn_seconds == 1.625
 
 
+def test_a_duration_that_cannot_be_that_of_the_clip_goes_behind_what_is_heard(tmp_path: Path) -> None:
+    rows = [row("milliseconds.mp3", "x", "a"), row("another.mp3", "x", "b")]
+    draw = look(tmp_path, rows, {"milliseconds.mp3": 500.0, "another.mp3": 9.0})
+    assert [line["duration"] for line in draw.chosen] == [0.5, 0.5]
+
+
 def test_a_full_draw_leaves_the_rest_waiting(tmp_path: Path) -> None:
     rows = utterances("train", 6, 3)
     (tmp_path / "clips").mkdir()

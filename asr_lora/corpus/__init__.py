@@ -1,57 +1,33 @@
 """Speech with its sentences, from wherever it lies, as one table of utterances a split."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-from asr_lora.corpus import mdc
+from asr_lora.corpus import hub, mdc, shards
 from asr_lora.corpus.archive import read_tables
 from asr_lora.corpus.clips import Archived, Clips, Folder
-from asr_lora.corpus.layout import existing, language_folder, release_name
-from asr_lora.corpus.tables import Row, read_durations, read_utterances
-from asr_lora.errors import WorldError
+from asr_lora.corpus.columns import GUESSED, Columns
+from asr_lora.corpus.kaldi import is_kaldi, open_kaldi
+from asr_lora.corpus.layout import (
+    AUDIOS,
+    CLIPS,
+    OTHERS,
+    SPONTANEOUS,
+    existing,
+    is_release,
+    language_folder,
+    listed,
+    release_name,
+)
+from asr_lora.corpus.listing import is_listing, open_listing
+from asr_lora.corpus.speech import SPLITS, TABLES, UNSPLIT, Corpus
+from asr_lora.corpus.spontaneous import find_spontaneous, open_spontaneous
+from asr_lora.corpus.tables import read_durations, read_utterances
+from asr_lora.errors import ChoiceError, WorldError
 
-SPLITS = ("train", "dev", "test")
-TABLES = (*SPLITS, "validated")  # of a Common Voice release
-UNSPLIT = "all"  # the table of a corpus that comes without splits
+__all__ = ["FETCHED", "SPLITS", "TABLES", "UNSPLIT", "Columns", "Corpus", "is_path", "is_quick", "open_corpus"]
 
-
-@dataclass(frozen=True)
-class Corpus:
-    """The speech of one language in one source.
-
-    `tables` holds train, dev and test, or what of them there is, and Common Voice's validated; or all, where nobody
-    has split it. A row is a clip: `path` its name here, `sentence`, `client_id` its speaker where known, `start` and
-    `end` (s) where it is a part of a longer recording, and every other column, raw strings all; where it is in a shard
-    also manifest.IN_SHARD. `durations` is in seconds by clip, empty where unknown. `malformed` says by table which
-    lines were left out, and why.
-    """
-
-    source: str
-    release: str
-    language: str
-    tables: dict[str, list[Row]]
-    durations: Mapping[str, float]
-    malformed: dict[str, list[str]]
-    clips: Clips
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        return self.clips.sizes
-
-    def fetch(self, names: Sequence[str]) -> dict[str, Path]:
-        return self.clips.fetch(names)
-
-
-@dataclass(frozen=True)
-class Columns:
-    """What the columns of a table of one's own are called, by what they are to us; those not named are guessed."""
-
-    named: Mapping[str, str] = field(default_factory=dict)
-
-
-SHARDS = "shards:"  # how a source begins that is a folder or URL of shards
-FETCHED = (mdc.PREFIX, SHARDS)  # how a source begins that is a name, not a path
+FETCHED = (mdc.PREFIX, hub.PREFIX, shards.PREFIX)  # how a source begins that is a name, not a path
 
 
 def is_path(source: str) -> bool:
@@ -59,33 +35,73 @@ def is_path(source: str) -> bool:
     return not source.startswith(FETCHED)
 
 
-def open_corpus(source: str | Path, language: str, columns: Columns = Columns()) -> Corpus:
-    """Opens a Common Voice archive (.tar or .tar.gz, by content), a release, a folder above one, or of one language.
+def is_quick(source: Path) -> bool:
+    """Whether its tables are read without its sound: neither an archive nor what `datasets` has to convert first."""
+    return is_listing(source) if source.is_file() else source.is_dir() and not hub.is_dataset(source)
 
-    mdc:<id or slug> is fetched first, unless it was before; of shards:<folder or URL> only the indexes are read.
+
+def open_corpus(source: str | Path, language: str, columns: Columns = GUESSED) -> Corpus:
+    """Opens whatever speech is there, and looks for itself what that is.
+
+    Common Voice and its Spontaneous Speech: an archive (.tar or .tar.gz, by content), a release, a folder above one, or
+    of one language. A table of one's own (with `columns`), or a folder with one; a Kaldi data directory; parquet, arrow
+    and audiofolders. mdc:<id or slug> and hf:<name>[:config] are fetched first, unless they were before; of
+    shards:<folder or URL> only the indexes are read.
     Raises ChoiceError for what holds no speech of this language, WorldError for what cannot be read or fetched.
     """
     named = str(source)
     try:
         if named.startswith(mdc.PREFIX):
-            return replace(_common_voice(mdc.download(named.removeprefix(mdc.PREFIX)), language), source=named)
-        if named.startswith(SHARDS):
-            from asr_lora.corpus.shards import read_shards  # noqa: PLC0415  (it makes a Corpus)
-
-            return read_shards(named.removeprefix(SHARDS), language)
-        return _common_voice(existing(Path(source)), language)
+            return replace(_archive(mdc.download(named.removeprefix(mdc.PREFIX)), language), source=named)
+        if named.startswith(hub.PREFIX):
+            return hub.open_hub(named.removeprefix(hub.PREFIX), language, columns)
+        if named.startswith(shards.PREFIX):
+            return shards.read_shards(named.removeprefix(shards.PREFIX), language)
+        path = existing(Path(source))
+        return _folder(path, language, columns) if path.is_dir() else _file(path, language, columns)
     except OSError as error:
         raise WorldError(f"data.source: cannot read {source}: {error}") from error
 
 
-def _common_voice(source: Path, language: str) -> Corpus:
-    if source.is_dir():
+def _folder(source: Path, language: str, columns: Columns) -> Corpus:
+    if is_release(source):
         folder = language_folder(source, language)
-        release = release_name(source, folder)
-        clips: Clips = Folder(folder / "clips")
-    else:
-        folder, release, members = read_tables(source, language)
-        clips = Archived(source, language, members, folder.parent / "clips")
+        return _common_voice(source, release_name(source, folder), folder, language, Folder(folder / CLIPS))
+    if table := find_spontaneous(source, language):
+        clips = Folder(table.parent / AUDIOS)
+        return open_spontaneous(source, table.parent.name, table, language, clips)
+    if is_kaldi(source):
+        return open_kaldi(source, language)
+    if hub.is_dataset(source):
+        return hub.open_local(source, language, columns)
+    if is_listing(source):
+        return open_listing(source, language, columns)
+    try:
+        folder = language_folder(source, language)
+    except ChoiceError as error:
+        raise ChoiceError(f"{error}{OTHERS}") from error
+    raise ChoiceError(f"data.source: {folder} holds no table of its clips (got: {listed(sorted(folder.iterdir()))})")
+
+
+def _file(source: Path, language: str, columns: Columns) -> Corpus:
+    if is_listing(source):
+        return open_listing(source, language, columns)
+    if hub.is_dataset(source):
+        return hub.open_local(source, language, columns)
+    return _archive(source, language)
+
+
+def _archive(source: Path, language: str) -> Corpus:
+    found = read_tables(source, language)
+    clips = Archived(source, found.within, found.clips, found.folder.parent / CLIPS)
+    if found.within.name == AUDIOS:
+        table = found.folder / f"{SPONTANEOUS}{language}.tsv"
+        return open_spontaneous(source, found.release, table, language, clips)
+    return _common_voice(source, found.release, found.folder, language, clips)
+
+
+def _common_voice(source: Path, release: str, folder: Path, language: str, clips: Clips) -> Corpus:
+    """From the folder of the tables."""
     read = {table: read_utterances(file) for table in TABLES if (file := folder / f"{table}.tsv").is_file()}
     timed = folder / "clip_durations.tsv"
     durations, untimed = read_durations(timed) if timed.is_file() else ({}, [])

@@ -1,7 +1,8 @@
 """A Common Voice archive, read from its start at most twice: gzip cannot seek, and tables may lie anywhere in it.
 
 The first pass keeps the tables and the list of clips in the cache, the second the clips that are asked for. Nothing but
-`<...>/<language>/<name>.tsv` and `<...>/<language>/clips/<name>` is ever written, under its plain name.
+`<...>/<language>/<name>.tsv` and `<...>/<language>/clips/<name>`, or of Spontaneous Speech its
+`<...>/ss-corpus-<language>.tsv` and `<...>/audios/<name>` beside it, is ever written, under its plain name.
 """
 
 import gzip
@@ -9,13 +10,14 @@ import hashlib
 import re
 import tarfile
 import zlib
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import Self
+from typing import NamedTuple, Self
 
-from asr_lora.corpus.layout import choose, no_release
+from asr_lora.corpus.layout import AUDIOS, CLIPS, PACKED, choose, no_release, spontaneous_language
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.files import cache_dir, read_json, whole_file, whole_folder, write_json
 from asr_lora.progress import progress
@@ -26,8 +28,17 @@ GZIP = b"\x1f\x8b"  # how a .gz begins
 NO_TEXT = re.compile("[\x00-\x1f\ud800-\udfff]")  # control characters, and bytes of a name that are not UTF-8
 
 
-def read_tables(source: Path, language: str) -> tuple[Path, str, dict[str, int]]:
-    """The folder of the tables, the release, the clips with their sizes in bytes: by the first pass, or the cache.
+class Tables(NamedTuple):
+    """What the first pass found: where the tables are, the release, the clips with their bytes, and their folder."""
+
+    folder: Path
+    release: str
+    clips: dict[str, int]
+    within: PurePosixPath  # of the archive
+
+
+def read_tables(source: Path, language: str) -> Tables:
+    """By the first pass, or the cache.
 
     Raises ChoiceError for what is no archive of this language, WorldError for one that is damaged.
     """
@@ -35,20 +46,21 @@ def read_tables(source: Path, language: str) -> tuple[Path, str, dict[str, int]]
     stem = re.sub(r"\.(tar\.gz|tgz|tar)$", "", source.name)
     key = hashlib.sha256(f"{source}\0{state.st_size}\0{state.st_mtime_ns}".encode(errors="surrogateescape")).hexdigest()
     folder = cache_dir() / "corpora" / f"{stem}-{key[:8]}" / language / "tables"
-    if not (folder / MEMBERS).is_file():
+    if not (folder / MEMBERS).is_file() or "within" not in read_json(folder / MEMBERS):
         with _writing(folder), whole_folder(folder) as partial:
-            release, clips = _extract_tables(source, language, partial)
-            write_json(partial / MEMBERS, {"release": release or stem, "clips": clips})
+            home, clips = _extract_tables(source, language, partial)
+            release = _release(home, stem)
+            write_json(partial / MEMBERS, {"release": release, "clips": clips, "within": str(home)})
     kept = read_json(folder / MEMBERS)
-    return folder, kept["release"], kept["clips"]
+    return Tables(folder, kept["release"], kept["clips"], PurePosixPath(kept["within"]))
 
 
-def extract_clips(source: Path, language: str, names: set[str], folder: Path) -> None:
+def extract_clips(source: Path, within: PurePosixPath, names: set[str], folder: Path) -> None:
     """The second pass: it stops at the last of `names`, and leaves each file whole or absent."""
     missing = set(names)
 
     def wanted(path: PurePosixPath) -> bool:
-        return path.name in missing and _is_clip(path, language)
+        return path.name in missing and path.parent == within
 
     with _writing(folder), closing(_walk(source, "extracting clips", wanted)) as members:
         for path, _, content in members:
@@ -61,32 +73,36 @@ def extract_clips(source: Path, language: str, names: set[str], folder: Path) ->
     raise WorldError(f"data.source: {source} has changed since it was opened: {len(missing)} clips are gone; run again")
 
 
-def _extract_tables(source: Path, language: str, folder: Path) -> tuple[str, dict[str, int]]:
-    """The release and the clips with their sizes; the tables go to `folder`."""
-    clips: dict[str, int] = {}
-    spoken: dict[PurePosixPath, str] = {}
+def _extract_tables(source: Path, language: str, folder: Path) -> tuple[PurePosixPath, dict[str, int]]:
+    """The folder of the clips, and the clips with their sizes; the tables go to `folder`."""
+    clips: dict[PurePosixPath, dict[str, int]] = defaultdict(dict)
+    spoken: dict[PurePosixPath, str] = {}  # by where the clips of a language should be
     tops: set[str] = set()
 
     def wanted(path: PurePosixPath) -> bool:
-        return path.suffix == ".tsv" and path.parent.name == language
+        return path.suffix == ".tsv" and language in (path.parent.name, spontaneous_language(path))
 
     with closing(_walk(source, "reading tables", wanted)) as members:
         for path, size, content in members:
             tops.add(path.parts[0])
             if path.name == "train.tsv":
-                spoken[path.parent] = path.parent.name
+                spoken[path.parent / CLIPS] = path.parent.name
+            elif its := spontaneous_language(path):
+                spoken[path.parent / AUDIOS] = its
             if content is not None:
                 (folder / path.name).write_bytes(content)
-            elif _is_clip(path, language):
-                clips[path.name] = size
+            elif path.parent.name in (CLIPS, AUDIOS):
+                clips[path.parent][path.name] = size
     home = choose(source, language, spoken)
-    if home is None or not clips:
-        raise no_release(f"{language}/{'train.tsv' if home is None else 'clips/'} in {source}", sorted(tops))
-    return home.parent.name, clips
+    if home is None or not clips[home]:
+        raise no_release(f"{language}/{'train.tsv' if home is None else 'clips/'} in {source}", sorted(tops), PACKED)
+    return home, clips[home]
 
 
-def _is_clip(path: PurePosixPath, language: str) -> bool:
-    return path.parts[-3:-1] == (language, "clips")
+def _release(home: PurePosixPath, stem: str) -> str:
+    """Common Voice's is the folder above that of the language, Spontaneous Speech has none of these."""
+    above = home.parent if home.name == AUDIOS else home.parent.parent
+    return above.name or stem
 
 
 def _walk(

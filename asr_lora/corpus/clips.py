@@ -44,7 +44,7 @@ class Archived:
     """Members of an archive, with their sizes in bytes; those that are asked for are kept in `folder`."""
 
     source: Path
-    language: str
+    within: PurePosixPath  # the folder of the archive
     sizes: Mapping[str, int]
     folder: Path
 
@@ -52,7 +52,7 @@ class Archived:
         there = Folder(self.folder)
         wanted = {name for name in names if name in self.sizes and is_plain(name)}
         if absent := wanted - set(there.fetch(names)):
-            extract_clips(self.source, self.language, absent, self.folder)
+            extract_clips(self.source, self.within, absent, self.folder)
         return there.fetch(names)
 
 

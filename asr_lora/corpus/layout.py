@@ -1,4 +1,7 @@
-"""Where things lie in a Common Voice release: `<release>/<language>/{clips/*.mp3,train.tsv,...}`."""
+"""Where things lie in a Common Voice release: `<release>/<language>/{clips/*.mp3,train.tsv,...}`.
+
+In one of Spontaneous Speech: `<release>-<language>/{audios/*.mp3,ss-corpus-<language>.tsv,...}`.
+"""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -7,6 +10,15 @@ from typing import TypeVar
 
 from asr_lora.corpus.tables import read_table
 from asr_lora.errors import ChoiceError
+
+CLIPS = "clips"
+AUDIOS = "audios"  # of Spontaneous Speech
+SPONTANEOUS = "ss-corpus-"  # how its table begins
+OTHERS = (
+    "; Spontaneous Speech has audios/ and ss-corpus-<language>.tsv; other speech is a table with its recordings (.csv, "
+    ".tsv, .jsonl), Kaldi's wav.scp and text, or what datasets reads (.parquet, .arrow)"
+)
+PACKED = "; Spontaneous Speech has audios/ and ss-corpus-<language>.tsv; other speech wants unpacking: name its folder"
 
 Place = TypeVar("Place", bound=PurePath)
 
@@ -58,9 +70,28 @@ def choose(source: Path, language: str, spoken: Mapping[Place, str]) -> Place | 
     return found[0] if found else None
 
 
-def no_release(lacking: str, got: Iterable[str]) -> ChoiceError:
+def is_release(source: Path) -> bool:
+    """Whether a folder, or one in it or a level deeper, is a language of Common Voice; all of it may not be there."""
+    depths = ("", "*/", "*/*/")
+    clips = {folder.parent for depth in depths for folder in source.glob(f"{depth}{CLIPS}")}
+    tables = {table.parent for depth in depths for table in source.glob(f"{depth}train.tsv")}
+    return bool(clips & tables) or any("\tup_votes" in _first_line(folder / "train.tsv") for folder in tables)
+
+
+def _first_line(table: Path) -> str:
+    with table.open(encoding="utf-8", errors="replace") as lines:
+        return lines.readline(10_000)
+
+
+def spontaneous_language(path: PurePath) -> str | None:
+    """The language of the Spontaneous Speech of which a file is the table; None for another file."""
+    ours = path.name.startswith(SPONTANEOUS) and path.suffix == ".tsv"
+    return path.stem.removeprefix(SPONTANEOUS) or None if ours else None
+
+
+def no_release(lacking: str, got: Iterable[str], others: str = "") -> ChoiceError:
     return ChoiceError(
-        f"data.source: no {lacking}; a Common Voice release has clips/ and train.tsv (got: {listed(got)})"
+        f"data.source: no {lacking}; a Common Voice release has clips/ and train.tsv (got: {listed(got)}){others}"
     )
 
 

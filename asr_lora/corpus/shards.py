@@ -16,15 +16,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from asr_lora.corpus import SHARDS, Corpus
 from asr_lora.corpus.clips import is_plain
 from asr_lora.corpus.layout import existing, listed
+from asr_lora.corpus.speech import Corpus
 from asr_lora.corpus.tables import Row
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.files import cache_dir, whole_file
 from asr_lora.progress import progress
 from asr_lora.ranges import is_url, read_range, read_whole
 
+PREFIX = "shards:"  # how data.source begins
 INDEX = "index.json"  # of all shards
 VERSION = 1  # of the form of the indexes
 AT_ONCE = 8  # indexes fetched together
@@ -55,7 +56,7 @@ def read_shards(place: str, language: str) -> Corpus:
                 rows.append(_row(line, where))
                 durations[line["clip"]] = line["duration"]
     return Corpus(
-        source=f"{SHARDS}{home}",
+        source=f"{PREFIX}{home}",
         release=about["release"],
         language=language,
         tables=tables,

@@ -36,12 +36,7 @@ def read_table(path: Path, needed: Sequence[str] = ()) -> tuple[list[Row], list[
 
     Raises ChoiceError for a file that is not UTF-8 or lacks a column that is `needed`.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ChoiceError(f"data.source: {path} is not UTF-8 (at byte {error.start}); save it as UTF-8") from error
-    # A line ends at \n alone: splitlines would also break at U+2028 and its like inside a sentence.
-    header, *lines = (line.removesuffix("\r").split("\t") for line in text.split("\n"))
+    header, *lines = (line.split("\t") for line in lines_of(path))
     if lacking := [column for column in needed if column not in header]:
         raise ChoiceError(
             f"data.source: {path} has no column {' and no '.join(lacking)}; "
@@ -56,6 +51,20 @@ def read_table(path: Path, needed: Sequence[str] = ()) -> tuple[list[Row], list[
         elif cells != [""]:
             malformed.append(f"line {number}: {len(cells)} columns, not {len(header)}")
     return rows, malformed
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text; the last is empty where the text ends as it should. Raises ChoiceError where not UTF-8."""
+    # A line ends at \n alone: splitlines would also break at U+2028 and its like inside a sentence.
+    return [line.removesuffix("\r") for line in text_of(path).split("\n")]
+
+
+def text_of(path: Path) -> str:
+    """The whole text, without a byte order mark. Raises ChoiceError for a file that is not UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ChoiceError(f"data.source: {path} is not UTF-8 (at byte {error.start}); save it as UTF-8") from error
 
 
 def _clip_name(cell: str) -> str:

@@ -1,0 +1,131 @@
+"""A Kaldi data directory: wav.scp and text, and segments, utt2spk, utt2dur if there; or a directory a split.
+
+A file of it is a line an item: its id, a blank, the rest (kaldi-asr.org/doc/data_prep.html).
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from asr_lora.corpus.layout import listed
+from asr_lora.corpus.speech import UNSPLIT, Corpus, by_split
+from asr_lora.corpus.tables import lines_of
+from asr_lora.corpus.utterances import Gathered, Utterance, within
+from asr_lora.errors import ChoiceError
+
+RECORDINGS = "wav.scp"
+ARCHIVED = re.compile(r"\.ark:\d+$")  # a place within one of Kaldi's own archives
+FOLDERS_UP = 4  # from a data directory: a relative path begins in it or where the recipe was run, data/train/../..
+
+
+def is_kaldi(source: Path) -> bool:
+    return (source / RECORDINGS).is_file() or any(source.glob(f"*/{RECORDINGS}"))
+
+
+def open_kaldi(source: Path, language: str) -> Corpus:
+    """Raises ChoiceError for what lacks a file or names a command; no command is ever run."""
+    gathered = Gathered(str(source))
+    for split, folders in _folders(source).items():
+        for folder in folders:
+            _gather(gathered, folder, split)
+    rows, malformed = gathered.tables()
+    return Corpus(
+        source=str(source),
+        release=source.name,
+        language=language,
+        tables=rows,
+        durations=gathered.durations,
+        malformed=malformed,
+        clips=gathered.clips(
+            f"a path in {RECORDINGS} is absolute, or begins in its folder or where the recipe was run"
+        ),
+    )
+
+
+def _folders(source: Path) -> Mapping[str, list[Path]]:
+    if (source / RECORDINGS).is_file():
+        return {UNSPLIT: [source]}
+    folders = {file.parent.name: file.parent for file in sorted(source.glob(f"*/{RECORDINGS}"))}
+    named = by_split(folders)
+    if not named:
+        raise ChoiceError(
+            f"data.source: {source} holds Kaldi directories ({listed(folders)}), none called train, dev or test; name "
+            "the one that is meant"
+        )
+    return named
+
+
+def _gather(gathered: Gathered, folder: Path, split: str) -> None:
+    """One data directory. An utterance is called by its id, with the ending of its recording behind."""
+    recordings = _recordings(folder)
+    if not (folder / "text").is_file():
+        raise ChoiceError(
+            f"data.source: no text beside {folder / RECORDINGS}; it holds what is said in every utterance"
+        )
+    speakers, seconds = _column(folder / "utt2spk"), _column(folder / "utt2dur")
+    cut = (folder / "segments").is_file()
+    segments = _column(folder / "segments") if cut else {}
+    for number, utt, text in _lines(folder / "text"):
+        line = f"{folder.name}/text line {number}"
+        try:
+            recording, start, end = _segment(segments, utt) if cut else (utt, None, None)
+            if recording not in recordings:
+                raise ValueError(f"{recording} is not in {RECORDINGS}")
+            lasting = _time(seconds[utt]) if utt in seconds else None
+            file = recordings[recording]
+            told = within(Utterance(str(file), text, speakers.get(utt, ""), "", start, end, lasting))
+            name = f"{utt}{file.suffix}"
+            if gathered.files.get(name, file) != file:
+                raise ValueError(f"{utt} is another clip elsewhere in {gathered.of}")
+        except ValueError as error:
+            gathered.leave_out(split, line, error)
+            continue
+        gathered.add(split, name, told, file)
+
+
+def _recordings(folder: Path) -> dict[str, Path]:
+    """Files by recording. They may lie anywhere: these are the user's own lists, which nearly always name them so."""
+    found: dict[str, str] = {}
+    for number, recording, place in _lines(folder / RECORDINGS):
+        if place.endswith("|") or ARCHIVED.search(place):
+            kind = "a command" if place.endswith("|") else "a place in an archive"
+            shown = place if len(place) <= 60 else f"{place[:57]}..."
+            raise ChoiceError(
+                f"data.source: line {number} of {folder / RECORDINGS} is {kind} and no file ({shown}), and none is run "
+                "or opened here; write the audio out once and name the files (a command that only decodes flac or mp3 "
+                "is not needed: name its file)"
+            )
+        found[recording] = place
+    relative = next((place for place in found.values() if not PurePosixPath(place).is_absolute()), None)
+    bases = [folder, *folder.parents[: FOLDERS_UP - 1]]
+    base = next((base for base in bases if relative and (base / relative).is_file()), folder)
+    return {recording: base / place for recording, place in found.items()}
+
+
+def _segment(segments: Mapping[str, str], utt: str) -> tuple[str, float, float | None]:
+    """Recording, start and end (s; None, in Kaldi -1: to the end of the recording)."""
+    if utt not in segments:
+        raise ValueError(f"{utt} is not in segments")
+    fields = re.split(r"[ \t]+", segments[utt].strip())
+    if len(fields) != 3:
+        raise ValueError(f"{utt} has {len(fields)} fields in segments, not recording, start and end")
+    start, end = _time(fields[1]), _time(fields[2], least=-1)
+    return fields[0], start, None if end == -1 else end
+
+
+def _time(field: str, least: float = 0) -> float:
+    value = float(field) if re.fullmatch(r"-?[0-9.]+(e-?[0-9]+)?", field.strip()) else None
+    if value is None or (value < 0 and value != least):
+        raise ValueError(f"no time: {field}")
+    return value
+
+
+def _column(path: Path) -> dict[str, str]:
+    return {item: rest for _, item, rest in _lines(path)} if path.is_file() else {}
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line number, id and the rest (empty where there is none) of every line that is not empty."""
+    for number, line in enumerate(lines_of(path), start=1):
+        if fields := re.split(r"[ \t]+", line.strip(" \t"), maxsplit=1) if line.strip(" \t") else []:
+            yield number, fields[0], fields[1] if len(fields) > 1 else ""

@@ -1,0 +1,168 @@
+"""From what a source says of an utterance to a row of our tables; what cannot be used is left out and named."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from asr_lora.audio import MAX_SECONDS
+from asr_lora.corpus.clips import Files
+from asr_lora.corpus.layout import listed
+from asr_lora.corpus.speech import TABLES, UNSPLIT, split_called
+from asr_lora.corpus.tables import Row
+from asr_lora.errors import ChoiceError
+from asr_lora.progress import say
+
+OURS = {"id", "path", "text", "duration", "speaker", "sha256", "clip", "source", "weight", "client_id", "sentence"}
+LOOKED_FOR = 20  # files, before all of a table's are believed to be elsewhere
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """What is said in a recording, or between `start` and `end` (s) of it; `seconds` where the source tells them."""
+
+    path: str
+    text: str
+    speaker: str = ""
+    split: str = ""
+    start: float | None = None
+    end: float | None = None
+    seconds: float | None = None
+    others: Mapping[str, str] = field(default_factory=dict)
+
+    def row(self, name: str) -> Row:
+        """As a row of ours, under the clip's name. A column that would pass for one of ours gets a _ behind."""
+        between = {"start": self.start, "end": self.end} if self.start is not None else {}
+        times = {column: f"{time:.6f}" for column, time in between.items() if time is not None}
+        others = {f"{column}_" if column in OURS | {*times} else column: cell for column, cell in self.others.items()}
+        return {"client_id": self.speaker, "path": name, "sentence": self.text, **times, **others}
+
+
+def utterance(cells: Row, columns: Mapping[str, str]) -> Utterance:
+    """The utterance of a table's row. Raises ValueError, with the reason alone, for what cannot be one."""
+    said = {meaning: cells[column] for meaning, column in columns.items()}
+    if not said["path"].strip():
+        raise ValueError("no path")
+    start, end, seconds = (_seconds(said.get(meaning, ""), meaning) for meaning in ("start", "end", "duration"))
+    if seconds is not None and "ms" in columns["duration"].lower():
+        seconds /= 1000
+    others = {column: cell for column, cell in cells.items() if column not in columns.values()}
+    who = said.get("speaker", ""), said.get("split", "")
+    return within(Utterance(said["path"], said["text"], *who, start, end, seconds, others))
+
+
+def within(told: Utterance) -> Utterance:
+    """The same with its times made sure of.
+
+    Raises ValueError for times that cannot be or are more than Whisper hears, and for NUL characters.
+    """
+    if any("\0" in cell for cell in (told.path, told.text, told.speaker)):
+        raise ValueError("a NUL character")
+    start, end, seconds = told.start, told.end, told.seconds
+    if end is not None or start:
+        start = start or 0.0
+        if end is None and seconds is not None:
+            end = start + seconds  # as NeMo writes it
+        if end is not None and end <= start:
+            raise ValueError(f"ends at {end:g} s, before it begins ({start:g} s)")
+    elif start is not None and seconds is not None:
+        end = start + seconds
+    else:
+        start = None
+    if start is not None and end is not None:
+        seconds = end - start
+    if seconds is not None and seconds > MAX_SECONDS + 0.0005:  # as sums of decimals are
+        raise ValueError(f"longer than {MAX_SECONDS:g} s ({seconds:g} s)")
+    return Utterance(told.path, told.text, told.speaker, told.split, start, end, seconds, told.others)
+
+
+def _seconds(cell: str, meaning: str) -> float | None:
+    if not cell.strip():
+        return None
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{meaning} is no time: {cell}")
+    return value
+
+
+def cut_name(path: str, told: Utterance) -> str:
+    """The name of a clip: that of its recording, for a part of one with the milliseconds where it begins and ends."""
+    if told.start is None:
+        return path
+    whole = PurePosixPath(path)
+    end = "end" if told.end is None else f"{round(told.end * 1000):07}"
+    return str(whole.with_name(f"{whole.stem}-{round(told.start * 1000):07}-{end}{whole.suffix}"))
+
+
+@dataclass
+class Gathered:
+    """Utterances as they come, under their splits; `of` names the source in messages."""
+
+    of: str
+    rows: dict[str, list[Row]] = field(default_factory=lambda: defaultdict(list))  # by what the source calls the split
+    durations: dict[str, float] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # the same, to lines
+
+    def add(self, split: str, name: str, told: Utterance, file: Path | None = None) -> None:
+        self.rows[split].append(told.row(name))
+        if told.seconds is not None:
+            self.durations[name] = told.seconds
+        if file is not None:
+            self.files[name] = file
+
+    def leave_out(self, split: str, line: str, reason: object) -> None:
+        self.left_out[split].append(f"{line}: {reason}")
+
+    def tables(self) -> tuple[dict[str, list[Row]], dict[str, list[str]]]:
+        """Our tables and the lines left out of each: under their splits, or all as one where none has a name we know.
+
+        Where some rows are of splits that we know, those of another (Spontaneous Speech's unassigned) are left out.
+        Raises ChoiceError where nothing is left.
+        """
+        known = {split: called for split in self.rows if (called := split_called(split))}
+        tables: dict[str, list[Row]] = defaultdict(list)
+        out: dict[str, list[str]] = defaultdict(list)
+        for split, rows in self.rows.items():
+            if known and split not in known:
+                for row in rows:
+                    self.durations.pop(row["path"], None)
+                self.left_out[split] += [f"{row['path']}: of the split {split or 'that is not said'}" for row in rows]
+            else:
+                tables[known.get(split, UNSPLIT)] += rows
+        first = next((table for table in (*TABLES, UNSPLIT) if table in tables), UNSPLIT)
+        for split, lines in self.left_out.items():
+            out[split_called(split) or first] += lines
+        count = sum(map(len, out.values()))
+        if not tables:
+            lines = [line for own in out.values() for line in own]
+            raise ChoiceError(f"data.source: {self.of} has no row that can be used (left out: {listed(lines, 3)})")
+        if count:
+            example = next(line for own in out.values() for line in own)
+            say(f"{self.of}: {count} of {count + sum(map(len, tables.values()))} rows left out ({example}, ...)")
+        return dict(tables), {table: out[table] for table in dict.fromkeys([*tables, *out])}
+
+    def clips(self, rule: str) -> Files:
+        """The files, once one of the first is seen to be there. Raises ChoiceError, with the `rule` for paths."""
+        first = list(self.files.values())[:LOOKED_FOR]
+        if first and not any(file.is_file() for file in first):
+            raise ChoiceError(f"data.source: none of the first {len(first)} files of {self.of} is there ({first[0]}, "
+                              f"...); {rule}")  # fmt: skip
+        return Files(self.files)
+
+
+def inside(path: str) -> PurePosixPath | None:
+    """A relative path with its dots resolved, or None where it leads out of its folder."""
+    parts: list[str] = []
+    for part in PurePosixPath(path).parts:
+        if part == ".." and not parts:
+            return None
+        if part == "..":
+            parts.pop()
+        else:
+            parts.append(part)
+    return PurePosixPath(*parts) if parts else None
