@@ -20,6 +20,9 @@ from asr_lora.errors import WorldError
 from asr_lora.files import cache_dir
 
 VERSION = 1  # it rises whenever something else is found in the same clip
+SHORTEST = 0.05  # seconds: not even a syllable
+LONGEST_READ = audio.MAX_SECONDS + 1  # seconds: enough to know that a recording is too long, however long it is
+SILENT = 2**-15  # of full scale, a step of 16 bits: below it there is no sound
 FULL_SCALE = 0.999  # of samples: what reaches it was most likely cut off
 
 
@@ -51,9 +54,9 @@ def listen(place: Place | None) -> Heard:
     try:
         if place.start is None:
             content = place.file.read_bytes()
-            samples, rate = audio.decode(content)
+            samples, rate = audio.decode(place.file, most=LONGEST_READ)
         else:
-            samples, rate = audio.decode(place.file, place.start, place.end)
+            samples, rate = audio.decode(place.file, place.start, place.end, LONGEST_READ)
             content = samples.tobytes()
     except OSError as error:
         return Heard(f"cannot be read: {error.strerror}")
@@ -62,6 +65,10 @@ def listen(place: Place | None) -> Heard:
     seconds = len(samples) / rate
     if seconds > audio.MAX_SECONDS:
         return Heard(f"longer than {audio.MAX_SECONDS:g} s")
+    if seconds < SHORTEST:
+        return Heard(f"shorter than {SHORTEST:g} s")
+    if not np.any(np.abs(samples) > SILENT):
+        return Heard("silent")
     loudness, full = float(np.sqrt(np.mean(samples**2))), float(np.mean(np.abs(samples) >= FULL_SCALE))
     digest = hashlib.sha256(content).hexdigest()
     return Heard(None, round(seconds, 3), digest, rate, round(loudness, 6), round(full, 6))

@@ -25,8 +25,10 @@ from asr_lora.naming import science
 from asr_lora.progress import progress, say
 from asr_lora.sources import excluded, opened, put_back, recorded
 from asr_lora.splits import apart, without_leaks
+from asr_lora.text import marks
 
 MOST_BAD = 0.05  # a corpus of which more than this share must be left out is not what it seems
+LONGEST_SENTENCE = 10_000  # characters: nobody says more in 30 s, and a tokenizer may take minutes over a megabyte
 BYTES_PER_SECOND = 8_000  # mp3 at 64 kbit/s, Common Voice's upper end: guesses short where there are no durations
 
 
@@ -156,6 +158,10 @@ def _label_rule(config: Config) -> Callable[[str], str | None]:
     def refuse(sentence: str) -> str | None:
         if not sentence.strip():
             return "empty sentence"
+        if not marks(sentence):
+            return "sentence without a letter or digit"
+        if len(sentence) > LONGEST_SENTENCE:
+            return f"sentence longer than {LONGEST_SENTENCE:,} characters"
         # The decoder sees all but the last token, the end.
         return f"label longer than {limit} tokens" if len(token_ids(sentence, tokenizer)) - 1 > limit else None
 

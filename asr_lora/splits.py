@@ -4,6 +4,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from asr_lora.corpus import UNSPLIT, Corpus
@@ -16,6 +17,7 @@ from asr_lora.text import Normalizer
 if TYPE_CHECKING:
     from asr_lora.config import DataConfig
 
+NUMBERED_ONCE = ("common_voice_", "spontaneous-speech-")  # how such clips are called
 OVERSHOOT = 1.25  # times its share that a split of ours may hold, for speakers are never cut in two
 
 
@@ -82,7 +84,7 @@ def apart(train: Sequence[Row], held_out: Sequence[Row]) -> tuple[list[Row], dic
     normal = Normalizer("marks")
     speakers = {row["client_id"] for row in held_out if row.get("client_id")}
     sentences = {normal(row["sentence"]) for row in held_out} - {""}
-    clips = {_original(row) for row in held_out}
+    clips = {_identity(row) for row in held_out}
     kept: list[Row] = []
     dropped: dict[str, list[str]] = {"speaker": [], "sentence": [], "clip": []}
     for row in train:
@@ -90,13 +92,15 @@ def apart(train: Sequence[Row], held_out: Sequence[Row]) -> tuple[list[Row], dic
             dropped["speaker"].append(row["path"])
         elif normal(row["sentence"]) in sentences:
             dropped["sentence"].append(row["path"])
-        elif _original(row) in clips:
+        elif _identity(row) in clips:
             dropped["clip"].append(row["path"])
         else:
             kept.append(row)
     return kept, dropped
 
 
-def _original(row: Row) -> str:
-    """The clip's name in its own source: the same release in two mixtures has the same clips."""
-    return row["path"].removeprefix(f"{row.get('source', '')}/")
+def _identity(row: Row) -> str:
+    """What tells a clip wherever it is met: Common Voice numbers its clips once for all releases and languages, other
+    names mean something in their own source alone."""
+    name = PurePosixPath(row["path"]).name
+    return name if name.startswith(NUMBERED_ONCE) else row["path"]

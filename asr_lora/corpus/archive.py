@@ -21,6 +21,7 @@ from asr_lora.files import cache_dir, read_json, whole_file, whole_folder, write
 from asr_lora.progress import progress
 
 MEMBERS = "members.json"  # beside the tables: the release, and the clips with their sizes
+MOST_UNPACKED, UNPACKED_FREELY = 20, 1 << 28  # times its size, and bytes beside it
 GZIP = b"\x1f\x8b"  # how a .gz begins
 NO_TEXT = re.compile("[\x00-\x1f\ud800-\udfff]")  # control characters, and bytes of a name that are not UTF-8
 
@@ -102,6 +103,7 @@ def _walk(
             archive = _open_tar(source, stream)
             with progress(f"{description} (MB)", total / 1e6) as bar:
                 while (member := archive.next()) is not None:
+                    _refuse_bomb(source, member.offset_data + member.size, total)
                     archive.members.clear()  # type: ignore[attr-defined]  # else millions of headers stay in memory
                     position = raw.tell()
                     bar.move_to(position / 1e6)
@@ -110,7 +112,7 @@ def _walk(
                         content = archive.extractfile(member) if wanted(path) else None
                         yield path, member.size, content.read() if content else None
                 while stream.read(1 << 20):
-                    pass
+                    _refuse_bomb(source, stream.tell(), total)
                 bar.move_to(total / 1e6)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise WorldError(
@@ -119,6 +121,15 @@ def _walk(
         ) from error
     except OSError as error:
         raise WorldError(f"data.source: cannot read {source}: {error}") from error
+
+
+def _refuse_bomb(source: Path, unpacked: int, packed: int) -> None:
+    """Speech is compressed already: what unpacks to very much more than it takes would fill any disk and any memory."""
+    if unpacked > MOST_UNPACKED * packed + UNPACKED_FREELY:
+        raise WorldError(
+            f"data.source: {source} unpacks to more than {MOST_UNPACKED} times its {packed:,} bytes, as no archive of "
+            "speech does; it is damaged, or made to do harm"
+        )
 
 
 def _open_tar(source: Path, stream: gzip.GzipFile | BufferedReader) -> tarfile.TarFile:

@@ -32,7 +32,7 @@ def read_durations(path: Path) -> tuple[dict[str, float], list[str]]:
 
 
 def read_table(path: Path, needed: Sequence[str] = ()) -> tuple[list[Row], list[str]]:
-    """The rows, and the lines left out because they have another number of cells than the header.
+    """The rows, and the lines left out because they have another number of cells than the header, or hold a NUL.
 
     Raises ChoiceError for a file that is not UTF-8 or lacks a column that is `needed`.
     """
@@ -49,7 +49,9 @@ def read_table(path: Path, needed: Sequence[str] = ()) -> tuple[list[Row], list[
         )
     rows, malformed = [], []
     for number, cells in enumerate(lines, start=2):
-        if len(cells) == len(header):
+        if any("\0" in cell for cell in cells):
+            malformed.append(f"line {number}: holds a NUL character")
+        elif len(cells) == len(header):
             rows.append(dict(zip(header, cells, strict=True)))
         elif cells != [""]:
             malformed.append(f"line {number}: {len(cells)} columns, not {len(header)}")

@@ -1,0 +1,124 @@
+"""What preparing a large release costs:  python recipes/size.py ARCHIVE [--clips 50000] [--work runs/size]
+
+Makes a release of so many clips in Common Voice's layout by linking those of ARCHIVE (a small one of the same layout),
+60 a speaker, and times `prepare` on it, a process a time, by one clock outside: all of it with nothing in the cache,
+again, under another name, and an hour of it. Beside it the tutorials' way: `datasets.map` to 30 s features, of 1,000.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from arms import Facts, timed
+from rich.console import Console
+from rich.table import Table
+
+from asr_lora.checkpoint import whisper_base_from_wheels
+from asr_lora.corpus import SPLITS, open_corpus
+from asr_lora.errors import UserError
+from asr_lora.files import write_json
+from asr_lora.launch import quoted
+from asr_lora.progress import hush_libraries, say
+
+SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}
+CLIPS_A_SPEAKER = 60
+MAPPED = 1_000  # clips whose 30 s features are made
+FEATURES = """
+import sys
+from datasets import Dataset, disable_progress_bars
+from transformers import WhisperFeatureExtractor
+from asr_lora import audio
+from pathlib import Path
+disable_progress_bars()
+extractor = WhisperFeatureExtractor()
+def features(row):
+    heard = extractor(audio.load(Path(row["path"])), sampling_rate=audio.SAMPLE_RATE)
+    return {"input_features": heard.input_features[0]}
+clips = [{"path": path} for path in Path(sys.argv[1]).read_text().split("\\n")]
+Dataset.from_list(clips).map(features, remove_columns=["path"], cache_file_name=sys.argv[2])
+"""
+
+
+def linked(archive: Path, language: str, clips: int, folder: Path) -> Path:
+    """A release whose clips are hard links to those of the archive, over and over; its sentences are numbers."""
+    corpus = open_corpus(archive, language)
+    files = sorted(corpus.fetch(list(corpus.sizes)).values())
+    home = folder / "cv-corpus-linked-1.0" / language
+    (home / "clips").mkdir(parents=True)
+    at = 0
+    for split in SPLITS:
+        lines = ["client_id\tpath\tsentence"]
+        for _ in range(round(clips * SHARES[split] / CLIPS_A_SPEAKER) * CLIPS_A_SPEAKER):
+            name = f"common_voice_{language}_{at:08}.mp3"
+            os.link(files[at % len(files)], home / "clips" / name)
+            lines.append(f"speaker-{at // CLIPS_A_SPEAKER}\t{name}\t{at}")
+            at += 1
+        (home / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return home
+
+
+def measured(asked: argparse.Namespace) -> dict[str, Facts]:
+    work: Path = asked.work.absolute()
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    release = linked(asked.archive, asked.language, asked.clips, work)
+    words = [
+        f"data.source={quoted(str(release))}", f"data.language={asked.language}", "model=whisper_base",
+        f"model.checkpoint={quoted(str(whisper_base_from_wheels()))}", f"runs_dir={quoted(str(work / 'runs'))}",
+    ]  # fmt: skip
+    everything = ["data.hours=null", f"data.dev_clips={asked.clips}", "eval.limit=null"]
+    prepare, found = [sys.executable, "-m", "asr_lora.prepare", *words], {}
+    for name, run_name, more in (
+        ("all of it, nothing known", "all", everything),
+        ("the same again", "all", everything),
+        ("the same under another name", "other", everything),
+        ("an hour of it", "hour", ["data.hours=1"]),
+    ):
+        found[name] = timed(name, [*prepare, *more, f"run_name={run_name}"], work)
+        # Its manifest, and what is remembered of every clip of the release, for whatever run comes next.
+        found[name]["left"] = bytes_of(work / "runs" / run_name) + bytes_of(work / "cache")
+    listing = work / "clips.txt"
+    listing.write_text("\n".join(str(clip) for clip in sorted((release / "clips").iterdir())[:MAPPED]))
+    name, arrow = f"datasets.map, {MAPPED:,} clips", work / "features" / "train.arrow"
+    arrow.parent.mkdir()
+    found[name] = timed(name, [sys.executable, "-c", FEATURES, str(listing), str(arrow)], work)
+    found[name]["left"] = bytes_of(arrow.parent)
+    write_json(work / "size.json", found)
+    return found
+
+
+def bytes_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def show(found: dict[str, Facts], clips: int) -> None:
+    table = Table(title=f"{clips:,} clips")
+    for heading in ("", "seconds", "peak memory (GB)", "left on the disk (MB)"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, facts in found.items():
+        seconds, memory = f"{facts['command_seconds']:.1f}", f"{facts['resident_bytes'] / 1e9:.2f}"
+        table.add_row(name, seconds, memory, f"{facts['left'] / 1e6:,.1f}")
+    Console().print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("archive", type=Path)
+    parser.add_argument("--language", default="es", help="of the archive (%(default)s)")
+    parser.add_argument("--clips", type=int, default=50_000, help="(%(default)s)")
+    parser.add_argument("--work", type=Path, default=Path("runs/size"), help="emptied first (%(default)s)")
+    asked = parser.parse_args(arguments)
+    hush_libraries()
+    try:
+        show(measured(asked), asked.clips)
+    except (UserError, OSError) as error:
+        say(f"error: {error}")
+        raise SystemExit(1) from error
+    say(f"everything of it: {asked.work}")
+
+
+if __name__ == "__main__":
+    main()
