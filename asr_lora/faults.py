@@ -171,7 +171,7 @@ def _sound(utterances: Sequence[Utterance]) -> dict[str, list[Fault]]:
     def told(at: int) -> float:
         """The corpus's own duration, where the manifest has taken what was heard instead."""
         clip = utterances[at].clip
-        return float(clip.get("told_seconds", clip["duration"]))
+        return float(clip["told_seconds"] if "told_seconds" in clip else clip["duration"])
 
     def missing(at: int, one: Heard) -> float | None:
         due = told(at)

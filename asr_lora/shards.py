@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from asr_lora.corpus import SHARDS
-from asr_lora.corpus.shards import INDEX, VERSION, index_name
+from asr_lora.corpus.shards import INDEX, PREFIX, VERSION, index_name
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.files import read_jsonl, write_json, write_jsonl
 from asr_lora.manifest import PLACE, Clip, extension, name_in_corpus, sound
@@ -49,7 +48,7 @@ def write_shards(splits: Mapping[str, Sequence[Clip]], folder: Path, release: st
         _refuse_others(folder, {shard["shard"] for shard in shards})
         write_json(folder / INDEX, about)
     size = sum(shard["bytes"] for shard in shards) / 1e9
-    say(f"shards: {len(shards)} of {size:.3g} GB together in {folder}; train on them with data.source={SHARDS}{folder}")
+    say(f"shards: {len(shards)} of {size:.3g} GB together in {folder}; train on them with data.source={PREFIX}{folder}")
 
 
 def _summary(shard: Path, split: str, lines: Sequence[Line]) -> dict[str, Any]:
