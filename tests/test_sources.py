@@ -34,6 +34,7 @@ from speech import (
 )
 
 from asr_lora.corpus import is_path, is_quick, open_corpus
+from asr_lora.files import read_json
 from asr_lora.launch import load
 from asr_lora.manifest import waveform
 from asr_lora.plan import durations
@@ -186,3 +187,18 @@ def test_relative_paths_of_kaldi_begin_where_the_recipe_was_run(tmp_path: Path) 
     assert len(corpus.fetch(clip_names(corpus, "train"))) == 16
     (source / "dev" / "text").unlink()
     assert f"no text beside {source}/dev/wav.scp" in refusal(source)
+
+
+# --- several kinds at once --------------------------------------------------------------------------------------------
+
+
+def test_sources_of_several_kinds_are_one_corpus(words: list[str], tmp_path: Path) -> None:
+    kinds = (csv_alone, kaldi, spontaneous_archive, parquet)
+    each = [f"{{path: {kind(tmp_path / kind.__name__)}, weight: 2}}" for kind in kinds]
+    run = prepared(words, None, "data.source=null", f"data.sources=[{','.join(each)}]")
+    facts = read_json(run / "data" / "summary.json")
+    lines = lines_of(run)
+    assert len({line["id"] for own in lines.values() for line in own}) == sum(map(len, lines.values()))
+    assert len({line["source"] for line in lines["test"]}) == 4
+    # Whom the table without splits holds out the others train on: they are the same people.
+    assert facts["leaks_dropped_from_train"]["speaker"] > 0
