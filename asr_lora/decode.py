@@ -68,24 +68,25 @@ def transcribe(
     cut at a short context is heard again at 30 s, which the base was made for: there less runs away.
     Raises WorldError when a clip cannot be decoded.
     """
-    hypotheses = _heard(model, processor, clips, decoding, advance)
+    hypotheses = transcribe_once(model, processor, clips, decoding, advance)
     runaways = [] if decoding.margin is None else [at for at, hypothesis in enumerate(hypotheses) if hypothesis.cut]
     if not runaways:
         return hypotheses
     expect(len(runaways))
-    at_full = _heard(model, processor, [clips[at] for at in runaways], replace(decoding, margin=None), advance)
+    at_full = transcribe_once(model, processor, [clips[at] for at in runaways], replace(decoding, margin=None), advance)
     for at, hypothesis in zip(runaways, at_full, strict=True):
         hypotheses[at] = replace(hypothesis, again=True)
     return hypotheses
 
 
-def _heard(
+def transcribe_once(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     clips: Sequence[Clip],
     decoding: Decoding,
-    advance: Callable[[int], None],
+    advance: Callable[[int], None] = lambda count: None,
 ) -> list[Hypothesis]:
+    """The same, but what runs away at a short context is left as it is, cut and told."""
     hypotheses: dict[int, Hypothesis] = {}
     dtype = model.get_encoder().conv1.weight.dtype  # a quantised model's own dtype is that of its integers
     durations = [clip["duration"] for clip in clips]

@@ -55,7 +55,7 @@ def doubts(
     """
     references = [utterances[at].words for at in places]
     heard = [normal(text) for text in model["hypotheses"]]
-    errors, characters = clip_errors(references, heard, "cer")
+    errors, characters = clip_errors(references, heard, normal.language or "", "cer")
     return [
         Doubt(
             at, hypothesis, reference, said, wrong, count, count < SHORT[unit],

@@ -104,14 +104,17 @@ def delta_interval(delta: Mapping[str, Any], rate: str) -> Sequence[float] | Non
 
 
 def clip_errors(
-    clean_references: Sequence[str], clean_hypotheses: Sequence[str], language: str
+    clean_references: Sequence[str], clean_hypotheses: Sequence[str], language: str, rate: str | None = None
 ) -> tuple[list[int], list[int]]:
-    """Errors of each clip, and units of its reference, of the rate that leads; 0 and 0 without a reference."""
+    """Errors of each clip, and units of its reference; 0 and 0 without a reference.
+
+    Of `rate`, "wer" or "cer"; None for the one that leads in Whisper's `language`.
+    """
     spoken = _spoken(clean_references, clean_hypotheses)
     errors, units = [0] * len(clean_references), [0] * len(clean_references)
     if spoken:
         sides = _take(clean_references, spoken), _take(clean_hypotheses, spoken)
-        counted = _counted(leading(language), language, *sides)
+        counted = _counted(rate or leading(language), language, *sides)
         for i, wrong, count in zip(spoken, *(part.tolist() for part in counted), strict=True):
             errors[i], units[i] = wrong, count
     return errors, units

@@ -20,9 +20,13 @@ def look(*words: str, precision: str = "fp32", batch_size: int = 8) -> hardware.
     return hardware.look(load([*words, f"model.precision={precision}", f"training.batch_size={batch_size}"]))
 
 
-def test_without_a_gpu_auto_is_a_cpu_that_takes_a_minute_of_audio_at_once() -> None:
+@pytest.mark.parametrize(("multiplies", "autocast"), [(True, torch.bfloat16), (False, None)])
+def test_without_a_gpu_auto_is_a_cpu_that_takes_a_minute_of_audio_at_once(
+    monkeypatch: pytest.MonkeyPatch, multiplies: bool, autocast: torch.dtype | None
+) -> None:
+    monkeypatch.setattr(hardware, "cpu_has_bf16", lambda: multiplies)
     found = look("hardware=auto")
-    assert found.device.type == "cpu" and found.autocast is None and "threads" in found.name
+    assert found.device.type == "cpu" and found.autocast is autocast and "threads" in found.name
     assert found.capacity == 60  # two clips at 30 s
 
 

@@ -1,0 +1,51 @@
+"""How much silence the untouched model needs behind a clip:  python recipes/margins.py MANIFEST --checkpoint FOLDER
+
+Decodes the first clips of a manifest (runs/<run>/data/test.jsonl) with untouched weights at short contexts, by seconds
+of context behind each clip, and at 30 s. Nothing is heard again: what runs away is left so, cut and counted.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from asr_lora import metrics
+from asr_lora.checkpoint import load_processor
+from asr_lora.decode import Decoding, transcribe_once
+from asr_lora.files import read_jsonl
+from asr_lora.model import whisper
+from asr_lora.progress import hush_libraries
+from asr_lora.text import Normalizer
+
+MARGINS = (1.0, 2.0, 4.0, 8.0, 16.0, None)  # seconds; None: all of the 30
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("manifest", type=Path)
+    parser.add_argument("--checkpoint", default="openai/whisper-base", help="(%(default)s)")
+    parser.add_argument("--language", default="es", help="Whisper's token (%(default)s)")
+    parser.add_argument("--clips", type=int, default=40, help="(%(default)s)")
+    asked = parser.parse_args(arguments)
+    hush_libraries()
+    model, processor = whisper.load(asked.checkpoint, "fp32", torch.device("cpu")), load_processor(asked.checkpoint)
+    clips = read_jsonl(asked.manifest)[: asked.clips]
+    references, speakers = [clip["text"] for clip in clips], [clip["speaker"] for clip in clips]
+    table = Table(title=f"untouched, {len(clips)} clips")
+    for heading in ("seconds behind a clip", "WER", "insertions", "cut"):
+        table.add_column(heading, justify="right")
+    for margin in MARGINS:
+        settings = Decoding(asked.language, "transcribe", 1, 444, 40, margin, 8)
+        heard = transcribe_once(model, processor, clips, settings)
+        found = metrics.score(references, [each.text for each in heard], speakers, Normalizer("marks"), 0)
+        cut = sum(each.cut for each in heard)
+        name = "to 30 s" if margin is None else f"{margin:g}"
+        table.add_row(name, f"{found['wer']:.1%}", str(found["insertions"]), str(cut))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
