@@ -5,6 +5,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,7 +71,7 @@ def _without(corpus: Corpus, listing: Path) -> Corpus:
     clips = sum(map(len, corpus.tables.values())) - sum(map(len, tables.values()))
     unknown = f"; {len(asked - found)} are not in the corpus ({min(asked - found)}, ...)" if asked - found else ""
     say(f"data.drop: {clips} clips dropped, as {listing} says{unknown}")
-    return Corpus(**{**vars(corpus), "tables": tables})
+    return replace(corpus, tables=tables)
 
 
 def _source(config: "Config") -> str:
