@@ -7,7 +7,8 @@ from pathlib import Path
 from asr_lora import run
 from asr_lora.corpus import SPLITS
 from asr_lora.files import read_jsonl
-from asr_lora.manifest import Clip
+from asr_lora.manifest import Clip, name_in_corpus
+from asr_lora.splits import identity
 from asr_lora.text import Normalizer
 
 
@@ -15,7 +16,7 @@ def shared(folder: Path, language: str) -> dict[str, dict[str, int]]:
     """Of each two splits of the run in `folder`, dev and test too (dev chooses the adapter): how much is in both.
 
     `{"train and dev": {"speakers": 0, "sentences": 0, "clips": 0}, ...}`; sentences as `marks` leaves them in Whisper's
-    `language`, clips by file name or by content.
+    `language`, clips by name in their corpus (Common Voice's in any) or by content.
     """
     manifests = {split: read_jsonl(run.manifest(folder, split)) for split in SPLITS}
     return {
@@ -26,13 +27,17 @@ def shared(folder: Path, language: str) -> dict[str, dict[str, int]]:
 
 def _in_both(one: Sequence[Clip], other: Sequence[Clip], normal: Normalizer) -> dict[str, int]:
     speakers, sentences, names, contents = (
-        {name(clip) for clip in one} & {name(clip) for clip in other} - {""}
-        for name in (
+        {fact(clip) for clip in one} & {fact(clip) for clip in other} - {""}
+        for fact in (
             lambda clip: clip["speaker"],
             lambda clip: normal(clip["text"]),
-            lambda clip: Path(clip["path"]).name,
+            _identity,
             lambda clip: clip["sha256"],
         )
     )
-    clips = [clip for clip in other if Path(clip["path"]).name in names or clip["sha256"] in contents]
+    clips = [clip for clip in other if _identity(clip) in names or clip["sha256"] in contents]
     return {"speakers": len(speakers), "sentences": len(sentences), "clips": len(clips)}
+
+
+def _identity(clip: Clip) -> str:
+    return identity(name_in_corpus(clip))

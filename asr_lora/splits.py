@@ -85,7 +85,7 @@ def apart(train: Sequence[Row], held_out: Sequence[Row]) -> tuple[list[Row], dic
     normal = Normalizer("marks")
     speakers = {row["client_id"] for row in held_out if row.get("client_id")}
     sentences = {normal(row["sentence"]) for row in held_out} - {""}
-    clips = {_identity(row) for row in held_out}
+    clips = {identity(row["path"]) for row in held_out}
     kept: list[Row] = []
     dropped: dict[str, list[str]] = {"speaker": [], "sentence": [], "clip": []}
     for row in train:
@@ -93,15 +93,15 @@ def apart(train: Sequence[Row], held_out: Sequence[Row]) -> tuple[list[Row], dic
             dropped["speaker"].append(row["path"])
         elif normal(row["sentence"]) in sentences:
             dropped["sentence"].append(row["path"])
-        elif _identity(row) in clips:
+        elif identity(row["path"]) in clips:
             dropped["clip"].append(row["path"])
         else:
             kept.append(row)
     return kept, dropped
 
 
-def _identity(row: Row) -> str:
-    """What tells a clip wherever it is met: Common Voice numbers its clips once for all releases and languages, other
-    names mean something in their own source alone."""
-    name = PurePosixPath(row["path"]).name
-    return name if name.startswith(NUMBERED_ONCE) else row["path"]
+def identity(name: str) -> str:
+    """What tells a clip of this `name` in its corpus wherever it is met: Common Voice numbers its clips once for all
+    releases and languages, other names mean something in their own source alone."""
+    plain = PurePosixPath(name).name
+    return plain if plain.startswith(NUMBERED_ONCE) else name
