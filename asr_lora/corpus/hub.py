@@ -89,16 +89,7 @@ def _corpus(loaded: Any, source: str, release: str, language: str, columns: Colu
     for split, own in parts.items():
         for name, data in own:
             _gather(gathered, clips, split, name, data, columns)
-    tables, malformed = gathered.tables()
-    return Corpus(
-        source=source,
-        release=release,
-        language=language,
-        tables=tables,
-        durations=gathered.durations,
-        malformed=malformed,
-        clips=clips,
-    )
+    return gathered.corpus(release, language, clips)
 
 
 def _gather(gathered: Gathered, clips: "_Rows", split: str, name: str, data: Any, columns: Columns) -> None:

@@ -28,18 +28,8 @@ def open_kaldi(source: Path, language: str) -> Corpus:
     for split, folders in _folders(source).items():
         for folder in folders:
             _gather(gathered, folder, split)
-    rows, malformed = gathered.tables()
-    return Corpus(
-        source=str(source),
-        release=source.name,
-        language=language,
-        tables=rows,
-        durations=gathered.durations,
-        malformed=malformed,
-        clips=gathered.clips(
-            f"a path in {RECORDINGS} is absolute, or begins in its folder or where the recipe was run"
-        ),
-    )
+    rule = f"a path in {RECORDINGS} is absolute, or begins in its folder or where the recipe was run"
+    return gathered.corpus(source.name, language, gathered.clips(rule))
 
 
 def _folders(source: Path) -> Mapping[str, list[Path]]:

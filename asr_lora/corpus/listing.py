@@ -30,16 +30,9 @@ def open_listing(source: Path, language: str, columns: Columns) -> Corpus:
         for file in files:
             several = sum(map(len, tables.values())) > 1
             _gather(gathered, file, base, split, columns, f"{file.relative_to(base)} " if several else "")
-    rows, malformed = gathered.tables()
-    return Corpus(
-        source=str(source),
-        release=source.stem if source.is_file() else source.name,
-        language=language,
-        tables=rows,
-        durations=gathered.durations,
-        malformed=malformed,
-        clips=gathered.clips("a path is absolute, or begins where its table lies"),
-    )
+    release = source.stem if source.is_file() else source.name
+    clips = gathered.clips("a path is absolute, or begins where its table lies")
+    return gathered.corpus(release, language, clips)
 
 
 def _gather(gathered: Gathered, table: Path, base: Path, split: str, columns: Columns, prefix: str) -> None:

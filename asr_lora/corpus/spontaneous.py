@@ -47,13 +47,4 @@ def open_spontaneous(source: Path, release: str, table: Path, language: str, cli
             gathered.leave_out(cells.get("split", ""), f"line {number}", error)
             continue
         gathered.add(told.split, PurePosixPath(told.path).name, told)
-    tables, malformed = gathered.tables()
-    return Corpus(
-        source=str(source),
-        release=release,
-        language=language,
-        tables=tables,
-        durations=gathered.durations,
-        malformed=malformed,
-        clips=clips,
-    )
+    return gathered.corpus(release, language, clips)

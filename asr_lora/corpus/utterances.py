@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from asr_lora.audio import MAX_SECONDS
-from asr_lora.corpus.clips import Files
+from asr_lora.corpus.clips import Clips, Files
 from asr_lora.corpus.layout import listed
-from asr_lora.corpus.speech import TABLES, UNSPLIT, split_called
+from asr_lora.corpus.speech import TABLES, UNSPLIT, Corpus, split_called
 from asr_lora.corpus.tables import Row
 from asr_lora.errors import ChoiceError
 from asr_lora.progress import say
@@ -118,11 +118,15 @@ class Gathered:
     def leave_out(self, split: str, line: str, reason: object) -> None:
         self.left_out[split].append(f"{line}: {reason}")
 
-    def tables(self) -> tuple[dict[str, list[Row]], dict[str, list[str]]]:
+    def corpus(self, release: str, language: str, clips: Clips) -> Corpus:
+        """All that was gathered. Raises ChoiceError where nothing is left."""
+        tables, malformed = self._tables()
+        return Corpus(self.of, release, language, tables, self.durations, malformed, clips)
+
+    def _tables(self) -> tuple[dict[str, list[Row]], dict[str, list[str]]]:
         """Our tables and the lines left out of each: under their splits, or all as one where none has a name we know.
 
         Where some rows are of splits that we know, those of another (Spontaneous Speech's unassigned) are left out.
-        Raises ChoiceError where nothing is left.
         """
         known = {split: called for split in self.rows if (called := split_called(split))}
         tables: dict[str, list[Row]] = defaultdict(list)
