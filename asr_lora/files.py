@@ -9,12 +9,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from asr_lora.errors import WorldError
+
+ANOTHER_CACHE = "free some space there, or name another cache in ASR_LORA_CACHE"
+
 
 def cache_dir() -> Path:
     """Where what can be made again is kept: $ASR_LORA_CACHE, else $XDG_CACHE_HOME/asr_lora, else ~/.cache/asr_lora."""
     if named := os.environ.get("ASR_LORA_CACHE"):
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "asr_lora"
+
+
+@contextmanager
+def writing(folder: Path, setting: str = "", way_out: str = ANOTHER_CACHE) -> Iterator[None]:
+    """For what is written to `folder`, which `setting` names, or is in the cache: raises WorldError where it cannot."""
+    try:
+        yield
+    except OSError as error:
+        named = f"{setting}: " if setting else ""
+        raise WorldError(f"{named}cannot write {folder}: {error.strerror or error}; {way_out}") from error
 
 
 @contextmanager

@@ -9,14 +9,13 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from asr_lora.corpus.shards import INDEX, PREFIX, VERSION, index_name
 from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import read_jsonl, write_json, write_jsonl
+from asr_lora.files import read_jsonl, write_json, write_jsonl, writing
 from asr_lora.manifest import PLACE, Clip, extension, name_in_corpus, sound
 from asr_lora.progress import Bar, progress, say
 
@@ -35,7 +34,8 @@ def write_shards(splits: Mapping[str, Sequence[Clip]], folder: Path, release: st
     total = sum(map(len, splits.values()))
     say(f"writing {total:,} clips as shards of {SHARD_BYTES / 1e9:g} GB to {folder}")
     shards: list[dict[str, Any]] = []
-    with _writing(folder), progress("writing shards", total=total) as bar:
+    way_out = "free some space or name another folder (shards_dir=...): complete shards are kept"
+    with writing(folder, "shards_dir", way_out), progress("writing shards", total=total) as bar:
         folder.mkdir(parents=True, exist_ok=True)
         for split, clips in splits.items():
             done = 0
@@ -148,14 +148,3 @@ def _refuse_others(folder: Path, ours: set[str]) -> None:
             f"shards_dir: {folder} holds {others[0]} of other clips than this run; name another folder "
             "(shards_dir=...), or remove it"
         )
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise WorldError(
-            f"shards_dir: cannot write {folder}: {error.strerror or error}; free some space or name another "
-            "folder (shards_dir=...): complete shards are kept"
-        ) from error

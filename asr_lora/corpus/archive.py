@@ -11,15 +11,15 @@ import re
 import tarfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import closing
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Self
 
 from asr_lora.corpus.layout import AUDIOS, CLIPS, PACKED, choose, no_release, spontaneous_language
 from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import cache_dir, read_json, whole_file, whole_folder, write_json
+from asr_lora.files import cache_dir, read_json, whole_file, whole_folder, write_json, writing
 from asr_lora.progress import progress
 
 MEMBERS = "members.json"  # beside the tables: the release, and the clips with their sizes
@@ -47,7 +47,7 @@ def read_tables(source: Path, language: str) -> Tables:
     key = hashlib.sha256(f"{source}\0{state.st_size}\0{state.st_mtime_ns}".encode(errors="surrogateescape")).hexdigest()
     folder = cache_dir() / "corpora" / f"{stem}-{key[:8]}" / language / "tables"
     if not (folder / MEMBERS).is_file() or "within" not in read_json(folder / MEMBERS):
-        with _writing(folder), whole_folder(folder) as partial:
+        with writing(folder), whole_folder(folder) as partial:
             home, clips = _extract_tables(source, language, partial)
             release = _release(home, stem)
             write_json(partial / MEMBERS, {"release": release, "clips": clips, "within": str(home)})
@@ -62,7 +62,7 @@ def extract_clips(source: Path, within: PurePosixPath, names: set[str], folder: 
     def wanted(path: PurePosixPath) -> bool:
         return path.name in missing and path.parent == within
 
-    with _writing(folder), closing(_walk(source, "extracting clips", wanted)) as members:
+    with writing(folder), closing(_walk(source, "extracting clips", wanted)) as members:
         for path, _, content in members:
             if content is not None:
                 with whole_file(folder / path.name) as partial:
@@ -174,13 +174,3 @@ def _is_plain(path: PurePosixPath) -> bool:
     """Whether the path stays in its folder and is text, and its file not hidden (as the `._x` that a Mac adds)."""
     inside = not path.is_absolute() and ".." not in path.parts
     return inside and bool(path.name) and path.name[0] != "." and not NO_TEXT.search(str(path))
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise WorldError(
-            f"cannot write {folder}: {error.strerror}; free some space there, or name another cache in ASR_LORA_CACHE"
-        ) from error

@@ -26,7 +26,7 @@ from asr_lora.corpus.listing import open_listing
 from asr_lora.corpus.speech import UNSPLIT, Corpus, by_split
 from asr_lora.corpus.utterances import Gathered, cut_name, utterance
 from asr_lora.errors import ChoiceError, UserError, WorldError
-from asr_lora.files import cache_dir, whole_file
+from asr_lora.files import cache_dir, whole_file, writing
 from asr_lora.progress import progress
 
 PREFIX = "hf:"  # what data.source begins with
@@ -196,14 +196,8 @@ def _kept(content: bytes, suffix: str) -> Path:
     digest = hashlib.sha256(content).hexdigest()
     file = cache_dir() / "clips" / digest[:2] / f"{digest[:32]}{suffix or BEGINS.get(content[:4], '.mp3')}"
     if not file.is_file():
-        try:
-            with whole_file(file) as partial:
-                partial.write_bytes(content)
-        except OSError as error:
-            raise WorldError(
-                f"cannot write {file.parent}: {error.strerror}; free some space there, or name another cache in "
-                "ASR_LORA_CACHE"
-            ) from error
+        with writing(file.parent), whole_file(file) as partial:
+            partial.write_bytes(content)
     return file
 
 

@@ -7,6 +7,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from asr_lora.errors import ChoiceError, UserError, WorldError
+from asr_lora.files import ANOTHER_CACHE
 
 KEY = "MDC_API_KEY"  # the environment variable, which the SDK also reads from a .env file
 SITE = "https://mozilladatacollective.com"
@@ -47,9 +48,7 @@ def _plain(title: str, folder: Path, page: str, error: BaseException) -> UserErr
     if status is not None:
         return _refused(title, page, status, error)
     if _of_the_system(error):
-        return WorldError(
-            f"cannot write {folder}: {_reason(error)}; free some space there, or name another cache in ASR_LORA_CACHE"
-        )
+        return WorldError(f"cannot write {folder}: {_reason(error)}; {ANOTHER_CACHE}")
     # What requests raises is an OSError, and a ValueError beside where it is no matter of the network.
     if isinstance(error, OSError) and not isinstance(error, ValueError):
         return WorldError(
