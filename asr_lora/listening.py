@@ -52,26 +52,28 @@ def listen(place: Place | None) -> Heard:
     if place is None:
         return Heard("not in the release")
     try:
-        if place.start is None:
-            content = place.file.read_bytes()
-            samples, rate = audio.decode(place.file, most=LONGEST_READ)
-        else:
+        with place.file.open("rb") as file:
             samples, rate = audio.decode(place.file, place.start, place.end, LONGEST_READ)
-            content = samples.tobytes()
+            if problem := _problem(samples, rate):
+                return Heard(problem)
+            whole = place.start is None
+            digest = hashlib.file_digest(file, "sha256") if whole else hashlib.sha256(samples.tobytes())
     except OSError as error:
         return Heard(f"cannot be read: {error.strerror}")
     except WorldError as error:
         return Heard(str(error).removeprefix(f"{place.file}: "))
+    loudness, full = float(np.sqrt(np.mean(samples**2))), float(np.mean(np.abs(samples) >= FULL_SCALE))
+    return Heard(None, round(len(samples) / rate, 3), digest.hexdigest(), rate, round(loudness, 6), round(full, 6))
+
+
+def _problem(samples: audio.Waveform, rate: int) -> str | None:
+    """Why such samples, of which there are some, cannot be used."""
     seconds = len(samples) / rate
     if seconds > audio.MAX_SECONDS:
-        return Heard(f"longer than {audio.MAX_SECONDS:g} s")
+        return f"longer than {audio.MAX_SECONDS:g} s"
     if seconds < SHORTEST:
-        return Heard(f"shorter than {SHORTEST:g} s")
-    if not np.any(np.abs(samples) > SILENT):
-        return Heard("silent")
-    loudness, full = float(np.sqrt(np.mean(samples**2))), float(np.mean(np.abs(samples) >= FULL_SCALE))
-    digest = hashlib.sha256(content).hexdigest()
-    return Heard(None, round(seconds, 3), digest, rate, round(loudness, 6), round(full, 6))
+        return f"shorter than {SHORTEST:g} s"
+    return None if np.any(np.abs(samples) > SILENT) else "silent"
 
 
 class Listener:

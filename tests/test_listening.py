@@ -1,5 +1,6 @@
 """What listening promises: facts of the whole clip, heard once and remembered, whatever kills it on the way."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -99,3 +100,22 @@ def test_a_part_of_a_recording_is_a_clip_of_its_own(tmp_path: Path, kind: str) -
     assert len({each.sha256 for each in heard}) == 3
     assert listen(Place(tmp_path / f"long.{kind}", 2.5, None)).seconds == pytest.approx(0.5, abs=0.1)
     assert listen(Place(tmp_path / f"long.{kind}", 9.0, 10.0)).problem == "clip holds no samples"
+
+
+COUNTED = Path("/proc/self/io")  # where the kernel counts what a process reads
+
+
+@pytest.mark.skipif(not COUNTED.is_file(), reason="this system does not count the bytes that a process reads")
+@pytest.mark.parametrize("kind", ["wav", "flac"])
+def test_of_a_recording_that_is_too_long_no_more_is_read_than_tells(tmp_path: Path, kind: str) -> None:
+    def read_by_now() -> int:
+        return int(COUNTED.read_text().split()[1])
+
+    long, fine = (tmp_path / f"{name}.{kind}" for name in ("long", "fine"))
+    for file, seconds in ((long, 10 * 60), (fine, 20)):
+        noise = np.random.default_rng(0).uniform(-0.5, 0.5, seconds * 16_000)
+        soundfile.write(file, noise, 16_000)
+    before = read_by_now()
+    assert listen(Place(long)) == Heard("longer than 30 s")
+    assert read_by_now() - before < long.stat().st_size / 10
+    assert listen(Place(fine)).sha256 == hashlib.sha256(fine.read_bytes()).hexdigest()
