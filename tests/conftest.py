@@ -1,7 +1,9 @@
 """What tests stand on: a private cache, a random tiny Whisper with a real tokenizer, a tiny Common Voice release."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,8 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from pages import CHROMIUM
+from playwright.sync_api import sync_playwright
 from releases import write_release
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
@@ -24,6 +28,7 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
+from asr_lora.batches import Batch
 from asr_lora.checkpoint import load_processor
 from asr_lora.features import prompted
 
@@ -98,6 +103,16 @@ def release(tmp_path: Path) -> Path:
     return folder
 
 
+class Fixed:
+    """An order of batches that is given."""
+
+    def __init__(self, *batches: Batch) -> None:
+        self.batches = list(batches)
+
+    def step(self, step: int) -> list[Batch]:
+        return self.batches
+
+
 def tiny_run(release: Path, checkpoint: Path, runs: Path) -> list[str]:
     """Overrides of a run that takes seconds: tiny model, tiny release, two steps, fp32, in a scratch runs folder."""
     return [
@@ -110,3 +125,13 @@ def tiny_run(release: Path, checkpoint: Path, runs: Path) -> list[str]:
 @pytest.fixture
 def words(release: Path, tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
     return [*tiny_run(release, tiny_checkpoint, tmp_path / "runs"), "eval.limit=4"]
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium, and this is tested too")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

@@ -1,7 +1,7 @@
 """What the audit promises: every planted fault found and named, nothing heard twice, a list that data.drop takes."""
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import tiny_run
-from playwright.sync_api import sync_playwright
+from pages import HOSTILE, Page, opened, seconds_of_players
 from releases import SAMPLE_RATE, tone, utterances, write_release
-from test_report import CHROMIUM, HOSTILE, Page
 
 from asr_lora import audit as room
 from asr_lora import doubts, faults, listening
@@ -375,38 +374,15 @@ def test_what_a_corpus_holds_stays_text(faulty: Audited) -> None:
     assert paragraphs and all(attributes["dir"] == "auto" for attributes in paragraphs)
 
 
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium, and this is tested too")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_browser_the_page_is_quiet_and_plays(
     faulty: Audited, its_cache: None, dishonest: None, browser: Any, scheme: str
 ) -> None:
     own = faulty.again("audit_decode=60", f"run_name={scheme}")
-    page = browser.new_page(color_scheme=scheme, viewport={"width": 390, "height": 800})
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
-    page.on("request", lambda request: None if request.url.startswith("file:") or request.url.startswith("data:")
-            else complaints.append(request.url))  # fmt: skip
-    page.goto((own.run / "audit" / "index.html").as_uri())
+    page, complaints = opened(browser, own.run / "audit" / "index.html", scheme, 390)
     assert HEBREW in page.locator("#signs ~ .clip").first.inner_text()
-    durations = page.evaluate(
-        """() => Promise.all([...document.querySelectorAll("audio")].map(player => new Promise(done => {
-            player.addEventListener("loadedmetadata", () => done(player.duration));
-            player.addEventListener("error", () => done(0));
-            player.preload = "metadata"; player.load();
-        })))"""
-    )
+    durations = seconds_of_players(page)
     assert durations and all(seconds > 0.3 for seconds in durations)
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")  # no sideways
     assert complaints == []

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Fixed
 from releases import tone
 from safetensors.torch import load_file
 from transformers import WhisperProcessor
@@ -150,16 +151,6 @@ def test_a_line_takes_the_highs_and_the_lows_and_keeps_the_time(monkeypatch: pyt
 
 
 # ---- in the loader ----
-
-
-class Fixed:
-    """An order of batches that is given."""
-
-    def __init__(self, *batches: Batch) -> None:
-        self.batches = list(batches)
-
-    def step(self, step: int) -> list[Batch]:
-        return self.batches
 
 
 @pytest.fixture

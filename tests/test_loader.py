@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Fixed
 from releases import tone
 from transformers import WhisperProcessor
 
@@ -13,16 +14,6 @@ from asr_lora.batches import Batch, Row
 from asr_lora.errors import WorldError
 from asr_lora.features import IGNORED, log_mel, token_ids
 from asr_lora.loader import Steps
-
-
-class Fixed:
-    """An order of batches that is given."""
-
-    def __init__(self, *batches: Batch) -> None:
-        self.batches = list(batches)
-
-    def step(self, step: int) -> list[Batch]:
-        return self.batches
 
 
 @pytest.fixture

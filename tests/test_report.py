@@ -1,17 +1,14 @@
 """The page of a run and of several: whole, true to the files, safe from what a corpus holds, and alive in a browser."""
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import tiny_run
 from huggingface_hub import ModelCard
-from playwright.sync_api import sync_playwright
+from pages import HOSTILE, Page, opened, seconds_of_players
 from releases import utterances, write_release
 from transformers import WhisperConfig
 
@@ -27,9 +24,7 @@ from asr_lora.run import FIGURES
 from asr_lora.tables import show_run
 from asr_lora.train import train
 
-HOSTILE = "<script>1</script>\"'&amp;ש🎈"
 MARKUP = "<img src=x onerror=alert(1)>"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -54,29 +49,6 @@ def hostile_words(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Pat
         line[f"{model}hypothesis_normalized"] = line["reference_normalized"]
     write_jsonl(file, lines)
     return words
-
-
-class Page(HTMLParser):
-    """What a browser would build: the tags in order, and the text outside scripts and styles."""
-
-    def __init__(self, page: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text, self.json, self._inside = "", "", ""
-        self.feed(page.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._inside = tag if tag in ("script", "style") else self._inside
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = "" if tag == self._inside else self._inside
-
-    def handle_data(self, data: str) -> None:
-        if self._inside == "script" and self.tags[-1][1].get("type") == "application/json":
-            self.json += data
-        elif not self._inside:
-            self.text += data
 
 
 def test_the_page_is_one_file_with_the_numbers_of_the_run(hostile_words: list[str]) -> None:
@@ -279,29 +251,6 @@ def test_the_card_has_metadata_that_the_hub_reads_and_the_same_numbers(hostile_w
 # ---- in a real browser ----
 
 
-@pytest.fixture
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium, and this is tested too")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-def opened(browser: Any, file: Path, scheme: str, width: int) -> tuple[Any, list[str]]:
-    """The page in a window of so many pixels, and what the browser complains of, now and later."""
-    page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
-    page.goto(file.as_uri())
-    if folder := os.environ.get("ASR_LORA_SCREENSHOTS"):  # to look at them oneself
-        page.screenshot(path=f"{folder}/{file.parent.name}-{scheme}-{width}.png", full_page=True)
-    return page, complaints
-
-
 WINDOWS = [(scheme, width) for scheme in ("light", "dark") for width in (390, 1280)]
 
 
@@ -336,13 +285,7 @@ def test_in_a_browser_the_page_is_quiet_and_its_filter_filters(
     lines = json.loads(page.locator("#lines").text_content())
     better = sum(line["to"] < line["from"] for line in lines)
     assert page.locator("#count").inner_text() == f"{better} of 6 clips"
-    durations = page.evaluate(
-        """() => Promise.all([...document.querySelectorAll("audio")].map(player => new Promise(done => {
-            player.addEventListener("loadedmetadata", () => done(player.duration));
-            player.addEventListener("error", () => done(0));
-            player.preload = "metadata"; player.load();
-        })))"""
-    )
+    durations = seconds_of_players(page)
     assert durations and all(seconds > 0.3 for seconds in durations)
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")  # no sideways
     assert complaints == []

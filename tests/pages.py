@@ -1,0 +1,60 @@
+"""Pages as a browser builds them, and as a real one shows them."""
+
+import os
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+HOSTILE = "<script>1</script>\"'&amp;ש🎈"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Page(HTMLParser):
+    """What a browser would build: the tags in order, and the text outside scripts and styles."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.json, self._inside = "", "", ""
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag if tag in ("script", "style") else self._inside
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = "" if tag == self._inside else self._inside
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script" and self.tags[-1][1].get("type") == "application/json":
+            self.json += data
+        elif not self._inside:
+            self.text += data
+
+
+def opened(browser: Any, file: Path, scheme: str, width: int) -> tuple[Any, list[str]]:
+    """The page in a window of so many pixels, and what the browser complains of, now and later."""
+    page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
+    page.on("request", lambda request: None if request.url.startswith(("file:", "data:"))
+            else complaints.append(request.url))  # fmt: skip
+    page.goto(file.as_uri())
+    if folder := os.environ.get("ASR_LORA_SCREENSHOTS"):  # to look at them oneself
+        page.screenshot(path=f"{folder}/{file.parent.name}-{scheme}-{width}.png", full_page=True)
+    return page, complaints
+
+
+def seconds_of_players(page: Any) -> list[float]:
+    """How long the sound of every player is, as the browser decodes it; 0 for what it cannot."""
+    seconds: list[float] = page.evaluate(
+        """() => Promise.all([...document.querySelectorAll("audio")].map(player => new Promise(done => {
+            player.addEventListener("loadedmetadata", () => done(player.duration));
+            player.addEventListener("error", () => done(0));
+            player.preload = "metadata"; player.load();
+        })))"""
+    )
+    return seconds
