@@ -25,7 +25,7 @@ from asr_lora.manifest import PLACE
 from asr_lora.model import adapter
 from asr_lora.progress import say
 from asr_lora.sets import Set, evaluated, normalizer
-from asr_lora.text import in_units
+from asr_lora.text import Normalizer, in_units
 
 
 def evaluate(config: Config, command: Sequence[str] | None = None) -> dict[str, Any]:
@@ -90,44 +90,13 @@ def _scored(
     normal = normalizer(config, each)
     references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
     clean = [normal(reference) for reference in references]
-    apart = [in_units(reference, each.language) for reference in clean]
-
-    def judged(model: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-        """What the metrics say of a model, and the columns that it has in hypotheses.jsonl."""
-        said = [normal(text) for text in model["hypotheses"]]
-        aligned = findings.alignments(apart, [in_units(text, each.language) for text in said])
-        signs = [
-            findings.runaway(text, reference, clip["duration"], cut)
-            for text, reference, clip, cut in zip(said, clean, each.clips, model["cut"], strict=True)
-        ]
-        facts = {
-            **metrics.score(references, model["hypotheses"], speakers, normal, config.seed),
-            **{name: value for name, value in model.items() if name not in ("hypotheses", "cut")},
-            "runaways": findings.runaways(signs),
-            **findings.kinds([chunks for chunks, reference in zip(aligned, apart, strict=True) if reference.strip()]),
-        }
-        wrong = [findings.errors(chunks) for chunks in aligned]
-        return facts, {
-            "hypothesis": list(model["hypotheses"]), "hypothesis_normalized": said, "errors": wrong, "runaway": signs,
-        }  # fmt: skip
-
-    (before, base), (after, own) = judged(untouched), judged(tuned)
+    (before, base), (after, own) = (_judged(config, each, model, normal, clean) for model in (untouched, tuned))
     delta = metrics.paired_delta(
         references, untouched["hypotheses"], tuned["hypotheses"], speakers, normal, config.seed
     )
     ran, runs = ([bool(set(signs) - {"silence"}) for signs in side["runaway"]] for side in (base, own))
     delta["runaway"], delta["runaway_ci95"], _ = metrics.share_delta(ran, runs, speakers, config.seed)
-    columns = own | {f"baseline_{name}": values for name, values in base.items()}
-    lines = [
-        {
-            **{name: clip[name] for name in ("id", "path", "duration", "speaker")},
-            **({name: clip[name] for name in PLACE if name in clip} if {"start", "offset"} & set(clip) else {}),
-            "reference": clip["text"],
-            "reference_normalized": clean[at],
-            **{name: values[at] for name, values in columns.items()},
-        }
-        for at, clip in enumerate(each.clips)
-    ]
+    lines = _lines(each, clean, own | {f"baseline_{name}": values for name, values in base.items()})
     described = [clip | line for clip, line in zip(each.clips, lines, strict=True)]
     seen = {normal(sentence) for sentence in trained_on}
     # Of single characters where their rate leads; a line's `errors` are those of its alignment, which leaves a Latin
@@ -147,6 +116,44 @@ def _scored(
         "groups": findings.groups(described, units, base_errors, own_errors, seen, config.seed),
     }
     return facts, lines
+
+
+def _judged(
+    config: Config, each: Set, model: Mapping[str, Any], normal: Normalizer, clean: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """What the metrics say of a model, and the columns that it has in hypotheses.jsonl; `clean` are the references."""
+    said = [normal(text) for text in model["hypotheses"]]
+    apart = [in_units(reference, each.language) for reference in clean]
+    aligned = findings.alignments(apart, [in_units(text, each.language) for text in said])
+    signs = [
+        findings.runaway(text, reference, clip["duration"], cut)
+        for text, reference, clip, cut in zip(said, clean, each.clips, model["cut"], strict=True)
+    ]
+    references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
+    facts = {
+        **metrics.score(references, model["hypotheses"], speakers, normal, config.seed),
+        **{name: value for name, value in model.items() if name not in ("hypotheses", "cut")},
+        "runaways": findings.runaways(signs),
+        **findings.kinds([chunks for chunks, reference in zip(aligned, apart, strict=True) if reference.strip()]),
+    }
+    wrong = [findings.errors(chunks) for chunks in aligned]
+    return facts, {
+        "hypothesis": list(model["hypotheses"]), "hypothesis_normalized": said, "errors": wrong, "runaway": signs,
+    }  # fmt: skip
+
+
+def _lines(each: Set, clean: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Of hypotheses.jsonl, a clip each: where it is, its reference, and what the columns hold of it."""
+    return [
+        {
+            **{name: clip[name] for name in ("id", "path", "duration", "speaker")},
+            **({name: clip[name] for name in PLACE if name in clip} if {"start", "offset"} & set(clip) else {}),
+            "reference": clip["text"],
+            "reference_normalized": clean[at],
+            **{name: values[at] for name, values in columns.items()},
+        }
+        for at, clip in enumerate(each.clips)
+    ]
 
 
 def _asked(config: Config, each: Set, tuned: Path) -> dict[str, Any]:
