@@ -1,7 +1,8 @@
 """How much silence the untouched model needs behind a clip:  python recipes/margins.py MANIFEST --checkpoint FOLDER
 
-Decodes the first clips of a manifest (runs/<run>/data/test.jsonl) with untouched weights at short contexts, by seconds
-of context behind each clip, and at 30 s. Nothing is heard again: what runs away is left so, cut and counted.
+Decodes the clips of a manifest (runs/<run>/data/test.jsonl) with untouched weights at short contexts, by the clips' own
+length and by seconds of context behind each, and at 30 s. Nothing is heard again: what runs away is left so, cut and
+counted.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from asr_lora.model import whisper
 from asr_lora.progress import hush_libraries
 from asr_lora.text import Normalizer
 
-MARGINS = (1.0, 2.0, 4.0, 8.0, 16.0, None)  # seconds; None: all of the 30
+MARGINS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, None)  # seconds; None: all of the 30
+LENGTHS = ((0.0, 2.0), (2.0, 4.0), (4.0, 8.0), (8.0, 30.0))  # seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,22 +30,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--checkpoint", default="openai/whisper-base", help="(%(default)s)")
     parser.add_argument("--language", default="es", help="Whisper's token (%(default)s)")
-    parser.add_argument("--clips", type=int, default=40, help="(%(default)s)")
+    parser.add_argument("--clips", type=int, default=30, help="of each length, the first so many (%(default)s)")
     asked = parser.parse_args(arguments)
     hush_libraries()
     model, processor = whisper.load(asked.checkpoint, "fp32", torch.device("cpu")), load_processor(asked.checkpoint)
-    clips = read_jsonl(asked.manifest)[: asked.clips]
-    references, speakers = [clip["text"] for clip in clips], [clip["speaker"] for clip in clips]
-    table = Table(title=f"untouched, {len(clips)} clips")
-    for heading in ("seconds behind a clip", "WER", "insertions", "cut"):
-        table.add_column(heading, justify="right")
+    every = read_jsonl(asked.manifest)
+    table = Table(title="untouched: WER (insertions, clips cut), by seconds behind a clip")
+    table.add_column("clips of")
     for margin in MARGINS:
-        settings = Decoding(asked.language, "transcribe", 1, 444, 40, margin, 8)
-        heard = transcribe_once(model, processor, clips, settings)
-        found = metrics.score(references, [each.text for each in heard], speakers, Normalizer("marks"), 0)
-        cut = sum(each.cut for each in heard)
-        name = "to 30 s" if margin is None else f"{margin:g}"
-        table.add_row(name, f"{found['wer']:.1%}", str(found["insertions"]), str(cut))
+        table.add_column("to 30 s" if margin is None else f"{margin:g} s", justify="right")
+    for low, high in LENGTHS:
+        clips = [clip for clip in every if low <= clip["duration"] < high][: asked.clips]
+        if not clips:
+            continue
+        references, speakers = [clip["text"] for clip in clips], [clip["speaker"] for clip in clips]
+        cells = []
+        for margin in MARGINS:
+            settings = Decoding(asked.language, "transcribe", 1, 444, 40, margin, 8)
+            heard = transcribe_once(model, processor, clips, settings)
+            found = metrics.score(references, [each.text for each in heard], speakers, Normalizer("marks"), 0)
+            cut = sum(each.cut for each in heard)
+            cells.append(f"{found['wer']:.1%} ({found['insertions']}, {cut})")
+        table.add_row(f"{low:g} to {high:g} s: {len(clips)}", *cells)
     Console().print(table)
 
 

@@ -190,7 +190,8 @@ def test_padding_is_under_a_third_on_clips_of_common_voices_lengths(words: list[
 
 
 @pytest.mark.parametrize(
-    ("seconds", "context"), [(5.0, 5.12), (5.12, 5.12), (5.13, 5.44), (29.9, 30.0), (31.0, 30.0), (0.01, 0.32)]
+    ("seconds", "context"),
+    [(5.0, 5.12), (5.12, 5.12), (5.13, 5.44), (6.4, 6.4), (29.9, 30.0), (31.0, 30.0), (0.01, 0.32)],
 )
 def test_contexts_are_multiples_and_never_beyond_the_window(seconds: float, context: float) -> None:
     assert rounded_up(seconds, 0.32) == context

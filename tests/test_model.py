@@ -1,6 +1,7 @@
 """The model room: parameter counts, gradients where they belong, precisions, contexts, and adapters that travel."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,6 +118,26 @@ def test_a_short_context_is_a_part_of_the_full_one_and_full_again_is_bit_equal()
             assert short.shape[0] == 2
         assert torch.equal(model(**inputs).logits, before)
     assert model.config.max_source_positions == 1500
+
+
+def test_attention_is_plain_at_short_contexts_on_a_cpu_in_bf16_alone_and_hears_the_same(tiny_checkpoint: Path) -> None:
+    def kinds(model: Any) -> list[str]:
+        found = []
+        for seconds in (4.0, 30.0):
+            with whisper.context(model, seconds):
+                found.append(model.get_decoder().config._attn_implementation)
+        return [*found, model.config._attn_implementation]
+
+    fused = whisper.load(str(tiny_checkpoint), "fp32", CPU)
+    plain = whisper.load(str(tiny_checkpoint), "fp32", CPU, torch.bfloat16)
+    assert kinds(fused) == ["sdpa", "sdpa", "sdpa"]
+    assert kinds(plain) == ["eager", "sdpa", "eager"]
+    gradients = []
+    for model in (fused, plain):
+        with whisper.context(model, 4.0):
+            step(model, batch(model, frames=400))
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert torch.allclose(*gradients, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
