@@ -62,16 +62,22 @@ def listen(place: Place | None) -> Heard:
         return Heard(f"cannot be read: {error.strerror}")
     except WorldError as error:
         return Heard(str(error).removeprefix(f"{place.file}: "))
+    if problem := unusable(samples, rate):
+        return Heard(problem)
     seconds = len(samples) / rate
-    if seconds > audio.MAX_SECONDS:
-        return Heard(f"longer than {audio.MAX_SECONDS:g} s")
-    if seconds < SHORTEST:
-        return Heard(f"shorter than {SHORTEST:g} s")
-    if not np.any(np.abs(samples) > SILENT):
-        return Heard("silent")
     loudness, full = float(np.sqrt(np.mean(samples**2))), float(np.mean(np.abs(samples) >= FULL_SCALE))
     digest = hashlib.sha256(content).hexdigest()
     return Heard(None, round(seconds, 3), digest, rate, round(loudness, 6), round(full, 6))
+
+
+def unusable(samples: audio.Waveform, rate: int) -> str | None:
+    """What is wrong with a clip, (samples,) at `rate` Hz, if anything."""
+    seconds = len(samples) / rate
+    if seconds > audio.MAX_SECONDS:
+        return f"longer than {audio.MAX_SECONDS:g} s"
+    if seconds < SHORTEST:
+        return f"shorter than {SHORTEST:g} s"
+    return None if np.any(np.abs(samples) > SILENT) else "silent"
 
 
 class Listener:
