@@ -37,11 +37,11 @@ class Making:
         """`clips` gives those of the numbers that the batches name."""
         made = []
         for batch in batches:
-            examples = [self._example(row, clips(list(row.clips)), step, batch.seconds) for row in batch.rows]
+            examples = [self.example(row, clips(list(row.clips)), step, batch.seconds) for row in batch.rows]
             made.append(collate(examples, self.processor, batch.seconds, self.attention_mask))
         return made
 
-    def _example(self, row: Row, clips: Table, step: int, seconds: float) -> Example:
+    def example(self, row: Row, clips: Table, step: int, seconds: float) -> Example:
         tokenizer, waveforms = self.processor.tokenizer, clips["waveform"]
         if self.augment is not None:
             waveforms = self._augmented(waveforms, self.augment, row, step, seconds)
