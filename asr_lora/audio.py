@@ -49,11 +49,15 @@ def decode(
 
 def load(clip: Path | bytes, start: float | None = None, end: float | None = None) -> Waveform:
     """The clip as a waveform: (samples,) float32 at 16 kHz, mono. Arguments and errors are those of `decode`."""
-    samples, rate = decode(clip, start, end)
+    return resampled(*decode(clip, start, end))
+
+
+def resampled(samples: Waveform, rate: int) -> Waveform:
+    """The samples (samples,) at `rate` Hz as they are at 16 kHz."""
     if rate == SAMPLE_RATE:
         return samples
-    resampled: Waveform = resample(torch.from_numpy(samples), rate, SAMPLE_RATE).numpy()
-    return resampled
+    at_ours: Waveform = resample(torch.from_numpy(samples), rate, SAMPLE_RATE).numpy()
+    return at_ours
 
 
 def flac(samples: Waveform, rate: int) -> bytes:

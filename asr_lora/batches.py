@@ -57,9 +57,20 @@ class Order:
 
     def step(self, step: int) -> list[Batch]:
         """What one optimiser step learns from, over all processes: `batch_size` clips."""
+        dynamic = self.training.context == "dynamic"
+        return self.batches(step, self._like_length(step) if dynamic else self._shuffled(step))
+
+    def epoch(self, epoch: int) -> list[list[int]]:
+        """The clips of all whole steps that an epoch gives, each clip at most once."""
         if self.training.context == "dynamic":
-            return self._dynamic(step)
-        clips = self._shuffled(step)
+            return self._sorted_epoch(epoch)
+        clips, size = [int(clip) for clip in self._permutation(epoch)], self.batch_size
+        return [clips[at : at + size] for at in range(0, len(clips) - size + 1, size)]
+
+    def batches(self, step: int, clips: Sequence[int]) -> list[Batch]:
+        """What a step makes of its clips: rows at one or several contexts."""
+        if self.training.context == "dynamic":
+            return self._dynamic(step, clips)
         rows = self._packed(step, clips) if self.training.context == "packed" else [Row((clip,)) for clip in clips]
         return [Batch(tuple(rows), MAX_SECONDS)]
 
@@ -108,8 +119,8 @@ class Order:
         # Shuffled: else training would go from short to long clips again and again.
         return [batches[at] for at in _rng(self.seed, epoch, "batches").permutation(per_epoch)]
 
-    def _dynamic(self, step: int) -> list[Batch]:
-        training, clips = self.training, self._like_length(step)
+    def _dynamic(self, step: int, clips: Sequence[int]) -> list[Batch]:
+        training = self.training
         rng = _rng(self.seed, step, "contexts")
         margin, long_seconds = (rng.uniform(low, high) for low, high in (training.margin, training.long_seconds))
         order, count = [clips[at] for at in rng.permutation(len(clips))], self._long_rows(step)

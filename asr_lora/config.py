@@ -69,6 +69,8 @@ class DataConfig:
     held_out: float
     exclude: str | None
     drop: str | None
+    streaming: bool
+    shuffle_buffer: int
     augment: str | None
 
     def __post_init__(self) -> None:
@@ -90,8 +92,19 @@ class DataConfig:
             self.hours is None or 0 < self.hours < float("inf"),
         )
         check("data.dev_clips", self.dev_clips, "at least 1", self.dev_clips >= 1)
+        check("data.shuffle_buffer", self.shuffle_buffer, "at least 1 (rows)", self.shuffle_buffer >= 1)
+        if self.streaming:
+            self._check_streaming()
         if self.augment is not None:
             check_choice("data.augment", self.augment, KINDS)
+
+    def _check_streaming(self) -> None:
+        """What needs a list of all clips, a stream cannot have."""
+        one = self.source is not None and not self.sources
+        check("data.source", self.source, "one data set, hf:<name> or a path, under data.streaming=true", one)
+        rule = "null under data.streaming=true, where no clips are drawn (training.max_steps says how long it takes)"
+        check("data.hours", self.hours, rule, self.hours is None)
+        check("data.drop", self.drop, "null under data.streaming=true", self.drop is None)
 
 
 @dataclass
@@ -311,6 +324,9 @@ class Config:
         keep, wanted = self.training.keep_adapters, self.eval.average
         check("eval.average", wanted, f"at most training.keep_adapters={keep}", wanted is None or wanted <= keep)
         check_word("experiment_name", self.experiment_name or "none")
+        for name in ("shards", "audit"):
+            rule = "false under data.streaming=true, which lists no training clips"
+            check(name, getattr(self, name), rule, not (self.data.streaming and getattr(self, name)))
 
     @property
     def run(self) -> Path:

@@ -17,7 +17,7 @@ from asr_lora import decode, dial, findings, gate, metrics, run, tables
 from asr_lora.card import write_card
 from asr_lora.config import Config, plain
 from asr_lora.errors import ChoiceError
-from asr_lora.files import read_json, read_jsonl, write_json, write_jsonl
+from asr_lora.files import read_json, write_json, write_jsonl
 from asr_lora.hardware import Hardware, look
 from asr_lora.hearing import heard, precision
 from asr_lora.launch import launch, named_run, words_of_job
@@ -70,7 +70,7 @@ def _score(
     named = ", ".join(f"{each.name} ({len(each.clips)} clips)" for each in sets)
     say(f"{config.run_name}: {named}, untouched and tuned, on {hardware.name}")
     before, after = heard(config, hardware, sets, None), heard(config, hardware, sets, tuned)
-    trained_on = [row["text"] for row in read_jsonl(run.manifest(config.run, "train"))]
+    trained_on = [row["text"] for row in run.trained_on(config.run)]
     for each, untouched, own in zip(sets, before, after, strict=True):
         facts, lines = _scored(config, each, untouched, own, trained_on)
         facts |= {

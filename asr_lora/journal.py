@@ -80,7 +80,7 @@ class Journal(TrainerCallback, ExportableState):
             setattr(self, name, value)
         # What was logged after the checkpoint will be logged again.
         if state.is_world_process_zero:
-            write_jsonl(self.log, [line for line in _logged(self.log) if line["step"] <= state.global_step])
+            write_jsonl(self.log, [line for line in logged(self.log) if line["step"] <= state.global_step])
         self.earlier_seconds = self.train_seconds + self.dev_seconds
         self.bar.move_to(state.global_step)
         self._mark = time.perf_counter()
@@ -131,7 +131,7 @@ class Journal(TrainerCallback, ExportableState):
         return self.patience is not None and since >= self.patience
 
 
-def _logged(log: Path) -> list[dict[str, Any]]:
+def logged(log: Path) -> list[dict[str, Any]]:
     """What is in the log, but for a last line that a kill cut short."""
     whole = log.read_text(encoding="utf-8").rpartition("\n")[0] if log.exists() else ""
     return [json.loads(line) for line in whole.split("\n") if line]

@@ -18,7 +18,8 @@ def shared(folder: Path, language: str) -> dict[str, dict[str, int]]:
     `{"train and dev": {"speakers": 0, "sentences": 0, "clips": 0}, ...}`; sentences as `marks` leaves them in Whisper's
     `language`, clips by name in their corpus (Common Voice's in any) or by content.
     """
-    manifests = {split: read_jsonl(run.manifest(folder, split)) for split in SPLITS}
+    held_out = {split: read_jsonl(run.manifest(folder, split)) for split in SPLITS if split != "train"}
+    manifests = {"train": run.trained_on(folder), **held_out}
     return {
         f"{one} and {other}": _in_both(manifests[one], manifests[other], Normalizer("marks", language))
         for one, other in combinations(SPLITS, 2)

@@ -54,7 +54,7 @@ def listen(place: Place | None) -> Heard:
     try:
         with place.file.open("rb") as file:
             samples, rate = audio.decode(place.file, place.start, place.end, LONGEST_READ)
-            if problem := _problem(samples, rate):
+            if problem := unusable(samples, rate):
                 return Heard(problem)
             whole = place.start is None
             digest = hashlib.file_digest(file, "sha256") if whole else hashlib.sha256(samples.tobytes())
@@ -66,8 +66,8 @@ def listen(place: Place | None) -> Heard:
     return Heard(None, round(len(samples) / rate, 3), digest.hexdigest(), rate, round(loudness, 6), round(full, 6))
 
 
-def _problem(samples: audio.Waveform, rate: int) -> str | None:
-    """Why such samples, of which there are some, cannot be used."""
+def unusable(samples: audio.Waveform, rate: int) -> str | None:
+    """What is wrong with a clip, (samples,) at `rate` Hz, if anything."""
     seconds = len(samples) / rate
     if seconds > audio.MAX_SECONDS:
         return f"longer than {audio.MAX_SECONDS:g} s"

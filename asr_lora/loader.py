@@ -1,6 +1,7 @@
 """What the device is fed: each optimiser step as tensors, decoded and collated when asked for; nothing goes to disk."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,42 +12,40 @@ from transformers import WhisperProcessor, WhisperTokenizer
 
 from asr_lora import audio
 from asr_lora.augment import augmented
-from asr_lora.batches import Order, Row, share
+from asr_lora.batches import Batch, Order, Row, share
 from asr_lora.features import Example, collate, joined_ids, joined_sentence, token_ids
 from asr_lora.manifest import PLACE, Clip, waveform
 
+Table = Mapping[str, list[Any]]  # of clips: `waveform` and `text`
 
-class Steps(torch.utils.data.Dataset[list[dict[str, Tensor]]]):
-    """Step -> its batches, this rank's rows of them, each `input_features`, `decoder_input_ids` and `labels`.
+
+@dataclass(frozen=True)
+class Making:
+    """How clips become the batches of a step, each `input_features`, `decoder_input_ids` and `labels`.
 
     `processor` holds the tokenizer whose prompt every label sequence opens with. `augment` is a kind of augmentation,
     drawn for every clip from (seed, step, clip); None leaves clips as they are. With `attention_mask` a batch says
     which of its frames carry a clip, for Whisper's SpecAugment.
     """
 
-    def __init__(
-        self, rows: Sequence[Clip], order: Order, steps: int, processor: WhisperProcessor,
-        rank: int = 0, world_size: int = 1, augment: str | None = None, seed: int = 0, attention_mask: bool = False,
-    ) -> None:  # fmt: skip
-        self.clips, self.order, self.steps, self.processor = _clips(rows), order, steps, processor
-        self.rank, self.world_size = rank, world_size
-        self.augment, self.seed, self.attention_mask = augment, seed, attention_mask
+    processor: WhisperProcessor
+    augment: str | None = None
+    seed: int = 0
+    attention_mask: bool = False
 
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> list[dict[str, Tensor]]:
+    def step(self, step: int, batches: Sequence[Batch], clips: Callable[[list[int]], Table]) -> list[dict[str, Tensor]]:
+        """`clips` gives those of the numbers that the batches name."""
         made = []
-        for batch in share(self.order.step(step), self.rank, self.world_size):
-            examples = [self._example(row, step, batch.seconds) for row in batch.rows]
+        for batch in batches:
+            examples = [self.example(row, clips(list(row.clips)), step, batch.seconds) for row in batch.rows]
             made.append(collate(examples, self.processor, batch.seconds, self.attention_mask))
         return made
 
-    def _example(self, row: Row, step: int, seconds: float) -> Example:
-        tokenizer, clips = self.processor.tokenizer, self.clips[list(row.clips)]
+    def example(self, row: Row, clips: Table, step: int, seconds: float) -> Example:
+        tokenizer, waveforms = self.processor.tokenizer, clips["waveform"]
         if self.augment is not None:
-            clips["waveform"] = self._augmented(clips["waveform"], self.augment, row, step, seconds)
-        return Example(np.concatenate(clips["waveform"]), _ids(clips, row.timestamps, tokenizer))
+            waveforms = self._augmented(waveforms, self.augment, row, step, seconds)
+        return Example(np.concatenate(waveforms), _ids(waveforms, clips["text"], row.timestamps, tokenizer))
 
     def _augmented(
         self, waveforms: Sequence[audio.Waveform], kind: str, row: Row, step: int, seconds: float
@@ -60,6 +59,24 @@ class Steps(torch.utils.data.Dataset[list[dict[str, Tensor]]]):
         ]
 
 
+class Steps(torch.utils.data.Dataset[list[dict[str, Tensor]]]):
+    """Step -> its batches, this rank's rows of them; what the other arguments mean, `Making` says."""
+
+    def __init__(
+        self, rows: Sequence[Clip], order: Order, steps: int, processor: WhisperProcessor,
+        rank: int = 0, world_size: int = 1, augment: str | None = None, seed: int = 0, attention_mask: bool = False,
+    ) -> None:  # fmt: skip
+        self.clips, self.order, self.steps = _clips(rows), order, steps
+        self.rank, self.world_size = rank, world_size
+        self.making = Making(processor, augment, seed, attention_mask)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> list[dict[str, Tensor]]:
+        return self.making.step(step, share(self.order.step(step), self.rank, self.world_size), self.clips.__getitem__)
+
+
 def _clips(rows: Sequence[Clip]) -> Dataset:
     """A split of the manifest as a table whose rows are decoded when asked for: `waveform` and `text`."""
 
@@ -71,8 +88,10 @@ def _clips(rows: Sequence[Clip]) -> Dataset:
     return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows]).with_transform(decoded)
 
 
-def _ids(clips: Mapping[str, list[Any]], timestamps: bool, tokenizer: WhisperTokenizer) -> list[int]:
+def _ids(
+    waveforms: Sequence[audio.Waveform], sentences: Sequence[str], timestamps: bool, tokenizer: WhisperTokenizer
+) -> list[int]:
     if timestamps:
-        seconds = [len(waveform) / audio.SAMPLE_RATE for waveform in clips["waveform"]]
-        return joined_ids(clips["text"], seconds, tokenizer)
-    return token_ids(joined_sentence(clips["text"], tokenizer), tokenizer)
+        seconds = [len(waveform) / audio.SAMPLE_RATE for waveform in waveforms]
+        return joined_ids(sentences, seconds, tokenizer)
+    return token_ids(joined_sentence(sentences, tokenizer), tokenizer)

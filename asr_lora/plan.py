@@ -81,7 +81,7 @@ def durations(config: Config) -> tuple[dict[str, list[float]], str]:
 
     An archive is neither opened, as to find its tables may take minutes, nor downloaded; nor is parquet converted.
     """
-    if run.summary(config.run).is_file():
+    if run.summary(config.run).is_file() and not config.data.streaming:
         lines = {split: read_jsonl(run.manifest(config.run, split)) for split in SPLITS}
         return {split: [line["duration"] for line in lines[split]] for split in SPLITS}, "the manifest"
     named = config.data.source

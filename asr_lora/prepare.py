@@ -7,9 +7,12 @@ also writes the clips as shards, into data/shards/ or shards_dir.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from transformers import WhisperTokenizer
 
 from asr_lora import audio, run
 from asr_lora.checkpoint import load_config, load_generation_config, load_processor
@@ -26,7 +29,7 @@ from asr_lora.manifest import EXCLUDED, Clip, Draw, draw_order, name_in_corpus
 from asr_lora.naming import science
 from asr_lora.progress import progress, say
 from asr_lora.shards import write_shards
-from asr_lora.sources import excluded, opened, put_back, recorded
+from asr_lora.sources import excluded, opened, put_back, recorded, rows_for, streamed
 from asr_lora.splits import apart, without_leaks
 from asr_lora.text import marks
 
@@ -54,6 +57,9 @@ def _make_manifest(config: Config) -> None:
         run.refuse_other(config.run, read_json(run.summary(config.run))["settings"], _settings(config))
         put_back(config, [line for split in SPLITS for line in read_jsonl(run.manifest(config.run, split))])
         return
+    if config.data.streaming:
+        _hold_out_of_stream(config)
+        return
     corpus, elsewhere = opened(config), excluded(config)
     train, leaks = without_leaks(
         _rows(corpus, "train"), [row for split in ("dev", "test") for row in _rows(corpus, split)]
@@ -74,9 +80,30 @@ def _make_manifest(config: Config) -> None:
         _held_out(config, corpus, "dev", config.data.dev_clips),
         _held_out(config, corpus, "test", config.eval.limit),
     ]
-    _fill(draws, corpus, _label_rule(config))
+    _fill(draws, corpus, label_rule(config))
     facts = {"leaks_dropped_from_train": leaks, "excluded": {"by": config.data.exclude, **shared}}
     _write(config, corpus, draws, facts, available)
+
+
+def _hold_out_of_stream(config: Config) -> None:
+    """Dev and test of what is streamed, kept as any clips are; train is not listed, only said to be a stream."""
+    stream = streamed(config)
+    train = stream.split(config.data.train_split, "train")
+    corpus, asked = opened(config), {"dev": config.data.dev_clips, "test": config.eval.limit}
+    draws = [_held_out(config, corpus, split, limit) for split, limit in asked.items()]
+    _fill(draws, corpus, label_rule(config))
+    available: dict[str, int | None] = {"train": None}
+    for draw in draws:
+        rows = len(corpus.tables[draw.split]) + len(corpus.malformed.get(draw.split, []))
+        # Where a row was not looked at, or none was the last, training may hear what shares something with the rest.
+        whole = not draw.waiting and rows != rows_for(asked[draw.split])
+        available[draw.split] = len(corpus.tables[draw.split]) if whole else None
+    facts = {
+        "split": config.data.train_split, "fingerprint": stream.fingerprint, "files": train.data.num_shards,
+        "features": {name: str(feature) for name, feature in train.data.features.items()},
+    }  # fmt: skip
+    dropped = {"leaks_dropped_from_train": {}, "excluded": {"by": config.data.exclude}}
+    _write(config, corpus, [Draw("train", []), *draws], dropped, available, {"streamed": facts, "asked": asked})
 
 
 def language(config: Config, locale: str | None = None) -> str:
@@ -99,12 +126,19 @@ def clips(config: Config, split: str, limit: int | None) -> list[Clip]:
     drawn = read_jsonl(run.manifest(config.run, split))
     facts = read_json(run.summary(config.run))["splits"][split]
     held = facts["clips"] + sum(map(len, facts["left_out"].values()))
-    if (limit is None or limit > len(drawn)) and held < facts["available"]:
+    if facts["available"] is None:
+        most = facts["asked"]
+        if limit is None or limit > most:
+            raise ChoiceError(
+                f"eval.limit: of {split} the first {most} clips of the stream were kept, and training may have heard "
+                f"what shares something with others; say eval.limit={most}, or give a new run a larger limit"
+            )
+    elif (limit is None or limit > len(drawn)) and held < facts["available"]:
         longer = run.manifest(config.run, f"{split}-{limit or 'all'}")
         if not longer.is_file():
             corpus = recorded(config)
             draw = _held_out(config, corpus, split, limit)
-            _fill([draw], corpus, _label_rule(config))
+            _fill([draw], corpus, label_rule(config))
             write_jsonl(longer, draw.chosen)
         drawn = read_jsonl(longer)
     put_back(config, drawn[:limit])
@@ -127,11 +161,11 @@ def drawn_from(
             raise ChoiceError(f"{split}.tsv of {corpus.source} has no clips, but {there}; say split=... of it")
         trained_on = [
             {"client_id": clip["speaker"], "sentence": clip["text"], "path": name_in_corpus(clip)}
-            for clip in read_jsonl(run.manifest(config.run, "train"))
+            for clip in run.trained_on(config.run)
         ]
         unheard, leaks = without_leaks(rows, trained_on)
         draw = Draw(split, draw_order(unheard, config.data.seed), clips=limit)
-        _fill([draw], corpus, _label_rule(config))
+        _fill([draw], corpus, label_rule(config))
         if not draw.chosen:
             raise ChoiceError(
                 f"no usable clip of {split} in {corpus.source} that training has not heard ({_counts(leaks)})"
@@ -164,23 +198,24 @@ def _enough(config: Config, corpus: Corpus, seconds: float) -> None:
         )
 
 
-def _label_rule(config: Config) -> Callable[[str], str | None]:
+def label_rule(config: Config) -> Callable[[str], str | None]:
     """What is wrong with a sentence as a label, if anything."""
     processor = load_processor(config.model.checkpoint)
     limit = load_config(config.model.checkpoint).max_target_positions
     tokenizer = prompted(processor.tokenizer, language(config), config.model.task)
 
-    def refuse(sentence: str) -> str | None:
-        if not sentence.strip():
-            return "empty sentence"
-        if not marks(sentence):
-            return "sentence without a letter or digit"
-        if len(sentence) > LONGEST_SENTENCE:
-            return f"sentence longer than {LONGEST_SENTENCE:,} characters"
-        # The decoder sees all but the last token, the end.
-        return f"label longer than {limit} tokens" if len(token_ids(sentence, tokenizer)) - 1 > limit else None
+    return partial(_refused, tokenizer=tokenizer, limit=limit)
 
-    return refuse
+
+def _refused(sentence: str, tokenizer: WhisperTokenizer, limit: int) -> str | None:
+    if not sentence.strip():
+        return "empty sentence"
+    if not marks(sentence):
+        return "sentence without a letter or digit"
+    if len(sentence) > LONGEST_SENTENCE:
+        return f"sentence longer than {LONGEST_SENTENCE:,} characters"
+    # The decoder sees all but the last token, the end.
+    return f"label longer than {limit} tokens" if len(token_ids(sentence, tokenizer)) - 1 > limit else None
 
 
 def _fill(draws: Sequence[Draw], corpus: Corpus, refuse: Callable[[str], str | None]) -> None:
@@ -228,10 +263,12 @@ def _settings(config: Config) -> dict[str, Any]:
 
 
 def _write(
-    config: Config, corpus: Corpus, draws: Sequence[Draw], dropped: dict[str, Any], available: dict[str, int]
-) -> None:
+    config: Config, corpus: Corpus, draws: Sequence[Draw], dropped: dict[str, Any],
+    available: Mapping[str, int | None], stream: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """`stream` says what is `streamed` in place of train, and how many clips were `asked` for of the other splits."""
     _enough(config, corpus, draws[0].drawn_seconds)
-    if empty := [draw.split for draw in draws if not draw.chosen]:
+    if empty := [draw.split for draw in draws if not draw.chosen and not (stream and draw.split == "train")]:
         raise ChoiceError(f"data.source: no usable clip of {' or '.join(empty)} in {corpus.source}; a run needs them")
     splits = {
         draw.split: {
@@ -244,6 +281,10 @@ def _write(
         }
         for draw in draws
     }
+    for split, limit in (stream["asked"] if stream else {}).items():
+        splits[split]["asked"] = limit
+    if stream:
+        splits["train"]["streamed"] = stream["streamed"]
     facts = {
         "release": corpus.release,
         "source": corpus.source,
@@ -257,13 +298,21 @@ def _write(
         for draw in draws:
             write_jsonl(folder / f"{draw.split}.jsonl", draw.chosen)
         write_json(folder / "summary.json", facts)
+    if stream:
+        told = stream["streamed"]
+        say(
+            f"train: {told['split']} of {corpus.source} is streamed, from {told['files']} files; what shares a "
+            "speaker, sentence or clip with dev or test is dropped while it is heard"
+        )
+        draws = [draw for draw in draws if draw.split != "train"]
     for draw in draws:
         fact, out = splits[draw.split], sum(map(len, draw.left_out.values()))
         lasting = _length(draw.drawn_seconds)
         say(f"{draw.split}: {fact['clips']} clips, {lasting}, {fact['speakers']} speakers, {out} left out")
     leaks = dropped["leaks_dropped_from_train"]
-    say(f"dropped from train for what dev or test hold too: {sum(leaks.values())} ({_counts(leaks)})")
-    if config.data.exclude is not None:
+    if not stream:
+        say(f"dropped from train for what dev or test hold too: {sum(leaks.values())} ({_counts(leaks)})")
+    if config.data.exclude is not None and not stream:
         shared = {kind: len(names) for kind, names in dropped["excluded"].items() if kind != "by"}
         shared["sound"] = len(draws[0].left_out.get(EXCLUDED, []))
         say(f"dropped from train for what {config.data.exclude} holds too: {sum(shared.values())} ({_counts(shared)})")

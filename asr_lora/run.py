@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from asr_lora.config import Config, DecodingConfig, EvalConfig, ReportConfig, from_plain, plain
 from asr_lora.errors import ChoiceError
-from asr_lora.files import read_json, write_text
+from asr_lora.files import read_json, read_jsonl, write_text
 from asr_lora.naming import science
 
 Branch = TypeVar("Branch", EvalConfig, DecodingConfig, ReportConfig)
@@ -43,6 +43,22 @@ def kept_adapters(run: Path) -> Path:
 
 def train_metrics(run: Path) -> Path:
     return run / "train" / "metrics.json"
+
+
+def streamed_record(run: Path, rank: int) -> Path:
+    """What training heard of a stream, a step a line."""
+    return run / "train" / "streamed" / f"rank-{rank}.jsonl"
+
+
+def trained_files(run: Path) -> list[Path]:
+    """The files that say what training hears: the manifest, or where a stream was heard its record."""
+    return sorted(streamed_record(run, 0).parent.glob("rank-*.jsonl")) or [manifest(run, "train")]
+
+
+def trained_on(run: Path) -> list[dict[str, Any]]:
+    """The training clips, as lines of a manifest; of a stream those that were heard, as often as they were."""
+    lines = [line for file in trained_files(run) for line in read_jsonl(file)]
+    return [clip for line in lines for clip in (line["clips"] if "clips" in line and "step" in line else [line])]
 
 
 def scored(run: Path) -> dict[str, dict[str, Any]]:

@@ -37,7 +37,7 @@ class Set:
     split: str  # of its corpus
     language: str  # Whisper's token
     clips: list[Clip]
-    available: int
+    available: int | None  # None: more than was streamed
     leaks: dict[str, int] = field(default_factory=dict)  # clips left out for what training heard too, by kind
 
 
@@ -130,7 +130,7 @@ def _corpus(config: "Config", asked: EvalSet) -> Set:
     follows_from = {
         "source": source, "changed": max((file.stat().st_mtime for file in files), default=None),
         "language": locale, "split": asked.split, "limit": config.eval.limit, "seed": config.data.seed,
-        "train": sha256(run.manifest(config.run, "train").read_bytes()).hexdigest(),
+        "train": sha256(b"".join(file.read_bytes() for file in run.trained_files(config.run))).hexdigest(),
     }  # fmt: skip
     drawn = config.run / "eval" / name / "drawn"
     if not drawn.is_dir() or read_json(drawn / "summary.json")["follows_from"] != follows_from:

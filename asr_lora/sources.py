@@ -13,6 +13,7 @@ from asr_lora import run
 from asr_lora.corpus import Columns, Corpus, open_corpus
 from asr_lora.corpus.layout import existing
 from asr_lora.corpus.mix import Part, mixed
+from asr_lora.corpus.stream import Stream, held_out, open_stream
 from asr_lora.corpus.tables import Row
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.files import read_json, read_jsonl, whole_file
@@ -37,6 +38,16 @@ def recorded(config: "Config") -> Corpus:
     return _opened(config, read_json(run.summary(config.run))["source"])
 
 
+def streamed(config: "Config") -> Stream:
+    """The data set that the settings stream. Raises ChoiceError and WorldError as opening it does."""
+    return open_stream(config.data.source or "", Columns(config.data.columns))
+
+
+def rows_for(clips: int | None) -> int | None:
+    """How many rows are streamed to draw so many clips, a twentieth more to replace bad ones; None: all."""
+    return None if clips is None else clips * 21 // 20 + 2
+
+
 def names_of(sources: Sequence[str]) -> list[str]:
     """A short name for every source of a mixture: the last part of its path, numbered where two are alike."""
     stems = [re.sub(r"\.(tar\.gz|tgz|tar|[a-z]{2,7})$", "", Path(source).name) or "source" for source in sources]
@@ -47,6 +58,9 @@ def names_of(sources: Sequence[str]) -> list[str]:
 def _opened(config: "Config", source: str | None) -> Corpus:
     data = config.data
     columns = Columns(data.columns)
+    if data.streaming:
+        wanted = {"dev": rows_for(data.dev_clips), "test": rows_for(config.eval.limit)}
+        return held_out(streamed(config), data.language, wanted, data.seed, data.shuffle_buffer)
     if data.sources:
         each = [
             with_splits(open_corpus(one.path, one.language or data.language, columns), data) for one in data.sources

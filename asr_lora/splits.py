@@ -3,21 +3,21 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from asr_lora.corpus import UNSPLIT, Corpus
-from asr_lora.corpus.layout import listed
+from asr_lora.corpus.layout import NUMBERED_ONCE, listed
 from asr_lora.corpus.tables import Row
 from asr_lora.errors import ChoiceError
 from asr_lora.progress import say
-from asr_lora.text import Normalizer
+from asr_lora.text import marks
 
 if TYPE_CHECKING:
     from asr_lora.config import DataConfig
 
-NUMBERED_ONCE = ("common_voice_", "spontaneous-speech-")  # how such clips are called
+KINDS = ("speaker", "sentence", "clip")  # of what training and a split that is held out may share
 OVERSHOOT = 1.25  # times its share that a split of ours may hold, for speakers are never cut in two
 
 
@@ -82,22 +82,41 @@ def without_leaks(train: Sequence[Row], held_out: Sequence[Row]) -> tuple[list[R
 
 def apart(train: Sequence[Row], held_out: Sequence[Row]) -> tuple[list[Row], dict[str, list[str]]]:
     """The same, with the names of the clips that were dropped in place of their number."""
-    normal = Normalizer("marks")
-    speakers = {row["client_id"] for row in held_out if row.get("client_id")}
-    sentences = {normal(row["sentence"]) for row in held_out} - {""}
-    clips = {identity(row["path"]) for row in held_out}
+    barred = Barred.by(held_out)
     kept: list[Row] = []
-    dropped: dict[str, list[str]] = {"speaker": [], "sentence": [], "clip": []}
+    dropped: dict[str, list[str]] = {kind: [] for kind in KINDS}
     for row in train:
-        if row.get("client_id") in speakers:
-            dropped["speaker"].append(row["path"])
-        elif normal(row["sentence"]) in sentences:
-            dropped["sentence"].append(row["path"])
-        elif identity(row["path"]) in clips:
-            dropped["clip"].append(row["path"])
+        if kind := barred.shared(row):
+            dropped[kind].append(row["path"])
         else:
             kept.append(row)
     return kept, dropped
+
+
+@dataclass(frozen=True)
+class Barred:
+    """What no training row may share: speakers, sentences as `marks` leaves them, clips."""
+
+    speakers: frozenset[str]
+    sentences: frozenset[str]
+    clips: frozenset[str]
+
+    @classmethod
+    def by(cls, held_out: Iterable[Row]) -> "Barred":
+        rows = list(held_out)
+        return cls(
+            frozenset(row["client_id"] for row in rows if row.get("client_id")),
+            frozenset(marks(row["sentence"]) for row in rows) - {""},
+            frozenset(identity(row["path"]) for row in rows),
+        )
+
+    def shared(self, row: Row) -> str | None:
+        """Which of KINDS a row shares, the first of several; None where it may be heard."""
+        if row.get("client_id") in self.speakers:
+            return "speaker"
+        if marks(row["sentence"]) in self.sentences:
+            return "sentence"
+        return "clip" if identity(row["path"]) in self.clips else None
 
 
 def identity(name: str) -> str:

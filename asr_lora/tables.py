@@ -18,7 +18,7 @@ CONTEXTS = {"short": "at the length of its clips", "full": "at 30 s"}
 def show_run(name: str, facts: Mapping[str, Mapping[str, Any]]) -> None:
     """`facts` are the metrics of every set, the run's own split first."""
     split, own = next(iter(facts.items()))
-    clips_of = f"{own['clips']} of {own['available']} {split} clips{small(own)}"
+    clips_of = f"{drawn_of(own)} {split} clips{small(own)}"
     table = Table(title=f"{name}: {clips_of}, normalised by {normalised(own)}")
     rates = leading_first(own["language"])
     for heading in ("", *(part for rate in rates for part in (rate.upper(), "95 % interval")), "seconds"):
@@ -38,6 +38,12 @@ def show_run(name: str, facts: Mapping[str, Mapping[str, Any]]) -> None:
     Console().print(table)
     if len(facts) > 1 or any(runaways(scored) != "0 to 0" for scored in facts.values()):
         Console().print(_sets(facts))
+
+
+def drawn_of(facts: Mapping[str, Any]) -> str:
+    """How many clips of how many that there are; a stream does not tell the latter."""
+    there = f" of {facts['available']:,}" if facts["available"] is not None else ""
+    return f"{facts['clips']:,}{there}"
 
 
 def _sets(facts: Mapping[str, Mapping[str, Any]]) -> Table:

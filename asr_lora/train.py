@@ -34,13 +34,15 @@ from asr_lora.hardware import Hardware, free_memory, look, peak_memory_bytes
 from asr_lora.hearing import decoding
 from asr_lora.journal import Journal, eval_steps
 from asr_lora.launch import launch, words_of_job
-from asr_lora.loader import Steps
-from asr_lora.manifest import Clip
+from asr_lora.loader import Making, Steps
+from asr_lora.manifest import Clip, name_in_corpus
 from asr_lora.model import adapter, whisper
 from asr_lora.plan import predict
-from asr_lora.prepare import language, prepare
+from asr_lora.prepare import label_rule, language, prepare
 from asr_lora.progress import Bar, progress, say
 from asr_lora.sets import refuse_unclear
+from asr_lora.sources import excluded, streamed
+from asr_lora.streamed import Sieve, StreamedSteps, seen
 from asr_lora.text import Normalizer, leading
 from asr_lora.trainer import WhisperTrainer
 
@@ -75,7 +77,7 @@ def _train(config: Config, hardware: Hardware) -> None:
     free_memory()
     manifest = {split: read_jsonl(run.manifest(config.run, split)) for split in SPLITS}
     rows, lengths = manifest["train"], {split: [row["duration"] for row in manifest[split]] for split in SPLITS}
-    predicted = predict(config, hardware, lengths)
+    predicted = None if config.data.streaming else predict(config, hardware, lengths)
     with progress("training", total=config.max_steps) as bar:
         trainer = build(config, hardware, rows, bar)
         trainable = adapter.trainable_parameters(trainer.model)
@@ -88,8 +90,14 @@ def _train(config: Config, hardware: Hardware) -> None:
             f"{config.model.precision} base, {trainable:,} parameters train ({share:.1%})"
         )
         checkpoint = _last_checkpoint(config.run / "train" / "checkpoints")
+        if config.data.streaming:
+            say(
+                f"data.streaming: clips are heard as they come, shuffled among {config.data.shuffle_buffer:,} rows; a "
+                "run that is resumed begins the stream anew in another order, so it is not exact"
+            )
         if checkpoint:
-            say(f"resuming from {checkpoint}")
+            inexact = ", not exactly: the stream begins anew, in another order" if config.data.streaming else ""
+            say(f"resuming from {checkpoint}{inexact}")
         with _stopping_cleanly(trainer):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
@@ -104,7 +112,8 @@ def _train(config: Config, hardware: Hardware) -> None:
         "dev": journal.dev,
         "dev_normalizer": str(_dev_normalizer(config)),
         "dev_decodings_skipped": journal.dev_skipped,
-        **_seen(rows, config, steps),
+        "steps": steps,
+        **(_seen_of_stream(config, hardware) if config.data.streaming else _seen(rows, config, steps)),
         "train_seconds": journal.train_seconds,
         "dev_seconds": journal.dev_seconds,
         "predicted": predicted,
@@ -178,10 +187,15 @@ def build(config: Config, hardware: Hardware, rows: Sequence[Clip], bar: Bar) ->
         patience=config.training.patience,
     )
     arguments = _arguments(config, hardware)
-    steps = Steps(
-        rows, order(config, rows), config.max_steps, processor, arguments.process_index, arguments.world_size,
-        augment=config.data.augment, seed=config.seed, attention_mask=masks,
-    )  # fmt: skip
+    ranks = arguments.process_index, arguments.world_size
+    steps: Steps | StreamedSteps
+    if config.data.streaming:
+        steps = of_stream(config, Making(processor, config.data.augment, config.seed, masks), *ranks)
+    else:
+        steps = Steps(
+            rows, order(config, rows), config.max_steps, processor, *ranks,
+            augment=config.data.augment, seed=config.seed, attention_mask=masks,
+        )  # fmt: skip
     return WhisperTrainer(
         model=adapter.attach(base, config.lora, config.seed),
         args=arguments,
@@ -193,6 +207,7 @@ def build(config: Config, hardware: Hardware, rows: Sequence[Clip], bar: Bar) ->
         best=folder / "best",
         kept=run.kept_adapters(config.run),
         keep=config.training.keep_adapters,
+        record=run.streamed_record(config.run, arguments.process_index),
         callbacks=[TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))],
     )
 
@@ -278,15 +293,40 @@ def order(config: Config, rows: Sequence[Clip]) -> Order:
     return Order([row["duration"] for row in rows], tokens, training, config.seed, limit, weights)
 
 
+def of_stream(config: Config, making: Making, rank: int = 0, world_size: int = 1) -> StreamedSteps:
+    """The steps of a run that streams. Raises ChoiceError and WorldError as opening the data set does."""
+    stream, known = streamed(config), read_json(run.summary(config.run))["splits"]["train"]["streamed"]
+    if stream.fingerprint != known["fingerprint"]:
+        say(f"data.source: {stream.source} is another version of the data set than dev and test were drawn from")
+    held_out = [
+        {"client_id": clip["speaker"], "sentence": clip["text"], "path": name_in_corpus(clip), "sha256": clip["sha256"]}
+        for split in ("dev", "test")
+        for clip in read_jsonl(run.manifest(config.run, split))
+    ]
+    return StreamedSteps(
+        stream.split(config.data.train_split, "train"), Sieve.by([*held_out, *excluded(config)], label_rule(config)),
+        config.training, making, load_config(config.model.checkpoint).max_target_positions,
+        config.data.shuffle_buffer, rank, world_size,
+    )  # fmt: skip
+
+
+def _seen_of_stream(config: Config, hardware: Hardware) -> dict[str, Any]:
+    found = seen(read_jsonl(run.streamed_record(config.run, 0)), hardware.workers)
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in found["streamed"]["left_out"].items()) or "nothing"
+    say(f"the stream gave {found['clips_seen']:,} clips; left out: {reasons}")
+    return found
+
+
 def _seen(rows: Sequence[Clip], config: Config, steps: int) -> dict[str, Any]:
     """Clips and seconds that training heard, and the share of encoder positions that carried none of it."""
     batches = order(config, rows)
     heard = [clip for step in range(steps) for batch in batches.step(step) for row in batch.rows for clip in row.clips]
     return {
-        "steps": steps,
         "clips_seen": len(heard),
         "audio_seconds_seen": sum(rows[clip]["duration"] for clip in heard),
         "padding_fraction": batches.padding_fraction(steps),
+        "order": "seeded",
+        "resume": "exact",
     }
 
 

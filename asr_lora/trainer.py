@@ -24,6 +24,7 @@ from asr_lora.files import whole_folder
 from asr_lora.journal import Journal
 from asr_lora.model.whisper import context, seconds_of
 from asr_lora.progress import say
+from asr_lora.streamed import Stream, StreamedSteps
 
 PREFETCHED = 4  # steps that a loader process has ready
 
@@ -46,13 +47,13 @@ def micro_batches(batches: Sequence[Mapping[str, Tensor]], capacity: float) -> I
 
 
 class WhisperTrainer(Seq2SeqTrainer):
-    """Takes whole steps from a loader.Steps, and scores dev by `dev_wer(model)`, which decodes it.
+    """Takes whole steps from loader.Steps or streamed.StreamedSteps, and scores dev by `dev_wer(model)`, by decoding.
 
     To the stock Trainer a step is one batch; what of it goes through the model at once is decided here: `capacity`
     seconds of encoder context, fewer once memory has run out. So a step may hold batches of several contexts, and ranks
     may differ in what fits them.
     `save_adapter(model, folder)` writes its checkpoints, and the adapter into `best` whenever dev was never better. The
-    adapters of the last `keep` checkpoints stay in `kept`.
+    adapters of the last `keep` checkpoints stay in `kept`. What is heard of a stream is written to `record`.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class WhisperTrainer(Seq2SeqTrainer):
         best: Path,
         kept: Path,
         keep: int,
+        record: Path,
         callbacks: Sequence[TrainerCallback] = (),
         **rest: Any,
     ) -> None:
@@ -76,20 +78,22 @@ class WhisperTrainer(Seq2SeqTrainer):
         self.save_adapter = save_adapter
         self.best = best
         self.kept, self.keep = kept, keep
+        self.record = record
         self.first_step = 0
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
+    def get_train_dataloader(self) -> DataLoader[Any] | Stream:
         """Our order, already split over ranks: accelerate must not shard it again, so it never sees the loader."""
         args, workers = self.args, self.args.dataloader_num_workers
-        return DataLoader(
-            self.train_dataset,
-            batch_size=None,
-            sampler=_From(self.first_step, args.max_steps),
-            num_workers=workers,
-            prefetch_factor=PREFETCHED if workers else None,
-            worker_init_fn=_leave_interruptions,
-            pin_memory=args.device.type == "cuda",
-        )
+        loading: dict[str, Any] = {
+            "num_workers": workers,
+            "prefetch_factor": PREFETCHED if workers else None,
+            "worker_init_fn": _leave_interruptions,
+            "pin_memory": args.device.type == "cuda",
+        }
+        if isinstance(self.train_dataset, StreamedSteps):
+            return Stream(self.train_dataset, self.record, self.first_step, args.max_steps, **loading)
+        sampler = _From(self.first_step, args.max_steps)
+        return DataLoader(self.train_dataset, batch_size=None, sampler=sampler, **loading)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         asked = time.perf_counter()

@@ -213,7 +213,7 @@ def test_no_sample_is_cut_however_tight_the_context(
     for step in range(60):
         for batch in order.step(step):
             for row in batch.rows:
-                heard = len(steps._example(row, step, batch.seconds).waveform)
+                heard = len(steps.making.example(row, steps.clips[list(row.clips)], step, batch.seconds).waveform)
                 assert heard <= round(batch.seconds * SAMPLE_RATE)
                 stretched.append(heard / sum(round(rows[clip]["duration"] * SAMPLE_RATE) for clip in row.clips))
     assert min(stretched) < 0.97 and max(stretched) > 1.03
@@ -225,13 +225,15 @@ def test_the_times_of_joins_are_those_of_the_changed_sound(
     row = Row((2, 9, 4), timestamps=True)
     steps = Steps(rows, Fixed(Batch((row,), 30.0)), 9, processor, augment="light")
     for step in range(9):
-        said = processor.tokenizer.convert_ids_to_tokens(steps._example(row, step, 30.0).ids)
+        said = processor.tokenizer.convert_ids_to_tokens(
+            steps.making.example(row, steps.clips[list(row.clips)], step, 30.0).ids
+        )
         times = [float(token[2:-2]) for token in said if token.startswith("<|") and "." in token]
         streams = {clip: np.random.default_rng((0, step, clip, *b"augment")) for clip in row.clips}
         lengths = [len(augmented(audio.load(Path(rows[at]["path"])), "light", streams[at])) for at in row.clips]
         ends = np.cumsum(lengths) / SAMPLE_RATE
         assert times == pytest.approx([0, ends[0], ends[0], ends[1], ends[1], ends[2]], abs=0.011)
-        assert len(steps._example(row, step, 30.0).waveform) == sum(lengths)
+        assert len(steps.making.example(row, steps.clips[list(row.clips)], step, 30.0).waveform) == sum(lengths)
 
 
 # ---- in a run ----

@@ -31,6 +31,7 @@ from asr_lora.progress import progress
 
 PREFIX = "hf:"  # what data.source begins with
 PAGES = "https://huggingface.co/datasets"
+LOCAL = "what it should be at https://huggingface.co/docs/datasets"
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves, of several splits or of one
 FILES = (".parquet", ".arrow")
 BEGINS = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg"}  # what bytes without a name are; else mp3
@@ -52,13 +53,10 @@ def open_hub(named: str, language: str, columns: Columns) -> Corpus:
 
     Raises ChoiceError for a name, a configuration or columns that are not there, WorldError where it cannot be reached.
     """
-    name, _, config = named.partition(":")
-    title = f"{PREFIX}{named}"
-    if not name or name.count("/") > 1:
-        raise ChoiceError(f"data.source: {title} must be hf:<owner>/<name>[:config], a data set's name on {PAGES}")
-    with _told(title, f"{PAGES}/{name}"):
-        builder = datasets.load_dataset_builder(name, config or None)
-        if type(builder).__name__ != "AudioFolder":
+    name, title = named.partition(":")[0], f"{PREFIX}{named}"
+    builder = hub_builder(named)
+    with told_in_one_line(title, f"{PAGES}/{name}"):
+        if not is_audiofolder(builder):
             builder.download_and_prepare()
             loaded = builder.as_dataset()
         else:  # datasets cannot read a folder of recordings without torchcodec, but we can
@@ -68,10 +66,24 @@ def open_hub(named: str, language: str, columns: Columns) -> Corpus:
     return _corpus(loaded, title, named, language, columns)
 
 
+def hub_builder(named: str) -> Any:
+    """What `datasets` reads a data set of the Hub with; of the set itself nothing is fetched. Raises as `open_hub`."""
+    name, _, config = named.partition(":")
+    title = f"{PREFIX}{named}"
+    if not name or name.count("/") > 1:
+        raise ChoiceError(f"data.source: {title} must be hf:<owner>/<name>[:config], a data set's name on {PAGES}")
+    with told_in_one_line(title, f"{PAGES}/{name}"):
+        return datasets.load_dataset_builder(name, config or None)
+
+
+def is_audiofolder(builder: Any) -> bool:
+    return type(builder).__name__ == "AudioFolder"
+
+
 def open_local(source: Path, language: str, columns: Columns) -> Corpus:
     """Parquet or arrow files, or a folder of them. Raises as `open_hub` does."""
     cache = str(cache_dir() / "datasets")  # of the arrow files that are made of others
-    with _told(str(source), "what it should be at https://huggingface.co/docs/datasets"):
+    with told_in_one_line(str(source), LOCAL):
         if source.is_file():
             loaded = datasets.load_dataset(source.suffix[1:], data_files=str(source), cache_dir=cache)
         elif any((source / name).is_file() for name in SAVED):
@@ -94,12 +106,7 @@ def _corpus(loaded: Any, source: str, release: str, language: str, columns: Colu
 
 def _gather(gathered: Gathered, clips: "_Rows", split: str, name: str, data: Any, columns: Columns) -> None:
     """One split of the data set. Its sound is not looked at, but for the names of the files that it came from."""
-    table = f"{gathered.of} ({name})"
-    sound = _sound_column(data, columns, table)
-    plain = [column for column, feature in data.features.items() if _is_plain(feature) and column != sound]
-    # Where a clip lay in a recording that is not here is no matter, unless the settings say that it is.
-    meant = Columns({**columns.named, "path": sound}).found_in([sound, *plain], table)
-    found = {meaning: own for meaning, own in meant.items() if meaning not in PLACES or meaning in columns.named}
+    sound, plain, found = meant(data, columns, f"{gathered.of} ({name})")
     alone = data.select_columns([sound]).cast_column(sound, datasets.Audio(decode=False))
     called = _names(alone, name, sound)
     values = (row for batch in data.select_columns(plain).with_format(None).iter(ROWS) for row in _unbatched(batch))
@@ -113,6 +120,18 @@ def _gather(gathered: Gathered, clips: "_Rows", split: str, name: str, data: Any
         own = cut_name(clip, told)
         gathered.add(split, own, told)
         clips.places[own] = (alone, at, sound)
+
+
+def meant(data: Any, columns: Columns, table: str) -> tuple[str, list[str], dict[str, str]]:
+    """The column of the sound, those of plain values, and by what they are to us the ones among all of these.
+
+    Raises ChoiceError where a column that is needed is not there.
+    """
+    sound = _sound_column(data, columns, table)
+    plain = [column for column, feature in data.features.items() if _is_plain(feature) and column != sound]
+    # Where a clip lay in a recording that is not here is no matter, unless the settings say that it is.
+    found = Columns({**columns.named, "path": sound}).found_in([sound, *plain], table)
+    return sound, plain, {its: own for its, own in found.items() if its not in PLACES or its in columns.named}
 
 
 def _unbatched(batch: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
@@ -130,12 +149,13 @@ def _sound_column(data: Any, columns: Columns, table: str) -> str:
 
     Raises ChoiceError where there is none, or the one that is named holds something else.
     """
-    holds = [column for column, feature in data.features.items() if _is_sound(feature)]
+    holds = [column for column, feature in (data.features or {}).items() if _is_sound(feature)]
     named = columns.named.get("path", "audio" if "audio" in holds or not holds else holds[0])
     if named not in holds:
         raise ChoiceError(
             f"data.columns: {named} of {table} holds no sound as datasets keeps it, a file's bytes "
-            f"(such are: {listed(holds)}; got: {listed(data.column_names)}); say 'data.columns={{path: <its name>}}'"
+            f"(such are: {listed(holds)}; got: {listed(data.column_names or [])}); "
+            "say 'data.columns={path: <its name>}'"
         )
     return named
 
@@ -184,25 +204,29 @@ class _Rows:
                 sound, at, column = self.places[name]
                 value = sound[at][column] or {}
                 if value.get("bytes") is not None:
-                    found[name] = _kept(value["bytes"], PurePosixPath(name).suffix)
+                    found[name] = kept(value["bytes"], PurePosixPath(name).suffix)
                 elif value.get("path") and Path(value["path"]).is_file():
                     found[name] = Path(value["path"])
                 bar.advance()
         return found
 
 
-def _kept(content: bytes, suffix: str) -> Path:
+def kept(content: bytes, suffix: str) -> Path:
     """The file of these bytes in the cache. Raises WorldError where it cannot be written."""
     digest = hashlib.sha256(content).hexdigest()
-    file = cache_dir() / "clips" / digest[:2] / f"{digest[:32]}{suffix or BEGINS.get(content[:4], '.mp3')}"
+    file = cache_dir() / "clips" / digest[:2] / f"{digest[:32]}{suffix or suffix_of(content)}"
     if not file.is_file():
         with writing(file.parent), whole_file(file) as partial:
             partial.write_bytes(content)
     return file
 
 
+def suffix_of(content: bytes) -> str:
+    return BEGINS.get(content[:4], ".mp3")
+
+
 @contextmanager
-def _told(title: str, page: str) -> Iterator[None]:
+def told_in_one_line(title: str, page: str) -> Iterator[None]:
     """Turns what the Hugging Face libraries raise into one line with the way out."""
     try:
         yield
@@ -212,19 +236,19 @@ def _told(title: str, page: str) -> Iterator[None]:
         gated = "gated" in str(error)
         what = "its terms are not accepted" if gated else "the Hub has no such data set, or does not show it to you"
         raise ChoiceError(
-            f"data.source: {title}: {what} ({_first_line(error)}); see {page}, accept its terms if it has any, and log "
+            f"data.source: {title}: {what} ({first_line(error)}); see {page}, accept its terms if it has any, and log "
             "in: hf auth login"
         ) from error
     except (ConnectionError, HfHubHTTPError) as error:
         raise WorldError(
-            f"data.source: {title}: cannot reach the Hub ({_first_line(error)}); look to the network and type the same "
+            f"data.source: {title}: cannot reach the Hub ({first_line(error)}); look to the network and type the same "
             "again, or name a copy that is on this machine"
         ) from error
     except (DatasetsError, pyarrow.ArrowException, ValueError, RuntimeError, OSError, ImportError) as error:
         raise ChoiceError(
-            f"data.source: {title}: datasets cannot read it ({_first_line(error.__cause__ or error)}); see {page}"
+            f"data.source: {title}: datasets cannot read it ({first_line(error.__cause__ or error)}); see {page}"
         ) from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")

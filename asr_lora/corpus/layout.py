@@ -14,6 +14,7 @@ from asr_lora.errors import ChoiceError
 CLIPS = "clips"
 AUDIOS = "audios"  # of Spontaneous Speech
 SPONTANEOUS = "ss-corpus-"  # how its table begins
+NUMBERED_ONCE = ("common_voice_", "spontaneous-speech-")  # how clips are called that no other source calls so
 OTHERS = (
     "; Spontaneous Speech has audios/ and ss-corpus-<language>.tsv; other speech is a table with its recordings (.csv, "
     ".tsv, .jsonl), Kaldi's wav.scp and text, or what datasets reads (.parquet, .arrow)"
