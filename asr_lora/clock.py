@@ -102,7 +102,9 @@ def by_timing(
     processor = load_processor(checkpoint)
     free_memory()
     with progress("timing steps", total=3 * POINTS) as bar:
-        base = whisper.load(checkpoint, precision, hardware.device, hardware.autocast or torch.float32)
+        base = whisper.load(
+            checkpoint, precision, hardware.device, hardware.autocast or torch.float32, bool(lora.double_quantisation)
+        )
         model = adapter.attach(base, lora, seed=0)
         train = _interpolated(trained, _training_step(model, processor, hardware), hardware, bar)
         model.eval()
