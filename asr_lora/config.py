@@ -191,6 +191,11 @@ class LoraConfig:
         """Whether a whole model is saved, for want of an adapter."""
         return self.kind in WHOLE
 
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What memory depends on beside the parameters that train, as asr_lora/cost.py calls it."""
+        return {"kind": self.kind, "eight_bit": self.adam == "8bit"}
+
 
 def no_such_lora_key(name: str, kind: str) -> str:
     """What to tell somebody who gives a kind of tuning a setting of another."""

@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 from test_trainer import dies_after
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora import run
+from asr_lora import cost, run
+from asr_lora.checkpoint import load_config
 from asr_lora.config import LORA_KEYS, WHOLE, LoraConfig, conf_dir
 from asr_lora.errors import ChoiceError
 from asr_lora.files import read_json, read_jsonl
+from asr_lora.forecast import saved_bytes
 from asr_lora.hardware import look
 from asr_lora.launch import load
 from asr_lora.model import adapter, whisper
@@ -90,7 +92,11 @@ def test_every_way_trains_resumes_is_scored_shown_saved_and_loaded_by_others(
     assert (config.run / "train" / "adapter").exists() is (kind not in WHOLE)
     assert (config.run / "eval" / "test" / "metrics.json").is_file()
     assert report(config.run, None).is_file()
-    facts = read_json(config.run / "train" / "metrics.json")
+    facts, weights = read_json(config.run / "train" / "metrics.json"), load_file(adapter.weights_file(learnt))
+    if kind not in WHOLE:  # whose tiny model has fewer positions than all published ones
+        shape = cost.shape_of(load_config(config.model.checkpoint).to_dict())
+        told = saved_bytes(config.lora, facts["trainable_parameters"], shape, "fp32")
+        assert sum(weight.nbytes for weight in weights.values()) == told
     assert facts["adapter_bytes"] == adapter.weights_file(learnt).stat().st_size
 
     untouched = whisper.load(config.model.checkpoint, "fp32", CPU)
@@ -103,8 +109,15 @@ def test_every_way_trains_resumes_is_scored_shown_saved_and_loaded_by_others(
     train(load(again))
     other = load(again).run
     assert losses(other) == losses(config.run)  # to the last bit
-    one, two = (load_file(adapter.weights_file(folder)) for folder in (learnt, run.tuned(other)))
-    assert one.keys() == two.keys() and all(torch.equal(weight, two[name]) for name, weight in one.items())
+    resumed = load_file(adapter.weights_file(run.tuned(other)))
+    assert weights.keys() == resumed.keys()
+    assert all(torch.equal(weight, resumed[name]) for name, weight in weights.items())
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    way, model = adalora(words_of("adalora"))
+    with pytest.raises(ChoiceError, match=r"run_dir: .* has no trained\.safetensors, .* remove .* to train it anew"):
+        adapter.resume_training(model, way, tmp_path)
 
 
 # ---- AdaLoRA ----

@@ -131,6 +131,11 @@ def lora_plus(lora: "LoraSettings") -> Method:
     return Method(_lora(lora), optimiser=optimiser)
 
 
+def rank_before(left: int) -> int:
+    """That AdaLoRA begins with, to end with so much on average."""
+    return math.ceil(RANK_BEFORE * left)
+
+
 def adalora(lora: "LoraSettings", steps: int) -> Method:
     """LoRA as singular values and vectors, whose rank goes where it matters (Zhang et al. 2023).
 
@@ -138,7 +143,7 @@ def adalora(lora: "LoraSettings", steps: int) -> Method:
     which is without the masked, is what was decoded. Its averages are in no checkpoint of peft's.
     """
     left, weight = _set(lora.r), _set(lora.orthogonality)
-    before = math.ceil(RANK_BEFORE * left)
+    before = rank_before(left)
     config = AdaLoraConfig(
         target_r=left, init_r=before, lora_alpha=_set(lora.scaling) * before, lora_dropout=_set(lora.dropout),
         target_modules=list(_set(lora.target_modules)), total_step=steps, tinit=int(_set(lora.tinit) * steps),
