@@ -16,6 +16,7 @@ from asr_lora import cost, run
 from asr_lora.checkpoint import load_config
 from asr_lora.config import LORA_KEYS, WHOLE, LoraConfig, conf_dir
 from asr_lora.errors import ChoiceError
+from asr_lora.eval import evaluate
 from asr_lora.files import read_json, read_jsonl
 from asr_lora.forecast import saved_bytes
 from asr_lora.hardware import look
@@ -277,6 +278,17 @@ def test_a_whole_model_is_drawn_towards_the_untouched_one_by_its_strength(
     adapter.averaged([tmp_path / "model", tmp_path / "half"], tmp_path / "mean")
     mean = adapter.load(str(tiny_checkpoint), tmp_path / "mean", "fp32", CPU).state_dict()
     torch.testing.assert_close(mean["model.encoder.conv1.bias"], base["model.encoder.conv1.bias"] + 0.075)
+
+
+def test_a_whole_model_is_scored_at_the_strength_asked_for(words: list[str], of_64: Path) -> None:
+    mine = tuned_by("full", words, of_64)
+    train(load([*mine, "eval.after=false"]))
+    config = load([*mine, "eval.strength=0.5"])
+    facts = evaluate(config)
+    half = config.run / "train" / "model-strength0.5"
+    assert facts["strength"] == 0.5 and facts["asked"]["adapter_sha256"] == adapter.digest(half)
+    assert facts["context"] == "full"  # nobody has taught it to stop at short ones
+    assert "library_name: transformers" in (half / "README.md").read_text()
 
 
 def test_a_whole_model_tells_no_path_of_this_machine_and_masks_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def _save_whole(model: WhisperForConditionalGeneration, folder: Path, base: str)
 def _untie_from_base(model: PeftModel, folder: Path) -> None:
     """Makes a saved PiSSA stand on the base as published: what it adds is B A less the B A that it began with.
 
-    Both are the product of [B, -B0] and [A; A0], an ordinary LoRA of rank 2r (Meng et al. 2024, appendix C).
+    Both are the product of [B, -B0] and [A; A0], an ordinary LoRA of rank 2r (Meng et al. 2024).
     """
     began = {
         f"{name}.lora_{side}.weight": getattr(module, f"began_{side}")

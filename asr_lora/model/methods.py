@@ -151,7 +151,7 @@ def adalora(lora: "LoraSettings", steps: int) -> Method:
     )  # fmt: skip
 
     def penalty(model: Module) -> Tensor:
-        """How far the singular vectors are from orthogonal: equation 4, as peft adds it to a loss of its own."""
+        """How far the singular vectors are from orthogonal, as peft adds it to a loss of Whisper's own."""
         sides = [
             (vectors if "lora_A" in name else vectors.T)
             for name, vectors in model.named_parameters()
