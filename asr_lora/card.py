@@ -35,7 +35,7 @@ def write_card(
     folder: Path, config: "Config", trained: Mapping[str, Any], summary: Mapping[str, Any],
     facts: Mapping[str, Mapping[str, Any]],
 ) -> None:  # fmt: skip
-    """Writes README.md into an adapter's `folder`.
+    """Writes README.md into the `folder` of an adapter, or of a whole model.
 
     `trained` is train/metrics.json, `summary` data/summary.json, and `facts` are the metrics of every set, the run's
     own first.
@@ -54,16 +54,18 @@ def write_card(
         for rate in leading_first(scored["language"])
         if scored[rate] is not None
     ]  # fmt: skip
+    whole = config.lora.whole
     data = ModelCardData(
         # The corpus's own language, where Whisper was told another for want of a token; the Hub knows no regions.
         language=config.data.language.partition("-")[0],
-        base_model=base, library_name="peft", license=config.report.license,
-        datasets=[summary["release"]], metrics=["wer", "cer"], pipeline_tag=TASK, tags=["whisper", "lora", "asr_lora"],
+        base_model=base, library_name="transformers" if whole else "peft", license=config.report.license,
+        datasets=[summary["release"]], metrics=["wer", "cer"], pipeline_tag=TASK,
+        tags=["whisper", "fine-tuned" if whole else "lora", "asr_lora"],
         model_name=folder.parent.parent.name, eval_results=results,
     )  # fmt: skip
     text = environment(autoescape=False).get_template("card.md").render(
         base=base, published=published, split=split, own=own, facts=facts, settings=settings, trained=trained,
-        summary=summary,
+        summary=summary, whole=whole, this="this model" if whole else "with this adapter",
     )  # fmt: skip
     file, card = folder / "README.md", str(ModelCard(f"---\n{data}\n---\n\n{text}"))
     if not file.is_file() or file.read_text(encoding="utf-8") != card:

@@ -56,14 +56,14 @@ class Clocks:
 
 
 def by_rates(
-    shape: cost.Shape, trainable: int, rates: Mapping[str, float], precision: str, *,
+    shape: cost.Shape, trainable: int, kind: str, rates: Mapping[str, float], precision: str, *,
     checkpointing: bool, beams: int, on_gpu: bool,
 ) -> Clocks:  # fmt: skip
     """Work over `rates` (TFLOP/s by precision), but never less than the host needs to launch a GPU's kernels."""
     host = (2 if precision in SLOWER else 1) if on_gpu else 0
 
     def train(work: Work) -> float:
-        flop = work.rows * cost.training_work(shape, work.seconds, work.tokens, trainable, checkpointing)
+        flop = work.rows * cost.training_work(shape, work.seconds, work.tokens, trainable, checkpointing, kind)
         layers = (shape.encoder_layers + shape.decoder_layers) * (1.5 if checkpointing else 1)
         return max(flop / (rates[precision] * 1e12), layers * LAUNCH_TRAINING * host)
 
@@ -102,7 +102,9 @@ def by_timing(
     processor = load_processor(checkpoint)
     free_memory()
     with progress("timing steps", total=3 * POINTS) as bar:
-        base = whisper.load(checkpoint, precision, hardware.device, hardware.autocast or torch.float32)
+        base = whisper.load(
+            checkpoint, precision, hardware.device, hardware.autocast or torch.float32, bool(lora.double_quantisation)
+        )
         model = adapter.attach(base, lora, seed=0)
         train = _interpolated(trained, _training_step(model, processor, hardware), hardware, bar)
         model.eval()

@@ -121,20 +121,99 @@ class ModelConfig:
         check_choice("model.precision", self.precision, ("int8", "nf4", "fp16", "bf16", "fp32"))
 
 
+_LORA = ("r", "scaling", "dropout", "target_modules")
+LORA_KEYS: Mapping[str, tuple[str, ...]] = {  # of every kind of tuning: what conf/lora/<kind>.yaml holds beside `kind`
+    "qv": _LORA,
+    "all_linear": _LORA,
+    "encoder": _LORA,
+    "decoder": _LORA,
+    "rslora": ("r", "alpha", "dropout", "target_modules"),
+    "dora": _LORA,
+    "pissa": _LORA,
+    "lora_plus": (*_LORA, "b_rate"),
+    "adalora": (*_LORA, "tinit", "tfinal", "orthogonality"),
+    "qlora": (*_LORA, "double_quantisation"),
+    "ia3": ("target_modules", "feedforward_modules"),
+    "bitfit": (),
+    "full": ("adam",),
+}
+WHOLE = ("bitfit", "full")  # tune the base's own weights: a model is saved, no adapter
+SCALABLE = (
+    "qv",
+    "all_linear",
+    "encoder",
+    "decoder",
+    "rslora",
+    "pissa",
+    "lora_plus",
+    "qlora",
+    *WHOLE,
+)  # by eval.strength
+PREFIX = (
+    "peft 0.21 cannot put prefixes on Whisper: it asks for input_ids or inputs_embeds, where Whisper takes "
+    "input_features; of its other kinds ia3 is as small"
+)
+
+
 @dataclass
 class LoraConfig:
+    """How the model is tuned. A kind has the settings of LORA_KEYS; the others are None, and not in conf/."""
+
     kind: str
-    r: int
-    scaling: float
-    dropout: float
-    target_modules: list[str]
+    r: int | None
+    scaling: float | None
+    alpha: float | None
+    dropout: float | None
+    target_modules: list[str] | None
+    feedforward_modules: list[str] | None
+    b_rate: float | None
+    tinit: float | None
+    tfinal: float | None
+    orthogonality: float | None
+    double_quantisation: bool | None
+    adam: str | None
 
     def __post_init__(self) -> None:
-        check_choice("lora.kind", self.kind, ("qv",))
-        check("lora.r", self.r, "at least 1", self.r >= 1)
-        check("lora.scaling", self.scaling, "more than 0", 0 < self.scaling < float("inf"))
-        check("lora.dropout", self.dropout, "in [0, 1)", 0 <= self.dropout < 1)
-        check("lora.target_modules", self.target_modules, "at least one module name", bool(self.target_modules))
+        if self.kind == "prefix":
+            raise ChoiceError(f"lora.kind: {PREFIX}")
+        check_choice("lora.kind", self.kind, LORA_KEYS)
+        for name, value in asdict(self).items():
+            if name != "kind" and value is not None and name not in LORA_KEYS[self.kind]:
+                raise ChoiceError(no_such_lora_key(name, self.kind))
+            missing = name in LORA_KEYS[self.kind] and value is None
+            check(f"lora.{name}", value, f"something under lora={self.kind}", not missing)
+        check("lora.r", self.r, "at least 1", self.r is None or self.r >= 1)
+        for name in ("scaling", "alpha", "b_rate"):
+            value = getattr(self, name)
+            check(f"lora.{name}", value, "more than 0", value is None or 0 < value < float("inf"))
+        check("lora.dropout", self.dropout, "in [0, 1)", self.dropout is None or 0 <= self.dropout < 1)
+        targets, inner = self.target_modules, self.feedforward_modules
+        check("lora.target_modules", targets, "at least one module name", targets is None or bool(targets))
+        within = inner is None or set(inner) <= set(targets or [])
+        check("lora.feedforward_modules", inner, "some of lora.target_modules, or []", within)
+        shares = [share for share in (self.tinit, self.tfinal) if share is not None]
+        holds = all(share >= 0 for share in shares) and sum(shares) < 1
+        check("lora.tinit and lora.tfinal", shares, "shares of the steps, together less than 1", holds)
+        weight = self.orthogonality
+        check("lora.orthogonality", weight, "at least 0", weight is None or 0 <= weight < float("inf"))
+        if self.adam is not None:
+            check_choice("lora.adam", self.adam, ("32bit", "8bit"))
+
+    @property
+    def whole(self) -> bool:
+        """Whether a whole model is saved, for want of an adapter."""
+        return self.kind in WHOLE
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What memory depends on beside the parameters that train, as asr_lora/cost.py calls it."""
+        return {"kind": self.kind, "eight_bit": self.adam == "8bit"}
+
+
+def no_such_lora_key(name: str, kind: str) -> str:
+    """What to tell somebody who gives a kind of tuning a setting of another."""
+    there = ", ".join(f"lora.{key}" for key in LORA_KEYS.get(kind, ())) or "none but its kind"
+    return f"lora.{name}: is no setting of lora={kind}; it has {there}"
 
 
 @dataclass
@@ -327,6 +406,20 @@ class Config:
         for name in ("shards", "audit"):
             rule = "false under data.streaming=true, which lists no training clips"
             check(name, getattr(self, name), rule, not (self.data.streaming and getattr(self, name)))
+        _check_base(self.lora.kind, self.model.precision)
+        strengths = [self.eval.strength, *self.eval.strengths]
+        if self.lora.kind not in SCALABLE and any(strength != 1 for strength in strengths):
+            raise ChoiceError(
+                f"eval.strength: must be 1 under lora={self.lora.kind}, got {strengths}; at 0 its adapter is not the "
+                f"untouched model, or no plain scaling of weights leads there ({', '.join(SCALABLE)} can be scaled)"
+            )
+        if self.lora.tfinal is not None:  # of AdaLoRA
+            before = self.max_steps - int(self.lora.tfinal * self.max_steps)
+            check("training.max_steps", self.max_steps, "enough for two steps before lora.tfinal", before >= 2)
+        if self.lora.kind == "adalora" and wanted is not None:
+            raise ChoiceError(
+                f"eval.average: must be null under lora=adalora, got {wanted}; its adapters keep different ranks"
+            )
 
     @property
     def run(self) -> Path:
@@ -339,6 +432,25 @@ class Config:
         if self.training.max_steps is not None:
             return self.training.max_steps
         return 2000 if self.data.hours is not None and self.data.hours <= 2 else 5000
+
+
+def _check_base(kind: str, precision: str) -> None:
+    """Raises ChoiceError where a kind of tuning cannot stand on a base of this precision, with the reason."""
+    quantised = precision in ("int8", "nf4")
+    why = None
+    if kind == "full" and precision != "fp32":
+        lost = "has no gradients" if quantised else "loses steps smaller than it resolves"
+        why = f"a weight in {precision} {lost}; take fp32, and hardware.autocast for half-precision arithmetic"
+    elif kind == "pissa" and quantised:
+        why = f"it begins with singular parts of the weights, and {precision} keeps none; take fp32, or fp16 on a GPU"
+    elif kind == "bitfit" and quantised:
+        why = f"the trainer takes a base in {precision} only with an adapter on it; take fp32, or fp16 on a GPU"
+    elif kind == "dora" and precision == "int8":
+        why = "bitsandbytes loses the scales of an int8 weight once peft's DoRA has read it; take nf4, fp16 or fp32"
+    elif kind == "qlora" and precision != "nf4":
+        why = "QLoRA is a base in nf4; on another it is plain LoRA, lora=qv"
+    if why:
+        raise ChoiceError(f"model.precision: cannot be {precision} under lora={kind}: {why}")
 
 
 def conf_dir() -> Path:
@@ -357,8 +469,12 @@ def typed(cfg: DictConfig) -> Config:
 
     Needs Hydra initialised (inside a job or `launch.load`): the name depends on what the defaults would have been.
     """
-    # The defaults of the same experiment and model, so that naming either does not count as a change.
-    choices = {"experiment": cfg.get("experiment_name"), "model": f"whisper_{OmegaConf.select(cfg, 'model.name')}"}
+    # The defaults of the same experiment, model and tuning, so that naming any does not count as a change.
+    choices = {
+        "experiment": cfg.get("experiment_name"),
+        "model": f"whisper_{OmegaConf.select(cfg, 'model.name')}",
+        "lora": OmegaConf.select(cfg, "lora.kind"),
+    }
     known = [f"{group}={name}" for group, name in choices.items() if (conf_dir() / group / f"{name}.yaml").is_file()]
     config = _checked(cfg)
     name = config.run_name or run_name(config, usual=_checked(compose("config", known)))
@@ -370,7 +486,9 @@ def typed(cfg: DictConfig) -> Config:
 def _checked(cfg: DictConfig) -> Config:
     """The tree as dataclasses; an absent name stays empty until every setting that it is made of has been checked."""
     named = OmegaConf.merge(cfg, {"run_name": cfg.run_name or "", "run_dir": cfg.run_dir or ""})
-    config: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), named))  # type: ignore[assignment]
+    of_other_kinds = {"lora": {field.name: None for field in fields(LoraConfig) if field.name != "kind"}}
+    tree = OmegaConf.merge(OmegaConf.structured(Config), of_other_kinds, named)
+    config: Config = OmegaConf.to_object(tree)  # type: ignore[assignment]
     return config
 
 

@@ -6,16 +6,26 @@ vocabulary. Matrix products alone are counted, a weight at two FLOP a position (
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 POSITIONS_PER_SECOND = 50  # of the encoder: 100 mel frames a second, halved by the second convolution
 SOURCE_POSITIONS, TARGET_POSITIONS = 1500, 448  # position embeddings of all published checkpoints
 OPTIMISER_BYTES = 16  # a trainable parameter in fp32, its gradient, and Adam's two moments
+MOMENT_BYTES_SAVED = 6  # of these where Adam's moments are in 8 bits
 PROCESS_BYTES = 0.7e9  # the libraries in a CPU process (measured); about the same for a CUDA context (estimated)
 HALF_BYTES = 2.6  # of an activation under autocast: norms and residuals stay fp32 (measured: whisper-base, bf16)
 GPU_SLACK = 1.1  # what PyTorch's allocator holds over what is used (estimated)
 CPU_SLACK = 3.0  # the same of malloc, which gives little back: whisper-base held 5.0 GB with 4 rows at 30 s, not 2.4
+
+
+# Kept for backward by way of tuning, in widths d: of an encoder layer a position, of a decoder layer a token, and a
+# position of what it hears. Measured as autograd keeps them in fp32 with dropout (f = 4d, d = 256).
+KEPT = {
+    "qv": (14, 19, 4), "all_linear": (29, 36, 6), "encoder": (14, 13, 2), "decoder": (0, 19, 3), "rslora": (14, 19, 4),
+    "dora": (21, 25, 12), "pissa": (14, 19, 4), "lora_plus": (14, 19, 4), "adalora": (15, 20, 5), "qlora": (14, 19, 4),
+    "ia3": (16, 19, 4), "bitfit": (10, 13, 2), "full": (17, 22, 2),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,16 +92,24 @@ def forward_work(shape: Shape, seconds: float, tokens: float) -> float:
     return layers + attention_work(shape, seconds, tokens) + convolutions + logits
 
 
-def training_work(shape: Shape, seconds: float, tokens: float, trainable: int, checkpointing: bool) -> float:
-    """FLOP of forward and backward over a frozen base with `trainable` adapter parameters: about twice the forward.
+def training_work(
+    shape: Shape, seconds: float, tokens: float, trainable: int, checkpointing: bool, kind: str = "qv"
+) -> float:
+    """FLOP of forward and backward, by `kind` of tuning; with an adapter on a frozen base about twice the forward.
 
     Backward through a frozen weight is one product, not two; through attention it is 2.5 times its forward (Dao 2023,
     FlashAttention-2, section 4.1: both operands, and the scores anew). An adapter is 2 FLOP a parameter and position
-    in forward and 4 in backward. Checkpointing is one more forward (Chen et al. 2016).
+    in forward and 4 in backward. Checkpointing is one more forward (Chen et al. 2016). Where every weight trains each
+    has its second product; where the decoder alone does, backward ends there.
     """
-    adapter = 2 * trainable * seconds * POSITIONS_PER_SECOND
+    adapter = 0 if kind == "full" else 2 * trainable * seconds * POSITIONS_PER_SECOND
     forward = forward_work(shape, seconds, tokens)
     backward = forward + 1.5 * attention_work(shape, seconds, tokens) + 2 * adapter
+    if kind == "full":
+        backward += forward - attention_work(shape, seconds, tokens)
+    elif kind == "decoder":
+        encoder = replace(shape, decoder_layers=0)
+        backward -= forward_work(encoder, seconds, 0) + 1.5 * attention_work(encoder, seconds, 0)
     return forward * (2 if checkpointing else 1) + adapter + backward
 
 
@@ -113,33 +131,38 @@ def _linear_parameters(shape: Shape) -> int:
     return shape.encoder_layers * (4 * d**2 + 2 * d * f) + shape.decoder_layers * (8 * d**2 + 2 * d * f)
 
 
-def weight_bytes(shape: Shape, precision: str) -> float:
+def weight_bytes(shape: Shape, precision: str, double_quantisation: bool = False) -> float:
     """Of a base that is trained on: fp32, fp16, bf16, int8 or nf4.
 
     A quantised one keeps the rest in fp32 (peft's prepare_model_for_kbit_training); NF4 is half a byte a weight and
-    an fp32 scale per 64 of them (Dettmers et al. 2023).
+    an fp32 scale per 64 of them, or with double quantisation a byte, and an fp32 scale per 256 of those (Dettmers et
+    al. 2023).
     """
     if precision not in ("int8", "nf4"):
         return parameters(shape) * (4 if precision == "fp32" else 2)
     linear = _linear_parameters(shape)
-    return linear * (1 if precision == "int8" else 0.5 + 4 / 64) + (parameters(shape) - linear) * 4
+    scales = (1 + 4 / 256 if double_quantisation else 4) / 64
+    return linear * (1 if precision == "int8" else 0.5 + scales) + (parameters(shape) - linear) * 4
 
 
 def training_bytes(
     shape: Shape, precision: str, rows: int, seconds: float, tokens: float, *,
-    autocast: bool, checkpointing: bool, trainable: int, on_gpu: bool,
+    autocast: bool, checkpointing: bool, trainable: int, on_gpu: bool, kind: str = "qv", eight_bit: bool = False,
 ) -> float:  # fmt: skip
     """Most bytes held in a training step with so many `rows` in one forward: weights, adapter, optimiser, activations.
 
-    `autocast` says whether arithmetic is in half precision. Kept for backward, in widths d: in an encoder layer, a
-    position, 10 + f/d (inputs of two norms; query, key, value and result of attention; two adapters' inputs with their
-    dropout masks; the feed-forward's inner values); in a decoder layer 4 a position and 15 + f/d a token. This agrees
-    to 2 % with what autograd kept for whisper-base in fp32 with adapters on query and value (338 MB a row at 30 s);
-    on a GPU, for int8 and for checkpointing it is estimated.
+    `autocast` says whether arithmetic is in half precision, `eight_bit` whether the optimiser's moments are in 8 bits.
+    Kept for backward is what KEPT says of the `kind` of tuning. Of qv, in an encoder layer, a position, 10 + f/d (input
+    of two norms; query, key, value and result of attention; two adapters' inputs with their dropout masks; the
+    feed-forward's inner values); in a decoder layer 4 a position and 15 + f/d a token. This agrees to 2 % with what
+    autograd kept for whisper-base in fp32 (338 MB a row at 30 s); on a GPU, for int8 and for checkpointing it is
+    estimated.
     """
     d, f, positions = shape.d_model, shape.ffn, seconds * POSITIONS_PER_SECOND
     element = HALF_BYTES if autocast or precision in ("fp16", "bf16") else 4
-    encoder, decoder = positions * (10 * d + f), positions * 4 * d + tokens * (15 * d + f)
+    of_encoder, of_token, of_heard = KEPT[kind]
+    encoder = positions * ((of_encoder - 4) * d + f) if of_encoder else 0
+    decoder = positions * of_heard * d + tokens * ((of_token - 4) * d + f)
     if checkpointing:  # every layer's input, and one layer whole
         kept = positions * d * shape.encoder_layers + tokens * d * shape.decoder_layers + max(encoder, decoder)
     else:
@@ -149,20 +172,23 @@ def training_bytes(
     activations = rows * ((kept + working) * element + logits)
     copies = 2 * parameters(shape) if autocast and precision == "fp32" else 0  # autocast keeps the weights' halves
     slack = GPU_SLACK if on_gpu else CPU_SLACK
-    fixed = weight_bytes(shape, precision) + copies + OPTIMISER_BYTES * trainable
+    # A whole model's own weights are counted already.
+    each = OPTIMISER_BYTES - 4 * (kind in ("bitfit", "full")) - MOMENT_BYTES_SAVED * eight_bit
+    fixed = weight_bytes(shape, precision, kind == "qlora") + copies + each * trainable
     return PROCESS_BYTES + fixed + slack * activations
 
 
 def rows_that_fit(
     available: float, shape: Shape, precision: str, seconds: float, tokens: float, *,
-    autocast: bool, checkpointing: bool, trainable: int, on_gpu: bool,
+    autocast: bool, checkpointing: bool, trainable: int, on_gpu: bool, kind: str = "qv", eight_bit: bool = False,
 ) -> int:  # fmt: skip
     """The most rows in one forward of training within `available` bytes; 0 when not even one fits."""
 
     def held(rows: int) -> float:
         return training_bytes(
             shape, precision, rows, seconds, tokens,
-            autocast=autocast, checkpointing=checkpointing, trainable=trainable, on_gpu=on_gpu,
+            autocast=autocast, checkpointing=checkpointing, trainable=trainable, on_gpu=on_gpu, kind=kind,
+            eight_bit=eight_bit,
         )  # fmt: skip
 
     return max(0, int((available - held(0)) / (held(1) - held(0))))

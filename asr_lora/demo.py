@@ -32,7 +32,7 @@ def demo(config: Config) -> None:
     took = read_json(run.train_metrics(config.run))["train_seconds"]
     say("The voices are synthetic (espeak-ng): this shows that everything works, not how well real speech is heard.")
     for what, where in {
-        f"adapter ({took:.0f} s of training)": run.adapter(config.run),
+        f"adapter ({took:.0f} s of training)": run.tuned(config.run),
         "every hypothesis": config.run / "eval" / config.eval.split / "hypotheses.jsonl",
         "what it was trained on": config.run / "data",
         "speech": archive,

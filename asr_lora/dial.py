@@ -37,14 +37,14 @@ def chosen(config: "Config", hardware: Hardware, others: Sequence[Set]) -> tuple
     if strength == 1 and context == _context(config, source):
         return source, strength
     scaled = source.with_name(f"{source.name}-strength{strength:g}")
-    adapter.scaled(source, strength, scaled)
+    adapter.scaled(source, strength, scaled, config.model.checkpoint)
     say(f"at strength {strength:g}, heard at 30 s: {scaled}")
     return scaled, strength
 
 
 def _source(config: "Config") -> Path:
     """Raises ChoiceError when training kept fewer adapters than are to be averaged."""
-    best, wanted = run.adapter(config.run), config.eval.average
+    best, wanted = run.tuned(config.run), config.eval.average
     if wanted is None:
         return best
     kept = sorted(run.kept_adapters(config.run).glob("step-*"))[-wanted:]
@@ -101,7 +101,7 @@ def _point(
             tuned = None
         elif (strength, context) != (1, _context(config, source)):
             tuned = Path(scratch) / "adapter"
-            adapter.scaled(source, strength, tuned)
+            adapter.scaled(source, strength, tuned, config.model.checkpoint)
         models = heard(config, hardware, sets, tuned)
     point: dict[str, Any] = {"strength": strength, "context": context, "sets": {}}
     for each, model in zip(sets, models, strict=True):

@@ -35,7 +35,7 @@ def evaluate(config: Config, command: Sequence[str] | None = None) -> dict[str, 
     Raises ChoiceError when the run has no adapter, and RegressionError, once all is written, when fine-tuning cost more
     on a set than `eval.max_regression`.
     """
-    if not run.adapter(config.run).is_dir():
+    if not run.tuned(config.run).is_dir():
         raise ChoiceError(f"run_dir: no adapter in {config.run}/train; the same words with asr_lora.train finish it")
     hardware, sets = look(config), evaluated(config)
     typed = shlex.join(command or ["python", "-m", "asr_lora.eval", *words_of_job()])

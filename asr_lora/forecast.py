@@ -20,9 +20,10 @@ from asr_lora.errors import ChoiceError
 from asr_lora.files import read_json
 from asr_lora.journal import eval_steps
 from asr_lora.model import adapter
+from asr_lora.model.methods import rank_before
 
 if TYPE_CHECKING:
-    from asr_lora.config import Config
+    from asr_lora.config import Config, LoraConfig
 
 STAGES = ("prepare", "train", "dev", "eval")
 PROMPT_TOKENS, TOKENS_PER_SECOND = 5, 4.0  # of labels: what is beside the words, and what is said (Dutch)
@@ -44,6 +45,7 @@ class Job:
 
     shape: cost.Shape
     trainable: int
+    kind: str  # of tuning
     clips: dict[str, int]  # by stage, as all what follows
     trained: list[Work]
     decoded: dict[str, list[Pass]]  # dev: of one decoding; eval: untouched and tuned
@@ -70,9 +72,9 @@ class Forecast:
 
 def job(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Job:
     """What the run does with clips of so many `seconds`."""
-    known = _architecture(config.model.checkpoint)
+    known = architecture(config.model.checkpoint)
     shape = cost.shape_of(known.to_dict())
-    trainable = _trainable(known, config)
+    trainable = trained_parameters(known, config.lora)
     train, dev, test = (seconds[split] for split in SPLITS)
     steps, batch_size, training = config.max_steps, config.training.batch_size, config.training
     decodings = -(-steps // eval_steps(training, steps, len(dev)))
@@ -84,13 +86,14 @@ def job(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Job:
         "dev": decodings * len(dev), "eval": 2 * len(scored) * config.eval.after,
     }  # fmt: skip
     decoded = {"dev": [Pass(dev, margin)], "eval": [Pass(scored, None), Pass(scored, margin)] * config.eval.after}
-    # The base as published, in fp16; the adapter twice, and two checkpoints with the optimiser's moments.
-    disk = {"prepare": heard * MP3_RATE, "train": 2 * cost.parameters(shape) + 8 * 4 * trainable, "dev": 0, "eval": 0}
+    # The base as published, in fp16; what is saved twice, and two checkpoints with the optimiser's moments.
+    kept = 2 * saved_bytes(config.lora, trainable, shape, config.model.precision) + 2 * 3 * 4 * trainable
+    disk = {"prepare": heard * MP3_RATE, "train": 2 * cost.parameters(shape) + kept, "dev": 0, "eval": 0}
     trained = _trained(train, config, known.max_target_positions)
-    return Job(shape, trainable, counts, trained, decoded, decodings, disk)
+    return Job(shape, trainable, config.lora.kind, counts, trained, decoded, decodings, disk)
 
 
-def _architecture(checkpoint: str) -> WhisperConfig:
+def architecture(checkpoint: str) -> WhisperConfig:
     """From config.json where it is on this machine, else as published; nothing is fetched.
 
     Raises ChoiceError for a model that is neither.
@@ -113,12 +116,31 @@ def _architecture(checkpoint: str) -> WhisperConfig:
     )  # fmt: skip
 
 
-def _trainable(architecture: WhisperConfig, config: "Config") -> int:
-    """Parameters of the adapter, put on a model that has shapes but no memory."""
-    with torch.device("meta"):
-        return adapter.trainable_parameters(
-            adapter.attach(WhisperForConditionalGeneration(architecture), config.lora, config.seed)
-        )
+def trained_parameters(known: WhisperConfig, lora: "LoraConfig") -> int:
+    """Parameters that train, counted on models that have shapes but no memory.
+
+    All layers of a side are alike, so one layer more on either side tells what each adds: it takes no time.
+    """
+
+    def counted(encoder: int, decoder: int) -> int:
+        small = WhisperConfig.from_dict(known.to_dict() | {"encoder_layers": encoder, "decoder_layers": decoder})
+        with torch.device("meta"):
+            model = adapter.attach(WhisperForConditionalGeneration(small), lora, seed=0)
+        return adapter.trainable_parameters(model)
+
+    least = counted(1, 1)
+    encoders, decoders = int(known.encoder_layers) - 1, int(known.decoder_layers) - 1
+    return least + encoders * (counted(2, 1) - least) + decoders * (counted(1, 2) - least)
+
+
+def saved_bytes(lora: "LoraConfig", trainable: int, shape: cost.Shape, precision: str) -> float:
+    """Of the weights that training leaves: an adapter in fp32, PiSSA's of twice the rank, AdaLoRA's of what is left."""
+    if lora.whole:
+        frozen = 2 if precision in ("fp16", "bf16") else 4
+        return frozen * (cost.parameters(shape) - trainable) + 4 * trainable
+    if lora.kind == "adalora" and lora.r:
+        return 4 * trainable * lora.r / rank_before(lora.r)
+    return 4 * trainable * (2 if lora.kind == "pissa" else 1)
 
 
 def _trained(seconds: Sequence[float], config: "Config", token_limit: int) -> list[Work]:
@@ -139,7 +161,7 @@ def _tokens(seconds: float) -> int:
 def flop(work: Job, checkpointing: bool) -> dict[str, float]:
     """Floating-point work by stage, of one beam."""
     train = (
-        each.rows * cost.training_work(work.shape, each.seconds, each.tokens, work.trainable, checkpointing)
+        each.rows * cost.training_work(work.shape, each.seconds, each.tokens, work.trainable, checkpointing, work.kind)
         for each in work.trained
     )
     decoded = {
@@ -174,6 +196,7 @@ def forecast_on(
         return cost.training_bytes(
             work.shape, config.model.precision, each.rows, each.seconds, each.tokens,
             autocast=half, checkpointing=checkpointing, trainable=work.trainable, on_gpu=on_gpu,
+            **config.lora.memory,
         )  # fmt: skip
 
     def decoding(each: Work, weights: float, half: bool) -> float:

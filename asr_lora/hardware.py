@@ -76,7 +76,10 @@ def look(config: "Config", shape: cost.Shape | None = None) -> Hardware:
         free_memory()  # or what a job before this one left would count as used
         free = torch.cuda.mem_get_info(device)[0]
         available = min(free, asked.memory * 1e9) if asked.memory else free
-        rows, checkpointing = fitting(available, asked.gradient_checkpointing, precision, shape, autocast is not None)
+        half = autocast is not None
+        rows, checkpointing = fitting(
+            available, asked.gradient_checkpointing, precision, shape, half, **config.lora.memory
+        )
         decoded = decode_rows(available, shape)
     if batch_size % processes:
         raise ChoiceError(f"training.batch_size: must be a multiple of the {processes} processes, got {batch_size}")
@@ -112,17 +115,22 @@ def _device(asked: str) -> torch.device:
 
 
 def fitting(
-    available: float, checkpointing: bool | None, precision: str, shape: cost.Shape, autocast: bool
-) -> tuple[int, bool]:
+    available: float, checkpointing: bool | None, precision: str, shape: cost.Shape, autocast: bool, *,
+    kind: str = "qv", eight_bit: bool = False,
+) -> tuple[int, bool]:  # fmt: skip
     """Clips at 30 s that a GPU with so many bytes trains on in one forward, and whether it computes activations twice.
 
+    An adapter's own bytes are too few to count; a whole model's gradients and moments are not.
     It does so where asked, or (None) only where not even one clip fits else; at least one is always tried.
     """
+
+    trained = cost.parameters(shape) if kind == "full" else 0
 
     def rows(checkpointing: bool) -> int:
         return cost.rows_that_fit(
             available, shape, precision, MAX_SECONDS, LABEL_TOKENS,
-            autocast=autocast, checkpointing=checkpointing, trainable=0, on_gpu=True,
+            autocast=autocast, checkpointing=checkpointing, trainable=trained, on_gpu=True, kind=kind,
+            eight_bit=eight_bit,
         )  # fmt: skip
 
     if checkpointing is None:

@@ -48,7 +48,7 @@ def decoding(config: "Config", hardware: Hardware, language: str, short: bool) -
 
 
 def heard(config: "Config", hardware: Hardware, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
-    """What the model hears in each set, with the adapter of the folder `tuned` or untouched (None), and what it took.
+    """What the model hears in each set, tuned as in the folder `tuned` or untouched (None), and what it took.
 
     The keys are those of eval/<set>/metrics.json that decoding decides, and `hypotheses` and `cut`, an item a clip.
     Kept in the cache by all that it follows from: a sweep decodes the untouched model once, and scoring the same
@@ -76,8 +76,10 @@ def heard(config: "Config", hardware: Hardware, sets: Sequence[Set], tuned: Path
 
 
 def _loaded(config: "Config", hardware: Hardware, tuned: Path | None) -> WhisperForConditionalGeneration:
-    model = whisper.load(config.model.checkpoint, precision(hardware), hardware.device)
-    return model if tuned is None else adapter.merge(model, tuned)
+    asked = precision(hardware), hardware.device
+    if tuned is None:
+        return whisper.load(config.model.checkpoint, *asked)
+    return adapter.load(config.model.checkpoint, tuned, *asked)
 
 
 def _decoded(

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from asr_lora import run
-from asr_lora.config import Config, conf_dir, typed
+from asr_lora.config import PREFIX, Config, LoraConfig, conf_dir, no_such_lora_key, typed
 from asr_lora.errors import ChoiceError, RegressionError, UserError
 from asr_lora.progress import hush_libraries, say
 
@@ -107,9 +107,15 @@ def one_line(error: BaseException, overrides: Sequence[str]) -> str:
     full_key = re.search(r"full_key: (\S+)", text)
     unknown = re.search(r"Could not override '([^']+)'", text) or (full_key if "not in" in text else None)
     if unknown:
+        group, _, name = unknown[1].partition(".")
+        if group == "lora" and name in LoraConfig.__dataclass_fields__:
+            kind = next((word[5:] for word in reversed(overrides) if word.startswith("lora=")), "qv")
+            return no_such_lora_key(name, kind)
         near = get_close_matches(unknown[1], _all_keys(), n=1)
         return f"{unknown[1]}: no such setting; " + (f"did you mean {near[0]}?" if near else "--cfg job prints all")
     if choice := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
+        if choice[1] == "lora" and choice[2] == "prefix":
+            return f"lora: {PREFIX}"
         there = ", ".join(sorted(file.stem for file in (conf_dir() / choice[1]).glob("*.yaml")))
         return f"{choice[1]}: {choice[2]} is none of {there}"
     for override in overrides:

@@ -16,14 +16,15 @@ RUN_NAME_LIMIT = 80  # characters
 
 
 def run_name(config: "Config", usual: "Config") -> str:
-    """Language, hours, model, adapter kind, r, seed, then whatever else differs from what is usual and matters.
+    """Language, hours, model, kind of tuning, r if it has one, seed, then what else differs from the usual and matters.
 
     Over 80 characters the tail becomes eight hexadecimal digits of the whole: no two experiments share a name. It
     follows from the words alone, never from what lies on the disk, so that the same words always find the same run.
     """
     hours = "all" if config.data.hours is None else f"{np.format_float_positional(config.data.hours, trim='-')}h"
     lora = config.lora
-    parts = [config.data.language, hours, config.model.name, lora.kind, f"r{lora.r}", f"s{config.seed}"]
+    rank = [] if lora.r is None else [f"r{lora.r}"]
+    parts = [config.data.language, hours, config.model.name, lora.kind, *rank, f"s{config.seed}"]
     if config.experiment_name:
         parts.append(config.experiment_name)
     named = {"data.language", "data.hours", "model.name", "lora.kind", "lora.r", "seed"}

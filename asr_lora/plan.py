@@ -1,6 +1,7 @@
 """What a run will cost, before anything is fetched or trained:  python -m asr_lora.plan data.language=nl data.hours=1
 
-Prints one table: hours, dollars and memory of every stage on five GPUs and on this machine, for the settings as given.
+Prints hours, dollars and memory of every stage on five GPUs and on this machine, for the settings as given, and what
+the other ways to tune would train, save and hold.
 Nothing is downloaded, nothing is written. With plan.calibrate=true this machine's hours come from timing a few steps.
 """
 
@@ -19,7 +20,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora import audio, clock, run
+from asr_lora import audio, clock, run, ways
 from asr_lora.clock import Clocks
 from asr_lora.config import Config, HardwareConfig, conf_dir
 from asr_lora.corpus import SPLITS, Columns, is_path, is_quick, open_corpus
@@ -39,7 +40,7 @@ SPREAD = 0.35  # of the logarithm of a clip's seconds, a guess of what read sent
 
 
 def plan(config: Config, named: Mapping[str, Any]) -> None:
-    """Prints the table. `named` are the settings of hardware.* that were asked for: they hold on every GPU."""
+    """Prints both tables. `named` are the settings of hardware.* that were asked for: they hold on every GPU."""
     seconds, origin = durations(config)
     work = job(config, seconds)
     gpus = {gpu: replace(facts(gpu), **named) for gpu in GPUS}
@@ -51,6 +52,7 @@ def plan(config: Config, named: Mapping[str, Any]) -> None:
     timed = "estimated, here timed" if config.plan.calibrate else "estimated (plan.calibrate=true times them here)"
     table.caption = f"clips: {origin}; hours: {timed}, fetching not counted; prices: {prices}"
     Console().print(table)
+    Console().print(ways.table(config, work.shape))
 
 
 def predict(config: Config, hardware: Hardware, seconds: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
@@ -128,7 +130,9 @@ def on_gpu(config: Config, work: Job) -> Forecast:
         return Forecast({}, {}, f"no {precision} there: it has {', '.join(asked.rates)}")
     half = precision != "fp32" or asked.autocast in ("fp16", "bf16")
     memory = asked.memory * 1e9
-    rows, checkpointing = fitting(memory, asked.gradient_checkpointing, precision, work.shape, half)
+    rows, checkpointing = fitting(
+        memory, asked.gradient_checkpointing, precision, work.shape, half, **config.lora.memory
+    )
     capacity = (asked.micro_batch or rows) * audio.MAX_SECONDS
     clocks = _by_rates(config, work, asked.rates, arithmetic, checkpointing, True)
     return forecast_on(
@@ -180,7 +184,7 @@ def _by_rates(
     config: Config, work: Job, rates: Mapping[str, float], arithmetic: str, checkpointing: bool, cuda: bool
 ) -> Clocks:
     return clock.by_rates(
-        work.shape, work.trainable, rates, arithmetic,
+        work.shape, work.trainable, work.kind, rates, arithmetic,
         checkpointing=checkpointing, beams=config.decoding.num_beams, on_gpu=cuda,
     )  # fmt: skip
 

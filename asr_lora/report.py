@@ -97,7 +97,7 @@ def compare(pattern: str, runs_dir: Path) -> Path:
             say(
                 f"left out, not trained and scored to the end by this version (asr_lora.eval scores it again): {folder}"
             )
-    rows = sorted(map(_compared, complete), key=lambda row: row["settings"]["lora"]["r"])
+    rows = sorted(map(_compared, complete), key=lambda row: row["settings"]["lora"]["r"] or 0)
     page = runs_dir / "comparison" / "index.html"
     for row in rows:
         row["link"] = os.path.relpath(row["page"], page.parent) if row["page"].is_file() else None
@@ -210,8 +210,11 @@ def _group(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the page says of runs that can be compared."""
     rate, first = rows[0]["rate"], rows[0]["own"]
     best = min(rows, key=lambda row: math.inf if row["own"][rate] is None else row["own"][rate])
-    ranks = [row["settings"]["lora"]["r"] for row in rows]
-    chart = charts.over(ranks, [row["own"] for row in rows], rate, "LoRA rank") if len(set(ranks)) > 1 else None
+    ways, ranks = ({row["settings"]["lora"][key] for row in rows} for key in ("kind", "r"))
+    chart = None
+    if len(ways) == 1 and len(ranks) > 1:  # a sweep over the rank
+        by_rank = [row["settings"]["lora"]["r"] for row in rows]
+        chart = charts.over(by_rank, [row["own"] for row in rows], rate, "LoRA rank")
     names = dict.fromkeys(name for row in rows for name in row["facts"] if name != row["split"])
     return {
         "title": f"{rate.upper()} on {first['clips']} {first['split']} clips, normalised by {tables.normalised(first)}",

@@ -36,6 +36,16 @@ def adapter(run: Path) -> Path:
     return run / "train" / "adapter"
 
 
+def whole_model(run: Path) -> Path:
+    """What is saved in place of an adapter where there is none (lora=bitfit, lora=full)."""
+    return run / "train" / "model"
+
+
+def tuned(run: Path) -> Path:
+    """What training made: the whole model where there is one, else the adapter, there or not."""
+    return whole_model(run) if whole_model(run).is_dir() else adapter(run)
+
+
 def kept_adapters(run: Path) -> Path:
     """The last of every so many steps, a folder each: step-000100, ..."""
     return run / "train" / "kept"

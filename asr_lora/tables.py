@@ -46,6 +46,18 @@ def drawn_of(facts: Mapping[str, Any]) -> str:
     return f"{facts['clips']:,}{there}"
 
 
+def tuned_by(lora: Mapping[str, Any]) -> str:
+    """The way of tuning in words, from the settings as recorded: `LoRA r=32 on q_proj, v_proj`."""
+    names = {
+        "qv": "LoRA", "all_linear": "LoRA", "encoder": "LoRA of the encoder", "decoder": "LoRA of the decoder",
+        "rslora": "rank-stabilised LoRA", "dora": "DoRA", "pissa": "PiSSA", "lora_plus": "LoRA+", "adalora": "AdaLoRA",
+        "qlora": "QLoRA", "ia3": "(IA)^3", "bitfit": "BitFit", "full": "full fine-tuning",
+    }  # fmt: skip
+    rank = f" r={lora['r']}" if lora["r"] is not None else ""
+    modules = f" on {', '.join(lora['target_modules'])}" if lora["target_modules"] else ""
+    return f"{names[lora['kind']]}{rank}{modules}"
+
+
 def _sets(facts: Mapping[str, Mapping[str, Any]]) -> Table:
     notes = [
         f"runaway: clips with text on silence, loops, or more than can be said; small: fewer than {SMALL} clips",

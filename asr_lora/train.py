@@ -1,7 +1,8 @@
 """Trains an adapter, preparing before and evaluating after:  python -m asr_lora.train data.language=nl data.hours=1
 
 A sweep:  python -m asr_lora.train -m lora.r=4,8,16,32
-Leaves train/{config.yaml,adapter/,metrics.json,log.jsonl,tensorboard/} in the run folder. The same command goes on
+Leaves train/{config.yaml,adapter/,metrics.json,log.jsonl,tensorboard/} in the run folder, of lora=bitfit and lora=full
+model/ in place of adapter/. The same command goes on
 from the last of train/checkpoints/ after an interruption, and returns at once when the run is complete.
 """
 
@@ -37,6 +38,7 @@ from asr_lora.launch import launch, words_of_job
 from asr_lora.loader import Making, Steps
 from asr_lora.manifest import Clip, name_in_corpus
 from asr_lora.model import adapter, whisper
+from asr_lora.model.methods import method
 from asr_lora.plan import predict
 from asr_lora.prepare import label_rule, language, prepare
 from asr_lora.progress import Bar, progress, say
@@ -64,7 +66,7 @@ def train(config: Config, command: Sequence[str] | None = None) -> None:
     prepare(config)
     run.record(config, typed)
     if run.train_metrics(config.run).is_file():
-        say(f"already trained: {run.adapter(config.run)}")
+        say(f"already trained: {run.tuned(config.run)}")
     else:
         _train(config, hardware)
     run.note_last(config.run, Path(config.runs_dir))
@@ -101,13 +103,14 @@ def _train(config: Config, hardware: Hardware) -> None:
         with _stopping_cleanly(trainer):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
-    with whole_folder(run.adapter(config.run)) as partial:
+    learnt = run.whole_model(config.run) if config.lora.whole else run.adapter(config.run)
+    with whole_folder(learnt) as partial:
         shutil.copytree(trainer.best, partial, dirs_exist_ok=True)
     journal, steps = trainer.journal, trainer.state.global_step
     facts = {
         "trainable_parameters": trainable,
         "trainable_share": share,
-        "adapter_bytes": (run.adapter(config.run) / "adapter_model.safetensors").stat().st_size,
+        "adapter_bytes": adapter.weights_file(learnt).stat().st_size,
         "best_step": journal.best["step"],
         "dev": journal.dev,
         "dev_normalizer": str(_dev_normalizer(config)),
@@ -135,7 +138,7 @@ def _train(config: Config, hardware: Hardware) -> None:
     for used_up in (trainer.best, config.run / "train" / "checkpoints"):
         shutil.rmtree(used_up)
     say(
-        f"adapter: {run.adapter(config.run)} ({facts['adapter_bytes'] / 1e6:.1f} MB), best at step "
+        f"{adapter.described(learnt)}: {learnt} ({facts['adapter_bytes'] / 1e6:.1f} MB), best at step "
         f"{journal.best['step']}, dev WER {journal.best['wer']:.1%} ({_dev_normalizer(config)}), "
         f"{journal.train_seconds:.0f} s of training"
     )
@@ -173,8 +176,9 @@ def build(config: Config, hardware: Hardware, rows: Sequence[Clip], bar: Bar) ->
     processor = load_processor(config.model.checkpoint)
     processor.tokenizer = prompted(processor.tokenizer, language(config), config.model.task)
     base = whisper.load(
-        config.model.checkpoint, config.model.precision, hardware.device, hardware.autocast or torch.float32
-    )
+        config.model.checkpoint, config.model.precision, hardware.device, hardware.autocast or torch.float32,
+        double_quantisation=bool(config.lora.double_quantisation),
+    )  # fmt: skip
     masks = config.training.spec_augment
     if masks:
         whisper.mask_features(base, config.training.mask_time_prob, config.training.mask_feature_prob)
@@ -196,9 +200,15 @@ def build(config: Config, hardware: Hardware, rows: Sequence[Clip], bar: Bar) ->
             rows, order(config, rows), config.max_steps, processor, *ranks,
             augment=config.data.augment, seed=config.seed, attention_mask=masks,
         )  # fmt: skip
+    way = method(config.lora, config.max_steps)
+    model = adapter.attach(base, config.lora, config.seed, config.max_steps)
+    training = config.training
+    optimiser = way.optimiser and way.optimiser(model, training.learning_rate, training.weight_decay)
     return WhisperTrainer(
-        model=adapter.attach(base, config.lora, config.seed),
+        model=model,
         args=arguments,
+        optimizers=(optimiser, None),
+        method=way,
         train_dataset=steps,
         capacity=hardware.capacity,
         journal=journal,

@@ -13,7 +13,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Sampler
-from transformers import Seq2SeqTrainer, TrainerCallback, TrainerState, set_seed
+from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
@@ -22,6 +22,8 @@ from asr_lora.errors import WorldError
 from asr_lora.features import IGNORED
 from asr_lora.files import whole_folder
 from asr_lora.journal import Journal
+from asr_lora.model import adapter
+from asr_lora.model.methods import Method
 from asr_lora.model.whisper import context, seconds_of
 from asr_lora.progress import say
 from asr_lora.streamed import Stream, StreamedSteps
@@ -52,14 +54,17 @@ class WhisperTrainer(Seq2SeqTrainer):
     To the stock Trainer a step is one batch; what of it goes through the model at once is decided here: `capacity`
     seconds of encoder context, fewer once memory has run out. So a step may hold batches of several contexts, and ranks
     may differ in what fits them.
-    `save_adapter(model, folder)` writes its checkpoints, and the adapter into `best` whenever dev was never better. The
-    adapters of the last `keep` checkpoints stay in `kept`. What is heard of a stream is written to `record`.
+    `method` is the way of tuning: its checkpoints hold what trains and what it remembers, its penalty joins the loss
+    once a step, and it is asked after every step. `save_adapter(model, folder)` writes what was learnt into `best`
+    whenever dev was never better, and that of the last `keep` checkpoints into `kept`. What is heard of a stream is
+    written to `record`.
     """
 
     def __init__(
         self,
         *,
         capacity: float,
+        method: Method,
         journal: Journal,
         dev_wer: Callable[[Any], float],
         save_adapter: Callable[[Any, Path], None],
@@ -70,9 +75,10 @@ class WhisperTrainer(Seq2SeqTrainer):
         callbacks: Sequence[TrainerCallback] = (),
         **rest: Any,
     ) -> None:
-        super().__init__(callbacks=[journal, *callbacks], **rest)
+        super().__init__(callbacks=[_AfterStep(method), journal, *callbacks], **rest)
         self.remove_callback(PrinterCallback)
         self.capacity = capacity
+        self.method = method
         self.journal = journal
         self.dev_wer = dev_wer
         self.save_adapter = save_adapter
@@ -148,6 +154,11 @@ class WhisperTrainer(Seq2SeqTrainer):
                 if not should_reduce_batch_size(error):
                     raise
                 return loss, error.with_traceback(None)  # its frames would hold on to the memory
+        if self.method.penalty:
+            with self.accelerator.no_sync(model):
+                part = self.method.penalty(model) / self.args.world_size  # ranks are summed
+                self.accelerator.backward(part)
+            loss += part.detach()
         return loss, None
 
     def _shrink(self, inputs: list[dict[str, Tensor]], ran_out: RuntimeError | None) -> None:
@@ -211,7 +222,23 @@ class WhisperTrainer(Seq2SeqTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # Not as a whole folder: other ranks put their random states into this one at the same time. What makes a
         # checkpoint whole is the Trainer's state, its last file.
-        self.save_adapter(self.model, Path(output_dir or self.args.output_dir))
+        adapter.save_training(self.model, self.method, Path(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        adapter.resume_training(self.model if model is None else model, self.method, Path(resume_from_checkpoint))
+
+
+class _AfterStep(TrainerCallback):
+    """Asks the way of tuning after every step of the optimiser, while its gradients are there."""
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.method.after_step:
+            self.method.after_step(kwargs["model"], state.global_step + 1, kwargs["optimizer"].step_was_skipped)
 
 
 def _leave_interruptions(worker: int) -> None:

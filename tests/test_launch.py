@@ -36,7 +36,7 @@ def start(stage: str, *words: str) -> subprocess.Popen[str]:
         ("+data.hour=1", "data.hour: no such setting; did you mean data.hours?"),
         ("modl=whisper_tiny", "modl: no such setting; did you mean model?"),
         ("qqqqqq=1", "qqqqqq: no such setting; --cfg job prints all"),
-        ("lora=ia3", "lora: ia3 is none of qv"),
+        ("lora=lokr", "lora: lokr is none of adalora, all_linear, bitfit"),
         ("experiment=best", "experiment: best is none of demo, full_data, low_data"),
         ("data.hours=two", "data.hours: Value 'two' of type 'str' could not be converted to Float"),
         ("lora.r=4.5", "lora.r: Value '4.5' of type 'float' could not be converted to Integer"),

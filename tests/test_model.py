@@ -1,5 +1,6 @@
 """The model room: parameter counts, gradients where they belong, precisions, contexts, and adapters that travel."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ from torch.nn.functional import cross_entropy
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from asr_lora.config import LoraConfig
 from asr_lora.errors import ChoiceError
 from asr_lora.files import read_json, write_json
+from asr_lora.launch import load
 from asr_lora.model import adapter, whisper
 
 CPU = torch.device("cpu")
-QV = LoraConfig(kind="qv", r=32, scaling=2.0, dropout=0.0, target_modules=["q_proj", "v_proj"])
+QV = load(["lora=qv", "lora.dropout=0"]).lora
 
 
 def batch(model: WhisperForConditionalGeneration, frames: int = 3000) -> dict[str, torch.Tensor]:
@@ -234,7 +235,7 @@ def test_the_adapter_starts_from_the_seed_alone() -> None:
 
 
 def test_a_target_module_that_is_not_there_is_named_with_those_that_are() -> None:
-    wrong = LoraConfig(kind="qv", r=4, scaling=2.0, dropout=0.0, target_modules=["q_proj", "w_proj"])
+    wrong = replace(QV, target_modules=["q_proj", "w_proj"])
     with pytest.raises(ChoiceError, match=r"lora\.target_modules: w_proj .* v_proj"):
         adapter.attach(tiny_whisper(tiny_tokenizer()), wrong, seed=0)
 
@@ -259,7 +260,7 @@ def change(checkpoint: Path, folder: Path) -> dict[str, torch.Tensor]:
 def test_a_scaled_adapter_is_an_ordinary_one_and_changes_every_weight_by_so_much(
     tiny_checkpoint: Path, saved: Path, tmp_path: Path, strength: float
 ) -> None:
-    adapter.scaled(saved, strength, tmp_path / "scaled")
+    adapter.scaled(saved, strength, tmp_path / "scaled", str(tiny_checkpoint))
     before, after = change(tiny_checkpoint, saved), change(tiny_checkpoint, tmp_path / "scaled")
     for name, delta in before.items():
         torch.testing.assert_close(after[name], strength * delta, atol=1e-6, rtol=1e-4)
@@ -271,19 +272,19 @@ def test_a_scaled_adapter_is_an_ordinary_one_and_changes_every_weight_by_so_much
 
 @pytest.mark.parametrize(("key", "value"), [("use_dora", True), ("peft_type", "IA3"), ("init_lora_weights", "pissa")])
 def test_a_kind_that_does_not_scale_to_the_untouched_model_is_refused(
-    saved: Path, tmp_path: Path, key: str, value: object
+    tiny_checkpoint: Path, saved: Path, tmp_path: Path, key: str, value: object
 ) -> None:
     settings = read_json(saved / "adapter_config.json")
     write_json(saved / "adapter_config.json", settings | {key: value})
     with pytest.raises(ChoiceError, match=r"eval.strength: must be 1 for .*, which is no plain LoRA"):
-        adapter.scaled(saved, 0.5, tmp_path / "scaled")
+        adapter.scaled(saved, 0.5, tmp_path / "scaled", str(tiny_checkpoint))
     assert not (tmp_path / "scaled").exists()
 
 
 def test_the_average_of_an_adapter_and_half_of_it_lies_between(
     tiny_checkpoint: Path, saved: Path, tmp_path: Path
 ) -> None:
-    adapter.scaled(saved, 0.5, tmp_path / "half")
+    adapter.scaled(saved, 0.5, tmp_path / "half", str(tiny_checkpoint))
     adapter.averaged([tmp_path / "half", saved], tmp_path / "mean")
     whole, mean = change(tiny_checkpoint, saved), change(tiny_checkpoint, tmp_path / "mean")
     for name, delta in whole.items():

@@ -1,4 +1,4 @@
-"""The adapter: put on, saved, loaded, merged, scaled and averaged."""
+"""What is learnt, an adapter or the model's own weights: put on, saved, resumed, merged, scaled and averaged."""
 
 import hashlib
 import shutil
@@ -6,81 +6,204 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from peft.tuners.lora import LoraLayer
+from peft.utils.warning import PeftWarning
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import WhisperForConditionalGeneration
 
+from asr_lora.checkpoint import load_processor
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.files import read_json, whole_folder, write_json
+from asr_lora.model import whisper
 from asr_lora.model.dropout import Dropout
+from asr_lora.model.methods import Method, method
 
 if TYPE_CHECKING:
     from asr_lora.config import LoraConfig as LoraSettings
 
-CARD = """---
+Tuned: TypeAlias = PeftModel | WhisperForConditionalGeneration  # the latter where the base's own weights train
+
+HEAD = """---
 base_model: {base}
-library_name: peft
+library_name: {library}
 pipeline_tag: automatic-speech-recognition
-tags: [whisper, lora]
+tags: [whisper, {kind}]
 ---
-A LoRA adapter for {base}, trained with asr_lora: `peft.PeftModel.from_pretrained(whisper, this_folder)`.
 """
+CARD = """A LoRA adapter for {base}, trained with asr_lora: `peft.PeftModel.from_pretrained(whisper, this_folder)`.
+"""
+WHOLE_CARD = """{base} as tuned by asr_lora: `WhisperForConditionalGeneration.from_pretrained(this_folder)`.
+"""
+WEIGHTS = ("adapter_model.safetensors", "model.safetensors")  # of an adapter, of a whole model
+TRAINED = "trained.safetensors"  # of a checkpoint: what trains, as it is, and what the method remembers
+OF_METHOD = "method:"  # before its names there
 
 
-def attach(model: WhisperForConditionalGeneration, lora: "LoraSettings", seed: int) -> PeftModel:
-    """The model with a fresh adapter on it (Hu et al. 2021), in fp32 and the only thing that trains.
+def attach(model: WhisperForConditionalGeneration, lora: "LoraSettings", seed: int, steps: int = 1) -> Tuned:
+    """The model with what the settings have learn, in fp32 and the only thing that trains: a fresh adapter, or weights.
 
-    No task_type: SEQ_2_SEQ_LM would send `input_ids`, which Whisper does not take.
+    `steps` of the whole run is what AdaLoRA's schedule follows.
     Raises ChoiceError when a target module is not in the model.
     """
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    if absent := [target for target in lora.target_modules if target not in names]:
+    if absent := [target for target in lora.target_modules or [] if target not in names]:
         linear = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
         raise ChoiceError(f"lora.target_modules: {', '.join(absent)} is not in the model; it has {', '.join(linear)}")
+    way = method(lora, steps)
+    if way.adapter is None:
+        return _own_weights(model, way)
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    settings = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.scaling * lora.r,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
-    )
+    if model.device.type == "meta" and lora.kind == "pissa":  # nothing there to take singular parts of
+        way.adapter.init_lora_weights = True
     torch.manual_seed(seed)
     with _quiet():
-        tuned = get_peft_model(model, settings)
+        tuned = get_peft_model(model, way.adapter)
     for module in tuned.modules():
         if isinstance(module, LoraLayer):
-            module.lora_dropout["default"] = Dropout(lora.dropout)
+            module.lora_dropout["default"] = Dropout(lora.dropout or 0.0)
+            if lora.kind == "pissa":  # where it began, which is not in the base's weights any more
+                for side in ("A", "B"):
+                    began = getattr(module, f"lora_{side}")["default"].weight.detach().clone()
+                    module.register_buffer(f"began_{side}", began, persistent=False)
     return tuned
+
+
+def _own_weights(model: WhisperForConditionalGeneration, way: Method) -> WhisperForConditionalGeneration:
+    """The model, of which those parameters alone train, in fp32, that the way names."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(way.trains is not None and way.trains(name))
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model
 
 
 def trainable_parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def save(model: PeftModel, folder: Path, base: str, context: str) -> None:
-    """Writes the adapter into `folder` as peft itself does; `base` is the name it is told to stand on.
+def save(model: Tuned, folder: Path, base: str, context: str) -> None:
+    """Writes what was learnt into `folder`: an adapter as peft itself does, else the whole model as transformers does.
 
-    Beside it asr_lora.json records the `context` that it was trained at, for whoever decodes with it.
+    `base` is the name that it is told to stand on. Beside it asr_lora.json records the `context` that it was trained
+    at, for whoever decodes with it. PiSSA becomes an ordinary LoRA of twice the rank.
     A local checkpoint is named by its folder alone: a path on this machine helps nobody elsewhere.
     Raises WorldError when the weights cannot be written, a full disk for one.
     """
     local = Path(base).expanduser()
     name = local.name if local.exists() else base
-    model.peft_config["default"].base_model_name_or_path = name
-    # "auto" would ask the Hub at every save whether the base's embeddings were resized; nothing here resizes them.
-    try:
-        model.save_pretrained(folder, save_embedding_layers=False)
-    except SafetensorError as error:
-        raise WorldError(f"run_dir: cannot write the adapter to {folder} ({error}); free some space") from error
+    with _told(folder):
+        if isinstance(model, PeftModel):
+            model.peft_config["default"].base_model_name_or_path = name
+            # "auto" would ask the Hub at every save whether the base's embeddings were resized; nothing resizes them.
+            with _quiet():
+                model.save_pretrained(folder, save_embedding_layers=False)
+            _untie_from_base(model, folder)
+        else:
+            _save_whole(model, folder, base)
     # peft's own card would hold the path.
-    (folder / "README.md").write_text(CARD.format(base=name), encoding="utf-8")
+    library, card = ("peft", CARD) if isinstance(model, PeftModel) else ("transformers", WHOLE_CARD)
+    kind = "lora" if isinstance(model, PeftModel) else "fine-tuned"
+    text = (HEAD + card).format(base=name, library=library, kind=kind)
+    (folder / "README.md").write_text(text, encoding="utf-8")
     write_json(folder / "asr_lora.json", {"context": context})
+
+
+def _save_whole(model: WhisperForConditionalGeneration, folder: Path, base: str) -> None:
+    """With tokenizer and feature extractor; SpecAugment is of the training, not of what is trained."""
+    masks, model.config.apply_spec_augment = model.config.apply_spec_augment, False
+    try:
+        model.save_pretrained(folder)
+    finally:
+        model.config.apply_spec_augment = masks
+    load_processor(base).save_pretrained(folder)
+
+
+def _untie_from_base(model: PeftModel, folder: Path) -> None:
+    """Makes a saved PiSSA stand on the base as published: what it adds is B A less the B A that it began with.
+
+    Both are the product of [B, -B0] and [A; A0], an ordinary LoRA of rank 2r (Meng et al. 2024).
+    """
+    began = {
+        f"{name}.lora_{side}.weight": getattr(module, f"began_{side}")
+        for name, module in model.named_modules()
+        for side in ("A", "B")
+        if hasattr(module, f"began_{side}")
+    }
+    if not began:
+        return
+    weights = load_file(folder / WEIGHTS[0])
+    for name, start in began.items():
+        sign, dim = (1, 0) if ".lora_A." in name else (-1, 1)
+        weights[name] = torch.cat((weights[name], sign * start.to(weights[name])), dim)
+    save_file(weights, folder / WEIGHTS[0], metadata={"format": "pt"})
+    settings = read_json(folder / "adapter_config.json")
+    doubled = {"r": 2 * settings["r"], "lora_alpha": 2 * settings["lora_alpha"], "init_lora_weights": True}
+    write_json(folder / "adapter_config.json", settings | doubled)
+
+
+def save_training(model: torch.nn.Module, way: Method, folder: Path) -> None:
+    """Writes all that training goes on from, beside what the trainer keeps itself. Raises WorldError as `save` does."""
+    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    remembered = way.state(model) if way.state else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    with _told(folder):
+        both = trained | {f"{OF_METHOD}{name}": tensor for name, tensor in remembered.items()}
+        save_file({name: tensor.contiguous() for name, tensor in both.items()}, folder / TRAINED)
+
+
+def resume_training(model: torch.nn.Module, way: Method, folder: Path) -> None:
+    """Takes back what `save_training` wrote, into a model made by the same settings.
+
+    Raises ChoiceError for a checkpoint that an earlier version wrote.
+    """
+    if not (folder / TRAINED).is_file():
+        raise ChoiceError(
+            f"run_dir: {folder} has no {TRAINED}, as checkpoints of an earlier version of asr_lora; finish the run "
+            f"with that version, or remove {folder.parent} to train it anew"
+        )
+    device = next(model.parameters()).device
+    saved = load_file(folder / TRAINED, device=str(device))
+    remembered = {name.removeprefix(OF_METHOD): saved.pop(name) for name in list(saved) if name.startswith(OF_METHOD)}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(saved[name])
+    if way.restore:
+        way.restore(model, remembered)
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise WorldError(f"run_dir: cannot write weights to {folder} ({error}); free some space") from error
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether it holds a whole model, not an adapter."""
+    return not (folder / "adapter_config.json").is_file()
+
+
+def described(folder: Path) -> str:
+    """What was saved there, in words."""
+    if is_whole(folder):
+        return "a whole model, for transformers"
+    settings = read_json(folder / "adapter_config.json")
+    kind = {"LORA": "LoRA", "ADALORA": "AdaLoRA", "IA3": "(IA)^3"}[settings["peft_type"]]
+    rank = f" of rank {settings['r']}" if kind == "LoRA" else ""
+    return f"{kind} adapter{rank}, for peft"
+
+
+def weights_file(folder: Path) -> Path:
+    """Of an adapter or a whole model."""
+    return folder / WEIGHTS[is_whole(folder)]
 
 
 def trained_on_short(folder: Path) -> bool:
@@ -90,24 +213,35 @@ def trained_on_short(folder: Path) -> bool:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 of all that decides what the adapter does: weights, configuration (which scales them) and context."""
-    names = ("adapter_model.safetensors", "adapter_config.json", "asr_lora.json")
-    files = (file for name in names if (file := folder / name).is_file())
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    """SHA-256 of all that decides what the model does: weights, configuration (which scales them) and context."""
+    names = (*WEIGHTS, "adapter_config.json", "asr_lora.json")
+    whole = hashlib.sha256()
+    for file in (folder / name for name in names if (folder / name).is_file()):
+        with file.open("rb") as content:
+            while part := content.read(2**24):
+                whole.update(part)
+    return whole.hexdigest()
 
 
-def scaled(source: Path, strength: float, target: Path) -> None:
-    """Writes an ordinary peft adapter whose change to every weight is `strength` times that of `source`.
+def scaled(source: Path, strength: float, target: Path, checkpoint: str) -> None:
+    """Writes `source` with `strength` times its change to every weight of the `checkpoint`: of its kind, and ordinary.
 
-    A LoRA's change is B A, so B alone is scaled, and 0 is the untouched model. At less than full strength nobody has
-    taught the model to stop at short contexts: the new adapter asks for 30 s.
+    A LoRA's change is B A, so B alone is scaled, and 0 is the untouched model; a whole model is drawn towards the
+    checkpoint (Wortsman et al. 2022). At less than full strength nobody has taught the model to stop at short contexts:
+    the new one asks for 30 s.
     Raises ChoiceError for a kind of adapter that does not scale to the untouched model.
     """
-    settings = read_json(source / "adapter_config.json")
-    if settings["peft_type"] != "LORA" or settings["use_dora"] or settings["init_lora_weights"] is not True:
-        raise ChoiceError(f"eval.strength: must be 1 for {source}, which is no plain LoRA ({settings['peft_type']})")
-    weights = load_file(source / "adapter_model.safetensors")
-    changed = {name: tensor * strength if ".lora_B." in name else tensor for name, tensor in weights.items()}
+    weights = load_file(weights_file(source))
+    if is_whole(source):
+        base = whisper.load(checkpoint, "fp32", torch.device("cpu")).state_dict()
+        changed = {name: base[name].lerp(tensor.float(), strength) for name, tensor in weights.items()}
+    else:
+        settings = read_json(source / "adapter_config.json")
+        if settings["peft_type"] != "LORA" or settings["use_dora"] or settings["init_lora_weights"] is not True:
+            raise ChoiceError(
+                f"eval.strength: must be 1 for {source}, which is no plain LoRA ({settings['peft_type']})"
+            )
+        changed = {name: tensor * strength if ".lora_B." in name else tensor for name, tensor in weights.items()}
     _write(changed, source, target, {"context": "full", "strength": strength})
 
 
@@ -115,9 +249,9 @@ def averaged(sources: Sequence[Path], target: Path) -> None:
     """Writes the mean of several adapters of one run, weight by weight, as checkpoints are averaged (Izmailov 2018).
 
     It is the mean of the A and of the B, not of their products: along one path of training that is close, the size
-    stays, and it is an ordinary peft adapter.
+    stays, and it is an ordinary peft adapter. Of whole models it is the mean of the models.
     """
-    every = [load_file(source / "adapter_model.safetensors") for source in sources]
+    every = [load_file(weights_file(source)) for source in sources]
     mean = {name: torch.stack([weights[name] for weights in every]).mean(dim=0) for name in every[0]}
     _write(mean, sources[-1], target, {"averaged": len(sources)})
 
@@ -125,9 +259,16 @@ def averaged(sources: Sequence[Path], target: Path) -> None:
 def _write(weights: dict[str, torch.Tensor], source: Path, target: Path, record: dict[str, Any]) -> None:
     """`source` with other weights; `record` goes into its asr_lora.json."""
     with whole_folder(target) as partial:
-        shutil.copytree(source, partial, dirs_exist_ok=True)
-        save_file(weights, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+        shutil.copytree(source, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*WEIGHTS))
+        save_file(weights, partial / weights_file(source).name, metadata={"format": "pt"})
         write_json(partial / "asr_lora.json", read_json(source / "asr_lora.json") | record)
+
+
+def load(checkpoint: str, folder: Path, precision: str, device: torch.device) -> WhisperForConditionalGeneration:
+    """The tuned model, unquantised: the folder's own, or the checkpoint with the folder's adapter in it."""
+    if is_whole(folder):
+        return whisper.load(str(folder), precision, device)
+    return merge(whisper.load(checkpoint, precision, device), folder)
 
 
 def merge(base: WhisperForConditionalGeneration, folder: Path) -> WhisperForConditionalGeneration:
@@ -143,7 +284,13 @@ def merge(base: WhisperForConditionalGeneration, folder: Path) -> WhisperForCond
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """peft 0.21 asks transformers 5.23 for a property under its old name; nobody here can mend that (2026-11)."""
+    """Without three warnings of peft 0.21 that nobody here can mend (2026-11).
+
+    It asks transformers 5.23 for a property under its old name, takes AdaLoRA's rank pattern, which it does follow, for
+    one of LoRA's, and a matrix that AdaLoRA left no rank for damaged.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", r"Adapter 'default': \d+ LoRA tensor\(s\) have invalid shape", PeftWarning)
+        warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
         yield

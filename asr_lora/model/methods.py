@@ -1,0 +1,221 @@
+"""The ways of tuning, a function each: its adapter or what trains without one, its optimiser, what follows a step."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import bitsandbytes
+import torch
+from peft import AdaLoraConfig, IA3Config, LoraConfig, PeftConfig
+from peft.optimizers import create_loraplus_optimizer
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from asr_lora.config import LoraConfig as LoraSettings
+
+T = TypeVar("T")
+
+PISSA = "pissa_niter_16"  # its authors' fast singular values: 16 rounds, as exact as they are needed
+RANK_BEFORE = 1.5  # of AdaLoRA, times what is left
+AVERAGES = (
+    "ipt",
+    "exp_avg_ipt",
+    "exp_avg_unc",
+)  # of AdaLoRA's allocator: importance now, smoothed, and its uncertainty
+PATTERN = "rank_pattern"
+SINUSOIDS = "encoder.embed_positions"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of tuning, made for a run of so many steps; what is None is as usual.
+
+    `adapter` is what peft puts on; where it is None, those parameters of the base train that `trains` names.
+    `optimiser(model, rate, decay)` is in place of AdamW at one rate. `penalty(model)` joins the loss, once a step.
+    `after_step(model, step, skipped)` follows every step of the optimiser, the first being 1, with its gradients still
+    there; `skipped` where it was left out because they overflowed. What it remembers is `state(model)`, tensors by
+    name, which `restore(model, tensors)` takes back.
+    """
+
+    adapter: PeftConfig | None = None
+    trains: Callable[[str], bool] | None = None
+    optimiser: Callable[[Module, float, float], Optimizer] | None = None
+    penalty: Callable[[Module], Tensor] | None = None
+    after_step: Callable[[Module, int, bool], None] | None = None
+    state: Callable[[Module], dict[str, Tensor]] | None = None
+    restore: Callable[[Module, Mapping[str, Tensor]], None] | None = None
+
+
+def method(lora: "LoraSettings", steps: int) -> Method:
+    """The way that the settings ask for."""
+    match lora.kind:
+        case "encoder" | "decoder":
+            return part(lora)
+        case "rslora":
+            return rslora(lora)
+        case "dora":
+            return dora(lora)
+        case "pissa":
+            return pissa(lora)
+        case "lora_plus":
+            return lora_plus(lora)
+        case "adalora":
+            return adalora(lora, steps)
+        case "ia3":
+            return ia3(lora)
+        case "bitfit":
+            return bitfit()
+        case "full":
+            return full(lora)
+        case _:  # qv, all_linear and qlora differ in their settings alone
+            return plain(lora)
+
+
+# ---- LoRA and its kin ----
+
+
+def _lora(lora: "LoraSettings", **more: Any) -> LoraConfig:
+    """No task_type: SEQ_2_SEQ_LM would send `input_ids`, which Whisper does not take."""
+    rank = _set(lora.r)
+    alpha = _set(lora.alpha) if lora.scaling is None else lora.scaling * rank
+    settings = {"lora_dropout": _set(lora.dropout), "target_modules": list(_set(lora.target_modules)), **more}
+    return LoraConfig(r=rank, lora_alpha=alpha, **settings)
+
+
+def _set(value: T | None) -> T:
+    """A setting that the kind has: config.py has seen to it. Raises ValueError where it is None all the same."""
+    if value is None:
+        raise ValueError("lora: a setting of this kind is None")
+    return value
+
+
+def plain(lora: "LoraSettings") -> Method:
+    """LoRA (Hu et al. 2021)."""
+    return Method(_lora(lora))
+
+
+def part(lora: "LoraSettings") -> Method:
+    """LoRA on the encoder or the decoder alone; a decoder's cross-attention is its own."""
+    names = "|".join(map(re.escape, _set(lora.target_modules)))
+    return Method(_lora(lora, target_modules=rf"model\.{lora.kind}\..*\.({names})"))
+
+
+def rslora(lora: "LoraSettings") -> Method:
+    """LoRA scaled by alpha / sqrt(r) (Kalajdzievski 2023)."""
+    return Method(_lora(lora, use_rslora=True))
+
+
+def dora(lora: "LoraSettings") -> Method:
+    """Weight-decomposed LoRA (Liu et al. 2024)."""
+    return Method(_lora(lora, use_dora=True))
+
+
+def pissa(lora: "LoraSettings") -> Method:
+    """LoRA that begins as the principal parts of the weights, which it takes from them (Meng et al. 2024)."""
+    return Method(_lora(lora, init_lora_weights=PISSA))
+
+
+def lora_plus(lora: "LoraSettings") -> Method:
+    """LoRA whose B has a rate of its own (Hayou et al. 2024)."""
+
+    def optimiser(model: Module, rate: float, decay: float) -> Optimizer:
+        made: Optimizer = create_loraplus_optimizer(
+            model, torch.optim.AdamW, lr=rate, loraplus_lr_ratio=lora.b_rate, loraplus_weight_decay=decay
+        )
+        return made
+
+    return Method(_lora(lora), optimiser=optimiser)
+
+
+def rank_before(left: int) -> int:
+    """That AdaLoRA begins with, to end with so much on average."""
+    return math.ceil(RANK_BEFORE * left)
+
+
+def adalora(lora: "LoraSettings", steps: int) -> Method:
+    """LoRA as singular values and vectors, whose rank goes where it matters (Zhang et al. 2023).
+
+    peft's allocator is asked after every step, and masks after every one between tinit and the end: so what is saved,
+    which is without the masked, is what was decoded. Its averages are in no checkpoint of peft's.
+    """
+    left, weight = _set(lora.r), _set(lora.orthogonality)
+    before = rank_before(left)
+    config = AdaLoraConfig(
+        target_r=left, init_r=before, lora_alpha=_set(lora.scaling) * before, lora_dropout=_set(lora.dropout),
+        target_modules=list(_set(lora.target_modules)), total_step=steps, tinit=int(_set(lora.tinit) * steps),
+        tfinal=int(_set(lora.tfinal) * steps), orth_reg_weight=weight,
+    )  # fmt: skip
+
+    def penalty(model: Module) -> Tensor:
+        """How far the singular vectors are from orthogonal, as peft adds it to a loss of Whisper's own."""
+        sides = [
+            (vectors if "lora_A" in name else vectors.T)
+            for name, vectors in model.named_parameters()
+            if "lora_A" in name or "lora_B" in name
+        ]
+        apart = [torch.linalg.norm(side @ side.T - torch.eye(len(side), device=side.device)) for side in sides]
+        return weight * torch.stack(apart).mean()
+
+    def after_step(model: Module, step: int, skipped: bool) -> None:
+        if skipped and step < config.total_step - config.tfinal:
+            return  # an overflown gradient would stay in the averages for good
+        tuner(model).update_and_allocate(step)
+
+    def tuner(model: Any) -> Any:
+        return model.base_model
+
+    def state(model: Module) -> dict[str, Tensor]:
+        allocator = tuner(model).rankallocator
+        averages = {
+            f"{which}.{name}": tensor for which in AVERAGES for name, tensor in getattr(allocator, which).items()
+        }
+        pattern = tuner(model).peft_config["default"].rank_pattern or {}
+        return averages | {f"{PATTERN}.{name}": torch.tensor(kept) for name, kept in pattern.items()}
+
+    def restore(model: Module, tensors: Mapping[str, Tensor]) -> None:
+        found: dict[str, dict[str, Tensor]] = {which: {} for which in (*AVERAGES, PATTERN)}
+        for name, tensor in tensors.items():
+            which, _, parameter = name.partition(".")
+            found[which][parameter] = tensor
+        for which in AVERAGES:
+            setattr(tuner(model).rankallocator, which, found[which])
+        pattern = {name: kept.tolist() for name, kept in found[PATTERN].items()}
+        tuner(model).peft_config["default"].rank_pattern = pattern or None
+
+    return Method(config, penalty=penalty, after_step=after_step, state=state, restore=restore)
+
+
+# ---- others ----
+
+
+def ia3(lora: "LoraSettings") -> Method:
+    """A factor a key, value and inner feature (Liu et al. 2022)."""
+    config = IA3Config(
+        target_modules=list(_set(lora.target_modules)), feedforward_modules=list(_set(lora.feedforward_modules))
+    )
+    return Method(config)
+
+
+def bitfit() -> Method:
+    """The biases alone (Ben Zaken et al. 2022); peft has no such thing."""
+    return Method(trains=lambda name: name.endswith(".bias"))
+
+
+def full(lora: "LoraSettings") -> Method:
+    """Every weight but the encoder's positions, which are sinusoids and no weights; the moments in 8 bits if asked."""
+
+    def optimiser(model: Module, rate: float, decay: float) -> Optimizer:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        groups = [  # as the trainer's: biases and norms do not decay
+            {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": decay},
+            {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+        ]
+        eight_bit: Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=rate)
+        return eight_bit
+
+    eight = optimiser if lora.adam == "8bit" else None
+    return Method(trains=lambda name: SINUSOIDS not in name, optimiser=eight)
