@@ -4,7 +4,7 @@ Values live in conf/, types and rules here. The way in is asr_lora/launch.py.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,30 +16,11 @@ from asr_lora.audio import MAX_SECONDS
 from asr_lora.augment import KINDS
 from asr_lora.errors import ChoiceError
 from asr_lora.naming import run_name
+from asr_lora.rules import check, check_choice, check_range, check_word
 from asr_lora.text import NORMALIZERS
+from asr_lora.tuning import SCALABLE, LoraConfig, check_base
 
 COLUMNS = ("path", "text", "speaker", "start", "end", "duration", "split")  # of a table of one's own
-
-
-def check(name: str, value: Any, rule: str, holds: bool) -> None:
-    """Raises ChoiceError `name: must be rule, got value` unless it holds."""
-    if not holds:
-        raise ChoiceError(f"{name}: must be {rule}, got {value}")
-
-
-def check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    if value not in choices:
-        raise ChoiceError(f"{name}: {value} is none of {', '.join(choices)}")
-
-
-def _check_range(name: str, bounds: list[float]) -> None:
-    holds = len(bounds) == 2 and 0 <= bounds[0] <= bounds[1] <= MAX_SECONDS
-    check(name, bounds, f"two numbers of seconds, the lesser first, within 0 to {MAX_SECONDS}", holds)
-
-
-def check_word(name: str, value: str) -> None:
-    """It becomes a part of run_name, where a hyphen parts the parts."""
-    check(name, repr(value), "letters, digits, _ and . alone", re.fullmatch(r"[\w.]+", value) is not None)
 
 
 @dataclass
@@ -121,101 +102,6 @@ class ModelConfig:
         check_choice("model.precision", self.precision, ("int8", "nf4", "fp16", "bf16", "fp32"))
 
 
-_LORA = ("r", "scaling", "dropout", "target_modules")
-LORA_KEYS: Mapping[str, tuple[str, ...]] = {  # of every kind of tuning: what conf/lora/<kind>.yaml holds beside `kind`
-    "qv": _LORA,
-    "all_linear": _LORA,
-    "encoder": _LORA,
-    "decoder": _LORA,
-    "rslora": ("r", "alpha", "dropout", "target_modules"),
-    "dora": _LORA,
-    "pissa": _LORA,
-    "lora_plus": (*_LORA, "b_rate"),
-    "adalora": (*_LORA, "tinit", "tfinal", "orthogonality"),
-    "qlora": (*_LORA, "double_quantisation"),
-    "ia3": ("target_modules", "feedforward_modules"),
-    "bitfit": (),
-    "full": ("adam",),
-}
-WHOLE = ("bitfit", "full")  # tune the base's own weights: a model is saved, no adapter
-SCALABLE = (
-    "qv",
-    "all_linear",
-    "encoder",
-    "decoder",
-    "rslora",
-    "pissa",
-    "lora_plus",
-    "qlora",
-    *WHOLE,
-)  # by eval.strength
-PREFIX = (
-    "peft 0.21 cannot put prefixes on Whisper: it asks for input_ids or inputs_embeds, where Whisper takes "
-    "input_features; of its other kinds ia3 is as small"
-)
-
-
-@dataclass
-class LoraConfig:
-    """How the model is tuned. A kind has the settings of LORA_KEYS; the others are None, and not in conf/."""
-
-    kind: str
-    r: int | None
-    scaling: float | None
-    alpha: float | None
-    dropout: float | None
-    target_modules: list[str] | None
-    feedforward_modules: list[str] | None
-    b_rate: float | None
-    tinit: float | None
-    tfinal: float | None
-    orthogonality: float | None
-    double_quantisation: bool | None
-    adam: str | None
-
-    def __post_init__(self) -> None:
-        if self.kind == "prefix":
-            raise ChoiceError(f"lora.kind: {PREFIX}")
-        check_choice("lora.kind", self.kind, LORA_KEYS)
-        for name, value in asdict(self).items():
-            if name != "kind" and value is not None and name not in LORA_KEYS[self.kind]:
-                raise ChoiceError(no_such_lora_key(name, self.kind))
-            missing = name in LORA_KEYS[self.kind] and value is None
-            check(f"lora.{name}", value, f"something under lora={self.kind}", not missing)
-        check("lora.r", self.r, "at least 1", self.r is None or self.r >= 1)
-        for name in ("scaling", "alpha", "b_rate"):
-            value = getattr(self, name)
-            check(f"lora.{name}", value, "more than 0", value is None or 0 < value < float("inf"))
-        check("lora.dropout", self.dropout, "in [0, 1)", self.dropout is None or 0 <= self.dropout < 1)
-        targets, inner = self.target_modules, self.feedforward_modules
-        check("lora.target_modules", targets, "at least one module name", targets is None or bool(targets))
-        within = inner is None or set(inner) <= set(targets or [])
-        check("lora.feedforward_modules", inner, "some of lora.target_modules, or []", within)
-        shares = [share for share in (self.tinit, self.tfinal) if share is not None]
-        holds = all(share >= 0 for share in shares) and sum(shares) < 1
-        check("lora.tinit and lora.tfinal", shares, "shares of the steps, together less than 1", holds)
-        weight = self.orthogonality
-        check("lora.orthogonality", weight, "at least 0", weight is None or 0 <= weight < float("inf"))
-        if self.adam is not None:
-            check_choice("lora.adam", self.adam, ("32bit", "8bit"))
-
-    @property
-    def whole(self) -> bool:
-        """Whether a whole model is saved, for want of an adapter."""
-        return self.kind in WHOLE
-
-    @property
-    def memory(self) -> dict[str, Any]:
-        """What memory depends on beside the parameters that train, as asr_lora/cost.py calls it."""
-        return {"kind": self.kind, "eight_bit": self.adam == "8bit"}
-
-
-def no_such_lora_key(name: str, kind: str) -> str:
-    """What to tell somebody who gives a kind of tuning a setting of another."""
-    there = ", ".join(f"lora.{key}" for key in LORA_KEYS.get(kind, ())) or "none but its kind"
-    return f"lora.{name}: is no setting of lora={kind}; it has {there}"
-
-
 @dataclass
 class TrainingConfig:
     max_steps: int | None
@@ -255,8 +141,8 @@ class TrainingConfig:
         if self.dev_normalizer is not None:
             check_choice("training.dev_normalizer", self.dev_normalizer, NORMALIZERS)
         check_choice("training.context", self.context, ("dynamic", "full", "packed"))
-        _check_range("training.margin", self.margin)
-        _check_range("training.long_seconds", self.long_seconds)
+        check_range("training.margin", self.margin)
+        check_range("training.long_seconds", self.long_seconds)
         whole = 0 < self.multiple <= MAX_SECONDS and abs(self.multiple * 50 - round(self.multiple * 50)) < 1e-6
         check("training.multiple", self.multiple, "a multiple of 0.02 s, Whisper's position, up to 30", whole)
         check("training.long_rows", self.long_rows, "at least 1", self.long_rows >= 1)
@@ -406,7 +292,7 @@ class Config:
         for name in ("shards", "audit"):
             rule = "false under data.streaming=true, which lists no training clips"
             check(name, getattr(self, name), rule, not (self.data.streaming and getattr(self, name)))
-        _check_base(self.lora.kind, self.model.precision)
+        check_base(self.lora.kind, self.model.precision)
         strengths = [self.eval.strength, *self.eval.strengths]
         if self.lora.kind not in SCALABLE and any(strength != 1 for strength in strengths):
             raise ChoiceError(
@@ -432,25 +318,6 @@ class Config:
         if self.training.max_steps is not None:
             return self.training.max_steps
         return 2000 if self.data.hours is not None and self.data.hours <= 2 else 5000
-
-
-def _check_base(kind: str, precision: str) -> None:
-    """Raises ChoiceError where a kind of tuning cannot stand on a base of this precision, with the reason."""
-    quantised = precision in ("int8", "nf4")
-    why = None
-    if kind == "full" and precision != "fp32":
-        lost = "has no gradients" if quantised else "loses steps smaller than it resolves"
-        why = f"a weight in {precision} {lost}; take fp32, and hardware.autocast for half-precision arithmetic"
-    elif kind == "pissa" and quantised:
-        why = f"it begins with singular parts of the weights, and {precision} keeps none; take fp32, or fp16 on a GPU"
-    elif kind == "bitfit" and quantised:
-        why = f"the trainer takes a base in {precision} only with an adapter on it; take fp32, or fp16 on a GPU"
-    elif kind == "dora" and precision == "int8":
-        why = "bitsandbytes loses the scales of an int8 weight once peft's DoRA has read it; take nf4, fp16 or fp32"
-    elif kind == "qlora" and precision != "nf4":
-        why = "QLoRA is a base in nf4; on another it is plain LoRA, lora=qv"
-    if why:
-        raise ChoiceError(f"model.precision: cannot be {precision} under lora={kind}: {why}")
 
 
 def conf_dir() -> Path:

@@ -23,7 +23,8 @@ from asr_lora.model import adapter
 from asr_lora.model.methods import rank_before
 
 if TYPE_CHECKING:
-    from asr_lora.config import Config, LoraConfig
+    from asr_lora.config import Config
+    from asr_lora.tuning import LoraConfig
 
 STAGES = ("prepare", "train", "dev", "eval")
 PROMPT_TOKENS, TOKENS_PER_SECOND = 5, 4.0  # of labels: what is beside the words, and what is said (Dutch)

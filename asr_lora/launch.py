@@ -19,9 +19,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from asr_lora import run
-from asr_lora.config import PREFIX, Config, LoraConfig, conf_dir, no_such_lora_key, typed
+from asr_lora.config import Config, conf_dir, typed
 from asr_lora.errors import ChoiceError, RegressionError, UserError
 from asr_lora.progress import hush_libraries, say
+from asr_lora.tuning import PREFIX, LoraConfig, no_such_lora_key
 
 
 def load(overrides: Sequence[str] = ()) -> Config:

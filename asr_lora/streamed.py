@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from asr_lora import audio
 from asr_lora.batches import WINDOW, Order
-from asr_lora.config import TrainingConfig, check
+from asr_lora.config import TrainingConfig
 from asr_lora.corpus.stream import Split, Told
 from asr_lora.corpus.tables import Row
 from asr_lora.errors import WorldError
@@ -30,6 +30,7 @@ from asr_lora.journal import logged
 from asr_lora.listening import LONGEST_READ, unusable
 from asr_lora.loader import Making
 from asr_lora.manifest import Clip, clip_id
+from asr_lora.rules import check
 from asr_lora.splits import Barred
 
 Step = tuple[list[dict[str, Tensor]], dict[str, Any]]  # its batches, and what is recorded of it

@@ -8,10 +8,11 @@ from rich.table import Table
 
 from asr_lora import cost
 from asr_lora.audio import MAX_SECONDS
-from asr_lora.config import LORA_KEYS, PREFIX, LoraConfig, conf_dir
+from asr_lora.config import conf_dir
 from asr_lora.forecast import architecture, saved_bytes, trained_parameters
 from asr_lora.hardware import LABEL_TOKENS
 from asr_lora.tables import tuned_by
+from asr_lora.tuning import LORA_KEYS, PREFIX, LoraConfig
 
 if TYPE_CHECKING:
     from asr_lora.config import Config

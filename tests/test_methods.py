@@ -14,7 +14,7 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 from asr_lora import cost, run
 from asr_lora.checkpoint import load_config
-from asr_lora.config import LORA_KEYS, WHOLE, LoraConfig, conf_dir
+from asr_lora.config import conf_dir
 from asr_lora.errors import ChoiceError
 from asr_lora.eval import evaluate
 from asr_lora.files import read_json, read_jsonl
@@ -27,6 +27,7 @@ from asr_lora.prepare import prepare
 from asr_lora.progress import progress
 from asr_lora.report import report
 from asr_lora.train import build, train
+from asr_lora.tuning import LORA_KEYS, WHOLE, LoraConfig
 
 STEPS = 4
 CPU = torch.device("cpu")

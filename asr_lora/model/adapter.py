@@ -24,7 +24,7 @@ from asr_lora.model.dropout import Dropout
 from asr_lora.model.methods import Method, method
 
 if TYPE_CHECKING:
-    from asr_lora.config import LoraConfig as LoraSettings
+    from asr_lora.tuning import LoraConfig as LoraSettings
 
 Tuned: TypeAlias = PeftModel | WhisperForConditionalGeneration  # the latter where the base's own weights train
 

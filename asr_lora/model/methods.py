@@ -15,17 +15,14 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 if TYPE_CHECKING:
-    from asr_lora.config import LoraConfig as LoraSettings
+    from asr_lora.tuning import LoraConfig as LoraSettings
 
 T = TypeVar("T")
 
 PISSA = "pissa_niter_16"  # its authors' fast singular values: 16 rounds, as exact as they are needed
 RANK_BEFORE = 1.5  # of AdaLoRA, times what is left
-AVERAGES = (
-    "ipt",
-    "exp_avg_ipt",
-    "exp_avg_unc",
-)  # of AdaLoRA's allocator: importance now, smoothed, and its uncertainty
+# Of AdaLoRA's allocator: importance now, smoothed, and its uncertainty.
+AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 PATTERN = "rank_pattern"
 SINUSOIDS = "encoder.embed_positions"
 
