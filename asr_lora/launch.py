@@ -91,7 +91,7 @@ def _leave(error: BaseException) -> NoReturn:
     if isinstance(error, KeyboardInterrupt):
         say("interrupted; whatever was complete (manifest, checkpoints) is kept: the same command goes on from there")
         raise SystemExit(130)
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
         problem = f"{error.strerror or error}: {error.filename or 'while writing'}"
         message, status = f"{problem}; mend that or name another runs_dir; whatever was complete is kept", 1
     elif isinstance(error, UserError):

@@ -252,3 +252,16 @@ def test_a_regression_of_one_run_leaves_a_sweep_its_others_and_its_status(tmp_pa
     )
     assert (left.returncode, left.stdout.split()) == (3, ["rank", "2", "rank", "4"])
     assert "error: 1 runs of the sweep cost more than eval.max_regression" in left.stderr
+
+
+def test_the_main_command_says_nothing_before_its_own_words() -> None:
+    """On CPUs with AVX512-BF16 bitsandbytes warns as it is imported, and transformers imports it before we do."""
+    loaded = subprocess.run([sys.executable, "-c", "import asr_lora.train"], capture_output=True, text=True, check=True)
+    assert loaded.stderr == ""
+
+
+def test_an_unknown_choice_of_a_group_is_a_choice_at_the_command_line_too() -> None:
+    """Hydra's complaint of it is an OSError as well, and is none of the disk."""
+    words = [sys.executable, "-m", "asr_lora.train", "lora=lokr"]
+    told = subprocess.run(words, check=False, capture_output=True, text=True)
+    assert (told.returncode, told.stderr.splitlines()[-1][:36]) == (2, "error: lora: lokr is none of adalora")
