@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from asr_lora.tuning import WHOLE
+
 POSITIONS_PER_SECOND = 50  # of the encoder: 100 mel frames a second, halved by the second convolution
 SOURCE_POSITIONS, TARGET_POSITIONS = 1500, 448  # position embeddings of all published checkpoints
 OPTIMISER_BYTES = 16  # a trainable parameter in fp32, its gradient, and Adam's two moments
@@ -173,7 +175,7 @@ def training_bytes(
     copies = 2 * parameters(shape) if autocast and precision == "fp32" else 0  # autocast keeps the weights' halves
     slack = GPU_SLACK if on_gpu else CPU_SLACK
     # A whole model's own weights are counted already.
-    each = OPTIMISER_BYTES - 4 * (kind in ("bitfit", "full")) - MOMENT_BYTES_SAVED * eight_bit
+    each = OPTIMISER_BYTES - 4 * (kind in WHOLE) - MOMENT_BYTES_SAVED * eight_bit
     fixed = weight_bytes(shape, precision, kind == "qlora") + copies + each * trainable
     return PROCESS_BYTES + fixed + slack * activations
 

@@ -141,6 +141,14 @@ def name_in_corpus(clip: Clip) -> str:
     return str(clip.get("clip") or PurePosixPath(clip["path"]).name)
 
 
+def as_row(clip: Clip) -> dict[str, str]:
+    """What tells two clips apart, as a row of a corpus has it, and `sha256` ("" where it is not known)."""
+    return {
+        "client_id": clip.get("speaker", ""), "sentence": clip["text"], "path": name_in_corpus(clip),
+        "sha256": clip.get("sha256", ""),
+    }  # fmt: skip
+
+
 def in_shard(row: Row) -> bool:
     """Whether the clip of a row is a part of a shard, whose index says all that listening would."""
     return all(row.get(name) for name in IN_SHARD)

@@ -25,7 +25,7 @@ from asr_lora.files import read_json, read_jsonl, whole_folder, write_json, writ
 from asr_lora.language import check_language, whisper_language
 from asr_lora.launch import launch
 from asr_lora.listening import Listener
-from asr_lora.manifest import EXCLUDED, Clip, Draw, draw_order, name_in_corpus
+from asr_lora.manifest import EXCLUDED, Clip, Draw, as_row, draw_order
 from asr_lora.naming import science
 from asr_lora.progress import progress, say
 from asr_lora.shards import write_shards
@@ -159,11 +159,7 @@ def drawn_from(
         if not rows:
             there = ", ".join(name for name, held in corpus.tables.items() if held)
             raise ChoiceError(f"{split}.tsv of {corpus.source} has no clips, but {there}; say split=... of it")
-        trained_on = [
-            {"client_id": clip["speaker"], "sentence": clip["text"], "path": name_in_corpus(clip)}
-            for clip in run.trained_on(config.run)
-        ]
-        unheard, leaks = without_leaks(rows, trained_on)
+        unheard, leaks = without_leaks(rows, [as_row(clip) for clip in run.trained_on(config.run)])
         draw = Draw(split, draw_order(unheard, config.data.seed), clips=limit)
         _fill([draw], corpus, label_rule(config))
         if not draw.chosen:

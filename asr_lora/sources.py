@@ -17,7 +17,7 @@ from asr_lora.corpus.stream import Stream, held_out, open_stream
 from asr_lora.corpus.tables import Row
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.files import read_json, read_jsonl, whole_file
-from asr_lora.manifest import Clip, clip_id, gone, name_in_corpus
+from asr_lora.manifest import Clip, as_row, clip_id, gone, name_in_corpus
 from asr_lora.progress import say
 from asr_lora.splits import with_splits
 
@@ -122,11 +122,7 @@ def excluded(config: "Config") -> list[Row]:
     lines = [line for manifest in manifests for line in read_jsonl(manifest)]
     if lines and not {"text", "path"} <= set(lines[0]):
         raise ChoiceError(f"data.exclude: {path} is no manifest: a line needs path and text, got {', '.join(lines[0])}")
-    return [
-        {"client_id": line.get("speaker", ""), "sentence": line["text"], "path": name_in_corpus(line),
-         "sha256": line.get("sha256", "")}
-        for line in lines
-    ]  # fmt: skip
+    return [as_row(line) for line in lines]
 
 
 def put_back(config: "Config", lines: Sequence[Clip]) -> None:

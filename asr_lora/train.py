@@ -2,8 +2,8 @@
 
 A sweep:  python -m asr_lora.train -m lora.r=4,8,16,32
 Leaves train/{config.yaml,adapter/,metrics.json,log.jsonl,tensorboard/} in the run folder, of lora=bitfit and lora=full
-model/ in place of adapter/. The same command goes on
-from the last of train/checkpoints/ after an interruption, and returns at once when the run is complete.
+model/ in place of adapter/. The same command goes on from the last of train/checkpoints/ after an interruption, and
+returns at once when the run is complete.
 """
 
 import json
@@ -36,7 +36,7 @@ from asr_lora.hearing import decoding
 from asr_lora.journal import Journal, eval_steps
 from asr_lora.launch import launch, words_of_job
 from asr_lora.loader import Making, Steps
-from asr_lora.manifest import Clip, name_in_corpus
+from asr_lora.manifest import Clip, as_row
 from asr_lora.model import adapter, whisper
 from asr_lora.model.methods import method
 from asr_lora.plan import predict
@@ -106,11 +106,28 @@ def _train(config: Config, hardware: Hardware) -> None:
     learnt = run.whole_model(config.run) if config.lora.whole else run.adapter(config.run)
     with whole_folder(learnt) as partial:
         shutil.copytree(trainer.best, partial, dirs_exist_ok=True)
-    journal, steps = trainer.journal, trainer.state.global_step
+    journal, written = trainer.journal, adapter.weights_file(learnt).stat().st_size
     facts = {
         "trainable_parameters": trainable,
         "trainable_share": share,
-        "adapter_bytes": adapter.weights_file(learnt).stat().st_size,
+        "adapter_bytes": written,
+        **_course(config, hardware, rows, trainer),
+        "predicted": predicted,
+        "total_seconds": journal.earlier_seconds + time.perf_counter() - started,
+    }
+    write_json(run.train_metrics(config.run), facts)
+    for used_up in (trainer.best, config.run / "train" / "checkpoints"):
+        shutil.rmtree(used_up)
+    say(
+        f"{adapter.described(learnt)}: {learnt} ({written / 1e6:.1f} MB), best at step {journal.best['step']}, dev WER "
+        f"{journal.best['wer']:.1%} ({_dev_normalizer(config)}), {journal.train_seconds:.0f} s of training"
+    )
+
+
+def _course(config: Config, hardware: Hardware, rows: Sequence[Clip], trainer: WhisperTrainer) -> dict[str, Any]:
+    """How training went, and on what, for train/metrics.json."""
+    journal, steps = trainer.journal, trainer.state.global_step
+    return {
         "best_step": journal.best["step"],
         "dev": journal.dev,
         "dev_normalizer": str(_dev_normalizer(config)),
@@ -119,8 +136,6 @@ def _train(config: Config, hardware: Hardware) -> None:
         **(_seen_of_stream(config, hardware) if config.data.streaming else _seen(rows, config, steps)),
         "train_seconds": journal.train_seconds,
         "dev_seconds": journal.dev_seconds,
-        "predicted": predicted,
-        "total_seconds": journal.earlier_seconds + time.perf_counter() - started,
         "seconds_per_step": statistics.median(journal.step_seconds),
         "clips_per_second": steps * config.training.batch_size / journal.train_seconds,
         "data_wait_fraction": journal.data_wait / journal.train_seconds,
@@ -134,14 +149,6 @@ def _train(config: Config, hardware: Hardware) -> None:
         "out_of_memory": journal.out_of_memory,
         "versions": run.versions(),
     }
-    write_json(run.train_metrics(config.run), facts)
-    for used_up in (trainer.best, config.run / "train" / "checkpoints"):
-        shutil.rmtree(used_up)
-    say(
-        f"{adapter.described(learnt)}: {learnt} ({facts['adapter_bytes'] / 1e6:.1f} MB), best at step "
-        f"{journal.best['step']}, dev WER {journal.best['wer']:.1%} ({_dev_normalizer(config)}), "
-        f"{journal.train_seconds:.0f} s of training"
-    )
 
 
 @contextmanager
@@ -308,11 +315,7 @@ def of_stream(config: Config, making: Making, rank: int = 0, world_size: int = 1
     stream, known = streamed(config), read_json(run.summary(config.run))["splits"]["train"]["streamed"]
     if stream.fingerprint != known["fingerprint"]:
         say(f"data.source: {stream.source} is another version of the data set than dev and test were drawn from")
-    held_out = [
-        {"client_id": clip["speaker"], "sentence": clip["text"], "path": name_in_corpus(clip), "sha256": clip["sha256"]}
-        for split in ("dev", "test")
-        for clip in read_jsonl(run.manifest(config.run, split))
-    ]
+    held_out = [as_row(clip) for split in ("dev", "test") for clip in read_jsonl(run.manifest(config.run, split))]
     return StreamedSteps(
         stream.split(config.data.train_split, "train"), Sieve.by([*held_out, *excluded(config)], label_rule(config)),
         config.training, making, load_config(config.model.checkpoint).max_target_positions,

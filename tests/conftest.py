@@ -28,9 +28,17 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
+from asr_lora import run
 from asr_lora.batches import Batch
 from asr_lora.checkpoint import load_processor
+from asr_lora.config import Config
 from asr_lora.features import prompted
+from asr_lora.files import read_jsonl
+from asr_lora.hardware import look
+from asr_lora.launch import load
+from asr_lora.prepare import prepare
+from asr_lora.progress import progress
+from asr_lora.train import build
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +133,26 @@ def tiny_run(release: Path, checkpoint: Path, runs: Path) -> list[str]:
 @pytest.fixture
 def words(release: Path, tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
     return [*tiny_run(release, tiny_checkpoint, tmp_path / "runs"), "eval.limit=4"]
+
+
+def killed(words: list[str], step: int) -> Config:
+    """A run, prepared and trained until it is killed after so many steps."""
+    config = load(words)
+    prepare(config)
+    rows = read_jsonl(run.manifest(config.run, "train"))
+    with progress("training", total=config.max_steps) as bar:
+        trainer = build(config, look(config), rows, bar)
+        usual = trainer.training_step
+
+        def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
+            if trainer.state.global_step == step:
+                raise KeyboardInterrupt
+            return usual(*args, **kwargs)
+
+        trainer.training_step = training_step
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    return config
 
 
 @pytest.fixture

@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_tokenizer, tiny_whisper
+from conftest import killed, tiny_tokenizer, tiny_whisper
 from omegaconf import OmegaConf
 from peft import AdaLoraModel, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file
-from test_trainer import dies_after
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora import cost, run
@@ -48,17 +47,6 @@ def tuned_by(kind: str, words: list[str], of_64: Path) -> list[str]:
     if kind == "qlora":
         mine += [f"model.checkpoint={of_64}", "model.precision=nf4"]
     return [*mine, f"lora={kind}", f"training.max_steps={STEPS}", "training.warmup=0", "training.learning_rate=1e-2"]
-
-
-def interrupted(words: list[str], step: int) -> None:
-    """The same run, killed in a step, with a checkpoint after every one before."""
-    config = load(words)
-    prepare(config)
-    with progress("training", total=STEPS) as bar:
-        trainer = build(config, look(config), read_jsonl(run.manifest(config.run, "train")), bar)
-        dies_after(trainer, step)
-        with pytest.raises(KeyboardInterrupt):
-            trainer.train()
 
 
 def losses(folder: Path) -> list[float]:
@@ -107,7 +95,7 @@ def test_every_way_trains_resumes_is_scored_shown_saved_and_loaded_by_others(
     assert not torch.allclose(logits(untouched), ours, atol=1e-4)
 
     again = [*mine, "run_name=killed", "training.save_steps=1", "eval.after=false"]
-    interrupted(again, step=2)
+    killed(again, step=2)
     train(load(again))
     other = load(again).run
     assert losses(other) == losses(config.run)  # to the last bit
@@ -306,7 +294,7 @@ def test_a_whole_model_tells_no_path_of_this_machine_and_masks_nothing(tiny_chec
 def test_adams_moments_can_be_of_8_bits(words: list[str], of_64: Path) -> None:
     mine = [*tuned_by("full", words, of_64), f"model.checkpoint={of_64}", "lora.adam=8bit", "eval.after=false"]
     config = load([*mine, "training.save_steps=1"])
-    interrupted([*mine, "training.save_steps=1"], step=2)
+    killed([*mine, "training.save_steps=1"], step=2)
     state = torch.load(config.run / "train" / "checkpoints" / "checkpoint-2" / "optimizer.pt", weights_only=True)
     moments = [each["__bnb_optimizer_quant_state__"]["state1"].dtype for each in state["state"].values()]
     assert torch.uint8 in moments

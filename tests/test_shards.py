@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import tiny_run
+from conftest import killed, tiny_run
 from releases import tone, utterances, write_release
 from torch.utils.data import DataLoader
 from transformers import WhisperProcessor
@@ -28,12 +28,10 @@ from asr_lora import audio, ranges, run, shards, train
 from asr_lora.corpus import open_corpus
 from asr_lora.errors import ChoiceError, UserError, WorldError
 from asr_lora.files import read_json, read_jsonl
-from asr_lora.hardware import look
 from asr_lora.launch import load
 from asr_lora.loader import Steps
 from asr_lora.manifest import sound, waveform
 from asr_lora.prepare import clips, prepare
-from asr_lora.progress import progress
 from asr_lora.report import _example
 from asr_lora.shards import write_shards
 from asr_lora.sources import put_back
@@ -398,20 +396,7 @@ def test_training_from_shards_killed_and_resumed_ends_as_from_files_uninterrupte
 ) -> None:
     train.train(load([*from_files, "run_name=steady"]))
     again = [*from_shards, "training.save_steps=1"]
-    config = load(again)
-    prepare(config)
-    with progress("training", total=STEPS) as bar:
-        trainer = train.build(config, look(config), manifest(config.run), bar)
-        usual = trainer.training_step
-
-        def dies(*args: Any, **kwargs: Any) -> torch.Tensor:
-            if trainer.state.global_step == 2:
-                raise KeyboardInterrupt
-            return usual(*args, **kwargs)
-
-        trainer.training_step = dies
-        with pytest.raises(KeyboardInterrupt):
-            trainer.train()
+    config = killed(again, step=2)
     train.train(load(again))
     steady = load([*from_files, "run_name=steady"]).run
     assert losses(config.run) == losses(steady) and len(losses(steady)) == STEPS

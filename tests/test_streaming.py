@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from conftest import killed
 from releases import utterances
 from safetensors.torch import load_file
 from speech import as_table, parquet
@@ -23,11 +24,9 @@ from asr_lora import run, train
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.eval import evaluate
 from asr_lora.files import read_json, read_jsonl
-from asr_lora.hardware import look
 from asr_lora.launch import load
 from asr_lora.loader import Making
 from asr_lora.prepare import prepare
-from asr_lora.progress import progress
 from asr_lora.report import report
 from asr_lora.streamed import Stream, StreamedSteps
 
@@ -270,20 +269,7 @@ def test_another_set_loses_what_was_heard_of_the_stream(asked: list[str], tmp_pa
 
 def test_a_resumed_run_says_that_it_is_not_exact(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     words = [*asked, "training.max_steps=6", "training.save_steps=2", "training.eval_steps=100", "eval.after=false"]
-    config = load(words)
-    prepare(config)
-    with progress("training", total=6) as bar:
-        trainer = train.build(config, look(config), [], bar)
-        usual = trainer.training_step
-
-        def dies(*args: Any, **kwargs: Any) -> Any:
-            if trainer.state.global_step == 3:
-                raise KeyboardInterrupt
-            return usual(*args, **kwargs)
-
-        trainer.training_step = dies
-        with pytest.raises(KeyboardInterrupt):
-            trainer.train()
+    config = killed(words, step=3)
     record = run.streamed_record(config.run, 0)
     assert [line["step"] for line in read_jsonl(record)] == [0, 1, 2, 3]
     first = read_jsonl(record)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import killed
 from releases import utterances, write_release
 from safetensors.torch import load_file
 
@@ -19,7 +20,6 @@ from asr_lora.journal import eval_steps
 from asr_lora.launch import load
 from asr_lora.prepare import prepare
 from asr_lora.progress import progress
-from asr_lora.trainer import WhisperTrainer
 
 STEPS = 3
 
@@ -145,30 +145,13 @@ def test_two_processes_learn_what_one_does(uneven: list[str]) -> None:
 def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_end(uneven: list[str]) -> None:
     steady = outcome(trained([*uneven, "run_name=steady", "lora.dropout=0.1"]))
     again = [*uneven, "run_name=killed", "lora.dropout=0.1", "training.save_steps=1"]
-    config = load(again)
-    prepare(config)
-    with progress("training", total=STEPS) as bar:
-        trainer = train.build(config, look(config), read_jsonl(run.manifest(config.run, "train")), bar)
-        dies_after(trainer, step=2)
-        with pytest.raises(KeyboardInterrupt):
-            trainer.train()
+    config = killed(again, step=2)
     resumed = outcome(trained(again))
     assert resumed[0] == steady[0]  # to the last bit, dropout included
     assert all(torch.equal(weight, steady[2][name]) for name, weight in resumed[2].items())
     facts = json.loads((config.run / "train" / "metrics.json").read_text())
     assert facts["steps"] == STEPS
     assert len(read_jsonl(config.run / "train" / "log.jsonl")) == STEPS + 1  # and one dev decoding
-
-
-def dies_after(trainer: WhisperTrainer, step: int) -> None:
-    usual = trainer.training_step
-
-    def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
-        if trainer.state.global_step == step:
-            raise KeyboardInterrupt
-        return usual(*args, **kwargs)
-
-    trainer.training_step = training_step
 
 
 def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path: Path) -> None:

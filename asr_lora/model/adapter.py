@@ -99,16 +99,16 @@ def save(model: Tuned, folder: Path, base: str, context: str) -> None:
     name = local.name if local.exists() else base
     with _told(folder):
         if isinstance(model, PeftModel):
+            library, kind, card = "peft", "lora", CARD
             model.peft_config["default"].base_model_name_or_path = name
             # "auto" would ask the Hub at every save whether the base's embeddings were resized; nothing resizes them.
             with _quiet():
                 model.save_pretrained(folder, save_embedding_layers=False)
             _untie_from_base(model, folder)
         else:
+            library, kind, card = "transformers", "fine-tuned", WHOLE_CARD
             _save_whole(model, folder, base)
     # peft's own card would hold the path.
-    library, card = ("peft", CARD) if isinstance(model, PeftModel) else ("transformers", WHOLE_CARD)
-    kind = "lora" if isinstance(model, PeftModel) else "fine-tuned"
     text = (HEAD + card).format(base=name, library=library, kind=kind)
     (folder / "README.md").write_text(text, encoding="utf-8")
     write_json(folder / "asr_lora.json", {"context": context})
