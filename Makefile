@@ -66,7 +66,7 @@ test-all: $(INSTALLED) ## everything
 	$(PYTHON) -m pytest --numprocesses=auto --dist=worksteal
 
 $(INSTALLED): uv.lock pyproject.toml | $(UV)
-	$(UV) sync --locked --extra demo --compile-bytecode
+	$(UV) sync --locked --extra demo --extra search --compile-bytecode
 	@touch $@
 
 .uv/bin/uv:
