@@ -47,16 +47,17 @@ def show_run(name: str, facts: Mapping[str, Mapping[str, Any]]) -> None:
 
 def show_comparison(group: Mapping[str, Any]) -> None:
     """A row a run, or the seeds of one, of those that can be compared; `group` is what comparison.py made of them."""
-    table = Table(title=group["title"])
-    table.add_column("run", overflow="fold")
-    for heading in ("untouched", "tuned", "spread" if group["folded"] else "95 % interval", "difference"):
+    console, table = Console(), Table(title=group["title"])
+    for heading in ("run", "untouched", "tuned", "spread" if group["folded"] else "95 % interval", "difference"):
         table.add_column(heading, justify="right")
     table.add_column("to the lowest")
-    for row in group["rows"]:
+    for number, row in enumerate(group["rows"], 1):
         untouched = percent(row["own"]["baseline"][group["rate"]])
-        table.add_row(row["name"], untouched, row["tuned"], row["sure"], row["difference"], row["to_best"])
+        table.add_row(str(number), untouched, row["tuned"], row["sure"], row["difference"], row["to_best"])
     table.caption = "\n".join([*([FOLDED] if group["folded"] else []), *group["heard_at"]])
-    Console().print(table)
+    console.print(table)
+    for number, row in enumerate(group["rows"], 1):  # a name is as wide as many a screen
+        console.print(f"  {number}: {row['name']}", markup=False, highlight=False, soft_wrap=True)
 
 
 def apart(figures: Spread) -> str:
