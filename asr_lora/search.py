@@ -48,8 +48,7 @@ def search(config: Config, words: Sequence[str] = ()) -> Path:
     `words` are the overrides that made `config`. Raises ChoiceError for a space that cannot be, and while another
     process is at the same search; what the first trial breaks is raised, later ones are told and left behind.
     """
-    began = time.monotonic()
-    deadline = began + 3600 * (math.inf if config.search.max_hours is None else config.search.max_hours)
+    deadline = time.monotonic() + 3600 * (math.inf if config.search.max_hours is None else config.search.max_hours)
     about = [word for word in words if not word.startswith(("search.", "search=", "eval.after="))]
     settings = space.parsed(config.search.space)
     for end in ("first", "last"):  # refused now, not hours from now
@@ -80,7 +79,7 @@ def _search(
             takes = f", and a trial takes {needed / 60:.1f}" if needed is not None else ""
             say(f"search.max_hours: {max(left, 0) / 60:.1f} minutes are left{takes}: no further trial")
             break
-        study.sampler = _sampler(config, len(study.trials))
+        study.sampler = _sampler(config, _ended(study))
         try:
             _try(config, study, study.ask(), about, settings, deadline)
         except OutOfTimeError:
@@ -108,9 +107,9 @@ def _study(config: Config, folder: Path) -> "optuna.Study":
     )
 
 
-def _sampler(config: Config, number: int) -> "optuna.samplers.BaseSampler":
-    """A function of the seed and the trial's number, so that a search that goes on draws what it would have drawn."""
-    seed = int(np.random.SeedSequence((config.seed, number)).generate_state(1)[0])
+def _sampler(config: Config, ended: int) -> "optuna.samplers.BaseSampler":
+    """A function of the seed and how many trials have ended: a search that goes on draws what it would have drawn."""
+    seed = int(np.random.SeedSequence((config.seed, ended)).generate_state(1)[0])
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=config.search.startup)
 
 
@@ -132,7 +131,7 @@ def _try(
 ) -> None:  # fmt: skip
     """One trial: a run, and what Optuna is told of it. Raises OutOfTimeError, and what is no fault of its settings."""
     words = [*about, *space.words({name: _suggested(trial, name, setting) for name, setting in settings.items()})]
-    tried, started = load([*words, "eval.after=false"]), time.perf_counter()
+    tried = load([*words, "eval.after=false"])
     folder, fresh = tried.run, not (tried.run / "train" / "checkpoints").exists()
     trial.set_user_attr("run", str(folder.resolve()))
     say(f"trial {trial.number}: {shlex.join(words[len(about) :])}")
@@ -145,15 +144,16 @@ def _try(
                 shutil.rmtree(folder / "train" / used_up, ignore_errors=True)
         say(f"trial {trial.number}: pruned, worse than the median at step {trials.last_step(study, trial.number)}")
     except (UserError, RuntimeError, ValueError) as error:
-        if isinstance(error, OutOfTimeError) or not _ended(study):
+        if not _ended(study):
             raise
         reason = " ".join(str(error).split())
         trial.set_user_attr("error", reason)
         study.tell(trial, state=TrialState.FAIL)
         say(f"error: trial {trial.number}: {reason}")
     else:
-        wer = min(point["wer"] for point in read_json(run.train_metrics(folder))["dev"])
-        trial.set_user_attr("seconds", time.perf_counter() - started)
+        trained = read_json(run.train_metrics(folder))
+        wer = min(point["wer"] for point in trained["dev"])
+        trial.set_user_attr("seconds", trained["total_seconds"])
         study.tell(trial, wer)
         say(f"trial {trial.number}: dev WER {wer:.1%}, the lowest so far {study.best_value:.1%}")
 

@@ -90,7 +90,7 @@ def test_an_interrupted_search_goes_on_with_the_trial_and_draws_what_it_would_ha
         TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE,
     ]  # fmt: skip
     assert set(trials[2].intermediate_values) == {1, 2}
-    assert [trials[place].params for place in (0, 2)] == drawn[:2]
+    assert [trials[place].params for place in (0, 2, 3)] == drawn
 
 
 def test_a_running_trial_stops_with_a_checkpoint_when_the_hours_are_over(
@@ -99,7 +99,6 @@ def test_a_running_trial_stops_with_a_checkpoint_when_the_hours_are_over(
     steps = [*few, "training.max_steps=4", "training.eval_steps=4", "search.trials=1"]
     short = [*steps, "search.max_hours=1"]
     usual = time.monotonic
-    started = usual()
 
     def late(*args: Any, **kwargs: Any) -> Any:  # the clock is an hour on once the first step is done
         monkeypatch.setattr("asr_lora.search.time.monotonic", lambda: usual() + 3600)
@@ -109,7 +108,6 @@ def test_a_running_trial_stops_with_a_checkpoint_when_the_hours_are_over(
     monkeypatch.setattr(train.WhisperTrainer, "training_step", late)
     page = search(load(short), short)
     monkeypatch.undo()
-    assert usual() > started
     assert states(page) == ["RUNNING"] and "the same command goes on" in page.read_text()
     (folder,) = (Path(trial.user_attrs["run"]) for trial in studied(page))
     assert (folder / "train" / "checkpoints" / "checkpoint-1").is_dir()
