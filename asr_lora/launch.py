@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -32,6 +33,8 @@ MENDABLE = (UserError, HydraException, OmegaConfBaseException, OSError, Keyboard
 def load(overrides: Sequence[str] = ()) -> Config:
     """Composes the settings as the command line does. Raises ChoiceError for whatever does not hold."""
     try:
+        if GlobalHydra.instance().is_initialized():  # within a job of Hydra's
+            return typed(compose("config", list(overrides)))
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return typed(compose("config", list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:

@@ -173,7 +173,15 @@ def test_the_usual_settings_are_tried_as_far_as_the_space_holds_them() -> None:
 
 
 def test_at_the_command_line_ctrl_c_leaves_a_search_that_the_same_words_finish(few: list[str]) -> None:
-    command = [sys.executable, "-m", "asr_lora.search", *few, "training.max_steps=20", "search.trials=1"]
+    command = [
+        sys.executable,
+        "-m",
+        "asr_lora.search",
+        *few,
+        "training.max_steps=20",
+        "training.eval_steps=20",
+        "search.trials=1",
+    ]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # children of a background shell ignore it
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     runs = load(few).run.parent
