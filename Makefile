@@ -23,7 +23,7 @@ words = $(spoken) $(hours) $(source) $(ARGS)
 RANKS := 4,8,16,32
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prepare train eval sweep report plan bench check test test-all
+.PHONY: help demo prepare train eval sweep search report plan bench check test test-all
 
 help: ## this list
 	@echo "make TARGET [LANG=nl] [HOURS=1|all] [DATA=/path/to/cv-corpus-...] [ARGS=\"hydra overrides\"]"
@@ -43,6 +43,9 @@ eval: $(INSTALLED) ## score the last run, or the one that the words name, again
 
 sweep: $(INSTALLED) ## one run a rank, RANKS=4,8,16,32
 	$(PYTHON) -m asr_lora.train -m lora.r=$(RANKS) $(words)
+
+search: $(INSTALLED) ## the best rank, learning rate and dropout by dev WER: ARGS="search.trials=20 search.max_hours=8"
+	$(PYTHON) -m asr_lora.search $(words)
 
 report: $(INSTALLED) ## the page of the last run, or of the one that the words name; RUNS="runs/nl-*" compares several
 	$(PYTHON) -m asr_lora.report $(words) $(if $(value RUNS),$(call shell_string,report.runs=$(call hydra_string,$(value RUNS))))
@@ -66,7 +69,7 @@ test-all: $(INSTALLED) ## everything
 	$(PYTHON) -m pytest --numprocesses=auto --dist=worksteal
 
 $(INSTALLED): uv.lock pyproject.toml | $(UV)
-	$(UV) sync --locked --extra demo --compile-bytecode
+	$(UV) sync --locked --extra demo --extra search --compile-bytecode
 	@touch $@
 
 .uv/bin/uv:

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 # Colours that nobody else draws in, and the page's own that they become.
 INK, UNTOUCHED, TUNED = "#010203", "#040506", "#070809"
 THEMED = {INK: "currentColor", UNTOUCHED: "var(--untouched)", TUNED: "var(--tuned)"}
+MARKS = "os^Dv*XP"  # of several lines in one chart
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: it is searched, read aloud and scaled
     "font.family": "sans-serif", "font.size": 11,
@@ -65,15 +66,27 @@ def by_group(groups: Sequence[Mapping[str, Any]], rate: str) -> str:
     return drawn.getvalue()
 
 
-def over(values: Sequence[float], scored: Sequence[Mapping[str, Any]], rate: str, name: str) -> str:
-    """The rate "wer" or "cer" with its interval over the values of a setting, such as LoRA's rank."""
+def over(lines: Mapping[str, Sequence[tuple[float, float, Sequence[float]]]], rate: str, name: str, of: str) -> str:
+    """The rate "wer" or "cer" over the values of a setting, such as LoRA's rank: (value, rate, bounds of its bar).
+
+    Several `lines` are told apart by their marks, and called by `of` and their own names.
+    """
+    values = sorted({value for points in lines.values() for value, _, _ in points})
     with _figure(name, rate.upper(), width=6.4) as (axes, drawn):
-        _with_intervals(axes, values, scored, rate, None)
+        for place, (label, points) in enumerate(lines.items()):
+            # Side by side, or the bars of one value would hide each other.
+            shift = 1 + 0.03 * (place - (len(lines) - 1) / 2)
+            scored = [{rate: middle, f"{rate}_ci95": bounds} for _, middle, bounds in points]
+            called = f"{of} {label}" if len(lines) > 1 else None
+            places = [value * shift for value, _, _ in points]
+            _with_intervals(axes, places, scored, rate, called, MARKS[place % len(MARKS)])
         if min(values) > 0 and max(values) >= 4 * min(values):
             axes.set_xscale("log", base=2)
-        axes.set_xticks(sorted(set(values)), [f"{value:g}" for value in sorted(set(values))])
+        axes.set_xticks(values, [f"{value:g}" for value in values])
         axes.minorticks_off()
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        if len(lines) > 1:
+            axes.legend()
     return drawn.getvalue()
 
 
@@ -101,13 +114,14 @@ def _columns(axes: Axes, values: Sequence[float], limits: Sequence[float], bins:
 
 
 def _with_intervals(
-    axes: Axes, places: Sequence[float], scored: Sequence[Mapping[str, Any]], rate: str, label: str | None
-) -> None:
+    axes: Axes, places: Sequence[float], scored: Sequence[Mapping[str, Any]], rate: str, label: str | None,
+    mark: str = "o",
+) -> None:  # fmt: skip
     middle = [each[rate] for each in scored]
     reach = [
         [abs(each[rate] - each[f"{rate}_ci95"][end]) for each in scored] for end in (0, 1)
     ]  # a percentile interval need not hold the rate itself
-    axes.errorbar(places, middle, yerr=reach, fmt="o", color=TUNED, capsize=4, markersize=7, label=label)
+    axes.errorbar(places, middle, yerr=reach, fmt=mark, color=TUNED, capsize=4, markersize=7, label=label)
 
 
 @contextmanager

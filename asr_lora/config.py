@@ -197,6 +197,24 @@ class HardwareConfig:
 
 
 @dataclass
+class SearchConfig:
+    """`space` holds settings and their values in the words of Hydra's sweeps: `lora.r=choice(4,8)`."""
+
+    trials: int
+    max_hours: float | None
+    startup: int
+    warmup: float
+    space: list[str]
+
+    def __post_init__(self) -> None:
+        check("search.trials", self.trials, "at least 1", self.trials >= 1)
+        hours = self.max_hours
+        check("search.max_hours", hours, "more than 0, or null for no limit", hours is None or hours > 0)
+        check("search.startup", self.startup, "at least 0", self.startup >= 0)
+        check("search.warmup", self.warmup, "a share in [0, 1]", 0 <= self.warmup <= 1)
+
+
+@dataclass
 class PlanConfig:
     calibrate: bool
     clip_seconds: float
@@ -270,6 +288,7 @@ class Config:
     eval: EvalConfig
     report: ReportConfig
     plan: PlanConfig
+    search: SearchConfig
     audit: bool
     audit_decode: int | None
     seed: int

@@ -14,7 +14,7 @@ from asr_lora.files import cache_dir, read_json
 from asr_lora.launch import launch, words_of_job
 from asr_lora.progress import say
 from asr_lora.synthetic import RELEASE, write_demo_corpus
-from asr_lora.train import train
+from asr_lora.train import show_sweep, train
 
 SETTINGS = ["experiment=demo"]  # before what is typed
 
@@ -43,4 +43,4 @@ def demo(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    launch(demo, SETTINGS)
+    launch(demo, SETTINGS, after_sweep=show_sweep)

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import NoReturn
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -18,54 +20,94 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from asr_lora import run
+from asr_lora import run, sweep
 from asr_lora.config import Config, conf_dir, typed
-from asr_lora.errors import ChoiceError, RegressionError, UserError
+from asr_lora.errors import ChoiceError, UserError
 from asr_lora.progress import hush_libraries, say
+from asr_lora.sweep import Job
 from asr_lora.tuning import PREFIX, LoraConfig, no_such_lora_key
+
+MENDABLE = (UserError, HydraException, OmegaConfBaseException, OSError, KeyboardInterrupt)
 
 
 def load(overrides: Sequence[str] = ()) -> Config:
     """Composes the settings as the command line does. Raises ChoiceError for whatever does not hold."""
     try:
+        if GlobalHydra.instance().is_initialized():  # within a job of Hydra's
+            return typed(compose("config", list(overrides)))
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             return typed(compose("config", list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise ChoiceError(one_line(error, overrides)) from error
 
 
-def launch(stage: Callable[[Config], object], overrides: Sequence[str] = ()) -> None:
+def launch(
+    stage: Callable[[Config], object],
+    overrides: Sequence[str] = (),
+    after_sweep: Callable[[Path, Sequence[Job]], object] | None = None,
+) -> None:
     """Runs `stage` with the settings of the command line (`overrides` come before the user's own).
 
     A mistake that a person can mend is one line on standard error: exit status 2 for settings and inputs, 1 for the
     world (disk, network), 3 for a regression beyond eval.max_regression, 130 for Ctrl-C. A bug keeps its traceback.
+    In a sweep (-m) the other jobs go on, and what broke is told again at the end, after `after_sweep` had the runs
+    folder and what became of every job; Ctrl-C stops all.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, so that its message can be told in one line
     sys.argv[1:1] = overrides
     hush_libraries()
-    mendable = (UserError, HydraException, OmegaConfBaseException, OSError, KeyboardInterrupt)
+    words, began = sys.argv[1:], time.time()  # they travel with `job` to wherever a launcher runs it
+    here: list[Path] = []  # the runs folder, once a job ran in this process
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     def job(cfg: DictConfig) -> None:
         # Errors leave as SystemExit: Hydra would print "Error executing job" and its own noise around any other.
+        here.append(Path(str(cfg.runs_dir)).expanduser())
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            _of_sweep(stage, cfg, sweep.ledger(here[-1], began), words)
+            return
         try:
             stage(typed(cfg))
-        except RegressionError as error:
-            if HydraConfig.get().mode != RunMode.MULTIRUN:
-                _leave(error)
-            say(f"error: {error}")  # the other runs of a sweep are wanted all the same
-            regressions.append(error)
-        except mendable as error:
-            _leave(error)
+        except MENDABLE as error:
+            _leave(error, words)
 
-    regressions: list[RegressionError] = []
     try:
         job()
-    except mendable as error:
-        _leave(error)
-    if regressions:
-        say(f"error: {len(regressions)} runs of the sweep cost more than eval.max_regression, as told above")
-        raise SystemExit(RegressionError.status)
+        runs_dir = here[-1] if here else _runs_dir(words)
+        if jobs := sweep.noted(sweep.ledger(runs_dir, began)):
+            if after_sweep:
+                after_sweep(runs_dir, jobs)
+            sweep.tell_broken(jobs)
+            if status := sweep.status(jobs):
+                raise SystemExit(status)
+    except MENDABLE as error:
+        _leave(error, words)
+
+
+def _of_sweep(stage: Callable[[Config], object], cfg: DictConfig, ledger: Path, words: Sequence[str]) -> None:
+    """One job of several: what it breaks is told and noted, and the others are wanted all the same."""
+    number, started, folder, told, status = int(HydraConfig.get().job.num), time.perf_counter(), None, None, 0
+    try:
+        config = typed(cfg)
+        folder = str(config.run.resolve())
+        stage(config)
+    except KeyboardInterrupt as error:
+        _leave(error, words)
+    except MENDABLE as error:
+        told, status = _told(error, words)
+    except Exception as error:  # noqa: BLE001 (a bug that one run meets is none of the others')
+        told, status = sweep.note_bug(ledger, number, error), 1
+    memory, seconds = sweep.resident_bytes(), time.perf_counter() - started
+    ended = Job(number, words_of_job(), folder, status, told, seconds, memory)
+    if told:
+        say(f"error: {ended.name}: {told}")
+    sweep.note(ledger, ended)
+
+
+def _runs_dir(words: Sequence[str]) -> Path:
+    """Of a sweep whose jobs all ran in other processes: what its words say of it, but for those that vary."""
+    there = [word for word in words if _parses(word) and not _is_swept(word)]
+    return Path(load(there).runs_dir)
 
 
 def words_of_job() -> list[str]:
@@ -87,19 +129,25 @@ def named_run(config: Config) -> Path:
     return typed(compose("config", about_run)).run  # trained with the usual decoding, and now heard with another
 
 
-def _leave(error: BaseException) -> NoReturn:
+def _leave(error: BaseException, words: Sequence[str]) -> NoReturn:
     if isinstance(error, KeyboardInterrupt):
         say("interrupted; whatever was complete (manifest, checkpoints) is kept: the same command goes on from there")
         raise SystemExit(130)
+    message, status = _told(error, words)
+    say(f"error: {message}")
+    raise SystemExit(status)
+
+
+def _told(error: BaseException, words: Sequence[str]) -> tuple[str, int]:
+    """An error that a person can mend, in one line, and its status."""
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         problem = f"{error.strerror or error}: {error.filename or 'while writing'}"
         message, status = f"{problem}; mend that or name another runs_dir; whatever was complete is kept", 1
     elif isinstance(error, UserError):
         message, status = str(error), error.status
     else:
-        message, status = one_line(error, sys.argv[1:]), 2
-    say(f"error: {' '.join(message.splitlines())}")
-    raise SystemExit(status)
+        message, status = one_line(error, words), 2
+    return " ".join(message.splitlines()), status
 
 
 def one_line(error: BaseException, overrides: Sequence[str]) -> str:
@@ -141,6 +189,10 @@ def _parses(override: str) -> bool:
     except HydraException:
         return False
     return True
+
+
+def _is_swept(override: str) -> bool:
+    return bool(OverridesParser.create().parse_override(override).is_sweep_override())
 
 
 def quoted(value: str) -> str:

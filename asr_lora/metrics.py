@@ -133,7 +133,7 @@ def share_delta(
 
 
 def bootstrap(
-    errors: npt.NDArray[np.int64], words: npt.NDArray[np.int64], speakers: Sequence[str], seed: int
+    errors: npt.NDArray[np.int64 | np.float64], words: npt.NDArray[np.int64], speakers: Sequence[str], seed: int
 ) -> tuple[list[float], str]:
     """[low, high] of the 95 % percentile interval of sum(errors) / sum(words), and what was drawn: "speaker" or "clip".
 

@@ -4,16 +4,13 @@ Without words it shows the run that runs/last names. Leaves report/index.html in
 and beside it the clips that it plays; of several runs comparison/index.html in the runs folder.
 """
 
-import math
-import os
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from asr_lora import charts, findings, metrics, run, tables
+from asr_lora import charts, comparison, findings, run
 from asr_lora.config import Config
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.files import read_json, read_jsonl, whole_folder, write_text
@@ -24,7 +21,7 @@ from asr_lora.manifest import extension, sound
 from asr_lora.page import environment
 from asr_lora.plan import facts as hardware_facts
 from asr_lora.progress import say
-from asr_lora.text import Normalizer, in_units, leading
+from asr_lora.text import in_units, leading
 
 SHOWN = 12  # clips most helped, and as many most harmed, with their sound
 SIGNS = {
@@ -87,30 +84,11 @@ def compare(pattern: str, runs_dir: Path) -> Path:
     folders = [
         path for path in sorted(Path(anchor.anchor).glob(str(anchor.relative_to(anchor.anchor)))) if path.is_dir()
     ]
-    complete = [folder for folder in folders if run.train_metrics(folder).is_file() and run.scored(folder)]
-    if not complete:
+    if not any(comparison.is_complete(folder) for folder in folders):
         raise ChoiceError(
             f"report.runs: no scored run matches {pattern}; quote it as it is, 'report.runs=\"runs/nl-*\"'"
         )
-    for folder in folders:
-        if folder not in complete:
-            say(
-                f"left out, not trained and scored to the end by this version (asr_lora.eval scores it again): {folder}"
-            )
-    rows = sorted(map(_compared, complete), key=lambda row: row["settings"]["lora"]["r"] or 0)
-    page = runs_dir / "comparison" / "index.html"
-    for row in rows:
-        row["link"] = os.path.relpath(row["page"], page.parent) if row["page"].is_file() else None
-    groups = _groups(rows)
-    text = environment(autoescape=True).get_template("comparison.html").render(
-        pattern=pattern, count=len(rows), groups=groups
-    )  # fmt: skip
-    write_text(page, text)
-    say(f"comparison of {len(rows)} runs: {page}")
-    for group in groups[1:]:
-        names = ", ".join(row["name"] for row in group["rows"])
-        say(f"not comparable with the others, {group['apart']} ({group['title']}): {names}")
-    return page
+    return comparison.compare(folders, pattern, runs_dir)
 
 
 # ---- a run ----
@@ -168,87 +146,6 @@ def _cost(price: float | None, trained: Mapping[str, Any], facts: Mapping[str, A
         return None
     decoding = sum(scored["seconds"] + scored["baseline"]["seconds"] for scored in facts.values())
     return float(price * (trained["total_seconds"] + decoding) / 3600)
-
-
-# ---- several runs ----
-
-
-def _compared(folder: Path) -> dict[str, Any]:
-    facts = run.scored(folder)
-    split = next(iter(facts))
-    return {
-        "name": folder.name, "settings": run.settings(folder), "trained": read_json(run.train_metrics(folder)),
-        "facts": facts, "split": split, "own": facts[split], "rate": leading(facts[split]["language"]),
-        "lines": read_jsonl(folder / "eval" / split / "hypotheses.jsonl"),
-        "page": folder / "report" / "index.html",
-    }  # fmt: skip
-
-
-def _groups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Runs whose rates can stand beside each other: of one kind, on the same clips, normalised alike; most runs first.
-
-    `apart` says in what the others differ from the first. A run without a rate stands alone.
-    """
-    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
-    for row in rows:
-        own = row["own"]
-        key = {
-            "another rate": row["rate"], "other clips": own["asked"]["clips_sha256"],
-            "another normaliser": tables.normalised(own), "another language": own["language"],
-            "no words": None if own[row["rate"]] is not None else row["name"],
-        }  # fmt: skip
-        found[tuple(key.items())].append(row)
-    most_first = sorted(found.items(), key=lambda item: -len(item[1]))
-    main = dict(most_first[0][0])
-    return [
-        {**_group(alike), "apart": ", ".join(what for what, said in key if said != main[what])}
-        for key, alike in most_first
-    ]
-
-
-def _group(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the page says of runs that can be compared."""
-    rate, first = rows[0]["rate"], rows[0]["own"]
-    best = min(rows, key=lambda row: math.inf if row["own"][rate] is None else row["own"][rate])
-    ways, ranks = ({row["settings"]["lora"][key] for row in rows} for key in ("kind", "r"))
-    chart = None
-    if len(ways) == 1 and len(ranks) > 1:  # a sweep over the rank
-        by_rank = [row["settings"]["lora"]["r"] for row in rows]
-        chart = charts.over(by_rank, [row["own"] for row in rows], rate, "LoRA rank")
-    names = dict.fromkeys(name for row in rows for name in row["facts"] if name != row["split"])
-    return {
-        "title": f"{rate.upper()} on {first['clips']} {first['split']} clips, normalised by {tables.normalised(first)}",
-        "rows": [{**row, "to_best": _paired(best, row), "sets": _sets(best, row, list(names))} for row in rows],
-        "heard_at": sorted({tables.heard_at(row["own"]) for row in rows}),
-        "rate": rate, "best": best, "sets": list(names), "chart": chart and Markup(chart),
-    }  # fmt: skip
-
-
-def _sets(best: Mapping[str, Any], row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """Cells of a run: of every other set what the tuned model heard, and the difference to the untouched one."""
-    cells = []
-    for name in names:
-        scored, other = row["facts"].get(name), best["facts"].get(name)
-        if scored is None:
-            cells.append("-")
-            continue
-        same = other is None or scored["asked"]["clips_sha256"] == other["asked"]["clips_sha256"]
-        cell = f"{tables.heard(scored, scored['language'])}, {tables.change(scored)}"
-        cells.append(cell if same else f"{cell} (other clips than {best['name']})")
-    return cells
-
-
-def _paired(best: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """The row's rate minus the best one's on the same clips, with the paired interval."""
-    own = row["own"]
-    if own[row["rate"]] is None:
-        return "no words"
-    if row is best:
-        return "lowest here"
-    references, speakers = ([line[name] for line in row["lines"]] for name in ("reference", "speaker"))
-    before, after = ([line["hypothesis"] for line in each["lines"]] for each in (best, row))
-    normal = Normalizer(own["normalizer"], own["language"], own["numbers_as_words"])
-    return tables.difference(metrics.paired_delta(references, before, after, speakers, normal, seed=0), row["rate"])
 
 
 def main(config: Config) -> None:

@@ -8,10 +8,15 @@ from rich.table import Table
 
 from asr_lora.findings import SMALL
 from asr_lora.metrics import delta_interval
+from asr_lora.seeds import Spread
 from asr_lora.text import leading
 
 SHORT_OF_SPEAKERS = "intervals over clips: too few known speakers for them to say anything about other speakers"
 CHOSEN_ON_DEV = "dev chose the adapter, so this flatters it: only clips that nothing was chosen by tell how good it is"
+FOLDED = (
+    "seeds of the same settings are one row: means, and sd, the sample's standard deviation over the seeds; of single "
+    "runs the 95 % interval over clips"
+)
 CONTEXTS = {"short": "at the length of its clips", "full": "at 30 s"}
 
 
@@ -38,6 +43,26 @@ def show_run(name: str, facts: Mapping[str, Mapping[str, Any]]) -> None:
     Console().print(table)
     if len(facts) > 1 or any(runaways(scored) != "0 to 0" for scored in facts.values()):
         Console().print(_sets(facts))
+
+
+def show_comparison(group: Mapping[str, Any]) -> None:
+    """A row a run, or the seeds of one, of those that can be compared; `group` is what comparison.py made of them."""
+    console, table = Console(), Table(title=group["title"])
+    for heading in ("run", "untouched", "tuned", "spread" if group["folded"] else "95 % interval", "difference"):
+        table.add_column(heading, justify="right")
+    table.add_column("to the lowest")
+    for number, row in enumerate(group["rows"], 1):
+        untouched = percent(row["own"]["baseline"][group["rate"]])
+        table.add_row(str(number), untouched, row["tuned"], row["sure"], row["difference"], row["to_best"])
+    table.caption = "\n".join([*([FOLDED] if group["folded"] else []), *group["heard_at"]])
+    console.print(table)
+    for number, row in enumerate(group["rows"], 1):  # a name is as wide as many a screen
+        console.print(f"  {number}: {row['name']}", markup=False, highlight=False, soft_wrap=True)
+
+
+def apart(figures: Spread) -> str:
+    """How far seeds lie apart: `sd 0.4 points, 3 seeds`."""
+    return f"sd {(figures.deviation or 0) * 100:.1f} points, {figures.seeds} seeds"
 
 
 def drawn_of(facts: Mapping[str, Any]) -> str:

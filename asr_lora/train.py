@@ -7,9 +7,11 @@ returns at once when the run is complete.
 """
 
 import json
+import shlex
 import shutil
 import signal
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,11 +20,11 @@ from typing import Any
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
-from transformers import Seq2SeqTrainingArguments, WhisperProcessor
+from transformers import Seq2SeqTrainingArguments, TrainerCallback, WhisperProcessor
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from asr_lora import decode, metrics, run
+from asr_lora import comparison, decode, metrics, run
 from asr_lora.batches import Order
 from asr_lora.checkpoint import load_config, load_processor
 from asr_lora.config import Config
@@ -45,14 +47,15 @@ from asr_lora.progress import Bar, progress, say
 from asr_lora.sets import refuse_unclear
 from asr_lora.sources import excluded, streamed
 from asr_lora.streamed import Sieve, StreamedSteps, seen
+from asr_lora.sweep import Job
 from asr_lora.text import Normalizer, leading
 from asr_lora.trainer import WhisperTrainer
 
 
-def train(config: Config, command: Sequence[str] | None = None) -> None:
+def train(config: Config, command: Sequence[str] | None = None, callbacks: Sequence[TrainerCallback] = ()) -> None:
     """The main command: manifest, adapter, and (unless eval.after=false) WER before and after.
 
-    `command` is what was typed, where it was not this module.
+    `command` is what was typed, where it was not this module; `callbacks` watch the training, and may end it.
     """
     typed = command or ["python", "-m", "asr_lora.train", *words_of_job()]
     hardware = look(config)
@@ -68,13 +71,14 @@ def train(config: Config, command: Sequence[str] | None = None) -> None:
     if run.train_metrics(config.run).is_file():
         say(f"already trained: {run.tuned(config.run)}")
     else:
-        _train(config, hardware)
+        _train(config, hardware, callbacks)
     run.note_last(config.run, Path(config.runs_dir))
     if config.eval.after:
         evaluate(config, typed)
+    free_memory()  # or the next job of a sweep would begin with what is left of this one
 
 
-def _train(config: Config, hardware: Hardware) -> None:
+def _train(config: Config, hardware: Hardware, callbacks: Sequence[TrainerCallback]) -> None:
     started = time.perf_counter()
     free_memory()
     manifest = {split: read_jsonl(run.manifest(config.run, split)) for split in SPLITS}
@@ -82,6 +86,8 @@ def _train(config: Config, hardware: Hardware) -> None:
     predicted = None if config.data.streaming else predict(config, hardware, lengths)
     with progress("training", total=config.max_steps) as bar:
         trainer = build(config, hardware, rows, bar)
+        for callback in callbacks:
+            trainer.add_callback(callback)
         trainable = adapter.trainable_parameters(trainer.model)
         share = trainable / sum(parameter.numel() for parameter in trainer.model.parameters())
         if predicted:
@@ -343,5 +349,16 @@ def _seen(rows: Sequence[Clip], config: Config, steps: int) -> dict[str, Any]:
     }
 
 
+def show_sweep(runs_dir: Path, jobs: Sequence[Job]) -> None:
+    """The end of a sweep: its runs side by side, on the screen and on a page, and what memory its jobs left behind."""
+    folders = list(dict.fromkeys(Path(job.run) for job in jobs if job.run))
+    if any(map(comparison.is_complete, folders)):
+        comparison.compare(folders, f"asr_lora.train {shlex.join(sys.argv[1:])}", runs_dir)
+    else:
+        say("nothing to compare: no run of the sweep was scored")
+    left = ", ".join(f"{job.resident_bytes / 1e6:.0f}" for job in jobs)
+    say(f"memory (MB resident) after each of the {len(jobs)} jobs: {left}")
+
+
 if __name__ == "__main__":
-    launch(train)
+    launch(train, after_sweep=show_sweep)

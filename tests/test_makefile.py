@@ -39,7 +39,7 @@ def composed(*words: str, **environment: str) -> Config:
 
 def test_make_alone_prints_what_there_is_to_make() -> None:
     printed = make()
-    for target in ("demo", "prepare", "train", "eval", "sweep", "check", "test", "test-all"):
+    for target in ("demo", "prepare", "train", "eval", "sweep", "search", "check", "test", "test-all"):
         assert f"\n  {target} " in printed
 
 
@@ -71,6 +71,14 @@ def test_args_reach_the_stage_as_they_are() -> None:
 def test_a_sweep_is_one_run_a_rank() -> None:
     command = make("-n", "sweep", "LANG=nl", "RANKS=4,8").split()
     assert command[2:] == ["asr_lora.train", "-m", "lora.r=4,8", "data.language=nl"]
+
+
+def test_a_search_takes_its_space_from_args_as_the_readme_writes_it() -> None:
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    (written,) = (word for word in readme.split("`") if word.startswith("\"'search.space="))
+    (args,) = shlex.split(written)
+    space = composed("search", "LANG=nl", f"ARGS={args}").search.space
+    assert space == ["lora.r=choice(8,16,32)", "training.learning_rate=tag(log,interval(1e-4,1e-2))"]
 
 
 def test_a_pattern_of_runs_reaches_the_report_unopened() -> None:

@@ -1,7 +1,7 @@
 """prepare, train and eval from words to files: a random tiny Whisper learns a tiny release."""
 
-import json
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -263,13 +263,48 @@ def test_a_full_disk_is_told_and_the_same_words_finish_when_there_is_room(words:
     assert (config.run / "train" / "metrics.json").is_file()
 
 
-@pytest.mark.slow
-def test_a_sweep_leaves_a_readable_folder_a_rank_with_its_wer(words: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "asr_lora.train", "-m", *words, "lora.r=2,4"]
-    subprocess.run(command, check=True, cwd=tmp_path, timeout=300)
+MEMORY_MAY_GROW = 40e6  # bytes from the second job of six to the last; a job holds some 150e6 while it runs
+
+
+def test_a_sweep_ends_in_one_table_and_page_and_leaves_no_memory_from_job_to_job(
+    words: list[str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "asr_lora.train", "-m", *words, "lora.r=2,4", "seed=0,1,2", "eval.limit=3"]
+    first = subprocess.run(command, check=True, cwd=tmp_path, timeout=500, capture_output=True, text=True)
+    runs = sorted((tmp_path / "runs").glob("nl-all-random-qv-r*"))
+    scored = [read_json(folder / "eval" / "test" / "metrics.json") for folder in runs]
+    assert sum(not facts["baseline"]["cached"] for facts in scored) == 1 and len(runs) == 6
     for rank in (2, 4):
-        (folder,) = (tmp_path / "runs").glob(f"nl-all-random-qv-r{rank}-*")
-        assert "wer" in json.loads((folder / "eval" / "test" / "metrics.json").read_text())
+        wers = [facts["wer"] for folder, facts in zip(runs, scored, strict=True) if f"-r{rank}-" in folder.name]
+        page = (tmp_path / "runs" / "comparison" / "index.html").read_text()
+        assert len(wers) == 3 and f"{statistics.fmean(wers):.1%}" in page
+        assert f"sd {statistics.stdev(wers) * 100:.1f} points, 3 seeds" in page
+    assert "spread" in first.stdout and "2: nl-all-random-qv-r4-s0" in first.stdout
+    assert "comparison of 6 runs: " in first.stderr
+    (ledger,) = (tmp_path / "runs" / ".hydra").glob("2*")
+    held = [read_json(ledger / f"{number}.json")["resident_bytes"] for number in range(6)]
+    assert held[5] - held[1] < MEMORY_MAY_GROW, held
+
+    before = modified(runs[0])
+    shutil.rmtree(runs[5])
+    again = subprocess.run(command, check=True, cwd=tmp_path, timeout=500, capture_output=True, text=True)
+    assert again.stderr.count("already trained") == again.stderr.count("already evaluated") == 5
+    assert modified(runs[0]) == before and runs[5].is_dir()
+    assert read_json(runs[5] / "eval" / "test" / "metrics.json")["wer"] == scored[5]["wer"]
+
+
+def test_rank_and_learning_rate_are_swept_together_and_words_overrule_the_file(tmp_path: Path) -> None:
+    script = (
+        "from asr_lora.launch import launch\n"
+        "launch(lambda config: print(config.lora.r, config.training.learning_rate))\n"
+    )
+    command = [sys.executable, "-c", script, "experiment=sweep_rank_lr"]
+    told = [
+        subprocess.run([*command, *more], check=True, cwd=tmp_path, capture_output=True, text=True).stdout.splitlines()
+        for more in ([], ["lora.r=4,8", "training.learning_rate=1e-3"])
+    ]
+    assert len(told[0]) == len(set(told[0])) == 12 and "32 0.003" in told[0]
+    assert told[1] == ["4 0.001", "8 0.001"]
 
 
 @pytest.mark.slow

@@ -32,6 +32,6 @@ def environment(autoescape: bool) -> Environment:
         "heard_again": tables.heard_again, "runaways": tables.runaways, "small": tables.small,
         "strength_cell": tables.strength_cell, "dialled": tables.dialled, "is_best": tables.is_best,
         "drawn_of": tables.drawn_of,
-        "CHOSEN_ON_DEV": tables.CHOSEN_ON_DEV, "tuned_by": tables.tuned_by,
+        "CHOSEN_ON_DEV": tables.CHOSEN_ON_DEV, "FOLDED": tables.FOLDED, "tuned_by": tables.tuned_by,
     }  # fmt: skip
     return made

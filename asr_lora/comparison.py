@@ -1,0 +1,175 @@
+"""Several runs side by side, on the screen and on one page: which can be compared, and seeds folded into one row."""
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from asr_lora import charts, metrics, run, tables
+from asr_lora.files import read_json, read_jsonl, write_text
+from asr_lora.page import environment
+from asr_lora.progress import say
+from asr_lora.seeds import spread, together
+from asr_lora.text import leading
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a run was trained and scored to its end, by this version."""
+    return run.train_metrics(folder).is_file() and bool(run.scored(folder))
+
+
+def compare(folders: Sequence[Path], title: str, runs_dir: Path) -> Path:
+    """Shows the runs that are complete, at least one, writes their page, and returns where it is."""
+    complete = [folder for folder in folders if is_complete(folder)]
+    for folder in folders:
+        if folder not in complete:
+            say(
+                f"left out, not trained and scored to the end by this version (asr_lora.eval scores it again): {folder}"
+            )
+    rows = sorted(map(_run, complete), key=lambda row: row["settings"]["lora"]["r"] or 0)
+    page = runs_dir / "comparison" / "index.html"
+    for row in rows:
+        row["link"] = os.path.relpath(row["page"], page.parent) if row["page"].is_file() else None
+    groups = _groups(rows)
+    text = environment(autoescape=True).get_template("comparison.html").render(
+        pattern=title, count=len(rows), groups=groups
+    )  # fmt: skip
+    write_text(page, text)
+    for group in groups:
+        tables.show_comparison(group)
+    say(f"comparison of {len(rows)} runs: {page}")
+    for group in groups[1:]:
+        names = ", ".join(each["name"] for row in group["rows"] for each in row["runs"])
+        say(f"not comparable with the others, {group['apart']} ({group['title']}): {names}")
+    return page
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    facts = run.scored(folder)
+    split = next(iter(facts))
+    return {
+        "name": folder.name, "settings": run.settings(folder), "trained": read_json(run.train_metrics(folder)),
+        "facts": facts, "split": split, "own": facts[split], "rate": leading(facts[split]["language"]),
+        "lines": read_jsonl(folder / "eval" / split / "hypotheses.jsonl"),
+        "page": folder / "report" / "index.html",
+    }  # fmt: skip
+
+
+def _groups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Runs whose rates can stand beside each other: of one kind, on the same clips, normalised alike; most runs first.
+
+    `apart` says in what the others differ from the first. A run without a rate stands alone.
+    """
+    found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        own = row["own"]
+        key = {
+            "another rate": row["rate"], "other clips": own["asked"]["clips_sha256"],
+            "another normaliser": tables.normalised(own), "another language": own["language"],
+            "no words": None if own[row["rate"]] is not None else row["name"],
+        }  # fmt: skip
+        found[tuple(key.items())].append(row)
+    most_first = sorted(found.items(), key=lambda item: -len(item[1]))
+    main = dict(most_first[0][0])
+    return [
+        {**_group(alike), "apart": ", ".join(what for what, said in key if said != main[what])}
+        for key, alike in most_first
+    ]
+
+
+def _group(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What page and screen say of runs that can be compared, a row for those that differ in their seed alone."""
+    rate, first = runs[0]["rate"], runs[0]["own"]
+    folds = together([each["settings"] for each in runs], [each["own"] for each in runs])
+    rows = [_folded([runs[place] for place in places], rate) for places in folds]
+    best = min(rows, key=lambda row: float("inf") if row["mean"] is None else row["mean"])
+    names = list(dict.fromkeys(name for each in runs for name in each["facts"] if name != each["split"]))
+    for row in rows:
+        row["to_best"] = _paired(best, row, rate)
+        row["sets"] = [_set(best, row, name) for name in names]
+    return {
+        "title": f"{rate.upper()} on {first['clips']} {first['split']} clips, normalised by {tables.normalised(first)}",
+        "rows": rows, "runs": len(runs), "folded": any(len(row["runs"]) > 1 for row in rows),
+        "heard_at": sorted({tables.heard_at(each["own"]) for each in runs}),
+        "rate": rate, "best": best, "sets": names, "chart": _chart(rows, rate),
+    }  # fmt: skip
+
+
+def _folded(runs: Sequence[Mapping[str, Any]], rate: str) -> dict[str, Any]:
+    """A row: the cells of a single run, or of several seeds the means, and how far they lie apart."""
+    first, rates = runs[0], [each["own"][rate] for each in runs]
+    row = {name: first[name] for name in ("name", "settings", "trained", "own", "facts", "split")}
+    row |= {"runs": list(runs), "minutes": spread([each["trained"]["train_seconds"] / 60 for each in runs]).mean}
+    if len(runs) == 1:
+        return row | {
+            "mean": rates[0], "tuned": tables.percent(rates[0]), "sure": tables.interval(first["own"][f"{rate}_ci95"]),
+            "difference": tables.difference(first["own"]["delta"], rate),
+            "bounds": first["own"][f"{rate}_ci95"],
+        }  # fmt: skip
+    seeds = ", ".join(str(each["settings"]["seed"]) for each in runs[1:])
+    figures, gained = spread(rates), spread([each["own"]["delta"][rate] for each in runs])
+    apart = figures.deviation or 0.0
+    return row | {
+        "name": f"{first['name']} and seed{'s' if len(runs) > 2 else ''} {seeds}",
+        "mean": figures.mean, "tuned": tables.percent(figures.mean), "sure": tables.apart(figures),
+        "difference": f"{tables.points(gained.mean)} points ({tables.apart(gained)})",
+        "bounds": [figures.mean - apart, figures.mean + apart],
+    }  # fmt: skip
+
+
+def _chart(rows: Sequence[Mapping[str, Any]], rate: str) -> Markup | None:
+    """Of a sweep over the rank, a line a learning rate; else None."""
+    ways, ranks = ({row["settings"]["lora"][key] for row in rows} for key in ("kind", "r"))
+    if len(ways) > 1 or len(ranks) < 2 or any(row["mean"] is None for row in rows):
+        return None
+    lines: dict[str, list[tuple[float, float, Sequence[float]]]] = defaultdict(list)
+    for row in rows:
+        point = row["settings"]["lora"]["r"], row["mean"], row["bounds"]
+        lines[f"{row['settings']['training']['learning_rate']:g}"].append(point)
+    return Markup(charts.over(lines, rate, "LoRA rank", "learning rate"))
+
+
+def _set(best: Mapping[str, Any], row: Mapping[str, Any], name: str) -> str:
+    """A cell: what the tuned model heard of another set, and the difference to the untouched one; of seeds means."""
+    scored = [each["facts"][name] for each in row["runs"] if name in each["facts"]]
+    other = best["facts"].get(name)
+    if not scored:
+        return "-"
+    rate = leading(scored[0]["language"])
+    if len(scored) > 1 and all(each[rate] is not None for each in scored):
+        figures, gained = (spread(list(values)) for values in (
+            [each[rate] for each in scored], [each["delta"][rate] for each in scored]
+        ))  # fmt: skip
+        cell = f"{tables.percent(figures.mean)}, {tables.points(gained.mean)} points ({tables.apart(gained)})"
+    else:
+        cell = "; ".join(f"{tables.heard(each, each['language'])}, {tables.change(each)}" for each in scored)
+    same = other is None or scored[0]["asked"]["clips_sha256"] == other["asked"]["clips_sha256"]
+    return cell if same else f"{cell} (other clips than {best['name']})"
+
+
+def _paired(best: Mapping[str, Any], row: Mapping[str, Any], rate: str) -> str:
+    """The row's rate minus the best one's on the same clips, with the paired interval; of seeds their mean errors."""
+    if row["mean"] is None:
+        return "no words"
+    if row is best:
+        return "lowest here"
+    lines, language = row["runs"][0]["lines"], row["own"]["language"]
+    references = [line["reference_normalized"] for line in lines]
+    sides = []
+    for side in (best, row):
+        counted = [
+            metrics.clip_errors(references, [line["hypothesis_normalized"] for line in each["lines"]], language, rate)
+            for each in side["runs"]
+        ]
+        sides.append(np.mean([errors for errors, _ in counted], axis=0))
+        units = np.array(counted[0][1])
+    spoken = units > 0
+    speakers = [line["speaker"] for line, has_words in zip(lines, spoken, strict=True) if has_words]
+    change = (sides[1] - sides[0])[spoken]
+    interval, _ = metrics.bootstrap(change, units[spoken], speakers, seed=0)
+    difference = float(change.sum() / units.sum())
+    return f"{tables.points(difference)} points ({tables.interval(interval, tables.points)})"

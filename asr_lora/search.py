@@ -1,0 +1,223 @@
+"""Looks for better settings by dev WER, with Optuna:  python -m asr_lora.search data.language=nl search.max_hours=8
+
+search.space says what is tried; every trial is an ordinary run, trained but never scored: test stays unseen until the
+best is. Leaves search/<name>/{study.log,index.html} in the runs folder. The same words go on with a half-done search.
+"""
+
+import math
+import shlex
+import shutil
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from asr_lora import run, space
+from asr_lora.config import Config, plain
+from asr_lora.errors import ChoiceError, UserError
+from asr_lora.files import read_json
+from asr_lora.launch import launch, load, words_of_job
+from asr_lora.progress import say
+from asr_lora.space import Setting
+from asr_lora.train import train
+
+try:
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState
+
+    from asr_lora import trials
+except ImportError as missing:
+    raise SystemExit(f"error: search: needs {missing.name}; install the extra: uv sync --extra search") from missing
+
+ROUNDED = 3  # digits of a value that is drawn: so many can be typed, and more make no difference
+
+
+class OutOfTimeError(Exception):
+    """search.max_hours are over; the run has saved a checkpoint."""
+
+
+def search(config: Config, words: Sequence[str] = ()) -> Path:
+    """Tries settings until search.trials have ended or search.max_hours are over, and returns where the page is.
+
+    `words` are the overrides that made `config`. Raises ChoiceError for a space that cannot be, and while another
+    process is at the same search; what the first trial breaks is raised, later ones are told and left behind.
+    """
+    deadline = time.monotonic() + 3600 * (math.inf if config.search.max_hours is None else config.search.max_hours)
+    about = [word for word in words if not word.startswith(("search.", "search=", "eval.after="))]
+    settings = space.parsed(config.search.space)
+    for end in ("first", "last"):  # refused now, not hours from now
+        load([*about, *space.words({name: getattr(setting, end) for name, setting in settings.items()})])
+    folder = Path(config.runs_dir) / "search" / f"{config.run_name}-{space.digest(settings)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            return _search(config, about, settings, folder, deadline)
+    except Timeout as error:
+        raise ChoiceError(
+            f"search: another process is at {folder}; wait for it, or give it another runs_dir"
+        ) from error
+
+
+def _search(
+    config: Config, about: Sequence[str], settings: Mapping[str, Setting], folder: Path, deadline: float
+) -> Path:
+    study = _study(config, folder)
+    _go_on(study)
+    if not study.trials:  # so that the best is never worse than what is there, by dev
+        study.enqueue_trial(space.usual(settings, plain(config)))
+    ended = f"{_ended(study)} of {config.search.trials} trials ended"
+    say(f"search by dev WER, test is not looked at; {ended}: {folder}")
+    while _ended(study) < config.search.trials:
+        left, needed = deadline - time.monotonic(), _usual_seconds(study)
+        if left <= 0 or (needed is not None and needed > left):
+            takes = f", and a trial takes {needed / 60:.1f}" if needed is not None else ""
+            say(f"search.max_hours: {max(left, 0) / 60:.1f} minutes are left{takes}: no further trial")
+            break
+        study.sampler = _sampler(config, _ended(study))
+        try:
+            _try(config, study, study.ask(), about, settings, deadline)
+        except OutOfTimeError:
+            say("search.max_hours are over: the trial stopped with a checkpoint; the same command goes on with it")
+            break
+    trials.show(study, settings)
+    page = trials.write_page(study, settings, folder, _best_command(study, about))
+    if best := _best(study):
+        run.note_last(Path(best.user_attrs["run"]), Path(config.runs_dir))
+        say(f"best on dev, which flatters it; this scores it on test: {_best_command(study, about)}")
+    say(f"search: {page}")
+    return page
+
+
+def _study(config: Config, folder: Path) -> "optuna.Study":
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    backend = JournalFileBackend(str(folder / "study.log"))
+    # Of what had the worse half at the same step nothing more is expected. Not Hyperband: its brackets want dozens of
+    # trials, and the learning rate falls to zero at a run's own end, so that a short run is no preview of a long one.
+    pruner = optuna.pruners.MedianPruner(
+        n_startup_trials=config.search.startup, n_warmup_steps=round(config.search.warmup * config.max_steps)
+    )
+    return optuna.create_study(
+        storage=optuna.storages.JournalStorage(backend), pruner=pruner, study_name=folder.name, load_if_exists=True
+    )
+
+
+def _sampler(config: Config, ended: int) -> "optuna.samplers.BaseSampler":
+    """A function of the seed and how many trials have ended: a search that goes on draws what it would have drawn."""
+    seed = int(np.random.SeedSequence((config.seed, ended)).generate_state(1)[0])
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=config.search.startup)
+
+
+def _go_on(study: "optuna.Study") -> None:
+    """Trials that were interrupted are tried again first, with what they had reported: their runs have checkpoints."""
+    for stopped in study.get_trials(states=(TrialState.RUNNING,)):
+        study.tell(stopped.number, state=TrialState.FAIL)
+        study.add_trial(
+            optuna.create_trial(
+                state=TrialState.WAITING, params=stopped.params, distributions=stopped.distributions,
+                intermediate_values=stopped.intermediate_values, user_attrs=stopped.user_attrs,
+            )
+        )  # fmt: skip
+
+
+def _try(
+    config: Config, study: "optuna.Study", trial: "optuna.Trial", about: Sequence[str], settings: Mapping[str, Setting],
+    deadline: float,
+) -> None:  # fmt: skip
+    """One trial: a run, and what Optuna is told of it. Raises OutOfTimeError, and what is no fault of its settings."""
+    words = [*about, *space.words({name: _suggested(trial, name, setting) for name, setting in settings.items()})]
+    tried = load([*words, "eval.after=false"])
+    folder, fresh = tried.run, not (tried.run / "train" / "checkpoints").exists()
+    trial.set_user_attr("run", str(folder.resolve()))
+    say(f"trial {trial.number}: {shlex.join(words[len(about) :])}")
+    try:
+        train(tried, ["python", "-m", "asr_lora.train", *words], [_Watch(trial, deadline)])
+    except optuna.TrialPruned:
+        study.tell(trial, state=TrialState.PRUNED)
+        if fresh:  # nobody else's: gigabytes that nobody wants to go on from
+            for used_up in ("checkpoints", "best"):
+                shutil.rmtree(folder / "train" / used_up, ignore_errors=True)
+        say(f"trial {trial.number}: pruned, worse than the median at step {trials.last_step(study, trial.number)}")
+    except (UserError, RuntimeError, ValueError) as error:
+        if not _ended(study):
+            raise
+        reason = " ".join(str(error).split())
+        trial.set_user_attr("error", reason)
+        study.tell(trial, state=TrialState.FAIL)
+        say(f"error: trial {trial.number}: {reason}")
+    else:
+        trained = read_json(run.train_metrics(folder))
+        wer = min(point["wer"] for point in trained["dev"])
+        trial.set_user_attr("seconds", trained["total_seconds"])
+        study.tell(trial, wer)
+        say(f"trial {trial.number}: dev WER {wer:.1%}, the lowest so far {study.best_value:.1%}")
+
+
+def _suggested(trial: "optuna.Trial", name: str, setting: Setting) -> str:
+    if setting.choices:
+        return str(trial.suggest_categorical(name, setting.choices))
+    return f"{trial.suggest_float(name, setting.low, setting.high, log=setting.log):.{ROUNDED}g}"
+
+
+class _Watch(TrainerCallback):
+    """Tells a trial every dev decoding as it comes; ends the run where Optuna or the clock says so."""
+
+    def __init__(self, trial: "optuna.Trial", deadline: float) -> None:
+        self.trial, self.deadline, self.over = trial, deadline, False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if time.monotonic() > self.deadline and state.global_step < state.max_steps:
+            self.over = control.should_training_stop = control.should_save = True
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+        logs: Mapping[str, Any] | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        if "eval_wer" not in (logs or {}):
+            return
+        if state.global_step not in trials.reported(self.trial.study, self.trial.number):
+            self.trial.report(dict(logs or {})["eval_wer"], state.global_step)
+        if state.global_step < state.max_steps and self.trial.should_prune():
+            raise optuna.TrialPruned
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.over:
+            raise OutOfTimeError
+
+
+def _ended(study: "optuna.Study") -> int:
+    return sum(trials.has_ended(trial) for trial in study.trials)
+
+
+def _usual_seconds(study: "optuna.Study") -> float | None:
+    """What a whole trial takes; None while none has come to its end."""
+    seconds = [trial.user_attrs["seconds"] for trial in study.get_trials(states=(TrialState.COMPLETE,))]
+    return statistics.median(seconds) if seconds else None
+
+
+def _best(study: "optuna.Study") -> "optuna.trial.FrozenTrial | None":
+    return study.best_trial if study.get_trials(states=(TrialState.COMPLETE,)) else None
+
+
+def _best_command(study: "optuna.Study", about: Sequence[str]) -> str | None:
+    best = _best(study)
+    if best is None:
+        return None
+    drawn = {name: f"{value:.{ROUNDED}g}" if isinstance(value, float) else value for name, value in best.params.items()}
+    return shlex.join(["python", "-m", "asr_lora.train", *about, *space.words(drawn)])
+
+
+def main(config: Config) -> None:
+    """Searches with the words of the command line."""
+    search(config, words_of_job())
+
+
+if __name__ == "__main__":
+    launch(main)

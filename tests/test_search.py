@@ -1,0 +1,195 @@
+"""A search: by dev WER alone, pruned, within its hours, and gone on with where it was left."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from asr_lora import run, space, train
+from asr_lora.errors import ChoiceError, WorldError
+from asr_lora.launch import load
+from asr_lora.search import search
+
+SPACE = "search.space=['lora.r=choice(2,4)','training.learning_rate=tag(log,interval(1e-3,1e-2))']"
+
+
+@pytest.fixture
+def few(words: list[str]) -> list[str]:
+    """Two steps a trial, dev decoded after each."""
+    every = ["training.eval_steps=1", "training.dev_share=1", "training.save_steps=1"]
+    return [*words, *every, SPACE, "search.startup=1", "search.warmup=0", "search.trials=3"]
+
+
+def studied(page: Path) -> list[optuna.trial.FrozenTrial]:
+    backend = optuna.storages.journal.JournalFileBackend(str(page.parent / "study.log"))
+    return optuna.load_study(study_name=None, storage=optuna.storages.JournalStorage(backend)).trials
+
+
+def states(page: Path) -> list[str]:
+    return [trial.state.name for trial in studied(page)]
+
+
+def test_a_search_tries_the_usual_first_scores_no_test_and_names_the_command_of_the_best(
+    few: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = search(load(few), few)
+    trials = studied(page)
+    assert len(trials) == 3 and trials[0].params == pytest.approx({"lora.r": "4", "training.learning_rate": 1e-3})
+    folders = [Path(trial.user_attrs["run"]) for trial in trials]
+    assert not any((folder / "eval").exists() for folder in folders)
+    told = capsys.readouterr()
+    (command,) = (line for line in told.err.splitlines() if line.startswith("best on dev"))
+    best = min((trial for trial in trials if trial.value is not None), key=lambda trial: trial.value)
+    assert f"lora.r={best.params['lora.r']}" in command and "eval.after" not in command and "search." not in command
+    assert run.last(page.parent.parent.parent) == Path(best.user_attrs["run"])
+    assert "dev WER" in told.out
+    text = page.read_text()
+    assert text.count("<svg") == 3 and "asr_lora.train" in text and "http" not in text.partition("<svg")[0]
+    # The same words again find everything there.
+    before = [trial.number for trial in trials]
+    assert [trial.number for trial in studied(search(load(few), few))] == before
+
+
+def test_a_trial_that_is_worse_than_the_median_is_pruned_and_leaves_no_checkpoints(
+    few: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wers = iter([0.5, 0.4, 0.9, 0.45, 0.3])
+    monkeypatch.setattr(train, "_dev_wer", lambda *args: next(wers))
+    page = search(load(few), few)
+    assert states(page) == ["COMPLETE", "PRUNED", "COMPLETE"]
+    pruned = studied(page)[1]
+    assert pruned.intermediate_values == {1: 0.9}
+    assert not (Path(pruned.user_attrs["run"]) / "train" / "checkpoints").exists()
+    assert "pruned at step 1" in page.read_text()
+
+
+def test_an_interrupted_search_goes_on_with_the_trial_and_draws_what_it_would_have_drawn(
+    few: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = [*few, f"runs_dir={tmp_path / 'whole'}", "search.startup=9"]
+    cut = [*few, f"runs_dir={tmp_path / 'cut'}", "search.startup=9"]
+    drawn = [trial.params for trial in studied(search(load(whole), whole))]
+    usual, count = train._dev_wer, iter(range(100))
+
+    def dev_wer(*args: Any) -> float:
+        if next(count) == 3:  # of the second trial's last step
+            raise KeyboardInterrupt
+        return usual(*args)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(train, "_dev_wer", dev_wer)
+        search(load(cut), cut)
+    trials = studied(search(load(cut), cut))
+    assert [trial.state for trial in trials] == [
+        TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE,
+    ]  # fmt: skip
+    assert set(trials[2].intermediate_values) == {1, 2}
+    assert [trials[place].params for place in (0, 2, 3)] == drawn
+
+
+def test_a_running_trial_stops_with_a_checkpoint_when_the_hours_are_over(
+    few: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = [*few, "training.max_steps=4", "training.eval_steps=4", "search.trials=1"]
+    short = [*steps, "search.max_hours=1"]
+    usual = time.monotonic
+
+    def late(*args: Any, **kwargs: Any) -> Any:  # the clock is an hour on once the first step is done
+        monkeypatch.setattr("asr_lora.search.time.monotonic", lambda: usual() + 3600)
+        return original(*args, **kwargs)
+
+    original = train.WhisperTrainer.training_step
+    monkeypatch.setattr(train.WhisperTrainer, "training_step", late)
+    page = search(load(short), short)
+    monkeypatch.undo()
+    assert states(page) == ["RUNNING"] and "the same command goes on" in page.read_text()
+    (folder,) = (Path(trial.user_attrs["run"]) for trial in studied(page))
+    assert (folder / "train" / "checkpoints" / "checkpoint-1").is_dir()
+    assert not run.train_metrics(folder).exists()
+    assert "the trial stopped with a checkpoint" in capsys.readouterr().err
+    search(load(steps), steps)
+    assert "resuming from" in capsys.readouterr().err
+    assert states(page) == ["FAIL", "COMPLETE"]
+
+
+def test_no_trial_begins_that_would_not_fit(few: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    one = [*few, "search.trials=1"]
+    search(load(one), one)
+    hasty = [*few, "search.trials=9", "search.max_hours=1e-5"]
+    assert states(search(load(hasty), hasty)) == ["COMPLETE"]
+    assert "no further trial" in capsys.readouterr().err
+
+
+def test_what_one_trial_breaks_is_told_and_what_the_first_breaks_is_raised(
+    few: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usual, count = train._dev_wer, iter(range(100))
+
+    def dev_wer(*args: Any) -> float:
+        if next(count) in broken:
+            raise WorldError("hardware: too small")
+        return usual(*args)
+
+    monkeypatch.setattr(train, "_dev_wer", dev_wer)
+    broken = {0}
+    with pytest.raises(WorldError):
+        search(load(few), few)
+    broken, count = {2}, iter(range(100))
+    page = search(load(few), few)
+    assert states(page).count("FAIL") == 2  # the first was tried again
+    assert "hardware: too small" in capsys.readouterr().err and "broke: hardware: too small" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        ("['lora.rr=choice(1,2)']", "lora.rr: "),
+        ("['lora.r=4']", "lora.r must be choice"),
+        ("[lora.r]", "lora.r must be choice"),
+        ("['lora.r=choice(0,4)']", "lora.r: must be at least 1"),
+        ("['lora.dropout=interval(0.5,2)']", "lora.dropout: must be in"),
+        ("['lora.dropout=tag(log,interval(0,1))']", "must begin above 0"),
+        ("['data.hours=choice(1,2)']", "leave the dev WER comparable"),
+        ("[]", "must name a setting"),
+    ],
+)
+def test_a_space_that_cannot_be_is_refused_before_anything_runs(words: list[str], said: str, says: str) -> None:
+    typed = [*words, f"search.space={said}"]
+    with pytest.raises(ChoiceError) as refusal:
+        search(load(typed), typed)
+    assert says in str(refusal.value)
+
+
+def test_the_usual_settings_are_tried_as_far_as_the_space_holds_them() -> None:
+    settings = space.parsed(["lora.r=choice(2,4)", "lora.dropout=interval(0,0.1)", "training.warmup=range(2)"])
+    recorded = {"lora": {"r": 4, "dropout": 0.5}, "training": {"warmup": 0.1}}
+    assert space.usual(settings, recorded) == {"lora.r": "4"}
+
+
+def test_at_the_command_line_ctrl_c_leaves_a_search_that_the_same_words_finish(few: list[str]) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "asr_lora.search",
+        *few,
+        "training.max_steps=20",
+        "training.eval_steps=20",
+        "search.trials=1",
+    ]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # children of a background shell ignore it
+    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    runs = load(few).run.parent
+    while not list(runs.glob("*/train/checkpoints/*/trainer_state.json")) and started.poll() is None:
+        time.sleep(0.02)
+    started.send_signal(signal.SIGINT)
+    _, told = started.communicate()
+    assert started.returncode == 130 and "Traceback" not in told, told
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "resuming from" in ended.stderr and "this scores it on test: python -m asr_lora.train" in ended.stderr
