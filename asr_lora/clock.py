@@ -15,7 +15,7 @@ from transformers import WhisperProcessor
 from asr_lora import audio, cost
 from asr_lora.checkpoint import load_processor
 from asr_lora.features import log_mel
-from asr_lora.hardware import Hardware, free_memory
+from asr_lora.hardware import Hardware, free_memory, keeping_memory
 from asr_lora.model import adapter, whisper
 from asr_lora.progress import Bar, progress
 from asr_lora.trainer import token_loss
@@ -101,7 +101,7 @@ def by_timing(
     """
     processor = load_processor(checkpoint)
     free_memory()
-    with progress("timing steps", total=3 * POINTS) as bar:
+    with progress("timing steps", total=3 * POINTS) as bar, keeping_memory():
         base = whisper.load(
             checkpoint, precision, hardware.device, hardware.autocast or torch.float32, bool(lora.double_quantisation)
         )

@@ -6,6 +6,8 @@ import os
 import re
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +30,7 @@ LABEL_TOKENS = 100  # of the clips that memory is planned for; a third of the lo
 CLEAR_REFS = Path("/proc/self/clear_refs")  # resets VmHWM, see proc(5); not every container has it
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # there where a driver is loaded, whatever torch makes of it
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc, see mallopt(3)
+USUAL_THRESHOLD = 128 * 1024  # bytes, of both
 
 
 @dataclass(frozen=True)
@@ -185,19 +188,34 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def free_memory() -> None:
-    """Gives back what dead models held and forgets the peak, so that the next job of a sweep starts as the first.
-
-    From here on malloc keeps what tensors give back for the next ones: to be given other pages by the system for every
-    tensor takes a sixth of a short training step on a CPU. (glibc alone; macOS and musl have their own ways.)
-    """
+    """Gives back what dead models held and forgets the peak, so that the next job of a sweep starts as the first."""
     gc.collect()
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30)  # bytes: no tensor of ours is larger
-        libc.mallopt(M_TRIM_THRESHOLD, -1)  # never: a step's memory is gigabytes, and all of it comes back
+    if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     if os.access(CLEAR_REFS, os.W_OK):
         CLEAR_REFS.write_text("5")
+
+
+@contextmanager
+def keeping_memory() -> Iterator[None]:
+    """Within it malloc keeps what tensors give back for the next ones.
+
+    To be given other pages by the system for every tensor takes a sixth of a short training step on a CPU. But what is
+    kept falls to pieces: for good, jobs of a sweep would hold 50 MB more each. (glibc alone; macOS and musl have their
+    own ways.)
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    libc.mallopt(M_MMAP_THRESHOLD, 2**30)  # bytes: no tensor of ours is larger
+    libc.mallopt(M_TRIM_THRESHOLD, -1)  # never: a step's memory is gigabytes, and all of it comes back
+    try:
+        yield
+    finally:
+        libc.mallopt(M_MMAP_THRESHOLD, USUAL_THRESHOLD)
+        libc.mallopt(M_TRIM_THRESHOLD, USUAL_THRESHOLD)

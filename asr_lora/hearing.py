@@ -14,7 +14,7 @@ from asr_lora import decode, run
 from asr_lora.checkpoint import identity, load_config, load_processor
 from asr_lora.errors import ChoiceError
 from asr_lora.files import cache_dir, read_json, write_json
-from asr_lora.hardware import Hardware, free_memory
+from asr_lora.hardware import Hardware, free_memory, keeping_memory
 from asr_lora.model import adapter, whisper
 from asr_lora.progress import progress, say
 from asr_lora.sets import Set
@@ -87,7 +87,7 @@ def _decoded(
     settings: decode.Decoding,
 ) -> dict[str, Any]:  # fmt: skip
     started = time.perf_counter()
-    with progress(f"decoding {each.name}, {name}", total=len(each.clips)) as bar:
+    with progress(f"decoding {each.name}, {name}", total=len(each.clips)) as bar, keeping_memory():
         hypotheses = decode.transcribe(model, processor, each.clips, settings, bar.advance, bar.expect)
     seconds, audio_seconds = time.perf_counter() - started, sum(clip["duration"] for clip in each.clips)
     return {

@@ -33,7 +33,7 @@ from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.eval import evaluate
 from asr_lora.features import prompted, token_ids
 from asr_lora.files import read_json, read_jsonl, whole_folder, write_json
-from asr_lora.hardware import Hardware, free_memory, look, peak_memory_bytes
+from asr_lora.hardware import Hardware, free_memory, keeping_memory, look, peak_memory_bytes
 from asr_lora.hearing import decoding
 from asr_lora.journal import Journal, eval_steps
 from asr_lora.launch import launch, words_of_job
@@ -106,7 +106,7 @@ def _train(config: Config, hardware: Hardware, callbacks: Sequence[TrainerCallba
         if checkpoint:
             inexact = ", not exactly: the stream begins anew, in another order" if config.data.streaming else ""
             say(f"resuming from {checkpoint}{inexact}")
-        with _stopping_cleanly(trainer):
+        with _stopping_cleanly(trainer), keeping_memory():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     learnt = run.whole_model(config.run) if config.lora.whole else run.adapter(config.run)
