@@ -18,11 +18,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from asr_lora import run
+from asr_lora import ranks, run
 from asr_lora.config import Config, conf_dir, typed
-from asr_lora.errors import ChoiceError, RegressionError, UserError
-from asr_lora.progress import hush_libraries, say
+from asr_lora.errors import ChoiceError, RegressionError, UserError, WorldError
+from asr_lora.progress import complain, hush_libraries, say
 from asr_lora.tuning import PREFIX, LoraConfig, no_such_lora_key
+
+INTERRUPTED = "interrupted; whatever was complete (manifest, checkpoints) is kept: the same command goes on from there"
+ANOTHER_ENDED = (
+    "WORLD_SIZE: another process of this run has ended, which ends it; either it said why, or it was killed (by the "
+    "system, where memory ran out); the same command goes on from the last checkpoint"
+)
 
 
 def load(overrides: Sequence[str] = ()) -> Config:
@@ -34,8 +40,10 @@ def load(overrides: Sequence[str] = ()) -> Config:
         raise ChoiceError(one_line(error, overrides)) from error
 
 
-def launch(stage: Callable[[Config], object], overrides: Sequence[str] = ()) -> None:
+def launch(stage: Callable[[Config], object], overrides: Sequence[str] = (), several: bool = False) -> None:
     """Runs `stage` with the settings of the command line (`overrides` come before the user's own).
+
+    `several` where it may be one of several processes that share the work.
 
     A mistake that a person can mend is one line on standard error: exit status 2 for settings and inputs, 1 for the
     world (disk, network), 3 for a regression beyond eval.max_regression, 130 for Ctrl-C. A bug keeps its traceback.
@@ -57,12 +65,19 @@ def launch(stage: Callable[[Config], object], overrides: Sequence[str] = ()) -> 
             regressions.append(error)
         except mendable as error:
             _leave(error)
+        except RuntimeError as error:
+            if not ranks.lost_another(error):
+                raise
+            _leave(WorldError(ANOTHER_ENDED))
 
     regressions: list[RegressionError] = []
     try:
+        if ranks.count() > 1 and not several:
+            raise ChoiceError(f"WORLD_SIZE: this command takes one process, got {ranks.count()}; start it plainly")
         job()
     except mendable as error:
         _leave(error)
+    ranks.leave()
     if regressions:
         say(f"error: {len(regressions)} runs of the sweep cost more than eval.max_regression, as told above")
         raise SystemExit(RegressionError.status)
@@ -89,7 +104,7 @@ def named_run(config: Config) -> Path:
 
 def _leave(error: BaseException) -> NoReturn:
     if isinstance(error, KeyboardInterrupt):
-        say("interrupted; whatever was complete (manifest, checkpoints) is kept: the same command goes on from there")
+        complain(INTERRUPTED)
         raise SystemExit(130)
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         problem = f"{error.strerror or error}: {error.filename or 'while writing'}"
@@ -98,7 +113,7 @@ def _leave(error: BaseException) -> NoReturn:
         message, status = str(error), error.status
     else:
         message, status = one_line(error, sys.argv[1:]), 2
-    say(f"error: {' '.join(message.splitlines())}")
+    complain(f"error: {' '.join(message.splitlines())}")
     raise SystemExit(status)
 
 
