@@ -205,6 +205,10 @@ def _stopping_cleanly(trainer: WhisperTrainer) -> Iterator[None]:
             "hardware: not even one clip at a time fits in memory; take hardware.gradient_checkpointing=true, "
             "model.precision=int8 or a smaller model"
         ) from error
+    except RuntimeError as error:
+        if ranks.lost_another(error):
+            usual.clear()  # what started this process is about to end it: not before it has said why
+        raise
     finally:
         for number, before in usual.items():
             signal.signal(number, before)
