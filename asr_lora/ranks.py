@@ -100,7 +100,7 @@ def any_of(flag: bool) -> bool:
 
 def lost_another(error: BaseException) -> bool:
     """Whether it says no more than that another process is gone."""
-    gone = "gloo/transport" in str(error) or "Connection closed by peer" in str(error)
+    gone = "gloo/transport" in str(error) and "Timed out" not in str(error)
     return count() > 1 and (gone or isinstance(error, distributed.DistError))
 
 

@@ -122,8 +122,8 @@ def _inexact(config: Config, hardware: Hardware, checkpoint: Path) -> str:
     if before == hardware.processes:
         return ""
     return (
-        f", with {hardware.processes} processes in place of {before}: the same clips in the same order, but dropout is "
-        "drawn anew and sums round otherwise, so not to the last bit"
+        f" (processes: {hardware.processes}, before {before}): the same clips in the same order, but dropout is drawn "
+        "anew and sums round otherwise, so not to the last bit"
     )
 
 
