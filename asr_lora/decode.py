@@ -1,4 +1,8 @@
-"""Clips in, hypotheses out: longest first, in batches, with the next batch read while this one is decoded."""
+"""Clips in, hypotheses out: longest first, in batches, with the next batch read while this one is decoded.
+
+Several processes that share a run are dealt whole batches, the same ones that one process would make, and all of them
+know in the end what each has heard.
+"""
 
 import math
 from collections import deque
@@ -12,7 +16,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora import audio, features
+from asr_lora import audio, features, ranks
 from asr_lora.batches import rounded_up
 from asr_lora.errors import WorldError
 from asr_lora.manifest import Clip, waveform
@@ -91,7 +95,8 @@ def transcribe_once(
     dtype = model.get_encoder().conv1.weight.dtype  # a quantised model's own dtype is that of its integers
     durations = [clip["duration"] for clip in clips]
     cut = batches(durations, decoding.batch_size, decoding.margin)
-    for (batch, seconds), input_features in _prefetched(cut, clips, processor):
+    share = cut[ranks.rank() :: ranks.count()]
+    for at, ((batch, seconds), input_features) in enumerate(_prefetched(share, clips, processor)):
         limits = [_most_tokens(durations[index], decoding) for index in batch]
         with torch.inference_mode(), context(model, seconds):
             rows = _generated(model, input_features.to(model.device, dtype), decoding, max(limits))
@@ -100,7 +105,9 @@ def transcribe_once(
             said = list(takewhile(lambda token: token != processor.tokenizer.eos_token_id, row))[:limit]
             text = processor.decode(said, skip_special_tokens=True).strip()
             hypotheses[index] = Hypothesis(said, text, cut=len(said) == limit)
-        advance(len(batch))
+        advance(sum(len(beside) for beside, _ in cut[at * ranks.count() : (at + 1) * ranks.count()]))
+    for heard in ranks.gathered(hypotheses):
+        hypotheses |= heard
     return [hypotheses[index] for index in range(len(clips))]
 
 

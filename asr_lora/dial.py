@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from asr_lora import metrics, run, tables
+from asr_lora import metrics, ranks, run, tables
 from asr_lora.errors import ChoiceError
 from asr_lora.files import write_json
 from asr_lora.hardware import Hardware
@@ -30,14 +30,14 @@ def chosen(config: "Config", hardware: Hardware, others: Sequence[Set]) -> tuple
     With `eval.strengths` the best on dev, after a table of all of them on dev and on the `others`.
     Raises ChoiceError for what training has not kept, or what does not scale to the untouched model.
     """
-    source = _source(config)
+    source = ranks.first_does(lambda: _source(config))
     strength, context = config.eval.strength, _context(config, source)
     if config.eval.strengths:
         strength, context = _best(config, hardware, source, others)
     if strength == 1 and context == _context(config, source):
         return source, strength
     scaled = source.with_name(f"{source.name}-strength{strength:g}")
-    adapter.scaled(source, strength, scaled, config.model.checkpoint)
+    ranks.first_does(lambda: adapter.scaled(source, strength, scaled, config.model.checkpoint))
     say(f"at strength {strength:g}, heard at 30 s: {scaled}")
     return scaled, strength
 
@@ -71,7 +71,7 @@ def _best(config: "Config", hardware: Hardware, source: Path, others: Sequence[S
     Scaled adapters are heard at 30 s, 0 being the untouched model: at less than full strength a model knows no short
     context. Where the adapter as trained knows them, it is compared at its own too, as it would be used.
     """
-    dev = clips(config, "dev", config.data.dev_clips)
+    dev = ranks.first_does(lambda: clips(config, "dev", config.data.dev_clips))
     sets = [Set("dev", "dev", language(config), dev, len(dev)), *others]
     points = [(strength, "full") for strength in sorted(set(config.eval.strengths))]
     if _context(config, source) == "short":
@@ -86,9 +86,13 @@ def _best(config: "Config", hardware: Hardware, source: Path, others: Sequence[S
         "adapter_sha256": adapter.digest(source), "average": config.eval.average,
         "normalizer": str(normalizer(config, sets[0])), "figures": run.FIGURES,
     }  # fmt: skip
+    ranks.first_does(lambda: _tell(config, found))
+    return best["strength"], best["context"]
+
+
+def _tell(config: "Config", found: dict[str, Any]) -> None:
     write_json(config.run / "eval" / "strengths.json", found)
     tables.show_strengths(found)
-    return best["strength"], best["context"]
 
 
 def _point(

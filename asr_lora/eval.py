@@ -2,7 +2,8 @@
 
 Without words it scores the run that runs/last names; other words name the run as they did for train. Both models
 decode the same clips with the same settings, unquantised, on the run's own split and on all of eval.sets. Leaves
-eval/<set>/{hypotheses.jsonl,metrics.json}; with eval.strengths=[...] eval/strengths.json too.
+eval/<set>/{hypotheses.jsonl,metrics.json}; with eval.strengths=[...] eval/strengths.json too. Under torchrun the
+processes share the clips.
 """
 
 import hashlib
@@ -13,12 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from asr_lora import decode, dial, findings, gate, metrics, run, tables
+from asr_lora import decode, dial, findings, gate, metrics, ranks, run, tables
 from asr_lora.card import write_card
 from asr_lora.config import Config, plain
 from asr_lora.errors import ChoiceError
 from asr_lora.files import read_json, write_json, write_jsonl
-from asr_lora.hardware import Hardware, look
+from asr_lora.hardware import Hardware, look_together
 from asr_lora.hearing import heard, precision
 from asr_lora.launch import launch, named_run, words_of_job
 from asr_lora.manifest import PLACE
@@ -37,15 +38,21 @@ def evaluate(config: Config, command: Sequence[str] | None = None) -> dict[str, 
     """
     if not run.tuned(config.run).is_dir():
         raise ChoiceError(f"run_dir: no adapter in {config.run}/train; the same words with asr_lora.train finish it")
-    hardware, sets = look(config), evaluated(config)
+    hardware = look_together(config)
+    sets = ranks.first_does(lambda: evaluated(config))
     typed = shlex.join(command or ["python", "-m", "asr_lora.eval", *words_of_job()])
     tuned, strength = dial.chosen(config, hardware, sets[1:])
-    asked = {each.name: _asked(config, each, tuned) for each in sets}
-    if missing := [each for each in sets if not _is_scored(config, each, asked[each.name])]:
+    asked = ranks.first_does(lambda: {each.name: _asked(config, each, tuned) for each in sets})
+    if missing := ranks.first_does(lambda: [each for each in sets if not _is_scored(config, each, asked[each.name])]):
         common = {"strength": strength, "average": config.eval.average, "command": typed}
         _score(config, hardware, missing, tuned, asked, common)
     else:
         say(f"already evaluated: {config.run / 'eval'}")
+    return ranks.first_does(lambda: _told(config, sets, tuned))
+
+
+def _told(config: Config, sets: Sequence[Set], tuned: Path) -> dict[str, Any]:
+    """Shows what was scored, on the card too, and returns the metrics of `eval.split`."""
     facts = {each.name: read_json(_folder(config, each) / "metrics.json") for each in sets}
     if config.eval.split == "test":  # a card tells nothing of the clips that chose the adapter
         _write_card(config, tuned)
@@ -70,12 +77,18 @@ def _score(
     named = ", ".join(f"{each.name} ({len(each.clips)} clips)" for each in sets)
     say(f"{config.run_name}: {named}, untouched and tuned, on {hardware.name}")
     before, after = heard(config, hardware, sets, None), heard(config, hardware, sets, tuned)
+    common = {**common, "precision": precision(hardware), "versions": run.versions()}
+    ranks.first_does(lambda: _write(config, sets, before, after, asked, common))
+
+
+def _write(
+    config: Config, sets: Sequence[Set], before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]],
+    asked: Mapping[str, Mapping[str, Any]], common: Mapping[str, Any],
+) -> None:  # fmt: skip
     trained_on = [row["text"] for row in run.trained_on(config.run)]
     for each, untouched, own in zip(sets, before, after, strict=True):
         facts, lines = _scored(config, each, untouched, own, trained_on)
-        facts |= {
-            **common, "precision": precision(hardware), "versions": run.versions(), "asked": asked[each.name],
-        }  # fmt: skip
+        facts |= {**common, "asked": asked[each.name]}
         folder = _folder(config, each)
         (folder / "metrics.json").unlink(missing_ok=True)  # or an interruption here would leave it beside other lines
         write_jsonl(folder / "hypotheses.jsonl", lines)
@@ -190,4 +203,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    launch(main)
+    launch(main, several=True)

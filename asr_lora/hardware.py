@@ -8,13 +8,13 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from asr_lora import cost
+from asr_lora import cost, ranks
 from asr_lora.audio import MAX_SECONDS
 from asr_lora.checkpoint import load_config
 from asr_lora.errors import ChoiceError, WorldError
@@ -71,7 +71,7 @@ def look(config: "Config", shape: cost.Shape | None = None) -> Hardware:
         key = "model.precision" if precision == "bf16" else "hardware.autocast"
         raise ChoiceError(f"{key}: {torch.cuda.get_device_name()} has no bf16; take fp16")
     autocast = _autocast(precision, on_gpu) if asked.autocast == "auto" else DTYPES.get(asked.autocast)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun and accelerate launch say so
+    processes = ranks.count()
     share = max(1, batch_size // processes)
     rows, checkpointing, decoded = CPU_MICRO_BATCH, False, CPU_DECODE_BATCH
     if on_gpu:
@@ -98,6 +98,13 @@ def look(config: "Config", shape: cost.Shape | None = None) -> Hardware:
     )
 
 
+def look_together(config: "Config") -> Hardware:
+    """The same in a run that several processes share, which from here on go together; raises as `look` does."""
+    found = look(config)
+    ranks.join(found.device)
+    return replace(found, decode_batch=min(ranks.gathered(found.decode_batch)))  # all decode the same batches
+
+
 def known_gpu(name: str) -> str | None:
     """The one of GPUS that a device of this name is, if any: `Tesla T4` is t4."""
     return next((gpu for gpu in GPUS if re.search(rf"\b{gpu}\b", name, re.IGNORECASE)), None)
@@ -105,7 +112,12 @@ def known_gpu(name: str) -> str | None:
 
 def _device(asked: str) -> torch.device:
     if asked != "cpu" and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if own >= there:
+            raise ChoiceError(f"WORLD_SIZE: each process needs a GPU of its own, and here are {there}; start {there}")
+        device = torch.device("cuda", own)
+        torch.cuda.set_device(device)  # or every process would hold some memory of the first GPU too
+        return device
     if asked != "cpu" and NVIDIA_DRIVER.exists():
         driver = NVIDIA_DRIVER.read_text().splitlines()[0]
         raise WorldError(

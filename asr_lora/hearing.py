@@ -5,12 +5,13 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora import decode, run
+from asr_lora import decode, ranks, run
 from asr_lora.checkpoint import identity, load_config, load_processor
 from asr_lora.errors import ChoiceError
 from asr_lora.files import cache_dir, read_json, write_json
@@ -52,17 +53,17 @@ def heard(config: "Config", hardware: Hardware, sets: Sequence[Set], tuned: Path
 
     The keys are those of eval/<set>/metrics.json that decoding decides, and `hypotheses` and `cut`, an item a clip.
     Kept in the cache by all that it follows from: a sweep decodes the untouched model once, and scoring the same
-    hypotheses under another normaliser decodes nothing.
+    hypotheses under another normaliser decodes nothing. Of several processes the first one's cache counts.
     """
     name, found, model, load_seconds = "untouched" if tuned is None else "tuned", [], None, 0.0
     processor, short = load_processor(config.model.checkpoint), tuned is not None and adapter.trained_on_short(tuned)
-    of_model = _model_content(config, hardware, tuned)
+    of_model = ranks.first_does(lambda: _model_content(config, hardware, tuned))
     for each in sets:
         settings = decoding(config, hardware, each.language, short)
         kept = cache_dir() / "hypotheses" / f"{_content(of_model, each, settings)}.json"
-        if kept.is_file():
+        if before := ranks.first_does(partial(_kept, kept)):
             say(f"{name}, {each.name}: these clips were decoded before; hypotheses from {kept}")
-            found.append({**read_json(kept), "cached": True})
+            found.append({**before, "cached": True})
             continue
         if model is None:
             free_memory()
@@ -70,9 +71,13 @@ def heard(config: "Config", hardware: Hardware, sets: Sequence[Set], tuned: Path
             model = _loaded(config, hardware, tuned)
             load_seconds = time.perf_counter() - started
         facts = _decoded(model, processor, hardware, each, name, settings) | {"load_seconds": load_seconds}
-        write_json(kept, facts)
+        ranks.first_does(partial(write_json, kept, facts))
         found.append({**facts, "cached": False})
     return found
+
+
+def _kept(file: Path) -> dict[str, Any] | None:
+    return read_json(file) if file.is_file() else None
 
 
 def _loaded(config: "Config", hardware: Hardware, tuned: Path | None) -> WhisperForConditionalGeneration:
@@ -95,6 +100,7 @@ def _decoded(
         "cut": [hypothesis.cut for hypothesis in hypotheses],
         "heard_again": sum(hypothesis.again for hypothesis in hypotheses),
         "device": hardware.name,
+        "processes": hardware.processes,
         "context": "full" if settings.margin is None else "short",
         "audio_seconds": audio_seconds,
         "seconds": seconds,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from asr_lora import ranks
 from asr_lora.files import write_jsonl
 from asr_lora.progress import Bar, say
 
@@ -35,6 +36,7 @@ class Journal(TrainerCallback, ExportableState):
 
     Dev is decoded every `eval_steps` and at the end; one that comes due while dev has had more than `dev_share` of
     the training time is skipped and counted. The figures travel in every checkpoint: a resumed run counts on.
+    What is decided by the clock, or asked of one process alone (to stop), all processes of a run decide alike.
     """
 
     def __init__(self, log: Path, bar: Bar, eval_steps: int, dev_share: float, patience: int | None) -> None:
@@ -93,8 +95,9 @@ class Journal(TrainerCallback, ExportableState):
         self.bar.move_to(state.global_step)
         last = state.global_step >= state.max_steps
         due = last or state.global_step % self.eval_steps == 0
-        control.should_evaluate = due and (last or self.dev_seconds <= self.dev_share * self.train_seconds)
+        control.should_evaluate = due and (last or ranks.gathered(self._affords_dev())[0])
         self.dev_skipped += due and not control.should_evaluate
+        self.stop_asked = ranks.any_of(self.stop_asked)
         if self.stop_asked:
             control.should_training_stop = True
         # With every dev decoding a checkpoint: a resumed run then knows which adapter is the best so far.
@@ -125,6 +128,9 @@ class Journal(TrainerCallback, ExportableState):
         if "eval_wer" in logs and self._out_of_patience():
             say(f"no better dev WER in {self.patience} decodings: stopping at step {state.global_step}")
             control.should_training_stop = control.should_save = True
+
+    def _affords_dev(self) -> bool:
+        return self.dev_seconds <= self.dev_share * self.train_seconds
 
     def _out_of_patience(self) -> bool:
         since = len(self.dev) - 1 - self.dev.index(self.best)

@@ -20,14 +20,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from asr_lora import run, sweep
+from asr_lora import ranks, run, sweep
 from asr_lora.config import Config, conf_dir, typed
-from asr_lora.errors import ChoiceError, UserError
-from asr_lora.progress import hush_libraries, say
+from asr_lora.errors import ChoiceError, UserError, WorldError
+from asr_lora.progress import complain, hush_libraries, say
 from asr_lora.sweep import Job
 from asr_lora.tuning import PREFIX, LoraConfig, no_such_lora_key
 
 MENDABLE = (UserError, HydraException, OmegaConfBaseException, OSError, KeyboardInterrupt)
+INTERRUPTED = "interrupted; whatever was complete (manifest, checkpoints) is kept: the same command goes on from there"
+ANOTHER_ENDED = (
+    "WORLD_SIZE: another process of this run has ended, which ends it; either it said why, or it was killed (by the "
+    "system, where memory ran out); the same command goes on from the last checkpoint"
+)
 
 
 def load(overrides: Sequence[str] = ()) -> Config:
@@ -45,8 +50,11 @@ def launch(
     stage: Callable[[Config], object],
     overrides: Sequence[str] = (),
     after_sweep: Callable[[Path, Sequence[Job]], object] | None = None,
+    several: bool = False,
 ) -> None:
     """Runs `stage` with the settings of the command line (`overrides` come before the user's own).
+
+    `several` where it may be one of several processes that share the work.
 
     A mistake that a person can mend is one line on standard error: exit status 2 for settings and inputs, 1 for the
     world (disk, network), 3 for a regression beyond eval.max_regression, 130 for Ctrl-C. A bug keeps its traceback.
@@ -64,15 +72,24 @@ def launch(
         # Errors leave as SystemExit: Hydra would print "Error executing job" and its own noise around any other.
         here.append(Path(str(cfg.runs_dir)).expanduser())
         if HydraConfig.get().mode == RunMode.MULTIRUN:
+            if ranks.count() > 1:
+                _leave(ChoiceError(f"-m: a sweep takes one process, got {ranks.count()}; start it plainly"), words)
             _of_sweep(stage, cfg, sweep.ledger(here[-1], began), words)
             return
         try:
             stage(typed(cfg))
         except MENDABLE as error:
             _leave(error, words)
+        except RuntimeError as error:
+            if not ranks.lost_another(error):
+                raise
+            _leave(WorldError(ANOTHER_ENDED), words)
 
     try:
+        if ranks.count() > 1 and not several:
+            raise ChoiceError(f"WORLD_SIZE: this command takes one process, got {ranks.count()}; start it plainly")
         job()
+        ranks.leave()
         runs_dir = here[-1] if here else _runs_dir(words)
         if jobs := sweep.noted(sweep.ledger(runs_dir, began)):
             if after_sweep:
@@ -131,10 +148,10 @@ def named_run(config: Config) -> Path:
 
 def _leave(error: BaseException, words: Sequence[str]) -> NoReturn:
     if isinstance(error, KeyboardInterrupt):
-        say("interrupted; whatever was complete (manifest, checkpoints) is kept: the same command goes on from there")
+        complain(INTERRUPTED)
         raise SystemExit(130)
     message, status = _told(error, words)
-    say(f"error: {message}")
+    complain(f"error: {message}")
     raise SystemExit(status)
 
 

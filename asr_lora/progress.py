@@ -8,12 +8,25 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers.utils import logging as transformers_logging
 
-console = Console(stderr=True)
+from asr_lora import ranks
+
+console = Console(stderr=True, quiet=not ranks.first())
 
 
 def say(line: str) -> None:
-    """One plain line on standard error: what a stage is about to do, or what it made."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    """One plain line on standard error: what a stage is about to do, or what it made. Of several processes one says."""
+    _print(console, line)
+
+
+def complain(line: str) -> None:
+    """The same of what ends the run, whichever process has met it; the others end without a word."""
+    with ranks.complaint() as mine:
+        if mine:
+            _print(Console(stderr=True), line)
+
+
+def _print(where: Console, line: str) -> None:
+    where.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def hush_libraries() -> None:

@@ -1,7 +1,10 @@
 """The run folder: where everything of a run lies, what settings it was made with, and which run was the last."""
 
+import hashlib
 import platform
 import shlex
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from importlib.metadata import version
@@ -10,13 +13,15 @@ from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
+from asr_lora import ranks
 from asr_lora.config import Config, DecodingConfig, EvalConfig, ReportConfig, from_plain, plain
-from asr_lora.errors import ChoiceError
+from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.files import read_json, read_jsonl, write_text
 from asr_lora.naming import science
 
 Branch = TypeVar("Branch", EvalConfig, DecodingConfig, ReportConfig)
 
+SHARED_WITHIN = 60.0  # seconds: a network's disk may show a new file late
 FIGURES = 2  # of eval/<set>/metrics.json: it rises whenever the same hypotheses give other figures, or more of them
 PACKAGES = (
     "asr_lora", "torch", "torchaudio", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate",
@@ -165,6 +170,23 @@ def _where_named(group: str, recorded: Branch, asked: Branch, named: set[str]) -
         return asked
     keys = [field.name for field in fields(asked) if f"{group}.{field.name}" in named]
     return replace(recorded, **{key: getattr(asked, key) for key in keys})
+
+
+def refuse_unshared(run: Path) -> None:
+    """Raises WorldError where a process does not see the manifest that the first has written."""
+    wanted = ranks.gathered(_digest(summary(run)))[0]
+    until = time.monotonic() + SHARED_WITHIN
+    while _digest(summary(run)) != wanted:
+        if time.monotonic() > until:
+            raise WorldError(
+                f"runs_dir: {socket.gethostname()} does not see {summary(run)}, which another machine has written; "
+                "machines that share a run need one disk for runs_dir, under the same path on all"
+            )
+        time.sleep(0.5)
+
+
+def _digest(file: Path) -> str | None:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def note_last(run: Path, runs_dir: Path) -> None:

@@ -1,6 +1,7 @@
 """Trains an adapter, preparing before and evaluating after:  python -m asr_lora.train data.language=nl data.hours=1
 
 A sweep:  python -m asr_lora.train -m lora.r=4,8,16,32
+Several GPUs:  torchrun --nproc-per-node=4 -m asr_lora.train data.language=nl data.hours=1
 Leaves train/{config.yaml,adapter/,metrics.json,log.jsonl,tensorboard/} in the run folder, of lora=bitfit and lora=full
 model/ in place of adapter/. The same command goes on from the last of train/checkpoints/ after an interruption, and
 returns at once when the run is complete.
@@ -13,7 +14,7 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from transformers import Seq2SeqTrainingArguments, TrainerCallback, WhisperProce
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
-from asr_lora import comparison, decode, metrics, run
+from asr_lora import comparison, decode, metrics, ranks, run
 from asr_lora.batches import Order
 from asr_lora.checkpoint import load_config, load_processor
 from asr_lora.config import Config
@@ -33,7 +34,7 @@ from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.eval import evaluate
 from asr_lora.features import prompted, token_ids
 from asr_lora.files import read_json, read_jsonl, whole_folder, write_json
-from asr_lora.hardware import Hardware, free_memory, keeping_memory, look, peak_memory_bytes
+from asr_lora.hardware import Hardware, free_memory, keeping_memory, look_together, peak_memory_bytes
 from asr_lora.hearing import decoding
 from asr_lora.journal import Journal, eval_steps
 from asr_lora.launch import launch, words_of_job
@@ -58,32 +59,36 @@ def train(config: Config, command: Sequence[str] | None = None, callbacks: Seque
     `command` is what was typed, where it was not this module; `callbacks` watch the training, and may end it.
     """
     typed = command or ["python", "-m", "asr_lora.train", *words_of_job()]
-    hardware = look(config)
+    hardware = look_together(config)
     # What these refuse should not wait for the first dev decoding, or for the end.
     decoding(config, hardware, language(config), short=False)
     if config.eval.after:
         refuse_unclear(config)
-    if hardware.processes > 1:
-        raise ChoiceError(f"WORLD_SIZE: training takes one process for now, got {hardware.processes}; start it plainly")
-    run.recognise(config)
-    prepare(config)
-    run.record(config, typed)
-    if run.train_metrics(config.run).is_file():
+    if ranks.first_does(lambda: _is_trained(config, typed)):
         say(f"already trained: {run.tuned(config.run)}")
     else:
         _train(config, hardware, callbacks)
-    run.note_last(config.run, Path(config.runs_dir))
+    ranks.first_does(lambda: run.note_last(config.run, Path(config.runs_dir)))
     if config.eval.after:
         evaluate(config, typed)
     free_memory()  # or the next job of a sweep would begin with what is left of this one
 
 
+def _is_trained(config: Config, typed: Sequence[str]) -> bool:
+    """Prepares and records; whether training has been done already."""
+    run.recognise(config)
+    prepare(config)
+    run.record(config, typed)
+    return run.train_metrics(config.run).is_file()
+
+
 def _train(config: Config, hardware: Hardware, callbacks: Sequence[TrainerCallback]) -> None:
     started = time.perf_counter()
+    run.refuse_unshared(config.run)
     free_memory()
     manifest = {split: read_jsonl(run.manifest(config.run, split)) for split in SPLITS}
     rows, lengths = manifest["train"], {split: [row["duration"] for row in manifest[split]] for split in SPLITS}
-    predicted = None if config.data.streaming else predict(config, hardware, lengths)
+    predicted = None if config.data.streaming else ranks.first_does(lambda: predict(config, hardware, lengths))
     with progress("training", total=config.max_steps) as bar:
         trainer = build(config, hardware, rows, bar)
         for callback in callbacks:
@@ -97,28 +102,50 @@ def _train(config: Config, hardware: Hardware, callbacks: Sequence[TrainerCallba
             f"{config.run_name}: {config.max_steps} steps of {config.training.batch_size} clips on {hardware.name}, "
             f"{config.model.precision} base, {trainable:,} parameters train ({share:.1%})"
         )
-        checkpoint = _last_checkpoint(config.run / "train" / "checkpoints")
+        checkpoint = ranks.first_does(lambda: _last_checkpoint(config.run / "train" / "checkpoints"))
         if config.data.streaming:
             say(
                 f"data.streaming: clips are heard as they come, shuffled among {config.data.shuffle_buffer:,} rows; a "
                 "run that is resumed begins the stream anew in another order, so it is not exact"
             )
         if checkpoint:
-            inexact = ", not exactly: the stream begins anew, in another order" if config.data.streaming else ""
-            say(f"resuming from {checkpoint}{inexact}")
+            say(f"resuming from {checkpoint}{_inexact(config, hardware, checkpoint)}")
         with _stopping_cleanly(trainer), keeping_memory():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
+    peak = max(ranks.gathered(peak_memory_bytes(hardware.device)))  # all have left their last checkpoint, too
+    counted = {
+        "trainable_parameters": trainable, "trainable_share": share, "predicted": predicted, "peak_memory_bytes": peak,
+    }  # fmt: skip
+    ranks.first_does(lambda: _finish(config, hardware, rows, trainer, counted, started))
+
+
+def _inexact(config: Config, hardware: Hardware, checkpoint: Path) -> str:
+    """What keeps a resumed run from being the same to the last bit, in words; nothing where it is."""
+    if config.data.streaming:
+        return ", not exactly: the stream begins anew, in another order"
+    before = len(list(checkpoint.glob("rng_state*.pth")))  # a process each
+    if before == hardware.processes:
+        return ""
+    return (
+        f" (processes: {hardware.processes}, before {before}): the same clips in the same order, but dropout is drawn "
+        "anew and sums round otherwise, so not to the last bit"
+    )
+
+
+def _finish(
+    config: Config, hardware: Hardware, rows: Sequence[Clip], trainer: WhisperTrainer, counted: Mapping[str, Any],
+    started: float,
+) -> None:  # fmt: skip
+    """Leaves what was learnt and how that went, `counted` beside it, and clears away what led there."""
     learnt = run.whole_model(config.run) if config.lora.whole else run.adapter(config.run)
     with whole_folder(learnt) as partial:
         shutil.copytree(trainer.best, partial, dirs_exist_ok=True)
     journal, written = trainer.journal, adapter.weights_file(learnt).stat().st_size
     facts = {
-        "trainable_parameters": trainable,
-        "trainable_share": share,
+        **counted,
         "adapter_bytes": written,
         **_course(config, hardware, rows, trainer),
-        "predicted": predicted,
         "total_seconds": journal.earlier_seconds + time.perf_counter() - started,
     }
     write_json(run.train_metrics(config.run), facts)
@@ -145,8 +172,8 @@ def _course(config: Config, hardware: Hardware, rows: Sequence[Clip], trainer: W
         "seconds_per_step": statistics.median(journal.step_seconds),
         "clips_per_second": steps * config.training.batch_size / journal.train_seconds,
         "data_wait_fraction": journal.data_wait / journal.train_seconds,
-        "peak_memory_bytes": peak_memory_bytes(hardware.device),
         "device": hardware.name,
+        "processes": hardware.processes,
         "precision": config.model.precision,
         "autocast": hardware.autocast_name,
         "context": config.training.context,
@@ -159,17 +186,21 @@ def _course(config: Config, hardware: Hardware, rows: Sequence[Clip], trainer: W
 
 @contextmanager
 def _stopping_cleanly(trainer: WhisperTrainer) -> Iterator[None]:
-    """Ctrl-C ends the step, saves a checkpoint and says so; a second one stops at once.
+    """Ctrl-C or SIGTERM ends the step, saves a checkpoint and says so; a second one stops at once.
 
-    Raised in the middle of a step it might also be lost: libsndfile's callbacks swallow exceptions.
+    Raised in the middle of a step it might also be lost: libsndfile's callbacks swallow exceptions. Of several
+    processes each is signalled by what started them, which waits half a minute; they end the same step.
     """
 
     def stop(*_: Any) -> None:
-        say("stopping at the end of this step, with a checkpoint; Ctrl-C again stops at once")
         trainer.journal.stop_asked = True
-        signal.signal(signal.SIGINT, usual)
+        if ranks.count() > 1:
+            return
+        say("stopping at the end of this step, with a checkpoint; Ctrl-C again stops at once")
+        for number, before in usual.items():
+            signal.signal(number, before)
 
-    usual = signal.signal(signal.SIGINT, stop)
+    usual = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
         if trainer.journal.stop_asked and trainer.state.global_step < trainer.state.max_steps:
@@ -180,8 +211,13 @@ def _stopping_cleanly(trainer: WhisperTrainer) -> Iterator[None]:
             "hardware: not even one clip at a time fits in memory; take hardware.gradient_checkpointing=true, "
             "model.precision=int8 or a smaller model"
         ) from error
+    except RuntimeError as error:
+        if ranks.lost_another(error):
+            usual.clear()  # what started this process is about to end it: not before it has said why
+        raise
     finally:
-        signal.signal(signal.SIGINT, usual)
+        for number, before in usual.items():
+            signal.signal(number, before)
 
 
 def build(config: Config, hardware: Hardware, rows: Sequence[Clip], bar: Bar) -> WhisperTrainer:
@@ -204,13 +240,13 @@ def build(config: Config, hardware: Hardware, rows: Sequence[Clip], bar: Bar) ->
         patience=config.training.patience,
     )
     arguments = _arguments(config, hardware)
-    ranks = arguments.process_index, arguments.world_size
+    place = arguments.process_index, arguments.world_size
     steps: Steps | StreamedSteps
     if config.data.streaming:
-        steps = of_stream(config, Making(processor, config.data.augment, config.seed, masks), *ranks)
+        steps = of_stream(config, Making(processor, config.data.augment, config.seed, masks), *place)
     else:
         steps = Steps(
-            rows, order(config, rows), config.max_steps, processor, *ranks,
+            rows, order(config, rows), config.max_steps, processor, *place,
             augment=config.data.augment, seed=config.seed, attention_mask=masks,
         )  # fmt: skip
     way = method(config.lora, config.max_steps)
@@ -231,7 +267,7 @@ def build(config: Config, hardware: Hardware, rows: Sequence[Clip], bar: Bar) ->
         kept=run.kept_adapters(config.run),
         keep=config.training.keep_adapters,
         record=run.streamed_record(config.run, arguments.process_index),
-        callbacks=[TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))],
+        callbacks=[TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))] if ranks.first() else [],
     )
 
 
@@ -253,6 +289,7 @@ def _arguments(config: Config, hardware: Hardware) -> Seq2SeqTrainingArguments:
         # With a frozen front the reentrant kind would leave the encoder's adapters without gradient.
         activation_checkpointing_kwargs={"use_reentrant": False},
         use_cpu=hardware.device.type == "cpu",
+        ddp_broadcast_buffers=False,  # it would wait, in a step that gave a process no row
         dataloader_num_workers=hardware.workers,
         dataloader_pin_memory=hardware.device.type == "cuda",
         save_steps=training.save_steps,
@@ -279,7 +316,7 @@ def _dev_wer(model: Any, processor: WhisperProcessor, dev: Sequence[Clip], confi
     model.train()
     references, speakers = [clip["text"] for clip in dev], [clip["speaker"] for clip in dev]
     normal = _dev_normalizer(config)
-    wer = metrics.score(references, hypotheses, speakers, normal, config.seed)["wer"]
+    wer = ranks.first_does(lambda: metrics.score(references, hypotheses, speakers, normal, config.seed)["wer"])
     if wer is None:
         raise ChoiceError(f"training.dev_normalizer: {normal.name} leaves no word of the dev references; take another")
     return float(wer)
@@ -330,7 +367,8 @@ def of_stream(config: Config, making: Making, rank: int = 0, world_size: int = 1
 
 
 def _seen_of_stream(config: Config, hardware: Hardware) -> dict[str, Any]:
-    found = seen(read_jsonl(run.streamed_record(config.run, 0)), hardware.workers)
+    records = [read_jsonl(run.streamed_record(config.run, rank)) for rank in range(hardware.processes)]
+    found = seen([line for record in records for line in record], hardware.workers)
     reasons = ", ".join(f"{reason}: {count}" for reason, count in found["streamed"]["left_out"].items()) or "nothing"
     say(f"the stream gave {found['clips_seen']:,} clips; left out: {reasons}")
     return found
@@ -361,4 +399,4 @@ def show_sweep(runs_dir: Path, jobs: Sequence[Job]) -> None:
 
 
 if __name__ == "__main__":
-    launch(train, after_sweep=show_sweep)
+    launch(train, after_sweep=show_sweep, several=True)

@@ -29,6 +29,7 @@ from asr_lora.progress import say
 from asr_lora.streamed import Stream, StreamedSteps
 
 PREFETCHED = 4  # steps that a loader process has ready
+AT_ONCE = 2**24  # numbers of gradients that ranks sum at once, 64 MB
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -122,10 +123,7 @@ class WhisperTrainer(Seq2SeqTrainer):
             model.zero_grad()
             self._shrink(inputs, ran_out)
         if self.args.world_size > 1:
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                    torch.distributed.all_reduce(parameter.grad)
+            _sum_gradients([parameter for parameter in model.parameters() if parameter.requires_grad])
         scaled: Tensor = loss * self.args.world_size
         return scaled  # the Trainer logs the mean over ranks
 
@@ -226,6 +224,21 @@ class WhisperTrainer(Seq2SeqTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         adapter.resume_training(self.model if model is None else model, self.method, Path(resume_from_checkpoint))
+
+
+def _sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Over all ranks, a few large sums: one a matrix would wait for the network hundreds of times a step."""
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    begins = np.cumsum([0, *(parameter.numel() for parameter in parameters[:-1])]) // AT_ONCE
+    for at in np.unique(begins):
+        bucket = [parameter for parameter, begin in zip(parameters, begins, strict=True) if begin == at]
+        flat = torch.cat([parameter.grad.flatten() for parameter in bucket if parameter.grad is not None])
+        torch.distributed.all_reduce(flat)
+        begin = 0
+        for parameter in bucket:
+            parameter.grad = flat[begin : begin + parameter.numel()].view_as(parameter)
+            begin += parameter.numel()
 
 
 class _AfterStep(TrainerCallback):

@@ -1,7 +1,9 @@
 """What tests stand on: a private cache, a random tiny Whisper with a real tokenizer, a tiny Common Voice release."""
 
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,12 @@ def killed(words: list[str], step: int) -> Config:
         with pytest.raises(KeyboardInterrupt):
             trainer.train()
     return config
+
+
+def torchrun(words: Sequence[str], module: str = "asr_lora.train") -> subprocess.CompletedProcess[str]:
+    """Two processes of a command that share its work, to their end."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.run([*launcher, "-m", module, *words], check=False, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """The trainer: a loss that does not depend on how a batch is cut, and runs that go on as if never interrupted."""
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -127,19 +125,6 @@ def test_memory_that_ran_out_on_a_short_batch_is_met_though_a_longer_single_row_
 def test_when_not_even_one_row_fits_training_ends_with_the_way_out(uneven: list[str]) -> None:
     with pytest.raises(torch.OutOfMemoryError):
         trained_within(uneven, Small(rows=0))
-
-
-def test_two_processes_learn_what_one_does(uneven: list[str]) -> None:
-    whole = outcome(trained([*uneven, "run_name=one"]))
-    two = load([*uneven, "run_name=two"])
-    prepare(two)
-    ranks = Path(__file__).parent / "ranks.py"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ranks)]
-    ended = subprocess.run(
-        [*launcher, *uneven, "run_name=two"], check=False, capture_output=True, text=True, timeout=300
-    )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    assert_same(outcome(two.run), whole)
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_end(uneven: list[str]) -> None:

@@ -1,0 +1,129 @@
+"""The processes of one run, as torchrun and accelerate launch start them: who is first, and what all agree on.
+
+What is written, said or drawn is the first one's to do, and what follows from it is told to the others. With one
+process nothing here does anything. Knows torch.distributed and no more of the house than its errors.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+from torch._C._distributed_c10d import TCPStore
+
+from asr_lora.errors import UserError
+
+Made = TypeVar("Made")
+
+# While one prepares the others wait, for as long as that takes: hours, where an archive is fetched and listened to.
+# They need no shorter limit to notice that the first has died: its end of the connection closes.
+WAIT = timedelta(days=7)
+STEP = timedelta(minutes=30)  # for sums of gradients, where nobody prepares: longer than any step
+COMPLAINT = timedelta(seconds=10)  # for one line to be printed by another process
+
+_waiting: list[Any] = []  # the group that waits patiently, once there is one
+
+
+def count() -> int:
+    """How many processes share the run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0")) if count() > 1 else 0
+
+
+def first() -> bool:
+    return rank() == 0
+
+
+def join(device: torch.device) -> None:
+    """Meets the other processes, once; all must come. On GPUs sums go through NCCL, and what is told through gloo."""
+    if count() == 1 or _waiting:
+        return
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=STEP)
+    _waiting.append(distributed.new_group(backend="gloo", timeout=WAIT))
+
+
+def leave() -> None:
+    """Parts from the others when all is done."""
+    if _waiting:
+        distributed.destroy_process_group()
+        _waiting.clear()
+
+
+def first_does(work: Callable[[], Made]) -> Made:
+    """What `work` returns, which the first process alone does: the others wait for it, and end as it ends.
+
+    What a person can mend is raised in all; where it is a bug, the others leave quietly.
+    """
+    if not _waiting:
+        return work()
+    told: list[Any] = [None, None]
+    if first():
+        try:
+            told[0] = work()
+        except BaseException as error:
+            told[1] = error if isinstance(error, (UserError, OSError, KeyboardInterrupt)) else SystemExit(1)
+            distributed.broadcast_object_list(told, src=0, group=_waiting[0])
+            raise
+    distributed.broadcast_object_list(told, src=0, group=_waiting[0])
+    if told[1] is not None:
+        raise told[1]
+    made: Made = told[0]
+    return made
+
+
+def gathered(own: Made) -> list[Made]:
+    """What every process has, in the order of their ranks."""
+    if not _waiting:
+        return [own]
+    every: list[Any] = [None] * count()
+    distributed.all_gather_object(every, own, group=_waiting[0])
+    return every
+
+
+def any_of(flag: bool) -> bool:
+    """Whether it holds in any process: asked in every step, so it is one number that travels."""
+    if not _waiting:
+        return flag
+    number = torch.tensor(int(flag))
+    distributed.all_reduce(number, distributed.ReduceOp.MAX, group=_waiting[0])
+    return bool(number)
+
+
+# ---- when it goes wrong ----
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether it says no more than that another process is gone."""
+    gone = "gloo/transport" in str(error) and "Timed out" not in str(error)
+    return count() > 1 and (gone or isinstance(error, distributed.DistError))
+
+
+@contextmanager
+def complaint() -> Iterator[bool]:
+    """Whether this process is the one to tell of an error: the first that has any, so that a run's end is told once.
+
+    The others go on only when it was told: what started them ends all as soon as one of them has ended.
+    """
+    if count() == 1:
+        yield True
+        return
+    place = f"asr_lora/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    try:
+        store = TCPStore(
+            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, COMPLAINT, wait_for_workers=False
+        )
+        mine = store.add(f"{place}/complaints", 1) == 1
+    except (KeyError, RuntimeError):  # where nobody keeps a store, or it is gone with whoever kept it
+        yield first()
+        return
+    yield mine
+    if mine:
+        store.set(f"{place}/told", "")
+    else:
+        store.wait([f"{place}/told"], COMPLAINT)
