@@ -43,7 +43,7 @@ def report(folder: Path, price: float | None = None) -> Path:
             "asr_lora.eval scores it, from the hypotheses that it has"
         )
     settings, trained = run.settings(folder), read_json(run.train_metrics(folder))
-    price, source = _price(price, settings, trained["device"])
+    price, source = price_of(price, settings, trained["device"])
     summary = read_json(run.summary(folder))
     split, log = next(iter(facts)), read_jsonl(folder / "train" / "log.jsonl")
     lines = read_jsonl(folder / "eval" / split / "hypotheses.jsonl")
@@ -62,7 +62,8 @@ def report(folder: Path, price: float | None = None) -> Path:
                 log, trained["dev"], trained["dev_normalizer"]
             )],
             durations=_durations(facts[split]), strengths=_strengths(folder, facts[split]), price=price, source=source,
-            cost=_cost(price, trained, facts), least=findings.SMALL, shared=shared(folder, facts[split]["language"]),
+            cost=dollars_of(price, trained, facts), least=findings.SMALL,
+            shared=shared(folder, facts[split]["language"]),
         )  # fmt: skip
         write_text(page / "index.html", text)
     silent = sum(example["sound"] is None for examples in examples.values() for example in examples)
@@ -129,7 +130,7 @@ def _strengths(folder: Path, own: Mapping[str, Any]) -> dict[str, Any] | None:
     return found if same else None
 
 
-def _price(asked: float | None, settings: Mapping[str, Any], device: str) -> tuple[float | None, str | None]:
+def price_of(asked: float | None, settings: Mapping[str, Any], device: str) -> tuple[float | None, str | None]:
     """Dollars an hour of the machine that trained, and whose price it is."""
     recorded, gpu = settings["hardware"], known_gpu(device)
     if asked is not None:
@@ -140,7 +141,7 @@ def _price(asked: float | None, settings: Mapping[str, Any], device: str) -> tup
     return known.dollars_per_hour, known.price_source
 
 
-def _cost(price: float | None, trained: Mapping[str, Any], facts: Mapping[str, Any]) -> float | None:
+def dollars_of(price: float | None, trained: Mapping[str, Any], facts: Mapping[str, Any]) -> float | None:
     """Dollars of training and of decoding every set."""
     if price is None:
         return None

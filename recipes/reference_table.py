@@ -1,0 +1,81 @@
+"""Runs at several sizes of data as one table, a row a model and way of tuning:  python recipes/reference_table.py RUNS
+
+Takes every complete run in the folder RUNS, shows what each made of its untouched model, and leaves RUNS/table.md.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from asr_lora import run
+from asr_lora.comparison import is_complete
+from asr_lora.files import read_json, write_text
+from asr_lora.metrics import delta_interval
+from asr_lora.progress import say
+from asr_lora.report import dollars_of, price_of
+from asr_lora.tables import interval, percent, points
+from asr_lora.text import leading
+
+HEADINGS = (
+    "data", "steps", "model", "tuning", "trains", "error rate (95 %)", "to untouched, points (95 %)",
+    "minutes of training", "minutes in all", "MB", "dollars",
+)  # fmt: skip
+
+
+def table(runs_dir: Path) -> str:
+    """The Markdown of it: first the untouched models, then what tuning made of them. Raises SystemExit without runs."""
+    complete = sorted(folder for folder in runs_dir.glob("*") if is_complete(folder))
+    if not complete:
+        raise SystemExit(f"{runs_dir}: must hold runs that were trained and scored, found none; train some there first")
+    rows = list(dict.fromkeys(map(_untouched, complete))) + sorted(map(_tuned, complete))
+    return "\n".join("| " + " | ".join(row) + " |" for row in (HEADINGS, ["---"] * len(HEADINGS), *rows)) + "\n"
+
+
+def _untouched(folder: Path) -> tuple[str, ...]:
+    settings, own = run.settings(folder), _own(folder)
+    rate, base = leading(own["language"]), own["baseline"]
+    wer = f"{percent(base[rate])} ({interval(base[f'{rate}_ci95'])})"
+    return ("", "", settings["model"]["name"], "untouched", "", wer, "", "", "", "", "")
+
+
+def _tuned(folder: Path) -> tuple[str, ...]:
+    settings, own, trained = run.settings(folder), _own(folder), read_json(run.train_metrics(folder))
+    rate, hours, kind = leading(own["language"]), settings["data"]["hours"], settings["lora"]["kind"]
+    price, _ = price_of(None, settings, trained["device"])
+    dollars = dollars_of(price, trained, run.scored(folder))
+    scoring = sum(each["seconds"] + each["baseline"]["seconds"] for each in run.scored(folder).values())
+    return (
+        "all" if hours is None else f"{hours:g} h",
+        f"{trained['steps']:,}",
+        settings["model"]["name"],
+        "full" if kind == "full" else f"{kind} r={settings['lora']['r']}",
+        f"{trained['trainable_parameters']:,}",
+        f"{percent(own[rate])} ({interval(own[f'{rate}_ci95'])})",
+        f"{points(own['delta'][rate])} ({interval(delta_interval(own['delta'], rate), points)})",
+        f"{trained['train_seconds'] / 60:.1f}",
+        f"{(trained['total_seconds'] + scoring) / 60:.1f}",
+        f"{trained['adapter_bytes'] / 1e6:.1f}",
+        "" if dollars is None else f"{dollars:.2f}",
+    )
+
+
+def _own(folder: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = next(iter(run.scored(folder).values()))
+    return facts
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    runs_dir = parser.parse_args(arguments).runs
+    text = table(runs_dir)
+    write_text(runs_dir / "table.md", text)
+    Console().print(text, markup=False, highlight=False, soft_wrap=True, end="")
+    say(f"written: {runs_dir / 'table.md'}")
+
+
+if __name__ == "__main__":
+    main()
