@@ -12,6 +12,7 @@ from typing import Any
 from asr_lora.tuning import WHOLE
 
 POSITIONS_PER_SECOND = 50  # of the encoder: 100 mel frames a second, halved by the second convolution
+SPACING = 16  # positions of silence that one kept behind a short context stands for (model/silence.py); 0.32 s
 SOURCE_POSITIONS, TARGET_POSITIONS = 1500, 448  # position embeddings of all published checkpoints
 OPTIMISER_BYTES = 16  # a trainable parameter in fp32, its gradient, and Adam's two moments
 MOMENT_BYTES_SAVED = 6  # of these where Adam's moments are in 8 bits
@@ -69,11 +70,16 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
 # ---- work ----
 
 
+def silence(seconds: float) -> float:
+    """Positions that are attended to behind a context of `seconds`, and not computed."""
+    return (SOURCE_POSITIONS - seconds * POSITIONS_PER_SECOND) / SPACING
+
+
 def attention_work(shape: Shape, seconds: float, tokens: float) -> float:
-    """FLOP of scores and weighted sums: 4*T^2*d an encoder layer, 4*L^2*d + 4*L*T*d a decoder layer."""
-    positions, d = seconds * POSITIONS_PER_SECOND, shape.d_model
-    encoder = 4 * positions**2 * d
-    decoder = 4 * tokens**2 * d + 4 * tokens * positions * d
+    """FLOP of scores and weighted sums: 4*T*(T+S)*d an encoder layer, 4*L^2*d + 4*L*(T+S)*d a decoder layer."""
+    positions, d, behind = seconds * POSITIONS_PER_SECOND, shape.d_model, silence(seconds)
+    encoder = 4 * positions * (positions + behind) * d
+    decoder = 4 * tokens**2 * d + 4 * tokens * (positions + behind) * d
     return shape.encoder_layers * encoder + shape.decoder_layers * decoder
 
 
@@ -82,12 +88,13 @@ def forward_work(shape: Shape, seconds: float, tokens: float) -> float:
 
     An encoder layer is 24*T*d^2 + 4*T^2*d: four projections (8*T*d^2), the feed-forward part (4*T*d*f, with Whisper's
     f = 4d another 16*T*d^2), attention. A decoder layer is 28*L*d^2 + 4*L^2*d + 4*L*T*d, and 4*T*d^2 for the keys and
-    values of what it hears. The convolutions are 2*2T*3*mels*d + 2*T*3*d^2, the logits 2*L*d*V.
+    values of what it hears. Of S positions of silence there are keys and values, 4*S*d^2 in
+    either. The convolutions are 2*2T*3*mels*d + 2*T*3*d^2, the logits 2*L*d*V.
     """
-    positions, d = seconds * POSITIONS_PER_SECOND, shape.d_model
+    positions, d, behind = seconds * POSITIONS_PER_SECOND, shape.d_model, silence(seconds)
     feed_forward = 4 * d * shape.ffn
-    encoder = positions * (8 * d**2 + feed_forward)
-    decoder = tokens * (12 * d**2 + feed_forward) + 4 * positions * d**2
+    encoder = positions * (8 * d**2 + feed_forward) + 4 * behind * d**2
+    decoder = tokens * (12 * d**2 + feed_forward) + 4 * (positions + behind) * d**2
     convolutions = 12 * positions * shape.mels * d + 6 * positions * d**2
     logits = 2 * tokens * d * shape.vocabulary
     layers = shape.encoder_layers * encoder + shape.decoder_layers * decoder

@@ -22,7 +22,7 @@ from asr_lora.errors import WorldError
 from asr_lora.manifest import Clip, waveform
 from asr_lora.model.whisper import context
 
-VERSION = 2  # it rises whenever the same settings hear the same clips otherwise
+VERSION = 3  # it rises whenever the same settings hear the same clips otherwise
 SPARE_TOKENS = 24  # beside what a clip's seconds allow: a clip of one second may hold a long word
 MULTIPLE = 1.28  # seconds: of short contexts, so that enough clips share one
 FEW_BEYOND = 7.68  # seconds: clips of longer contexts are few, and a token of one costs nearly what one of eight does

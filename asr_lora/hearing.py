@@ -15,7 +15,7 @@ from asr_lora import decode, ranks, run
 from asr_lora.checkpoint import identity, load_config, load_processor
 from asr_lora.errors import ChoiceError
 from asr_lora.files import cache_dir, read_json, write_json
-from asr_lora.hardware import Hardware, free_memory, keeping_memory
+from asr_lora.hardware import Hardware, free_memory
 from asr_lora.model import adapter, whisper
 from asr_lora.progress import progress, say
 from asr_lora.sets import Set
@@ -29,8 +29,8 @@ PROMPT_TOKENS = 4  # start, language, task, no timestamps
 def decoding(config: "Config", hardware: Hardware, language: str, short: bool) -> decode.Decoding:
     """The run's way of making hypotheses, in Whisper's `language`.
 
-    `short` where the model was trained on contexts of less than 30 s. An untouched model is always heard at 30 s: at
-    less it never stops talking.
+    `short` where the model was trained on contexts of less than 30 s. An untouched model is always heard at 30 s, as
+    everybody else hears it.
     Raises ChoiceError for what the checkpoint cannot do.
     """
     asked = config.decoding.max_new_tokens
@@ -92,7 +92,7 @@ def _decoded(
     settings: decode.Decoding,
 ) -> dict[str, Any]:  # fmt: skip
     started = time.perf_counter()
-    with progress(f"decoding {each.name}, {name}", total=len(each.clips)) as bar, keeping_memory():
+    with progress(f"decoding {each.name}, {name}", total=len(each.clips)) as bar:
         hypotheses = decode.transcribe(model, processor, each.clips, settings, bar.advance, bar.expect)
     seconds, audio_seconds = time.perf_counter() - started, sum(clip["duration"] for clip in each.clips)
     return {

@@ -38,6 +38,7 @@ from asr_lora.features import prompted
 from asr_lora.files import read_jsonl
 from asr_lora.hardware import look
 from asr_lora.launch import load
+from asr_lora.model import silence
 from asr_lora.prepare import prepare
 from asr_lora.progress import progress
 from asr_lora.train import build
@@ -84,7 +85,8 @@ def tiny_whisper(tokenizer: WhisperTokenizer, mels: int = 80, **settings: int) -
         lang_to_id={f"<|{code}|>": ids[f"<|{code}|>"] for code in LANGUAGES},
         task_to_id={"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},
     )  # fmt: skip
-    return model.eval()
+    silence.remember(model.eval())
+    return model
 
 
 @pytest.fixture(scope="session")

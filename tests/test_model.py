@@ -10,12 +10,11 @@ from conftest import tiny_tokenizer, tiny_whisper
 from peft import PeftModel, get_peft_model_state_dict
 from torch.nn.functional import cross_entropy
 from transformers import WhisperConfig, WhisperForConditionalGeneration
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from asr_lora.errors import ChoiceError
 from asr_lora.files import read_json, write_json
 from asr_lora.launch import load
-from asr_lora.model import adapter, whisper
+from asr_lora.model import adapter, silence, whisper
 
 CPU = torch.device("cpu")
 QV = load(["lora=qv", "lora.dropout=0"]).lora
@@ -108,13 +107,13 @@ def test_the_dtype_is_the_named_one_whatever_the_file_holds(tiny_checkpoint: Pat
     assert whisper.load(str(tmp_path / "half"), "fp32", CPU).dtype is torch.float32
 
 
-def test_a_short_context_is_a_part_of_the_full_one_and_full_again_is_bit_equal() -> None:
+def test_a_short_context_is_its_positions_and_a_few_of_silence_and_full_again_is_bit_equal() -> None:
     model = tiny_whisper(tiny_tokenizer())
     inputs = batch(model)
     with torch.inference_mode():
         before = model(**inputs).logits
         with whisper.context(model, 4.0):
-            assert model.get_encoder()(inputs["input_features"][..., :400]).last_hidden_state.shape == (2, 200, 16)
+            assert model.get_encoder()(inputs["input_features"][..., :400]).last_hidden_state.shape == (2, 200 + 82, 16)
             short = model.generate(inputs["input_features"][..., :400], language="nl", max_new_tokens=3)
             assert short.shape[0] == 2
         assert torch.equal(model(**inputs).logits, before)
@@ -142,16 +141,61 @@ def test_attention_is_plain_at_short_contexts_on_a_cpu_in_bf16_alone_and_hears_t
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_short_context_hears_what_the_first_positions_of_the_full_one_would_alone(wrapped: bool) -> None:
-    """By Hugging Face's own encoder of 200 positions, given the first 200 of the 1,500 position embeddings."""
+def test_silence_is_heard_at_a_short_context_as_at_thirty_seconds(
+    wrapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last position but that which the edge of the convolutions reaches, where every one of it is kept."""
+    monkeypatch.setattr(silence, "SPACING", 1)
     model = tiny_whisper(tiny_tokenizer())
-    features = batch(model, frames=400)["input_features"]
-    own = WhisperEncoder(WhisperConfig(**{**model.config.to_dict(), "max_source_positions": 200})).eval()
-    state = model.get_encoder().state_dict()
-    own.load_state_dict({**state, "embed_positions.weight": state["embed_positions.weight"][:200]})
+    silent = torch.full((2, 80, 3000), silence.SILENT)
     ours = adapter.attach(model, QV, seed=0).eval() if wrapped else model
-    with torch.inference_mode(), whisper.context(ours, 4.0):
-        torch.testing.assert_close(ours.get_encoder()(features).last_hidden_state, own(features).last_hidden_state)
+    with torch.inference_mode():
+        full = ours.get_encoder()(silent).last_hidden_state
+        with whisper.context(ours, 4.0):
+            short = ours.get_encoder()(silent[..., :400]).last_hidden_state
+    inner = [position for position in range(1500) if position != 199]
+    torch.testing.assert_close(short[:, inner], full[:, inner], atol=1e-4, rtol=1e-3)
+
+
+def test_a_position_of_silence_weighs_as_much_as_all_that_it_stands_for() -> None:
+    model = tiny_whisper(tiny_tokenizer())
+    encoder, clip = model.get_encoder(), 192  # positions, 3.84 s
+    attention, states = (
+        encoder.layers[0].self_attn,
+        torch.randn(2, clip, 16, generator=torch.Generator().manual_seed(0)),
+    )
+    kept = encoder.silence[0][clip // silence.SPACING :].repeat_interleave(silence.SPACING, dim=0)
+    everything = torch.cat([states, kept.expand(2, -1, -1)], dim=1)
+    with torch.inference_mode():
+        expected, _ = attention(hidden_states=states, key_value_states=everything)
+        with whisper.context(model, clip / whisper.POSITIONS_PER_SECOND):
+            ours, _ = attention(hidden_states=states)
+    torch.testing.assert_close(ours, expected)
+
+
+def test_what_a_layer_makes_of_silence_is_learnt_and_what_was_kept_of_it_is_not() -> None:
+    model = adapter.attach(tiny_whisper(tiny_tokenizer()), QV, seed=0)
+    move_b(model)
+    encoder = model.get_encoder()
+    learnt = []
+    for kept in (encoder.silence, [torch.zeros_like(states) for states in encoder.silence]):
+        encoder.silence = kept
+        model.zero_grad()
+        with whisper.context(model, 4.0):
+            step(model, batch(model, frames=400))
+        assert all(not states.requires_grad for states in kept)
+        learnt.append(encoder.layers[0].self_attn.v_proj.lora_B["default"].weight.grad.clone())
+    assert not torch.allclose(*learnt)
+
+
+def test_remembering_silence_leaves_a_quantised_base_able_to_learn(tiny_checkpoint: Path) -> None:
+    """bitsandbytes packs 4 bits on some CPUs for good once it sees a model in evaluation."""
+    base = whisper.load(str(tiny_checkpoint), "nf4", CPU)
+    assert not any(module.training for module in base.modules())
+    model = adapter.attach(base, QV, seed=0).train()
+    with whisper.context(model, 4.0):
+        step(model, batch(model, frames=400))
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 def test_at_thirty_seconds_encoder_and_gradients_equal_hugging_faces() -> None:

@@ -1,7 +1,7 @@
 """Whisper in the asked precision, at any encoder context up to 30 s."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from asr_lora.audio import MAX_SECONDS
 from asr_lora.checkpoint import resolve
+from asr_lora.cost import POSITIONS_PER_SECOND
+from asr_lora.model import silence
 
-POSITIONS_PER_SECOND = 50  # of the encoder: 100 mel frames a second, halved by the second convolution
 MAX_POSITIONS = round(MAX_SECONDS * POSITIONS_PER_SECOND)  # 1,500
 # Seconds of context up to which whole products train faster on a CPU in bf16 than the fused attention, whose backward
 # takes twice theirs there (whisper-base: a fifth of a step at 6 s); beyond, what they keep is too much: 36 MB a layer
@@ -29,7 +30,7 @@ def load(
     compute: torch.dtype = torch.float32,
     double_quantisation: bool = False,
 ) -> WhisperForConditionalGeneration:
-    """The untouched model, frozen nowhere yet, in evaluation mode on `device`.
+    """The untouched model, frozen nowhere yet, in evaluation mode on `device`; it has heard 30 s of silence.
 
     `precision` is fp32, fp16 or bf16, or a quantised one: int8 (LLM.int8, Dettmers et al. 2022) or nf4 (Dettmers et
     al. 2023), whose other weights and products are in `compute`; `double_quantisation` quantises NF4's scales too. The
@@ -51,7 +52,9 @@ def load(
         device_map={"": device} if quantisation else None,
         attn_implementation="eager" if plain else "sdpa",
     )
-    return (model if quantisation else model.to(device)).eval()
+    model = (model if quantisation else model.to(device)).eval()
+    silence.remember(model)
+    return model
 
 
 def mask_features(model: WhisperForConditionalGeneration, time_share: float, bands_share: float) -> None:
@@ -70,7 +73,8 @@ def mask_features(model: WhisperForConditionalGeneration, time_share: float, ban
 def context(model: Any, seconds: float) -> Iterator[None]:
     """Within it the encoder runs at `seconds` instead of 30: input_features of 100 frames a second, generate included.
 
-    The encoder refuses short input only by comparing it with these numbers, and adds the first positions of its
+    Where they end, the silence that was remembered when the model was loaded goes on (model/silence.py). The encoder
+    refuses short input only by comparing it with these numbers, and adds the first positions of its
     sinusoids. Afterwards the model is what it was: a saved one must say 1,500. `model` may be wrapped (peft, DDP).
     """
     positions = round(seconds * POSITIONS_PER_SECOND)
@@ -82,7 +86,8 @@ def context(model: Any, seconds: float) -> Iterator[None]:
     if seconds > PLAIN_ATTENTION_UP_TO:
         encoder.set_attn_implementation("sdpa")
     try:
-        yield
+        with silence.behind(encoder, positions) if positions < MAX_POSITIONS else nullcontext():
+            yield
     finally:
         _set_positions(encoder, MAX_POSITIONS)
         encoder.set_attn_implementation(attention)
