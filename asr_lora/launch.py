@@ -1,6 +1,7 @@
 """The one door from the command line into a stage: `launch(main)`; a person's mistake leaves it as one line."""
 
 import os
+import platform
 import re
 import shlex
 import sys
@@ -29,6 +30,7 @@ from asr_lora.tuning import PREFIX, LoraConfig, no_such_lora_key
 
 MENDABLE = (UserError, HydraException, OmegaConfBaseException, OSError, KeyboardInterrupt)
 INTERRUPTED = "interrupted; whatever was complete (manifest, checkpoints) is kept: the same command goes on from there"
+QUEUED = "jobs in a queue of their own (SLURM's) go on; once none of them runs, the same command finds what is complete"
 ANOTHER_ENDED = (
     "WORLD_SIZE: another process of this run has ended, which ends it; either it said why, or it was killed (by the "
     "system, where memory ran out); the same command goes on from the last checkpoint"
@@ -59,17 +61,19 @@ def launch(
     A mistake that a person can mend is one line on standard error: exit status 2 for settings and inputs, 1 for the
     world (disk, network), 3 for a regression beyond eval.max_regression, 130 for Ctrl-C. A bug keeps its traceback.
     In a sweep (-m) the other jobs go on, and what broke is told again at the end, after `after_sweep` had the runs
-    folder and what became of every job; Ctrl-C stops all.
+    folder and what became of every job that began; Ctrl-C stops all.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, so that its message can be told in one line
     sys.argv[1:1] = overrides
     hush_libraries()
-    words, began = sys.argv[1:], time.time()  # they travel with `job` to wherever a launcher runs it
+    words, began, place = sys.argv[1:], time.time(), Path.cwd()  # they travel with `job` to wherever a launcher runs it
     here: list[Path] = []  # the runs folder, once a job ran in this process
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     def job(cfg: DictConfig) -> None:
         # Errors leave as SystemExit: Hydra would print "Error executing job" and its own noise around any other.
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            _go_to(place)
         here.append(Path(str(cfg.runs_dir)).expanduser())
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             if ranks.count() > 1:
@@ -88,17 +92,43 @@ def launch(
     try:
         if ranks.count() > 1 and not several:
             raise ChoiceError(f"WORLD_SIZE: this command takes one process, got {ranks.count()}; start it plainly")
-        job()
+        lost = _launched(job, words)
         ranks.leave()
         runs_dir = here[-1] if here else _runs_dir(words)
-        if jobs := sweep.noted(sweep.ledger(runs_dir, began)):
+        ledger = sweep.ledger(runs_dir, began)
+        if jobs := sweep.noted(ledger):
             if after_sweep:
                 after_sweep(runs_dir, jobs)
             sweep.tell_broken(jobs)
-            if status := sweep.status(jobs):
-                raise SystemExit(status)
+        if lost:
+            raise WorldError(f"hydra/launcher: {sweep.note_bug(ledger, 'launcher', lost)}; {QUEUED}") from lost
+        if status := sweep.status(jobs):
+            raise SystemExit(status)
     except MENDABLE as error:
         _leave(error, words)
+
+
+def _launched(job: Callable[[], object], words: Sequence[str]) -> Exception | None:
+    """Runs a job, or all of a sweep; what a launcher of other processes says where one of them came to no end."""
+    try:
+        job()
+    except MENDABLE:
+        raise
+    except Exception as error:
+        if not {"-m", "--multirun"} & set(words):
+            raise
+        return error
+    return None
+
+
+def _go_to(folder: Path) -> None:
+    """Makes `folder`, where the sweep was typed, this process's own: relative paths mean the same in every job."""
+    if not folder.is_dir():
+        raise WorldError(
+            f"hydra/launcher: the sweep was started in {folder}, which {platform.node()} does not have; start it in a "
+            "folder that all machines share"
+        )
+    os.chdir(folder)
 
 
 def _of_sweep(stage: Callable[[Config], object], cfg: DictConfig, ledger: Path, words: Sequence[str]) -> None:
@@ -107,6 +137,7 @@ def _of_sweep(stage: Callable[[Config], object], cfg: DictConfig, ledger: Path, 
     try:
         config = typed(cfg)
         folder = str(config.run.resolve())
+        sweep.note(ledger, Job(number, words_of_job(), folder, 1, sweep.UNENDED, 0.0, 0))  # until it is known better
         stage(config)
     except KeyboardInterrupt as error:
         _leave(error, words)
@@ -177,8 +208,15 @@ def one_line(error: BaseException, overrides: Sequence[str]) -> str:
         if group == "lora" and name in LoraConfig.__dataclass_fields__:
             kind = next((word[5:] for word in reversed(overrides) if word.startswith("lora=")), "qv")
             return no_such_lora_key(name, kind)
+        if group == "hydra":
+            return f"{unknown[1]}: not among the settings of Hydra or of the launcher; +{unknown[1]}=... adds it"
         near = get_close_matches(unknown[1], _all_keys(), n=1)
         return f"{unknown[1]}: no such setting; " + (f"did you mean {near[0]}?" if near else "--cfg job prints all")
+    if launcher := re.search(r"Could not find 'hydra/launcher/([^']+)'", text):
+        return (
+            f"hydra/launcher: {launcher[1]} is not installed; `uv sync --inexact --extra ray` brings ray, "
+            "--extra slurm brings submitit_slurm and submitit_local"
+        )
     if choice := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
         if choice[1] == "lora" and choice[2] == "prefix":
             return f"lora: {PREFIX}"

@@ -4,6 +4,7 @@ Jobs may run in other processes or on other machines; what they share is the run
 """
 
 import shlex
+import textwrap
 import time
 import traceback
 from collections.abc import Sequence
@@ -16,12 +17,17 @@ from asr_lora.errors import RegressionError
 from asr_lora.files import read_json, write_json, write_text
 from asr_lora.progress import say
 
+UNENDED = (
+    "came to no end: it was killed (by the system, where memory ran out, or at a queue's time limit), or runs still; "
+    "it goes on from its last checkpoint"
+)
+
 
 @dataclass(frozen=True)
 class Job:
     """`run` is the folder, None where the settings themselves were refused; `status` that of the command line.
 
-    `resident_bytes` is what the process held when the job had ended.
+    `resident_bytes` is what the process held when the job had ended. A job that has begun is noted as UNENDED.
     """
 
     number: int
@@ -52,11 +58,11 @@ def noted(folder: Path) -> list[Job]:
     return sorted((Job(**read_json(file)) for file in folder.glob("*.json")), key=lambda job: job.number)
 
 
-def note_bug(folder: Path, number: int, error: BaseException) -> str:
-    """Keeps the traceback in a file; what to tell of it."""
-    file = folder / f"{number}.txt"
+def note_bug(folder: Path, whose: int | str, error: BaseException) -> str:
+    """Keeps the traceback in a file, of a job by its number; what to tell of it."""
+    file = folder / f"{whose}.txt"
     write_text(file, "".join(traceback.format_exception(error)))
-    said = " ".join(str(error).split())
+    said = textwrap.shorten(str(error), 300, placeholder=" ...")  # launchers quote whole logs
     return f"{type(error).__name__}: {said}; nobody foresaw it: {file} has the traceback"
 
 

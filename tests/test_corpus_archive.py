@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,13 @@ def test_an_archive_is_known_by_its_content_not_its_name(release: Path, tmp_path
 def test_an_archive_of_the_bare_language_folder_is_called_after_itself(tmp_path: Path):
     home = write_release(tmp_path)
     assert open_corpus(pack(home, tmp_path / "bare.tar.gz"), "nl").release == "bare"
+
+
+def test_jobs_that_read_one_archive_at_once_all_have_its_tables(release: Path):
+    archive = release.parent / "last.tar.gz"
+    with ThreadPoolExecutor(8) as jobs:
+        found = list(jobs.map(lambda _: open_corpus(archive, "nl").release, range(16)))
+    assert found == [RELEASE] * 16
 
 
 def test_only_the_clips_asked_for_are_extracted_and_an_unknown_name_is_absent(release: Path, cache: Path):

@@ -25,6 +25,8 @@ def stage(config):
         raise KeyError("bug")
     if config.lora.r == 6:
         os.kill(os.getpid(), signal.SIGINT)
+    if config.lora.r == 9:
+        os.kill(os.getpid(), signal.SIGKILL)
 launch(stage, after_sweep=lambda runs_dir, jobs: print("after", len(jobs)))
 """
 # What joblib's and submitit's launchers do, with a fork in place of their ways into another process.
@@ -49,7 +51,8 @@ class ForkingLauncher(Launcher):
                 os._exit(0)
             children.append(child)
         for child in children:
-            os.waitpid(child, 0)
+            if os.waitpid(child, 0)[1]:
+                raise RuntimeError(f"process {child} was lost")
         return [JobReturn(status=JobStatus.COMPLETED) for _ in children]
 from hydra.core.config_store import ConfigStore
 ConfigStore.instance().store(
@@ -108,6 +111,36 @@ def test_a_sweep_whose_jobs_run_in_other_processes_has_its_end_all_the_same(tmp_
     assert ended.returncode == 1
     assert ended.stderr.count("hardware: too small") == 2
     assert len(list((tmp_path / runs / ".hydra").glob("*/*.json"))) == 2
+
+
+def test_a_job_that_is_killed_in_another_process_is_told_beside_what_the_others_made(tmp_path: Path) -> None:
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "forking.py").write_text(FORKING)
+    ended = swept(tmp_path, "lora.r=4,9", "hydra/launcher=forking")
+    assert sorted(ended.stdout.splitlines()) == ["after 2", "rank 4", "rank 9"]
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert "error: 1 of 2 runs of the sweep ended in an error:" in ended.stderr
+    assert "-r9-s0-x-29558c57: came to no end: it was killed" in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("error: hydra/launcher: RuntimeError: process ")
+
+
+def test_a_launcher_that_starts_nothing_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "forking.py").write_text(FORKING.replace("children = []", "raise KeyError('srun')"))
+    ended = swept(tmp_path, "lora.r=4,7", "hydra/launcher=forking")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("error: hydra/launcher: KeyError: 'srun'; ") and ended.stderr.count("\n") == 1
+
+
+def test_a_job_that_begins_in_another_folder_works_where_the_sweep_was_typed(tmp_path: Path) -> None:
+    (tmp_path / "hydra_plugins").mkdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    away = FORKING.replace("if child == 0:", f"if child == 0:\n                os.chdir({str(elsewhere)!r})")
+    (tmp_path / "hydra_plugins" / "forking.py").write_text(away)
+    ended = swept(tmp_path, "lora.r=4,7", "hydra/launcher=forking")
+    assert (ended.returncode, "after 2" in ended.stdout) == (0, True)
+    assert list(elsewhere.rglob("*.json")) == [] and len(list(tmp_path.glob("runs/.hydra/*/*.json"))) == 2
 
 
 def job(number: int, status: int) -> Job:

@@ -11,11 +11,13 @@ import re
 import tarfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Self
+
+from filelock import FileLock
 
 from asr_lora.corpus.layout import AUDIOS, CLIPS, PACKED, choose, no_release, spontaneous_language
 from asr_lora.errors import ChoiceError, WorldError
@@ -46,13 +48,31 @@ def read_tables(source: Path, language: str) -> Tables:
     stem = re.sub(r"\.(tar\.gz|tgz|tar)$", "", source.name)
     key = hashlib.sha256(f"{source}\0{state.st_size}\0{state.st_mtime_ns}".encode(errors="surrogateescape")).hexdigest()
     folder = cache_dir() / "corpora" / f"{stem}-{key[:8]}" / language / "tables"
-    if not (folder / MEMBERS).is_file() or "within" not in read_json(folder / MEMBERS):
-        with writing(folder), whole_folder(folder) as partial:
-            home, clips = _extract_tables(source, language, partial)
-            release = _release(home, stem)
-            write_json(partial / MEMBERS, {"release": release, "clips": clips, "within": str(home)})
+    if not _is_read(folder):
+        with writing(folder), _alone(folder):
+            if not _is_read(folder):
+                with whole_folder(folder) as partial:
+                    home, clips = _extract_tables(source, language, partial)
+                    release = _release(home, stem)
+                    write_json(partial / MEMBERS, {"release": release, "clips": clips, "within": str(home)})
     kept = read_json(folder / MEMBERS)
     return Tables(folder, kept["release"], kept["clips"], PurePosixPath(kept["within"]))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time: jobs of a sweep may want the same folder at once. Leaves no lock behind."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.with_name(f".{folder.name}.lock")
+    with FileLock(lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _is_read(tables: Path) -> bool:
+    return (tables / MEMBERS).is_file() and "within" in read_json(tables / MEMBERS)
 
 
 def extract_clips(source: Path, within: PurePosixPath, names: set[str], folder: Path) -> None:
