@@ -112,8 +112,9 @@ def test_a_sweep_in_the_processes_of_submitit_ends_in_one_table(tmp_path: Path, 
 def test_the_recipe_for_slurm_says_what_the_launcher_takes(tmp_path: Path) -> None:
     recipe = [str(ROOT / "recipes" / "slurm_sweep.sh"), "nl", str(tmp_path), str(tmp_path), "hydra.launcher.qos=low"]
     shown = subprocess.run(recipe, check=True, capture_output=True, text=True, env=ENVIRONMENT | {"MAKEFLAGS": "-n"})
-    words = shlex.split(shown.stdout.splitlines()[-1])[1:]
-    command = [sys.executable, *words, "--cfg", "hydra"]
+    _, _, _, many, ranks, *words = shlex.split(shown.stdout.splitlines()[-1])
+    assert (many, ranks) == ("-m", "lora.r=4,8,16,32")
+    command = [sys.executable, "-m", "asr_lora.train", *words, "--cfg", "hydra"]
     composed = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT)
     assert (composed.returncode, composed.stderr) == (0, "")
     for said in ("SlurmLauncher", "timeout_min: 480", "max_num_timeout: 3", "gpus_per_node: 1", "qos: low"):
