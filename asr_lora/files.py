@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from asr_lora.errors import WorldError
 
 ANOTHER_CACHE = "free some space there, or name another cache in ASR_LORA_CACHE"
@@ -29,6 +31,18 @@ def writing(folder: Path, setting: str = "", way_out: str = ANOTHER_CACHE) -> It
     except OSError as error:
         named = f"{setting}: " if setting else ""
         raise WorldError(f"{named}cannot write {folder}: {error.strerror or error}; {way_out}") from error
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """One process at a time makes `path`: jobs of a sweep may want the same at once. Leaves no lock behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with FileLock(lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 @contextmanager

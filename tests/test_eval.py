@@ -172,7 +172,7 @@ def test_too_few_clips_decide_nothing_and_fail_only_where_strict(
 @pytest.mark.parametrize(("kind", "status"), [(ChoiceError, 2), (WorldError, 1), (RegressionError, 3)])
 def test_every_kind_of_end_has_its_status(kind: type[UserError], status: int) -> None:
     with pytest.raises(SystemExit) as left:
-        _leave(kind("so"))
+        _leave(kind("so"), [])
     assert left.value.code == status
 
 

@@ -172,6 +172,7 @@ def test_the_usual_settings_are_tried_as_far_as_the_space_holds_them() -> None:
     assert space.usual(settings, recorded) == {"lora.r": "4"}
 
 
+@pytest.mark.slow
 def test_at_the_command_line_ctrl_c_leaves_a_search_that_the_same_words_finish(few: list[str]) -> None:
     command = [
         sys.executable,

@@ -7,12 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperProcessor
 
 from asr_lora.checkpoint.ctranslate2 import convert
 from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import cache_dir, writing
+from asr_lora.files import alone, cache_dir, writing
 
 WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")  # whole or sharded, as Hugging Face names them
 HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
@@ -85,7 +84,7 @@ def _converted(path: Path) -> Path:
     if not target.is_dir():
         with writing(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(f".{target.name}.lock")):  # several processes may want it at once
+        with alone(target):
             if not target.is_dir():
                 convert(path, target)
     return target

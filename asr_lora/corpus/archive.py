@@ -11,17 +11,15 @@ import re
 import tarfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import closing
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Self
 
-from filelock import FileLock
-
 from asr_lora.corpus.layout import AUDIOS, CLIPS, PACKED, choose, no_release, spontaneous_language
 from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import cache_dir, read_json, whole_file, whole_folder, write_json, writing
+from asr_lora.files import alone, cache_dir, read_json, whole_file, whole_folder, write_json, writing
 from asr_lora.progress import progress
 
 MEMBERS = "members.json"  # beside the tables: the release, and the clips with their sizes
@@ -49,7 +47,7 @@ def read_tables(source: Path, language: str) -> Tables:
     key = hashlib.sha256(f"{source}\0{state.st_size}\0{state.st_mtime_ns}".encode(errors="surrogateescape")).hexdigest()
     folder = cache_dir() / "corpora" / f"{stem}-{key[:8]}" / language / "tables"
     if not _is_read(folder):
-        with writing(folder), _alone(folder):
+        with writing(folder), alone(folder):
             if not _is_read(folder):
                 with whole_folder(folder) as partial:
                     home, clips = _extract_tables(source, language, partial)
@@ -57,18 +55,6 @@ def read_tables(source: Path, language: str) -> Tables:
                     write_json(partial / MEMBERS, {"release": release, "clips": clips, "within": str(home)})
     kept = read_json(folder / MEMBERS)
     return Tables(folder, kept["release"], kept["clips"], PurePosixPath(kept["within"]))
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time: jobs of a sweep may want the same folder at once. Leaves no lock behind."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = folder.with_name(f".{folder.name}.lock")
-    with FileLock(lock):
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
 
 
 def _is_read(tables: Path) -> bool:
