@@ -69,8 +69,13 @@ def by_others(folder: Path, checkpoint: str) -> Any:
     return PeftModel.from_pretrained(base, folder)
 
 
+LIKE_QV = ("all_linear", "encoder", "decoder", "rslora")  # the same code with other settings
+
+
 @pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match")  # peft's own of its own AdaLoRA
-@pytest.mark.parametrize("kind", LORA_KEYS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in LIKE_QV else kind for kind in LORA_KEYS]
+)
 def test_every_way_trains_resumes_is_scored_shown_saved_and_loaded_by_others(
     kind: str, words: list[str], of_64: Path
 ) -> None:

@@ -281,6 +281,7 @@ def test_a_resumed_run_says_that_it_is_not_exact(asked: list[str], capsys: pytes
     assert facts["streamed"]["resumed_at"] == [2] and facts["resume"] == "inexact" and facts["clips_seen"] == 24
 
 
+@pytest.mark.slow
 def test_two_processes_with_two_workers_each_train_on_one_stream(asked: list[str]) -> None:
     words = [*asked, "training.max_steps=8", "hardware.workers=2", "run_name=two"]
     words.append("eval.after=false")
