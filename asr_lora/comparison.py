@@ -1,6 +1,8 @@
 """Several runs side by side, on the screen and on one page: which can be compared, and seeds folded into one row."""
 
 import os
+import shlex
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from asr_lora.files import read_json, read_jsonl, write_text
 from asr_lora.page import environment
 from asr_lora.progress import say
 from asr_lora.seeds import spread, together
+from asr_lora.sweep import Job
 from asr_lora.text import leading
 
 
@@ -46,6 +49,17 @@ def compare(folders: Sequence[Path], title: str, runs_dir: Path) -> Path:
         names = ", ".join(each["name"] for row in group["rows"] for each in row["runs"])
         say(f"not comparable with the others, {group['apart']} ({group['title']}): {names}")
     return page
+
+
+def after_sweep(runs_dir: Path, jobs: Sequence[Job]) -> None:
+    """The end of a sweep: its runs side by side, on the screen and on a page, and what memory its jobs left behind."""
+    folders = list(dict.fromkeys(Path(job.run) for job in jobs if job.run))
+    if any(map(is_complete, folders)):
+        compare(folders, f"asr_lora.train {shlex.join(sys.argv[1:])}", runs_dir)
+    else:
+        say("nothing to compare: no run of the sweep was scored")
+    left = ", ".join(f"{job.resident_bytes / 1e6:.0f}" for job in jobs)
+    say(f"memory (MB resident) after each of the {len(jobs)} jobs: {left}")
 
 
 def _run(folder: Path) -> dict[str, Any]:

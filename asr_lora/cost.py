@@ -88,8 +88,8 @@ def forward_work(shape: Shape, seconds: float, tokens: float) -> float:
 
     An encoder layer is 24*T*d^2 + 4*T^2*d: four projections (8*T*d^2), the feed-forward part (4*T*d*f, with Whisper's
     f = 4d another 16*T*d^2), attention. A decoder layer is 28*L*d^2 + 4*L^2*d + 4*L*T*d, and 4*T*d^2 for the keys and
-    values of what it hears. Of S positions of silence there are keys and values, 4*S*d^2 in
-    either. The convolutions are 2*2T*3*mels*d + 2*T*3*d^2, the logits 2*L*d*V.
+    values of what it hears. Of S positions of silence there are keys and values, 4*S*d^2 in either. The convolutions
+    are 2*2T*3*mels*d + 2*T*3*d^2, the logits 2*L*d*V.
     """
     positions, d, behind = seconds * POSITIONS_PER_SECOND, shape.d_model, silence(seconds)
     feed_forward = 4 * d * shape.ffn

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from asr_lora import run
 from asr_lora.checkpoint import whisper_base_from_wheels
+from asr_lora.comparison import after_sweep
 from asr_lora.config import Config
 from asr_lora.files import cache_dir, read_json
 from asr_lora.launch import launch, words_of_job
 from asr_lora.progress import say
 from asr_lora.synthetic import RELEASE, write_demo_corpus
-from asr_lora.train import show_sweep, train
+from asr_lora.train import train
 
 SETTINGS = ["experiment=demo"]  # before what is typed
 
@@ -43,4 +44,4 @@ def demo(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    launch(demo, SETTINGS, after_sweep=show_sweep)
+    launch(demo, SETTINGS, after_sweep=after_sweep)

@@ -72,10 +72,9 @@ def launch(
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     def job(cfg: DictConfig) -> None:
         # Errors leave as SystemExit: Hydra would print "Error executing job" and its own noise around any other.
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            _go_to(place)
         here.append(Path(str(cfg.runs_dir)).expanduser())
         if HydraConfig.get().mode == RunMode.MULTIRUN:
+            _go_to(place)
             if ranks.count() > 1:
                 _leave(ChoiceError(f"-m: a sweep takes one process, got {ranks.count()}; start it plainly"), words)
             _of_sweep(stage, cfg, sweep.ledger(here[-1], began), words)

@@ -35,8 +35,6 @@ try:
 except ImportError as missing:
     raise SystemExit(f"error: search: needs {missing.name}; install the extra: uv sync --extra search") from missing
 
-ROUNDED = 3  # digits of a value that is drawn: so many can be typed, and more make no difference
-
 
 class OutOfTimeError(Exception):
     """search.max_hours are over; the run has saved a checkpoint."""
@@ -161,7 +159,7 @@ def _try(
 def _suggested(trial: "optuna.Trial", name: str, setting: Setting) -> str:
     if setting.choices:
         return str(trial.suggest_categorical(name, setting.choices))
-    return f"{trial.suggest_float(name, setting.low, setting.high, log=setting.log):.{ROUNDED}g}"
+    return space.typed(trial.suggest_float(name, setting.low, setting.high, log=setting.log))
 
 
 class _Watch(TrainerCallback):
@@ -210,8 +208,7 @@ def _best_command(study: "optuna.Study", about: Sequence[str]) -> str | None:
     best = _best(study)
     if best is None:
         return None
-    drawn = {name: f"{value:.{ROUNDED}g}" if isinstance(value, float) else value for name, value in best.params.items()}
-    return shlex.join(["python", "-m", "asr_lora.train", *about, *space.words(drawn)])
+    return shlex.join(["python", "-m", "asr_lora.train", *about, *space.words(best.params)])
 
 
 def main(config: Config) -> None:

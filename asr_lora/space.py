@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from asr_lora.errors import ChoiceError
 
 EXAMPLES = "choice(4,8,16), interval(0,0.2) or tag(log,interval(1e-4,1e-2))"
+DIGITS = 3  # of a number that is drawn: so many can be typed, and more make no difference
 GROUPS = ("lora", "training", "model")
 COMPARABLE = ("data.augment",)  # of data: the others change the clips that trials are compared by
 
@@ -65,8 +66,12 @@ def _parsed(said: str) -> tuple[str, Setting]:
     return name, Setting((), float(value.start), float(value.end), log)
 
 
+def typed(value: Any) -> str:
+    return f"{value:.{DIGITS}g}" if isinstance(value, float) else str(value)
+
+
 def words(values: Mapping[str, Any]) -> list[str]:
-    return [f"{name}={value}" for name, value in values.items()]
+    return [f"{name}={typed(value)}" for name, value in values.items()]
 
 
 def usual(settings: Mapping[str, Setting], config: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,9 @@ returns at once when the run is complete.
 """
 
 import json
-import shlex
 import shutil
 import signal
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,7 +46,6 @@ from asr_lora.progress import Bar, progress, say
 from asr_lora.sets import refuse_unclear
 from asr_lora.sources import excluded, streamed
 from asr_lora.streamed import Sieve, StreamedSteps, seen
-from asr_lora.sweep import Job
 from asr_lora.text import Normalizer, leading
 from asr_lora.trainer import WhisperTrainer
 
@@ -387,16 +384,5 @@ def _seen(rows: Sequence[Clip], config: Config, steps: int) -> dict[str, Any]:
     }
 
 
-def show_sweep(runs_dir: Path, jobs: Sequence[Job]) -> None:
-    """The end of a sweep: its runs side by side, on the screen and on a page, and what memory its jobs left behind."""
-    folders = list(dict.fromkeys(Path(job.run) for job in jobs if job.run))
-    if any(map(comparison.is_complete, folders)):
-        comparison.compare(folders, f"asr_lora.train {shlex.join(sys.argv[1:])}", runs_dir)
-    else:
-        say("nothing to compare: no run of the sweep was scored")
-    left = ", ".join(f"{job.resident_bytes / 1e6:.0f}" for job in jobs)
-    say(f"memory (MB resident) after each of the {len(jobs)} jobs: {left}")
-
-
 if __name__ == "__main__":
-    launch(train, after_sweep=show_sweep, several=True)
+    launch(train, after_sweep=comparison.after_sweep, several=True)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from asr_lora.files import write_text
 from asr_lora.page import environment
-from asr_lora.space import Setting
+from asr_lora.space import Setting, typed
 from asr_lora.tables import percent
 
 NOTE = "dev WER, the lowest of a trial's decodings; test was not looked at"
@@ -45,7 +45,7 @@ def rows(study: optuna.Study, settings: Mapping[str, Setting]) -> list[dict[str,
     return [
         {
             "number": trial.number,
-            "values": [_typed(trial.params.get(name)) for name in settings],
+            "values": [typed(trial.params.get(name, "-")) for name in settings],
             "wer": percent(_wer(trial)),
             "ended": _ended(trial),
             "minutes": f"{trial.user_attrs['seconds'] / 60:.1f}" if "seconds" in trial.user_attrs else "-",
@@ -84,10 +84,6 @@ def _ended(trial: FrozenTrial) -> str:
         return f"broke: {trial.user_attrs['error']}"
     said = {TrialState.COMPLETE: "complete", TrialState.PRUNED: f"pruned at step {step}"}
     return said.get(trial.state, "stopped; the same command goes on")
-
-
-def _typed(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str("-" if value is None else value)
 
 
 def _charts(study: optuna.Study) -> list[tuple[str, Markup]]:

@@ -1,8 +1,8 @@
 #!/bin/sh
 # The published comparison: one hour and all of the data, untouched, LoRA r=32 on large-v2 in 8 bits, and full
-# fine-tuning of medium (large-v2 does not fit a T4 so), with intervals, minutes, MB and dollars. About 20 h on one T4.
+# fine-tuning of medium (large-v2 does not fit a T4 so), with intervals, minutes, MB and dollars; made for one T4.
 #   recipes/reference_table.sh nl /path/to/cv-corpus-25.0-...-nl.tar.gz [hydra overrides]
-# SMALL=1: the same with whisper-base on a CPU and any small corpus, LOW=0.1 hours of it and all; some 20 minutes.
+# SMALL=1: the same with whisper-base on a CPU and any small corpus, LOW=0.1 hours of it and all.
 # Runs that are complete are not repeated. Leaves RUNS/<run>/ and RUNS/table.md; RUNS is runs/reference.
 set -eu
 language=${1:?the locale of the corpus, for one nl}

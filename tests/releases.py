@@ -102,3 +102,12 @@ def refusal(source: Path, language: str = "nl") -> str:
         open_corpus(source, language)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def write_uneven(folder: Path, dev: int, test: int) -> Path:
+    """A release of 24 training clips whose labels differ much in length; returns its folder."""
+    rows = utterances("train", 24, 12)
+    for index, row in enumerate(rows):
+        row["sentence"] = f"zin {index} " + "ja " * (index % 7)
+    write_release(folder, splits={"train": rows, "dev": utterances("dev", dev, 2), "test": utterances("test", test, 2)})
+    return folder

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import torchrun
-from releases import utterances, write_release
+from releases import write_uneven
 from safetensors.torch import load_file
 
 from asr_lora import run, train
@@ -33,13 +33,9 @@ SOON = 30.0  # seconds: a run whose process died ends within them on any machine
 @pytest.fixture
 def shared(words: list[str], tmp_path: Path) -> list[str]:
     """A run of eight clips a step whose labels differ much in length, without dropout, at dynamic contexts."""
-    rows = utterances("train", 24, 12)
-    for index, row in enumerate(rows):
-        row["sentence"] = f"zin {index} " + "ja " * (index % 7)
-    folder = tmp_path / "uneven"
-    write_release(folder, splits={"train": rows, "dev": utterances("dev", 4, 2), "test": utterances("test", 6, 2)})
     return [
-        *words, f"data.source={folder}", "training.batch_size=8", f"training.max_steps={STEPS}", "lora.dropout=0",
+        *words, f"data.source={write_uneven(tmp_path / 'uneven', dev=4, test=6)}",
+        "training.batch_size=8", f"training.max_steps={STEPS}", "lora.dropout=0",
         "training.eval_steps=100", "eval.limit=null",
     ]  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import killed
-from releases import utterances, write_release
+from releases import write_uneven
 from safetensors.torch import load_file
 
 from asr_lora import run, train
@@ -25,13 +25,9 @@ STEPS = 3
 @pytest.fixture
 def uneven(words: list[str], tmp_path: Path) -> list[str]:
     """A run of eight clips a step whose labels differ much in length, without dropout."""
-    rows = utterances("train", 24, 12)
-    for index, row in enumerate(rows):
-        row["sentence"] = f"zin {index} " + "ja " * (index % 7)
-    folder = tmp_path / "uneven"
-    write_release(folder, splits={"train": rows, "dev": utterances("dev", 2, 2), "test": utterances("test", 2, 2)})
     return [
-        *words, f"data.source={folder}", "training.batch_size=8", f"training.max_steps={STEPS}", "lora.dropout=0",
+        *words, f"data.source={write_uneven(tmp_path / 'uneven', dev=2, test=2)}",
+        "training.batch_size=8", f"training.max_steps={STEPS}", "lora.dropout=0",
         "training.learning_rate=1e-2", "training.eval_steps=100", "eval.after=false",
     ]  # fmt: skip
 

@@ -8,7 +8,7 @@ for a layer's own keys and values, so that those learn what to make of silence.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -52,11 +52,15 @@ def behind(encoder: WhisperEncoder, positions: int) -> Iterator[None]:
     raised = torch.zeros(positions + len(heard), device=heard.device)
     raised[positions:] = math.log(SPACING)
 
-    def weigh(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        kind, states = raised.device.type, kwargs["hidden_states"]
-        # The dtype of the logits: a wider one would make them wider too.
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
-        return args, kwargs | {"attention_mask": raised.to(dtype)[None, None, None]}
+    def beside(silent: Tensor) -> Callable[..., tuple[Any, dict[str, Any]]]:
+        def attend(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            kind, states = raised.device.type, kwargs["hidden_states"]
+            # The dtype of the logits: a wider one would make them wider too.
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+            mask = raised.to(dtype)[None, None, None]
+            return args, kwargs | {"key_value_states": _joined(states, silent), "attention_mask": mask}
+
+        return attend
 
     def append(_: nn.Module, __: Any, encoded: Any) -> Any:
         encoded.last_hidden_state = _joined(encoded.last_hidden_state, heard)
@@ -64,16 +68,9 @@ def behind(encoder: WhisperEncoder, positions: int) -> Iterator[None]:
 
     with ExitStack() as hooks:
         for layer, silent in zip(encoder.layers, of_layers, strict=True):
-            attention = layer.self_attn
-            hooks.callback(attention.register_forward_pre_hook(weigh, with_kwargs=True).remove)
-            for projection in (attention.k_proj, attention.v_proj):
-                hooks.callback(projection.register_forward_pre_hook(_joining(silent)).remove)
+            hooks.callback(layer.self_attn.register_forward_pre_hook(beside(silent), with_kwargs=True).remove)
         hooks.callback(encoder.register_forward_hook(append).remove)
         yield
-
-
-def _joining(silent: Tensor) -> Any:
-    return lambda _, args: (_joined(args[0], silent),)
 
 
 def _joined(states: Tensor, silent: Tensor) -> Tensor:
