@@ -22,7 +22,7 @@ from asr_lora.text import leading
 
 def is_complete(folder: Path) -> bool:
     """Whether a run was trained and scored to its end, by this version."""
-    return run.train_metrics(folder).is_file() and bool(run.scored(folder))
+    return run.is_trained(folder) and bool(run.scored(folder))
 
 
 def compare(folders: Sequence[Path], title: str, runs_dir: Path) -> Path:

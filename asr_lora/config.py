@@ -122,6 +122,7 @@ class TrainingConfig:
     mask_time_prob: float
     mask_feature_prob: float
     save_steps: int
+    max_hours: float | None
     keep_adapters: int
     eval_steps: int | None
     dev_share: float
@@ -132,6 +133,8 @@ class TrainingConfig:
         for name in ("max_steps", "batch_size", "save_steps", "eval_steps", "patience"):
             value = getattr(self, name)
             check(f"training.{name}", value, "at least 1", value is None or value >= 1)
+        hours = self.max_hours
+        check("training.max_hours", hours, "more than 0, or null for no limit", hours is None or hours > 0)
         check("training.keep_adapters", self.keep_adapters, "at least 0", self.keep_adapters >= 0)
         check("training.learning_rate", self.learning_rate, "more than 0", 0 < self.learning_rate < float("inf"))
         check("training.warmup", self.warmup, "a share in [0, 1)", 0 <= self.warmup < 1)
@@ -215,6 +218,22 @@ class SearchConfig:
 
 
 @dataclass
+class GuardConfig:
+    bad_step: str
+    spike: float | None
+    in_a_row: int
+    collapse: str
+    lower: float
+
+    def __post_init__(self) -> None:
+        check_choice("guard.bad_step", self.bad_step, ("skip", "back", "stop"))
+        check("guard.spike", self.spike, "more than 0 (nats per token), or null", self.spike is None or self.spike > 0)
+        check("guard.in_a_row", self.in_a_row, "at least 2", self.in_a_row >= 2)
+        check_choice("guard.collapse", self.collapse, ("back", "stop", "go_on"))
+        check("guard.lower", self.lower, "a share in (0, 1)", 0 < self.lower < 1)
+
+
+@dataclass
 class PlanConfig:
     calibrate: bool
     clip_seconds: float
@@ -287,6 +306,7 @@ class Config:
     hardware: HardwareConfig
     eval: EvalConfig
     report: ReportConfig
+    guard: GuardConfig
     plan: PlanConfig
     search: SearchConfig
     audit: bool

@@ -33,14 +33,18 @@ def evaluate(config: Config, command: Sequence[str] | None = None) -> dict[str, 
     """Writes and shows the metrics of every set, and returns those of `eval.split`.
 
     `command` is what was typed, where it was not this module. What was scored the same way before is shown again.
-    Raises ChoiceError when the run has no adapter, and RegressionError, once all is written, when fine-tuning cost more
-    on a set than `eval.max_regression`.
+    Raises ChoiceError when the run has no adapter, or another command is at it, and RegressionError, once all is
+    written, when fine-tuning cost more on a set than `eval.max_regression`.
     """
     if not run.tuned(config.run).is_dir():
         raise ChoiceError(f"run_dir: no adapter in {config.run}/train; the same words with asr_lora.train finish it")
     hardware = look_together(config)
+    with run.held(config.run):
+        return _evaluate(config, hardware, shlex.join(command or ["python", "-m", "asr_lora.eval", *words_of_job()]))
+
+
+def _evaluate(config: Config, hardware: Hardware, typed: str) -> dict[str, Any]:
     sets = ranks.first_does(lambda: evaluated(config))
-    typed = shlex.join(command or ["python", "-m", "asr_lora.eval", *words_of_job()])
     tuned, strength = dial.chosen(config, hardware, sets[1:])
     asked = ranks.first_does(lambda: {each.name: _asked(config, each, tuned) for each in sets})
     if missing := ranks.first_does(lambda: [each for each in sets if not _is_scored(config, each, asked[each.name])]):

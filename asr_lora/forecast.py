@@ -18,7 +18,7 @@ from asr_lora.corpus import SPLITS
 from asr_lora.decode import at_once, batches
 from asr_lora.errors import ChoiceError
 from asr_lora.files import read_json
-from asr_lora.journal import eval_steps
+from asr_lora.journal import eval_steps, is_judged
 from asr_lora.model import adapter
 from asr_lora.model.methods import rank_before
 
@@ -50,7 +50,8 @@ class Job:
     clips: dict[str, int]  # by stage, as all what follows
     trained: list[Work]
     decoded: dict[str, list[Pass]]  # dev: of one decoding; eval: untouched and tuned
-    decodings: int  # of dev, at most
+    decodings: int  # of dev while training, at most
+    judged: bool  # whether the untouched model hears dev too
     disk: dict[str, float]
 
     def decoding(self, stage: str, rows: int) -> list[Work]:
@@ -78,20 +79,20 @@ def job(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Job:
     trainable = trained_parameters(known, config.lora)
     train, dev, test = (seconds[split] for split in SPLITS)
     steps, batch_size, training = config.max_steps, config.training.batch_size, config.training
-    decodings = -(-steps // eval_steps(training, steps, len(dev)))
+    decodings, judged = -(-steps // eval_steps(training, steps, len(dev))), is_judged(config, len(dev))
     scored = (test if config.eval.split == "test" else dev)[: config.eval.limit]
     margin = config.decoding.margin if training.context == "dynamic" and config.decoding.context == "auto" else None
     heard = sum(map(sum, (train, dev, test)))
     counts = {
         "prepare": len(train) + len(dev) + len(test), "train": steps * batch_size,
-        "dev": decodings * len(dev), "eval": 2 * len(scored) * config.eval.after,
+        "dev": (decodings + judged) * len(dev), "eval": 2 * len(scored) * config.eval.after,
     }  # fmt: skip
     decoded = {"dev": [Pass(dev, margin)], "eval": [Pass(scored, None), Pass(scored, margin)] * config.eval.after}
     # The base as published, in fp16; what is saved twice, and two checkpoints with the optimiser's moments.
     kept = 2 * saved_bytes(config.lora, trainable, shape, config.model.precision) + 2 * 3 * 4 * trainable
     disk = {"prepare": heard * MP3_RATE, "train": 2 * cost.parameters(shape) + kept, "dev": 0, "eval": 0}
     trained = _trained(train, config, known.max_target_positions)
-    return Job(shape, trainable, config.lora.kind, counts, trained, decoded, decodings, disk)
+    return Job(shape, trainable, config.lora.kind, counts, trained, decoded, decodings, judged, disk)
 
 
 def architecture(checkpoint: str) -> WhisperConfig:
@@ -171,7 +172,12 @@ def flop(work: Job, checkpointing: bool) -> dict[str, float]:
         )
         for stage in work.decoded
     }
-    return {"prepare": 0, "train": sum(train), "dev": work.decodings * decoded["dev"], "eval": decoded["eval"]}
+    return {
+        "prepare": 0,
+        "train": sum(train),
+        "dev": (work.decodings + work.judged) * decoded["dev"],
+        "eval": decoded["eval"],
+    }
 
 
 # ---- on a device ----
@@ -189,8 +195,9 @@ def forecast_on(
         "train": sum(map(clocks.train, train)),
         "eval": sum(map(clocks.eval, scored)),
     }
-    seconds["dev"] = _dev_seconds(
-        sum(map(clocks.dev, dev)), seconds["train"], work.decodings, config.training.dev_share
+    once = sum(map(clocks.dev, dev))
+    seconds["dev"] = (
+        _dev_seconds(once, seconds["train"], work.decodings, config.training.dev_share) + once * work.judged
     )
 
     def training(each: Work) -> float:

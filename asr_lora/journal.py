@@ -12,11 +12,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from asr_lora import ranks
+from asr_lora.budget import Budget
 from asr_lora.files import write_jsonl
 from asr_lora.progress import Bar, say
 
 if TYPE_CHECKING:
-    from asr_lora.config import TrainingConfig
+    from asr_lora.config import Config, TrainingConfig
 
 # Seconds to decode a clip over seconds to train on it, at equal contexts (0.6 measured on a CPU): plans dev decodings.
 DECODE_OVER_TRAIN = 0.6
@@ -31,6 +32,12 @@ def eval_steps(training: "TrainingConfig", max_steps: int, dev_clips: int) -> in
     return -(-max_steps // min(max(decodings, 1), 20))
 
 
+def is_judged(config: "Config", dev_clips: int) -> bool:
+    """Whether the untouched model hears dev too, for the guard: not where the first decoding is the last step's."""
+    decoded = eval_steps(config.training, config.max_steps, dev_clips) < config.max_steps
+    return decoded and config.guard.collapse != "go_on"
+
+
 class Journal(TrainerCallback, ExportableState):
     """Clock and log of a run: log.jsonl, the progress bar, when dev is decoded, and when to stop early.
 
@@ -39,41 +46,59 @@ class Journal(TrainerCallback, ExportableState):
     What is decided by the clock, or asked of one process alone (to stop), all processes of a run decide alike.
     """
 
-    def __init__(self, log: Path, bar: Bar, eval_steps: int, dev_share: float, patience: int | None) -> None:
+    def __init__(
+        self, log: Path, bar: Bar, eval_steps: int, dev_share: float, patience: int | None, budget: Budget | None = None
+    ) -> None:
         self.log = log
         self.bar = bar
         self.eval_steps = eval_steps
         self.dev_share = dev_share
         self.patience = patience
+        self.budget = budget
         self.step_seconds: list[float] = []
         self.train_seconds = 0.0  # dev decoding out
         self.data_wait = 0.0  # seconds of it that training stood waiting for batches
-        self.dev: list[dict[str, float]] = []
-        self.dev_seconds = 0.0
+        self.dev: list[dict[str, Any]] = []
+        self.dev_took: list[float] = []  # seconds of every dev decoding
+        self.save_took: list[float] = []  # of every checkpoint; within train_seconds
         self.dev_skipped = 0
         self.out_of_memory = 0  # times that a step was begun again in smaller parts
         self.earlier_seconds = 0.0  # what a resumed run had taken before
         self.stop_asked = False
+        self.out_of_time = False
+        self.ended_by: str | None = None  # where it was not the last step
         self._mark = 0.0
+        self._steps_before = 0  # of other commands, perhaps on other machines
 
     def state(self) -> dict[str, Any]:
         return {"attributes": {name: getattr(self, name) for name in _TRAVELLING}}
 
     @property
-    def best(self) -> dict[str, float]:
-        """The dev decoding with the lowest WER, the earliest of equals."""
-        return min(self.dev, key=lambda entry: entry["wer"])
+    def dev_seconds(self) -> float:
+        return sum(self.dev_took)
 
-    def is_best(self, wer: float) -> bool:
-        return not self.dev or wer < self.best["wer"]
+    @property
+    def best(self) -> dict[str, Any]:
+        """The dev decoding with the lowest WER, the earliest of equals; one in trouble only where all are."""
+        return min(self.dev, key=_rank)
+
+    def decoded(self, entry: dict[str, Any]) -> bool:
+        """Takes down a dev decoding; whether it is the best so far."""
+        self.dev.append(entry)
+        return self.best is entry
 
     @contextmanager
     def dev_clock(self) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        elapsed = time.perf_counter() - started
-        self.dev_seconds += elapsed
-        self._mark += elapsed
+        self.dev_took.append(time.perf_counter() - started)
+        self._mark += self.dev_took[-1]
+
+    @contextmanager
+    def save_clock(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.save_took.append(time.perf_counter() - started)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -84,6 +109,7 @@ class Journal(TrainerCallback, ExportableState):
         if state.is_world_process_zero:
             write_jsonl(self.log, [line for line in logged(self.log) if line["step"] <= state.global_step])
         self.earlier_seconds = self.train_seconds + self.dev_seconds
+        self._steps_before = len(self.step_seconds)
         self.bar.move_to(state.global_step)
         self._mark = time.perf_counter()
 
@@ -98,7 +124,13 @@ class Journal(TrainerCallback, ExportableState):
         control.should_evaluate = due and (last or ranks.gathered(self._affords_dev())[0])
         self.dev_skipped += due and not control.should_evaluate
         self.stop_asked = ranks.any_of(self.stop_asked)
-        if self.stop_asked:
+        if not last and self.budget:
+            over = self.budget.is_over(self.step_seconds[self._steps_before :], self.dev_took, self.save_took)
+            self.out_of_time = ranks.any_of(over)
+        if self.out_of_time:
+            self.ended_by = "training.max_hours"
+            control.should_evaluate = True  # what was learnt since the last decoding may be the best
+        if self.stop_asked or self.out_of_time:
             control.should_training_stop = True
         # With every dev decoding a checkpoint: a resumed run then knows which adapter is the best so far.
         control.should_save |= control.should_evaluate or self.stop_asked
@@ -122,19 +154,25 @@ class Journal(TrainerCallback, ExportableState):
             self.bar.note(f"loss {logs['loss']:.3f}" + (f", dev WER {self.best['wer']:.1%}" if self.dev else ""))
         closing = "train_runtime" in logs  # the Trainer's own summary; train/metrics.json says it better
         if state.is_world_process_zero and not closing:
-            line = {name: value if math.isfinite(value) else None for name, value in logs.items()}  # NaN is no JSON
+            # NaN is no JSON; an epoch is the Trainer's own, which counts anew in a run that goes on.
+            line = {name: value if math.isfinite(value) else None for name, value in logs.items() if name != "epoch"}
             with self.log.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps({"step": state.global_step, **line}) + "\n")
         if "eval_wer" in logs and self._out_of_patience():
             say(f"no better dev WER in {self.patience} decodings: stopping at step {state.global_step}")
+            self.ended_by = "training.patience"
             control.should_training_stop = control.should_save = True
 
     def _affords_dev(self) -> bool:
-        return self.dev_seconds <= self.dev_share * self.train_seconds
+        return self.dev_seconds <= self.dev_share * self.train_seconds  # the untouched model's is no choice
 
     def _out_of_patience(self) -> bool:
         since = len(self.dev) - 1 - self.dev.index(self.best)
         return self.patience is not None and since >= self.patience
+
+
+def _rank(entry: dict[str, Any]) -> tuple[bool, float]:
+    return "trouble" in entry, entry["wer"]
 
 
 def logged(log: Path) -> list[dict[str, Any]]:
@@ -143,4 +181,6 @@ def logged(log: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.split("\n") if line]
 
 
-_TRAVELLING = ("step_seconds", "train_seconds", "data_wait", "dev", "dev_seconds", "dev_skipped", "out_of_memory")
+_TRAVELLING = (
+    "step_seconds", "train_seconds", "data_wait", "dev", "dev_took", "save_took", "dev_skipped", "out_of_memory",
+)  # fmt: skip

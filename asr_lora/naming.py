@@ -40,10 +40,10 @@ def science(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that the result depends on, flat: `{"lora.r": 32, ...}`; never hardware, evaluation or names."""
     flat = {
         f"{group}.{key}": value
-        for group in ("data", "model", "lora", "training", "decoding")
-        for key, value in settings[group].items()
+        for group in ("data", "model", "lora", "training", "guard", "decoding")
+        for key, value in settings.get(group, {}).items()
         # A run resumes exactly, from wherever it was saved.
-        if f"{group}.{key}" not in ("training.save_steps", "training.keep_adapters")
+        if f"{group}.{key}" not in ("training.save_steps", "training.max_hours", "training.keep_adapters")
     }
     return {**flat, "seed": settings["seed"]}
 

@@ -326,11 +326,12 @@ def _counts(leaks: dict[str, int]) -> str:
 
 def main(config: Config) -> None:
     """Prepares; then, where it is asked for, shows what is odd about the clips."""
-    prepare(config)
-    if config.audit:
-        from asr_lora.audit import audit  # noqa: PLC0415 (it scores, and whatever scores prepares)
+    with run.held(config.run):
+        prepare(config)
+        if config.audit:
+            from asr_lora.audit import audit  # noqa: PLC0415 (it scores, and whatever scores prepares)
 
-        audit(config)
+            audit(config)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ import platform
 import shlex
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+from filelock import BaseFileLock, FileLock, Timeout
 from omegaconf import OmegaConf
 
 from asr_lora import ranks
@@ -51,6 +53,11 @@ def tuned(run: Path) -> Path:
     return whole_model(run) if whole_model(run).is_dir() else adapter(run)
 
 
+def best_so_far(run: Path) -> Path:
+    """While training: what was learnt when dev was heard best."""
+    return run / "train" / "best"
+
+
 def kept_adapters(run: Path) -> Path:
     """The last of every so many steps, a folder each: step-000100, ..."""
     return run / "train" / "kept"
@@ -58,6 +65,52 @@ def kept_adapters(run: Path) -> Path:
 
 def train_metrics(run: Path) -> Path:
     return run / "train" / "metrics.json"
+
+
+def is_trained(run: Path) -> bool:
+    """Whether training has come to its end: not where training.max_hours have stopped it, or it came to nothing."""
+    metrics = train_metrics(run)
+    return metrics.is_file() and bool(read_json(metrics).get("finished", True))  # an earlier version knew no other end
+
+
+def checkpoints(run: Path) -> Path:
+    return run / "train" / "checkpoints"
+
+
+def retreat(run: Path) -> Path:
+    """What the guard has done to the run, where it had to."""
+    return run / "train" / "guard.json"
+
+
+def untouched_dev(run: Path) -> Path:
+    """What the untouched model hears in dev, at the contexts of training."""
+    return run / "train" / "dev_untouched.json"
+
+
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """The run is this command's alone. Raises ChoiceError while another command is at it.
+
+    What a killed one held is free at once. Within it the same process may hold it again.
+    """
+    lock = FileLock(run / ".lock", timeout=0, is_singleton=True)
+    try:
+        ranks.first_does(lambda: _lock(run, lock))
+        yield
+    finally:
+        if lock.is_locked:
+            lock.release()
+
+
+def _lock(run: Path, lock: BaseFileLock) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ChoiceError(
+            f"run_dir: another command is at {run}; wait until it has ended, or give this run a name of its own "
+            "(run_name=...)"
+        ) from error
 
 
 def streamed_record(run: Path, rank: int) -> Path:

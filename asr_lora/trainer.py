@@ -12,15 +12,19 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader, Sampler
 from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
+from asr_lora import checkpoints
 from asr_lora.batches import forwards
+from asr_lora.dev import Dev
 from asr_lora.errors import WorldError
 from asr_lora.features import IGNORED
 from asr_lora.files import whole_folder
+from asr_lora.guard import Guard
 from asr_lora.journal import Journal
 from asr_lora.model import adapter
 from asr_lora.model.methods import Method
@@ -28,6 +32,9 @@ from asr_lora.model.whisper import context, seconds_of
 from asr_lora.progress import say
 from asr_lora.streamed import Stream, StreamedSteps
 
+KEPT = (
+    2  # checkpoints, the newest: should one be damaged, there is the one before; beside them that of the best dev WER
+)
 PREFETCHED = 4  # steps that a loader process has ready
 AT_ONCE = 2**24  # numbers of gradients that ranks sum at once, 64 MB
 
@@ -50,15 +57,15 @@ def micro_batches(batches: Sequence[Mapping[str, Tensor]], capacity: float) -> I
 
 
 class WhisperTrainer(Seq2SeqTrainer):
-    """Takes whole steps from loader.Steps or streamed.StreamedSteps, and scores dev by `dev_wer(model)`, by decoding.
+    """Takes whole steps from loader.Steps or streamed.StreamedSteps, and scores `dev` by decoding it.
 
     To the stock Trainer a step is one batch; what of it goes through the model at once is decided here: `capacity`
     seconds of encoder context, fewer once memory has run out. So a step may hold batches of several contexts, and ranks
     may differ in what fits them.
     `method` is the way of tuning: its checkpoints hold what trains and what it remembers, its penalty joins the loss
-    once a step, and it is asked after every step. `save_adapter(model, folder)` writes what was learnt into `best`
-    whenever dev was never better, and that of the last `keep` checkpoints into `kept`. What is heard of a stream is
-    written to `record`.
+    once a step, and it is asked after every step. `guard` is asked whether a step may be taken; train() raises its
+    CollapsedError. `save_adapter(model, folder)` writes what was learnt into `best` whenever dev was never better, and
+    that of the last `keep` checkpoints into `kept`. What is heard of a stream is written to `record`.
     """
 
     def __init__(
@@ -67,7 +74,8 @@ class WhisperTrainer(Seq2SeqTrainer):
         capacity: float,
         method: Method,
         journal: Journal,
-        dev_wer: Callable[[Any], float],
+        guard: Guard,
+        dev: Dev,
         save_adapter: Callable[[Any, Path], None],
         best: Path,
         kept: Path,
@@ -76,17 +84,20 @@ class WhisperTrainer(Seq2SeqTrainer):
         callbacks: Sequence[TrainerCallback] = (),
         **rest: Any,
     ) -> None:
-        super().__init__(callbacks=[_AfterStep(method), journal, *callbacks], **rest)
+        super().__init__(callbacks=[guard, _AfterStep(self), journal, *callbacks], **rest)
         self.remove_callback(PrinterCallback)
         self.capacity = capacity
         self.method = method
         self.journal = journal
-        self.dev_wer = dev_wer
+        self.guard = guard
+        self.dev = dev
         self.save_adapter = save_adapter
         self.best = best
         self.kept, self.keep = kept, keep
         self.record = record
         self.first_step = 0
+        self.step_taken = True  # whether the guard has let the optimiser have the last one
+        self._saving_in: Path | None = None
 
     def get_train_dataloader(self) -> DataLoader[Any] | Stream:
         """Our order, already split over ranks: accelerate must not shard it again, so it never sees the loader."""
@@ -122,10 +133,23 @@ class WhisperTrainer(Seq2SeqTrainer):
                 break
             model.zero_grad()
             self._shrink(inputs, ran_out)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if self.args.world_size > 1:
-            _sum_gradients([parameter for parameter in model.parameters() if parameter.requires_grad])
+            _sum_gradients(trained)
+        self.step_taken = self.guard.takes(
+            self.state.global_step + 1, self._over_ranks(float(loss), "SUM"), self._gradient_norm(trained)
+        )
+        if not self.step_taken:
+            model.zero_grad()
+            return torch.zeros_like(loss)  # what is no number would stay in the Trainer's sum for ever
         scaled: Tensor = loss * self.args.world_size
         return scaled  # the Trainer logs the mean over ranks
+
+    def _gradient_norm(self, parameters: Sequence[torch.nn.Parameter]) -> float:
+        """Before it is clipped. Under fp16 gradients are scaled and overflow by design, which its scaler sees to: 0."""
+        if self.accelerator.scaler is not None:
+            return 0.0
+        return float(get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None]))
 
     def _forward_backward(
         self, model: Any, inputs: list[dict[str, Tensor]], labels: float
@@ -193,34 +217,59 @@ class WhisperTrainer(Seq2SeqTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Word error rate of dev by decoding it, not by teacher-forced loss."""
         self.journal.bar.note("decoding dev")
+        step = self.state.global_step
         with self.journal.dev_clock():
-            wer = self.dev_wer(self.model)
-            if self.journal.is_best(wer) and self.args.should_save:
+            wer, trouble = self.dev.judged(self.model)
+            best = self.journal.decoded({"step": step, "wer": wer} | ({"trouble": trouble} if trouble else {}))
+            if best and self.args.should_save:
                 with whole_folder(self.best) as partial:
                     self.save_adapter(self.model, partial)
-        self.journal.dev.append({"step": self.state.global_step, "wer": wer})
         metrics = {"eval_wer": wer}
         self.log(metrics)
+        self.guard.judge_dev(step, trouble)
         return metrics
 
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._saving_in or super()._get_output_dir(trial))
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        try:
-            super()._save_checkpoint(*args, **kwargs)
-        except WorldError:
-            raise
-        except RuntimeError as error:  # how torch.save tells of a disk that fails
-            place = self.args.output_dir
-            raise WorldError(f"run_dir: cannot write a checkpoint to {place} ({error}); free some space") from error
-        if self.keep and self.args.should_save:
+        folder = Path(self.args.output_dir)
+        with self.journal.save_clock():
+            try:
+                with checkpoints.saving(folder) as self._saving_in:
+                    super()._save_checkpoint(*args, **kwargs)
+            except WorldError:
+                raise
+            except RuntimeError as error:  # how torch.save tells of a disk that fails
+                raise WorldError(
+                    f"run_dir: cannot write a checkpoint to {folder} ({error}); free some space"
+                ) from error
+            finally:
+                self._saving_in = None
+            if self.args.should_save:
+                checkpoints.keep(folder, KEPT, also=[self.journal.best["step"]] if self.journal.dev else [])
+                self._keep_adapter()
+
+    def _keep_adapter(self) -> None:
+        if self.keep:
             with whole_folder(self.kept / f"step-{self.state.global_step:06d}") as partial:
                 self.save_adapter(self.model, partial)
             for old in sorted(self.kept.glob("step-*"))[: -self.keep]:
                 shutil.rmtree(old)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # Not as a whole folder: other ranks put their random states into this one at the same time. What makes a
-        # checkpoint whole is the Trainer's state, its last file.
         adapter.save_training(self.model, self.method, Path(output_dir or self.args.output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As saved, but for a learning rate that the guard has lowered since."""
+        asked = list(self.lr_scheduler.base_lrs)
+        super()._load_optimizer_and_scheduler(checkpoint)
+        saved = list(self.lr_scheduler.base_lrs)
+        if saved != asked:
+            self.lr_scheduler.base_lrs = asked
+            for group, before, now in zip(self.optimizer.param_groups, saved, asked, strict=True):
+                group["lr"] *= now / before
+            self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]  # which is logged
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         adapter.resume_training(self.model if model is None else model, self.method, Path(resume_from_checkpoint))
@@ -242,16 +291,18 @@ def _sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
 
 
 class _AfterStep(TrainerCallback):
-    """Asks the way of tuning after every step of the optimiser, while its gradients are there."""
+    """Tells guard and way of tuning of every step of the optimiser, while its gradients are there."""
 
-    def __init__(self, method: Method) -> None:
-        self.method = method
+    def __init__(self, trainer: WhisperTrainer) -> None:
+        self.trainer = trainer
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.method.after_step:
-            self.method.after_step(kwargs["model"], state.global_step + 1, kwargs["optimizer"].step_was_skipped)
+        step, overflowed = state.global_step + 1, kwargs["optimizer"].step_was_skipped
+        self.trainer.guard.overflowed(step, overflowed)
+        if self.trainer.method.after_step:
+            self.trainer.method.after_step(kwargs["model"], step, overflowed or not self.trainer.step_taken)
 
 
 def _leave_interruptions(worker: int) -> None:

@@ -31,6 +31,7 @@ from transformers import (
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from asr_lora import run
+from asr_lora.assembly import build
 from asr_lora.batches import Batch
 from asr_lora.checkpoint import load_processor
 from asr_lora.config import Config
@@ -41,7 +42,6 @@ from asr_lora.launch import load
 from asr_lora.model import silence
 from asr_lora.prepare import prepare
 from asr_lora.progress import progress
-from asr_lora.train import build
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import WhisperProcessor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from asr_lora import audio, augment, loader, run, train
+from asr_lora import assembly, audio, augment, loader, run, train
 from asr_lora.audio import SAMPLE_RATE
 from asr_lora.augment import KINDS, augmented
 from asr_lora.batches import Batch, Order, Row
@@ -293,7 +293,7 @@ def test_spec_augment_masks_clips_in_training_alone(words: list[str], context: s
     prepare(config)
     seen: list[tuple[bool, torch.Tensor]] = []
     with progress("training", total=2) as bar:
-        trainer = train.build(config, look(config), read_jsonl(run.manifest(config.run, "train")), bar)
+        trainer = assembly.build(config, look(config), read_jsonl(run.manifest(config.run, "train")), bar)
         (encoder,) = (module for module in trainer.model.modules() if isinstance(module, WhisperEncoder))
         encoder.conv1.register_forward_pre_hook(lambda module, args: seen.append((module.training, args[0].clone())))
         given: list[bool] = []

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from asr_lora import batches as batches_room
+from asr_lora.assembly import order as order_of_run
 from asr_lora.batches import Batch, Order, Row, rounded_up, share
 from asr_lora.config import TrainingConfig
 from asr_lora.launch import load
 from asr_lora.manifest import Clip
-from asr_lora.train import order as order_of_run
 
 KINDS = ("full", "dynamic", "packed")
 

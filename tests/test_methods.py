@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora import cost, run
+from asr_lora.assembly import build
 from asr_lora.checkpoint import load_config
 from asr_lora.config import conf_dir
 from asr_lora.errors import ChoiceError
@@ -25,7 +26,7 @@ from asr_lora.model.methods import Method, method
 from asr_lora.prepare import prepare
 from asr_lora.progress import progress
 from asr_lora.report import report
-from asr_lora.train import build, train
+from asr_lora.train import train
 from asr_lora.tuning import LORA_KEYS, WHOLE, LoraConfig
 
 STEPS = 4

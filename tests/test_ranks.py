@@ -17,7 +17,7 @@ from conftest import torchrun
 from releases import write_uneven
 from safetensors.torch import load_file
 
-from asr_lora import run, train
+from asr_lora import assembly, run, train
 from asr_lora.batches import share
 from asr_lora.config import Config
 from asr_lora.eval import evaluate
@@ -96,7 +96,7 @@ def test_an_epoch_of_all_processes_together_hears_every_clip_once(shared: list[s
     config = load([*shared, f"training.context={context}"])
     prepare(config)
     rows = read_jsonl(run.manifest(config.run, "train"))
-    order = train.order(config, rows)
+    order = assembly.order(config, rows)
     dealt = [share(order.step(step), rank, 2) for step in range(len(rows) // 8) for rank in (0, 1)]
     heard = Counter(clip for batches in dealt for batch in batches for row in batch.rows for clip in row.clips)
     assert heard == Counter(range(len(rows)))
@@ -123,7 +123,7 @@ def test_what_the_second_process_alone_meets_is_told_once(shared: list[str]) -> 
     config = load(shared)
     prepare(config)
     rows = read_jsonl(run.manifest(config.run, "train"))
-    mine, others = ({clip for batch in share(train.order(config, rows).step(0), rank, 2) for row in batch.rows
+    mine, others = ({clip for batch in share(assembly.order(config, rows).step(0), rank, 2) for row in batch.rows
                      for clip in row.clips} for rank in (1, 0))  # fmt: skip
     assert not mine & others
     spoilt = Path(rows[min(mine)]["path"])

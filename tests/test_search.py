@@ -11,10 +11,12 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from asr_lora import run, space, train
+from asr_lora import run, space
+from asr_lora.dev import Dev, Judged
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.launch import load
 from asr_lora.search import search
+from asr_lora.trainer import WhisperTrainer
 
 SPACE = "search.space=['lora.r=choice(2,4)','training.learning_rate=tag(log,interval(1e-3,1e-2))']"
 
@@ -60,7 +62,7 @@ def test_a_trial_that_is_worse_than_the_median_is_pruned_and_leaves_no_checkpoin
     few: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wers = iter([0.5, 0.4, 0.9, 0.45, 0.3])
-    monkeypatch.setattr(train, "_dev_wer", lambda *args: next(wers))
+    monkeypatch.setattr(Dev, "judged", lambda *args: Judged(next(wers), None))
     page = search(load(few), few)
     assert states(page) == ["COMPLETE", "PRUNED", "COMPLETE"]
     pruned = studied(page)[1]
@@ -75,15 +77,15 @@ def test_an_interrupted_search_goes_on_with_the_trial_and_draws_what_it_would_ha
     whole = [*few, f"runs_dir={tmp_path / 'whole'}", "search.startup=9"]
     cut = [*few, f"runs_dir={tmp_path / 'cut'}", "search.startup=9"]
     drawn = [trial.params for trial in studied(search(load(whole), whole))]
-    usual, count = train._dev_wer, iter(range(100))
+    usual, count = Dev.judged, iter(range(100))
 
-    def dev_wer(*args: Any) -> float:
+    def judged(*args: Any) -> Judged:
         if next(count) == 3:  # of the second trial's last step
             raise KeyboardInterrupt
         return usual(*args)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(train, "_dev_wer", dev_wer)
+        patched.setattr(Dev, "judged", judged)
         search(load(cut), cut)
     trials = studied(search(load(cut), cut))
     assert [trial.state for trial in trials] == [
@@ -104,8 +106,8 @@ def test_a_running_trial_stops_with_a_checkpoint_when_the_hours_are_over(
         monkeypatch.setattr("asr_lora.search.time.monotonic", lambda: usual() + 3600)
         return original(*args, **kwargs)
 
-    original = train.WhisperTrainer.training_step
-    monkeypatch.setattr(train.WhisperTrainer, "training_step", late)
+    original = WhisperTrainer.training_step
+    monkeypatch.setattr(WhisperTrainer, "training_step", late)
     page = search(load(short), short)
     monkeypatch.undo()
     assert states(page) == ["RUNNING"] and "the same command goes on" in page.read_text()
@@ -129,14 +131,14 @@ def test_no_trial_begins_that_would_not_fit(few: list[str], capsys: pytest.Captu
 def test_what_one_trial_breaks_is_told_and_what_the_first_breaks_is_raised(
     few: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    usual, count = train._dev_wer, iter(range(100))
+    usual, count = Dev.judged, iter(range(100))
 
-    def dev_wer(*args: Any) -> float:
+    def judged(*args: Any) -> Judged:
         if next(count) in broken:
             raise WorldError("hardware: too small")
         return usual(*args)
 
-    monkeypatch.setattr(train, "_dev_wer", dev_wer)
+    monkeypatch.setattr(Dev, "judged", judged)
     broken = {0}
     with pytest.raises(WorldError):
         search(load(few), few)

@@ -24,7 +24,7 @@ from releases import tone, utterances, write_release
 from torch.utils.data import DataLoader
 from transformers import WhisperProcessor
 
-from asr_lora import audio, ranges, run, shards, train
+from asr_lora import assembly, audio, ranges, run, shards, train
 from asr_lora.corpus import open_corpus
 from asr_lora.errors import ChoiceError, UserError, WorldError
 from asr_lora.files import read_json, read_jsonl
@@ -320,7 +320,7 @@ def steps(words: list[str], processor: WhisperProcessor, **ranks: int) -> list[A
     """The tensors of every step."""
     rows = manifest(prepared(words))
     config = load(words)
-    made = Steps(rows, train.order(config, rows), STEPS, processor, **ranks)
+    made = Steps(rows, assembly.order(config, rows), STEPS, processor, **ranks)
     return [made[step] for step in range(STEPS)]
 
 
@@ -383,7 +383,7 @@ def test_loader_processes_read_the_same(
     whole = steps(from_files, processor)
     for asked in (from_shards, over_http(from_shards, server)):
         rows = manifest(prepared(asked))
-        made = Steps(rows, train.order(load(asked), rows), STEPS, processor)
+        made = Steps(rows, assembly.order(load(asked), rows), STEPS, processor)
         assert_equal(list(DataLoader(made, batch_size=None, num_workers=2)), whole)  # type: ignore[arg-type]
 
 

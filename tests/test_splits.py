@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from releases import Row, utterances, write_lines, write_release
 
+from asr_lora.assembly import order
 from asr_lora.corpus import Corpus, open_corpus
 from asr_lora.errors import ChoiceError
 from asr_lora.files import read_json, read_jsonl
@@ -16,7 +17,6 @@ from asr_lora.launch import load
 from asr_lora.prepare import prepare
 from asr_lora.sources import names_of
 from asr_lora.splits import with_splits, without_leaks
-from asr_lora.train import order
 
 
 def prepared(words: Sequence[str], *more: str) -> Path:

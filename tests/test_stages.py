@@ -17,6 +17,7 @@ from releases import utterances, write_release
 from safetensors.torch import load_file
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 
+from asr_lora.dev import Dev, Judged
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.eval import evaluate
 from asr_lora.files import read_json, read_jsonl
@@ -196,16 +197,16 @@ def test_the_kept_adapter_is_the_one_with_the_best_dev_wer(words: list[str], mon
     wers = iter([0.5, 0.7])
     heard = []
 
-    def dev_wer(model: Any, *args: Any) -> float:
+    def judged(dev: Dev, model: Any) -> Judged:
         heard.append(
             {
                 name: weight.clone()
                 for name, weight in get_peft_model_state_dict(model, save_embedding_layers=False).items()
             }
         )
-        return next(wers)
+        return Judged(next(wers), None)
 
-    monkeypatch.setattr("asr_lora.train._dev_wer", dev_wer)
+    monkeypatch.setattr(Dev, "judged", judged)
     config = load(
         [*words, "training.eval_steps=1", "training.dev_share=1", "training.save_steps=1", "eval.after=false"]
     )

@@ -18,7 +18,7 @@ from speech import as_table, parquet
 from torch.utils.data import DataLoader
 from transformers import WhisperProcessor
 
-from asr_lora import run, train
+from asr_lora import assembly, run, train
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.eval import evaluate
 from asr_lora.files import read_json, read_jsonl
@@ -78,7 +78,7 @@ def asked(words: list[str], source: Path) -> list[str]:
 def steps_of(words: Sequence[str], processor: WhisperProcessor, rank: int = 0, world_size: int = 1) -> StreamedSteps:
     config = load(words)
     prepare(config)
-    return train.of_stream(config, Making(processor, seed=config.seed), rank, world_size)
+    return assembly.of_stream(config, Making(processor, seed=config.seed), rank, world_size)
 
 
 def heard(loader: Any) -> list[str]:

@@ -11,7 +11,8 @@ from conftest import killed
 from releases import write_uneven
 from safetensors.torch import load_file
 
-from asr_lora import run, train
+from asr_lora import assembly, run, train
+from asr_lora.dev import Dev, Judged
 from asr_lora.files import read_jsonl
 from asr_lora.hardware import look
 from asr_lora.journal import eval_steps
@@ -89,7 +90,7 @@ def trained_within(words: list[str], memory: Small) -> dict[str, Any]:
     config = load(words)
     prepare(config)
     with progress("training", total=STEPS) as bar:
-        trainer = train.build(config, look(config), read_jsonl(run.manifest(config.run, "train")), bar)
+        trainer = assembly.build(config, look(config), read_jsonl(run.manifest(config.run, "train")), bar)
         trainer.model.register_forward_pre_hook(memory, with_kwargs=True)
         trainer.train()
     return trainer.journal.state()["attributes"]
@@ -135,19 +136,9 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_end(uneven: list[s
     assert len(read_jsonl(config.run / "train" / "log.jsonl")) == STEPS + 1  # and one dev decoding
 
 
-def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(tmp_path: Path) -> None:
-    for step, whole in ((1, True), (2, False)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        (folder / "adapter_model.safetensors").touch()
-        (folder / "trainer_state.json").write_text('{"global_step": 1}' if whole else '{"global_')
-    found = train._last_checkpoint(tmp_path)
-    assert found is not None and found.name == "checkpoint-1"
-
-
 def test_patience_ends_a_run_that_no_longer_improves(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     wers = iter([0.5, 0.4, 0.45, 0.4, 0.3, 0.2])
-    monkeypatch.setattr(train, "_dev_wer", lambda *args: next(wers))
+    monkeypatch.setattr(Dev, "judged", lambda *args: Judged(next(wers), None))
     config = load([*words, "training.max_steps=6", "training.eval_steps=1", "training.dev_share=1",
                    "training.patience=2", "eval.after=false"])  # fmt: skip
     train.train(config)
@@ -159,11 +150,11 @@ def test_patience_ends_a_run_that_no_longer_improves(words: list[str], monkeypat
 def test_dev_decoding_keeps_to_its_share_and_what_it_skips_is_counted(
     words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(*args: Any) -> float:
+    def slow(*args: Any) -> Judged:
         time.sleep(1.0)
-        return 0.5
+        return Judged(0.5, None)
 
-    monkeypatch.setattr(train, "_dev_wer", slow)
+    monkeypatch.setattr(Dev, "judged", slow)
     config = load([*words, "training.max_steps=6", "training.eval_steps=1", "training.dev_share=0.01",
                    "eval.after=false"])  # fmt: skip
     train.train(config)

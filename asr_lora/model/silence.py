@@ -32,15 +32,11 @@ def remember(model: WhisperForConditionalGeneration) -> None:
     found: list[Tensor] = []
     shape = (1, encoder.conv1.in_channels, 2 * encoder.config.max_source_positions)
     silent = torch.full(shape, SILENT, dtype=encoder.conv1.weight.dtype, device=encoder.conv1.weight.device)
-    # Else bitsandbytes would pack 4 bits for evaluation on a CPU, and what is packed gives no gradient.
-    linear = [module.train() for module in encoder.modules() if isinstance(module, nn.Linear)]
     with ExitStack() as hooks, torch.inference_mode():
         for layer in encoder.layers:
             keep = layer.self_attn_layer_norm.register_forward_hook(lambda _, __, made: found.append(_thinned(made)))
             hooks.callback(keep.remove)
         found.append(_thinned(encoder(silent).last_hidden_state))
-    for module in linear:
-        module.eval()
     encoder.silence = [states.clone() for states in found]  # those of inference mode could not be trained with
 
 

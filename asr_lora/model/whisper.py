@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from torch import Tensor
 from transformers import BitsAndBytesConfig, WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -52,6 +53,11 @@ def load(
         device_map={"": device} if quantisation else None,
         attn_implementation="eager" if plain else "sdpa",
     )
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            # bitsandbytes 0.50 packs its weights for processors with bf16 when it is heard in evaluation, and leaves
+            # them so when it is trained, where that product has no gradient (2026-11).
+            module.support_avx512bf16_for_cpu = False
     model = (model if quantisation else model.to(device)).eval()
     silence.remember(model)
     return model

@@ -1,0 +1,89 @@
+"""The checkpoints that training goes on from: written beside their place, sealed with checksums, then renamed."""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from asr_lora import ranks
+from asr_lora.files import read_json, write_json
+from asr_lora.progress import say
+
+SEAL = "checksums.json"  # SHA-256 by file name: the last file of a checkpoint
+
+
+@contextmanager
+def saving(folder: Path) -> Iterator[Path]:
+    """Yields a folder beside the checkpoints, the same for all processes of a run; a checkpoint in it is then moved in.
+
+    What a kill or an error leaves in it is no checkpoint yet, and the next save removes it.
+    """
+    partial = folder / ".partial"
+    ranks.first_does(lambda: shutil.rmtree(partial, ignore_errors=True))
+    try:
+        yield partial
+        ranks.gathered(None)  # each has written its part
+        ranks.first_does(lambda: _move_in(folder, partial))
+    finally:
+        if ranks.first():
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _move_in(folder: Path, partial: Path) -> None:
+    (made,) = partial.glob("checkpoint-*")
+    write_json(made / SEAL, {file.name: _sha256(file) for file in sorted(made.iterdir())})
+    target = folder / made.name
+    shutil.rmtree(target, ignore_errors=True)  # a damaged one, whose step has come again
+    made.replace(target)
+
+
+def last(folder: Path) -> Path | None:
+    """The newest whole checkpoint; a damaged one is told and passed over."""
+    for step in sorted(_steps(folder), reverse=True):
+        checkpoint = of_step(folder, step)
+        if (damage := _damage(checkpoint)) is None:
+            return checkpoint
+        say(f"{checkpoint}: damaged ({damage}), so training goes on from the one before, or from the beginning")
+    return None
+
+
+def of_step(folder: Path, step: int) -> Path:
+    return folder / f"checkpoint-{step}"
+
+
+def keep(folder: Path, newest: int, also: Collection[int] = ()) -> None:
+    """Removes all but the `newest` so many checkpoints, and those of the steps `also`."""
+    for step in sorted(_steps(folder))[:-newest]:
+        if step not in also:
+            shutil.rmtree(of_step(folder, step))
+
+
+def drop_after(folder: Path, step: int) -> None:
+    """Removes the checkpoints of later steps."""
+    for later in _steps(folder):
+        if later > step:
+            shutil.rmtree(of_step(folder, later))
+
+
+def _steps(folder: Path) -> list[int]:
+    names = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*"))
+    return [int(name[1]) for name in names if name]
+
+
+def _damage(checkpoint: Path) -> str | None:
+    try:
+        sealed = read_json(checkpoint / SEAL)
+    except (FileNotFoundError, ValueError):  # not there, not text, not JSON
+        return f"no {SEAL} that can be read"
+    for name, sha256 in sealed.items():
+        file = checkpoint / name
+        if not file.is_file() or _sha256(file) != sha256:
+            return f"{name} is not as it was written"
+    return None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

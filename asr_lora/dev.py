@@ -1,0 +1,100 @@
+"""Dev, decoded while training: its WER, and whether that is worse than the untouched model's beyond chance."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from transformers import WhisperProcessor
+
+from asr_lora import decode, metrics, ranks
+from asr_lora.decode import Decoding
+from asr_lora.errors import ChoiceError
+from asr_lora.files import read_json, write_json
+from asr_lora.findings import runaway
+from asr_lora.hardware import Hardware
+from asr_lora.manifest import Clip
+from asr_lora.text import Normalizer, leading
+
+if TYPE_CHECKING:
+    from asr_lora.config import Config
+
+
+class Judged(NamedTuple):
+    """`trouble` says what is worse than with the untouched model, where that is known and more than chance."""
+
+    wer: float
+    trouble: str | None
+
+
+class Dev:
+    """Decodes `clips` with the model as it is being trained, and judges what it hears.
+
+    `kept` is the file of what the untouched model hears, which stands there once `hear_untouched` was called.
+    """
+
+    def __init__(
+        self, config: "Config", hardware: Hardware, processor: WhisperProcessor, clips: Sequence[Clip],
+        decoding: Decoding, kept: Path,
+    ) -> None:  # fmt: skip
+        self.clips, self.kept = clips, kept
+        self._hardware, self._processor, self._decoding = hardware, processor, decoding
+        self._normal, self._seed = normalizer(config, decoding.language), config.seed
+        self._references = [clip["text"] for clip in clips]
+        self._speakers = [clip["speaker"] for clip in clips]
+
+    def hear_untouched(self, model: Any) -> None:
+        """Decodes with a model that has learnt nothing yet, at the contexts of training; once a run."""
+        if ranks.first_does(self.kept.is_file):
+            return
+        started = time.perf_counter()
+        heard = self._heard(model)
+        ranks.first_does(lambda: write_json(self.kept, {**heard, "seconds": time.perf_counter() - started}))
+
+    @property
+    def untouched_seconds(self) -> float:
+        return float(read_json(self.kept)["seconds"]) if self.kept.is_file() else 0.0
+
+    def judged(self, model: Any) -> Judged:
+        """Raises ChoiceError when the normaliser leaves no word to get right."""
+        heard = self._heard(model)
+        return ranks.first_does(lambda: self._judged(heard))
+
+    def _judged(self, heard: Mapping[str, Any]) -> Judged:
+        wer = metrics.score(self._references, heard["hypotheses"], self._speakers, self._normal, self._seed)["wer"]
+        if wer is None:
+            name = self._normal.name
+            raise ChoiceError(f"training.dev_normalizer: {name} leaves no word of the dev references; take another")
+        return Judged(float(wer), self._trouble(heard, read_json(self.kept)) if self.kept.is_file() else None)
+
+    def _trouble(self, heard: Mapping[str, Any], untouched: Mapping[str, Any]) -> str | None:
+        """By the paired bootstrap of the report: a dev set of dozens of clips moves by a point from nothing."""
+        delta = metrics.paired_delta(
+            self._references, untouched["hypotheses"], heard["hypotheses"], self._speakers, self._normal, self._seed
+        )
+        if delta["ci95"][0] > 0:
+            low, high = (f"{bound * 100:+.1f}" for bound in delta["ci95"])
+            return f"dev WER is {delta['wer'] * 100:+.1f} points above the untouched model's ({low} to {high})"
+        before, after = self._runaways(untouched), self._runaways(heard)
+        if metrics.share_delta(before, after, self._speakers, self._seed)[1][0] > 0:
+            return f"{sum(after)} of {len(after)} dev clips run away, {sum(before)} with the untouched model"
+        return None
+
+    def _runaways(self, heard: Mapping[str, Any]) -> list[bool]:
+        said = zip(heard["hypotheses"], heard["cut"], self.clips, strict=True)
+        return [bool(set(runaway(text, clip["text"], clip["duration"], cut)) - {"silence"}) for text, cut, clip in said]
+
+    def _heard(self, model: Any) -> dict[str, list[Any]]:
+        model.eval()
+        hardware = self._hardware
+        with torch.autocast(hardware.device.type, hardware.autocast, enabled=hardware.autocast is not None):
+            heard = decode.transcribe(model, self._processor, self.clips, self._decoding)
+        model.train()
+        return {"hypotheses": [each.text for each in heard], "cut": [each.cut for each in heard]}
+
+
+def normalizer(config: "Config", language: str) -> Normalizer:
+    """Where no spaces part words, each character counts as one: errors of phrases would tell adapters apart badly."""
+    usual = "characters" if leading(language) == "cer" else "marks"
+    return Normalizer(config.training.dev_normalizer or usual, language)

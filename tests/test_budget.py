@@ -1,0 +1,61 @@
+"""training.max_hours: a command that ends in time, saved and scored, and the same command that goes on."""
+
+import time
+
+import pytest
+
+from asr_lora import run
+from asr_lora.budget import ENDING, Budget
+from asr_lora.files import read_json, read_jsonl
+from asr_lora.launch import load
+from asr_lora.train import train
+
+
+def over(hours: float, spent: float, evaluation: float = 10.0, **took: list[float]) -> bool:
+    """Of a run whose steps took 2 s, dev decodings 20 s, saves 1 s; evaluation is so many decodings' work."""
+    budget = Budget(hours, time.monotonic() - spent, loading=5.0, step=1.0, dev=12.0, eval=12.0 * evaluation)
+    usual = {"steps": [2.0, 2.0], "decodings": [20.0], "saves": [1.0]}
+    return budget.is_over(**(usual | took))
+
+
+def test_the_time_that_is_left_must_hold_a_step_a_save_dev_and_the_evaluation() -> None:
+    # 2 + 1 + 1.1 * (20 + 200 + 2 * 5) + ending
+    needed = 256 + ENDING
+    assert not over(0.5, 1800 - needed - 5)
+    assert over(0.5, 1800 - needed + 5)
+    assert over(0.5, 1800 - needed - 5, steps=[2.0, 30.0])  # one slow step may be followed by another
+    assert not over(0.5, 1800 - needed + 5, evaluation=0.0)  # eval.after=false
+
+
+def test_before_dev_was_heard_the_steps_tell_what_it_will_take() -> None:
+    needed = 3 + 1.1 * (24 + 240 + 10) + ENDING  # a step of 2 s is 1 of work, dev is 12
+    assert not over(0.5, 1800 - needed - 5, decodings=[])
+    assert over(0.5, 1800 - needed + 5, decodings=[])
+
+
+def test_a_run_whose_time_is_over_is_saved_scored_and_goes_on_to_the_end_it_would_have_had(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = [*words, "training.max_steps=4", "training.eval_steps=9", "lora.dropout=0.1"]
+    steady = load([*many, "run_name=steady"])
+    train(steady)
+    config = load([*many, "training.max_hours=1e-6"])
+    assert config.run == load(many).run  # what stops a run is not what it is
+    train(config)
+    facts = read_json(run.train_metrics(config.run))
+    assert (facts["finished"], facts["steps"], facts["max_steps"]) == (False, 1, 4)
+    assert facts["ended_by"] == "training.max_hours" and facts["total_seconds"] > 0
+    assert (config.run / "eval" / "test" / "metrics.json").is_file()
+    said = capsys.readouterr().err
+    assert "training is at step 1 of 4, and the same command goes on from there" in said
+
+    train(load(many))
+    assert "resuming from" in capsys.readouterr().err
+    facts = read_json(run.train_metrics(config.run))
+    assert (facts["finished"], facts["steps"], facts["ended_by"]) == (True, 4, None)
+    logs = [
+        [line["loss"] for line in read_jsonl(each.run / "train" / "log.jsonl") if "loss" in line]
+        for each in (config, steady)
+    ]
+    assert logs[0] == logs[1]  # to the last bit
+    assert not run.checkpoints(config.run).exists()
