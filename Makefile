@@ -23,7 +23,7 @@ words = $(spoken) $(hours) $(source) $(ARGS)
 RANKS := 4,8,16,32
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prepare train eval sweep search report plan bench check test test-all
+.PHONY: help demo prepare train eval sweep search report plan bench check test test-all audit
 
 help: ## this list
 	@echo "make TARGET [LANG=nl] [HOURS=1|all] [DATA=/path/to/cv-corpus-...] [ARGS=\"hydra overrides\"]"
@@ -67,6 +67,10 @@ test: $(INSTALLED) ## everything that takes under ten minutes on two cores
 
 test-all: $(INSTALLED) ## everything
 	$(PYTHON) -m pytest --numprocesses=auto --dist=worksteal
+
+audit: $(INSTALLED) ## known vulnerabilities of all that uv.lock pins, extras too; asks PyPI's advisories, so it needs a network
+	$(UV) export --quiet --locked --no-emit-project --all-extras --output-file .venv/audited.txt >/dev/null
+	$(UV) tool run --from 'pip-audit>=2,<3' pip-audit --requirement .venv/audited.txt --no-deps --disable-pip --strict
 
 $(INSTALLED): uv.lock pyproject.toml | $(UV)
 	$(UV) sync --locked --extra demo --extra search --compile-bytecode

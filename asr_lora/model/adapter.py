@@ -158,15 +158,7 @@ def save_training(model: torch.nn.Module, way: Method, folder: Path) -> None:
 
 
 def resume_training(model: torch.nn.Module, way: Method, folder: Path) -> None:
-    """Takes back what `save_training` wrote, into a model made by the same settings.
-
-    Raises ChoiceError for a checkpoint that an earlier version wrote.
-    """
-    if not (folder / TRAINED).is_file():
-        raise ChoiceError(
-            f"run_dir: {folder} has no {TRAINED}, as checkpoints of an earlier version of asr_lora; finish the run "
-            f"with that version, or remove {folder.parent} to train it anew"
-        )
+    """Takes back what `save_training` wrote, into a model made by the same settings."""
     device = next(model.parameters()).device
     saved = load_file(folder / TRAINED, device=str(device))
     remembered = {name.removeprefix(OF_METHOD): saved.pop(name) for name in list(saved) if name.startswith(OF_METHOD)}

@@ -1,0 +1,54 @@
+"""Whether memory stays flat over many clips:  python recipes/memory.py MANIFEST --checkpoint FOLDER [--clips 5000]
+
+Decodes the clips of a manifest (runs/<run>/data/test.jsonl) again and again up to so many, as evaluation does, and tells
+what the process held on the way. The slope is that of a straight line through all but the first tenth, within which
+batches of the longest clips have their turn.
+"""
+
+import argparse
+from collections.abc import Sequence
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from asr_lora.checkpoint import load_processor
+from asr_lora.decode import Decoding, transcribe
+from asr_lora.files import read_jsonl
+from asr_lora.model import whisper
+from asr_lora.progress import hush_libraries, progress, say
+from asr_lora.sweep import resident_bytes
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("manifest", type=Path)
+    parser.add_argument("--checkpoint", default="openai/whisper-base", help="(%(default)s)")
+    parser.add_argument("--language", default="es", help="Whisper's token (%(default)s)")
+    parser.add_argument("--clips", type=int, default=5000, help="(%(default)s)")
+    parser.add_argument("--tokens", type=int, default=64, help="at most so many a clip (%(default)s)")
+    asked = parser.parse_args(arguments)
+    hush_libraries()
+    model, processor = whisper.load(asked.checkpoint, "fp32", torch.device("cpu")), load_processor(asked.checkpoint)
+    clips = list(islice(cycle(read_jsonl(asked.manifest)), asked.clips))
+    done, held = [0], [resident_bytes()]
+    with progress("decoding", total=len(clips)) as bar:
+
+        def advance(count: int) -> None:
+            bar.advance(count)
+            done.append(done[-1] + count)
+            held.append(resident_bytes())
+
+        transcribe(
+            model, processor, clips, Decoding(asked.language, "transcribe", 1, asked.tokens, 40, 1.0, 8), advance
+        )
+    steady = [at for at, count in enumerate(done) if count >= len(clips) / 10]
+    slope = np.polyfit([done[at] for at in steady], [held[at] for at in steady], 1)[0]
+    at_tenths = [held[int(share * (len(held) - 1))] for share in np.linspace(0, 1, 11)]
+    say(f"MB held, before and after every tenth: {', '.join(f'{each / 1e6:.0f}' for each in at_tenths)}")
+    say(f"slope: {slope * 1000 / 1e6:+.2f} MB per 1,000 clips")
+
+
+if __name__ == "__main__":
+    main()
