@@ -60,7 +60,7 @@ def build(
         eval_steps=eval_steps(config.training, config.max_steps, len(dev)),
         dev_share=config.training.dev_share,
         patience=config.training.patience,
-        budget=_budget(config, building if began is None else began, time.monotonic() - building),
+        budget=ranks.first_does(lambda: _budget(config, began or building, time.monotonic() - building)),
     )
     arguments = _arguments(config, hardware, learning_rate, steady)
     place = arguments.process_index, arguments.world_size

@@ -125,7 +125,9 @@ class Journal(TrainerCallback, ExportableState):
         self.dev_skipped += due and not control.should_evaluate
         self.stop_asked = ranks.any_of(self.stop_asked)
         if not last and self.budget:
-            over = self.budget.is_over(self.step_seconds[self._steps_before :], self.dev_took, self.save_took)
+            own = self.step_seconds[self._steps_before :]
+            # The first process's clock counts: another machine's began elsewhere.
+            over = ranks.first() and self.budget.is_over(own, self.dev_took, self.save_took)
             self.out_of_time = ranks.any_of(over)
         if self.out_of_time:
             self.ended_by = "training.max_hours"

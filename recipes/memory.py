@@ -1,8 +1,8 @@
 """Whether memory stays flat over many clips:  python recipes/memory.py MANIFEST --checkpoint FOLDER [--clips 5000]
 
-Decodes the clips of a manifest (runs/<run>/data/test.jsonl) again and again up to so many, as evaluation does, and tells
-what the process held on the way. The slope is that of a straight line through all but the first tenth, within which
-batches of the longest clips have their turn.
+Decodes the clips of a manifest (runs/<run>/data/test.jsonl) again and again up to so many, as evaluation does, and
+tells what the process held on the way. The slope is that of a straight line through all but the first tenth, within
+which batches of the longest clips have their turn.
 """
 
 import argparse
