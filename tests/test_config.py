@@ -138,6 +138,8 @@ ALTERNATIVES: dict[str, list[Any]] = {
     "training.patience": [1, 2],
     "decoding.num_beams": [5],
     "decoding.max_new_tokens": [1, 2],
+    "guard.bad_step": ["back", "stop"],
+    "guard.spike": [None, 3.0000001, 30.0],
 }
 
 

@@ -110,12 +110,6 @@ def test_every_way_trains_resumes_is_scored_shown_saved_and_loaded_by_others(
     assert all(torch.equal(weight, resumed[name]) for name, weight in weights.items())
 
 
-def test_a_checkpoint_of_an_earlier_version_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    way, model = adalora(words_of("adalora"))
-    with pytest.raises(ChoiceError, match=r"run_dir: .* has no trained\.safetensors, .* remove .* to train it anew"):
-        adapter.resume_training(model, way, tmp_path)
-
-
 # ---- AdaLoRA ----
 
 
