@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from asr_lora import run
-from asr_lora.checkpoint import load_config
+from asr_lora.checkpoint import is_local, load_config, resolve
 from asr_lora.cost import PUBLISHED, shape_of
 from asr_lora.files import write_text
 from asr_lora.page import environment
@@ -24,9 +24,9 @@ def hub_id(checkpoint: str) -> str | None:
 
     None for a folder of another name, or whose sizes are not those: what is in it nobody else may have.
     """
+    if not is_local(checkpoint):
+        return resolve(checkpoint)[0]
     folder = Path(checkpoint).expanduser()
-    if not folder.exists():
-        return checkpoint
     named = f"openai/whisper-{folder.name.removeprefix('faster-').removeprefix('whisper-')}"
     return named if PUBLISHED.get(named) == shape_of(load_config(checkpoint).to_dict()) else None
 

@@ -40,6 +40,7 @@ def evaluate(config: Config, command: Sequence[str] | None = None) -> dict[str, 
         raise ChoiceError(f"run_dir: no adapter in {config.run}/train; the same words with asr_lora.train finish it")
     hardware = look_together(config)
     with run.held(config.run):
+        config = ranks.first_does(lambda: run.pinned(config))
         return _evaluate(config, hardware, shlex.join(command or ["python", "-m", "asr_lora.eval", *words_of_job()]))
 
 

@@ -12,7 +12,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from asr_lora import cost
 from asr_lora.batches import Order, forwards
-from asr_lora.checkpoint import load_config
+from asr_lora.checkpoint import is_local, load_config, resolve
 from asr_lora.clock import Clocks, Work
 from asr_lora.corpus import SPLITS
 from asr_lora.decode import at_once, batches
@@ -100,16 +100,17 @@ def architecture(checkpoint: str) -> WhisperConfig:
 
     Raises ChoiceError for a model that is neither.
     """
-    if Path(checkpoint).expanduser().is_dir():
+    if is_local(checkpoint):
         return load_config(checkpoint)
-    if "/" in checkpoint and isinstance(cached := try_to_load_from_cache(checkpoint, "config.json"), str):
+    name, revision = resolve(checkpoint)
+    if "/" in name and isinstance(cached := try_to_load_from_cache(name, "config.json", revision=revision), str):
         return WhisperConfig.from_dict(read_json(Path(cached)))
-    if checkpoint not in cost.PUBLISHED:
+    if name not in cost.PUBLISHED:
         raise ChoiceError(
             f"model.checkpoint: the sizes of {checkpoint} are not known here; name a local directory, or one of "
             f"{', '.join(cost.PUBLISHED)}"
         )
-    shape = cost.PUBLISHED[checkpoint]
+    shape = cost.PUBLISHED[name]
     heads = shape.d_model // 64  # as all of Whisper's
     return WhisperConfig(
         d_model=shape.d_model, encoder_ffn_dim=shape.ffn, decoder_ffn_dim=shape.ffn, vocab_size=shape.vocabulary,

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from asr_lora import audio, clock, run, ways
+from asr_lora.checkpoint import is_local, resolve
 from asr_lora.clock import Clocks
 from asr_lora.config import Config, HardwareConfig, conf_dir
 from asr_lora.corpus import SPLITS, Columns, is_path, is_quick, open_corpus
@@ -190,8 +191,10 @@ def _by_rates(
 
 
 def _refuse_to_fetch(checkpoint: str) -> None:
-    if not Path(checkpoint).expanduser().is_dir():
-        cached = [try_to_load_from_cache(checkpoint, name) for name in ("model.safetensors", "pytorch_model.bin")]
+    if not is_local(checkpoint):
+        name, revision = resolve(checkpoint)
+        weights = ("model.safetensors", "pytorch_model.bin")
+        cached = [try_to_load_from_cache(name, file, revision=revision) for file in weights]
         if not any(isinstance(file, str) for file in cached):
             raise ChoiceError(
                 f"plan.calibrate: the weights of {checkpoint} are not on this machine, and a plan fetches nothing; "

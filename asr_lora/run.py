@@ -16,6 +16,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from omegaconf import OmegaConf
 
 from asr_lora import ranks
+from asr_lora.checkpoint import identity
 from asr_lora.config import Config, DecodingConfig, EvalConfig, ReportConfig, from_plain, plain
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.files import read_json, read_jsonl, write_text
@@ -158,7 +159,7 @@ def settings_file(run: Path) -> Path:
 
 
 def settings(run: Path) -> dict[str, Any]:
-    """As recorded: the composed tree, `versions` and `command`."""
+    """As recorded: the composed tree, `versions`, `base` (checkpoint.identity) and `command`."""
     recorded: Any = OmegaConf.to_container(OmegaConf.load(settings_file(run)))
     return dict(recorded)
 
@@ -173,10 +174,29 @@ def recognise(config: Config) -> None:
 def record(config: Config, command: Sequence[str]) -> None:
     """Writes settings, versions and the command into a new run folder; those of an old one are never touched."""
     if not settings_file(config.run).exists():
-        words = OmegaConf.create({**plain(config), "versions": versions(), "command": shlex.join(command)})
+        facts = {"versions": versions(), "base": identity(config.model.checkpoint), "command": shlex.join(command)}
+        words = OmegaConf.create({**plain(config), **facts})
         settings = OmegaConf.to_yaml(words)
         header = "# What this run was made with: the settings as composed, and the versions."
         write_text(settings_file(config.run), f"{header}\n{settings}")
+
+
+def pinned(config: Config) -> Config:
+    """With the base that the run was begun with: of the Hub that very commit, whatever is there by now.
+
+    Raises ChoiceError where a directory no longer holds what it held.
+    """
+    base = settings(config.run).get("base")
+    if base is None:  # an earlier version did not record it
+        return config
+    if "@" in base:
+        return replace(config, model=replace(config.model, checkpoint=base))
+    if identity(config.model.checkpoint) != base:
+        raise ChoiceError(
+            f"model.checkpoint: {config.model.checkpoint} no longer holds the files that {config.run} was begun with; "
+            "put those back, or give this run a name of its own (run_name=...)"
+        )
+    return config
 
 
 def refuse_other(run: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

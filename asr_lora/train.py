@@ -57,6 +57,7 @@ def train(config: Config, command: Sequence[str] | None = None, callbacks: Seque
         if ranks.first_does(lambda: _is_trained(config, typed)):
             say(f"already trained: {run.tuned(config.run)}")
         else:
+            config = ranks.first_does(partial(run.pinned, config))
             _train(config, hardware, callbacks, began)
         ranks.first_does(lambda: run.note_last(config.run, Path(config.runs_dir)))
         if config.eval.after:

@@ -94,10 +94,11 @@ def attempted(words: list[str], processes: int, after: int | None, seconds: floa
 def main(plan: dict[str, Any], words: list[str]) -> None:
     draw, ended, folder = random.Random(plan["seed"]), [], load(words).run
     for time_of in range(plan["times"]):
-        at_a_write = plan["how"] == "full" or time_of % 2 == 0
+        whose = draw.randrange(plan["processes"])
+        at_a_write = plan["how"] == "full" or (time_of % 2 == 0 and whose == 0)  # the first process alone writes
         status = attempted(
             words, plan["processes"], draw.randint(1, OFTEN) if at_a_write else None,
-            None if at_a_write else draw.uniform(0, LATEST), plan["how"], draw.randrange(plan["processes"]),
+            None if at_a_write else draw.uniform(0, LATEST), plan["how"], whose,
         )  # fmt: skip
         ended.append(status)
         if (Path(folder) / "train" / "metrics.json").is_file():

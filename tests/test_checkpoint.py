@@ -182,7 +182,7 @@ def test_a_faster_whisper_directory_gives_back_its_weights(
 ) -> None:
     original = tiny_whisper()
     source = write_ctranslate2(tmp_path / "faster", original, dtype_id)
-    resolved = Path(resolve(str(source)))
+    resolved = Path(resolve(str(source))[0])
     assert resolved.parent == private_cache / "checkpoints" and resolved.name.startswith("faster-")
     model, report = load(resolved)
     assert not any(report.values())
@@ -193,13 +193,13 @@ def test_a_faster_whisper_directory_gives_back_its_weights(
 
 def test_the_same_directory_is_converted_once_and_a_changed_one_again(tmp_path: Path) -> None:
     source = write_ctranslate2(tmp_path / "faster", tiny_whisper())
-    first = Path(resolve(str(source)))
+    first = Path(resolve(str(source))[0])
     before = (first / "model.safetensors").stat()
     moved = source.rename(tmp_path / "elsewhere").rename(tmp_path / "faster")
-    assert resolve(str(moved)) == str(first)
+    assert resolve(str(moved))[0] == str(first)
     assert (first / "model.safetensors").stat() == before
     (source / "config.json").write_text('{"suppress_ids": [], "suppress_ids_begin": [220]}')
-    assert resolve(str(source)) != str(first)
+    assert resolve(str(source))[0] != str(first)
 
 
 def test_an_interrupted_conversion_leaves_nothing(
@@ -249,7 +249,8 @@ def test_a_path_that_does_not_exist_is_no_hub_id(name: str) -> None:
 
 def test_a_hub_id_stays_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    assert resolve("openai/whisper-large-v2") == "openai/whisper-large-v2"
+    assert resolve("openai/whisper-large-v2") == ("openai/whisper-large-v2", "main")
+    assert resolve("openai/whisper-large-v2@1a2b3c") == ("openai/whisper-large-v2", "1a2b3c")
 
 
 def test_a_directory_without_a_model_says_what_is_there(tmp_path: Path) -> None:

@@ -72,18 +72,18 @@ def test_a_disk_that_fills_up_at_any_write_costs_nothing_that_was_there(busy: li
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_twenty_kills_change_nothing(busy: list[str], seed: int) -> None:
-    longer = [*busy, "training.max_steps=40", "training.eval_steps=10"]
+    longer = [*busy, "training.max_steps=400", "training.eval_steps=100"]
     told = interrupted(longer, times=20, seed=seed)
-    assert told["ended"][-1] == 0 and told["ended"].count(-9) >= 5
+    assert told["ended"] == [-9] * 20 + [0]
     assert outcome(longer) == steady(longer)
 
 
 @pytest.mark.slow
 def test_kills_of_one_of_two_processes_change_nothing(busy: list[str]) -> None:
     """Against two processes that nobody kills: sums of two round otherwise than those of one."""
-    two = [*busy, "data.augment=null"]
+    two = [*busy, "data.augment=null", "training.max_steps=60", "training.eval_steps=20"]
     told = interrupted(two, times=6, processes=2)
     assert told["ended"][-1] == 0 and -9 in told["ended"]
     again = [*two, "run_name=steady"]

@@ -4,7 +4,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,16 @@ import torch
 from conftest import tiny_tokenizer, tiny_whisper
 from peft import get_peft_model_state_dict
 from releases import utterances, write_release
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 
+from asr_lora.checkpoint import identity
 from asr_lora.dev import Dev, Judged
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.eval import evaluate
 from asr_lora.files import read_json, read_jsonl
 from asr_lora.launch import load, quoted
-from asr_lora.run import as_recorded
+from asr_lora.run import as_recorded, settings
 from asr_lora.train import train
 
 TRAINED = (
@@ -317,3 +318,55 @@ def test_loader_processes_change_no_loss(words: list[str]) -> None:
         log = read_jsonl(config.run / "train" / "log.jsonl")
         losses.append([line["loss"] for line in log if "loss" in line])
     assert losses[0] == losses[1]
+
+
+# ---- the base is pinned ----
+
+
+def hub(home: Path, commits: Sequence[tuple[str, Path]]) -> Path:
+    """A cache of the Hub's own layout, whose main is the last commit of owner/whisper-random."""
+    model = home / "models--owner--whisper-random"
+    for commit, folder in commits:
+        shutil.copytree(folder, model / "snapshots" / commit, dirs_exist_ok=True)
+        (model / "refs").mkdir(exist_ok=True)
+        (model / "refs" / "main").write_text(commit)
+    return model
+
+
+def another(checkpoint: Path, folder: Path) -> Path:
+    """The same model with other weights."""
+    shutil.copytree(checkpoint, folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: tensor * 0.9 for name, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_a_run_keeps_to_the_commit_of_the_hub_that_it_began_with(
+    words: list[str], tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, first, second = tmp_path / "hub", "1" * 40, "2" * 40
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    hub(cache, [(first, tiny_checkpoint)])
+    config = load([*words, "model.checkpoint=owner/whisper-random"])
+    train(config)
+    assert settings(config.run)["base"] == f"owner/whisper-random@{first}"
+    told = read_json(config.run / "train" / "adapter" / "adapter_config.json")
+    assert (told["base_model_name_or_path"], told["revision"]) == ("owner/whisper-random", first)
+    before = read_json(config.run / "eval" / "test" / "metrics.json")
+
+    hub(cache, [(second, another(tiny_checkpoint, tmp_path / "other"))])  # the Hub has moved on
+    assert identity("owner/whisper-random").endswith(second)
+    shutil.rmtree(config.run / "eval")
+    again = evaluate(config)
+    assert again["cached"] and again["baseline"]["cached"] and again["wer"] == before["wer"]
+
+
+def test_a_run_whose_base_has_been_replaced_is_refused(words: list[str], tiny_checkpoint: Path, tmp_path: Path) -> None:
+    base = tmp_path / "whisper-mine"
+    shutil.copytree(tiny_checkpoint, base)
+    config = load([*words, f"model.checkpoint={base}", "eval.after=false"])
+    train(config)
+    shutil.rmtree(base)
+    another(tiny_checkpoint, base)
+    with pytest.raises(ChoiceError, match=r"model\.checkpoint: .* no longer holds the files .* \(run_name="):
+        evaluate(config)

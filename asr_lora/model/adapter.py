@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import WhisperForConditionalGeneration
 
-from asr_lora.checkpoint import load_processor
+from asr_lora.checkpoint import is_local, load_processor, resolve
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.files import read_json, whole_folder, write_json
 from asr_lora.model import whisper
@@ -90,17 +90,18 @@ def trainable_parameters(model: torch.nn.Module) -> int:
 def save(model: Tuned, folder: Path, base: str, context: str) -> None:
     """Writes what was learnt into `folder`: an adapter as peft itself does, else the whole model as transformers does.
 
-    `base` is the name that it is told to stand on. Beside it asr_lora.json records the `context` that it was trained
-    at, for whoever decodes with it. PiSSA becomes an ordinary LoRA of twice the rank.
+    `base` is the checkpoint that it is told to stand on, of the Hub that very revision. Beside it asr_lora.json records
+    the `context` that it was trained at, for whoever decodes with it. PiSSA becomes an ordinary LoRA of twice the rank.
     A local checkpoint is named by its folder alone: a path on this machine helps nobody elsewhere.
     Raises WorldError when the weights cannot be written, a full disk for one.
     """
-    local = Path(base).expanduser()
-    name = local.name if local.exists() else base
+    source, revision = resolve(base)
+    name = Path(base).expanduser().name if is_local(base) else source
     with _told(folder):
         if isinstance(model, PeftModel):
             library, kind, card = "peft", "lora", CARD
             model.peft_config["default"].base_model_name_or_path = name
+            model.peft_config["default"].revision = None if is_local(base) else revision
             # "auto" would ask the Hub at every save whether the base's embeddings were resized; nothing resizes them.
             with _quiet():
                 model.save_pretrained(folder, save_embedding_layers=False)

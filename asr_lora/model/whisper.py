@@ -46,8 +46,10 @@ def load(
         ),
     }.get(precision)  # fmt: skip
     plain = device.type == "cpu" and compute is torch.bfloat16
+    source, revision = resolve(checkpoint)
     model = WhisperForConditionalGeneration.from_pretrained(
-        resolve(checkpoint),
+        source,
+        revision=revision,
         dtype=DTYPES.get(precision, compute),
         quantization_config=quantisation,
         device_map={"": device} if quantisation else None,
