@@ -5,11 +5,12 @@ process nothing here does anything. Knows torch.distributed and no more of the h
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import distributed
 from torch._C._distributed_c10d import TCPStore
@@ -23,6 +24,7 @@ Made = TypeVar("Made")
 WAIT = timedelta(days=7)
 STEP = timedelta(minutes=30)  # for sums of gradients, where nobody prepares: longer than any step
 COMPLAINT = timedelta(seconds=10)  # for one line to be printed by another process
+AT_ONCE = 2**24  # numbers of gradients that are summed at once, 64 MB
 
 _waiting: list[Any] = []  # the group that waits patiently, once there is one
 
@@ -93,6 +95,21 @@ def any_of(flag: bool) -> bool:
     number = torch.tensor(int(flag))
     distributed.all_reduce(number, distributed.ReduceOp.MAX, group=_waiting[0])
     return bool(number)
+
+
+def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Over all ranks, a few large sums: one a matrix would wait for the network hundreds of times a step."""
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    begins = np.cumsum([0, *(parameter.numel() for parameter in parameters[:-1])]) // AT_ONCE
+    for at in np.unique(begins):
+        bucket = [parameter for parameter, begin in zip(parameters, begins, strict=True) if begin == at]
+        flat = torch.cat([parameter.grad.flatten() for parameter in bucket if parameter.grad is not None])
+        distributed.all_reduce(flat)
+        begin = 0
+        for parameter in bucket:
+            parameter.grad = flat[begin : begin + parameter.numel()].view_as(parameter)
+            begin += parameter.numel()
 
 
 # ---- when it goes wrong ----

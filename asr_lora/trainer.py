@@ -18,7 +18,7 @@ from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, Traine
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
-from asr_lora import checkpoints
+from asr_lora import checkpoints, ranks
 from asr_lora.batches import forwards
 from asr_lora.dev import Dev
 from asr_lora.errors import WorldError
@@ -32,11 +32,9 @@ from asr_lora.model.whisper import context, seconds_of
 from asr_lora.progress import say
 from asr_lora.streamed import Stream, StreamedSteps
 
-KEPT = (
-    2  # checkpoints, the newest: should one be damaged, there is the one before; beside them that of the best dev WER
-)
+# Checkpoints, the newest: should one be damaged, there is the one before. Beside them stays that of the best dev WER.
+KEPT = 2
 PREFETCHED = 4  # steps that a loader process has ready
-AT_ONCE = 2**24  # numbers of gradients that ranks sum at once, 64 MB
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -135,7 +133,7 @@ class WhisperTrainer(Seq2SeqTrainer):
             self._shrink(inputs, ran_out)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if self.args.world_size > 1:
-            _sum_gradients(trained)
+            ranks.sum_gradients(trained)
         self.step_taken = self.guard.takes(
             self.state.global_step + 1, self._over_ranks(float(loss), "SUM"), self._gradient_norm(trained)
         )
@@ -273,21 +271,6 @@ class WhisperTrainer(Seq2SeqTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         adapter.resume_training(self.model if model is None else model, self.method, Path(resume_from_checkpoint))
-
-
-def _sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Over all ranks, a few large sums: one a matrix would wait for the network hundreds of times a step."""
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-    begins = np.cumsum([0, *(parameter.numel() for parameter in parameters[:-1])]) // AT_ONCE
-    for at in np.unique(begins):
-        bucket = [parameter for parameter, begin in zip(parameters, begins, strict=True) if begin == at]
-        flat = torch.cat([parameter.grad.flatten() for parameter in bucket if parameter.grad is not None])
-        torch.distributed.all_reduce(flat)
-        begin = 0
-        for parameter in bucket:
-            parameter.grad = flat[begin : begin + parameter.numel()].view_as(parameter)
-            begin += parameter.numel()
 
 
 class _AfterStep(TrainerCallback):
