@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import bitsandbytes
 import torch
-from peft import PeftModel
+from peft import PeftModel, prepare_model_for_kbit_training
 from torch import Tensor
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
@@ -130,6 +130,8 @@ def saved_and_reloaded(
     learnt = _logits(model, base, batch)
     adapter.save(model, folder, named, "full")
     fresh = base.load()
+    if getattr(fresh, "is_quantized", False):  # as it was under the adapter
+        fresh = prepare_model_for_kbit_training(fresh, use_gradient_checkpointing=False)
     untouched = _logits(fresh, base, batch)
     if adapter.is_whole(folder):
         fresh = whisper.load(str(folder), base.precision, base.device, base.autocast or torch.float32)
