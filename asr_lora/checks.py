@@ -41,7 +41,7 @@ WEIGHTS = (
 )  # fmt: skip
 NEAR = {"int8": (0.02, 0.02), "nf4": (0.2, 0.2)}  # how far product and gradient of a quantised layer may be
 COMES_BACK = 0.05  # of what an adapter does to logits, the share that saving it may cost (a 16-bit base rounds)
-SMALL = 80e6  # parameters up to which the real weights are tried: whisper-base and below
+SMALL = {"cuda": 80e6, "cpu": 10e6}  # parameters up to which the real weights are tried: whisper-base; none published
 
 
 # ---- the model and the device ----
@@ -50,10 +50,8 @@ SMALL = 80e6  # parameters up to which the real weights are tried: whisper-base 
 def checkpoint(config: "Config") -> tuple[Check, WhisperConfig]:
     """Raises ChoiceError for a model that is not known here."""
     known = architecture(config.model.checkpoint)
-    millions = cost.parameters(cost.shape_of(known.to_dict())) / 1e6
-    found = (
-        f"{config.model.checkpoint}: {millions:,.1f} M parameters in {config.model.precision}, lora={config.lora.kind}"
-    )
+    size = f"{cost.parameters(cost.shape_of(known.to_dict())) / 1e6:,.1f} M parameters in {config.model.precision}"
+    found = f"{config.model.checkpoint}: {size}, lora={config.lora.kind}"
     return Check("checkpoint", OK, found), known
 
 
@@ -143,8 +141,9 @@ class Trial:
 def gradients(
     config: "Config", known: WhisperConfig, hardware: Hardware, batch: Mapping[str, Tensor] | None, scratch: Path
 ) -> tuple[Check, Trial | None]:
-    """Of the real model where it is here and small, else of a small random one; of a real batch where there is one."""
-    real = is_local(config.model.checkpoint) and cost.parameters(cost.shape_of(known.to_dict())) <= SMALL
+    """Of the real model where that takes seconds, else of a small random one; of a real batch where there is one."""
+    parameters = cost.parameters(cost.shape_of(known.to_dict()))
+    real = is_local(config.model.checkpoint) and parameters <= SMALL[hardware.device.type]
     weights = config.model.checkpoint if real else str(probe.small_whisper(known, scratch / "small"))
     quantised_twice = bool(config.lora.double_quantisation)
     base = Base(weights, config.model.precision, hardware.device, hardware.autocast, quantised_twice)
