@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 WIDTH = 256  # of the layer whose product is tried
 SMALL = {  # of the Whisper that gradients are tried on where the real one is not at hand: blocks of 64 for bitsandbytes
-    "encoder_layers": 2, "decoder_layers": 2, "d_model": 128, "encoder_ffn_dim": 512, "decoder_ffn_dim": 512,
-    "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_layers": 1, "decoder_layers": 1, "d_model": 64, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
+    "encoder_attention_heads": 1, "decoder_attention_heads": 1,
 }  # fmt: skip
 STEP = 0.05  # the rate of the one step: large, so that what it moves stands out of rounding
 LOSS_SCALE = 1024.0  # so that no gradient is too small for fp16
