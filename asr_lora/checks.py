@@ -144,7 +144,9 @@ def gradients(
     """Of the real model where that takes seconds, else of a small random one; of a real batch where there is one."""
     parameters = cost.parameters(cost.shape_of(known.to_dict()))
     real = is_local(config.model.checkpoint) and parameters <= SMALL[hardware.device.type]
-    weights = config.model.checkpoint if real else str(probe.small_whisper(known, scratch / "small"))
+    weights = (
+        config.model.checkpoint if real else str(probe.small_whisper(known, config.lora.r or 1, scratch / "small"))
+    )
     quantised_twice = bool(config.lora.double_quantisation)
     base = Base(weights, config.model.precision, hardware.device, hardware.autocast, quantised_twice)
     heard = made_up(known) if batch is None else {name: tensor[:2] for name, tensor in batch.items()}

@@ -13,7 +13,7 @@ from peft import PeftModel, prepare_model_for_kbit_training
 from torch import Tensor
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from asr_lora.model import adapter, whisper
+from asr_lora.model import adapter, silence, whisper
 from asr_lora.model.adapter import Tuned
 from asr_lora.model.methods import method
 
@@ -21,10 +21,7 @@ if TYPE_CHECKING:
     from asr_lora.tuning import LoraConfig as LoraSettings
 
 WIDTH = 256  # of the layer whose product is tried
-SMALL = {  # of the Whisper that gradients are tried on where the real one is not at hand: blocks of 64 for bitsandbytes
-    "encoder_layers": 1, "decoder_layers": 1, "d_model": 64, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64,
-    "encoder_attention_heads": 1, "decoder_attention_heads": 1,
-}  # fmt: skip
+BLOCK = 64  # the width of a head, and of what bitsandbytes quantises at once
 STEP = 0.05  # the rate of the one step: large, so that what it moves stands out of rounding
 LOSS_SCALE = 1024.0  # so that no gradient is too small for fp16
 SIDES = ("encoder", "decoder")
@@ -46,7 +43,7 @@ def quantised_product(precision: str, device: torch.device, compute: torch.dtype
         layer.weight = bitsandbytes.nn.Params4bit(weight.clone(), requires_grad=False, quant_type="nf4")
         layer.support_avx512bf16_for_cpu = False  # as whisper.load has it
     layer.to(device)
-    given = heard.to(device, compute).requires_grad_()
+    given = heard.clone().to(device, compute).requires_grad_()
     product = layer(given)
     if not product.requires_grad:
         return _apart(product, heard @ weight.T), math.nan
@@ -59,11 +56,17 @@ def _apart(got: Tensor, wanted: Tensor) -> float:
     return float((got.detach().float().cpu() - wanted).norm() / wanted.norm())
 
 
-def small_whisper(known: WhisperConfig, folder: Path) -> Path:
-    """Writes `folder`: a Whisper of random weights with the vocabulary and mel bins of a real one, and few layers."""
+def small_whisper(known: WhisperConfig, rank: int, folder: Path) -> Path:
+    """Writes `folder`: a Whisper of random weights with the vocabulary and mel bins of a real one, a layer a side.
+
+    As wide as an adapter of that `rank` needs.
+    """
+    heads = -(-rank // BLOCK)
+    sizes = {"d_model": heads * BLOCK, "encoder_layers": 1, "decoder_layers": 1}
+    for side in SIDES:
+        sizes |= {f"{side}_ffn_dim": heads * BLOCK, f"{side}_attention_heads": heads}
     torch.manual_seed(0)
-    model = WhisperForConditionalGeneration(WhisperConfig.from_dict(known.to_dict() | SMALL))
-    model.save_pretrained(folder)
+    WhisperForConditionalGeneration(WhisperConfig.from_dict(known.to_dict() | sizes)).save_pretrained(folder)
     return folder
 
 
@@ -127,6 +130,8 @@ def saved_and_reloaded(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     usual = way.optimiser(model, STEP, 0.0) if way.optimiser else torch.optim.AdamW(trained, lr=STEP)
     usual.step()
+    if lora.whole:
+        silence.remember(model.eval())  # as whoever loads it will hear it
     learnt = _logits(model, base, batch)
     adapter.save(model, folder, named, "full")
     fresh = base.load()
