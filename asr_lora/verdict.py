@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 OK, WARN, FAIL = VERDICTS = ("ok", "warn", "fail")
+SHORT = 60  # characters that stand on one line
 STYLES = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 
 
@@ -42,7 +43,8 @@ def told(checks: Sequence[Check], seconds: float, as_json: bool) -> None:
     for check in checks:
         found = Text(check.found)
         if check.way_out:
-            found.append(f"\n-> {check.way_out}", STYLES[check.verdict])
+            apart = "\n" if len(check.found) + len(check.way_out) > SHORT else " "
+            found.append(f"{apart}-> {check.way_out}", STYLES[check.verdict])
         screen.add_row(Text(check.verdict, STYLES[check.verdict]), Text(check.name), found)
     console = Console()
     console.print(screen)
