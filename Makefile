@@ -23,7 +23,7 @@ words = $(spoken) $(hours) $(source) $(ARGS)
 RANKS := 4,8,16,32
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prepare train eval sweep search report plan bench check test test-all audit
+.PHONY: help demo doctor prepare train eval sweep search report plan bench check test test-all audit
 
 help: ## this list
 	@echo "make TARGET [LANG=nl] [HOURS=1|all] [DATA=/path/to/cv-corpus-...] [ARGS=\"hydra overrides\"]"
@@ -52,6 +52,9 @@ report: $(INSTALLED) ## the page of the last run, or of the one that the words n
 
 plan: $(INSTALLED) ## hours, memory and dollars of a run on five GPUs and this machine, before anything is fetched
 	$(PYTHON) -m asr_lora.plan $(words)
+
+doctor: $(INSTALLED) ## look a run over in seconds, before it costs anything: ok, warn or fail, each with its way out
+	$(PYTHON) -m asr_lora.doctor $(words)
 
 bench: $(INSTALLED) ## the tutorial recipe against ours, timed from outside, on DATA= or the demo's speech
 	$(PYTHON) recipes/benchmark.py $(if $(language),--language $(language)) \

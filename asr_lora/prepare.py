@@ -72,7 +72,7 @@ def _make_manifest(config: Config) -> None:
             f"or test ({_counts(leaks)}); take splits that do not"
         )
     if corpus.durations:  # then too much is refused before a clip is fetched; one not in the table may be of any length
-        _enough(config, corpus, sum(corpus.durations.get(row["path"]) or audio.MAX_SECONDS for row in train))
+        enough(config, corpus, sum(corpus.durations.get(row["path"]) or audio.MAX_SECONDS for row in train))
     seconds = None if config.data.hours is None else config.data.hours * 3600
     sounds = frozenset(row["sha256"] for row in elsewhere if row.get("sha256"))
     draws = [
@@ -185,7 +185,7 @@ def _held_out(config: Config, corpus: Corpus, split: str, limit: int | None) -> 
     return Draw(split, draw_order(_rows(corpus, split), config.data.seed), clips=limit)
 
 
-def _enough(config: Config, corpus: Corpus, seconds: float) -> None:
+def enough(config: Config, corpus: Corpus, seconds: float) -> None:
     """Refuses to ask for more hours than the training clips last, `seconds`."""
     if config.data.hours is not None and seconds < config.data.hours * 3600:
         raise ChoiceError(
@@ -263,7 +263,7 @@ def _write(
     available: Mapping[str, int | None], stream: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """`stream` says what is `streamed` in place of train, and how many clips were `asked` for of the other splits."""
-    _enough(config, corpus, draws[0].drawn_seconds)
+    enough(config, corpus, draws[0].drawn_seconds)
     if empty := [draw.split for draw in draws if not draw.chosen and not (stream and draw.split == "train")]:
         raise ChoiceError(f"data.source: no usable clip of {' or '.join(empty)} in {corpus.source}; a run needs them")
     splits = {

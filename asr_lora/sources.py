@@ -30,7 +30,7 @@ def opened(config: "Config") -> Corpus:
 
     Raises ChoiceError and WorldError as opening and splitting do.
     """
-    return _opened(config, None if config.data.sources else _source(config))
+    return _opened(config, None if config.data.sources else named_source(config))
 
 
 def recorded(config: "Config") -> Corpus:
@@ -88,7 +88,7 @@ def _without(corpus: Corpus, listing: Path) -> Corpus:
     return replace(corpus, tables=tables)
 
 
-def _source(config: "Config") -> str:
+def named_source(config: "Config") -> str:
     if config.data.source is not None:
         return config.data.source
     folder, code = Path(config.data.search_dir).expanduser(), config.data.language

@@ -39,7 +39,7 @@ def composed(*words: str, **environment: str) -> Config:
 
 def test_make_alone_prints_what_there_is_to_make() -> None:
     printed = make()
-    for target in ("demo", "prepare", "train", "eval", "sweep", "search", "check", "test", "test-all"):
+    for target in ("demo", "doctor", "prepare", "train", "eval", "sweep", "search", "check", "test", "test-all"):
         assert f"\n  {target} " in printed
 
 

@@ -42,10 +42,7 @@ def read_tables(source: Path, language: str) -> Tables:
 
     Raises ChoiceError for what is no archive of this language, WorldError for one that is damaged.
     """
-    state = source.stat()
-    stem = re.sub(r"\.(tar\.gz|tgz|tar)$", "", source.name)
-    key = hashlib.sha256(f"{source}\0{state.st_size}\0{state.st_mtime_ns}".encode(errors="surrogateescape")).hexdigest()
-    folder = cache_dir() / "corpora" / f"{stem}-{key[:8]}" / language / "tables"
+    folder, stem = _cached(source, language)
     if not _is_read(folder):
         with writing(folder), alone(folder):
             if not _is_read(folder):
@@ -53,6 +50,24 @@ def read_tables(source: Path, language: str) -> Tables:
                     home, clips = _extract_tables(source, language, partial)
                     release = _release(home, stem)
                     write_json(partial / MEMBERS, {"release": release, "clips": clips, "within": str(home)})
+    return _tables(folder)
+
+
+def known_tables(source: Path, language: str) -> Tables | None:
+    """The same where the first pass was made before; None where it was not."""
+    folder, _ = _cached(source, language)
+    return _tables(folder) if _is_read(folder) else None
+
+
+def _cached(source: Path, language: str) -> tuple[Path, str]:
+    """Where the tables of an archive are kept, and what it is called."""
+    state = source.stat()
+    stem = re.sub(r"\.(tar\.gz|tgz|tar)$", "", source.name)
+    key = hashlib.sha256(f"{source}\0{state.st_size}\0{state.st_mtime_ns}".encode(errors="surrogateescape")).hexdigest()
+    return cache_dir() / "corpora" / f"{stem}-{key[:8]}" / language / "tables", stem
+
+
+def _tables(folder: Path) -> Tables:
     kept = read_json(folder / MEMBERS)
     return Tables(folder, kept["release"], kept["clips"], PurePosixPath(kept["within"]))
 
@@ -68,7 +83,7 @@ def extract_clips(source: Path, within: PurePosixPath, names: set[str], folder: 
     def wanted(path: PurePosixPath) -> bool:
         return path.name in missing and path.parent == within
 
-    with writing(folder), closing(_walk(source, "extracting clips", wanted)) as members:
+    with writing(folder), closing(walk(source, "extracting clips", wanted)) as members:
         for path, _, content in members:
             if content is not None:
                 with whole_file(folder / path.name) as partial:
@@ -88,7 +103,7 @@ def _extract_tables(source: Path, language: str, folder: Path) -> tuple[PurePosi
     def wanted(path: PurePosixPath) -> bool:
         return path.suffix == ".tsv" and language in (path.parent.name, spontaneous_language(path))
 
-    with closing(_walk(source, "reading tables", wanted)) as members:
+    with closing(walk(source, "reading tables", wanted)) as members:
         for path, size, content in members:
             tops.add(path.parts[0])
             if path.name == "train.tsv":
@@ -111,7 +126,7 @@ def _release(home: PurePosixPath, stem: str) -> str:
     return above.name or stem
 
 
-def _walk(
+def walk(
     source: Path, description: str, wanted: Callable[[PurePosixPath], bool]
 ) -> Generator[tuple[PurePosixPath, int, bytes | None], None, None]:
     """The plain files of an archive in its order: path, size in bytes, and the content of those that are wanted.

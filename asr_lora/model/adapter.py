@@ -62,7 +62,7 @@ def attach(model: WhisperForConditionalGeneration, lora: "LoraSettings", seed: i
     if model.device.type == "meta" and lora.kind == "pissa":  # nothing there to take singular parts of
         way.adapter.init_lora_weights = True
     torch.manual_seed(seed)
-    with _quiet():
+    with quiet():
         tuned = get_peft_model(model, way.adapter)
     for module in tuned.modules():
         if isinstance(module, LoraLayer):
@@ -103,7 +103,7 @@ def save(model: Tuned, folder: Path, base: str, context: str) -> None:
             model.peft_config["default"].base_model_name_or_path = name
             model.peft_config["default"].revision = None if is_local(base) else revision
             # "auto" would ask the Hub at every save whether the base's embeddings were resized; nothing resizes them.
-            with _quiet():
+            with quiet():
                 model.save_pretrained(folder, save_embedding_layers=False)
             _untie_from_base(model, folder)
         else:
@@ -271,12 +271,12 @@ def merge(base: WhisperForConditionalGeneration, folder: Path) -> WhisperForCond
     """
     if getattr(base, "is_quantized", False):
         raise ValueError("base: must be fp32, fp16 or bf16 to be merged into, got a quantised one")
-    with _quiet():
+    with quiet():
         return PeftModel.from_pretrained(base, folder).merge_and_unload()
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without three warnings of peft 0.21 that nobody here can mend (2026-11).
 
     It asks transformers 5.23 for a property under its old name, takes AdaLoRA's rank pattern, which it does follow, for

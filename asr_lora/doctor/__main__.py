@@ -1,0 +1,115 @@
+"""Looks a run over before anything costs, in seconds:  python -m asr_lora.doctor data.language=nl data.hours=1
+
+Takes the words that training would take, and prints a line a check: ok, warn or fail, what was found, and the way out.
+Exits with 1 where a check failed. With --json the same is one JSON object on standard output. No weights are fetched,
+nothing is written into the run folder.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, TypeVar
+
+from asr_lora.doctor import installed
+from asr_lora.doctor.verdict import FAIL, WARN, Check, refused, told
+from asr_lora.errors import UserError, WorldError
+
+if TYPE_CHECKING:
+    from asr_lora.config import Config
+
+AS_JSON = "--json"
+T = TypeVar("T")
+
+
+class Examination:
+    """One check after the other; what one finds out, later ones take."""
+
+    def __init__(self, *checks: Check) -> None:
+        self.checks = list(checks)
+
+    def look(
+        self, name: str, what: Callable[..., tuple[Check, T | None]], needs: Mapping[str, object | None] | None = None
+    ) -> T | None:
+        """What the check found out, given what it `needs`, by the checks that found that out.
+
+        None where one of these did not, or it failed itself: an error that a person can mend is its verdict.
+        """
+        needs = needs or {}
+        if lacking := next((need for need, value in needs.items() if value is None), None):
+            self.checks.append(Check(name, WARN, f"not looked at: needs {lacking}", f"see {lacking}"))
+            return None
+        try:
+            check, value = what(*needs.values())
+        except UserError as error:
+            check, value = refused(name, error), None
+        except OSError as error:
+            found = f"{error.strerror or error}: {error.filename or 'while writing'}"
+            check, value = Check(name, FAIL, found, "mend that, and look again"), None
+        self.checks.append(check)
+        return value
+
+    @property
+    def failed(self) -> list[str]:
+        return [check.name for check in self.checks if check.verdict == FAIL]
+
+
+def examine(config: "Config", scratch: Path, versions: Check) -> Examination:
+    """All checks of a run, `versions` the first of them; `scratch` is for files that nobody wants afterwards."""
+    from asr_lora.doctor import checks, lesson, means  # noqa: PLC0415 (they import what `versions` had to try first)
+
+    found = Examination(versions)
+    known = found.look("checkpoint", partial(checks.checkpoint, config))
+    hub = found.look("Hub", partial(checks.hub, config))
+    hardware = found.look("device", partial(checks.device, config), {"checkpoint": known})
+    found.look("bitsandbytes", partial(checks.bitsandbytes, config), {"device": hardware})
+    found.look("mel bins", lambda hub, known: lesson.mel_bins(config, known), {"Hub": hub, "checkpoint": known})
+    code = found.look("language", lambda hub: lesson.token(config), {"Hub": hub})
+    sight = found.look("data", partial(lesson.data, config, scratch))
+    counted = None if "data" in found.failed else (sight,)  # clips that could not be seen are guessed at
+    found.look("labels", lambda sight, _: lesson.labels(config, sight), {"data": sight, "language": code})
+    batch = found.look("batch", partial(lesson.batch, config), {"data": sight, "language": code})
+    trial = found.look(
+        "gradients",
+        lambda known, hardware: checks.gradients(config, known, hardware, batch, scratch),
+        {"checkpoint": known, "device": hardware},
+    )
+    whole = {"Hub": hub} if config.lora.whole else {}  # saved with its tokenizer
+    found.look("save, reload", lambda trial, *_: checks.reloaded(config, trial, scratch), {"gradients": trial, **whole})
+    prediction = found.look(
+        "memory",
+        lambda hardware, counted: means.memory(config, hardware, *counted),
+        {"device": hardware, "data": counted},
+    )
+    found.look("disk", partial(means.disk, config), {"memory": prediction})
+    found.look("hours", partial(means.hours, config), {"device": hardware, "memory": prediction})
+    return found
+
+
+def doctor(config: "Config", versions: Check, as_json: bool = False) -> None:
+    """Prints what the checks came to. Raises WorldError where one failed."""
+    began = time.perf_counter()
+    with TemporaryDirectory(prefix="asr_lora-") as scratch:
+        found = examine(config, Path(scratch), versions)
+    told(found.checks, time.perf_counter() - began, as_json)
+    if found.failed:
+        raise WorldError(f"doctor: {', '.join(found.failed)} failed; the way out stands beside each")
+
+
+def main() -> None:
+    """The command line: --json is ours, all other words are settings, as every stage takes them."""
+    as_json = AS_JSON in sys.argv
+    sys.argv[1:] = [word for word in sys.argv[1:] if word != AS_JSON]
+    versions = installed.check()
+    if versions.verdict == FAIL:  # nothing else of ours can be imported
+        told([versions], 0.0, as_json)
+        raise SystemExit(1)
+    from asr_lora.launch import launch  # noqa: PLC0415 (as above)
+
+    launch(partial(doctor, versions=versions, as_json=as_json))
+
+
+if __name__ == "__main__":
+    main()

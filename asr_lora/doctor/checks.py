@@ -1,0 +1,189 @@
+"""Whether a run can stand: its checkpoint, the Hub, the device, bitsandbytes, gradients, an adapter that comes back.
+
+Each check gives what it came to, and what later checks need of it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import torch
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from torch import Tensor
+from transformers import WhisperConfig
+
+from asr_lora import cost
+from asr_lora.checkpoint import is_local, resolve
+from asr_lora.corpus.hub import PREFIX as HUB
+from asr_lora.doctor.verdict import FAIL, OK, WARN, Check
+from asr_lora.errors import WorldError
+from asr_lora.forecast import architecture
+from asr_lora.hardware import Hardware, cpu_has_bf16, look
+from asr_lora.model import probe
+from asr_lora.model.adapter import Tuned
+from asr_lora.model.probe import Base
+
+if TYPE_CHECKING:
+    from asr_lora.config import Config
+
+PATIENCE = 5.0  # seconds that the Hub may take to answer
+SMALL_FILES = (  # of a checkpoint; of each line one will do
+    ("config.json",),
+    ("generation_config.json",),
+    ("preprocessor_config.json", "processor_config.json"),
+    ("tokenizer.json", "vocab.json"),
+)
+WEIGHTS = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
+NEAR = {"int8": (0.02, 0.02), "nf4": (0.2, 0.2)}  # how far product and gradient of a quantised layer may be
+COMES_BACK = 0.05  # of what an adapter does to logits, the share that saving it may cost (a 16-bit base rounds)
+SMALL = {"cuda": 80e6, "cpu": 10e6}  # parameters up to which the real weights are tried: whisper-base; none published
+
+
+# ---- the model and the device ----
+
+
+def checkpoint(config: "Config") -> tuple[Check, WhisperConfig]:
+    """Raises ChoiceError for a model that is not known here."""
+    known = architecture(config.model.checkpoint)
+    size = f"{cost.parameters(cost.shape_of(known.to_dict())) / 1e6:,.1f} M parameters in {config.model.precision}"
+    found = f"{config.model.checkpoint}: {size}, lora={config.lora.kind}"
+    return Check("checkpoint", OK, found), known
+
+
+def hub(config: "Config") -> tuple[Check, bool | None]:
+    """Whether the Hub answers, where it is needed; the value is None where not even a tokenizer is to be had."""
+    name, source = config.model.checkpoint, config.data.source or ""
+    weights = weights_are_here(name)
+    small = is_local(name) or all(any(_cached(name, file) for file in files) for files in SMALL_FILES)
+    if small and weights and not source.startswith(HUB):
+        where = "on this machine" if is_local(name) else "in the cache"
+        return Check("Hub", OK, f"not needed: {name} is {where}"), True
+    wanted = f"{'the weights' if small else 'all'} of {name}" if not (small and weights) else source
+    if small and weights:
+        url = hf_hub_url(source.removeprefix(HUB).partition(":")[0], "README.md", repo_type="dataset")
+    else:
+        of_hub, revision = resolve(name)
+        url = hf_hub_url(of_hub, WEIGHTS[0], revision=revision)
+    try:
+        held = get_hf_file_metadata(url, timeout=PATIENCE).size
+    except EntryNotFoundError:  # the repository is there, under other names of files
+        held = None
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        if small and weights:
+            return Check("Hub", WARN, f"does not answer ({reason})", f"needed for {wanted}, unless it is cached"), True
+        way_out = "mend the network or the name, or name a folder that holds the model: model.checkpoint=/path/to/it"
+        return Check("Hub", FAIL, f"needed for {wanted}, and does not give it: {reason}", way_out), small or None
+    size = f", {held / 1e9:.1f} GB" if held and not weights else ""
+    return Check("Hub", OK, f"answers; needed for {wanted}{size}"), True
+
+
+def weights_are_here(checkpoint: str) -> bool:
+    """On this machine, as a folder or in the Hub's cache. Raises ChoiceError for what is no checkpoint at all."""
+    return is_local(checkpoint) or any(_cached(checkpoint, file) for file in WEIGHTS)
+
+
+def _cached(checkpoint: str, file: str) -> bool:
+    name, revision = resolve(checkpoint)
+    return isinstance(try_to_load_from_cache(name, file, revision=revision), str)
+
+
+def device(config: "Config", known: WhisperConfig) -> tuple[Check, Hardware]:
+    """Raises ChoiceError and WorldError for what it cannot do."""
+    hardware, precision = look(config, cost.shape_of(known.to_dict())), config.model.precision
+    on_gpu = hardware.device.type == "cuda"
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_has_bf16()
+    found = f"{hardware.name}, {hardware.autocast_name or 'fp32'} arithmetic{'' if bf16 else '; it has no bf16'}"
+    if precision in NEAR and not on_gpu:
+        way_out = f"{precision} works on a CPU, but slowly: model.precision=fp32 and a small model are faster"
+        return Check("device", WARN, found, way_out), hardware
+    return Check("device", OK, found), hardware
+
+
+def bitsandbytes(config: "Config", hardware: Hardware) -> tuple[Check, bool]:
+    """Whether a quantised layer multiplies and gives gradients, on the device itself."""
+    precision = config.model.precision
+    if precision not in NEAR:
+        return Check("bitsandbytes", OK, f"not needed: {precision}"), True
+    try:
+        product, gradient = probe.quantised_product(precision, hardware.device, hardware.autocast or torch.float32)
+    except RuntimeError as error:  # what a library without kernels for the device makes of it
+        raise WorldError(
+            f"bitsandbytes: cannot multiply in {precision} here ({str(error).splitlines()[0]}); "
+            "model.precision=fp16 on a GPU, fp32 on a CPU"
+        ) from error
+    found = f"{precision} product within {product:.1%}, its gradient within {gradient:.1%} of the dense ones"
+    if product <= NEAR[precision][0] and gradient <= NEAR[precision][1]:
+        return Check("bitsandbytes", OK, found), True
+    return Check("bitsandbytes", FAIL, found, "model.precision=fp16 on a GPU, fp32 on a CPU"), False
+
+
+# ---- what learns ----
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A model of the run's kind with gradients in it, and the batch that they are of."""
+
+    model: Tuned
+    base: Base
+    batch: Mapping[str, Tensor]
+
+
+def gradients(
+    config: "Config", known: WhisperConfig, hardware: Hardware, batch: Mapping[str, Tensor] | None, scratch: Path
+) -> tuple[Check, Trial | None]:
+    """Of the real model where that takes seconds, else of a small random one; of a real batch where there is one."""
+    parameters = cost.parameters(cost.shape_of(known.to_dict()))
+    real = is_local(config.model.checkpoint) and parameters <= SMALL[hardware.device.type]
+    weights = (
+        config.model.checkpoint if real else str(probe.small_whisper(known, config.lora.r or 1, scratch / "small"))
+    )
+    quantised_twice = bool(config.lora.double_quantisation)
+    base = Base(weights, config.model.precision, hardware.device, hardware.autocast, quantised_twice)
+    heard = made_up(known) if batch is None else {name: tensor[:2] for name, tensor in batch.items()}
+    on = f"on {'noise' if batch is None else 'a real batch'}, {'the real' if real else 'a small random'} model"
+    try:
+        model = probe.tuned(base, config.lora, config.seed, config.max_steps, hardware.gradient_checkpointing)
+        probe.back_propagate(model, base, heard)
+    except torch.OutOfMemoryError as error:
+        raise WorldError("gradients: memory ran out on a small model; end what else holds the GPU") from error
+    check = judged(config.lora.kind, probe.gradients(model), on)
+    return check, None if check.verdict == FAIL else Trial(model, base, heard)
+
+
+def made_up(known: WhisperConfig) -> dict[str, Tensor]:
+    """Noise with words drawn at random, where no data was seen: 2 rows at 2 s."""
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(known.vocab_size, (2, 9), generator=generator)
+    features = torch.randn(2, known.num_mel_bins, 200, generator=generator)
+    return {"input_features": features, "decoder_input_ids": words[:, :-1], "labels": words[:, 1:]}
+
+
+def judged(kind: str, arrived: Mapping[str, tuple[int, int]], on: str) -> Check:
+    """`arrived` in how many of how many modules, by side."""
+    asked = [kind] if kind in probe.SIDES else probe.SIDES
+    counts = ", ".join(f"{side} {some} of {every}" for side, (some, every) in arrived.items() if side in asked)
+    found = f"{counts} {on}" + (f"; lora={kind} trains that side alone" if kind in probe.SIDES else "")
+    if silent := [side for side in asked if arrived[side][0] == 0]:
+        way_out = "see lora.target_modules; a side that hears no gradient learns nothing (lora=encoder, lora=decoder)"
+        return Check("gradients", FAIL, f"none in the {' and '.join(silent)}: {found}", way_out)
+    if any(some < every for side, (some, every) in arrived.items() if side in asked):
+        return Check("gradients", WARN, found, "those without learn nothing from this batch; see lora.target_modules")
+    return Check("gradients", OK, found)
+
+
+def reloaded(config: "Config", trial: Trial, scratch: Path) -> tuple[Check, bool]:
+    """Whether what a step has learnt is still there when it was saved and loaded by peft alone."""
+    moved, lost = probe.saved_and_reloaded(
+        trial.model, trial.base, config.lora, config.max_steps, trial.batch, scratch / "saved", config.model.checkpoint
+    )
+    found = f"a step moved logits by {moved:.2g}, saving and reloading by {lost:.2g}"
+    if moved > 0 and lost <= COMES_BACK * moved:
+        return Check("save, reload", OK, found), True
+    return Check("save, reload", FAIL, found, "install the versions of peft and transformers that uv.lock has"), False

@@ -1,0 +1,187 @@
+"""A few clips of a run's data, looked at before anything is fetched, unpacked or written where it would stay.
+
+From the run's manifest where it is prepared, else from its corpora: of an archive the beginning alone is read, unless
+its tables are in the cache from an earlier time.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from asr_lora import run
+from asr_lora.corpus import Corpus, is_path, is_quick
+from asr_lora.corpus.archive import known_tables, walk
+from asr_lora.corpus.hub import is_dataset
+from asr_lora.corpus.layout import AUDIOS, CLIPS, SPONTANEOUS, existing
+from asr_lora.corpus.shards import PREFIX as SHARDS
+from asr_lora.errors import ChoiceError, UserError
+from asr_lora.files import read_json, read_jsonl
+from asr_lora.manifest import Clip, Draw, draw_order, gone, in_shard
+from asr_lora.prepare import enough
+from asr_lora.ranges import is_url
+from asr_lora.sources import named_source, opened
+
+if TYPE_CHECKING:
+    from asr_lora.config import Config
+
+MOST_READ = 200e6  # bytes of an archive's files: two seconds or so
+UNPACKED = 64  # clips of an archive that are kept to be heard
+HEARD = 32  # clips
+TABLES = ("train", "dev", "test", "validated", "clip_durations")
+
+
+class UnseenError(Exception):
+    """The data cannot be looked at without paying for it; it says why."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What was seen of the training clips: some of them heard, as lines of a manifest; and the sentences of all.
+
+    `left_out` says which of those heard are unusable, and why; `origin` where all is from; `source`, if there is one, a
+    corpus with all tables that may be opened quickly in place of that of the settings.
+    """
+
+    clips: list[Clip]
+    sentences: list[str]
+    left_out: dict[str, list[str]]
+    origin: str
+    source: Path | None = None
+
+
+def look(config: "Config", scratch: Path) -> Sight:
+    """What is unpacked goes to `scratch`, and is read from there.
+
+    Raises UnseenError, and ChoiceError and WorldError as preparing does.
+    """
+    if run.summary(config.run).is_file():
+        return _of_manifest(config)
+    if config.data.streaming:
+        raise UnseenError(f"{config.data.source} is streamed")
+    named = [each.path for each in config.data.sources] or [named_source(config)]
+    languages = [each.language or config.data.language for each in config.data.sources] or [config.data.language]
+    places = [_place(*each, scratch / str(at)) for at, each in enumerate(zip(named, languages, strict=True))]
+    if config.data.sources:
+        sources = [replace(each, path=place.path) for each, place in zip(config.data.sources, places, strict=True)]
+        data = replace(config.data, sources=sources)
+    else:
+        data = replace(config.data, source=places[0].path)
+    try:
+        corpus = opened(replace(config, data=data))
+    except UserError as error:
+        if not all(place.every_table for place in places):
+            raise UnseenError("its tables lie beyond its beginning") from error
+        text = str(error)
+        for source, place in zip(named, places, strict=True):
+            text = text.replace(place.path, source)
+        raise type(error)(text) from error
+    (first, *more), every_clip = places, all(place.every_clip for place in places)
+    alone = Path(first.path) if first.every_table and is_path(first.path) and not more else None
+    return _of_corpus(config, corpus, ", ".join(named), every_clip, alone)
+
+
+def _of_manifest(config: "Config") -> Sight:
+    facts = read_json(run.summary(config.run))
+    clips = read_jsonl(run.manifest(config.run, "train"))
+    if not clips:
+        raise UnseenError(f"{facts['source']} is streamed")
+    few = clips[:HEARD]
+    lost = {clip["id"] for clip in gone(few)}
+    if len(lost) == len(few):
+        raise UnseenError("the clips of its manifest are no longer in the cache; training puts them back")
+    there = [clip for clip in few if clip["id"] not in lost]
+    return Sight(there, [clip["text"] for clip in clips], {}, f"the manifest, {len(clips)} clips")
+
+
+def _of_corpus(config: "Config", corpus: Corpus, named: str, complete: bool, source: Path | None) -> Sight:
+    """`complete`: every clip is at hand, so that one that is not there is missing."""
+    rows = draw_order(corpus.tables["train"], config.data.seed)
+    if not rows:
+        raise ChoiceError(f"data.source: train.tsv of {named} has no clips; a run needs train, dev and test")
+    if corpus.durations and source:
+        enough(config, replace(corpus, source=named), sum(corpus.durations.get(row["path"], 30.0) for row in rows))
+    asked = rows[:HEARD] if complete else rows
+    files = corpus.fetch([row["path"] for row in asked if not in_shard(row)])
+    heard = asked if complete else [row for row in rows if row["path"] in files][:HEARD]
+    if not heard:
+        raise UnseenError("the clips that its tables name lie beyond its beginning")
+    draw = Draw("train", list(heard))
+    draw.look_at([row["path"] for row in heard], files, corpus.durations, lambda sentence: None, lambda: None)
+    if not draw.chosen:
+        reasons = Counter({reason: len(names) for reason, names in draw.left_out.items()})
+        raise ChoiceError(f"data.source: none of {len(heard)} clips of {named} can be used ({dict(reasons)})")
+    return Sight(draw.chosen, [row["sentence"] for row in rows], draw.left_out, f"{named}, {len(rows)} clips", source)
+
+
+# ---- where it may be read ----
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What to open in place of a source, and whether it has every table and every clip of it."""
+
+    path: str
+    every_table: bool = True
+    every_clip: bool = True
+
+
+def _place(source: str, language: str, folder: Path) -> _Place:
+    """Itself, or of an archive what of it was put into `folder`."""
+    if source.startswith(SHARDS) and not is_url(source.removeprefix(SHARDS)):
+        return _Place(source)
+    if not is_path(source):
+        raise UnseenError(f"{source} is fetched when it is prepared")
+    path = existing(Path(source))
+    if is_quick(path):
+        return _Place(str(path))
+    if is_dataset(path):
+        raise UnseenError(f"{path} is converted when it is prepared")
+    tables = known_tables(path, language)
+    if tables and (clips := tables.folder.parent / CLIPS).is_dir():
+        home = folder / tables.release / language
+        home.mkdir(parents=True)
+        for table in tables.folder.glob("*.tsv"):
+            (home / table.name).symlink_to(table)
+        (home / tables.within.name).symlink_to(clips)
+        return _Place(str(folder), every_clip=False)
+    return _Place(str(folder), every_table=_unpack_beginning(path, folder), every_clip=False)
+
+
+def _unpack_beginning(archive: Path, folder: Path) -> bool:
+    """Tables and the first clips of an archive; whether its beginning is all of it.
+
+    Raises ChoiceError and WorldError as reading all of it does.
+    """
+    read, kept = 0, Counter[PurePosixPath]()
+
+    def wanted(path: PurePosixPath) -> bool:
+        if path.suffix == ".tsv":
+            return path.stem in TABLES or path.name.startswith(SPONTANEOUS)
+        return path.parent.name in (CLIPS, AUDIOS) and kept[path.parent] < UNPACKED
+
+    folder.mkdir(parents=True)
+    with closing(walk(archive, "looking into the archive", wanted)) as members:
+        for path, size, content in members:
+            if content is not None:
+                file = folder / path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+                kept[path.parent] += path.suffix != ".tsv"
+            read += size
+            if read > MOST_READ:
+                return False
+    return True
+
+
+def share_unusable(sight: Sight) -> float:
+    """Of the clips that were heard."""
+    bad = sum(map(len, sight.left_out.values()))
+    return bad / (bad + len(sight.clips))
+
+
+def counted(reasons: Sequence[str]) -> str:
+    """How many times which, the most frequent first."""
+    return ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common())

@@ -1,0 +1,157 @@
+"""Small trials, before a run, of what it stands on: bitsandbytes' products, gradients, an adapter that comes back."""
+
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import bitsandbytes
+import torch
+from peft import PeftModel, prepare_model_for_kbit_training
+from torch import Tensor
+from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+from asr_lora.model import adapter, silence, whisper
+from asr_lora.model.adapter import Tuned
+from asr_lora.model.methods import method
+
+if TYPE_CHECKING:
+    from asr_lora.tuning import LoraConfig as LoraSettings
+
+WIDTH = 256  # of the layer whose product is tried
+BLOCK = 64  # the width of a head, and of what bitsandbytes quantises at once
+STEP = 0.05  # the rate of the one step: large, so that what it moves stands out of rounding
+LOSS_SCALE = 1024.0  # so that no gradient is too small for fp16
+SIDES = ("encoder", "decoder")
+
+
+def quantised_product(precision: str, device: torch.device, compute: torch.dtype) -> tuple[float, float]:
+    """How far a small int8 or nf4 layer is from the dense one, whose weights it was made of.
+
+    Relative errors (Frobenius norms) of its product, and of the gradient that reaches its input; nan where none does.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weight, heard, pull = (torch.randn(WIDTH, WIDTH, generator=generator) for _ in range(3))
+    layer: Any
+    if precision == "int8":
+        layer = bitsandbytes.nn.Linear8bitLt(WIDTH, WIDTH, bias=False, has_fp16_weights=False, threshold=6.0)
+        layer.weight = bitsandbytes.nn.Int8Params(weight.clone(), requires_grad=False, has_fp16_weights=False)
+    else:
+        layer = bitsandbytes.nn.Linear4bit(WIDTH, WIDTH, bias=False, compute_dtype=compute, quant_type="nf4")
+        layer.weight = bitsandbytes.nn.Params4bit(weight.clone(), requires_grad=False, quant_type="nf4")
+        layer.support_avx512bf16_for_cpu = False  # as whisper.load has it
+    layer.to(device)
+    given = heard.clone().to(device, compute).requires_grad_()
+    product = layer(given)
+    if not product.requires_grad:
+        return _apart(product, heard @ weight.T), math.nan
+    product.backward(pull.to(device, product.dtype))
+    gradient = math.nan if given.grad is None else _apart(given.grad, pull @ weight)
+    return _apart(product, heard @ weight.T), gradient
+
+
+def _apart(got: Tensor, wanted: Tensor) -> float:
+    return float((got.detach().float().cpu() - wanted).norm() / wanted.norm())
+
+
+def small_whisper(known: WhisperConfig, rank: int, folder: Path) -> Path:
+    """Writes `folder`: a Whisper of random weights with the vocabulary and mel bins of a real one, a layer a side.
+
+    As wide as an adapter of that `rank` needs.
+    """
+    heads = -(-rank // BLOCK)
+    sizes = {"d_model": heads * BLOCK, "encoder_layers": 1, "decoder_layers": 1}
+    for side in SIDES:
+        sizes |= {f"{side}_ffn_dim": heads * BLOCK, f"{side}_attention_heads": heads}
+    torch.manual_seed(0)
+    WhisperForConditionalGeneration(WhisperConfig.from_dict(known.to_dict() | sizes)).save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True)
+class Base:
+    """An untouched model, as a run would load it; `autocast` is the arithmetic of its forward pass, if another."""
+
+    checkpoint: str
+    precision: str
+    device: torch.device
+    autocast: torch.dtype | None
+    double_quantisation: bool = False
+
+    def load(self) -> WhisperForConditionalGeneration:
+        compute = self.autocast or torch.float32
+        return whisper.load(self.checkpoint, self.precision, self.device, compute, self.double_quantisation)
+
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
+
+
+def tuned(base: Base, lora: "LoraSettings", seed: int, steps: int, gradient_checkpointing: bool) -> Tuned:
+    """The model that a run would begin with."""
+    model = adapter.attach(base.load(), lora, seed, steps)
+    if gradient_checkpointing:  # as the trainer has it: the reentrant kind would leave the encoder without gradient
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def back_propagate(model: Tuned, base: Base, batch: Mapping[str, Tensor]) -> float:
+    """The loss of a batch, in nats per token; its gradients are left in the model, times LOSS_SCALE."""
+    model.train()
+    there = {name: tensor.to(base.device) for name, tensor in batch.items()}
+    with whisper.context(model, whisper.seconds_of(batch["input_features"])), base.arithmetic():
+        loss = model(**there).loss
+    (loss * LOSS_SCALE).backward()
+    return float(loss.detach())
+
+
+def gradients(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
+    """By side: in how many of its modules that train a gradient arrived, finite and not 0; and how many there are."""
+    arrived: dict[str, dict[str, bool]] = {side: {} for side in SIDES}
+    for name, parameter in model.named_parameters():
+        side = next((side for side in SIDES if f".{side}." in name), None)
+        if side and parameter.requires_grad:
+            module = name.split(".lora_")[0].split(".ia3_")[0]
+            gradient = parameter.grad
+            here = gradient is not None and bool(gradient.isfinite().all()) and bool(gradient.any())
+            arrived[side][module] = arrived[side].get(module, False) or here
+    return {side: (sum(modules.values()), len(modules)) for side, modules in arrived.items()}
+
+
+def saved_and_reloaded(
+    model: Tuned, base: Base, lora: "LoraSettings", steps: int, batch: Mapping[str, Tensor], folder: Path, named: str
+) -> tuple[float, float]:
+    """After one step of the optimiser, saved to `folder` as standing on `named`, and loaded again by peft alone.
+
+    The largest change of a logit that the step made, and the largest difference that coming back made.
+    """
+    way = method(lora, steps)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    usual = way.optimiser(model, STEP, 0.0) if way.optimiser else torch.optim.AdamW(trained, lr=STEP)
+    usual.step()
+    if lora.whole:
+        silence.remember(model.eval())  # as whoever loads it will hear it
+    learnt = _logits(model, base, batch)
+    adapter.save(model, folder, named, "full")
+    fresh = base.load()
+    if getattr(fresh, "is_quantized", False):  # as it was under the adapter
+        fresh = prepare_model_for_kbit_training(fresh, use_gradient_checkpointing=False)
+    untouched = _logits(fresh, base, batch)
+    if adapter.is_whole(folder):
+        fresh = whisper.load(str(folder), base.precision, base.device, base.autocast or torch.float32)
+    else:
+        with adapter.quiet():
+            fresh = PeftModel.from_pretrained(fresh, folder)
+    back = _logits(fresh, base, batch)
+    return float((learnt - untouched).abs().max()), float((learnt - back).abs().max())
+
+
+def _logits(model: Tuned, base: Base, batch: Mapping[str, Tensor]) -> Tensor:
+    """(rows, tokens, vocabulary) float32, on the CPU."""
+    model.eval()
+    there = {name: batch[name].to(base.device) for name in ("input_features", "decoder_input_ids")}
+    seconds = whisper.seconds_of(batch["input_features"])
+    with torch.inference_mode(), whisper.context(model, seconds), base.arithmetic():
+        logits: Tensor = model(**there).logits
+    return logits.float().cpu()
