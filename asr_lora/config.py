@@ -41,7 +41,7 @@ class DataConfig:
     source: str | None
     sources: list[SourceConfig]
     search_dir: str
-    columns: dict[str, str]
+    columns: dict[str, str] | None
     language: str
     hours: float | None
     seed: int
@@ -59,7 +59,7 @@ class DataConfig:
         self.sources = [each if isinstance(each, SourceConfig) else SourceConfig(**each) for each in self.sources]
         both = bool(self.sources) and self.source is not None
         check("data.sources", "data.source too", "the only one of the two", not both)
-        for name in self.columns:
+        for name in self.columns or ():
             check_choice("data.columns", name, COLUMNS)
         check_choice("data.train_split", self.train_split, ("train", "validated"))
         check("data.held_out", self.held_out, "a share in (0, 0.4]", 0 < self.held_out <= 0.4)

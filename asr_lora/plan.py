@@ -106,7 +106,7 @@ def durations(config: Config) -> tuple[dict[str, list[float]], str]:
 
 def _corpus_seconds(source: Path, config: Config) -> dict[str, list[float]] | None:
     """In the order of the draw; None where the corpus does not say how long its clips are."""
-    corpus = with_splits(open_corpus(source, config.data.language, Columns(config.data.columns)), config.data)
+    corpus = with_splits(open_corpus(source, config.data.language, Columns(config.data.columns or {})), config.data)
     if not corpus.durations or not all(corpus.tables[split] for split in SPLITS):
         return None
     rows = {split: draw_order(corpus.tables[split], config.data.seed) for split in SPLITS}

@@ -154,7 +154,7 @@ def drawn_from(
     release of one corpus may hold as test what this one holds as train. Raises as `prepare` does.
     """
     try:
-        corpus = open_corpus(source, locale, Columns(config.data.columns))
+        corpus = open_corpus(source, locale, Columns(config.data.columns or {}))
         rows = corpus.tables.get(split) or corpus.tables.get(UNSPLIT, [])
         if not rows:
             there = ", ".join(name for name, held in corpus.tables.items() if held)

@@ -171,10 +171,10 @@ def recognise(config: Config) -> None:
         refuse_other(config.run, science(before), science(plain(config)))  # type: ignore[arg-type]
 
 
-def record(config: Config, command: Sequence[str]) -> None:
-    """Writes settings, versions and the command into a new run folder; those of an old one are never touched."""
+def record(config: Config, command: Sequence[str], base: str) -> None:
+    """Writes settings, versions, the command and the base (checkpoint.identity) into a new run folder; those of an old one are never touched."""
     if not settings_file(config.run).exists():
-        facts = {"versions": versions(), "base": identity(config.model.checkpoint), "command": shlex.join(command)}
+        facts = {"versions": versions(), "base": base, "command": shlex.join(command)}
         words = OmegaConf.create({**plain(config), **facts})
         settings = OmegaConf.to_yaml(words)
         header = "# What this run was made with: the settings as composed, and the versions."

@@ -40,7 +40,7 @@ def recorded(config: "Config") -> Corpus:
 
 def streamed(config: "Config") -> Stream:
     """The data set that the settings stream. Raises ChoiceError and WorldError as opening it does."""
-    return open_stream(config.data.source or "", Columns(config.data.columns))
+    return open_stream(config.data.source or "", Columns(config.data.columns or {}))
 
 
 def rows_for(clips: int | None) -> int | None:
@@ -57,7 +57,7 @@ def names_of(sources: Sequence[str]) -> list[str]:
 
 def _opened(config: "Config", source: str | None) -> Corpus:
     data = config.data
-    columns = Columns(data.columns)
+    columns = Columns(data.columns or {})
     if data.streaming:
         wanted = {"dev": rows_for(data.dev_clips), "test": rows_for(config.eval.limit)}
         return held_out(streamed(config), data.language, wanted, data.seed, data.shuffle_buffer)
@@ -116,7 +116,7 @@ def excluded(config: "Config") -> list[Row]:
     path = existing(Path(config.data.exclude), "data.exclude")
     manifests = [path] if path.suffix == ".jsonl" else [path / "data" / f"{split}.jsonl" for split in ("dev", "test")]
     if not all(manifest.is_file() for manifest in manifests):
-        tables = open_corpus(path, config.data.language, Columns(config.data.columns)).tables
+        tables = open_corpus(path, config.data.language, Columns(config.data.columns or {})).tables
         held_out = [row for split in ("dev", "test") for row in tables.get(split, [])]
         return held_out or [row for rows in tables.values() for row in rows]
     lines = [line for manifest in manifests for line in read_jsonl(manifest)]

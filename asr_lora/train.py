@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 
 from asr_lora import checkpoints, comparison, course, guard, ranks, run
 from asr_lora.assembly import build
+from asr_lora.checkpoint import identity
 from asr_lora.config import Config
 from asr_lora.corpus import SPLITS
 from asr_lora.errors import ChoiceError, WorldError
@@ -70,7 +71,7 @@ def _is_trained(config: Config, typed: Sequence[str]) -> bool:
     """Prepares and records; whether training has been done already, to its end."""
     run.recognise(config)
     prepare(config)
-    run.record(config, typed)
+    run.record(config, typed, base=identity(config.model.checkpoint))
     if not run.is_trained(config.run):
         return False
     _clear_away(config)  # where a kill came between

@@ -171,6 +171,14 @@ def test_the_property_above_varies_every_group_that_a_result_depends_on(usual: C
     assert {key.partition(".")[0] for key in ALTERNATIVES} == {key.partition(".")[0] for key in science(plain(usual))}
 
 
+def test_columns_are_named_as_the_readme_says() -> None:
+    assert load(["data.columns={path: file,text: said,speaker: who}"]).data.columns == {
+        "path": "file", "text": "said", "speaker": "who",
+    }  # fmt: skip
+    with pytest.raises(ChoiceError, match=r"data\.columns: file is none of path, text"):
+        load(["data.columns={file: path}"])
+
+
 @pytest.mark.parametrize("multiple", ["0.25", "0.05", "0", "31"])
 def test_contexts_are_whole_positions_of_the_encoder(multiple: str) -> None:
     with pytest.raises(ChoiceError, match=r"training\.multiple: must be a multiple of 0\.02"):

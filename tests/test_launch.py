@@ -156,7 +156,7 @@ def test_a_value_that_means_something_else_unquoted_is_answered_with_what_to_pas
 
 def test_a_run_folder_of_other_settings_is_refused_with_both_ways_out(tmp_path: Path) -> None:
     folder = f"run_dir={tmp_path}"
-    run.record(load([folder]), [])
+    run.record(load([folder]), [], base="0a1b")
     recorded = (tmp_path / "train" / "config.yaml").read_text(encoding="utf-8")
     with pytest.raises(ChoiceError, match=r"training.learning_rate=0.001, not 0.0003; .*run_name=.*remove that folder"):
         run.recognise(load([folder, "training.learning_rate=3e-4"]))
@@ -165,7 +165,9 @@ def test_a_run_folder_of_other_settings_is_refused_with_both_ways_out(tmp_path: 
 
 
 def test_a_scored_run_keeps_its_settings_but_for_what_is_named_anew(tmp_path: Path) -> None:
-    run.record(load([f"run_dir={tmp_path}", "eval.limit=50", "decoding=beam", "lora.r=4", "hardware=t4"]), [])
+    run.record(
+        load([f"run_dir={tmp_path}", "eval.limit=50", "decoding=beam", "lora.r=4", "hardware=t4"]), [], base="0a1b"
+    )
 
     def scored(*words: str) -> tuple[int | None, str, int, int | None]:
         config = run.as_recorded(tmp_path, load(words), words)
@@ -180,7 +182,7 @@ def test_a_scored_run_keeps_its_settings_but_for_what_is_named_anew(tmp_path: Pa
 
 
 def test_a_folder_without_a_run_names_those_beside_it(tmp_path: Path) -> None:
-    run.record(load([f"runs_dir={tmp_path}", "run_name=there"]), [])
+    run.record(load([f"runs_dir={tmp_path}", "run_name=there"]), [], base="0a1b")
     with pytest.raises(ChoiceError, match=r"no run in .*/absent .*beside it are there; make one with make train"):
         run.as_recorded(tmp_path / "absent", load(), [])
 

@@ -263,7 +263,7 @@ def test_sources_of_one_name_are_numbered() -> None:
         (["data.sources=[{path: /y, weight: 0}]"], "data.sources.weight: must be more than 0"),
         (["data.train_split=invalidated"], "data.train_split: invalidated is none of train, validated"),
         (["data.held_out=0.6"], "data.held_out: must be a share"),
-        (["+data.columns={sound: x}"], "data.columns: sound is none of path, text"),
+        (["data.columns={sound: x}"], "data.columns: sound is none of path, text"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(words_: list[str], message: str) -> None:
