@@ -5,7 +5,7 @@ ifeq ($(origin LANG),command line)
 language := $(value LANG)
 endif
 unexport LANG
-unexport DATA RUNS  # make would expand a $ in the path
+unexport AUDIO DATA RUNS  # make would expand a $ in the path
 export LC_ALL := C.UTF-8
 
 UV := $(shell command -v uv || echo .uv/bin/uv)
@@ -23,7 +23,7 @@ words = $(spoken) $(hours) $(source) $(ARGS)
 RANKS := 4,8,16,32
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor prepare train eval sweep search report plan bench check test test-all audit
+.PHONY: help demo doctor prepare train eval sweep search report transcribe plan bench check test test-all audit
 
 help: ## this list
 	@echo "make TARGET [LANG=nl] [HOURS=1|all] [DATA=/path/to/cv-corpus-...] [ARGS=\"hydra overrides\"]"
@@ -55,6 +55,9 @@ plan: $(INSTALLED) ## hours, memory and dollars of a run on five GPUs and this m
 
 doctor: $(INSTALLED) ## look a run over in seconds, before it costs anything: ok, warn or fail, each with its way out
 	$(PYTHON) -m asr_lora.doctor $(words)
+
+transcribe: $(INSTALLED) ## text and subtitles of AUDIO=, a file, a folder or a pattern, by the last run or the one that the words name
+	$(PYTHON) -m asr_lora.transcribe $(call shell_string,audio=$(call hydra_string,$(value AUDIO))) $(words)
 
 bench: $(INSTALLED) ## the tutorial recipe against ours, timed from outside, on DATA= or the demo's speech
 	$(PYTHON) recipes/benchmark.py $(if $(language),--language $(language)) \

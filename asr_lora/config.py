@@ -297,6 +297,23 @@ class ReportConfig:
 
 
 @dataclass
+class TranscribeConfig:
+    out: str
+    formats: list[str]
+    language: str | None
+    longest: float
+    windows: bool
+    untouched: bool
+
+    def __post_init__(self) -> None:
+        for name in self.formats:
+            check_choice("transcribe.formats", name, ("txt", "srt", "vtt", "json"))
+        check("transcribe.formats", self.formats, "at least one", bool(self.formats))
+        fits = 1 <= self.longest <= MAX_SECONDS
+        check("transcribe.longest", self.longest, f"1 to {MAX_SECONDS:g} (seconds)", fits)
+
+
+@dataclass
 class Config:
     data: DataConfig
     model: ModelConfig
@@ -309,6 +326,9 @@ class Config:
     guard: GuardConfig
     plan: PlanConfig
     search: SearchConfig
+    transcribe: TranscribeConfig
+    audio: str | None
+    adapters: dict[str, str] | None
     audit: bool
     audit_decode: int | None
     seed: int
@@ -331,6 +351,8 @@ class Config:
         for name in ("shards", "audit"):
             rule = "false under data.streaming=true, which lists no training clips"
             check(name, getattr(self, name), rule, not (self.data.streaming and getattr(self, name)))
+        both = bool(self.adapters) and self.transcribe.untouched
+        check("adapters", self.adapters, "null under transcribe.untouched=true", not both)
         check_base(self.lora.kind, self.model.precision)
         strengths = [self.eval.strength, *self.eval.strengths]
         if self.lora.kind not in SCALABLE and any(strength != 1 for strength in strengths):

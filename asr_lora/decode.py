@@ -21,6 +21,7 @@ from asr_lora.batches import rounded_up
 from asr_lora.errors import WorldError
 from asr_lora.manifest import Clip, waveform
 from asr_lora.model.whisper import context
+from asr_lora.subtitles import Segment
 
 VERSION = 3  # it rises whenever the same settings hear the same clips otherwise
 SPARE_TOKENS = 24  # beside what a clip's seconds allow: a clip of one second may hold a long word
@@ -109,6 +110,35 @@ def transcribe_once(
     for heard in ranks.gathered(hypotheses):
         hypotheses |= heard
     return [hypotheses[index] for index in range(len(clips))]
+
+
+def transcribe_long(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, waveform: audio.Waveform, decoding: Decoding
+) -> list[Segment]:
+    """A recording of any length by windows of 30 s, with Whisper's own timestamps: (samples,) at 16 kHz.
+
+    Each window begins where the last one's timestamps ended (Radford et al. 2023, section 4.5), so the model must know
+    them still: an untouched one does, and one that was tuned under training.context=packed.
+    """
+    heard = processor.feature_extractor(
+        waveform, sampling_rate=audio.SAMPLE_RATE, return_tensors="pt", truncation=False, padding="longest",
+        return_attention_mask=True,
+    )  # fmt: skip
+    if len(waveform) <= audio.MAX_SECONDS * audio.SAMPLE_RATE:  # one window, which the encoder wants whole
+        heard = processor.feature_extractor(waveform, sampling_rate=audio.SAMPLE_RATE, return_tensors="pt")
+    weight = model.get_encoder().conv1.weight
+    with torch.inference_mode():
+        told = model.generate(
+            input_features=heard.input_features.to(weight.device, weight.dtype),
+            attention_mask=heard.get("attention_mask"), language=decoding.language, task=decoding.task,
+            num_beams=decoding.num_beams, return_timestamps=True, return_segments=True,
+        )  # fmt: skip
+    return [
+        Segment(
+            float(each["start"]), float(each["end"]), processor.decode(each["tokens"], skip_special_tokens=True).strip()
+        )
+        for each in told["segments"][0]
+    ]
 
 
 def _generated(

@@ -28,6 +28,7 @@ from asr_lora.progress import complain, hush_libraries, say
 from asr_lora.sweep import Job
 from asr_lora.tuning import PREFIX, LoraConfig, no_such_lora_key
 
+APART = ("eval", "decoding", "hardware", "report", "transcribe")  # settings that say nothing about which run is meant
 MENDABLE = (UserError, HydraException, OmegaConfBaseException, OSError, KeyboardInterrupt)
 INTERRUPTED = "interrupted; whatever was complete (manifest, checkpoints) is kept: the same command goes on from there"
 QUEUED = "jobs in a queue of their own (SLURM's) go on; once none of them runs, the same command finds what is complete"
@@ -167,7 +168,7 @@ def named_run(config: Config) -> Path:
 
     Raises ChoiceError when nothing was trained yet.
     """
-    apart = tuple(f"{group}{end}" for group in ("eval", "decoding", "hardware", "report") for end in (".", "="))
+    apart = (*(f"{group}{end}" for group in APART for end in (".", "=")), "audio=")
     about_run = [word for word in words_of_job() if not word.startswith(apart)]
     if not any(word for word in about_run if not word.startswith("runs_dir=")):
         return run.last(Path(config.runs_dir))

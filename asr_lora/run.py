@@ -172,7 +172,7 @@ def recognise(config: Config) -> None:
 
 
 def record(config: Config, command: Sequence[str], base: str) -> None:
-    """Writes settings, versions, the command and the base (checkpoint.identity) into a new run folder; those of an old one are never touched."""
+    """Writes settings, versions, `base` (checkpoint.identity) and command into a new run folder, once and for all."""
     if not settings_file(config.run).exists():
         facts = {"versions": versions(), "base": base, "command": shlex.join(command)}
         words = OmegaConf.create({**plain(config), **facts})

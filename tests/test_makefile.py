@@ -39,7 +39,8 @@ def composed(*words: str, **environment: str) -> Config:
 
 def test_make_alone_prints_what_there_is_to_make() -> None:
     printed = make()
-    for target in ("demo", "doctor", "prepare", "train", "eval", "sweep", "search", "check", "test", "test-all"):
+    targets = "demo doctor prepare train eval sweep search transcribe check test test-all"
+    for target in targets.split():
         assert f"\n  {target} " in printed
 
 
@@ -88,6 +89,7 @@ def test_a_pattern_of_runs_reaches_the_report_unopened() -> None:
 @pytest.mark.parametrize("name", AWKWARD)
 def test_a_path_survives_the_shell_and_hydra(name: str) -> None:
     assert composed("train", f"DATA=/data/{name}").data.source == f"/data/{name}"
+    assert composed("transcribe", f"AUDIO=/talks/{name}").audio == f"/talks/{name}"
 
 
 def test_a_release_in_a_folder_of_awkward_name_is_prepared(tmp_path: Path, words: list[str]) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -273,6 +273,30 @@ def merge(base: WhisperForConditionalGeneration, folder: Path) -> WhisperForCond
         raise ValueError("base: must be fp32, fp16 or bf16 to be merged into, got a quantised one")
     with quiet():
         return PeftModel.from_pretrained(base, folder).merge_and_unload()
+
+
+def beside_each_other(base: WhisperForConditionalGeneration, folders: Mapping[str, Path]) -> PeftModel:
+    """The base once, with every adapter at hand under its name and none merged; `using` says which one hears.
+
+    Uses the base up.
+    """
+    with quiet():
+        (first, folder), *rest = folders.items()
+        model = PeftModel.from_pretrained(base, folder, adapter_name=first)
+        for name, folder in rest:
+            model.load_adapter(folder, adapter_name=name)
+    return model.eval()
+
+
+@contextmanager
+def using(model: PeftModel, name: str | None) -> Iterator[None]:
+    """Within it the model hears with that adapter alone, and with None as it is without any."""
+    if name is None:
+        with model.disable_adapter():
+            yield
+    else:
+        model.set_adapter(name)
+        yield
 
 
 @contextmanager

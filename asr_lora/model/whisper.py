@@ -65,6 +65,15 @@ def load(
     return model
 
 
+def language_of(model: Any, input_features: Tensor) -> str:
+    """The token, without its brackets, of the language that a multilingual model hears in one row at 30 s."""
+    (encoder,) = (module for module in model.modules() if isinstance(module, WhisperEncoder))
+    weight = encoder.conv1.weight
+    token = int(model.detect_language(input_features=input_features.to(weight.device, weight.dtype))[0])
+    names = {number: str(name) for name, number in model.generation_config.lang_to_id.items()}
+    return names[token].strip("<|>")
+
+
 def mask_features(model: WhisperForConditionalGeneration, time_share: float, bands_share: float) -> None:
     """Turns on Whisper's own SpecAugment (Park et al. 2019) by the model's configuration; it works in training alone.
 

@@ -1,0 +1,94 @@
+"""The models that hear recordings: one base in memory, untouched, tuned, or with adapters that are swapped."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from asr_lora import features, run
+from asr_lora.audio import MAX_SECONDS, SAMPLE_RATE, Waveform
+from asr_lora.checkpoint import load_processor
+from asr_lora.decode import Decoding
+from asr_lora.errors import ChoiceError
+from asr_lora.hardware import Hardware
+from asr_lora.hearing import decoding, precision
+from asr_lora.model import adapter, whisper
+
+if TYPE_CHECKING:
+    from asr_lora.config import Config
+
+
+@dataclass(frozen=True)
+class Ears:
+    """`short` says of every adapter whether it knows contexts of less than 30 s; without a name the model hears alone.
+
+    `config` has the base's own checkpoint, which may be a run's.
+    """
+
+    config: "Config"
+    hardware: Hardware
+    model: WhisperForConditionalGeneration
+    processor: WhisperProcessor
+    short: Mapping[str | None, bool]
+
+    @contextmanager
+    def hearing(self, language: str, name: str | None) -> Iterator[Decoding]:
+        """Within it the model hears with the adapter `name` (None: as it is), in Whisper's `language`."""
+        settings = decoding(self.config, self.hardware, language, self.short[name])
+        if len(self.short) == 1:
+            yield settings
+            return
+        with adapter.using(self.model, name):
+            yield settings
+
+    def language_of(self, waveform: Waveform) -> str:
+        """Which of Whisper's languages the untouched base hears in the first 30 s of (samples,) at 16 kHz."""
+        first = waveform[: round(MAX_SECONDS * SAMPLE_RATE)]
+        heard = features.log_mel([first], self.processor.feature_extractor, MAX_SECONDS)
+        with self.hearing("en", None), torch.inference_mode():  # a language is what is asked for: any will do
+            return whisper.language_of(self.model, heard)
+
+
+def untouched(config: "Config", hardware: Hardware) -> Ears:
+    """The checkpoint that the settings name, as it is."""
+    model = whisper.load(config.model.checkpoint, precision(hardware), hardware.device)
+    return Ears(config, hardware, model, load_processor(config.model.checkpoint), {None: False})
+
+
+def of_run(config: "Config", recorded: "Config", hardware: Hardware) -> Ears:
+    """What a run has learnt, merged; `recorded` are its own settings. Raises ChoiceError where it has none yet."""
+    tuned = run.tuned(recorded.run)
+    if not tuned.is_dir():
+        raise ChoiceError(f"run_dir: no adapter in {recorded.run}/train; train it first, or transcribe.untouched=true")
+    config = replace(config, model=run.pinned(recorded).model)
+    model = adapter.load(config.model.checkpoint, tuned, precision(hardware), hardware.device)
+    short = adapter.trained_on_short(tuned)
+    return Ears(config, hardware, model, load_processor(config.model.checkpoint), {None: short})
+
+
+def with_adapters(config: "Config", adapters: Mapping[str, str], hardware: Hardware) -> Ears:
+    """One base with all of `adapters`, by name: folders of runs, which know their base, or of adapters.
+
+    Raises ChoiceError for a folder that holds no adapter, or a run of another base.
+    """
+    folders, bases = {}, {}
+    for name, place in adapters.items():
+        folder = Path(place).expanduser()
+        of_a_run = run.settings_file(folder).is_file()
+        folders[name] = run.adapter(folder) if of_a_run else folder
+        if not (folders[name] / "adapter_config.json").is_file():
+            raise ChoiceError(f"adapters.{name}: no adapter in {folder}; name a run's folder, or its train/adapter")
+        if of_a_run:
+            bases[name] = run.settings(folder).get("base") or run.settings(folder)["model"]["checkpoint"]
+            config = replace(config, model=replace(config.model, **run.settings(folder)["model"]))
+    if len(set(bases.values())) > 1:
+        told = ", ".join(f"{name} on {base[:40]}" for name, base in bases.items())
+        raise ChoiceError(f"adapters: must be of one base, got {told}; transcribe them one after the other")
+    base = whisper.load(config.model.checkpoint, precision(hardware), hardware.device)
+    short: dict[str | None, bool] = {name: adapter.trained_on_short(folder) for name, folder in folders.items()}
+    model = adapter.beside_each_other(base, folders)
+    return Ears(config, hardware, model, load_processor(config.model.checkpoint), short | {None: False})
