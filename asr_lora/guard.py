@@ -19,7 +19,7 @@ from asr_lora.files import read_json, write_json
 from asr_lora.progress import say
 
 if TYPE_CHECKING:
-    from asr_lora.config import GuardConfig
+    from asr_lora.branches import GuardConfig
 
 REMEMBERED = 50  # steps whose losses tell what is usual
 FEW = 10  # of them tell nothing yet

@@ -17,7 +17,8 @@ from asr_lora.files import write_jsonl
 from asr_lora.progress import Bar, say
 
 if TYPE_CHECKING:
-    from asr_lora.config import Config, TrainingConfig
+    from asr_lora.branches import TrainingConfig
+    from asr_lora.config import Config
 
 # Seconds to decode a clip over seconds to train on it, at equal contexts (0.6 measured on a CPU): plans dev decodings.
 DECODE_OVER_TRAIN = 0.6

@@ -16,8 +16,9 @@ from filelock import BaseFileLock, FileLock, Timeout
 from omegaconf import OmegaConf
 
 from asr_lora import ranks
+from asr_lora.branches import DecodingConfig, EvalConfig, ReportConfig
 from asr_lora.checkpoint import identity
-from asr_lora.config import Config, DecodingConfig, EvalConfig, ReportConfig, from_plain, plain
+from asr_lora.config import Config, from_plain, plain
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.files import read_json, read_jsonl, write_text
 from asr_lora.naming import science

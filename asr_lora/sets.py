@@ -11,8 +11,8 @@ import soundfile
 
 from asr_lora import run
 from asr_lora.audio import SAMPLE_RATE, Waveform
+from asr_lora.branches import EvalSet
 from asr_lora.checkpoint import load_generation_config
-from asr_lora.config import EvalSet
 from asr_lora.corpus import is_path, mdc
 from asr_lora.errors import ChoiceError
 from asr_lora.files import cache_dir, read_json, read_jsonl, whole_folder, write_json, write_jsonl

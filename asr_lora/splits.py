@@ -15,7 +15,7 @@ from asr_lora.progress import say
 from asr_lora.text import marks
 
 if TYPE_CHECKING:
-    from asr_lora.config import DataConfig
+    from asr_lora.branches import DataConfig
 
 KINDS = ("speaker", "sentence", "clip")  # of what training and a split that is held out may share
 OVERSHOOT = 1.25  # times its share that a split of ours may hold, for speakers are never cut in two

@@ -10,7 +10,7 @@ import torch
 from conftest import killed
 
 from asr_lora import guard, run, trainer
-from asr_lora.config import GuardConfig
+from asr_lora.branches import GuardConfig
 from asr_lora.dev import Dev, Judged
 from asr_lora.errors import ChoiceError
 from asr_lora.files import read_json, read_jsonl
