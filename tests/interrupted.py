@@ -94,7 +94,7 @@ def attempted(words: list[str], processes: int, after: int | None, seconds: floa
 def main(plan: dict[str, Any], words: list[str]) -> None:
     draw, ended, folder = random.Random(plan["seed"]), [], load(words).run
     for time_of in range(plan["times"]):
-        whose = draw.randrange(plan["processes"])
+        whose = draw.randrange(plan["processes"]) if plan["processes"] > 1 else 0
         at_a_write = plan["how"] == "full" or (time_of % 2 == 0 and whose == 0)  # the first process alone writes
         status = attempted(
             words, plan["processes"], draw.randint(1, OFTEN) if at_a_write else None,

@@ -323,6 +323,7 @@ def test_spec_augment_masks_clips_in_training_alone(words: list[str], context: s
         assert not (features == 0).all(dim=2).any()
 
 
+@pytest.mark.slow
 def test_spec_augment_is_drawn_anew_from_the_seed_and_leaves_no_trace_in_what_is_saved(words: list[str]) -> None:
     usual, one, two, cut = (
         load([*words, *settings, "data.augment=light", "eval.after=false", f"run_name={name}"])

@@ -179,6 +179,7 @@ def test_every_kind_of_end_has_its_status(kind: type[UserError], status: int) ->
 # ---- the dial ----
 
 
+@pytest.mark.slow
 def test_strengths_are_compared_on_dev_and_the_best_alone_is_scored_on_test(trained: list[str]) -> None:
     config = load([*trained, "eval.strengths=[1,0,0.5]", "eval.sets=[{source: silence}]"])
     facts = evaluate(config)

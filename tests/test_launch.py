@@ -240,6 +240,7 @@ def test_what_is_recorded_is_what_one_job_was_told(tmp_path: Path, words: list[s
     assert done.stdout.splitlines() == jobs
 
 
+@pytest.mark.slow
 def test_the_main_command_says_nothing_before_its_own_words() -> None:
     """On CPUs with AVX512-BF16 bitsandbytes warns as it is imported, and transformers imports it before we do."""
     loaded = subprocess.run([sys.executable, "-c", "import asr_lora.train"], capture_output=True, text=True, check=True)

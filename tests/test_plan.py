@@ -43,6 +43,7 @@ def test_trainable_parameters_are_peft_s_own(few: Config) -> None:
     assert job(few, durations(few)[0]).trainable == attached
 
 
+@pytest.mark.slow
 def test_at_the_command_line_a_plan_leaves_no_file_and_refuses_an_unknown_key(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "asr_lora.plan", "data.language=nl", "hardware=cpu", "training.max_steps=3"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -71,6 +71,7 @@ def test_a_trial_that_is_worse_than_the_median_is_pruned_and_leaves_no_checkpoin
     assert "pruned at step 1" in page.read_text()
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_goes_on_with_the_trial_and_draws_what_it_would_have_drawn(
     few: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

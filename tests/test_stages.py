@@ -268,6 +268,7 @@ def test_a_full_disk_is_told_and_the_same_words_finish_when_there_is_room(words:
 MEMORY_MAY_GROW = 40e6  # bytes from the second job of six to the last; a job holds some 150e6 while it runs
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_in_one_table_and_page_and_leaves_no_memory_from_job_to_job(
     words: list[str], tmp_path: Path
 ) -> None:
@@ -295,6 +296,7 @@ def test_a_sweep_ends_in_one_table_and_page_and_leaves_no_memory_from_job_to_job
     assert read_json(runs[5] / "eval" / "test" / "metrics.json")["wer"] == scored[5]["wer"]
 
 
+@pytest.mark.slow
 def test_rank_and_learning_rate_are_swept_together_and_words_overrule_the_file(tmp_path: Path) -> None:
     script = (
         "from asr_lora.launch import launch\n"
