@@ -16,7 +16,7 @@ from asr_lora.corpus.mix import Part, mixed
 from asr_lora.corpus.stream import Stream, held_out, open_stream
 from asr_lora.corpus.tables import Row
 from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import read_json, read_jsonl, whole_file
+from asr_lora.files import cache_dir, read_json, read_jsonl, whole_file
 from asr_lora.manifest import Clip, as_row, clip_id, gone, name_in_corpus
 from asr_lora.progress import say
 from asr_lora.splits import with_splits
@@ -128,7 +128,7 @@ def excluded(config: "Config") -> list[Row]:
 def put_back(config: "Config", lines: Sequence[Clip]) -> None:
     """Clips of an archive lie in a cache: where that was emptied, the same clips are put there again.
 
-    Raises WorldError when the source no longer holds them.
+    Raises WorldError when the source no longer holds them, or they never lay in the cache.
     """
     absent = {name_in_corpus(line): line for line in gone(lines)}
     if not absent:
@@ -149,7 +149,15 @@ def put_back(config: "Config", lines: Sequence[Clip]) -> None:
             f"data.source: {corpus.source} lacks {len(lost)} clips of {config.run}/data ({lost[0]}, ...); "
             "put back the release that the run was made from"
         )
-    for name, line in absent.items():
-        if not Path(line["path"]).is_file():  # the archive was written anew, and its clips lie elsewhere in the cache
-            with whole_file(Path(line["path"])) as partial:
-                shutil.copyfile(found[name], partial)
+    # Where the archive was written anew its clips lie elsewhere in the cache.
+    misplaced = {name: Path(line["path"]) for name, line in absent.items() if not Path(line["path"]).is_file()}
+    # A manifest may come from anywhere: what it names is written to in the cache alone.
+    cache = cache_dir().resolve()
+    if outside := [path for path in misplaced.values() if not path.resolve().is_relative_to(cache)]:
+        raise WorldError(
+            f"data.source: {len(outside)} clips of {config.run}/data lay outside of the cache {cache} and are gone "
+            f"({outside[0]}, ...); put them back, or name the cache that they lay in: ASR_LORA_CACHE"
+        )
+    for name, path in misplaced.items():
+        with whole_file(path) as partial:
+            shutil.copyfile(found[name], partial)

@@ -160,7 +160,8 @@ def _retreat(config: Config, trainer: WhisperTrainer, before: Retreat, collapse:
     again = f" and, with {before.rate:g} of the learning rate, once more" if once_before else ""
     over = (
         f"training.learning_rate: must be lower than {config.training.learning_rate:g} here: training collapsed{again} "
-        f"(step {collapse.step}: {collapse.reason}) before it had learnt anything; take a third of it, say"
+        f"(step {collapse.step}: {collapse.reason}) before it had learnt anything; take "
+        f"{'a tenth' if once_before else 'a third'} of it, say"
     )
     guard.note(file, replace(before, over=over))
     write_json(run.train_metrics(config.run), {"finished": False, **course.of(config, trainer)})

@@ -411,6 +411,22 @@ def test_clips_gone_from_the_cache_are_put_back_by_prepare_and_by_who_asks_for_t
     assert after | before == after
 
 
+def test_a_manifest_cannot_have_clips_put_anywhere_but_in_the_cache(
+    words: list[str], release: Path, tmp_path: Path, private_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [*words, f"data.source={pack(release, tmp_path / 'x.tar.gz')}"]
+    manifest = prepared(asked) / "data" / "train.jsonl"
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    kept, (line, *_) = manifest.read_text(), read_jsonl(manifest)
+    name = Path(line["path"]).name
+    for elsewhere in (f"below/{name}", str(tmp_path / "here" / name), f"{private_cache}/../here/{name}"):
+        manifest.write_text(kept.replace(line["path"], elsewhere))
+        with pytest.raises(WorldError, match=r"data\.source: .* lay outside of the cache .* ASR_LORA_CACHE"):
+            prepare(load(asked))
+    assert not list((tmp_path / "here").iterdir())
+
+
 def test_clips_come_back_from_an_archive_that_was_downloaded_anew_and_from_no_other(
     words: list[str], release: Path, tmp_path: Path, private_cache: Path
 ) -> None:
