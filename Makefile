@@ -23,7 +23,7 @@ words = $(spoken) $(hours) $(source) $(ARGS)
 RANKS := 4,8,16,32
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor prepare train eval sweep search report transcribe plan bench check test test-all audit
+.PHONY: help demo doctor prepare train eval sweep search report transcribe plan bench check test test-all fuzz audit
 
 help: ## this list
 	@echo "make TARGET [LANG=nl] [HOURS=1|all] [DATA=/path/to/cv-corpus-...] [ARGS=\"hydra overrides\"]"
@@ -73,6 +73,10 @@ test: $(INSTALLED) ## everything that takes under ten minutes on two cores
 
 test-all: $(INSTALLED) ## everything
 	$(PYTHON) -m pytest --numprocesses=auto --dist=worksteal
+
+fuzz: $(INSTALLED) ## at least 20,000 broken inputs, other ones every time (nightly): CASES=50000 SEED=7 for more, or the same again
+	FUZZ_CASES=$(or $(CASES),20000) $(if $(SEED),FUZZ_SEED=$(SEED)) \
+	  $(PYTHON) -m pytest --timeout=7200 tests/test_fuzz_inputs.py tests/test_fuzz_runs.py
 
 audit: $(INSTALLED) ## known vulnerabilities of all that uv.lock pins, extras too; asks PyPI's advisories, so it needs a network
 	$(UV) export --quiet --locked --no-emit-project --all-extras --output-file .venv/audited.txt >/dev/null

@@ -17,14 +17,14 @@ from asr_lora.config import Config
 from asr_lora.corpus import SPLITS
 from asr_lora.dev import Dev
 from asr_lora.features import prompted, token_ids
-from asr_lora.files import read_json, read_jsonl
+from asr_lora.files import read_json
 from asr_lora.forecast import flop, job
 from asr_lora.guard import Guard
 from asr_lora.hardware import Hardware
 from asr_lora.hearing import decoding
 from asr_lora.journal import Journal, eval_steps
 from asr_lora.loader import Making, Steps
-from asr_lora.manifest import Clip, as_row
+from asr_lora.manifest import Clip, as_row, read_manifest
 from asr_lora.model import adapter, whisper
 from asr_lora.model.methods import method
 from asr_lora.prepare import label_rule, language
@@ -52,7 +52,7 @@ def build(
     masks = config.training.spec_augment
     if masks:
         whisper.mask_features(base, config.training.mask_time_prob, config.training.mask_feature_prob)
-    folder, dev = config.run / "train", read_jsonl(run.manifest(config.run, "dev"))
+    folder, dev = config.run / "train", read_manifest(run.manifest(config.run, "dev"))
     steady, learning_rate = round(config.training.warmup * config.max_steps), rate * config.training.learning_rate
     journal = Journal(
         folder / "log.jsonl",
@@ -100,7 +100,7 @@ def _budget(config: Config, began: float, loading: float) -> Budget | None:
     hours = config.training.max_hours
     if hours is None:
         return None
-    lengths = {split: [row["duration"] for row in read_jsonl(run.manifest(config.run, split))] for split in SPLITS}
+    lengths = {split: [row["duration"] for row in read_manifest(run.manifest(config.run, split))] for split in SPLITS}
     lengths["train"] = lengths["train"] or lengths["dev"]  # of a stream nothing is known
     scored = lengths["test"][: config.eval.limit] if config.eval.split == "test" else lengths["dev"]
     if config.eval.after:
@@ -163,7 +163,7 @@ def of_stream(config: Config, making: Making, rank: int = 0, world_size: int = 1
     stream, known = streamed(config), read_json(run.summary(config.run))["splits"]["train"]["streamed"]
     if stream.fingerprint != known["fingerprint"]:
         say(f"data.source: {stream.source} is another version of the data set than dev and test were drawn from")
-    held_out = [as_row(clip) for split in ("dev", "test") for clip in read_jsonl(run.manifest(config.run, split))]
+    held_out = [as_row(clip) for split in ("dev", "test") for clip in read_manifest(run.manifest(config.run, split))]
     return StreamedSteps(
         stream.split(config.data.train_split, "train"), Sieve.by([*held_out, *excluded(config)], label_rule(config)),
         config.training, making, load_config(config.model.checkpoint).max_target_positions,

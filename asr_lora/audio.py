@@ -1,6 +1,7 @@
 """Decodes any clip, a path or bytes, and resamples it to 16 kHz mono float32: what Whisper hears. Encodes as FLAC."""
 
 import io
+import math
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +18,7 @@ MAX_SECONDS = 30.0  # Whisper's window
 PREROLL = (
     0.5  # seconds read before a part of a recording: for 0.2 s after a seek libsndfile 1.2 hears nothing in an mp3
 )
+MOST_KERNEL = 2**24  # of float32: 44,100 Hz takes 70,000, and 44,101, which nothing records at, 700 million (2.8 GB)
 
 Waveform = npt.NDArray[np.float32]  # (samples,) at SAMPLE_RATE, nominally in [-1, 1]
 
@@ -28,8 +30,8 @@ def decode(
 
     Reads what libsndfile reads (mp3, wav, flac, ogg, opus, ...), without FFmpeg. Of a long recording what lies between
     `start` and `end` in seconds (None: its end), without reading the rest; never more than `most` seconds.
-    Raises WorldError when the clip cannot be read or decoded, holds no samples, or samples that are not finite; of a
-    path the message says which, of bytes it is the bare reason.
+    Raises WorldError when the clip cannot be read or decoded, holds no samples, or samples that are not finite or
+    of an odd rate; of a path the message says which, of bytes it is the bare reason.
     """
     name = "" if isinstance(clip, bytes) else f"{clip}: "
     try:
@@ -41,6 +43,8 @@ def decode(
         raise WorldError(f"{name}clip cannot be decoded: {error.error_string.rstrip('.')}") from error
     if not len(samples):
         raise WorldError(f"{name}clip holds no samples")
+    if not _resamples(rate):
+        raise WorldError(f"{name}clip is said to have {rate:,} samples a second, which nothing records; it is damaged")
     mono = samples.mean(axis=1)
     if not np.isfinite(mono).all():
         raise WorldError(f"{name}clip holds samples that are not finite")
@@ -58,6 +62,12 @@ def resampled(samples: Waveform, rate: int) -> Waveform:
         return samples
     at_ours: Waveform = resample(torch.from_numpy(samples), rate, SAMPLE_RATE).numpy()
     return at_ours
+
+
+def _resamples(rate: int) -> bool:
+    """Whether samples at `rate` Hz become 16 kHz within reason: the filter grows with what the two do not share."""
+    shared = math.gcd(rate, SAMPLE_RATE)
+    return (rate // shared) * (SAMPLE_RATE // shared) <= MOST_KERNEL
 
 
 def flac(samples: Waveform, rate: int) -> bytes:

@@ -21,13 +21,13 @@ from asr_lora.corpus import SPLITS
 from asr_lora.doubts import Doubt
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.faults import KINDS, Fault, Utterance
-from asr_lora.files import read_json, read_jsonl, whole_folder, write_json, write_text
+from asr_lora.files import read_json, whole_folder, write_json, write_text
 from asr_lora.findings import alignments
 from asr_lora.hardware import look
 from asr_lora.hearing import heard
 from asr_lora.launch import quoted
 from asr_lora.listening import Listener, Place
-from asr_lora.manifest import extension, sound
+from asr_lora.manifest import extension, read_manifest, sound
 from asr_lora.page import environment
 from asr_lora.prepare import language
 from asr_lora.progress import progress, say
@@ -84,7 +84,7 @@ def _normalizer(config: Config, token: str) -> Normalizer:
 
 def _utterances(config: Config, source: str, normal: Normalizer) -> list[Utterance]:
     """All clips of the manifest, in its order, with what was heard in them; what the cache remembers is not heard."""
-    lines = [(split, clip) for split in SPLITS for clip in read_jsonl(run.manifest(config.run, split))]
+    lines = [(split, clip) for split in SPLITS for clip in read_manifest(run.manifest(config.run, split))]
     if in_shards := [clip for _, clip in lines if "offset" in clip]:
         raise ChoiceError(
             f"audit: {len(in_shards)} clips of {config.run} lie in shards; audit the run that they were written from"

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from asr_lora import ranks
+from asr_lora.errors import WorldError
 from asr_lora.files import read_json, write_json
 from asr_lora.progress import say
 
@@ -75,7 +76,7 @@ def _steps(folder: Path) -> list[int]:
 def _damage(checkpoint: Path) -> str | None:
     try:
         sealed = read_json(checkpoint / SEAL)
-    except (FileNotFoundError, ValueError):  # not there, not text, not JSON
+    except (FileNotFoundError, WorldError):  # not there, not JSON
         return f"no {SEAL} that can be read"
     for name, sha256 in sealed.items():
         file = checkpoint / name

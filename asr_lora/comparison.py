@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from asr_lora import charts, metrics, run, tables
-from asr_lora.files import read_json, read_jsonl, write_text
+from asr_lora.files import read_json, write_text
 from asr_lora.page import environment
 from asr_lora.progress import say
 from asr_lora.seeds import spread, together
@@ -68,7 +68,7 @@ def _run(folder: Path) -> dict[str, Any]:
     return {
         "name": folder.name, "settings": run.settings(folder), "trained": read_json(run.train_metrics(folder)),
         "facts": facts, "split": split, "own": facts[split], "rate": leading(facts[split]["language"]),
-        "lines": read_jsonl(folder / "eval" / split / "hypotheses.jsonl"),
+        "lines": run.heard(folder, split),
         "page": folder / "report" / "index.html",
     }  # fmt: skip
 

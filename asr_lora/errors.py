@@ -4,11 +4,36 @@ A message says name, rule, value and the way out:
 `data.source: no clips directory under /x; a Common Voice release has clips/ and train.tsv (got: a.txt, b.txt)`.
 """
 
+import unicodedata
+
+MOST_SHOWN = 1_500  # characters: a damaged file can put a megabyte into the value that is told
+
 
 class UserError(Exception):
-    """The parent of them all; stages let it pass, and the command line prints it and exits with `status`."""
+    """The parent of them all; stages let it pass, and the command line prints it and exits with `status`.
+
+    Its message is a line that any screen can show, whatever stands in the name or value that it tells.
+    """
 
     status = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_one_line(message))
+
+
+def _one_line(message: str) -> str:
+    """Line ends become spaces; what moves a cursor, or is no character, is written as in Python: \\x1b, \\u2028."""
+    plain = _short(message).replace("\r\n", " ").replace("\n", " ")
+    odd = ("Cc", "Cs", "Zl", "Zp")
+    return _short(
+        "".join(char.encode("unicode_escape").decode() if unicodedata.category(char) in odd else char for char in plain)
+    )
+
+
+def _short(message: str) -> str:
+    if len(message) <= MOST_SHOWN:
+        return message
+    return f"{message[: MOST_SHOWN - 400]} [...] {message[-400:]}"  # the way out stands at the end
 
 
 class ChoiceError(UserError, ValueError):

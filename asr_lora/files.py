@@ -13,6 +13,9 @@ from filelock import FileLock
 
 from asr_lora.errors import WorldError
 
+ANEW = "put back the file that was written, or remove {}, which the same command makes anew"
+NOTHING: Mapping[str, type] = {}
+MOST_NUMBER = 2**53  # above it JSON's numbers are not exact
 ANOTHER_CACHE = "free some space there, or name another cache in ASR_LORA_CACHE"
 
 
@@ -84,9 +87,9 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return value
+def read_json(path: Path, way_out: str = ANEW) -> dict[str, Any]:
+    """Raises WorldError, with the way out, for a file that holds no JSON object."""
+    return _object(path.read_bytes(), f"{path}:", way_out.format(path.parent))
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -95,7 +98,50 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(
+    path: Path, needed: Mapping[str, type] = NOTHING, maybe: Mapping[str, type] = NOTHING, way_out: str = ANEW
+) -> list[dict[str, Any]]:
+    """The objects of a file, one a line; each has the fields `needed`, and of `maybe` none that is something else.
+
+    Raises WorldError, naming file and line, with the way out, for anything else. A float is a number of at least 0 that
+    can be a time or size, a Path a text that can be one.
+    """
+    rows = []
     # A line ends at \n alone: str.splitlines would also break at U+2028 and its like inside a sentence.
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        return [json.loads(line) for line in lines]
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            row = _object(line, f"{path}: line {number} is", way_out.format(path.parent))
+            for name, kind in {**maybe, **needed}.items():
+                if name not in row and name in needed:
+                    raise WorldError(f"{path}: line {number} has no {name}; {way_out.format(path.parent)}")
+                if name in row and not _is(row[name], kind):
+                    odd = f"{path}: line {number} is damaged, {name} is {_short(row[name])}"
+                    raise WorldError(f"{odd}; {way_out.format(path.parent)}")
+            rows.append(row)
+    return rows
+
+
+def _object(content: bytes, named: str, way_out: str) -> dict[str, Any]:
+    try:
+        value = json.loads(content.decode("utf-8"))
+        if b"\\ud" in content.lower():
+            json.dumps(value, ensure_ascii=False).encode()  # a half of a surrogate pair is no text
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers too long, lists too deep
+        raise WorldError(f"{named} no JSON ({error}); {way_out}") from error
+    if not isinstance(value, dict):
+        raise WorldError(f"{named} no JSON object but {_short(value)}; {way_out}")
+    return value
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind in (int, float):
+        number = type(value) is int or (kind is float and type(value) is float)
+        return number and 0 <= value < MOST_NUMBER
+    if kind is list:
+        return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    return isinstance(value, str) and not (kind is Path and ("\0" in value or not value))
+
+
+def _short(value: Any) -> str:
+    shown = repr(value) if not isinstance(value, int) or abs(value) < MOST_NUMBER else "a very large number"
+    return shown if len(shown) <= 60 else f"{shown[:60]}..."

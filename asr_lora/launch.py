@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Sweep
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -40,6 +41,7 @@ ANOTHER_ENDED = (
 
 def load(overrides: Sequence[str] = ()) -> Config:
     """Composes the settings as the command line does. Raises ChoiceError for whatever does not hold."""
+    refuse_misread(overrides)
     try:
         if GlobalHydra.instance().is_initialized():  # within a job of Hydra's
             return typed(compose("config", list(overrides)))
@@ -92,6 +94,7 @@ def launch(
     try:
         if ranks.count() > 1 and not several:
             raise ChoiceError(f"WORLD_SIZE: this command takes one process, got {ranks.count()}; start it plainly")
+        refuse_misread(words)
         lost = _launched(job, words)
         ranks.leave()
         runs_dir = here[-1] if here else _runs_dir(words)
@@ -198,6 +201,24 @@ def _told(error: BaseException, words: Sequence[str]) -> tuple[str, int]:
     return " ".join(message.splitlines()), status
 
 
+def refuse_misread(words: Sequence[str]) -> None:
+    """Raises ChoiceError for words that Hydra has no error for: no name before the =, no name of a file of conf/."""
+    groups = {folder.name for folder in conf_dir().iterdir() if folder.is_dir()}
+    for word in words:
+        group, _, value = word.lstrip("+").partition("=")
+        if "=" in word and not group.strip("~ "):
+            raise ChoiceError(f"{word}: must be setting=value, for instance data.hours=1; --help says more")
+        if group in groups and _parses(word):
+            chosen = OverridesParser.create().parse_override(word).value()
+            names = chosen if isinstance(chosen, list) else [chosen]
+            if not all(isinstance(name, str | Sweep | None) and "\0" not in str(name) for name in names):
+                raise ChoiceError(f"{group}: {value} is none of {_choices(group)}")
+
+
+def _choices(group: str) -> str:
+    return ", ".join(sorted(file.stem for file in (conf_dir() / group).glob("*.yaml")))
+
+
 def one_line(error: BaseException, overrides: Sequence[str]) -> str:
     """Hydra's or OmegaConf's complaint as `name: rule, value; way out`."""
     text = str(error)
@@ -220,12 +241,13 @@ def one_line(error: BaseException, overrides: Sequence[str]) -> str:
     if choice := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
         if choice[1] == "lora" and choice[2] == "prefix":
             return f"lora: {PREFIX}"
-        there = ", ".join(sorted(file.stem for file in (conf_dir() / choice[1]).glob("*.yaml")))
-        return f"{choice[1]}: {choice[2]} is none of {there}"
+        return f"{choice[1]}: {choice[2]} is none of {_choices(choice[1])}"
+    if absent := re.match(r"Could not delete .*?'([^']*)'", text):
+        return f"~{absent[1]}: no such setting to take out; --cfg job prints all"
     for override in overrides:
         key, equals, value = override.partition("=")
-        if not equals and f"'{override}'" in text:
-            return f"{override}: must be setting=value, for instance data.hours=1; --help says more"
+        if not equals and (f"'{override}'" in text or not _parses(override)):
+            return f"{override or repr(override)}: must be setting=value, for instance data.hours=1; --help says more"
         misread = full_key and full_key[1] == key and ("Cannot convert" in text or "nterpolation" in text)
         if equals and (misread or override in text or not _parses(override)):
             literal = shlex.quote(f"{key}={quoted(value)}")
@@ -235,7 +257,7 @@ def one_line(error: BaseException, overrides: Sequence[str]) -> str:
         return f"{full_key[1]}: has no value; give it one: {full_key[1]}=..."
     if full_key and "is not a ListConfig" in text:
         return f"{full_key[1]}: must be a list, for instance '{full_key[1]}=[a,b]'"
-    return " ".join(f"{full_key[1]}: {text.splitlines()[0]}".split() if full_key else text.split())
+    return " ".join(f"{full_key[1]}: {text.splitlines()[0]}".split() if full_key else f"command line: {text}".split())
 
 
 def _parses(override: str) -> bool:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from asr_lora import run
 from asr_lora.corpus import SPLITS
-from asr_lora.files import read_jsonl
-from asr_lora.manifest import Clip, name_in_corpus
+from asr_lora.manifest import Clip, name_in_corpus, read_manifest
 from asr_lora.splits import identity
 from asr_lora.text import Normalizer
 
@@ -18,7 +17,7 @@ def shared(folder: Path, language: str) -> dict[str, dict[str, int]]:
     `{"train and dev": {"speakers": 0, "sentences": 0, "clips": 0}, ...}`; sentences as `marks` leaves them in Whisper's
     `language`, clips by name in their corpus (Common Voice's in any) or by content.
     """
-    held_out = {split: read_jsonl(run.manifest(folder, split)) for split in SPLITS if split != "train"}
+    held_out = {split: read_manifest(run.manifest(folder, split)) for split in SPLITS if split != "train"}
     manifests = {"train": run.trained_on(folder), **held_out}
     return {
         f"{one} and {other}": _in_both(manifests[one], manifests[other], Normalizer("marks", language))

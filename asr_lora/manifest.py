@@ -1,6 +1,7 @@
 """The manifest of a run: which clips, in what order, why not others. Two runs with one manifest heard the same hour."""
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 from asr_lora import audio
 from asr_lora.errors import WorldError
+from asr_lora.files import read_jsonl
 from asr_lora.listening import Heard, Place, listen
 from asr_lora.ranges import is_url, read_range
 
@@ -18,6 +20,15 @@ EXCLUDED = "the same sound as a clip of data.exclude"
 PLACE = ("path", "start", "end", "offset", "bytes", "member", "sha256")  # of a clip: where its sound is, and whether
 IN_SHARD = ("shard", "member", "offset", "bytes", "sha256")  # of a row: in which shard, a path or URL, and where in it
 MOST_APART = 0.5  # s, between a duration that a table tells and what is heard
+
+
+LINE = {"id": Path, "path": Path, "text": str, "duration": float, "speaker": str, "sha256": str}  # what it has, and
+NOT_OF_ALL = {"start": float, "end": float, "offset": int, "bytes": int, "clip": Path}  # what some have
+
+
+def read_manifest(file: Path) -> list[Clip]:
+    """The clips of a manifest. Raises WorldError, naming the line, where it is not as it was written."""
+    return read_jsonl(file, LINE, NOT_OF_ALL)
 
 
 def draw_order(rows: Sequence[Row], seed: int) -> list[Row]:
@@ -193,7 +204,8 @@ def extension(clip: Mapping[str, Any]) -> str:
     if clip.get("start") is not None:
         return "flac"
     name = clip["path"] if clip.get("offset") is None else clip["member"]
-    return PurePosixPath(name).suffix.removeprefix(".").lower() or "audio"
+    suffix = PurePosixPath(name).suffix.removeprefix(".").lower()
+    return suffix if re.fullmatch(r"[a-z0-9]{1,8}", suffix) else "audio"
 
 
 def _in_shard(clip: Mapping[str, Any]) -> bytes:

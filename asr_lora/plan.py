@@ -28,11 +28,10 @@ from asr_lora.config import Config, conf_dir
 from asr_lora.corpus import SPLITS, Columns, is_path, is_quick, open_corpus
 from asr_lora.decode import at_once
 from asr_lora.errors import ChoiceError, UserError, WorldError
-from asr_lora.files import read_jsonl
 from asr_lora.forecast import STAGES, Forecast, Job, cut, flop, forecast_on, job
 from asr_lora.hardware import GPUS, Hardware, decode_rows, fitting, known_gpu, look
 from asr_lora.launch import launch
-from asr_lora.manifest import draw_order
+from asr_lora.manifest import draw_order, read_manifest
 from asr_lora.prepare import language
 from asr_lora.splits import with_splits
 
@@ -86,7 +85,7 @@ def durations(config: Config) -> tuple[dict[str, list[float]], str]:
     An archive is neither opened, as to find its tables may take minutes, nor downloaded; nor is parquet converted.
     """
     if run.summary(config.run).is_file() and not config.data.streaming:
-        lines = {split: read_jsonl(run.manifest(config.run, split)) for split in SPLITS}
+        lines = {split: read_manifest(run.manifest(config.run, split)) for split in SPLITS}
         return {split: [line["duration"] for line in lines[split]] for split in SPLITS}, "the manifest"
     named = config.data.source
     source = Path(named).expanduser() if named and is_path(named) else None

@@ -21,11 +21,11 @@ from asr_lora.corpus import SPLITS, UNSPLIT, Columns, Corpus, open_corpus
 from asr_lora.corpus.tables import Row
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.features import prompted, token_ids
-from asr_lora.files import read_json, read_jsonl, whole_folder, write_json, write_jsonl
+from asr_lora.files import read_json, whole_folder, write_json, write_jsonl
 from asr_lora.language import check_language, whisper_language
 from asr_lora.launch import launch
 from asr_lora.listening import Listener
-from asr_lora.manifest import EXCLUDED, Clip, Draw, as_row, draw_order
+from asr_lora.manifest import EXCLUDED, Clip, Draw, as_row, draw_order, read_manifest
 from asr_lora.naming import science
 from asr_lora.progress import progress, say
 from asr_lora.shards import write_shards
@@ -45,7 +45,7 @@ def prepare(config: Config) -> None:
     """
     _make_manifest(config)
     if config.shards:
-        splits = {split: read_jsonl(run.manifest(config.run, split)) for split in SPLITS}
+        splits = {split: read_manifest(run.manifest(config.run, split)) for split in SPLITS}
         folder = Path(config.shards_dir).expanduser() if config.shards_dir else config.run / "data" / "shards"
         release = read_json(run.summary(config.run))["release"]
         write_shards(splits, folder.absolute(), release, config.data.language)
@@ -55,7 +55,7 @@ def _make_manifest(config: Config) -> None:
     language(config)
     if run.summary(config.run).is_file():
         run.refuse_other(config.run, read_json(run.summary(config.run))["settings"], _settings(config))
-        put_back(config, [line for split in SPLITS for line in read_jsonl(run.manifest(config.run, split))])
+        put_back(config, [line for split in SPLITS for line in read_manifest(run.manifest(config.run, split))])
         return
     if config.data.streaming:
         _hold_out_of_stream(config)
@@ -123,7 +123,7 @@ def clips(config: Config, split: str, limit: int | None) -> list[Clip]:
 
     The manifest itself is never touched: a longer draw is a file of its own, data/test-all.jsonl for one.
     """
-    drawn = read_jsonl(run.manifest(config.run, split))
+    drawn = read_manifest(run.manifest(config.run, split))
     facts = read_json(run.summary(config.run))["splits"][split]
     held = facts["clips"] + sum(map(len, facts["left_out"].values()))
     if facts["available"] is None:
@@ -140,7 +140,7 @@ def clips(config: Config, split: str, limit: int | None) -> list[Clip]:
             draw = _held_out(config, corpus, split, limit)
             _fill([draw], corpus, label_rule(config))
             write_jsonl(longer, draw.chosen)
-        drawn = read_jsonl(longer)
+        drawn = read_manifest(longer)
     put_back(config, drawn[:limit])
     return drawn[:limit]
 

@@ -46,13 +46,13 @@ def report(folder: Path, price: float | None = None) -> Path:
     price, source = price_of(price, settings, trained["device"])
     summary = read_json(run.summary(folder))
     split, log = next(iter(facts)), read_jsonl(folder / "train" / "log.jsonl")
-    lines = read_jsonl(folder / "eval" / split / "hypotheses.jsonl")
+    lines = run.heard(folder, split)
     helped, harmed = findings.changed([line["baseline_errors"] for line in lines], [line["errors"] for line in lines])
     with whole_folder(folder / "report") as page:
         (page / "clips").mkdir()
         shown = {"helped": helped[:SHOWN], "harmed": harmed[:SHOWN]}
         examples = {
-            name: [_example(lines[at], facts[split]["language"], page / "clips") for at in places]
+            name: [_example(at, lines[at], facts[split]["language"], page / "clips") for at in places]
             for name, places in shown.items()
         }
         text = environment(autoescape=True).get_template("run.html").render(
@@ -95,12 +95,15 @@ def compare(pattern: str, runs_dir: Path) -> Path:
 # ---- a run ----
 
 
-def _example(line: Mapping[str, Any], language: str, clips: Path) -> dict[str, Any]:
-    """A clip with the alignments of both models, and its sound in a file beside the page (None: it is gone)."""
+def _example(at: int, line: Mapping[str, Any], language: str, clips: Path) -> dict[str, Any]:
+    """A clip with the alignments of both models, and its sound in a file beside the page (None: it is gone).
+
+    The file is called after the clip's place `at` among all: an id may be longer than a file's name, or lead elsewhere.
+    """
     names = ("reference_normalized", "baseline_hypothesis_normalized", "hypothesis_normalized")
     reference, *both = (in_units(line[name], language) for name in names)
     untouched, tuned = findings.alignments([reference] * 2, both)
-    file = clips / f"{line['id']}.{extension(line)}"
+    file = clips / f"{at}.{extension(line)}"
     try:
         file.write_bytes(sound(line))
     except WorldError as error:

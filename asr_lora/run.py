@@ -20,13 +20,20 @@ from asr_lora.branches import DecodingConfig, EvalConfig, ReportConfig
 from asr_lora.checkpoint import identity
 from asr_lora.config import Config, from_plain, plain
 from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import read_json, read_jsonl, write_text
+from asr_lora.files import ANEW, read_json, read_jsonl, write_text
+from asr_lora.manifest import NOT_OF_ALL, read_manifest
 from asr_lora.naming import science
 
 Branch = TypeVar("Branch", EvalConfig, DecodingConfig, ReportConfig)
 
 SHARED_WITHIN = 60.0  # seconds: a network's disk may show a new file late
 FIGURES = 2  # of eval/<set>/metrics.json: it rises whenever the same hypotheses give other figures, or more of them
+HEARD = {  # of a line of hypotheses.jsonl
+    "id": Path, "path": Path, "duration": float, "speaker": str, "reference": str, "reference_normalized": str,
+    **{f"{model}{name}": kind for model in ("", "baseline_") for name, kind in (
+        ("hypothesis", str), ("hypothesis_normalized", str), ("errors", int), ("runaway", list)
+    )},
+}  # fmt: skip
 PACKAGES = (
     "asr_lora", "torch", "torchaudio", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate",
     "jiwer", "hydra-core", "soundfile", "numpy",
@@ -127,8 +134,19 @@ def trained_files(run: Path) -> list[Path]:
 
 def trained_on(run: Path) -> list[dict[str, Any]]:
     """The training clips, as lines of a manifest; of a stream those that were heard, as often as they were."""
-    lines = [line for file in trained_files(run) for line in read_jsonl(file)]
-    return [clip for line in lines for clip in (line["clips"] if "clips" in line and "step" in line else [line])]
+    files = trained_files(run)
+    if files == [manifest(run, "train")]:
+        return read_manifest(files[0])
+    return [clip for file in files for line in read_jsonl(file) for clip in line["clips"]]
+
+
+def heard(run: Path, split: str) -> list[dict[str, Any]]:
+    """The lines of eval/<split>/hypotheses.jsonl. Raises WorldError where one is not as it was written, or is gone."""
+    file = run / "eval" / split / "hypotheses.jsonl"
+    lines, scored = read_jsonl(file, HEARD, NOT_OF_ALL), read_json(file.with_name("metrics.json"))["clips"]
+    if len(lines) != scored:
+        raise WorldError(f"{file}: {len(lines)} lines, not the {scored} of metrics.json; {ANEW.format(file.parent)}")
+    return lines
 
 
 def scored(run: Path) -> dict[str, dict[str, Any]]:

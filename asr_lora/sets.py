@@ -15,8 +15,8 @@ from asr_lora.branches import EvalSet
 from asr_lora.checkpoint import load_generation_config
 from asr_lora.corpus import is_path, mdc
 from asr_lora.errors import ChoiceError
-from asr_lora.files import cache_dir, read_json, read_jsonl, whole_folder, write_json, write_jsonl
-from asr_lora.manifest import Clip, gone
+from asr_lora.files import cache_dir, read_json, whole_folder, write_json, write_jsonl
+from asr_lora.manifest import Clip, gone, read_manifest
 from asr_lora.noise import hiss, hum, rumble
 from asr_lora.prepare import clips, drawn_from, language
 from asr_lora.text import Normalizer
@@ -139,7 +139,7 @@ def _corpus(config: "Config", asked: EvalSet) -> Set:
             write_jsonl(partial / "clips.jsonl", chosen)
             made = {"follows_from": follows_from, "available": available, "leaks_dropped": leaks}
             write_json(partial / "summary.json", made)
-    rows, facts = read_jsonl(drawn / "clips.jsonl"), read_json(drawn / "summary.json")
+    rows, facts = read_manifest(drawn / "clips.jsonl"), read_json(drawn / "summary.json")
     if lost := gone(rows):
         raise ChoiceError(
             f"eval.sets: {len(lost)} clips of {name} are gone ({lost[0]['path']}, ...); remove {drawn}, and retry"

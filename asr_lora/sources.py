@@ -24,6 +24,9 @@ from asr_lora.splits import with_splits
 if TYPE_CHECKING:
     from asr_lora.config import Config
 
+AS_ROW = {"path": Path, "text": str, "speaker": str, "clip": Path, "sha256": str}  # what lines of data.exclude may hold
+ANOTHER_MANIFEST = "data.exclude takes a manifest as asr_lora.prepare writes it, or a corpus"
+
 
 def opened(config: "Config") -> Corpus:
     """The corpus of the run, with the tables train, dev and test; several are one. Clips of data.drop are out of it.
@@ -119,9 +122,11 @@ def excluded(config: "Config") -> list[Row]:
         tables = open_corpus(path, config.data.language, Columns(config.data.columns or {})).tables
         held_out = [row for split in ("dev", "test") for row in tables.get(split, [])]
         return held_out or [row for rows in tables.values() for row in rows]
-    lines = [line for manifest in manifests for line in read_jsonl(manifest)]
-    if lines and not {"text", "path"} <= set(lines[0]):
-        raise ChoiceError(f"data.exclude: {path} is no manifest: a line needs path and text, got {', '.join(lines[0])}")
+    lines = [line for manifest in manifests for line in read_jsonl(manifest, maybe=AS_ROW, way_out=ANOTHER_MANIFEST)]
+    for line in lines:
+        if not {"text", "path"} <= set(line):
+            got = ", ".join(line) or "nothing"
+            raise ChoiceError(f"data.exclude: {path} is no manifest: a line needs path and text, got {got}")
     return [as_row(line) for line in lines]
 
 

@@ -27,13 +27,13 @@ from asr_lora.config import Config
 from asr_lora.corpus import SPLITS
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.eval import evaluate
-from asr_lora.files import read_json, read_jsonl, whole_folder, write_json
+from asr_lora.files import read_json, whole_folder, write_json
 from asr_lora.guard import CollapsedError, Retreat
 from asr_lora.hardware import Hardware, free_memory, keeping_memory, look_together, peak_memory_bytes
 from asr_lora.hearing import decoding
 from asr_lora.journal import is_judged
 from asr_lora.launch import launch, words_of_job
-from asr_lora.manifest import Clip
+from asr_lora.manifest import Clip, read_manifest
 from asr_lora.model import adapter
 from asr_lora.plan import predict
 from asr_lora.prepare import language, prepare
@@ -91,7 +91,7 @@ def _train(config: Config, hardware: Hardware, callbacks: Sequence[TrainerCallba
     started = time.perf_counter()
     run.refuse_unshared(config.run)
     free_memory()
-    manifest = {split: read_jsonl(run.manifest(config.run, split)) for split in SPLITS}
+    manifest = {split: read_manifest(run.manifest(config.run, split)) for split in SPLITS}
     lengths = {split: [row["duration"] for row in manifest[split]] for split in SPLITS}
     predicted = None if config.data.streaming else ranks.first_does(lambda: predict(config, hardware, lengths))
     if predicted:

@@ -15,6 +15,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 # Tiny models gain nothing from threads, and on a busy machine threads wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import fuzzing
 import torch
 from pages import CHROMIUM
 from playwright.sync_api import sync_playwright
@@ -113,6 +114,11 @@ def release(tmp_path: Path) -> Path:
     folder = tmp_path / "cv-corpus-25.0-2026-06-05"
     write_release(folder)
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for line in fuzzing.told():
+        terminalreporter.write_line(line)
 
 
 class Fixed:

@@ -126,3 +126,10 @@ def test_no_other_program_is_needed_to_decode(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PATH", "")
     assert shutil.which("ffmpeg") is None
     assert_is_the_tone(audio.load(encoded(tone(32_000), 32_000, "mp3")))
+
+
+@pytest.mark.parametrize("rate", [16_001, 44_101, 2**31 - 1])
+def test_a_rate_that_nothing_records_at_is_refused_before_it_takes_gigabytes(rate: int) -> None:
+    content = encoded(tone(16_000), 16_000, "wav-16")
+    with pytest.raises(WorldError, match=r"samples a second, which nothing records"):
+        audio.load(content[:24] + rate.to_bytes(4, "little") + content[28:])

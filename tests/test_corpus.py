@@ -184,3 +184,10 @@ def test_a_table_that_is_not_utf8_is_refused(tmp_path: Path):
     home = write_release(tmp_path)
     (home / "dev.tsv").write_bytes("path\tsentence\na.mp3\tété\n".encode("latin-1"))
     assert "dev.tsv is not UTF-8 (at byte 20)" in refusal(tmp_path)
+
+
+def test_a_column_that_would_pass_for_a_place_in_a_recording_is_only_a_column(tmp_path: Path):
+    home = write_release(tmp_path)
+    write_lines(home / "train.tsv", ["path\tsentence\tstart\tend\tbytes", "a.mp3\thoi\tx\tnan\t-1"])
+    (row,) = open_corpus(tmp_path, "nl").tables["train"]
+    assert row == {"path": "a.mp3", "sentence": "hoi", "start_": "x", "end_": "nan", "bytes_": "-1"}

@@ -252,3 +252,32 @@ def test_an_unknown_choice_of_a_group_is_a_choice_at_the_command_line_too() -> N
     words = [sys.executable, "-m", "asr_lora.train", "lora=lokr"]
     told = subprocess.run(words, check=False, capture_output=True, text=True)
     assert (told.returncode, told.stderr.splitlines()[-1][:36]) == (2, "error: lora: lokr is none of adalora")
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("lora=4", "lora: 4 is none of adalora, "),
+        ("data=[{source: silence}]", "data: [{source: silence}] is none of common_voice"),
+        ('data="\0"', 'data: "\\x00" is none of common_voice'),
+        ("=0", "=0: must be setting=value"),
+        ("data={a: 1}", "data: {a: 1} is none of common_voice"),
+        ("~A", "~A: no such setting to take out"),
+        ("~", "~: no such setting to take out"),
+        ("A~", "A~: must be setting=value"),
+        ("", "'': must be setting=value"),
+        ("data.language=\u2028", "data.language: "),
+        ("data.source=\x1b[2J", "data.source: "),
+    ],
+)
+def test_a_word_that_hydra_has_no_word_for_is_named_in_one_line(word: str, told: str) -> None:
+    with pytest.raises(ChoiceError) as error:
+        load([word])
+    assert str(error.value).startswith(told)
+    assert len(str(error.value).splitlines()) == 1 and "\x1b" not in str(error.value)
+
+
+def test_an_error_is_a_line_that_a_person_can_read_whatever_value_it_tells() -> None:
+    message = str(ChoiceError(f"data.source: \x1b[2J two\nlines \ud800 {'9' * 100_000}; take another"))
+    assert message.startswith("data.source: \\x1b[2J two lines \\ud800 999") and message.endswith("; take another")
+    assert len(message) < 2_000

@@ -256,3 +256,36 @@ def test_a_corpus_of_nothing_but_rot_is_one_clear_line(words: list[str], tmp_pat
     with pytest.raises(UserError, match=r"data.source: 1\d of 1\d clips of .* are unusable") as error:
         prepare(load([*words, f"data.source={home}"]))
     assert "\n" not in str(error.value)
+
+
+def with_header(path: Path, extended: dict[str, str] | None = None, headers: int = 1, size: int | None = None) -> Path:
+    """A release as a tar that begins with a clip of so many extended headers, the last of which says `extended`."""
+    write_release(path.parent / "cv")
+    member = tarfile.TarInfo("cv/nl/clips/x.mp3")
+    member.pax_headers = extended or {"comment": "x"}
+    header = member.tobuf(tarfile.PAX_FORMAT)
+    about, own = header[:-512], header[-512:]
+    if size is not None:  # of the extended header itself
+        huge = tarfile.TarInfo("x")
+        huge.type, huge.size = tarfile.XHDTYPE, size
+        about = huge.tobuf(tarfile.GNU_FORMAT)
+    path.write_bytes(about * headers + own + pack(path.parent / "cv", path.parent / "plain.tar").read_bytes())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("extended", "headers", "size"),
+    [
+        ({"GNU.sparse.size": ""}, 1, None),
+        ({"size": "-1024"}, 1, None),
+        ({"GNU.sparse.map": "1,x"}, 1, None),
+        ({}, 3_000, None),
+        ({}, 1, 1 << 33),
+    ],
+    ids=["no size", "size below 0", "no numbers in a map", "headers of headers", "a header of gigabytes"],
+)
+def test_a_damaged_extended_header_is_one_clear_line(
+    tmp_path: Path, extended: dict[str, str], headers: int, size: int | None
+) -> None:
+    told = refusal(with_header(tmp_path / "odd.tar", extended, headers, size))
+    assert "cut short or damaged" in told or "is no .tar or .tar.gz archive" in told

@@ -24,6 +24,10 @@ from asr_lora.progress import progress
 
 MEMBERS = "members.json"  # beside the tables: the release, and the clips with their sizes
 MOST_UNPACKED, UNPACKED_FREELY = 20, 1 << 28  # times its size, and bytes beside it
+ABOUT_NEXT = (  # headers that only tell of the next one
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE
+)  # fmt: skip
+MOST_ABOUT_NEXT = 1 << 20  # bytes of one
 GZIP = b"\x1f\x8b"  # how a .gz begins
 NO_TEXT = re.compile("[\x00-\x1f\ud800-\udfff]")  # control characters, and bytes of a name that are not UTF-8
 
@@ -151,7 +155,7 @@ def walk(
                 while stream.read(1 << 20):
                     _refuse_bomb(source, stream.tell(), total)
                 bar.move_to(total / 1e6)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, RecursionError) as error:  # headers of headers
         raise WorldError(
             f"data.source: {source} is cut short or damaged; download it again "
             f"({total:,} bytes, good to about {position:,}: {error})"
@@ -182,13 +186,24 @@ class _Header(tarfile.TarInfo):
     """A tar header. tarfile takes one that is damaged or missing for the end of the archive; here it is an error."""
 
     @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        made = super().frombuf(buf, encoding, errors)
+        if made.type in ABOUT_NEXT and made.size > MOST_ABOUT_NEXT:  # which tarfile would read whole
+            raise tarfile.ReadError(f"a name or the like of {made.size:,} bytes")
+        return made
+
+    @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        before = tarfile_.offset
         try:
-            return super().fromtarfile(tarfile_)
+            made = super().fromtarfile(tarfile_)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the block of zeros that ends an archive
             raise
-        except tarfile.HeaderError as error:
+        except (tarfile.HeaderError, ValueError) as error:  # the latter of numbers in extended headers
             raise tarfile.ReadError(str(error)) from error
+        if made.size < 0 or tarfile_.offset <= before:  # it would be read over and over again (CVE-2025-8194)
+            raise tarfile.ReadError(f"a member of {made.size} bytes")
+        return made
 
 
 def _is_plain(path: PurePosixPath) -> bool:

@@ -7,12 +7,16 @@ from pathlib import Path, PurePosixPath
 from asr_lora.errors import ChoiceError
 
 Row = dict[str, str]
+WHERE = {"start", "end", "offset", "bytes", "member", "shard", "sha256", "clip"}  # as our own rows say it
 
 
 def read_utterances(path: Path) -> tuple[list[Row], list[str]]:
-    """One split: a row a clip with `path` cut down to the clip's file name, and the lines left out."""
+    """One split: a row a clip with `path` cut down to the clip's file name, and the lines left out.
+
+    A clip is a whole file here: a column that would say where in another it lies gets a _ behind.
+    """
     rows, malformed = read_table(path, needed=("path", "sentence"))
-    return [row | {"path": _clip_name(row["path"])} for row in rows], malformed
+    return [_plain(row) | {"path": _clip_name(row["path"])} for row in rows], malformed
 
 
 def read_durations(path: Path) -> tuple[dict[str, float], list[str]]:
@@ -65,6 +69,10 @@ def text_of(path: Path) -> str:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ChoiceError(f"data.source: {path} is not UTF-8 (at byte {error.start}); save it as UTF-8") from error
+
+
+def _plain(row: Row) -> Row:
+    return {f"{column}_" if column in WHERE else column: cell for column, cell in row.items()}
 
 
 def _clip_name(cell: str) -> str:

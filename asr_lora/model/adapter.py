@@ -41,6 +41,9 @@ WHOLE_CARD = """{base} as tuned by asr_lora: `WhisperForConditionalGeneration.fr
 """
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors")  # of an adapter, of a whole model
 TRAINED = "trained.safetensors"  # of a checkpoint: what trains, as it is, and what the method remembers
+KINDS = {"LORA": "LoRA", "ADALORA": "AdaLoRA", "IA3": "(IA)^3"}  # by peft's name
+CONTEXTS = ("dynamic", "full", "packed")
+AGAIN = "put back what training wrote there, or train again under another name (run_name=...)"
 OF_METHOD = "method:"  # before its names there
 
 
@@ -188,8 +191,8 @@ def described(folder: Path) -> str:
     """What was saved there, in words."""
     if is_whole(folder):
         return "a whole model, for transformers"
-    settings = read_json(folder / "adapter_config.json")
-    kind = {"LORA": "LoRA", "ADALORA": "AdaLoRA", "IA3": "(IA)^3"}[settings["peft_type"]]
+    settings = _settings(folder)
+    kind = KINDS[settings["peft_type"]]
     rank = f" of rank {settings['r']}" if kind == "LoRA" else ""
     return f"{kind} adapter{rank}, for peft"
 
@@ -201,8 +204,55 @@ def weights_file(folder: Path) -> Path:
 
 def trained_on_short(folder: Path) -> bool:
     """Whether the adapter knows contexts of less than 30 s; one that says nothing is taken for an ordinary one."""
-    record = folder / "asr_lora.json"
-    return record.is_file() and read_json(record)["context"] == "dynamic"
+    context = _record(folder).get("context", "full")
+    if context not in CONTEXTS:
+        raise WorldError(f"{folder / 'asr_lora.json'}: context is none of {', '.join(CONTEXTS)}; {AGAIN}")
+    return bool(context == "dynamic")
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    file = folder / "asr_lora.json"
+    return read_json(file, AGAIN) if file.is_file() else {}
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What peft's own file says of an adapter. Raises WorldError where it is not as training wrote it."""
+    file = folder / "adapter_config.json"
+    said = read_json(file, AGAIN)
+    kind, rank = said.get("peft_type"), said.get("r")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise WorldError(f"{file}: peft_type is none of {', '.join(KINDS)}; {AGAIN}")
+    if kind == "LORA" and not (type(rank) is int and rank > 0 and {"use_dora", "init_lora_weights"} <= said.keys()):
+        raise WorldError(f"{file}: r, use_dora or init_lora_weights is not what a LoRA has; {AGAIN}")
+    if said.get("megatron_config") is not None:  # peft would import whatever module megatron_core names
+        raise WorldError(
+            f"{file}: megatron_config would have peft run other code, which no adapter here needs; {AGAIN}"
+        )
+    return said
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    with _reading(folder):
+        tensors: dict[str, torch.Tensor] = load_file(weights_file(folder))
+    return tensors
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """What peft 0.21 and safetensors make of damaged settings or weights becomes a WorldError.
+
+    peft has no error of its own for it: settings of a wrong type fail wherever they are first used.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)  # half an adapter is none
+            yield
+    except (
+        SafetensorError, OSError, ImportError, UserWarning, ValueError, RuntimeError, TypeError, AttributeError,
+        LookupError,
+    ) as error:  # fmt: skip
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise WorldError(f"{folder}: does not load as an adapter ({reason}); {AGAIN}") from error
 
 
 def digest(folder: Path) -> str:
@@ -224,12 +274,12 @@ def scaled(source: Path, strength: float, target: Path, checkpoint: str) -> None
     the new one asks for 30 s.
     Raises ChoiceError for a kind of adapter that does not scale to the untouched model.
     """
-    weights = load_file(weights_file(source))
+    weights = _weights(source)
     if is_whole(source):
         base = whisper.load(checkpoint, "fp32", torch.device("cpu")).state_dict()
         changed = {name: base[name].lerp(tensor.float(), strength) for name, tensor in weights.items()}
     else:
-        settings = read_json(source / "adapter_config.json")
+        settings = _settings(source)
         if settings["peft_type"] != "LORA" or settings["use_dora"] or settings["init_lora_weights"] is not True:
             raise ChoiceError(
                 f"eval.strength: must be 1 for {source}, which is no plain LoRA ({settings['peft_type']})"
@@ -244,9 +294,16 @@ def averaged(sources: Sequence[Path], target: Path) -> None:
     It is the mean of the A and of the B, not of their products: along one path of training that is close, the size
     stays, and it is an ordinary peft adapter. Of whole models it is the mean of the models.
     """
-    every = [load_file(weights_file(source)) for source in sources]
+    every = [_weights(source) for source in sources]
+    for source, weights in zip(sources, every, strict=True):
+        if _shapes(weights) != _shapes(every[0]):
+            raise WorldError(f"{source}: holds other weights than {sources[0]}, so they have no mean; {AGAIN}")
     mean = {name: torch.stack([weights[name] for weights in every]).mean(dim=0) for name in every[0]}
     _write(mean, sources[-1], target, {"averaged": len(sources)})
+
+
+def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in weights.items()}
 
 
 def _write(weights: dict[str, torch.Tensor], source: Path, target: Path, record: dict[str, Any]) -> None:
@@ -254,7 +311,7 @@ def _write(weights: dict[str, torch.Tensor], source: Path, target: Path, record:
     with whole_folder(target) as partial:
         shutil.copytree(source, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*WEIGHTS))
         save_file(weights, partial / weights_file(source).name, metadata={"format": "pt"})
-        write_json(partial / "asr_lora.json", read_json(source / "asr_lora.json") | record)
+        write_json(partial / "asr_lora.json", _record(source) | record)
 
 
 def load(checkpoint: str, folder: Path, precision: str, device: torch.device) -> WhisperForConditionalGeneration:
@@ -267,11 +324,13 @@ def load(checkpoint: str, folder: Path, precision: str, device: torch.device) ->
 def merge(base: WhisperForConditionalGeneration, folder: Path) -> WhisperForConditionalGeneration:
     """The base with the saved adapter folded into its weights; the base must be unquantised, and is used up.
 
-    Raises ValueError for a quantised base: merging rounds the adapter away.
+    Raises ValueError for a quantised base: merging rounds the adapter away; WorldError for a damaged folder.
     """
     if getattr(base, "is_quantized", False):
         raise ValueError("base: must be fp32, fp16 or bf16 to be merged into, got a quantised one")
-    with quiet():
+    _settings(folder)
+    _weights(folder)  # peft would look for weights that are not there on the Hub
+    with quiet(), _reading(folder):
         return PeftModel.from_pretrained(base, folder).merge_and_unload()
 
 
@@ -280,11 +339,16 @@ def beside_each_other(base: WhisperForConditionalGeneration, folders: Mapping[st
 
     Uses the base up.
     """
+    for folder in folders.values():
+        _settings(folder)
+        _weights(folder)
     with quiet():
         (first, folder), *rest = folders.items()
-        model = PeftModel.from_pretrained(base, folder, adapter_name=first)
+        with _reading(folder):
+            model = PeftModel.from_pretrained(base, folder, adapter_name=first)
         for name, folder in rest:
-            model.load_adapter(folder, adapter_name=name)
+            with _reading(folder):
+                model.load_adapter(folder, adapter_name=name)
     return model.eval()
 
 
