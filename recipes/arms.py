@@ -53,7 +53,7 @@ def tutorial_settings(config: Config) -> Facts:
     """settings.json of recipes/tutorial.py; `lora` and `training` in the words of peft and of the Trainer."""
     training, lora, hardware = config.training, config.lora, look(config)
     return {
-        "checkpoint": resolve(config.model.checkpoint),
+        "checkpoint": resolve(config.model.checkpoint)[0],
         "precision": config.model.precision,
         "device": hardware.device.type,
         "autocast": hardware.autocast_name,
@@ -149,7 +149,8 @@ def large(config: Config, words: Sequence[str], folder: Path, sizes: Facts = LAR
 def write_random(target: Path, base: str, sizes: Facts) -> None:
     """A checkpoint of those sizes with random weights, and with the tokens of `base`, in fp16 as OpenAI's own."""
     torch.manual_seed(0)
-    settings = WhisperConfig.from_pretrained(resolve(base), **sizes)
+    source, revision = resolve(base)
+    settings = WhisperConfig.from_pretrained(source, revision=revision, **sizes)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = WhisperForConditionalGeneration(settings).half()
     model.generation_config = load_generation_config(base)

@@ -161,7 +161,7 @@ def _arms(text: str | None = None) -> list[str]:
 def _words(asked: argparse.Namespace) -> list[str]:
     """The settings of both arms, as Hydra takes them."""
     source = _demo_corpus() if asked.source is None else asked.source.expanduser().absolute()
-    checkpoint = resolve(asked.checkpoint or str(whisper_base_from_wheels()))
+    checkpoint = resolve(asked.checkpoint or str(whisper_base_from_wheels()))[0]
     return [
         f"data.source={quoted(str(source))}",
         f"data.language={quoted(asked.language)}",

@@ -51,6 +51,7 @@ def test_every_set_is_scored_by_both_models_and_stands_in_one_table(
     assert read_json(config.run / "eval" / "silence" / "metrics.json")["delta"]["wer"] is None
 
 
+@pytest.mark.slow
 def test_a_set_that_is_named_later_is_scored_alone(trained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     config = load(trained)
     evaluate(config)
@@ -232,6 +233,7 @@ def test_the_curve_says_the_normaliser_and_the_intervals(
     assert "normalised by marks" in table and "1, as trained" in table and "(100.0% to" in table
 
 
+@pytest.mark.slow
 def test_scoring_a_weaker_adapter_again_leaves_its_card_and_the_first_ones(trained: list[str]) -> None:
     evaluate(load(trained))
     folder = load(trained).run / "train"

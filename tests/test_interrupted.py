@@ -64,6 +64,7 @@ def test_three_kills_at_any_moment_change_nothing(busy: list[str]) -> None:
     assert outcome(busy) == steady(busy)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_at_any_write_costs_nothing_that_was_there(busy: list[str]) -> None:
     told = interrupted(busy, times=3, how="full", seed=1)
     assert told["ended"][-1] == 0 and set(told["ended"][:-1]) == {1}

@@ -11,8 +11,9 @@ from asr_lora.prepare import prepare
 from asr_lora.run import manifest
 
 
-def clip(name: str, speaker: str, text: str, sha256: str) -> dict[str, str]:
-    return {"path": f"/clips/{name}.mp3", "speaker": speaker, "text": text, "sha256": sha256}
+def clip(name: str, speaker: str, text: str, sha256: str) -> dict[str, str | float]:
+    path = f"/clips/{name}.mp3"
+    return {"id": f"clip {name}", "path": path, "text": text, "duration": 1.0, "speaker": speaker, "sha256": sha256}
 
 
 def test_speakers_sentences_and_clips_in_two_splits_are_counted(tmp_path: Path) -> None:
@@ -45,7 +46,7 @@ def test_one_file_name_in_two_sources_of_a_mixture_is_no_clip_in_two_splits(word
 
 
 def test_a_clip_is_known_by_its_name_in_the_corpus_and_common_voices_own_in_any(tmp_path: Path) -> None:
-    def part(source: str, name: str, file: str, at: int) -> dict[str, str]:
+    def part(source: str, name: str, file: str, at: int) -> dict[str, str | float]:
         return clip("", f"speaker {at}", f"Zin {at}", str(at)) | {"path": f"/{file}", "clip": f"{source}/{name}"}
 
     splits = {

@@ -269,6 +269,7 @@ def test_a_whole_model_is_drawn_towards_the_untouched_one_by_its_strength(
     torch.testing.assert_close(mean["model.encoder.conv1.bias"], base["model.encoder.conv1.bias"] + 0.075)
 
 
+@pytest.mark.slow
 def test_a_whole_model_is_scored_at_the_strength_asked_for(words: list[str], of_64: Path) -> None:
     mine = tuned_by("full", words, of_64)
     train(load([*mine, "eval.after=false"]))
@@ -291,6 +292,7 @@ def test_a_whole_model_tells_no_path_of_this_machine_and_masks_nothing(tiny_chec
     assert model.config.apply_spec_augment
 
 
+@pytest.mark.slow
 def test_adams_moments_can_be_of_8_bits(words: list[str], of_64: Path) -> None:
     mine = [*tuned_by("full", words, of_64), f"model.checkpoint={of_64}", "lora.adam=8bit", "eval.after=false"]
     config = load([*mine, "training.save_steps=1"])

@@ -96,6 +96,7 @@ def test_an_interrupted_search_goes_on_with_the_trial_and_draws_what_it_would_ha
     assert [trials[place].params for place in (0, 2, 3)] == drawn
 
 
+@pytest.mark.slow
 def test_a_running_trial_stops_with_a_checkpoint_when_the_hours_are_over(
     few: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +122,7 @@ def test_a_running_trial_stops_with_a_checkpoint_when_the_hours_are_over(
     assert states(page) == ["FAIL", "COMPLETE"]
 
 
+@pytest.mark.slow
 def test_no_trial_begins_that_would_not_fit(few: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     one = [*few, "search.trials=1"]
     search(load(one), one)
@@ -129,6 +131,7 @@ def test_no_trial_begins_that_would_not_fit(few: list[str], capsys: pytest.Captu
     assert "no further trial" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_one_trial_breaks_is_told_and_what_the_first_breaks_is_raised(
     few: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -411,9 +411,9 @@ def test_a_run_over_http_is_trained_scored_and_played(from_shards: list[str], se
     train.train(load(asked))
     lines = read_jsonl(load(asked).run / "eval" / "test" / "hypotheses.jsonl")
     assert len(lines) == 5
-    played = _example(lines[0], "nl", tmp_path)
-    assert played["sound"] == f"clips/{lines[0]['id']}.mp3"
-    assert (tmp_path / f"{lines[0]['id']}.mp3").read_bytes() == tone(f"{lines[0]['id']}.mp3", 0.4)
+    played = _example(7, lines[0], "nl", tmp_path)
+    assert played["sound"] == "clips/7.mp3"
+    assert (tmp_path / "7.mp3").read_bytes() == tone(f"{lines[0]['id']}.mp3", 0.4)
 
 
 def test_a_run_from_shards_can_write_shards_again(from_shards: list[str], folder: Path, tmp_path: Path) -> None:

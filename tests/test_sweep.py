@@ -85,12 +85,14 @@ def test_what_breaks_in_one_run_is_told_at_once_and_at_the_end_and_leaves_the_ot
     assert bug.read_text().startswith("Traceback")
 
 
+@pytest.mark.slow
 def test_a_regression_of_one_run_leaves_a_sweep_its_others_and_its_status(tmp_path: Path) -> None:
     ended = swept(tmp_path, "lora.r=2,4")
     assert (ended.returncode, ended.stdout.split()) == (3, ["rank", "2", "rank", "4", "after", "2"])
     assert "error: 1 of 2 runs of the sweep ended in an error:" in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_in_which_nothing_breaks_is_quiet_and_ends_well(tmp_path: Path) -> None:
     ended = swept(tmp_path, "lora.r=4,8")
     assert (ended.returncode, ended.stderr, ended.stdout.split()[-2:]) == (0, "", ["after", "2"])
