@@ -18,6 +18,7 @@ MAX_SECONDS = 30.0  # Whisper's window
 PREROLL = (
     0.5  # seconds read before a part of a recording: for 0.2 s after a seek libsndfile 1.2 hears nothing in an mp3
 )
+LOUDEST = 2.0**32  # floats may come at the scale of 32-bit integers; of more the features would not be finite
 MOST_KERNEL = 2**24  # of float32: 44,100 Hz takes 70,000, and 44,101, which nothing records at, 700 million (2.8 GB)
 
 Waveform = npt.NDArray[np.float32]  # (samples,) at SAMPLE_RATE, nominally in [-1, 1]
@@ -45,9 +46,12 @@ def decode(
         raise WorldError(f"{name}clip holds no samples")
     if not _resamples(rate):
         raise WorldError(f"{name}clip is said to have {rate:,} samples a second, which nothing records; it is damaged")
-    mono = samples.mean(axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):  # which is told below
+        mono = samples.mean(axis=1)
     if not np.isfinite(mono).all():
         raise WorldError(f"{name}clip holds samples that are not finite")
+    if np.abs(mono).max() > LOUDEST:
+        raise WorldError(f"{name}clip holds samples beyond any scale; it is damaged")
     return mono, rate
 
 

@@ -120,7 +120,11 @@ def typed(cfg: DictConfig) -> Config:
         "model": f"whisper_{OmegaConf.select(cfg, 'model.name')}",
         "lora": OmegaConf.select(cfg, "lora.kind"),
     }
-    known = [f"{group}={name}" for group, name in choices.items() if (conf_dir() / group / f"{name}.yaml").is_file()]
+    known = [
+        f"{group}={name}"
+        for group, name in choices.items()
+        if name in {file.stem for file in (conf_dir() / group).glob("*.yaml")}
+    ]
     config = _checked(cfg)
     name = config.run_name or run_name(config, usual=_checked(compose("config", known)))
     runs_dir = Path(config.runs_dir).expanduser()

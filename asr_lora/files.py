@@ -14,6 +14,7 @@ from filelock import FileLock
 from asr_lora.errors import WorldError
 
 ANEW = "put back the file that was written, or remove {}, which the same command makes anew"
+LONGEST_NAME, LONGEST_PATH = 255, 4_000  # bytes of a file's name, characters of a path or URL
 NOTHING: Mapping[str, type] = {}
 MOST_NUMBER = 2**53  # above it JSON's numbers are not exact
 ANOTHER_CACHE = "free some space there, or name another cache in ASR_LORA_CACHE"
@@ -139,7 +140,10 @@ def _is(value: Any, kind: type) -> bool:
         return number and 0 <= value < MOST_NUMBER
     if kind is list:
         return isinstance(value, list) and all(isinstance(each, str) for each in value)
-    return isinstance(value, str) and not (kind is Path and ("\0" in value or not value))
+    if not isinstance(value, str) or kind is str:
+        return isinstance(value, str)
+    longest = 0 if "://" in value else max(len(part.encode()) for part in value.split("/"))
+    return bool(value) and "\0" not in value and longest <= LONGEST_NAME and len(value) <= LONGEST_PATH
 
 
 def _short(value: Any) -> str:

@@ -211,7 +211,7 @@ def refuse_misread(words: Sequence[str]) -> None:
         if group in groups and _parses(word):
             chosen = OverridesParser.create().parse_override(word).value()
             names = chosen if isinstance(chosen, list) else [chosen]
-            if not all(isinstance(name, str | Sweep | None) and "\0" not in str(name) for name in names):
+            if not all(isinstance(name, str | Sweep) and "\0" not in str(name) for name in names):
                 raise ChoiceError(f"{group}: {value} is none of {_choices(group)}")
 
 

@@ -99,8 +99,21 @@ def test_decode_keeps_the_clips_own_rate() -> None:
         (encoded(np.zeros((0, 1)), 16_000), "clip holds no samples"),
         (encoded(np.array([0.1, np.nan, 0.1]), 16_000), "clip holds samples that are not finite"),
         (encoded(np.array([[0.1, np.inf]]), 16_000), "clip holds samples that are not finite"),
+        (encoded(np.array([[np.inf, -np.inf]]), 16_000), "clip holds samples that are not finite"),
+        (encoded(np.full((9, 2), 3e38), 16_000), "clip holds samples that are not finite"),
+        (encoded(np.full((9, 1), 1e30), 16_000), "clip holds samples beyond any scale"),
     ],
-    ids=["text", "empty file", "cut short", "no samples", "nan", "infinite"],
+    ids=[
+        "text",
+        "empty file",
+        "cut short",
+        "no samples",
+        "nan",
+        "infinite",
+        "both infinities",
+        "overflow",
+        "beyond any scale",
+    ],
 )
 def test_a_bad_clip_is_refused_with_its_reason_and_of_a_path_with_its_name(
     tmp_path: Path, content: bytes, reason: str

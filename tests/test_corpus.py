@@ -191,3 +191,10 @@ def test_a_column_that_would_pass_for_a_place_in_a_recording_is_only_a_column(tm
     write_lines(home / "train.tsv", ["path\tsentence\tstart\tend\tbytes", "a.mp3\thoi\tx\tnan\t-1"])
     (row,) = open_corpus(tmp_path, "nl").tables["train"]
     assert row == {"path": "a.mp3", "sentence": "hoi", "start_": "x", "end_": "nan", "bytes_": "-1"}
+
+
+def test_a_name_that_no_file_can_have_is_not_in_the_release(tmp_path: Path):
+    home = write_release(tmp_path)
+    write_lines(home / "train.tsv", ["path\tsentence", f"{'9' * 300}.mp3\thoi"])
+    corpus = open_corpus(tmp_path, "nl")
+    assert corpus.fetch(clip_names(corpus, "train")) == {}

@@ -34,6 +34,7 @@ LINE = {"id": "a", "path": "/a.mp3", "text": "De kat.", "duration": 0.4, "speake
         (json.dumps({**LINE, "duration": 10**400}), "line 2 is damaged, duration is a very large number"),
         (json.dumps({**LINE, "start": -1}), "line 2 is damaged, start is -1"),
         (json.dumps({**LINE, "path": "/a\0.mp3"}), "line 2 is damaged, path is"),
+        (json.dumps({**LINE, "path": "9" * 300}), "line 2 is damaged, path is"),
         (json.dumps({"id": "a"}), "line 2 has no path"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else None,

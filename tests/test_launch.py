@@ -260,6 +260,8 @@ def test_an_unknown_choice_of_a_group_is_a_choice_at_the_command_line_too() -> N
         ("lora=4", "lora: 4 is none of adalora, "),
         ("data=[{source: silence}]", "data: [{source: silence}] is none of common_voice"),
         ('data="\0"', 'data: "\\x00" is none of common_voice'),
+        ("lora=NULL", "lora: NULL is none of adalora, "),
+        (f"lora.kind={'x' * 300}", "lora.kind: "),
         ("=0", "=0: must be setting=value"),
         ("data={a: 1}", "data: {a: 1} is none of common_voice"),
         ("~A", "~A: no such setting to take out"),

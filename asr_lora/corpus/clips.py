@@ -1,5 +1,6 @@
 """Where the clips of a corpus are, and how one gets at them: in a folder, in an archive, or anywhere."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from asr_lora.corpus.archive import extract_clips
+from asr_lora.files import LONGEST_NAME
 
 
 class Clips(Protocol):
@@ -72,4 +74,4 @@ class Files:
 
 def is_plain(name: str) -> bool:
     """Whether it names a file in a folder, and leads nowhere else."""
-    return PurePosixPath(name).name == name
+    return PurePosixPath(name).name == name and len(os.fsencode(name)) <= LONGEST_NAME
