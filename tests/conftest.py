@@ -116,6 +116,14 @@ def release(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for the cases; the working folder is another below it, where nothing is to appear either."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     for line in fuzzing.told():
         terminalreporter.write_line(line)

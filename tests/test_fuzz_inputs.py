@@ -25,15 +25,6 @@ from asr_lora.manifest import Draw, draw_order
 from asr_lora.prepare import prepare
 from asr_lora.splits import without_leaks
 
-
-@pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for the cases; the working folder is another below it, where nothing is to appear either."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path
-
-
 # ---- overrides ----
 
 

@@ -61,7 +61,7 @@ def spoilt(lines: bytes, how: tuple[str, int, Any]) -> bytes:
     return b"\n".join(every)
 
 
-def test_fuzz_manifests(tmp_path: Path, trained: Config) -> None:
+def test_fuzz_manifests(elsewhere: Path, trained: Config) -> None:
     def do(how: tuple[str, int, Any], home: Path) -> None:
         shutil.copytree(trained.run / "data", home / "data")
         for split in ("train", "dev"):
@@ -75,10 +75,10 @@ def test_fuzz_manifests(tmp_path: Path, trained: Config) -> None:
             waveform(clip)
             (home / f"clip.{extension(clip)}").write_bytes(sound(clip))
 
-    campaign("manifests", tmp_path, LINES, do)
+    campaign("manifests", elsewhere, LINES, do)
 
 
-def test_fuzz_hypotheses(tmp_path: Path, trained: Config) -> None:
+def test_fuzz_hypotheses(elsewhere: Path, trained: Config) -> None:
     def do(how: tuple[str, int, Any], home: Path) -> None:
         folder = home / "run"
         shutil.copytree(trained.run, folder, ignore=shutil.ignore_patterns("adapter", "tensorboard", "checkpoints"))
@@ -89,7 +89,7 @@ def test_fuzz_hypotheses(tmp_path: Path, trained: Config) -> None:
         finally:
             compare([folder, trained.run], "both", home)
 
-    campaign("hypotheses", tmp_path, LINES, do)
+    campaign("hypotheses", elsewhere, LINES, do)
 
 
 ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors", "asr_lora.json"]
@@ -101,7 +101,7 @@ FOLDERS = st.one_of(
 )  # fmt: skip
 
 
-def test_fuzz_adapters(tmp_path: Path, trained: Config) -> None:
+def test_fuzz_adapters(elsewhere: Path, trained: Config) -> None:
     base = whisper.load(trained.model.checkpoint, "fp32", torch.device("cpu"))
 
     def do(how: tuple[str, str, Any], home: Path) -> None:
@@ -118,7 +118,7 @@ def test_fuzz_adapters(tmp_path: Path, trained: Config) -> None:
         else:
             adapter.load(trained.model.checkpoint, folder, "fp32", torch.device("cpu"))
 
-    campaign("adapters", tmp_path, FOLDERS, do)
+    campaign("adapters", elsewhere, FOLDERS, do)
 
 
 def break_adapter(folder: Path, kind: str, name: str, changes: Any) -> None:
