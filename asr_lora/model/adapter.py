@@ -247,6 +247,8 @@ def _reading(folder: Path) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)  # half an adapter is none
             yield
+    except torch.OutOfMemoryError:  # a RuntimeError too, and nothing is damaged
+        raise
     except (
         SafetensorError, OSError, ImportError, UserWarning, ValueError, RuntimeError, TypeError, AttributeError,
         LookupError,
