@@ -83,7 +83,7 @@ audit: $(INSTALLED) ## known vulnerabilities of all that uv.lock pins, extras to
 	$(UV) tool run --from 'pip-audit>=2,<3' pip-audit --requirement .venv/audited.txt --no-deps --disable-pip --strict
 
 $(INSTALLED): uv.lock pyproject.toml | $(UV)
-	$(UV) sync --locked --extra demo --extra search --compile-bytecode
+	$(UV) sync --locked --extra demo --extra search --extra app --extra faster-whisper --extra whispercpp --compile-bytecode
 	@touch $@
 
 .uv/bin/uv:
