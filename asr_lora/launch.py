@@ -205,17 +205,19 @@ def refuse_misread(words: Sequence[str]) -> None:
     """Raises ChoiceError for words that Hydra has no error for: no name before the =, no name of a file of conf/."""
     groups = {folder.name for folder in conf_dir().iterdir() if folder.is_dir()}
     for word in words:
-        group, _, value = word.lstrip("+").partition("=")
+        group, _, value = word.lstrip("+~").partition("=")
         if "=" in word and not group.strip("~ "):
             raise ChoiceError(f"{word}: must be setting=value, for instance data.hours=1; --help says more")
-        if group in groups and _parses(word):
+        if (group in groups or "/" in group) and _parses(word):  # hydra/launcher is a group too
             chosen = OverridesParser.create().parse_override(word).value()
             names = chosen if isinstance(chosen, list) else [chosen]
-            if not all(isinstance(name, str | Sweep) and "\0" not in str(name) for name in names):
+            if "=" in word and not all(isinstance(name, str | Sweep) and "\0" not in str(name) for name in names):
                 raise ChoiceError(f"{group}: {value} is none of {_choices(group)}")
 
 
 def _choices(group: str) -> str:
+    if not (conf_dir() / group).is_dir():
+        return "its names, which Hydra or a plugin brings"
     return ", ".join(sorted(file.stem for file in (conf_dir() / group).glob("*.yaml")))
 
 

@@ -104,6 +104,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "no rank": (settings({"r": "4"}), "r, use_dora or init_lora_weights is not what a LoRA has"),
     "modules of a wrong type": (settings({"target_modules": True}), "does not load as an adapter"),
     "no such module": (settings({"target_modules": ["nothing"]}), "does not load as an adapter"),
+    "parameters that are none": (settings({"target_parameters": [0]}), "does not load as an adapter"),
     "a bias that is none": (settings({"bias": "random"}), "does not load as an adapter"),
     "code of another package": (settings({"megatron_config": {}, "megatron_core": "this"}), "run other code"),
     "no weights": (lambda folder: (folder / adapter.WEIGHTS[0]).unlink(), "does not load as an adapter"),

@@ -38,6 +38,8 @@ def start(stage: str, *words: str) -> subprocess.Popen[str]:
         ("qqqqqq=1", "qqqqqq: no such setting; --cfg job prints all"),
         ("hydra.launcher.x=1", "hydra.launcher.x: not among the settings of Hydra or of the launcher; +hydra."),
         ("hydra/launcher=other", "hydra/launcher: other is not installed; `uv sync --inexact --extra ray` brings ray"),
+        ("hydra/launcher=0", "hydra/launcher: 0 is none of its names"),
+        ("~data=0", "data: 0 is none of common_voice"),
         ("lora=lokr", "lora: lokr is none of adalora, all_linear, bitfit"),
         ("experiment=best", "experiment: best is none of demo, full_data, low_data"),
         ("data.hours=two", "data.hours: Value 'two' of type 'str' could not be converted to Float"),

@@ -246,11 +246,12 @@ def _reading(folder: Path) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)  # half an adapter is none
+            warnings.filterwarnings("error", "target_.* were set but no .* was matched", RuntimeWarning)
             yield
     except torch.OutOfMemoryError:  # a RuntimeError too, and nothing is damaged
         raise
     except (
-        SafetensorError, OSError, ImportError, UserWarning, ValueError, RuntimeError, TypeError, AttributeError,
+        SafetensorError, OSError, ImportError, UserWarning, RuntimeWarning, ValueError, RuntimeError, TypeError, AttributeError,
         LookupError,
     ) as error:  # fmt: skip
         reason = (str(error) or type(error).__name__).splitlines()[0]
