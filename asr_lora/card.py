@@ -10,6 +10,7 @@ from asr_lora import run
 from asr_lora.checkpoint import is_local, load_config, resolve
 from asr_lora.cost import PUBLISHED, shape_of
 from asr_lora.files import write_text
+from asr_lora.model.adapter import is_whole
 from asr_lora.page import environment
 from asr_lora.tables import leading_first, normalised
 
@@ -54,18 +55,19 @@ def write_card(
         for rate in leading_first(scored["language"])
         if scored[rate] is not None
     ]  # fmt: skip
-    whole = config.lora.whole
+    whole = is_whole(folder)
     data = ModelCardData(
         # The corpus's own language, where Whisper was told another for want of a token; the Hub knows no regions.
         language=config.data.language.partition("-")[0],
         base_model=base, library_name="transformers" if whole else "peft", license=config.report.license,
         datasets=[summary["release"]], metrics=["wer", "cer"], pipeline_tag=TASK,
         tags=["whisper", "fine-tuned" if whole else "lora", "asr_lora"],
-        model_name=folder.parent.parent.name, eval_results=results,
+        model_name=config.run_name, eval_results=results,
     )  # fmt: skip
     text = environment(autoescape=False).get_template("card.md").render(
         base=base, published=published, split=split, own=own, facts=facts, settings=settings, trained=trained,
-        summary=summary, whole=whole, this="this model" if whole else "with this adapter",
+        summary=summary, whole=whole, merged=whole and not config.lora.whole,
+        this="this model" if whole else "with this adapter",
     )  # fmt: skip
     file, card = folder / "README.md", str(ModelCard(f"---\n{data}\n---\n\n{text}"))
     if not file.is_file() or file.read_text(encoding="utf-8") != card:

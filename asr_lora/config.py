@@ -15,6 +15,7 @@ from asr_lora.branches import (
     DataConfig,
     DecodingConfig,
     EvalConfig,
+    ExportConfig,
     GuardConfig,
     HardwareConfig,
     ModelConfig,
@@ -44,8 +45,10 @@ class Config:
     plan: PlanConfig
     search: SearchConfig
     transcribe: TranscribeConfig
+    export: ExportConfig
     audio: str | None
-    adapters: dict[str, str] | None
+    adapters: Any  # dict[str, str] by language, for several in one room; list[str] to be combined; None
+    weights: list[float] | None
     audit: bool
     audit_decode: int | None
     seed: int
@@ -68,6 +71,12 @@ class Config:
         for name in ("shards", "audit"):
             rule = "false under data.streaming=true, which lists no training clips"
             check(name, getattr(self, name), rule, not (self.data.streaming and getattr(self, name)))
+        places = list(self.adapters.values()) if isinstance(self.adapters, dict) else self.adapters or []
+        told = "{nl: runs/nl-..., es: runs/es-...}, or [runs/a,runs/b] to export their combination"
+        folders = isinstance(places, list) and all(isinstance(place, str) for place in places)
+        check("adapters", self.adapters, told, folders)
+        fits = self.weights is None or (isinstance(self.adapters, list) and len(self.weights) == len(places))
+        check("weights", self.weights, "one each of adapters=[...]", fits)
         both = bool(self.adapters) and self.transcribe.untouched
         check("adapters", self.adapters, "null under transcribe.untouched=true", not both)
         check_base(self.lora.kind, self.model.precision)

@@ -10,7 +10,7 @@ from asr_lora.errors import ChoiceError
 from asr_lora.files import write_json
 from asr_lora.hardware import Hardware
 from asr_lora.hearing import heard
-from asr_lora.model import adapter
+from asr_lora.model import adapter, arithmetic
 from asr_lora.prepare import clips, language
 from asr_lora.progress import say
 from asr_lora.sets import Set, normalizer
@@ -37,7 +37,7 @@ def chosen(config: "Config", hardware: Hardware, others: Sequence[Set]) -> tuple
     if strength == 1 and context == _context(config, source):
         return source, strength
     scaled = source.with_name(f"{source.name}-strength{strength:g}")
-    ranks.first_does(lambda: adapter.scaled(source, strength, scaled, config.model.checkpoint))
+    ranks.first_does(lambda: arithmetic.scaled(source, strength, scaled, config.model.checkpoint))
     say(f"at strength {strength:g}, heard at 30 s: {scaled}")
     return scaled, strength
 
@@ -55,7 +55,7 @@ def _source(config: "Config") -> Path:
             "a dev decoding"
         )
     mean = best.with_name(f"{best.name}-average{wanted}")
-    adapter.averaged(kept, mean)
+    arithmetic.averaged(kept, mean)
     say(f"the mean of {', '.join(path.name for path in kept)}: {mean}")
     return mean
 
@@ -105,7 +105,7 @@ def _point(
             tuned = None
         elif (strength, context) != (1, _context(config, source)):
             tuned = Path(scratch) / "adapter"
-            adapter.scaled(source, strength, tuned, config.model.checkpoint)
+            arithmetic.scaled(source, strength, tuned, config.model.checkpoint)
         models = heard(config, hardware, sets, tuned)
     point: dict[str, Any] = {"strength": strength, "context": context, "sets": {}}
     for each, model in zip(sets, models, strict=True):

@@ -1,6 +1,6 @@
 """The models that hear recordings: one base in memory, untouched, tuned, or with adapters that are swapped."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,11 +70,13 @@ def of_run(config: "Config", recorded: "Config", hardware: Hardware) -> Ears:
     return Ears(config, hardware, model, load_processor(config.model.checkpoint), {None: short})
 
 
-def with_adapters(config: "Config", adapters: Mapping[str, str], hardware: Hardware) -> Ears:
+def with_adapters(config: "Config", adapters: Mapping[str, str] | Sequence[str], hardware: Hardware) -> Ears:
     """One base with all of `adapters`, by name: folders of runs, which know their base, or of adapters.
 
-    Raises ChoiceError for a folder that holds no adapter, or a run of another base.
+    Raises ChoiceError for adapters without a name, a folder that holds none, or a run of another base.
     """
+    if not isinstance(adapters, Mapping):
+        raise ChoiceError(f"adapters: must say whose each is, {{nl: runs/nl-..., es: ...}}, got {list(adapters)}")
     folders, bases = {}, {}
     for name, place in adapters.items():
         folder = Path(place).expanduser()

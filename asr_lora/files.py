@@ -72,11 +72,16 @@ def whole_folder(path: Path) -> Iterator[Path]:
     partial.chmod(0o755)
     try:
         yield partial
-        if path.exists():
-            shutil.rmtree(path)
-        partial.replace(path)
+        put_in_place(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def put_in_place(made: Path, path: Path) -> None:
+    """Makes the folder `made`, on the same disk, `path`, in place of what is there."""
+    if path.exists():
+        shutil.rmtree(path)
+    made.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:

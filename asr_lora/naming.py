@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from asr_lora.config import Config
 
 RUN_NAME_LIMIT = 80  # characters
+GROUPS = ("data", "model", "lora", "training", "guard", "decoding")  # of settings that a result depends on
 
 
 def run_name(config: "Config", usual: "Config") -> str:
@@ -40,7 +41,7 @@ def science(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that the result depends on, flat: `{"lora.r": 32, ...}`; never hardware, evaluation or names."""
     flat = {
         f"{group}.{key}": value
-        for group in ("data", "model", "lora", "training", "guard", "decoding")
+        for group in GROUPS
         for key, value in settings.get(group, {}).items()
         # A run resumes exactly, from wherever it was saved.
         if f"{group}.{key}" not in ("training.save_steps", "training.max_hours", "training.keep_adapters")

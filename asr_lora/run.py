@@ -22,7 +22,7 @@ from asr_lora.config import Config, from_plain, plain
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.files import ANEW, read_json, read_jsonl, write_text
 from asr_lora.manifest import NOT_OF_ALL, read_manifest
-from asr_lora.naming import science
+from asr_lora.naming import GROUPS, science
 
 Branch = TypeVar("Branch", EvalConfig, DecodingConfig, ReportConfig)
 
@@ -231,6 +231,7 @@ def refuse_other(run: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -
 def as_recorded(run: Path, asked: Config, overrides: Sequence[str]) -> Config:
     """The run's own settings, but of evaluation, decoding and report those that the words name, and today's hardware.
 
+    What an earlier version did not know yet, and no result depends on, is as asked; so is what is exported.
     Raises ChoiceError when there is no run in the folder.
     """
     path = settings_file(run)
@@ -238,8 +239,9 @@ def as_recorded(run: Path, asked: Config, overrides: Sequence[str]) -> Config:
         made = sorted(folder.parent.parent.name for folder in run.parent.glob("*/train/config.yaml"))
         there = f"; beside it are {', '.join(made)}" if made else ""
         raise ChoiceError(f"run_dir: no run in {run} (no train/config.yaml){there}; make one with make train")
+    new = {name: value for name, value in plain(asked).items() if name not in (*GROUPS, "seed")}
     try:
-        recorded = from_plain(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
+        recorded = from_plain({**new, **settings(run)})
     except (KeyError, TypeError) as error:  # a setting that is absent, or that there is no more
         raise ChoiceError(
             f"run_dir: {run} was made by another version of asr_lora, with other settings ({error}); "
@@ -252,6 +254,7 @@ def as_recorded(run: Path, asked: Config, overrides: Sequence[str]) -> Config:
         decoding=_where_named("decoding", recorded.decoding, asked.decoding, named),
         report=_where_named("report", recorded.report, asked.report, named),
         hardware=asked.hardware,
+        export=asked.export,
         run_dir=str(run),
     )
 

@@ -110,6 +110,36 @@ def show_strengths(found: Mapping[str, Any]) -> None:
     Console().print(table)
 
 
+def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A row an export and set of clips; `rows` are those of export/exports.json."""
+    rate = "/".join(sorted({each["rate"].upper() for row in rows for each in row["sets"]}))
+    table = Table(title="exports, each heard in its own runtime")
+    for heading in ("format", "runtime", "MB", "seconds", rate, "ours", "equal texts", ""):
+        table.add_column(heading, justify="left" if heading in ("format", "runtime", "") else "right")
+    for row in rows:
+        named = row["format"], row["runtime"], f"{row['bytes'] / 1e6:.1f}", f"{row['seconds']:.1f}"
+        for at, each in enumerate(row["sets"]):
+            table.add_row(
+                *(named if at == 0 else [""] * 4), percent(each["theirs"]), percent(each["ours"]),
+                f"{each['equal']} of {each['clips']}",
+                ("failed" if row["doubts"] else "proven") if at == 0 else "",
+            )  # fmt: skip
+    sets = ", ".join(f"{each['set']}, normalised by {each['normalizer']}" for each in rows[0]["sets"])
+    table.caption = f"{sets}; ours: by us, at 30 s, in {rows[0]['our_seconds']:.1f} s"
+    Console().print(table)
+
+
+def show_combined(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A row a run of a combination: error rates of its own test clips."""
+    table = Table(title=f"the combination, on each one's test clips, normalised by {rows[0]['normalizer']}")
+    for heading in ("set", "clips", "untouched", "its own adapter", "combined"):
+        table.add_column(heading, justify="left" if heading == "set" else "right")
+    for row in rows:
+        rates = (f"{row['rate'].upper()} {percent(row[model])}" for model in ("untouched", "own", "combined"))
+        table.add_row(row["set"], str(row["clips"]), *rates)
+    Console().print(table)
+
+
 def dialled(point: Mapping[str, Any]) -> str:
     """A strength's name: `0.5`, and of the adapter at the short context that it was trained at more."""
     at = ", as trained, at the length of its clips" if point["context"] == "short" else ""

@@ -21,7 +21,7 @@ from asr_lora.config import Config
 from asr_lora.launch import load
 from asr_lora.leaks import shared
 from asr_lora.manifest import extension, read_manifest, sound, waveform
-from asr_lora.model import adapter, whisper
+from asr_lora.model import adapter, arithmetic, whisper
 from asr_lora.plan import durations
 from asr_lora.prepare import prepare
 from asr_lora.report import report
@@ -112,8 +112,8 @@ def test_fuzz_adapters(elsewhere: Path, trained: Config) -> None:
         adapter.described(folder)
         adapter.digest(folder)
         if not adapter.is_whole(folder):
-            adapter.scaled(folder, 0.5, home / "half", trained.model.checkpoint)
-            adapter.averaged([run.adapter(trained.run), folder], home / "mean")
+            arithmetic.scaled(folder, 0.5, home / "half", trained.model.checkpoint)
+            arithmetic.averaged([run.adapter(trained.run), folder], home / "mean")
             adapter.merge(copy.deepcopy(base), folder)
         else:
             adapter.load(trained.model.checkpoint, folder, "fp32", torch.device("cpu"))

@@ -21,7 +21,7 @@ from asr_lora.files import read_json, read_jsonl
 from asr_lora.forecast import saved_bytes
 from asr_lora.hardware import look
 from asr_lora.launch import load
-from asr_lora.model import adapter, whisper
+from asr_lora.model import adapter, arithmetic, whisper
 from asr_lora.model.methods import Method, method
 from asr_lora.prepare import prepare
 from asr_lora.progress import progress
@@ -228,7 +228,7 @@ def test_pissa_is_saved_as_an_ordinary_lora_of_twice_the_rank(tmp_path: Path, ti
     assert (settings["r"], settings["lora_alpha"], settings["init_lora_weights"]) == (8, 16.0, True)
     loaded = logits(by_others(tmp_path, str(tiny_checkpoint)).eval())
     torch.testing.assert_close(loaded, logits(model), atol=1e-5, rtol=1e-4)
-    adapter.scaled(tmp_path, 0.0, tmp_path / "none", str(tiny_checkpoint))
+    arithmetic.scaled(tmp_path, 0.0, tmp_path / "none", str(tiny_checkpoint))
     nothing = logits(adapter.load(str(tiny_checkpoint), tmp_path / "none", "fp32", CPU))
     torch.testing.assert_close(nothing, before, atol=1e-5, rtol=1e-4)
 
@@ -260,11 +260,11 @@ def test_a_whole_model_is_drawn_towards_the_untouched_one_by_its_strength(
         for parameter in model.parameters():
             parameter.add_(0.1)
     adapter.save(model, tmp_path / "model", str(tiny_checkpoint), "dynamic")
-    adapter.scaled(tmp_path / "model", 0.5, tmp_path / "half", str(tiny_checkpoint))
+    arithmetic.scaled(tmp_path / "model", 0.5, tmp_path / "half", str(tiny_checkpoint))
     half = adapter.load(str(tiny_checkpoint), tmp_path / "half", "fp32", CPU).state_dict()
     for name, weight in half.items():
         torch.testing.assert_close(weight, base[name] + 0.05, atol=1e-6, rtol=1e-5)
-    adapter.averaged([tmp_path / "model", tmp_path / "half"], tmp_path / "mean")
+    arithmetic.averaged([tmp_path / "model", tmp_path / "half"], tmp_path / "mean")
     mean = adapter.load(str(tiny_checkpoint), tmp_path / "mean", "fp32", CPU).state_dict()
     torch.testing.assert_close(mean["model.encoder.conv1.bias"], base["model.encoder.conv1.bias"] + 0.075)
 

@@ -14,7 +14,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 from asr_lora.errors import ChoiceError
 from asr_lora.files import read_json, write_json
 from asr_lora.launch import load
-from asr_lora.model import adapter, silence, whisper
+from asr_lora.model import adapter, arithmetic, silence, whisper
 
 CPU = torch.device("cpu")
 QV = load(["lora=qv", "lora.dropout=0"]).lora
@@ -312,7 +312,7 @@ def change(checkpoint: Path, folder: Path) -> dict[str, torch.Tensor]:
 def test_a_scaled_adapter_is_an_ordinary_one_and_changes_every_weight_by_so_much(
     tiny_checkpoint: Path, saved: Path, tmp_path: Path, strength: float
 ) -> None:
-    adapter.scaled(saved, strength, tmp_path / "scaled", str(tiny_checkpoint))
+    arithmetic.scaled(saved, strength, tmp_path / "scaled", str(tiny_checkpoint))
     before, after = change(tiny_checkpoint, saved), change(tiny_checkpoint, tmp_path / "scaled")
     for name, delta in before.items():
         torch.testing.assert_close(after[name], strength * delta, atol=1e-6, rtol=1e-4)
@@ -328,16 +328,16 @@ def test_a_kind_that_does_not_scale_to_the_untouched_model_is_refused(
 ) -> None:
     settings = read_json(saved / "adapter_config.json")
     write_json(saved / "adapter_config.json", settings | {key: value})
-    with pytest.raises(ChoiceError, match=r"eval.strength: must be 1 for .*, which is no plain LoRA"):
-        adapter.scaled(saved, 0.5, tmp_path / "scaled", str(tiny_checkpoint))
+    with pytest.raises(ChoiceError, match=r"eval.strength: must be 1 but for a plain LoRA, got .*, which is none"):
+        arithmetic.scaled(saved, 0.5, tmp_path / "scaled", str(tiny_checkpoint))
     assert not (tmp_path / "scaled").exists()
 
 
 def test_the_average_of_an_adapter_and_half_of_it_lies_between(
     tiny_checkpoint: Path, saved: Path, tmp_path: Path
 ) -> None:
-    adapter.scaled(saved, 0.5, tmp_path / "half", str(tiny_checkpoint))
-    adapter.averaged([tmp_path / "half", saved], tmp_path / "mean")
+    arithmetic.scaled(saved, 0.5, tmp_path / "half", str(tiny_checkpoint))
+    arithmetic.averaged([tmp_path / "half", saved], tmp_path / "mean")
     whole, mean = change(tiny_checkpoint, saved), change(tiny_checkpoint, tmp_path / "mean")
     for name, delta in whole.items():
         torch.testing.assert_close(mean[name], 0.75 * delta, atol=1e-6, rtol=1e-4)  # they differ in B alone

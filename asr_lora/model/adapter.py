@@ -1,9 +1,8 @@
-"""What is learnt, an adapter or the model's own weights: put on, saved, resumed, merged, scaled and averaged."""
+"""What is learnt, an adapter or the model's own weights: put on, saved, resumed, merged and swapped."""
 
 import hashlib
-import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -18,7 +17,7 @@ from transformers import WhisperForConditionalGeneration
 
 from asr_lora.checkpoint import is_local, load_processor, resolve
 from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import read_json, whole_folder, write_json
+from asr_lora.files import read_json, write_json
 from asr_lora.model import whisper
 from asr_lora.model.dropout import Dropout
 from asr_lora.model.methods import Method, method
@@ -112,10 +111,14 @@ def save(model: Tuned, folder: Path, base: str, context: str) -> None:
         else:
             library, kind, card = "transformers", "fine-tuned", WHOLE_CARD
             _save_whole(model, folder, base)
-    # peft's own card would hold the path.
-    text = (HEAD + card).format(base=name, library=library, kind=kind)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_card(folder, name, library, kind, card)
     write_json(folder / "asr_lora.json", {"context": context})
+
+
+def write_card(folder: Path, base: str, library: str, kind: str, card: str) -> None:
+    """The few lines that stand until the model is scored; peft's own would hold a path."""
+    text = (HEAD + card).format(base=base, library=library, kind=kind)
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _save_whole(model: WhisperForConditionalGeneration, folder: Path, base: str) -> None:
@@ -191,7 +194,7 @@ def described(folder: Path) -> str:
     """What was saved there, in words."""
     if is_whole(folder):
         return "a whole model, for transformers"
-    settings = _settings(folder)
+    settings = read_settings(folder)
     kind = KINDS[settings["peft_type"]]
     rank = f" of rank {settings['r']}" if kind == "LoRA" else ""
     return f"{kind} adapter{rank}, for peft"
@@ -204,18 +207,18 @@ def weights_file(folder: Path) -> Path:
 
 def trained_on_short(folder: Path) -> bool:
     """Whether the adapter knows contexts of less than 30 s; one that says nothing is taken for an ordinary one."""
-    context = _record(folder).get("context", "full")
+    context = read_record(folder).get("context", "full")
     if context not in CONTEXTS:
         raise WorldError(f"{folder / 'asr_lora.json'}: context is none of {', '.join(CONTEXTS)}; {AGAIN}")
     return bool(context == "dynamic")
 
 
-def _record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> dict[str, Any]:
     file = folder / "asr_lora.json"
     return read_json(file, AGAIN) if file.is_file() else {}
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def read_settings(folder: Path) -> dict[str, Any]:
     """What peft's own file says of an adapter. Raises WorldError where it is not as training wrote it."""
     file = folder / "adapter_config.json"
     said = read_json(file, AGAIN)
@@ -231,7 +234,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     return said
 
 
-def _weights(folder: Path) -> dict[str, torch.Tensor]:
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     with _reading(folder):
         tensors: dict[str, torch.Tensor] = load_file(weights_file(folder))
     return tensors
@@ -251,8 +254,8 @@ def _reading(folder: Path) -> Iterator[None]:
     except torch.OutOfMemoryError:  # a RuntimeError too, and nothing is damaged
         raise
     except (
-        SafetensorError, OSError, ImportError, UserWarning, RuntimeWarning, ValueError, RuntimeError, TypeError, AttributeError,
-        LookupError,
+        SafetensorError, OSError, ImportError, UserWarning, RuntimeWarning, ValueError, RuntimeError, TypeError,
+        AttributeError, LookupError,
     ) as error:  # fmt: skip
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WorldError(f"{folder}: does not load as an adapter ({reason}); {AGAIN}") from error
@@ -269,54 +272,6 @@ def digest(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def scaled(source: Path, strength: float, target: Path, checkpoint: str) -> None:
-    """Writes `source` with `strength` times its change to every weight of the `checkpoint`: of its kind, and ordinary.
-
-    A LoRA's change is B A, so B alone is scaled, and 0 is the untouched model; a whole model is drawn towards the
-    checkpoint (Wortsman et al. 2022). At less than full strength nobody has taught the model to stop at short contexts:
-    the new one asks for 30 s.
-    Raises ChoiceError for a kind of adapter that does not scale to the untouched model.
-    """
-    weights = _weights(source)
-    if is_whole(source):
-        base = whisper.load(checkpoint, "fp32", torch.device("cpu")).state_dict()
-        changed = {name: base[name].lerp(tensor.float(), strength) for name, tensor in weights.items()}
-    else:
-        settings = _settings(source)
-        if settings["peft_type"] != "LORA" or settings["use_dora"] or settings["init_lora_weights"] is not True:
-            raise ChoiceError(
-                f"eval.strength: must be 1 for {source}, which is no plain LoRA ({settings['peft_type']})"
-            )
-        changed = {name: tensor * strength if ".lora_B." in name else tensor for name, tensor in weights.items()}
-    _write(changed, source, target, {"context": "full", "strength": strength})
-
-
-def averaged(sources: Sequence[Path], target: Path) -> None:
-    """Writes the mean of several adapters of one run, weight by weight, as checkpoints are averaged (Izmailov 2018).
-
-    It is the mean of the A and of the B, not of their products: along one path of training that is close, the size
-    stays, and it is an ordinary peft adapter. Of whole models it is the mean of the models.
-    """
-    every = [_weights(source) for source in sources]
-    for source, weights in zip(sources, every, strict=True):
-        if _shapes(weights) != _shapes(every[0]):
-            raise WorldError(f"{source}: holds other weights than {sources[0]}, so they have no mean; {AGAIN}")
-    mean = {name: torch.stack([weights[name] for weights in every]).mean(dim=0) for name in every[0]}
-    _write(mean, sources[-1], target, {"averaged": len(sources)})
-
-
-def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in weights.items()}
-
-
-def _write(weights: dict[str, torch.Tensor], source: Path, target: Path, record: dict[str, Any]) -> None:
-    """`source` with other weights; `record` goes into its asr_lora.json."""
-    with whole_folder(target) as partial:
-        shutil.copytree(source, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*WEIGHTS))
-        save_file(weights, partial / weights_file(source).name, metadata={"format": "pt"})
-        write_json(partial / "asr_lora.json", _record(source) | record)
-
-
 def load(checkpoint: str, folder: Path, precision: str, device: torch.device) -> WhisperForConditionalGeneration:
     """The tuned model, unquantised: the folder's own, or the checkpoint with the folder's adapter in it."""
     if is_whole(folder):
@@ -331,8 +286,8 @@ def merge(base: WhisperForConditionalGeneration, folder: Path) -> WhisperForCond
     """
     if getattr(base, "is_quantized", False):
         raise ValueError("base: must be fp32, fp16 or bf16 to be merged into, got a quantised one")
-    _settings(folder)
-    _weights(folder)  # peft would look for weights that are not there on the Hub
+    read_settings(folder)
+    read_weights(folder)  # peft would look for weights that are not there on the Hub
     with quiet(), _reading(folder):
         return PeftModel.from_pretrained(base, folder).merge_and_unload()
 
@@ -343,8 +298,8 @@ def beside_each_other(base: WhisperForConditionalGeneration, folders: Mapping[st
     Uses the base up.
     """
     for folder in folders.values():
-        _settings(folder)
-        _weights(folder)
+        read_settings(folder)
+        read_weights(folder)
     with quiet():
         (first, folder), *rest = folders.items()
         with _reading(folder):

@@ -1,0 +1,204 @@
+"""Files for the tools that people use:  python -m asr_lora.export [run_dir=runs/...] ['export.formats=[hf,ct2,ggml]']
+
+Of the last run, or the one that the words name: its adapter at eval.strength, merged. Each export hears clips of test
+in its own runtime, and fails where it says something else than we do: export/ in the run's folder (export.out) then
+holds it as <format>.failed, and export/proofs/ what was heard. 'adapters=[runs/a,runs/b]' 'weights=[0.5,0.5]' makes
+one adapter of several first. export.push=owner/name shows what would go to the Hub; export.dry_run=false sends it.
+"""
+
+import importlib
+import importlib.util
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from asr_lora import run, tables
+from asr_lora.card import write_card
+from asr_lora.checkpoint import is_local
+from asr_lora.config import Config
+from asr_lora.errors import ChoiceError, WorldError
+from asr_lora.export import hf, hub, proof, source
+from asr_lora.export.source import Source
+from asr_lora.files import put_in_place, read_json, write_json, write_jsonl
+from asr_lora.hardware import Hardware, free_memory, look
+from asr_lora.hearing import heard
+from asr_lora.launch import launch, named_run, words_of_job
+from asr_lora.model import adapter
+from asr_lora.progress import say
+
+NEEDS = {"ct2": ("faster_whisper", "faster-whisper"), "ggml": ("pywhispercpp", "whispercpp")}  # module, extra
+UNPROVEN = ".unproven-"  # folders that an interruption may leave; the next export removes them
+
+
+def main(config: Config) -> None:
+    """Exports what the words mean. Raises as `export` does, and ChoiceError for what cannot be exported."""
+    _refuse_missing(config.export.formats)
+    with ExitStack() as held:
+        if config.adapters:
+            if not isinstance(config.adapters, list):
+                raise ChoiceError(f"adapters: must be a list, [runs/a,runs/b], to be combined, got {config.adapters}")
+            folders = [Path(place).expanduser() for place in config.adapters]
+            configs = {folder.resolve().name: run.as_recorded(folder, config, words_of_job()) for folder in folders}
+            if len(configs) < len(folders):
+                raise ChoiceError(f"adapters: must be of different names, got {config.adapters}")
+            hardware = look(next(iter(configs.values())))
+            exported = source.of_several(configs, config, hardware)
+        else:
+            folder = named_run(config)
+            say(f"run: {folder}")
+            recorded = run.as_recorded(folder, config, words_of_job())
+            held.enter_context(run.held(recorded.run))
+            hardware = look(recorded)
+            exported = source.of_run(recorded, hardware)
+        export(exported, hardware)
+
+
+def _refuse_missing(formats: list[str]) -> None:
+    for name in formats:
+        module, extra = NEEDS.get(name.partition("-")[0], (None, None))
+        if module and importlib.util.find_spec(module) is None:
+            raise ChoiceError(
+                f"export.formats: {name} is proven in {extra}, which is not installed; `uv sync --inexact --extra "
+                f"{extra}` brings it, or leave {name} out"
+            )
+
+
+def export(exported: Source, hardware: Hardware) -> None:
+    """Writes and proves every format, shows them, and then what goes to the Hub.
+
+    Raises WorldError, once all is done, where a format did not prove itself.
+    """
+    asked, out = exported.config.export, exported.out
+    out.mkdir(parents=True, exist_ok=True)
+    for left in out.glob(f"{UNPROVEN}*"):
+        shutil.rmtree(left)
+    rows = _made(exported, hardware) if asked.formats else []
+    if rows:
+        write_json(out / "exports.json", {row["format"]: row for row in rows})
+        tables.show_exports(rows)
+    if failed := [row for row in rows if row["doubts"]]:
+        told = "; ".join(f"{row['format']}: {', '.join(row['doubts'])}" for row in failed)
+        raise WorldError(f"export: {told}; what was heard is in {out / 'proofs'}")
+    if asked.push:
+        folder = exported.folder if asked.pushed == "adapter" else out / asked.pushed
+        hub.push(folder, asked)
+
+
+def _made(exported: Source, hardware: Hardware) -> list[dict[str, Any]]:
+    """A row a format: as it stands where it was proven before, else made; hf first, which the others are made of."""
+    out, config = exported.out, exported.config
+    formats = sorted(config.export.formats, key=lambda name: name != "hf")
+    asked = {name: _asked(exported, name) for name in formats}
+    before = {name: row for name in formats if (row := _proven(out, name, asked[name]))}
+    for name in before:
+        say(f"{name}: proven before, {out / name}")
+    if len(before) == len(formats):
+        return list(before.values())
+    # As those tools hear: 30 s, the likeliest token. Decoded once and kept, as for an evaluation.
+    as_they_hear = replace(config, decoding=replace(config.decoding, context="full", num_beams=1))
+    ours, rows = heard(as_they_hear, hardware, exported.sets, exported.folder), []
+    merged = out / "hf" if "hf" in before else None
+    with TemporaryDirectory(dir=out, prefix=UNPROVEN) as scratch:
+        for name in formats:
+            if name not in before:
+                merged = merged or _merged(exported, Path(scratch) / "hf")
+                made = merged if name == "hf" else _converted(name, merged, Path(scratch) / name)
+                row, lines = _tried(exported, hardware, name, made, ours)
+                place = _placed(out, name, made, row | {"asked": asked[name]}, lines)
+                merged = place if name == "hf" else merged
+                before[name] = row
+            rows.append(before[name])
+    return rows
+
+
+def _room(name: str) -> ModuleType:
+    """Of a format: the one that writes it, and hears with it."""
+    return importlib.import_module(f"asr_lora.export.{name.partition('-')[0]}")
+
+
+def _asked(exported: Source, name: str) -> dict[str, Any]:
+    """What a proof depends on."""
+    evaluated = exported.config.eval
+    return {
+        **source.digest(exported), "format": name, "runtime": _room(name).runtime(), "asr_lora": version("asr_lora"),
+        "tolerance": exported.config.export.tolerance, "normalizer": [evaluated.normalizer, evaluated.numbers],
+    }  # fmt: skip
+
+
+def _proven(out: Path, name: str, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """The row of an export that stands as it was proven, of the same adapter, clips and runtime."""
+    file = _record(out, name)
+    row = read_json(file) if file.is_file() else {}
+    stands = row.get("asked") == asked and not row["doubts"] and row["bytes"] == _bytes(out / name)
+    return row if stands else None
+
+
+def _record(out: Path, name: str) -> Path:
+    return out / "proofs" / f"{name}.json"
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _merged(exported: Source, folder: Path) -> Path:
+    """The whole model in fp16, merged in fp32 and rounded once, with the card of its results where there are any."""
+    config, device = exported.config, torch.device("cpu")
+    say(f"merging {exported.folder}")
+    model = adapter.load(config.model.checkpoint, exported.folder, "fp32", device)
+    hf.write(model, config.model.checkpoint, exported.sets[0].language, config.model.task, folder)
+    scored = run.scored(config.run)
+    if any(facts["asked"]["adapter_sha256"] == adapter.digest(exported.folder) for facts in scored.values()):
+        facts = read_json(run.train_metrics(config.run)), read_json(run.summary(config.run)), scored
+        write_card(folder, config, *facts)
+    else:
+        base = config.model.checkpoint if not is_local(config.model.checkpoint) else Path(config.model.checkpoint).name
+        adapter.write_card(folder, base, "transformers", "fine-tuned", adapter.WHOLE_CARD)
+    return folder
+
+
+def _converted(name: str, merged: Path, folder: Path) -> Path:
+    say(f"{name}: writing")
+    _room(name).write(merged, name.partition("-")[2], folder)
+    return folder
+
+
+def _tried(
+    exported: Source, hardware: Hardware, name: str, folder: Path, ours: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The row of an export, and a line of every clip that it has heard."""
+    free_memory()
+    config, room = exported.config, _room(name)
+    texts, seconds = proof.heard(name, room, folder, exported.sets, config.model.task, hardware.device)
+    figures, lines = proof.compared(config, exported.sets, ours, texts)
+    row = {
+        "format": name, "runtime": room.runtime(), "bytes": _bytes(folder), "seconds": seconds,
+        "our_seconds": sum(each["seconds"] for each in ours), "sets": figures,
+        "doubts": proof.doubts(figures, config.export.tolerance),
+    }  # fmt: skip
+    return row, lines
+
+
+def _placed(out: Path, name: str, made: Path, row: dict[str, Any], lines: list[dict[str, Any]]) -> Path:
+    """Moves an export to its name, or where it is doubted to <format>.failed, and writes what it has heard."""
+    failed = out / f"{name}.failed"
+    if failed.exists():
+        shutil.rmtree(failed)
+    place = failed if row["doubts"] else out / name
+    write_jsonl(_record(out, name).with_suffix(".jsonl"), lines)
+    put_in_place(made, place)
+    write_json(_record(out, name), row)
+    say(f"{name}: {place}")
+    return place
+
+
+if __name__ == "__main__":
+    launch(main)

@@ -1,0 +1,134 @@
+"""A model for whisper.cpp: its one binary file, written from a Hugging Face directory.
+
+The layout is that of whisper.cpp's `models/convert-h5-to-ggml.py` and of `whisper_model_load` in `src/whisper.cpp`
+(1.8): a magic number, eleven sizes, the mel filters, the vocabulary, then every tensor. Quantised as its `quantize`
+example does: all matrices but the positions, by gguf's own routines; convolutions stay fp16.
+"""
+
+import struct
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gguf import GGMLQuantizationType, quants
+from pywhispercpp.model import Model
+from safetensors import safe_open
+from transformers import WhisperFeatureExtractor
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from asr_lora.audio import SAMPLE_RATE, Waveform
+from asr_lora.errors import ChoiceError
+from asr_lora.files import read_json
+
+FILE = "ggml-model.bin"
+MAGIC = 0x67676D6C  # "ggml"
+QUANTISATION = 2  # ggml's version of it (GGML_QNT_VERSION), in thousands of the file's type
+FILE_TYPES = {"f16": 1, "q8_0": 7, "q5_0": 8}  # ggml_ftype
+TENSOR_TYPES = {"f32": 0, "f16": 1, "q5_0": 6, "q8_0": 8}  # ggml_type
+BLOCK = 32  # weights of a row that share a scale
+SHORTEST = 1.1  # seconds: whisper.cpp hears nothing in less than one
+
+NAMES = {  # of modules: transformers' -> OpenAI's
+    "self_attn_layer_norm": "attn_ln", "encoder_attn_layer_norm": "cross_attn_ln", "final_layer_norm": "mlp_ln",
+    "self_attn": "attn", "encoder_attn": "cross_attn", "q_proj": "query", "k_proj": "key", "v_proj": "value",
+    "out_proj": "out", "fc1": "mlp.0", "fc2": "mlp.2", "layers": "blocks", "embed_tokens": "token_embedding",
+}  # fmt: skip
+WHOLE_NAMES = {
+    "encoder.layer_norm": "encoder.ln_post", "decoder.layer_norm": "decoder.ln",
+    "encoder.embed_positions.weight": "encoder.positional_embedding",
+    "decoder.embed_positions.weight": "decoder.positional_embedding",
+}  # fmt: skip
+
+
+def runtime() -> str:
+    return f"pywhispercpp {version('pywhispercpp')}"
+
+
+def write(hf: Path, weights: str, folder: Path) -> None:
+    """Writes ggml-model.bin from the directory `hf`; `weights` is empty for f16, q8_0 or q5_0.
+
+    Raises ChoiceError for a quantisation whose blocks do not fit the model's rows.
+    """
+    weights, config = weights or "f16", read_json(hf / "config.json")
+    folder.mkdir(parents=True)
+    if weights != "f16" and config["d_model"] % BLOCK:
+        raise ChoiceError(f"export.formats: ggml-{weights} wants rows of {BLOCK} weights, got {config['d_model']}")
+    with (folder / FILE).open("wb") as file, safe_open(hf / "model.safetensors", "numpy") as tensors:
+        _head(file, config, weights)
+        _filters(file, hf)
+        _vocabulary(file, hf)
+        for name in sorted(tensors.keys()):
+            if name != "proj_out.weight":  # tied to the embeddings
+                _tensor(file, openai_name(name), tensors.get_tensor(name), weights)
+
+
+def openai_name(name: str) -> str:
+    """Of a tensor: `model.encoder.layers.0.fc1.weight` -> `encoder.blocks.0.mlp.0.weight`."""
+    name = name.removeprefix("model.")
+    for ours, theirs in WHOLE_NAMES.items():
+        if name == ours or name.startswith(f"{ours}."):
+            return name.replace(ours, theirs, 1)
+    return ".".join(NAMES.get(part, part) for part in name.split("."))
+
+
+def _head(file: BinaryIO, config: dict[str, Any], weights: str) -> None:
+    kind = FILE_TYPES[weights] + (0 if weights == "f16" else 1000 * QUANTISATION)
+    sizes = (
+        config["vocab_size"], config["max_source_positions"], config["d_model"], config["encoder_attention_heads"],
+        config["encoder_layers"], config["max_target_positions"], config["d_model"], config["decoder_attention_heads"],
+        config["decoder_layers"], config["num_mel_bins"], kind,
+    )  # fmt: skip
+    file.write(struct.pack("<12i", MAGIC, *sizes))
+
+
+def _filters(file: BinaryIO, hf: Path) -> None:
+    filters = np.ascontiguousarray(WhisperFeatureExtractor.from_pretrained(hf).mel_filters.T, dtype="<f4")
+    file.write(struct.pack("<2i", *filters.shape))  # mel bins, frequencies
+    file.write(filters.tobytes())
+
+
+def _vocabulary(file: BinaryIO, hf: Path) -> None:
+    """The words as bytes, in the order of their ids; what follows them (languages, timestamps) whisper.cpp knows."""
+    byte = {letter: number for number, letter in bytes_to_unicode().items()}
+    special = read_json(hf / "added_tokens.json").keys()
+    words = sorted((number, word) for word, number in read_json(hf / "vocab.json").items() if word not in special)
+    file.write(struct.pack("<i", len(words)))
+    for _, word in words:
+        spelt = bytes(byte[letter] for letter in word)
+        file.write(struct.pack("<i", len(spelt)) + spelt)
+
+
+def _tensor(file: BinaryIO, name: str, values: npt.NDArray[Any], weights: str) -> None:
+    if name.endswith(("conv1.bias", "conv2.bias")):
+        values = values[:, None]  # whisper.cpp adds it to (channels, frames)
+    positions = name.endswith("positional_embedding")
+    kind = "f32" if values.ndim == 1 or name.endswith(".bias") or positions else weights if values.ndim == 2 else "f16"
+    if kind in ("f32", "f16"):
+        data = values.astype({"f32": "<f4", "f16": "<f2"}[kind]).tobytes()
+    else:
+        data = quants.quantize(values.astype(np.float32), GGMLQuantizationType[kind.upper()]).tobytes()
+    label = name.encode()
+    file.write(struct.pack("<3i", values.ndim, len(label), TENSOR_TYPES[kind]))
+    file.write(struct.pack(f"<{values.ndim}i", *reversed(values.shape)) + label + data)
+
+
+def hearing(folder: Path, language: str, task: str, device: torch.device) -> Callable[[Waveform], str]:
+    """What whisper.cpp hears in waveforms (samples,) at 16 kHz, greedily and on the CPU, without its fallbacks."""
+    model = Model(
+        str(folder / FILE), redirect_whispercpp_logs_to=None, context_params={"use_gpu": False},
+        n_threads=torch.get_num_threads(), print_progress=False, print_realtime=False,
+    )  # fmt: skip
+
+    def hear(waveform: Waveform) -> str:
+        short = max(0, round(SHORTEST * SAMPLE_RATE) - len(waveform))
+        segments = model.transcribe(
+            np.pad(waveform, (0, short)), language=language, translate=task == "translate", no_timestamps=True,
+            single_segment=True, temperature=0.0, temperature_inc=0.0, no_speech_thold=1.0, greedy={"best_of": 1},
+        )  # fmt: skip
+        return " ".join(segment.text.strip() for segment in segments)
+
+    return hear

@@ -1,0 +1,105 @@
+"""What is exported: what a run has learnt, or one adapter made of those of several runs, scored on each one's test."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from asr_lora import dial, metrics, run, tables
+from asr_lora.errors import ChoiceError
+from asr_lora.files import write_json
+from asr_lora.hardware import Hardware
+from asr_lora.hearing import heard
+from asr_lora.model import adapter, arithmetic, whisper
+from asr_lora.prepare import clips, language
+from asr_lora.progress import say
+from asr_lora.sets import Set, normalizer
+from asr_lora.text import leading
+
+if TYPE_CHECKING:
+    from asr_lora.config import Config
+
+
+@dataclass(frozen=True)
+class Source:
+    """`config` is that of the run, of several that of the first, its base pinned."""
+
+    config: "Config"
+    folder: Path  # of an adapter, or of a whole model
+    sets: list[Set]  # whose clips prove an export
+    out: Path
+
+
+def of_run(config: "Config", hardware: Hardware) -> Source:
+    """Of the run whose settings these are. Raises ChoiceError where it has no adapter yet."""
+    if not run.tuned(config.run).is_dir():
+        raise ChoiceError(f"run_dir: no adapter in {config.run}/train; train it first")
+    config = run.pinned(config)
+    folder, _ = dial.chosen(config, hardware, [])
+    out = Path(config.export.out).expanduser() if config.export.out else config.run / "export"
+    return Source(config, folder, [_test(config, "test", config.export.clips)], out)
+
+
+def of_several(configs: Mapping[str, "Config"], asked: "Config", hardware: Hardware) -> Source:
+    """One adapter of those of several runs, by name; `asked` has the shares.
+
+    Raises ChoiceError for runs of different bases, and as `arithmetic.combined` does.
+    """
+    for name, config in configs.items():
+        if not (run.adapter(config.run) / "adapter_config.json").is_file():
+            raise ChoiceError(f"adapters: no adapter in {config.run}/train; train it first, and {name} can be combined")
+    bases = {name: run.settings(config.run).get("base", config.model.checkpoint) for name, config in configs.items()}
+    if len(set(bases.values())) > 1:
+        told = ", ".join(f"{name} on {base[:40]}" for name, base in bases.items())
+        raise ChoiceError(f"adapters: must be of one base, got {told}")
+    pinned = {name: run.pinned(config) for name, config in configs.items()}
+    first = replace(next(iter(pinned.values())), export=asked.export)
+    folders = {name: run.adapter(config.run) for name, config in configs.items()}
+    shares = asked.weights or [1 / len(folders)] * len(folders)
+    out = Path(asked.export.out).expanduser() if asked.export.out else _place(asked, folders, shares)
+    target = out / "adapter"
+    base = whisper.load(first.model.checkpoint, "fp32", torch.device("cpu"))
+    arithmetic.combined(folders, shares, asked.export.combine, target, base)
+    made = ", ".join(f"{share:g} of {name}" for name, share in zip(folders, shares, strict=True))
+    say(f"combined ({asked.export.combine}): {made}: {target}")
+    rows = [_scored(name, config, hardware, target) for name, config in pinned.items()]
+    write_json(out / "combined.json", {"way": asked.export.combine, "shares": shares, "sets": rows})
+    tables.show_combined(rows)
+    return Source(first, target, [_test(each, name, asked.export.clips) for name, each in pinned.items()], out)
+
+
+def _place(asked: "Config", folders: Mapping[str, Path], shares: Sequence[float]) -> Path:
+    """By all that the combination follows from but the adapters' weights; the same words make it again."""
+    words = repr((sorted(map(str, folders.values())), list(shares), asked.export.combine))
+    return Path(asked.runs_dir) / "combined" / hashlib.sha256(words.encode()).hexdigest()[:8]
+
+
+def _test(config: "Config", name: str, limit: int | None) -> Set:
+    chosen = clips(config, "test", limit)
+    return Set(name, "test", language(config), chosen, len(chosen))
+
+
+def _scored(name: str, config: "Config", hardware: Hardware, combined: Path) -> dict[str, Any]:
+    """Error rates of a run's own test clips, eval.limit of them: untouched, its own adapter's, the combination's."""
+    each, rates = _test(config, name, config.eval.limit), {}
+    references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
+    rate = leading(each.language)
+    for model, folder in (("untouched", None), ("own", run.adapter(config.run)), ("combined", combined)):
+        (found,) = heard(config, hardware, [each], folder)
+        scored = metrics.score(references, found["hypotheses"], speakers, normalizer(config, each), config.seed)
+        rates[model] = scored[rate]
+    return {"set": name, "clips": len(each.clips), "rate": rate, **rates, "normalizer": str(normalizer(config, each))}
+
+
+def digest(source: Source) -> dict[str, Any]:
+    """All that decides what the model does and on which clips an export is proven."""
+    said = [[each.name, each.language, [clip["sha256"] for clip in each.clips]] for each in source.sets]
+    return {
+        "adapter_sha256": adapter.digest(source.folder),
+        "base": run.settings(source.config.run).get("base"),
+        "clips_sha256": hashlib.sha256(repr(said).encode()).hexdigest(),
+        "task": source.config.model.task,
+    }
