@@ -183,7 +183,7 @@ def test_a_command_that_fails_stops_the_notebook(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_stop_button_lets_a_command_save_what_it_has() -> None:
-    command = "trap 'echo saved; exit 5' INT; echo begun; sleep 60 & wait"
+    command = "trap 'echo saved; exit 5' INT; echo begun; sleep 60"
     program = f"REPOSITORY = ''\n{cell('get')}\nrun('sh', '-c', {command!r})\n"
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout and process.stdout.readline() == "begun\n"
