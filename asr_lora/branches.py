@@ -299,3 +299,23 @@ class TranscribeConfig:
         check("transcribe.formats", self.formats, "at least one", bool(self.formats))
         fits = 1 <= self.longest <= MAX_SECONDS
         check("transcribe.longest", self.longest, f"1 to {MAX_SECONDS:g} (seconds)", fits)
+
+
+@dataclass
+class AppConfig:
+    host: str
+    port: int
+    max_minutes: float
+    max_megabytes: int
+    max_waiting: int
+    keep_minutes: float
+    clips: int
+
+    def __post_init__(self) -> None:
+        check("app.host", repr(self.host), "a name or address of this machine", self.host.strip() != "")
+        check("app.port", self.port, "1 to 65535", 1 <= self.port <= 65_535)
+        for name in ("max_minutes", "keep_minutes"):
+            value = getattr(self, name)
+            check(f"app.{name}", value, "more than 0, up to 1440 (a day)", 0 < value <= 1440)
+        for name, least in (("max_megabytes", 1), ("max_waiting", 1), ("clips", 0)):
+            check(f"app.{name}", getattr(self, name), f"at least {least}", getattr(self, name) >= least)

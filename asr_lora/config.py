@@ -12,6 +12,7 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from asr_lora.branches import (
+    AppConfig,
     DataConfig,
     DecodingConfig,
     EvalConfig,
@@ -44,6 +45,7 @@ class Config:
     plan: PlanConfig
     search: SearchConfig
     transcribe: TranscribeConfig
+    app: AppConfig
     audio: str | None
     adapters: dict[str, str] | None
     audit: bool

@@ -239,7 +239,8 @@ def as_recorded(run: Path, asked: Config, overrides: Sequence[str]) -> Config:
         there = f"; beside it are {', '.join(made)}" if made else ""
         raise ChoiceError(f"run_dir: no run in {run} (no train/config.yaml){there}; make one with make train")
     try:
-        recorded = from_plain(OmegaConf.to_container(OmegaConf.load(path)))  # type: ignore[arg-type]
+        # What runs of an earlier version lack, and says nothing about one.
+        recorded = from_plain({"app": plain(asked)["app"], **settings(run)})
     except (KeyError, TypeError) as error:  # a setting that is absent, or that there is no more
         raise ChoiceError(
             f"run_dir: {run} was made by another version of asr_lora, with other settings ({error}); "

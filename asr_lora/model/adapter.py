@@ -4,12 +4,13 @@ import hashlib
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft.helpers import rescale_adapter_scale
 from peft.tuners.lora import LoraLayer
 from peft.utils.warning import PeftWarning
 from safetensors import SafetensorError
@@ -281,13 +282,17 @@ def scaled(source: Path, strength: float, target: Path, checkpoint: str) -> None
         base = whisper.load(checkpoint, "fp32", torch.device("cpu")).state_dict()
         changed = {name: base[name].lerp(tensor.float(), strength) for name, tensor in weights.items()}
     else:
-        settings = _settings(source)
-        if settings["peft_type"] != "LORA" or settings["use_dora"] or settings["init_lora_weights"] is not True:
-            raise ChoiceError(
-                f"eval.strength: must be 1 for {source}, which is no plain LoRA ({settings['peft_type']})"
-            )
+        if not scales(source):
+            kind = _settings(source)["peft_type"]
+            raise ChoiceError(f"eval.strength: must be 1 for {source}, which is no plain LoRA ({kind})")
         changed = {name: tensor * strength if ".lora_B." in name else tensor for name, tensor in weights.items()}
     _write(changed, source, target, {"context": "full", "strength": strength})
+
+
+def scales(folder: Path) -> bool:
+    """Whether an adapter at no strength is the untouched model: a plain LoRA's is."""
+    settings = _settings(folder)
+    return bool(settings["peft_type"] == "LORA" and not settings["use_dora"] and settings["init_lora_weights"] is True)
 
 
 def averaged(sources: Sequence[Path], target: Path) -> None:
@@ -355,13 +360,17 @@ def beside_each_other(base: WhisperForConditionalGeneration, folders: Mapping[st
 
 
 @contextmanager
-def using(model: PeftModel, name: str | None) -> Iterator[None]:
-    """Within it the model hears with that adapter alone, and with None as it is without any."""
+def using(model: PeftModel, name: str | None, strength: float = 1.0) -> Iterator[None]:
+    """Within it the model hears with that adapter alone, `strength` times as strong, and with None without any.
+
+    Only an adapter that `scales` may have another strength than 1.
+    """
     if name is None:
         with model.disable_adapter():
             yield
-    else:
-        model.set_adapter(name)
+        return
+    model.set_adapter(name)
+    with rescale_adapter_scale(model, strength) if strength != 1 else nullcontext():
         yield
 
 
