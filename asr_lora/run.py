@@ -28,6 +28,7 @@ Branch = TypeVar("Branch", EvalConfig, DecodingConfig, ReportConfig)
 
 SHARED_WITHIN = 60.0  # seconds: a network's disk may show a new file late
 FIGURES = 2  # of eval/<set>/metrics.json: it rises whenever the same hypotheses give other figures, or more of them
+AFTERWARDS = ("transcribe", "app", "audio", "adapters")  # settings that say nothing about a run: older ones have none
 HEARD = {  # of a line of hypotheses.jsonl
     "id": Path, "path": Path, "duration": float, "speaker": str, "reference": str, "reference_normalized": str,
     **{f"{model}{name}": kind for model in ("", "baseline_") for name, kind in (
@@ -239,8 +240,8 @@ def as_recorded(run: Path, asked: Config, overrides: Sequence[str]) -> Config:
         there = f"; beside it are {', '.join(made)}" if made else ""
         raise ChoiceError(f"run_dir: no run in {run} (no train/config.yaml){there}; make one with make train")
     try:
-        # What runs of an earlier version lack, and says nothing about one.
-        recorded = from_plain({"app": plain(asked)["app"], **settings(run)})
+        afterwards = {name: value for name, value in plain(asked).items() if name in AFTERWARDS}
+        recorded = from_plain(afterwards | settings(run))
     except (KeyError, TypeError) as error:  # a setting that is absent, or that there is no more
         raise ChoiceError(
             f"run_dir: {run} was made by another version of asr_lora, with other settings ({error}); "
