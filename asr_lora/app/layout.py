@@ -22,7 +22,7 @@ def page(pair: Pair, asked: AppConfig, scratch: Path, opened: bool) -> Any:
     age = round(60 * asked.keep_minutes)
     first = next(iter(pair.voices))
     with gr.Blocks(title="asr_lora", analytics_enabled=False, delete_cache=(min(age, 60), age)) as made:
-        gr.HTML(_head(pair, asked, opened))
+        gr.HTML(_head(pair, asked, opened), elem_id="head")
         with gr.Row():
             with gr.Column(min_width=300):
                 audio = gr.Audio(
@@ -92,7 +92,7 @@ def serve(made: Any, asked: AppConfig) -> Any:
         server_name=f"[{asked.host}]" if ":" in asked.host else asked.host, server_port=asked.port, share=False,
         prevent_thread_lock=True, quiet=True, show_error=True, footer_links=[], ssr_mode=False, mcp_server=False,
         enable_monitoring=False, run_history=False, pwa=False, max_file_size=asked.max_megabytes * 1_000_000,
-        theme=_theme(), css=environment(autoescape=False).get_template("app.css").render(),
+        theme=_theme(), head=f"<style>{environment(autoescape=False).get_template('app.css').render()}</style>",
     )  # fmt: skip
     return made
 
@@ -135,10 +135,10 @@ def _theme() -> Any:
         "block_label_text_color": "soft", "block_title_text_color": "soft", "block_info_text_color": "soft",
         "input_background_fill": "paper", "input_border_color": "line", "color_accent": "tuned",
         "button_secondary_background_fill": "wash", "button_secondary_background_fill_hover": "line",
-        "button_secondary_text_color": "ink", "button_primary_background_fill": "tuned",
+        "button_secondary_text_color": "ink", "button_secondary_border_color": "line", "button_primary_border_color": "tuned", "button_primary_background_fill": "tuned",
         "button_primary_background_fill_hover": "tuned", "button_primary_text_color": "paper", "slider_color": "tuned",
         "stat_background_fill": "line", "loader_color": "tuned", "input_border_color_focus": "tuned",
     }  # fmt: skip
     both = {f"{name}{end}": f"var(--{color})" for name, color in fill.items() for end in ("", "_dark")}
     usable = {name: value for name, value in both.items() if name != "color_accent_dark"}
-    return gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(**usable)
+    return gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(input_border_width="1px", **usable)
