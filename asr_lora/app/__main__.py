@@ -1,16 +1,17 @@
 """A page where people speak to a model:  python -m asr_lora.app [run_dir=runs/...]   then http://127.0.0.1:7860
 
-The untouched base and the tuned model hear the same recording, side by side. The tuned one is the last run's, or the one
-that the words name; 'adapters={nl: runs/nl-..., es: runs/es-...}': several on one base, to choose from. Nothing is sent
+The untouched base and the tuned model hear the same recording, side by side: the last run's, or that of the run that
+the words name; 'adapters={nl: runs/nl-..., es: runs/es-...}': several on one base, to choose from. Nothing is sent
 anywhere; recordings lie in a temporary folder until app.keep_minutes are over, or the app ends. Ctrl-C ends it.
 """
 
 import errno
 import ipaddress
 import os
+import shutil
 import signal
 import socket
-import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +31,9 @@ except ImportError as missing:
     raise SystemExit(f"error: app: needs {missing.name}; install the extra: uv sync --extra app") from missing
 
 
+EVERY = 30.0  # seconds between two looks at how old recordings are
+
+
 def app(config: Config) -> None:
     """Serves the page until Ctrl-C or SIGTERM. Raises ChoiceError or WorldError for what it cannot be opened with."""
     refuse_taken(config.app)
@@ -45,7 +49,7 @@ def app(config: Config) -> None:
     with TemporaryDirectory(prefix="asr_lora-app-") as scratch:
         os.environ |= {"GRADIO_TEMP_DIR": scratch, "GRADIO_ANALYTICS_ENABLED": "False"}
         opened = not is_loopback(config.app.host)
-        page = layout.serve(layout.page(both, config.app, Path(scratch), opened), config.app)
+        page = layout.serve(layout.page(layout.Acts(both, config.app, Path(scratch)), opened), config.app)
         if opened:
             say(
                 f"app.host: {config.app.host} is more than this machine: whoever can reach it may speak to the model, "
@@ -55,7 +59,9 @@ def app(config: Config) -> None:
         say(f"app: {address(config.app)} (Ctrl-C ends it)")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that recordings go then, too
         with suppress(KeyboardInterrupt):
-            threading.Event().wait()
+            while True:
+                time.sleep(EVERY)
+                forget(Path(scratch), 60 * config.app.keep_minutes)
         page.close(verbose=False)
     say("app: ended, and the recordings are deleted")
 
@@ -63,6 +69,13 @@ def app(config: Config) -> None:
 def address(asked: AppConfig) -> str:
     host = f"[{asked.host}]" if ":" in asked.host else asked.host
     return f"http://{host}:{asked.port}"
+
+
+def forget(folder: Path, age: float) -> None:
+    """Deletes what lies in `folder` for longer than `age` seconds."""
+    for each in folder.iterdir():
+        if each.is_dir() and each.stat().st_mtime < time.time() - age:
+            shutil.rmtree(each, ignore_errors=True)  # a browser may be fetching it: the next look takes the rest
 
 
 def is_loopback(host: str) -> bool:

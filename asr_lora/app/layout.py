@@ -1,5 +1,6 @@
 """The page itself, in gradio: what to hear, by which model, and what they said. Nothing comes from another host."""
 
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from tempfile import mkdtemp
 from typing import Any
@@ -15,14 +16,83 @@ from asr_lora.manifest import Clip, extension, sound
 from asr_lora.page import environment
 
 SHOWN = 80  # characters of a reference in the list of clips
+QUIET = {"api_visibility": "private", "show_progress": "hidden"}  # of events that take no time
 
 
-def page(pair: Pair, asked: AppConfig, scratch: Path, opened: bool) -> Any:
-    """The page as a gr.Blocks; files go below `scratch`, and `opened` says that other machines can reach it."""
-    age = round(60 * asked.keep_minutes)
-    first = next(iter(pair.voices))
-    with gr.Blocks(title="asr_lora", analytics_enabled=False, delete_cache=(min(age, 60), age)) as made:
-        gr.HTML(_head(pair, asked, opened), elem_id="head")
+@dataclass(frozen=True)
+class Acts:
+    """What the page does when people touch it; files go below `scratch`, a folder each."""
+
+    pair: Pair
+    asked: AppConfig
+    scratch: Path
+
+    def clips(self, voice: str) -> Any:
+        """The list of a voice's test clips."""
+        own = self.pair.voices[voice].clips if voice in self.pair.voices else []
+        shown = own[: self.asked.clips]
+        part = f", the first {len(shown)} of {len(own):,}" if len(shown) < len(own) else ""
+        listed = [(f"{clip['text'][:SHOWN]} ({clip['duration']:.1f} s)", clip["id"]) for clip in shown]
+        visible = any(each.clips for each in self.pair.voices.values())
+        label = f"or a test clip of the run{part}"
+        return gr.Dropdown(listed, value=None, label=label, visible=visible, elem_id="clip")
+
+    def strength(self, voice: str) -> Any:
+        """The slider, which is still where a way of tuning has no strengths between none and all."""
+        scales = all(each.scales for name, each in self.pair.voices.items() if voice in (name, WHICHEVER))
+        info = "0: as untouched, 1: as trained" if scales else "this way of tuning has none but 1"
+        return gr.Slider(0, 1, value=1, step=0.05, label="strength", info=info, interactive=scales, elem_id="strength")
+
+    def load(self, voice: str, clip_id: str | None) -> Any:
+        """The file of a clip, for the player."""
+        if clip_id is None:
+            return gr.skip()
+        clip = self._clip(voice, clip_id)
+        try:
+            file = Path(mkdtemp(dir=self.scratch)) / f"clip.{extension(clip)}"
+            file.write_bytes(sound(clip))
+        except UserError as error:
+            raise told(error) from error
+        return str(file)
+
+    def hear(
+        self, path: str | None, voice: str, clip_id: str | None, strength: float, bar: Any
+    ) -> tuple[str, list[str]]:
+        """What is said of a recording, and the files to take along; set against a reference where it is that clip."""
+        try:
+            file = self._usable(path)
+            clip = None if clip_id is None else self._clip(voice, clip_id)
+            if clip and sound(clip) != file.read_bytes():
+                clip = None
+            heard = self.pair.hear(
+                file, voice, strength, self.asked.max_minutes, clip is not None,
+                lambda which, done, of: bar((done, of), desc=f"{which} model", unit="pieces"),
+            )  # fmt: skip
+            shown = answer.shown(heard, self.pair.scoring, clip["text"] if clip else None)
+            return shown, [str(made) for made in answer.files(heard.tuned, file.stem, Path(mkdtemp(dir=self.scratch)))]
+        except UserError as error:
+            raise told(error) from error
+
+    def _clip(self, voice: str, clip_id: str) -> Clip:
+        return next(clip for clip in self.pair.voices[voice].clips if clip["id"] == clip_id)
+
+    def _usable(self, path: str | None) -> Path:
+        """Raises WorldError where there is no file, or too large a one."""
+        if path is None:
+            raise WorldError("there is nothing to hear yet; record something, or choose a file or a clip")
+        file = Path(path)
+        if not file.is_file():
+            raise WorldError("this recording is deleted by now (app.keep_minutes); record or choose it again")
+        if file.stat().st_size > self.asked.max_megabytes * 1_000_000:
+            raise WorldError(f"{file.name}: is larger than {self.asked.max_megabytes} MB (app.max_megabytes)")
+        return file
+
+
+def page(acts: Acts, opened: bool) -> Any:
+    """The page as a gr.Blocks; `opened` says that other machines can reach it."""
+    first, *others = acts.pair.voices
+    with gr.Blocks(title="asr_lora", analytics_enabled=False) as made:
+        gr.HTML(_head(acts, opened), elem_id="head")
         with gr.Row():
             with gr.Column(min_width=300):
                 audio = gr.Audio(
@@ -30,60 +100,32 @@ def page(pair: Pair, asked: AppConfig, scratch: Path, opened: bool) -> Any:
                     buttons=[],
                 )  # fmt: skip
             with gr.Column(min_width=300):
-                clip = gr.Dropdown(
-                    _listed(pair, first, asked), value=None, label="or a test clip of the run", elem_id="clip",
-                    visible=any(voice.clips for voice in pair.voices.values()),
-                )  # fmt: skip
-                several = [WHICHEVER] if len(pair.voices) > 1 else []
-                voice = gr.Dropdown([*pair.voices, *several], value=first, label="adapter", visible=bool(several))
-                strength = _slider(pair, first)
+                clip = acts.clips(first)
+                names = [first, *others, WHICHEVER] if others else [first]
+                voice = gr.Dropdown(names, value=first, label="adapter", visible=bool(others), elem_id="voice")
+                strength = acts.strength(first)
                 start = gr.Button("Transcribe", variant="primary", elem_id="start")
         said = gr.HTML(elem_id="said")
         with gr.Row(visible=False) as row:
             taken = [gr.DownloadButton(f"tuned text as {suffix}", size="sm") for suffix in ("txt", "srt")]
 
-        def chosen(name: str) -> tuple[Any, Any]:
-            return gr.Dropdown(_listed(pair, name, asked), value=None), _slider(pair, name)
+        def hear(path: str | None, name: str, clip_id: str | None, strong: float, bar: Any = gr.Progress()) -> Any:  # noqa: B008 (gradio's way)
+            shown, files = acts.hear(path, name, clip_id, strong, bar)
+            return shown, gr.Row(visible=True), *files
 
-        def loaded(name: str, clip_id: str | None) -> Any:
-            if clip_id is None:
-                return gr.skip()
-            wanted = _clip(pair, name, clip_id)
-            try:
-                file = Path(mkdtemp(dir=scratch)) / f"clip.{extension(wanted)}"
-                file.write_bytes(sound(wanted))
-            except UserError as error:
-                raise _told(error) from error
-            return str(file)
+        def forget() -> Any:
+            return "", gr.Row(visible=False)
 
-        def heard(path: str | None, name: str, clip_id: str | None, strong: float, bar: Any = gr.Progress()) -> Any:  # noqa: B008 (gradio's way)
-            if path is None:
-                raise _told(WorldError("there is nothing to hear yet; record something, or choose a file or a clip"))
-            file, wanted = Path(path), None if clip_id is None else _clip(pair, name, clip_id)
-            try:
-                if file.stat().st_size > asked.max_megabytes * 1_000_000:
-                    raise WorldError(f"{file.name}: is larger than {asked.max_megabytes} MB (app.max_megabytes)")
-                whole = wanted is not None and sound(wanted) == file.read_bytes()
-                advance = lambda which, done, of: bar((done, of), desc=f"{which} model", unit="pieces")  # noqa: E731
-                both = pair.hear(file, name, strong, asked.max_minutes, whole, advance)
-                shown = answer.shown(both, pair.scoring, wanted["text"] if wanted and whole else None)
-                written = answer.files(both.tuned, file.stem, Path(mkdtemp(dir=scratch)))
-            except UserError as error:
-                raise _told(error) from error
-            return shown, gr.Row(visible=True), *map(str, written)
-
-        quiet = {"api_visibility": "private", "show_progress": "hidden"}
-        nothing = lambda: ("", gr.Row(visible=False))  # noqa: E731
-        voice.input(chosen, voice, [clip, strength], **quiet)
-        clip.input(loaded, [voice, clip], audio, **quiet).then(nothing, None, [said, row], **quiet)
+        voice.input(lambda name: (acts.clips(name), acts.strength(name)), voice, [clip, strength], **QUIET)
+        clip.input(acts.load, [voice, clip], audio, **QUIET).then(forget, None, [said, row], **QUIET)
         for own in (audio.upload, audio.stop_recording, audio.clear):  # no clip of the run any more
-            own(lambda: (None, *nothing()), None, [clip, said, row], **quiet)
-        # One at a time: the adapter that the base wears is the model's own.
+            own(lambda: (None, *forget()), None, [clip, said, row], **QUIET)
+        # One at a time: an adapter is worn by the one base that all share.
         start.click(
-            heard, [audio, voice, clip, strength], [said, row, *taken], concurrency_limit=1, show_progress_on=said,
+            hear, [audio, voice, clip, strength], [said, row, *taken], concurrency_limit=1, show_progress_on=said,
             api_visibility="private",
         )  # fmt: skip
-    return made.queue(max_size=asked.max_waiting)
+    return made.queue(max_size=acts.asked.max_waiting)
 
 
 def serve(made: Any, asked: AppConfig) -> Any:
@@ -97,32 +139,16 @@ def serve(made: Any, asked: AppConfig) -> Any:
     return made
 
 
-def _clip(pair: Pair, name: str, clip_id: str) -> Clip:
-    return next(clip for clip in pair.voices[name].clips if clip["id"] == clip_id)
-
-
-def _listed(pair: Pair, name: str, asked: AppConfig) -> list[tuple[str, str]]:
-    """What the list of clips says, and the id of each."""
-    clips = pair.voices[name].clips if name in pair.voices else []
-    return [(f"{clip['text'][:SHOWN]} ({clip['duration']:.1f} s)", clip["id"]) for clip in clips[: asked.clips]]
-
-
-def _slider(pair: Pair, name: str) -> Any:
-    scales = all(voice.scales for own, voice in pair.voices.items() if name in (own, WHICHEVER))
-    info = "0: as untouched, 1: as trained" if scales else "this kind of tuning has no strengths between"
-    return gr.Slider(0, 1, value=1, step=0.05, label="strength", info=info, interactive=scales)
-
-
-def _told(error: UserError) -> Any:
+def told(error: UserError) -> Any:
     """As one line on the page; the app goes on."""
-    return gr.Error(str(escape(error)), print_exception=False, title="This could not be heard")
+    return gr.Error(str(escape(error)), print_exception=False)
 
 
-def _head(pair: Pair, asked: AppConfig, opened: bool) -> str:
-    names = ", ".join(pair.voices)
-    base = PurePath(pair.untouched.config.model.checkpoint).name
+def _head(acts: Acts, opened: bool) -> str:
+    pair = acts.pair
     return environment(autoescape=True).get_template("app.html").render(
-        names=names, base=base, asked=asked, opened=opened, two=pair.untouched is not pair.tuned,
+        names=", ".join(pair.voices), base=PurePath(pair.untouched.config.model.checkpoint).name, asked=acts.asked,
+        opened=opened, two=pair.untouched is not pair.tuned,
     )  # fmt: skip
 
 
@@ -135,10 +161,13 @@ def _theme() -> Any:
         "block_label_text_color": "soft", "block_title_text_color": "soft", "block_info_text_color": "soft",
         "input_background_fill": "paper", "input_border_color": "line", "color_accent": "tuned",
         "button_secondary_background_fill": "wash", "button_secondary_background_fill_hover": "line",
-        "button_secondary_text_color": "ink", "button_secondary_border_color": "line", "button_primary_border_color": "tuned", "button_primary_background_fill": "tuned",
-        "button_primary_background_fill_hover": "tuned", "button_primary_text_color": "paper", "slider_color": "tuned",
-        "stat_background_fill": "line", "loader_color": "tuned", "input_border_color_focus": "tuned",
+        "button_secondary_text_color": "ink", "button_secondary_border_color": "line",
+        "button_primary_background_fill": "tuned", "button_primary_background_fill_hover": "tuned",
+        "button_primary_border_color": "tuned", "button_primary_border_color_hover": "tuned",
+        "button_primary_text_color": "paper", "slider_color": "tuned", "stat_background_fill": "line",
+        "loader_color": "tuned", "input_border_color_focus": "tuned",
     }  # fmt: skip
-    both = {f"{name}{end}": f"var(--{color})" for name, color in fill.items() for end in ("", "_dark")}
-    usable = {name: value for name, value in both.items() if name != "color_accent_dark"}
-    return gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(input_border_width="1px", **usable)
+    colors = {f"{name}{end}": f"var(--{color})" for name, color in fill.items() for end in ("", "_dark")}
+    del colors["color_accent_dark"]  # which it does not know
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    return gr.themes.Base(**fonts).set(input_border_width="1px", **colors)
