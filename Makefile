@@ -23,7 +23,7 @@ words = $(spoken) $(hours) $(source) $(ARGS)
 RANKS := 4,8,16,32
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor prepare train eval sweep search report transcribe plan bench check test test-all fuzz audit
+.PHONY: help demo doctor prepare train eval sweep search report transcribe app plan bench check test test-all fuzz audit
 
 help: ## this list
 	@echo "make TARGET [LANG=nl] [HOURS=1|all] [DATA=/path/to/cv-corpus-...] [ARGS=\"hydra overrides\"]"
@@ -58,6 +58,9 @@ doctor: $(INSTALLED) ## look a run over in seconds, before it costs anything: ok
 
 transcribe: $(INSTALLED) ## text and subtitles of AUDIO=, a file, a folder or a pattern, by the last run or the one that the words name
 	$(PYTHON) -m asr_lora.transcribe $(call shell_string,audio=$(call hydra_string,$(value AUDIO))) $(words)
+
+app: $(INSTALLED) ## a page to speak to: the untouched and the tuned model hear the same, side by side (http://127.0.0.1:7860)
+	$(PYTHON) -m asr_lora.app $(words)
 
 bench: $(INSTALLED) ## the tutorial recipe against ours, timed from outside, on DATA= or the demo's speech
 	$(PYTHON) recipes/benchmark.py $(if $(language),--language $(language)) \
