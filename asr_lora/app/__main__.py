@@ -56,9 +56,9 @@ def app(config: Config) -> None:
                 "hear the run's test clips and read their texts, without a password and unencrypted; and browsers "
                 "allow a microphone only on localhost or over https"
             )
-        say(f"app: {address(config.app)} (Ctrl-C ends it)")
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that recordings go then, too
         with suppress(KeyboardInterrupt):
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that recordings go then, too
+            say(f"app: {address(config.app)} (Ctrl-C ends it)")
             while True:
                 time.sleep(EVERY)
                 forget(Path(scratch), 60 * config.app.keep_minutes)
