@@ -383,7 +383,7 @@ def served(*words: str) -> Iterator[tuple[str, subprocess.Popen[str], list[str]]
         assert opened.wait(120) and process.poll() is None, lines
         yield f"http://127.0.0.1:{port}/", process, lines
     finally:
-        process.kill()
+        process.terminate()  # it deletes its folder then
         process.wait()
         thread.join()
         if process.stdout:
