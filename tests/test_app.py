@@ -346,6 +346,13 @@ def test_a_test_clip_is_heard_whole_as_it_is_scored_and_other_sound_has_no_refer
     assert "Against the reference" not in shown
 
 
+def test_what_is_heard_when_the_app_ends_is_broken_off(acts: layout.Acts, talk: Path) -> None:
+    acts.end()
+    with pytest.raises(gr.Error, match="the app has ended"):
+        acts.hear(str(talk), "nl", None, 1.0, lambda *_, **__: None)
+    assert not acts.busy.locked()
+
+
 def test_clips_whose_sound_is_gone_are_not_offered(made: Callable[..., Path], tmp_path: Path) -> None:
     clips = read_manifest(run.manifest(made("nl"), "test"))
     file = run.manifest(tmp_path, "test")

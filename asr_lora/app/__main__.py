@@ -49,7 +49,8 @@ def app(config: Config) -> None:
     with TemporaryDirectory(prefix="asr_lora-app-") as scratch:
         os.environ |= {"GRADIO_TEMP_DIR": scratch, "GRADIO_ANALYTICS_ENABLED": "False"}
         opened = not is_loopback(config.app.host)
-        page = layout.serve(layout.page(layout.Acts(both, config.app, Path(scratch)), opened), config.app)
+        acts = layout.Acts(both, config.app, Path(scratch))
+        page = layout.serve(layout.page(acts, opened), config.app)
         if opened:
             say(
                 f"app.host: {config.app.host} is more than this machine: whoever can reach it may speak to the model, "
@@ -62,6 +63,7 @@ def app(config: Config) -> None:
             while True:
                 time.sleep(EVERY)
                 forget(Path(scratch), 60 * config.app.keep_minutes)
+        acts.end()
         page.close(verbose=False)
     say("app: ended, and the recordings are deleted")
 

@@ -1,6 +1,7 @@
 """The page itself, in gradio: what to hear, by which model, and what they said. Nothing comes from another host."""
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from tempfile import mkdtemp
 from typing import Any
@@ -26,6 +27,14 @@ class Acts:
     pair: Pair
     asked: AppConfig
     scratch: Path
+    busy: threading.Lock = field(default_factory=threading.Lock)  # an adapter is worn by the one base that all share
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def end(self) -> None:
+        """Breaks off what is heard, at the end of its batch: torch aborts where Python ends under it."""
+        self.ended.set()
+        with self.busy:
+            pass
 
     def clips(self, voice: str) -> Any:
         """The list of a voice's test clips."""
@@ -33,9 +42,8 @@ class Acts:
         shown = own[: self.asked.clips]
         part = f", the first {len(shown)} of {len(own):,}" if len(shown) < len(own) else ""
         listed = [(f"{clip['text'][:SHOWN]} ({clip['duration']:.1f} s)", clip["id"]) for clip in shown]
-        visible = any(each.clips for each in self.pair.voices.values())
         label = f"or a test clip of the run{part}"
-        return gr.Dropdown(listed, value=None, label=label, visible=visible, elem_id="clip")
+        return gr.Dropdown(listed, value=None, label=label, visible=bool(shown), elem_id="clip")
 
     def strength(self, voice: str) -> Any:
         """The slider, which is still where a way of tuning has no strengths between none and all."""
@@ -64,10 +72,15 @@ class Acts:
             clip = None if clip_id is None else self._clip(voice, clip_id)
             if clip and sound(clip) != file.read_bytes():
                 clip = None
-            heard = self.pair.hear(
-                file, voice, strength, self.asked.max_minutes, clip is not None,
-                lambda which, done, of: bar((done, of), desc=f"{which} model", unit="pieces"),
-            )  # fmt: skip
+
+            def advance(which: str, done: int, of: int) -> None:
+                if self.ended.is_set():
+                    raise WorldError("the app has ended")
+                bar((done, of), desc=f"{which} model", unit="pieces")
+
+            with self.busy:
+                whole = clip is not None
+                heard = self.pair.hear(file, voice, strength, self.asked.max_minutes, whole, advance)
             shown = answer.shown(heard, self.pair.scoring, clip["text"] if clip else None)
             return shown, [str(made) for made in answer.files(heard.tuned, file.stem, Path(mkdtemp(dir=self.scratch)))]
         except UserError as error:
@@ -120,7 +133,6 @@ def page(acts: Acts, opened: bool) -> Any:
         clip.input(acts.load, [voice, clip], audio, **QUIET).then(forget, None, [said, row], **QUIET)
         for own in (audio.upload, audio.stop_recording, audio.clear):  # no clip of the run any more
             own(lambda: (None, *forget()), None, [clip, said, row], **QUIET)
-        # One at a time: an adapter is worn by the one base that all share.
         start.click(
             hear, [audio, voice, clip, strength], [said, row, *taken], concurrency_limit=1, show_progress_on=said,
             api_visibility="private",
