@@ -155,6 +155,8 @@ def test_what_does_not_scale_has_no_slider_and_a_whole_model_stands_beside_its_b
     acts = layout.Acts(both, load([]).app, tmp_path)
     slider = acts.strength(kind)
     assert not slider.interactive and slider.value == 1
+    with pytest.raises(ChoiceError, match=f"strength: must be 1 for {kind}"):
+        both.hear(talk, kind, 0.5, 1.0, False, quietly)
     heard = both.hear(talk, kind, 1.0, 1.0, False, quietly)
     assert len(heard.untouched) == len(heard.tuned) == 1
 

@@ -71,6 +71,10 @@ class Pair:
         if not spoken:
             raise WorldError("nobody speaks in this recording, as far as Silero's detector hears")
         voice, told = self._chosen(voice, waveform)
+        if strength != 1 and not self.voices[voice].scales:
+            raise ChoiceError(
+                f"strength: must be 1 for {voice}, whose way of tuning has no strengths between 0 and that"
+            )
         said = []
         for which, model, name, strong in (
             ("untouched", self.untouched, None, 1.0), ("tuned", self.tuned, self.voices[voice].name, strength)
