@@ -23,7 +23,7 @@ words = $(spoken) $(hours) $(source) $(ARGS)
 RANKS := 4,8,16,32
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor prepare train eval sweep search report transcribe export plan bench check test test-all fuzz audit
+.PHONY: help demo doctor prepare train eval sweep search report transcribe export app plan bench check test test-all fuzz audit
 
 help: ## this list
 	@echo "make TARGET [LANG=nl] [HOURS=1|all] [DATA=/path/to/cv-corpus-...] [ARGS=\"hydra overrides\"]"
@@ -61,6 +61,9 @@ transcribe: $(INSTALLED) ## text and subtitles of AUDIO=, a file, a folder or a 
 
 export: $(INSTALLED) ## files for transformers, faster-whisper and whisper.cpp, each proven in its own runtime: ARGS="'export.formats=[ct2-int8]'"
 	$(PYTHON) -m asr_lora.export $(words)
+
+app: $(INSTALLED) ## a page to speak to: the untouched and the tuned model hear the same, side by side (http://127.0.0.1:7860)
+	$(PYTHON) -m asr_lora.app $(words)
 
 bench: $(INSTALLED) ## the tutorial recipe against ours, timed from outside, on DATA= or the demo's speech
 	$(PYTHON) recipes/benchmark.py $(if $(language),--language $(language)) \

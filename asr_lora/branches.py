@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from asr_lora.audio import MAX_SECONDS
 from asr_lora.augment import KINDS
-from asr_lora.errors import ChoiceError
 from asr_lora.rules import check, check_choice, check_range, check_word
 from asr_lora.text import NORMALIZERS
 
@@ -283,54 +282,3 @@ class EvalConfig:
 class ReportConfig:
     runs: str | None
     license: str | None
-
-
-@dataclass
-class TranscribeConfig:
-    out: str
-    formats: list[str]
-    language: str | None
-    longest: float
-    windows: bool
-    untouched: bool
-
-    def __post_init__(self) -> None:
-        for name in self.formats:
-            check_choice("transcribe.formats", name, ("txt", "srt", "vtt", "json"))
-        check("transcribe.formats", self.formats, "at least one", bool(self.formats))
-        fits = 1 <= self.longest <= MAX_SECONDS
-        check("transcribe.longest", self.longest, f"1 to {MAX_SECONDS:g} (seconds)", fits)
-
-
-EXPORTS = ("hf", "ct2", "ct2-int8", "ct2-int8_float16", "ggml", "ggml-q8_0", "ggml-q5_0")
-NO_ONNX = (
-    "export.formats: onnx is not made, since optimum-onnx 0.1 wants transformers before 4.58 and this needs 5; export "
-    "hf, and convert that in an environment of optimum's own"
-)
-
-
-@dataclass
-class ExportConfig:
-    formats: list[str]
-    clips: int | None
-    tolerance: float
-    out: str | None
-    combine: str
-    push: str | None
-    pushed: str
-    private: bool
-    dry_run: bool
-
-    def __post_init__(self) -> None:
-        for name in self.formats:
-            if name == "onnx":
-                raise ChoiceError(NO_ONNX)
-            check_choice("export.formats", name, EXPORTS)
-        twice = len(set(self.formats)) < len(self.formats)
-        check("export.formats", self.formats, "each of them once", not twice)
-        check("export.clips", self.clips, "at least 1, or null for all", self.clips is None or self.clips >= 1)
-        check("export.tolerance", self.tolerance, "a share in [0, 1), such as 0.03", 0 <= self.tolerance < 1)
-        check_choice("export.combine", self.combine, ("cat", "svd"))
-        named = self.push is None or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.push, re.ASCII) is not None
-        check("export.push", self.push, "owner/name", named)
-        check_choice("export.pushed", self.pushed, ("adapter", *self.formats))

@@ -15,7 +15,6 @@ from asr_lora.branches import (
     DataConfig,
     DecodingConfig,
     EvalConfig,
-    ExportConfig,
     GuardConfig,
     HardwareConfig,
     ModelConfig,
@@ -23,12 +22,12 @@ from asr_lora.branches import (
     ReportConfig,
     SearchConfig,
     TrainingConfig,
-    TranscribeConfig,
 )
 from asr_lora.errors import ChoiceError
 from asr_lora.naming import run_name
 from asr_lora.rules import check, check_word
 from asr_lora.tuning import SCALABLE, LoraConfig, check_base
+from asr_lora.uses import AppConfig, ExportConfig, TranscribeConfig
 
 
 @dataclass
@@ -46,6 +45,7 @@ class Config:
     search: SearchConfig
     transcribe: TranscribeConfig
     export: ExportConfig
+    app: AppConfig
     audio: str | None
     adapters: Any  # dict[str, str] by language, for several in one room; list[str] to be combined; None
     weights: list[float] | None

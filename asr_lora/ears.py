@@ -1,6 +1,6 @@
 """The models that hear recordings: one base in memory, untouched, tuned, or with adapters that are swapped."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +12,12 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from asr_lora import features, run
 from asr_lora.audio import MAX_SECONDS, SAMPLE_RATE, Waveform
 from asr_lora.checkpoint import load_processor
-from asr_lora.decode import Decoding
+from asr_lora.decode import Decoding, transcribe
 from asr_lora.errors import ChoiceError
 from asr_lora.hardware import Hardware
 from asr_lora.hearing import decoding, precision
 from asr_lora.model import adapter, whisper
+from asr_lora.subtitles import Segment
 
 if TYPE_CHECKING:
     from asr_lora.config import Config
@@ -36,14 +37,36 @@ class Ears:
     short: Mapping[str | None, bool]
 
     @contextmanager
-    def hearing(self, language: str, name: str | None) -> Iterator[Decoding]:
-        """Within it the model hears with the adapter `name` (None: as it is), in Whisper's `language`."""
-        settings = decoding(self.config, self.hardware, language, self.short[name])
+    def hearing(self, language: str, name: str | None, strength: float = 1.0) -> Iterator[Decoding]:
+        """Within it the model hears with the adapter `name` (None: as it is), in Whisper's `language`.
+
+        At another `strength` than 1, which it must scale to, contexts are of 30 s: it then knows no short ones.
+        """
+        settings = decoding(self.config, self.hardware, language, self.short[name] and strength == 1)
         if len(self.short) == 1:
             yield settings
             return
-        with adapter.using(self.model, name):
+        with adapter.using(self.model, name, strength):
             yield settings
+
+    def segments(
+        self,
+        path: Path,
+        spoken: Sequence[tuple[float, float]],
+        settings: Decoding,
+        advance: Callable[[int], None] = lambda count: None,
+        expect: Callable[[int], None] = lambda count: None,
+    ) -> list[Segment]:
+        """What is heard in the stretches `spoken` (beginning and end in seconds) of a recording, within `hearing`.
+
+        `advance` and `expect` are those of decode.transcribe.
+        """
+        clips = [{"path": str(path), "start": start, "end": end, "duration": end - start} for start, end in spoken]
+        hypotheses = transcribe(self.model, self.processor, clips, settings, advance, expect)
+        return [
+            Segment(start, end, hypothesis.text, hypothesis.cut)
+            for (start, end), hypothesis in zip(spoken, hypotheses, strict=True)
+        ]
 
     def language_of(self, waveform: Waveform) -> str:
         """Which of Whisper's languages the untouched base hears in the first 30 s of (samples,) at 16 kHz."""

@@ -29,14 +29,8 @@ from asr_lora.progress import complain, hush_libraries, say
 from asr_lora.sweep import Job
 from asr_lora.tuning import PREFIX, LoraConfig, no_such_lora_key
 
-APART = (
-    "eval",
-    "decoding",
-    "hardware",
-    "report",
-    "transcribe",
-    "export",
-)  # settings that say nothing about which run is meant
+# Settings that say nothing about which run is meant.
+APART = ("eval", "decoding", "hardware", "report", "transcribe", "export", "app")
 MENDABLE = (UserError, HydraException, OmegaConfBaseException, OSError, KeyboardInterrupt)
 INTERRUPTED = "interrupted; whatever was complete (manifest, checkpoints) is kept: the same command goes on from there"
 QUEUED = "jobs in a queue of their own (SLURM's) go on; once none of them runs, the same command finds what is complete"

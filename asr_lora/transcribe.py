@@ -65,24 +65,12 @@ def _transcribed(hearing: Ears, recording: Recording, given: str | None) -> floa
         if config.transcribe.windows:
             segments = decode.transcribe_long(hearing.model, hearing.processor, waveform, settings)
         else:
-            segments = _by_voice(hearing, recording, stretches(waveform, config.transcribe.longest), settings)
+            parts = stretches(waveform, config.transcribe.longest)
+            with progress(f"hearing {recording.name}", total=len(parts)) as bar:
+                segments = hearing.segments(recording.path, parts, settings, bar.advance, bar.expect)
     facts = {"audio": str(recording.path), "seconds": seconds, "language": spoken, "adapter": name}
     _write(config, recording, segments, facts)
     return seconds
-
-
-def _by_voice(
-    hearing: Ears, recording: Recording, spoken: list[tuple[float, float]], settings: decode.Decoding
-) -> list[Segment]:
-    clips = [
-        {"path": str(recording.path), "start": start, "end": end, "duration": end - start} for start, end in spoken
-    ]
-    with progress(f"hearing {recording.name}", total=len(clips)) as bar:
-        hypotheses = decode.transcribe(hearing.model, hearing.processor, clips, settings, bar.advance, bar.expect)
-    return [
-        Segment(start, end, hypothesis.text, hypothesis.cut)
-        for (start, end), hypothesis in zip(spoken, hypotheses, strict=True)
-    ]
 
 
 def _write(config: Config, recording: Recording, segments: list[Segment], facts: dict[str, object]) -> None:

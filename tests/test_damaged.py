@@ -105,6 +105,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "modules of a wrong type": (settings({"target_modules": True}), "does not load as an adapter"),
     "no such module": (settings({"target_modules": ["nothing"]}), "does not load as an adapter"),
     "parameters that are none": (settings({"target_parameters": [0]}), "does not load as an adapter"),
+    "a pattern that is none": (settings({"exclude_modules": "\\C"}), "does not load as an adapter"),
     "a bias that is none": (settings({"bias": "random"}), "does not load as an adapter"),
     "code of another package": (settings({"megatron_config": {}, "megatron_core": "this"}), "run other code"),
     "no weights": (lambda folder: (folder / adapter.WEIGHTS[0]).unlink(), "does not load as an adapter"),

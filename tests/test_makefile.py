@@ -39,7 +39,7 @@ def composed(*words: str, **environment: str) -> Config:
 
 def test_make_alone_prints_what_there_is_to_make() -> None:
     printed = make()
-    targets = "demo doctor prepare train eval sweep search transcribe check test test-all"
+    targets = "demo doctor prepare train eval sweep search transcribe app check test test-all"
     for target in targets.split():
         assert f"\n  {target} " in printed
 

@@ -11,7 +11,7 @@ from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.progress import say
 
 if TYPE_CHECKING:
-    from asr_lora.branches import ExportConfig
+    from asr_lora.uses import ExportConfig
 
 NETWORK = (OSError, HfHubHTTPError, OfflineModeIsEnabled)  # httpx's own errors are wrapped by huggingface_hub
 

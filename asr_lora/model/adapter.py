@@ -1,14 +1,16 @@
 """What is learnt, an adapter or the model's own weights: put on, saved, resumed, merged and swapped."""
 
 import hashlib
+import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft.helpers import rescale_adapter_scale
 from peft.tuners.lora import LoraLayer
 from peft.utils.warning import PeftWarning
 from safetensors import SafetensorError
@@ -255,7 +257,7 @@ def _reading(folder: Path) -> Iterator[None]:
         raise
     except (
         SafetensorError, OSError, ImportError, UserWarning, RuntimeWarning, ValueError, RuntimeError, TypeError,
-        AttributeError, LookupError,
+        AttributeError, LookupError, re.error,
     ) as error:  # fmt: skip
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WorldError(f"{folder}: does not load as an adapter ({reason}); {AGAIN}") from error
@@ -270,6 +272,12 @@ def digest(folder: Path) -> str:
             while part := content.read(2**24):
                 whole.update(part)
     return whole.hexdigest()
+
+
+def scales(folder: Path) -> bool:
+    """Whether an adapter at no strength is the untouched model: a plain LoRA's is."""
+    settings = read_settings(folder)
+    return bool(settings["peft_type"] == "LORA" and not settings["use_dora"] and settings["init_lora_weights"] is True)
 
 
 def load(checkpoint: str, folder: Path, precision: str, device: torch.device) -> WhisperForConditionalGeneration:
@@ -311,13 +319,17 @@ def beside_each_other(base: WhisperForConditionalGeneration, folders: Mapping[st
 
 
 @contextmanager
-def using(model: PeftModel, name: str | None) -> Iterator[None]:
-    """Within it the model hears with that adapter alone, and with None as it is without any."""
+def using(model: PeftModel, name: str | None, strength: float = 1.0) -> Iterator[None]:
+    """Within it the model hears with that adapter alone, `strength` times as strong, and with None without any.
+
+    Only an adapter that `scales` may have another strength than 1.
+    """
     if name is None:
         with model.disable_adapter():
             yield
-    else:
-        model.set_adapter(name)
+        return
+    model.set_adapter(name)
+    with rescale_adapter_scale(model, strength) if strength != 1 else nullcontext():
         yield
 
 

@@ -95,6 +95,6 @@ def combined(
 def _plain(folder: Path, refused: str) -> dict[str, Any]:
     """The settings of an adapter that adds B A and nothing else. Raises ChoiceError, beginning with `refused`."""
     settings = adapter.read_settings(folder)
-    if settings["peft_type"] != "LORA" or settings["use_dora"] or settings["init_lora_weights"] is not True:
+    if not adapter.scales(folder):
         raise ChoiceError(f"{refused} {folder}, which is none ({settings['peft_type']})")
     return settings

@@ -1,0 +1,167 @@
+"""What the page speaks to: an untouched base and the tuned models to choose from; what both hear in a recording.
+
+An adapter is worn by the base that hears without it: one model in memory. Of lora=bitfit or full there are two.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from asr_lora import audio, ears, run
+from asr_lora.branches import EvalConfig
+from asr_lora.config import Config
+from asr_lora.ears import Ears
+from asr_lora.errors import ChoiceError, WorldError
+from asr_lora.hardware import Hardware
+from asr_lora.manifest import Clip, gone, read_manifest
+from asr_lora.model import adapter
+from asr_lora.prepare import language
+from asr_lora.subtitles import Segment
+from asr_lora.voice import stretches
+
+TUNED = "tuned"  # the adapter of a run that is alone: peft allows no dots in a name, and a run's may have some
+WHICHEVER = "by the language that is heard"
+
+Progress = Callable[[str, int, int], None]  # which model hears, stretches heard, of how many
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A tuned model: the adapter `name` of Ears (None: the model itself), what it is told to hear, and its test clips.
+
+    Without a `language` it is told the one that the untouched base hears.
+    """
+
+    name: str | None
+    language: str | None
+    scales: bool
+    clips: Sequence[Clip]
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What both models said; `voice` is the tuned one's name, `seconds` the recording's length."""
+
+    voice: str
+    language: str
+    strength: float
+    seconds: float
+    untouched: list[Segment]
+    tuned: list[Segment]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """`voices` by the names that people choose; `kind` of tuning where it is one run's; `scoring` of references."""
+
+    untouched: Ears
+    tuned: Ears
+    voices: Mapping[str, Voice]
+    kind: str | None
+    scoring: EvalConfig
+
+    def hear(self, path: Path, voice: str, strength: float, most: float, whole: bool, advance: Progress) -> Heard:
+        """What both hear in a recording of at most `most` minutes: `whole` (a test clip), or where people speak in it.
+
+        Raises ChoiceError or WorldError for what cannot be heard.
+        """
+        waveform = _read(path, most)
+        seconds = len(waveform) / audio.SAMPLE_RATE
+        spoken = [(0.0, seconds)] if whole else stretches(waveform, self.untouched.config.transcribe.longest)
+        if not spoken:
+            raise WorldError("nobody speaks in this recording, as far as Silero's detector hears")
+        voice, told = self._chosen(voice, waveform)
+        if strength != 1 and not self.voices[voice].scales:
+            raise ChoiceError(
+                f"strength: must be 1 for {voice}, whose way of tuning has no strengths between 0 and that"
+            )
+        said = []
+        for which, model, name, strong in (
+            ("untouched", self.untouched, None, 1.0), ("tuned", self.tuned, self.voices[voice].name, strength)
+        ):  # fmt: skip
+            done = 0
+
+            def count(clips: int, which: str = which) -> None:
+                nonlocal done
+                done = min(done + clips, len(spoken))  # what runs away is heard again
+                advance(which, done, len(spoken))
+
+            count(0)
+            with model.hearing(told, name, strong) as settings:
+                said.append(model.segments(path, spoken, settings, count))
+        return Heard(voice, told, strength, seconds, *said)
+
+    def _chosen(self, voice: str, waveform: audio.Waveform) -> tuple[str, str]:
+        """The name of a voice, and Whisper's language. Raises ChoiceError where no voice is of what is heard."""
+        asked = self.untouched.config.transcribe.language
+        if voice != WHICHEVER:
+            return voice, asked or self.voices[voice].language or self.untouched.language_of(waveform)
+        told = asked or self.untouched.language_of(waveform)
+        fitting = [name for name, each in self.voices.items() if told in (each.language, name)]
+        if not fitting:
+            raise ChoiceError(
+                f"{told} is heard, and no adapter is of that language; choose one of {', '.join(self.voices)}"
+            )
+        return fitting[0], told
+
+
+def of_run(config: Config, recorded: Config, hardware: Hardware) -> Pair:
+    """What a run has learnt, and its base; `recorded` are its own settings. Raises ChoiceError where it has none."""
+    tuned = run.tuned(recorded.run)
+    if not tuned.is_dir():
+        raise ChoiceError(f"run_dir: no adapter in {recorded.run}/train; train it first, with make train")
+    config, kind = replace(config, model=run.pinned(recorded).model), recorded.lora.kind
+    if adapter.is_whole(tuned):
+        voice = Voice(None, language(recorded), False, test_clips(recorded.run))
+        models = ears.untouched(config, hardware), ears.of_run(config, recorded, hardware)
+    else:
+        voice = Voice(TUNED, language(recorded), adapter.scales(tuned), test_clips(recorded.run))
+        models = (ears.with_adapters(config, {TUNED: str(tuned)}, hardware),) * 2
+    return _checked(Pair(*models, {recorded.run.resolve().name: voice}, kind, recorded.eval))
+
+
+def with_adapters(config: Config, adapters: Mapping[str, str], hardware: Hardware, words: Sequence[str]) -> Pair:
+    """One base and several adapters, by name: folders of runs or of adapters, as ears.with_adapters takes them."""
+    both, voices = ears.with_adapters(config, adapters, hardware), {}
+    for name, place in adapters.items():
+        folder = Path(place).expanduser()
+        if run.settings_file(folder).is_file():
+            recorded = run.as_recorded(folder, config, words)
+            scales = adapter.scales(run.adapter(folder))
+            voices[name] = Voice(name, language(recorded), scales, test_clips(folder))
+        else:
+            told = name if name in _tokens(both) else None
+            voices[name] = Voice(name, told, adapter.scales(folder), [])
+    return _checked(Pair(both, both, voices, None, config.eval))
+
+
+def test_clips(folder: Path) -> list[Clip]:
+    """Those of a run whose sound is still there, in the manifest's order."""
+    file = run.manifest(folder, "test")
+    clips = read_manifest(file) if file.is_file() else []
+    lost = {clip["id"] for clip in gone(clips)}
+    return [clip for clip in clips if clip["id"] not in lost]
+
+
+def _checked(pair: Pair) -> Pair:
+    asked = pair.untouched.config.transcribe.language
+    if asked is not None and asked not in _tokens(pair.untouched):
+        raise ChoiceError(
+            f"transcribe.language: this Whisper has no token {asked!r}; {', '.join(sorted(_tokens(pair.untouched)))}"
+        )
+    return pair
+
+
+def _tokens(model: Ears) -> set[str]:
+    return {token.strip("<|>") for token in model.model.generation_config.lang_to_id}
+
+
+def _read(path: Path, most: float) -> audio.Waveform:
+    """(samples,) at 16 kHz. Raises ChoiceError where it is longer than `most` minutes, of which no more is read."""
+    try:
+        samples, rate = audio.decode(path, most=60 * most + 1)
+    except WorldError as error:  # nobody on the page knows the path
+        raise WorldError(str(error).replace(str(path), path.name)) from error
+    if len(samples) > 60 * most * rate:
+        raise ChoiceError(f"{path.name}: is longer than {most:g} minutes (app.max_minutes)")
+    return audio.resampled(samples, rate)
