@@ -28,7 +28,7 @@ from asr_lora.uses import AppConfig
 try:
     from asr_lora.app import layout
 except ImportError as missing:
-    raise SystemExit(f"error: app: needs {missing.name}; install the extra: uv sync --extra app") from missing
+    raise SystemExit(f"error: app: needs {missing.name}; install the extra: uv sync --inexact --extra app") from missing
 
 
 EVERY = 30.0  # seconds between two looks at how old recordings are

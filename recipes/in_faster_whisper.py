@@ -1,0 +1,51 @@
+"""Exports as most people run them: python recipes/in_faster_whisper.py --run runs/mine UNTUNED/ct2 runs/mine/export/ct2
+
+faster-whisper with its own defaults (five beams, timestamps, its fallbacks, clips filled up to 30 s) hears all test
+clips of the run; word error rates with their intervals over clips, and the second folder's difference to the first. The
+untouched model is exported by `python -m asr_lora.export eval.strength=0 export.out=UNTUNED 'export.formats=[ct2]'`.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from faster_whisper import WhisperModel
+
+from asr_lora import metrics, run
+from asr_lora.launch import load
+from asr_lora.manifest import read_manifest, waveform
+from asr_lora.prepare import language
+from asr_lora.progress import say
+from asr_lora.sets import Set, normalizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("folders", type=Path, nargs=2)
+    asked = parser.parse_args()
+    config = run.as_recorded(asked.run, load(), [])
+    clips, told = read_manifest(run.manifest(asked.run, "test")), language(config)
+    normal = normalizer(config, Set("test", "test", told, clips, len(clips)))
+    references, speakers = [clip["text"] for clip in clips], [clip["speaker"] for clip in clips]
+    heard = []
+    for folder in asked.folders:
+        model, started = WhisperModel(str(folder), device="cpu"), time.perf_counter()
+        texts = []
+        for clip in clips:
+            segments, _ = model.transcribe(waveform(clip), language=told)
+            texts.append(" ".join(segment.text.strip() for segment in segments))
+        scored = metrics.score(references, texts, speakers, normal, config.seed)
+        low, high = (100 * bound for bound in scored["wer_ci95"])
+        took = time.perf_counter() - started
+        print(
+            f"{folder}: WER {100 * scored['wer']:.1f} % ({low:.1f} to {high:.1f}), {len(clips)} clips in {took:.0f} s"
+        )
+        heard.append(texts)
+    delta = metrics.paired_delta(references, *heard, speakers, normal, config.seed)
+    low, high = (100 * bound for bound in delta["ci95"])
+    say(f"difference: {100 * delta['wer']:+.1f} points ({low:+.1f} to {high:+.1f}), normalised by {normal}")
+
+
+if __name__ == "__main__":
+    main()
