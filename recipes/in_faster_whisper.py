@@ -37,10 +37,8 @@ def main() -> None:
             texts.append(" ".join(segment.text.strip() for segment in segments))
         scored = metrics.score(references, texts, speakers, normal, config.seed)
         low, high = (100 * bound for bound in scored["wer_ci95"])
-        took = time.perf_counter() - started
-        print(
-            f"{folder}: WER {100 * scored['wer']:.1f} % ({low:.1f} to {high:.1f}), {len(clips)} clips in {took:.0f} s"
-        )
+        took = f"{len(clips)} clips in {time.perf_counter() - started:.0f} s"
+        say(f"{folder}: WER {100 * scored['wer']:.1f} % ({low:.1f} to {high:.1f}), {took}")
         heard.append(texts)
     delta = metrics.paired_delta(references, *heard, speakers, normal, config.seed)
     low, high = (100 * bound for bound in delta["ci95"])
