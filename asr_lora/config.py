@@ -77,6 +77,8 @@ class Config:
         check("adapters", self.adapters, told, folders)
         fits = self.weights is None or (isinstance(self.adapters, list) and len(self.weights) == len(places))
         check("weights", self.weights, "one each of adapters=[...]", fits)
+        alone = self.transcribe.together and not isinstance(self.adapters, dict)
+        check("transcribe.together", True, "false without adapters={nl: ..., es: ...}", not alone)
         both = bool(self.adapters) and self.transcribe.untouched
         check("adapters", self.adapters, "null under transcribe.untouched=true", not both)
         check_base(self.lora.kind, self.model.precision)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
+from typing import NamedTuple
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -23,6 +24,8 @@ from asr_lora.manifest import Clip, waveform
 from asr_lora.model.whisper import context
 from asr_lora.subtitles import Segment
 
+PROMPT_TOKENS = 4  # start, language, task, no timestamps
+BASE = "__base__"  # peft's name of a row that wears no adapter
 VERSION = 3  # it rises whenever the same settings hear the same clips otherwise
 SPARE_TOKENS = 24  # beside what a clip's seconds allow: a clip of one second may hold a long word
 MULTIPLE = 1.28  # seconds: of short contexts, so that enough clips share one
@@ -42,6 +45,13 @@ class Decoding:
     tokens_per_second: float  # of a clip, beside a few to spare: what says more runs away, and is cut
     margin: float | None  # seconds of context behind a clip, and up to the next multiple; None: 30 s of context
     batch_size: int  # rows at 30 s; of shorter ones as many more as have the same length together
+
+
+class Worn(NamedTuple):
+    """What hears one row of a batch: Whisper's language, and the adapter by peft's name, BASE for none."""
+
+    language: str
+    adapter: str
 
 
 @dataclass(frozen=True)
@@ -90,8 +100,13 @@ def transcribe_once(
     clips: Sequence[Clip],
     decoding: Decoding,
     advance: Callable[[int], None] = lambda count: None,
+    worn: Sequence[Worn] | None = None,
 ) -> list[Hypothesis]:
-    """The same, but what runs away at a short context is left as it is, cut and told."""
+    """The same, but what runs away at a short context is left as it is, cut and told.
+
+    Where `worn` says for every clip what hears it, clips of several languages and adapters share a batch; `model` is
+    then that of adapter.beside_each_other, and decoding.margin None.
+    """
     hypotheses: dict[int, Hypothesis] = {}
     dtype = model.get_encoder().conv1.weight.dtype  # a quantised model's own dtype is that of its integers
     durations = [clip["duration"] for clip in clips]
@@ -100,7 +115,8 @@ def transcribe_once(
     for at, ((batch, seconds), input_features) in enumerate(_prefetched(share, clips, processor)):
         limits = [_most_tokens(durations[index], decoding) for index in batch]
         with torch.inference_mode(), context(model, seconds):
-            rows = _generated(model, input_features.to(model.device, dtype), decoding, max(limits))
+            beside = None if worn is None else [worn[index] for index in batch]
+            rows = _generated(model, input_features.to(model.device, dtype), decoding, max(limits), beside)
         for index, row, limit in zip(batch, rows, limits, strict=True):
             # Its own limit, not the longest clip's: what is heard in a clip must not depend on its neighbours.
             said = list(takewhile(lambda token: token != processor.tokenizer.eos_token_id, row))[:limit]
@@ -142,18 +158,27 @@ def transcribe_long(
 
 
 def _generated(
-    model: WhisperForConditionalGeneration, input_features: Tensor, decoding: Decoding, limit: int
+    model: WhisperForConditionalGeneration,
+    input_features: Tensor,
+    decoding: Decoding,
+    limit: int,
+    worn: Sequence[Worn] | None = None,
 ) -> list[list[int]]:
     """A row of tokens a clip; where memory runs out, by halves."""
+    apart: dict[str, object] = {}
+    if worn is not None:
+        # A row that says a timestamp, which nobody asked for, would be heard on from there without its fellows.
+        apart = {"adapter_names": [each.adapter for each in worn], "force_unique_generate_call": True}
     try:
         rows: list[list[int]] = model.generate(
             input_features=input_features,
-            language=decoding.language,
+            language=decoding.language if worn is None else [each.language for each in worn],
             task=decoding.task,
             num_beams=decoding.num_beams,
             max_new_tokens=limit,
+            **apart,
         ).tolist()
-        return rows
+        return rows if worn is None else [row[PROMPT_TOKENS:] for row in rows]  # such a call gives the prompt back
     except RuntimeError as error:
         if not should_reduce_batch_size(error):
             raise
@@ -163,8 +188,10 @@ def _generated(
                 "model, or free what else uses this device"
             ) from error
     clear_device_cache(garbage_collection=True)  # outside of except: the error's frames hold on to the memory
-    halves = input_features.tensor_split(2)
-    return [row for half in halves for row in _generated(model, half, decoding, limit)]
+    found: list[list[int]] = []
+    for half in input_features.tensor_split(2):
+        found += _generated(model, half, decoding, limit, worn and worn[len(found) : len(found) + len(half)])
+    return found
 
 
 def _most_tokens(duration: float, decoding: Decoding) -> int:

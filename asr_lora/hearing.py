@@ -23,8 +23,6 @@ from asr_lora.sets import Set
 if TYPE_CHECKING:
     from asr_lora.config import Config
 
-PROMPT_TOKENS = 4  # start, language, task, no timestamps
-
 
 def decoding(config: "Config", hardware: Hardware, language: str, short: bool) -> decode.Decoding:
     """The run's way of making hypotheses, in Whisper's `language`.
@@ -34,7 +32,7 @@ def decoding(config: "Config", hardware: Hardware, language: str, short: bool) -
     Raises ChoiceError for what the checkpoint cannot do.
     """
     asked = config.decoding.max_new_tokens
-    most = load_config(config.model.checkpoint).max_target_positions - PROMPT_TOKENS
+    most = load_config(config.model.checkpoint).max_target_positions - decode.PROMPT_TOKENS
     if asked is not None and asked > most:
         raise ChoiceError(f"decoding.max_new_tokens: must be at most {most} with this checkpoint, got {asked}")
     return decode.Decoding(

@@ -8,10 +8,13 @@ transcribe.out, and what came through standard input to standard output.
 
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from asr_lora import audio, decode, ears, run, subtitles
 from asr_lora.config import Config
+from asr_lora.decode import BASE, Worn
 from asr_lora.ears import Ears
 from asr_lora.errors import WorldError
 from asr_lora.files import write_text
@@ -38,39 +41,85 @@ def transcribe(config: Config) -> None:
             recorded = run.as_recorded(folder, config, words_of_job())
             hearing, given = ears.of_run(config, recorded, hardware), given or language(recorded)
             say(f"run: {folder}")
-        bad, heard, began = [], 0.0, time.perf_counter()
-        for recording in found:
-            try:
-                heard += _transcribed(hearing, recording, given)
-            except WorldError as error:
-                bad.append(recording)
-                say(f"left out: {error}")
+        began = time.perf_counter()
+        each = _together if config.transcribe.together else _one_by_one
+        seconds, bad = each(hearing, found, given)
     took = time.perf_counter() - began
-    if heard:
-        whole = f"{len(found) - len(bad)} of {len(found)} recordings"
-        say(f"{whole}: {heard / 60:.1f} min in {took:.0f} s, {heard / took:.1f} times real time")
+    if seconds:
+        whole = f"{len(found) - bad} of {len(found)} recordings"
+        say(f"{whole}: {seconds / 60:.1f} min in {took:.0f} s, {seconds / took:.1f} times real time")
     if bad:
-        raise WorldError(f"audio: {len(bad)} of {len(found)} recordings could not be heard (told above)")
+        raise WorldError(f"audio: {bad} of {len(found)} recordings could not be heard (told above)")
 
 
-def _transcribed(hearing: Ears, recording: Recording, given: str | None) -> float:
-    """Hears and writes one recording; its seconds."""
-    waveform = audio.load(recording.path)
-    seconds, config = len(waveform) / audio.SAMPLE_RATE, hearing.config
-    spoken = given or hearing.language_of(waveform)
-    name = spoken if config.adapters and spoken in config.adapters else None
-    if config.adapters:
+@dataclass(frozen=True)
+class Listened:
+    """A recording before it is heard: its length, Whisper's language, the adapter that it calls for."""
+
+    recording: Recording
+    seconds: float
+    language: str
+    adapter: str | None
+
+    def facts(self) -> dict[str, object]:
+        return {
+            "audio": str(self.recording.path), "seconds": self.seconds, "language": self.language,
+            "adapter": self.adapter,
+        }  # fmt: skip
+
+
+def _listened(hearing: Ears, recording: Recording, given: str | None, waveform: audio.Waveform) -> Listened:
+    spoken, adapters = given or hearing.language_of(waveform), hearing.config.adapters
+    name = spoken if adapters and spoken in adapters else None
+    if adapters:
         say(f"{recording.name}: {spoken}, {f'adapter {name}' if name else 'no adapter of it: the untouched base'}")
-    with hearing.hearing(spoken, name) as settings:
-        if config.transcribe.windows:
-            segments = decode.transcribe_long(hearing.model, hearing.processor, waveform, settings)
-        else:
-            parts = stretches(waveform, config.transcribe.longest)
-            with progress(f"hearing {recording.name}", total=len(parts)) as bar:
-                segments = hearing.segments(recording.path, parts, settings, bar.advance, bar.expect)
-    facts = {"audio": str(recording.path), "seconds": seconds, "language": spoken, "adapter": name}
-    _write(config, recording, segments, facts)
-    return seconds
+    return Listened(recording, len(waveform) / audio.SAMPLE_RATE, spoken, name)
+
+
+def _one_by_one(hearing: Ears, found: Sequence[Recording], given: str | None) -> tuple[float, int]:
+    """Hears and writes every recording; seconds heard, and how many could not be."""
+    seconds, bad, config = 0.0, 0, hearing.config.transcribe
+    for recording in found:
+        try:
+            waveform = audio.load(recording.path)
+            known = _listened(hearing, recording, given, waveform)
+            with hearing.hearing(known.language, known.adapter) as settings:
+                if config.windows:
+                    segments = decode.transcribe_long(hearing.model, hearing.processor, waveform, settings)
+                else:
+                    parts = stretches(waveform, config.longest)
+                    with progress(f"hearing {recording.name}", total=len(parts)) as bar:
+                        segments = hearing.segments(recording.path, parts, settings, bar.advance, bar.expect)
+        except WorldError as error:
+            bad += 1
+            say(f"left out: {error}")
+            continue
+        _write(hearing.config, recording, segments, known.facts())
+        seconds += known.seconds
+    return seconds, bad
+
+
+def _together(hearing: Ears, found: Sequence[Recording], given: str | None) -> tuple[float, int]:
+    """The same in batches of all recordings, whatever their languages; written when all are heard."""
+    known, parts, worn, counts, bad = [], [], [], [], 0
+    for recording in found:
+        try:
+            waveform = audio.load(recording.path)
+        except WorldError as error:
+            bad += 1
+            say(f"left out: {error}")
+            continue
+        own = stretches(waveform, hearing.config.transcribe.longest)
+        known.append(_listened(hearing, recording, given, waveform))
+        parts += [(recording.path, *part) for part in own]
+        worn += [Worn(known[-1].language, known[-1].adapter or BASE)] * len(own)
+        counts.append(len(own))
+    with progress("hearing all together", total=len(parts)) as bar:
+        segments = hearing.together(parts, worn, bar.advance) if parts else []
+    for each, count in zip(known, counts, strict=True):
+        _write(hearing.config, each.recording, segments[:count], each.facts())
+        segments = segments[count:]
+    return sum(each.seconds for each in known), bad
 
 
 def _write(config: Config, recording: Recording, segments: list[Segment], facts: dict[str, object]) -> None:

@@ -21,6 +21,7 @@ class TranscribeConfig:
     language: str | None
     longest: float
     windows: bool
+    together: bool
     untouched: bool
 
     def __post_init__(self) -> None:
@@ -28,6 +29,9 @@ class TranscribeConfig:
             check_choice("transcribe.formats", name, ("txt", "srt", "vtt", "json"))
         check("transcribe.formats", self.formats, "at least one", bool(self.formats))
         fits = 1 <= self.longest <= MAX_SECONDS
+        check(
+            "transcribe.together", self.together, "false under transcribe.windows", not (self.together and self.windows)
+        )
         check("transcribe.longest", self.longest, f"1 to {MAX_SECONDS:g} (seconds)", fits)
 
 

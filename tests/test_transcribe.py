@@ -17,9 +17,10 @@ from releases import write_release
 
 from asr_lora import audio, ears, run
 from asr_lora.checkpoint import load_processor
-from asr_lora.decode import transcribe_once
+from asr_lora.decode import BASE, Worn, transcribe_once
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.hardware import look
+from asr_lora.hearing import decoding
 from asr_lora.launch import load
 from asr_lora.model import adapter, whisper
 from asr_lora.recordings import recordings
@@ -107,6 +108,57 @@ def test_each_language_is_heard_with_its_adapter_as_if_that_were_merged(
         assert hypothesis.tokens == expected.tokens
         heard[name] = hypothesis.tokens
     assert len({tuple(tokens) for tokens in heard.values()}) == 3
+
+
+@pytest.mark.parametrize("way", ["greedy", "beam"])
+def test_rows_of_one_batch_wear_their_own_adapters_and_languages(
+    way: str, words: list[str], talk: Path, runs: dict[str, Path]
+) -> None:
+    both = f"adapters={{nl: {runs['nl']}, de: {runs['de']}}}"
+    config = load([*words, both, f"decoding={way}", "decoding.context=full"])
+    several = ears.with_adapters(config, config.adapters, look(config))
+    clips = [{"path": str(talk), "start": start, "end": start + 2, "duration": 2.0} for start in (0.0, 0.0, 0.0, 2.0)]
+    worn = [Worn("nl", "nl"), Worn("de", "de"), Worn("nl", BASE), Worn("de", "nl")]
+    settings = decoding(config, several.hardware, "nl", short=False)
+    together = transcribe_once(several.model, several.processor, clips, settings, worn=worn)
+    for clip, each, hypothesis in zip(clips, worn, together, strict=True):
+        alone = (
+            whisper.load(config.model.checkpoint, "fp32", torch.device("cpu"))
+            if each.adapter == BASE
+            else adapter.load(config.model.checkpoint, run.adapter(runs[each.adapter]), "fp32", torch.device("cpu"))
+        )
+        heard = several.processor(
+            audio.load(talk, clip["start"], clip["end"]), sampling_rate=16_000, return_tensors="pt"
+        )
+        asked = {"language": each.language, "num_beams": settings.num_beams, "max_new_tokens": 8}
+        said = alone.generate(heard.input_features, force_unique_generate_call=True, task="transcribe", **asked)
+        assert hypothesis.tokens == said[0].tolist()[4:]
+    assert len({tuple(hypothesis.tokens) for hypothesis in together[:3]}) == 3
+
+
+def test_together_writes_what_one_by_one_writes_and_leaves_out_what_is_bad(
+    words: list[str], talk: Path, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "talks"
+    folder.mkdir()
+    for name in ("a.wav", "b.wav"):
+        (folder / name).write_bytes(talk.read_bytes())
+    (folder / "bad.mp3").write_bytes(b"no sound at all")
+    asked = [
+        *words,
+        f"adapters={{nl: {runs['nl']}}}",
+        f"audio={folder}",
+        "transcribe.language=nl",
+        "decoding.context=full",
+    ]
+    for together in ("true", "false"):
+        more = [f"transcribe.together={together}", f"transcribe.out={tmp_path / together}"]
+        with pytest.raises(WorldError, match="1 of 3 recordings could not be heard"):
+            transcribe(load([*asked, *more]))
+    for name in ("a.txt", "b.txt"):
+        assert (tmp_path / "true" / name).read_text() == (tmp_path / "false" / name).read_text()
+    with pytest.raises(ChoiceError, match=r"transcribe\.together: must be false without adapters"):
+        load([*words, "transcribe.together=true"])
 
 
 def test_a_language_without_an_adapter_is_heard_by_the_untouched_base_and_told(
