@@ -249,6 +249,7 @@ def test_the_main_command_says_nothing_before_its_own_words() -> None:
     assert loaded.stderr == ""
 
 
+@pytest.mark.slow
 def test_an_unknown_choice_of_a_group_is_a_choice_at_the_command_line_too() -> None:
     """Hydra's complaint of it is an OSError as well, and is none of the disk."""
     words = [sys.executable, "-m", "asr_lora.train", "lora=lokr"]

@@ -391,6 +391,7 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in read_jsonl(folder / "train" / "log.jsonl") if "loss" in line]
 
 
+@pytest.mark.slow
 def test_training_from_shards_killed_and_resumed_ends_as_from_files_uninterrupted(
     from_files: list[str], from_shards: list[str]
 ) -> None:
