@@ -107,6 +107,7 @@ def test_a_locale_without_a_token_trains_and_is_scored_under_a_related_one(words
     assert (config.run / "eval" / "test" / "metrics.json").is_file()
 
 
+@pytest.mark.slow
 def test_scoring_another_way_is_done_anew_and_recorded(words: list[str]) -> None:
     train(load([*words, "eval.after=false"]))
     few = evaluate(load([*words, "eval.limit=2"]))
@@ -158,6 +159,7 @@ def test_an_adapter_that_is_scaled_by_its_configuration_is_heard_anew(words: lis
     assert not evaluate(config)["cached"]
 
 
+@pytest.mark.slow
 def test_only_a_tuned_model_that_knows_short_contexts_is_heard_at_one(words: list[str]) -> None:
     heard = {}
     for context in ("dynamic", "full", "packed"):
