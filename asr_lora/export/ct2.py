@@ -21,10 +21,9 @@ def runtime() -> str:
 
 def write(hf: Path, weights: str, folder: Path) -> None:
     """Converts the Hugging Face directory `hf`; `weights` is empty for float16, int8 or int8_float16."""
-    weights = weights or "float16"
-    half = weights.endswith("float16")  # what is not quantised follows the model as it was loaded
-    converter = TransformersConverter(str(hf), copy_files=list(BESIDE), load_as_float16=half, low_cpu_mem_usage=True)
-    converter.convert(str(folder), quantization=weights, force=True)
+    kept = {"": "float16", "int8": "int8_float32"}.get(weights, weights)  # int8 alone leaves the rest as it was loaded
+    converter = TransformersConverter(str(hf), copy_files=list(BESIDE), load_as_float16=True, low_cpu_mem_usage=True)
+    converter.convert(str(folder), quantization=kept, force=True)
 
 
 def hearing(folder: Path, language: str, task: str, device: torch.device) -> Callable[[Waveform], str]:
