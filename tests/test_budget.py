@@ -33,6 +33,7 @@ def test_before_dev_was_heard_the_steps_tell_what_it_will_take() -> None:
     assert over(0.5, 1800 - needed + 5, decodings=[])
 
 
+@pytest.mark.slow
 def test_a_run_whose_time_is_over_is_saved_scored_and_goes_on_to_the_end_it_would_have_had(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -187,6 +187,7 @@ def every_core() -> Iterator[None]:
     torch.set_num_threads(usual)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_beams", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_real_weights_say_at_thirty_seconds_what_plain_generate_says_token_for_token(
     every_core: None, tmp_path: Path, num_beams: int

@@ -336,6 +336,7 @@ def test_adapters_that_do_not_add_are_refused(folders: dict[str, Path], tmp_path
         arithmetic.combined(both, [1, 1, 1], "cat", tmp_path / "sum", tiny_whisper(processor.tokenizer))
 
 
+@pytest.mark.slow
 def test_runs_are_combined_scored_on_each_ones_test_and_exported(
     runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -219,6 +219,7 @@ def test_ctrl_c_says_what_is_safe_and_the_same_command_goes_on(
     assert steps == list(range(1, 31))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "jobs"),
     [

@@ -267,6 +267,7 @@ def test_a_download_that_was_cut_goes_on_from_there(site: Site, capsys: pytest.C
     assert f"going on from {start / 1e6:.1f} MB" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_it_and_it_goes_on_next_time(site: Site) -> None:
     stopped = threading.Event()
 

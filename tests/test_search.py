@@ -58,6 +58,7 @@ def test_a_search_tries_the_usual_first_scores_no_test_and_names_the_command_of_
     assert [trial.number for trial in studied(search(load(few), few))] == before
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_worse_than_the_median_is_pruned_and_leaves_no_checkpoints(
     few: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

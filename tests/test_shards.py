@@ -407,6 +407,7 @@ def test_training_from_shards_killed_and_resumed_ends_as_from_files_uninterrupte
     assert one == other
 
 
+@pytest.mark.slow
 def test_a_run_over_http_is_trained_scored_and_played(from_shards: list[str], server: Server, tmp_path: Path) -> None:
     asked = [*over_http(from_shards, server), "eval.after=true", "training.max_steps=1"]
     train.train(load(asked))

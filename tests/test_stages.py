@@ -83,6 +83,7 @@ def test_an_adapter_that_learnt_nothing_changes_no_hypothesis(words: list[str]) 
     assert read_json(config.run / "eval" / "test" / "metrics.json")["delta"]["wer"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "nf4"])
 def test_a_quantised_base_trains_and_is_scored_unquantised(words: list[str], tmp_path: Path, precision: str) -> None:
     # On a CPU with AVX512-BF16 bitsandbytes decodes 4 bits in blocks of 32 by 64, which all real Whispers are made of.
@@ -132,6 +133,7 @@ def test_another_normaliser_decodes_nothing_again(words: list[str], monkeypatch:
     assert again["normalizer"] == "raw" and again["cached"] and again["baseline"]["cached"]
 
 
+@pytest.mark.slow
 def test_a_sweep_decodes_the_untouched_model_once(words: list[str]) -> None:
     facts = []
     for rank in (2, 4):
@@ -345,6 +347,7 @@ def another(checkpoint: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_keeps_to_the_commit_of_the_hub_that_it_began_with(
     words: list[str], tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def test_loss_gradient_and_adapter_do_not_depend_on_how_a_batch_is_cut(uneven: l
     assert_same(outcome(trained(checkpointed)), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", ["dynamic", "packed"])
 def test_contexts_of_several_lengths_in_a_step_do_not_depend_on_how_it_is_cut(uneven: list[str], context: str) -> None:
     mixed = [*uneven, f"training.context={context}", "training.long_share=0.25", "training.long_rows=2"]
@@ -96,6 +97,7 @@ def trained_within(words: list[str], memory: Small) -> dict[str, Any]:
     return trainer.journal.state()["attributes"]
 
 
+@pytest.mark.slow
 def test_when_memory_runs_out_the_step_is_begun_again_in_smaller_parts_and_nothing_else_changes(
     uneven: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
