@@ -271,6 +271,7 @@ def test_a_port_that_is_taken_and_a_host_that_is_not_ours_are_one_line_each() ->
         refuse_taken(load(["app.host=192.0.2.1"]).app)
 
 
+@pytest.mark.slow
 def test_without_gradio_the_way_out_is_named() -> None:
     code = "import sys, runpy; sys.modules['gradio'] = None; runpy.run_module('asr_lora.app', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

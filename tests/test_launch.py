@@ -197,6 +197,7 @@ def test_the_last_run_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest
     assert run.last(tmp_path / "runs") == tmp_path / "runs" / "mine"
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_what_is_safe_and_the_same_command_goes_on(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -92,6 +92,7 @@ def test_a_path_survives_the_shell_and_hydra(name: str) -> None:
     assert composed("transcribe", f"AUDIO=/talks/{name}").audio == f"/talks/{name}"
 
 
+@pytest.mark.slow
 def test_a_release_in_a_folder_of_awkward_name_is_prepared(tmp_path: Path, words: list[str]) -> None:
     folder = tmp_path / 'Zoë\'s [best] "$x" & a, b=#1 ${y} (~)\\'
     write_release(folder / "cv-corpus-25.0-2026-06-05")

@@ -63,6 +63,7 @@ def after_steps(config: Config, steps: int) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_hear_and_write_what_one_does_from_shards(shared: list[str], tmp_path: Path) -> None:
     made = load([*shared, "run_name=made", "shards=true"])
     prepare(made)
