@@ -94,6 +94,7 @@ def test_a_setting_that_cannot_be_is_one_line_before_anything_loads(word: str, s
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_at_the_command_line_a_mistake_is_one_line_and_no_traceback(tmp_path: Path) -> None:
     cannot_be_a_folder = tmp_path / "file"
     cannot_be_a_folder.touch()

@@ -70,7 +70,14 @@ def by_others(folder: Path, checkpoint: str) -> Any:
     return PeftModel.from_pretrained(base, folder)
 
 
-LIKE_QV = ("all_linear", "encoder", "decoder", "rslora", "lora_plus")  # the same code with other settings
+LIKE_QV = (
+    "all_linear",
+    "encoder",
+    "decoder",
+    "rslora",
+    "lora_plus",
+    "pissa",
+)  # the same code with other settings, or with tests of its own
 
 
 @pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match")  # peft's own of its own AdaLoRA

@@ -38,6 +38,7 @@ def uv() -> str:
     return shutil.which("uv") or str(ROOT / ".uv" / "bin" / "uv")  # where the Makefile puts it
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_brings_its_settings_along(wheel: Path, tmp_path: Path) -> None:
     packed = zipfile.ZipFile(wheel).namelist()
     for file in (ROOT / "conf").rglob("*.yaml"):

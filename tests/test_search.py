@@ -37,6 +37,7 @@ def states(page: Path) -> list[str]:
     return [trial.state.name for trial in studied(page)]
 
 
+@pytest.mark.slow
 def test_a_search_tries_the_usual_first_scores_no_test_and_names_the_command_of_the_best(
     few: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

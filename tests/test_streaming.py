@@ -230,6 +230,7 @@ def test_prepare_keeps_dev_and_test_and_says_that_train_is_streamed(
     assert read_jsonl(run.manifest(config.run, "test")) == lines and all(Path(line["path"]).is_file() for line in lines)
 
 
+@pytest.mark.slow
 def test_a_streamed_run_trains_evaluates_and_reports(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     config = load([*asked, "data.dev_clips=2", "eval.limit=3", "training.max_steps=9"])
     train.train(config)
