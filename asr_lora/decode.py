@@ -25,7 +25,6 @@ from asr_lora.model.whisper import context
 from asr_lora.subtitles import Segment
 
 PROMPT_TOKENS = 4  # start, language, task, no timestamps
-BASE = "__base__"  # peft's name of a row that wears no adapter
 VERSION = 3  # it rises whenever the same settings hear the same clips otherwise
 SPARE_TOKENS = 24  # beside what a clip's seconds allow: a clip of one second may hold a long word
 MULTIPLE = 1.28  # seconds: of short contexts, so that enough clips share one
@@ -48,7 +47,7 @@ class Decoding:
 
 
 class Worn(NamedTuple):
-    """What hears one row of a batch: Whisper's language, and the adapter by peft's name, BASE for none."""
+    """What hears one row of a batch: Whisper's language, and the adapter by its name, adapter.BASE for none."""
 
     language: str
     adapter: str

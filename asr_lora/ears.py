@@ -12,15 +12,19 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from asr_lora import features, run
 from asr_lora.audio import MAX_SECONDS, SAMPLE_RATE, Waveform
 from asr_lora.checkpoint import load_processor
-from asr_lora.decode import Decoding, Worn, transcribe, transcribe_once
+from asr_lora.decode import Decoding, Hypothesis, Worn, transcribe, transcribe_once
 from asr_lora.errors import ChoiceError
 from asr_lora.hardware import Hardware
 from asr_lora.hearing import decoding, precision
+from asr_lora.manifest import Clip
 from asr_lora.model import adapter, whisper
 from asr_lora.subtitles import Segment
 
 if TYPE_CHECKING:
     from asr_lora.config import Config
+
+
+Part = tuple[Path, float, float]  # a recording, and where in it a stretch begins and ends, in seconds
 
 
 @dataclass(frozen=True)
@@ -51,40 +55,30 @@ class Ears:
 
     def segments(
         self,
-        path: Path,
-        spoken: Sequence[tuple[float, float]],
+        parts: Sequence[Part],
         settings: Decoding,
         advance: Callable[[int], None] = lambda count: None,
         expect: Callable[[int], None] = lambda count: None,
     ) -> list[Segment]:
-        """What is heard in the stretches `spoken` (beginning and end in seconds) of a recording, within `hearing`.
+        """What is heard in stretches of recordings, within `hearing`.
 
         `advance` and `expect` are those of decode.transcribe.
         """
-        clips = [{"path": str(path), "start": start, "end": end, "duration": end - start} for start, end in spoken]
-        hypotheses = transcribe(self.model, self.processor, clips, settings, advance, expect)
-        return [
-            Segment(start, end, hypothesis.text, hypothesis.cut)
-            for (start, end), hypothesis in zip(spoken, hypotheses, strict=True)
-        ]
+        return _segments(parts, transcribe(self.model, self.processor, _clips(parts), settings, advance, expect))
 
     def together(
         self,
-        parts: Sequence[tuple[Path, float, float]],
+        parts: Sequence[Part],
         worn: Sequence[Worn],
         advance: Callable[[int], None] = lambda count: None,
     ) -> list[Segment]:
-        """What is heard in stretches (recording, beginning, end) of several languages, each by what it says, at 30 s.
+        """The same in stretches of several languages, each heard by what `worn` says, at 30 s.
 
         In batches in which rows wear different adapters (peft's adapter_names), so without swapping.
         """
-        clips = [{"path": str(path), "start": start, "end": end, "duration": end - start} for path, start, end in parts]
         settings = decoding(self.config, self.hardware, worn[0].language, short=False)
-        hypotheses = transcribe_once(self.model, self.processor, clips, settings, advance, worn)
-        return [
-            Segment(start, end, hypothesis.text, hypothesis.cut)
-            for (_, start, end), hypothesis in zip(parts, hypotheses, strict=True)
-        ]
+        heard = transcribe_once(self.model, self.processor, _clips(parts), settings, advance, worn)
+        return _segments(parts, heard)
 
     def language_of(self, waveform: Waveform) -> str:
         """Which of Whisper's languages the untouched base hears in the first 30 s of (samples,) at 16 kHz."""
@@ -92,6 +86,14 @@ class Ears:
         heard = features.log_mel([first], self.processor.feature_extractor, MAX_SECONDS)
         with self.hearing("en", None), torch.inference_mode():  # a language is what is asked for: any will do
             return whisper.language_of(self.model, heard)
+
+
+def _clips(parts: Sequence[Part]) -> list[Clip]:
+    return [{"path": str(path), "start": start, "end": end, "duration": end - start} for path, start, end in parts]
+
+
+def _segments(parts: Sequence[Part], heard: Sequence[Hypothesis]) -> list[Segment]:
+    return [Segment(start, end, each.text, each.cut) for (_, start, end), each in zip(parts, heard, strict=True)]
 
 
 def untouched(config: "Config", hardware: Hardware) -> Ears:
@@ -128,9 +130,7 @@ def with_adapters(config: "Config", adapters: Mapping[str, str] | Sequence[str],
         if of_a_run:
             bases[name] = run.settings(folder).get("base") or run.settings(folder)["model"]["checkpoint"]
             config = replace(config, model=replace(config.model, **run.settings(folder)["model"]))
-    if len(set(bases.values())) > 1:
-        told = ", ".join(f"{name} on {base[:40]}" for name, base in bases.items())
-        raise ChoiceError(f"adapters: must be of one base, got {told}; transcribe them one after the other")
+    run.refuse_bases(bases, "transcribe them one after the other")
     base = whisper.load(config.model.checkpoint, precision(hardware), hardware.device)
     short: dict[str | None, bool] = {name: adapter.trained_on_short(folder) for name, folder in folders.items()}
     model = adapter.beside_each_other(base, folders)

@@ -21,6 +21,11 @@ class UserError(Exception):
         super().__init__(_one_line(message))
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what an error of somebody else's code says, or its name where it says nothing."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def _one_line(message: str) -> str:
     """Line ends become spaces; what moves a cursor, or is no character, is written as in Python: \\x1b, \\u2028."""
     plain = _short(message).replace("\r\n", " ").replace("\n", " ")

@@ -218,6 +218,13 @@ def pinned(config: Config) -> Config:
     return config
 
 
+def refuse_bases(bases: Mapping[str, str], way_out: str) -> None:
+    """Raises ChoiceError where the runs or adapters of those names stand on different bases."""
+    if len(set(bases.values())) > 1:
+        told = ", ".join(f"{name} on {base[:40]}" for name, base in bases.items())
+        raise ChoiceError(f"adapters: must be of one base, got {told}; {way_out}")
+
+
 def refuse_other(run: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises ChoiceError, naming the first differing setting, when a run made with `before` is asked for as `now`."""
     for key in now:

@@ -10,16 +10,18 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from asr_lora import audio, decode, ears, run, subtitles
 from asr_lora.config import Config
-from asr_lora.decode import BASE, Worn
-from asr_lora.ears import Ears
+from asr_lora.decode import Worn
+from asr_lora.ears import Ears, Part
 from asr_lora.errors import WorldError
 from asr_lora.files import write_text
 from asr_lora.hardware import look
 from asr_lora.launch import launch, named_run, words_of_job
+from asr_lora.model.adapter import BASE
 from asr_lora.prepare import language
 from asr_lora.progress import progress, say
 from asr_lora.recordings import STDIN, Recording, recordings
@@ -54,12 +56,13 @@ def transcribe(config: Config) -> None:
 
 @dataclass(frozen=True)
 class Listened:
-    """A recording before it is heard: its length, Whisper's language, the adapter that it calls for."""
+    """A recording before it is heard: its length, Whisper's language, the adapter that it calls for, its speech."""
 
     recording: Recording
     seconds: float
     language: str
     adapter: str | None
+    parts: list[Part]
 
     def facts(self) -> dict[str, object]:
         return {
@@ -73,23 +76,25 @@ def _listened(hearing: Ears, recording: Recording, given: str | None, waveform: 
     name = spoken if adapters and spoken in adapters else None
     if adapters:
         say(f"{recording.name}: {spoken}, {f'adapter {name}' if name else 'no adapter of it: the untouched base'}")
-    return Listened(recording, len(waveform) / audio.SAMPLE_RATE, spoken, name)
+    config = hearing.config.transcribe
+    found = [] if config.windows else stretches(waveform, config.longest)
+    parts = [(recording.path, *part) for part in found]
+    return Listened(recording, len(waveform) / audio.SAMPLE_RATE, spoken, name, parts)
 
 
 def _one_by_one(hearing: Ears, found: Sequence[Recording], given: str | None) -> tuple[float, int]:
     """Hears and writes every recording; seconds heard, and how many could not be."""
-    seconds, bad, config = 0.0, 0, hearing.config.transcribe
+    seconds, bad = 0.0, 0
     for recording in found:
         try:
             waveform = audio.load(recording.path)
             known = _listened(hearing, recording, given, waveform)
             with hearing.hearing(known.language, known.adapter) as settings:
-                if config.windows:
+                if hearing.config.transcribe.windows:
                     segments = decode.transcribe_long(hearing.model, hearing.processor, waveform, settings)
                 else:
-                    parts = stretches(waveform, config.longest)
-                    with progress(f"hearing {recording.name}", total=len(parts)) as bar:
-                        segments = hearing.segments(recording.path, parts, settings, bar.advance, bar.expect)
+                    with progress(f"hearing {recording.name}", total=len(known.parts)) as bar:
+                        segments = hearing.segments(known.parts, settings, bar.advance, bar.expect)
         except WorldError as error:
             bad += 1
             say(f"left out: {error}")
@@ -101,25 +106,20 @@ def _one_by_one(hearing: Ears, found: Sequence[Recording], given: str | None) ->
 
 def _together(hearing: Ears, found: Sequence[Recording], given: str | None) -> tuple[float, int]:
     """The same in batches of all recordings, whatever their languages; written when all are heard."""
-    known, parts, worn, counts, bad = [], [], [], [], 0
+    known = []
     for recording in found:
         try:
-            waveform = audio.load(recording.path)
+            known.append(_listened(hearing, recording, given, audio.load(recording.path)))
         except WorldError as error:
-            bad += 1
             say(f"left out: {error}")
-            continue
-        own = stretches(waveform, hearing.config.transcribe.longest)
-        known.append(_listened(hearing, recording, given, waveform))
-        parts += [(recording.path, *part) for part in own]
-        worn += [Worn(known[-1].language, known[-1].adapter or BASE)] * len(own)
-        counts.append(len(own))
+    parts = [part for each in known for part in each.parts]
+    worn = [Worn(each.language, each.adapter or BASE) for each in known for _ in each.parts]
     with progress("hearing all together", total=len(parts)) as bar:
         segments = hearing.together(parts, worn, bar.advance) if parts else []
-    for each, count in zip(known, counts, strict=True):
-        _write(hearing.config, each.recording, segments[:count], each.facts())
-        segments = segments[count:]
-    return sum(each.seconds for each in known), bad
+    left = iter(segments)
+    for each in known:
+        _write(hearing.config, each.recording, list(islice(left, len(each.parts))), each.facts())
+    return sum(each.seconds for each in known), len(found) - len(known)
 
 
 def _write(config: Config, recording: Recording, segments: list[Segment], facts: dict[str, object]) -> None:

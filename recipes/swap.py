@@ -10,11 +10,11 @@ import statistics
 import time
 from pathlib import Path
 
-import psutil
 import torch
 
 from asr_lora.model import adapter, whisper
 from asr_lora.progress import hush_libraries, say
+from asr_lora.sweep import resident_bytes
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     if names:
         model = adapter.beside_each_other(model, dict.fromkeys(names, asked.adapter))
     gc.collect()
-    say(f"{asked.count} adapters: {psutil.Process().memory_info().rss / 1e6:.0f} MB resident")
+    say(f"{asked.count} adapters: {resident_bytes() / 1e6:.0f} MB resident")
     took = []
     for number in range(asked.swaps if names else 0):
         started = time.perf_counter()

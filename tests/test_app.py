@@ -122,7 +122,7 @@ def test_one_base_is_held_and_hears_as_the_run_and_the_checkpoint_do(made: Calla
     merged = ears.of_run(config, run.as_recorded(folder, config, []), look(config))
     for model, expected in ((alone, heard.untouched), (merged, heard.tuned)):
         with model.hearing("nl", None) as settings:
-            assert model.segments(talk, spoken, settings) == expected
+            assert model.segments([(talk, *part) for part in spoken], settings) == expected
 
 
 def test_a_strength_hears_as_an_adapter_that_was_scaled_for_good_and_none_is_untouched(
@@ -244,22 +244,6 @@ def test_what_cannot_be_heard_is_one_line_on_the_page(acts: layout.Acts, tmp_pat
     with pytest.raises(gr.Error) as refusal:
         acts.hear(_bad(tmp_path, name), "nl", None, 1.0, lambda *_, **__: None)
     assert refusal.value.message == says
-
-
-@pytest.mark.parametrize(
-    ("word", "says"),
-    [
-        ("app.port=0", "app.port: must be 1 to 65535, got 0"),
-        ("app.host=' '", "app.host: must be a name or address"),
-        ("app.max_minutes=0", "app.max_minutes: must be more than 0"),
-        ("app.max_megabytes=0", "app.max_megabytes: must be at least 1"),
-        ("app.clips=-1", "app.clips: must be at least 0"),
-    ],
-)
-def test_a_setting_of_the_page_that_cannot_be_is_refused(word: str, says: str) -> None:
-    with pytest.raises(ChoiceError) as refusal:
-        load([word])
-    assert says in str(refusal.value)
 
 
 def test_a_port_that_is_taken_and_a_host_that_is_not_ours_are_one_line_each() -> None:

@@ -25,7 +25,7 @@ from asr_lora.checkpoint import load_generation_config, load_processor
 from asr_lora.config import Config
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.eval import evaluate
-from asr_lora.export import ct2, ggml, hf, hub, proof
+from asr_lora.export import ct2, ggml, hf, hub, proof, source
 from asr_lora.export.__main__ import main
 from asr_lora.files import read_json, read_jsonl
 from asr_lora.launch import load
@@ -348,6 +348,13 @@ def test_runs_are_combined_scored_on_each_ones_test_and_exported(
     assert {"untouched", "own", "combined"} <= found["sets"][0].keys()
     assert [each["set"] for each in read_json(out / "exports.json")["hf"]["sets"]] == [each.name for each in runs]
     assert "combined (cat): 0.25 of first, 0.75 of nl-1h-lr0.3" in capsys.readouterr().err
+
+
+def test_the_same_shares_of_adapters_in_another_order_lie_elsewhere(tmp_path: Path) -> None:
+    first, second = {"a": tmp_path / "a"}, {"b": tmp_path / "b"}
+    asked = load([f"runs_dir={tmp_path}"])
+    places = {source._place(asked, folders, [0.3, 0.7]) for folders in (first | second, second | first)}
+    assert len(places) == 2
 
 
 def test_runs_that_cannot_be_combined_are_refused(runs: list[Path], tmp_path: Path) -> None:

@@ -85,6 +85,11 @@ def start(stage: str, *words: str) -> subprocess.Popen[str]:
         ("eval.max_regression=2", "eval.max_regression: must be a share of at least 0, such as 0.01"),
         ("eval.average=0", "eval.average: must be at least 1"),
         ("seed=-1", "seed: must be at least 0"),
+        ("app.port=0", "app.port: must be 1 to 65535, got 0"),
+        ("app.host=' '", "app.host: must be a name or address"),
+        ("app.max_minutes=0", "app.max_minutes: must be more than 0"),
+        ("app.max_megabytes=0", "app.max_megabytes: must be at least 1"),
+        ("app.clips=-1", "app.clips: must be at least 0"),
     ],
 )
 def test_a_setting_that_cannot_be_is_one_line_before_anything_loads(word: str, says: str) -> None:

@@ -88,7 +88,7 @@ class Pair:
 
             count(0)
             with model.hearing(told, name, strong) as settings:
-                said.append(model.segments(path, spoken, settings, count))
+                said.append(model.segments([(path, *part) for part in spoken], settings, count))
         return Heard(voice, told, strength, seconds, *said)
 
     def _chosen(self, voice: str, waveform: audio.Waveform) -> tuple[str, str]:

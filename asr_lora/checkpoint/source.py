@@ -11,7 +11,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperProcessor
 
 from asr_lora.checkpoint.ctranslate2 import convert
-from asr_lora.errors import ChoiceError, WorldError
+from asr_lora.errors import ChoiceError, WorldError, reason
 from asr_lora.files import alone, cache_dir, writing
 
 WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")  # whole or sharded, as Hugging Face names them
@@ -43,6 +43,11 @@ def resolve(checkpoint: str) -> tuple[str, str]:
 def is_local(checkpoint: str) -> bool:
     """Whether it is a directory of this machine, not a Hub id."""
     return Path(checkpoint).expanduser().is_dir()
+
+
+def named(checkpoint: str) -> str:
+    """What others call it: the id of the Hub's, of a directory its name alone."""
+    return Path(checkpoint).expanduser().name if is_local(checkpoint) else resolve(checkpoint)[0]
 
 
 def identity(checkpoint: str) -> str:
@@ -124,10 +129,9 @@ def _load(kind: Any, checkpoint: str) -> Any:
     try:
         return kind.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         if is_local(checkpoint):
-            raise ChoiceError(f"model.checkpoint: {checkpoint} does not load as a Whisper: {reason}") from error
+            raise ChoiceError(f"model.checkpoint: {checkpoint} does not load as a Whisper: {reason(error)}") from error
         raise WorldError(
-            f"model.checkpoint: {checkpoint} is not in the local cache and the Hub did not give it ({reason}); "
+            f"model.checkpoint: {checkpoint} is not in the local cache and the Hub did not give it ({reason(error)}); "
             f"check the name and the network, or give a local one: {LOCAL}"
         ) from error

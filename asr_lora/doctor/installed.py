@@ -4,6 +4,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 from asr_lora.doctor.verdict import FAIL, OK, Check
+from asr_lora.errors import reason
 
 NAME = "versions"
 COMPILED = ("torch", "torchaudio", "transformers", "peft", "bitsandbytes", "soundfile")
@@ -25,8 +26,7 @@ def check() -> Check:
         try:
             import_module(name)
         except (ImportError, OSError, RuntimeError, AttributeError) as error:  # whatever a wrong library makes of it
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            return Check(NAME, FAIL, f"{name} {versions[name]} cannot be imported: {reason}", AGAIN)
+            return Check(NAME, FAIL, f"{name} {versions[name]} cannot be imported: {reason(error)}", AGAIN)
     return Check(NAME, OK, ", ".join(f"{name} {number}" for name, number in versions.items()))
 
 

@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 
 from asr_lora import run, tables
 from asr_lora.card import write_card
-from asr_lora.checkpoint import is_local
+from asr_lora.checkpoint import named
 from asr_lora.config import Config
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.export import hf, hub, proof, source
@@ -41,24 +40,28 @@ UNPROVEN = ".unproven-"  # folders that an interruption may leave; the next expo
 def main(config: Config) -> None:
     """Exports what the words mean. Raises as `export` does, and ChoiceError for what cannot be exported."""
     _refuse_missing(config.export.formats)
-    with ExitStack() as held:
-        if config.adapters:
-            if not isinstance(config.adapters, list):
-                raise ChoiceError(f"adapters: must be a list, [runs/a,runs/b], to be combined, got {config.adapters}")
-            folders = [Path(place).expanduser() for place in config.adapters]
-            configs = {folder.resolve().name: run.as_recorded(folder, config, words_of_job()) for folder in folders}
-            if len(configs) < len(folders):
-                raise ChoiceError(f"adapters: must be of different names, got {config.adapters}")
-            hardware = look(next(iter(configs.values())))
-            exported = source.of_several(configs, config, hardware)
-        else:
-            folder = named_run(config)
-            say(f"run: {folder}")
-            recorded = run.as_recorded(folder, config, words_of_job())
-            held.enter_context(run.held(recorded.run))
-            hardware = look(recorded)
-            exported = source.of_run(recorded, hardware)
-        export(exported, hardware)
+    if config.adapters:
+        configs = _to_combine(config)
+        hardware = look(next(iter(configs.values())))
+        export(source.of_several(configs, config, hardware), hardware)
+        return
+    folder = named_run(config)
+    say(f"run: {folder}")
+    recorded = run.as_recorded(folder, config, words_of_job())
+    with run.held(recorded.run):
+        hardware = look(recorded)
+        export(source.of_run(recorded, hardware), hardware)
+
+
+def _to_combine(config: Config) -> dict[str, Config]:
+    """The settings of the runs that adapters=[...] names, by the names of their folders."""
+    if not isinstance(config.adapters, list):
+        raise ChoiceError(f"adapters: must be a list, [runs/a,runs/b], to be combined, got {config.adapters}")
+    folders = [Path(place).expanduser() for place in config.adapters]
+    configs = {folder.resolve().name: run.as_recorded(folder, config, words_of_job()) for folder in folders}
+    if len(configs) < len(folders):
+        raise ChoiceError(f"adapters: must be of different names, got {config.adapters}")
+    return configs
 
 
 def _refuse_missing(formats: list[str]) -> None:
@@ -96,7 +99,8 @@ def _made(exported: Source, hardware: Hardware) -> list[dict[str, Any]]:
     """A row a format: as it stands where it was proven before, else made; hf first, which the others are made of."""
     out, config = exported.out, exported.config
     formats = sorted(config.export.formats, key=lambda name: name != "hf")
-    asked = {name: _asked(exported, name) for name in formats}
+    same = source.digest(exported)
+    asked = {name: same | _asked(config, name) for name in formats}
     before = {name: row for name in formats if (row := _proven(out, name, asked[name]))}
     for name in before:
         say(f"{name}: proven before, {out / name}")
@@ -112,9 +116,9 @@ def _made(exported: Source, hardware: Hardware) -> list[dict[str, Any]]:
                 merged = merged or _merged(exported, Path(scratch) / "hf")
                 made = merged if name == "hf" else _converted(name, merged, Path(scratch) / name)
                 row, lines = _tried(exported, hardware, name, made, ours)
-                place = _placed(out, name, made, row | {"asked": asked[name]}, lines)
+                before[name] = row | {"asked": asked[name]}
+                place = _placed(out, name, made, before[name], lines)
                 merged = place if name == "hf" else merged
-                before[name] = row
             rows.append(before[name])
     return rows
 
@@ -124,12 +128,11 @@ def _room(name: str) -> ModuleType:
     return importlib.import_module(f"asr_lora.export.{name.partition('-')[0]}")
 
 
-def _asked(exported: Source, name: str) -> dict[str, Any]:
-    """What a proof depends on."""
-    evaluated = exported.config.eval
+def _asked(config: Config, name: str) -> dict[str, Any]:
+    """What a proof depends on beside the model and the clips."""
     return {
-        **source.digest(exported), "format": name, "runtime": _room(name).runtime(), "asr_lora": version("asr_lora"),
-        "tolerance": exported.config.export.tolerance, "normalizer": [evaluated.normalizer, evaluated.numbers],
+        "format": name, "runtime": _room(name).runtime(), "asr_lora": version("asr_lora"),
+        "tolerance": config.export.tolerance, "normalizer": [config.eval.normalizer, config.eval.numbers],
     }  # fmt: skip
 
 
@@ -155,13 +158,12 @@ def _merged(exported: Source, folder: Path) -> Path:
     say(f"merging {exported.folder}")
     model = adapter.load(config.model.checkpoint, exported.folder, "fp32", device)
     hf.write(model, config.model.checkpoint, exported.sets[0].language, config.model.task, folder)
-    scored = run.scored(config.run)
-    if any(facts["asked"]["adapter_sha256"] == adapter.digest(exported.folder) for facts in scored.values()):
+    scored, adapter_sha256 = run.scored(config.run), adapter.digest(exported.folder)
+    if any(facts["asked"]["adapter_sha256"] == adapter_sha256 for facts in scored.values()):
         facts = read_json(run.train_metrics(config.run)), read_json(run.summary(config.run)), scored
         write_card(folder, config, *facts)
     else:
-        base = config.model.checkpoint if not is_local(config.model.checkpoint) else Path(config.model.checkpoint).name
-        adapter.write_card(folder, base, "transformers", "fine-tuned", adapter.WHOLE_CARD)
+        adapter.write_card(folder, named(config.model.checkpoint), "transformers", "fine-tuned", adapter.WHOLE_CARD)
     return folder
 
 

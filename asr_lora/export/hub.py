@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from asr_lora.errors import ChoiceError, WorldError
+from asr_lora.errors import ChoiceError, WorldError, reason
 from asr_lora.progress import say
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def push(folder: Path, asked: "ExportConfig") -> None:
             repo_id=str(asked.push), folder_path=folder, commit_message=f"{folder.name}, by asr_lora"
         )
     except NETWORK as error:
-        raise WorldError(f"export.push: {asked.push} did not take it ({_reason(error)}); what is here stays") from error
+        raise WorldError(f"export.push: {asked.push} did not take it ({reason(error)}); what is here stays") from error
     say(f"sent: {sent.commit_url}")
 
 
@@ -54,10 +54,6 @@ def _tell_paths(folder: Path, files: Mapping[Path, int]) -> None:
     for name in texts:
         if home in (folder / name).read_text(encoding="utf-8"):
             say(f"  mind: {name} names {home}")
-
-
-def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _size(count: int) -> str:

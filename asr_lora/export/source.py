@@ -52,9 +52,7 @@ def of_several(configs: Mapping[str, "Config"], asked: "Config", hardware: Hardw
         if not (run.adapter(config.run) / "adapter_config.json").is_file():
             raise ChoiceError(f"adapters: no adapter in {config.run}/train; train it first, and {name} can be combined")
     bases = {name: run.settings(config.run).get("base", config.model.checkpoint) for name, config in configs.items()}
-    if len(set(bases.values())) > 1:
-        told = ", ".join(f"{name} on {base[:40]}" for name, base in bases.items())
-        raise ChoiceError(f"adapters: must be of one base, got {told}")
+    run.refuse_bases(bases, "what was trained on another cannot be added to it")
     pinned = {name: run.pinned(config) for name, config in configs.items()}
     first = replace(next(iter(pinned.values())), export=asked.export)
     folders = {name: run.adapter(config.run) for name, config in configs.items()}
@@ -73,7 +71,7 @@ def of_several(configs: Mapping[str, "Config"], asked: "Config", hardware: Hardw
 
 def _place(asked: "Config", folders: Mapping[str, Path], shares: Sequence[float]) -> Path:
     """By all that the combination follows from but the adapters' weights; the same words make it again."""
-    words = repr((sorted(map(str, folders.values())), list(shares), asked.export.combine))
+    words = repr((list(map(str, folders.values())), list(shares), asked.export.combine))
     return Path(asked.runs_dir) / "combined" / hashlib.sha256(words.encode()).hexdigest()[:8]
 
 
@@ -95,7 +93,7 @@ def _scored(name: str, config: "Config", hardware: Hardware, combined: Path) -> 
 
 
 def digest(source: Source) -> dict[str, Any]:
-    """All that decides what the model does and on which clips an export is proven."""
+    """All that decides what the model does and on which clips an export is proven; it reads the weights."""
     said = [[each.name, each.language, [clip["sha256"] for clip in each.clips]] for each in source.sets]
     return {
         "adapter_sha256": adapter.digest(source.folder),

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import WhisperForConditionalGeneration
 
-from asr_lora.checkpoint import is_local, load_processor, resolve
-from asr_lora.errors import ChoiceError, WorldError
+from asr_lora.checkpoint import is_local, load_processor, named, resolve
+from asr_lora.errors import ChoiceError, WorldError, reason
 from asr_lora.files import read_json, write_json
 from asr_lora.model import whisper
 from asr_lora.model.dropout import Dropout
@@ -43,6 +43,7 @@ WHOLE_CARD = """{base} as tuned by asr_lora: `WhisperForConditionalGeneration.fr
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors")  # of an adapter, of a whole model
 TRAINED = "trained.safetensors"  # of a checkpoint: what trains, as it is, and what the method remembers
 KINDS = {"LORA": "LoRA", "ADALORA": "AdaLoRA", "IA3": "(IA)^3"}  # by peft's name
+BASE = "__base__"  # peft's name for a row of a batch that wears no adapter
 CONTEXTS = ("dynamic", "full", "packed")
 AGAIN = "put back what training wrote there, or train again under another name (run_name=...)"
 OF_METHOD = "method:"  # before its names there
@@ -99,8 +100,7 @@ def save(model: Tuned, folder: Path, base: str, context: str) -> None:
     A local checkpoint is named by its folder alone: a path on this machine helps nobody elsewhere.
     Raises WorldError when the weights cannot be written, a full disk for one.
     """
-    source, revision = resolve(base)
-    name = Path(base).expanduser().name if is_local(base) else source
+    name, (_, revision) = named(base), resolve(base)
     with _told(folder):
         if isinstance(model, PeftModel):
             library, kind, card = "peft", "lora", CARD
@@ -259,8 +259,7 @@ def _reading(folder: Path) -> Iterator[None]:
         SafetensorError, OSError, ImportError, UserWarning, RuntimeWarning, ValueError, RuntimeError, TypeError,
         AttributeError, LookupError, re.error,
     ) as error:  # fmt: skip
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise WorldError(f"{folder}: does not load as an adapter ({reason}); {AGAIN}") from error
+        raise WorldError(f"{folder}: does not load as an adapter ({reason(error)}); {AGAIN}") from error
 
 
 def digest(folder: Path) -> str:

@@ -70,9 +70,8 @@ def combined(
     Uses the base up. Raises ChoiceError for an adapter that is no plain LoRA.
     """
     every = {name: _plain(folder, f"adapters.{name}: must be a plain LoRA, got") for name, folder in folders.items()}
-    at_hand = {
-        f"part{number}": folder for number, folder in enumerate(folders.values())
-    }  # torch takes no dots in names
+    # Not by the names of the runs: torch takes no dots in a module's.
+    at_hand = {f"part{number}": folder for number, folder in enumerate(folders.values())}
     model = adapter.beside_each_other(base, at_hand)
     for name in at_hand:  # their scalings are counted by now; the sum has the ordinary one, which is then 1
         model.peft_config[name].use_rslora = False
