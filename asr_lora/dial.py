@@ -10,7 +10,7 @@ from asr_lora.errors import ChoiceError
 from asr_lora.files import write_json
 from asr_lora.hardware import Hardware
 from asr_lora.hearing import heard
-from asr_lora.model import adapter, arithmetic
+from asr_lora.model import arithmetic, stored
 from asr_lora.prepare import clips, language
 from asr_lora.progress import say
 from asr_lora.sets import Set, normalizer
@@ -62,7 +62,7 @@ def _source(config: "Config") -> Path:
 
 def _context(config: "Config", source: Path) -> str:
     """At which an adapter as trained is heard: short or full."""
-    return "short" if adapter.trained_on_short(source) and config.decoding.context == "auto" else "full"
+    return "short" if stored.trained_on_short(source) and config.decoding.context == "auto" else "full"
 
 
 def _best(config: "Config", hardware: Hardware, source: Path, others: Sequence[Set]) -> tuple[float, str]:
@@ -83,7 +83,7 @@ def _best(config: "Config", hardware: Hardware, source: Path, others: Sequence[S
     best = min(curve, key=lambda point: (point["sets"]["dev"][rate], point["strength"], point["context"] != "short"))
     found = {
         "curve": curve, "best": best["strength"], "best_context": best["context"],
-        "adapter_sha256": adapter.digest(source), "average": config.eval.average,
+        "adapter_sha256": stored.digest(source), "average": config.eval.average,
         "normalizer": str(normalizer(config, sets[0])), "figures": run.FIGURES,
     }  # fmt: skip
     ranks.first_does(lambda: _tell(config, found))

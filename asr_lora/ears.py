@@ -11,13 +11,13 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora import features, run
 from asr_lora.audio import MAX_SECONDS, SAMPLE_RATE, Waveform
-from asr_lora.checkpoint import load_processor
+from asr_lora.checkpoint import language_tokens, load_processor
 from asr_lora.decode import Decoding, Hypothesis, Worn, transcribe, transcribe_once
 from asr_lora.errors import ChoiceError
 from asr_lora.hardware import Hardware
 from asr_lora.hearing import decoding, precision
 from asr_lora.manifest import Clip
-from asr_lora.model import adapter, whisper
+from asr_lora.model import adapter, stored, whisper
 from asr_lora.subtitles import Segment
 
 if TYPE_CHECKING:
@@ -97,26 +97,32 @@ def _segments(parts: Sequence[Part], heard: Sequence[Hypothesis]) -> list[Segmen
 
 
 def untouched(config: "Config", hardware: Hardware) -> Ears:
-    """The checkpoint that the settings name, as it is."""
+    """The checkpoint that the settings name, as it is. Raises ChoiceError for a language that it has no token for."""
+    _refuse_unknown_language(config)
     model = whisper.load(config.model.checkpoint, precision(hardware), hardware.device)
     return Ears(config, hardware, model, load_processor(config.model.checkpoint), {None: False})
 
 
 def of_run(config: "Config", recorded: "Config", hardware: Hardware) -> Ears:
-    """What a run has learnt, merged; `recorded` are its own settings. Raises ChoiceError where it has none yet."""
+    """What a run has learnt, merged; `recorded` are its own settings.
+
+    Raises ChoiceError where it has nothing yet, and as `untouched` does.
+    """
     tuned = run.tuned(recorded.run)
     if not tuned.is_dir():
         raise ChoiceError(f"run_dir: no adapter in {recorded.run}/train; train it first, or transcribe.untouched=true")
     config = replace(config, model=run.pinned(recorded).model)
+    _refuse_unknown_language(config)
     model = adapter.load(config.model.checkpoint, tuned, precision(hardware), hardware.device)
-    short = adapter.trained_on_short(tuned)
+    short = stored.trained_on_short(tuned)
     return Ears(config, hardware, model, load_processor(config.model.checkpoint), {None: short})
 
 
 def with_adapters(config: "Config", adapters: Mapping[str, str] | Sequence[str], hardware: Hardware) -> Ears:
     """One base with all of `adapters`, by name: folders of runs, which know their base, or of adapters.
 
-    Raises ChoiceError for adapters without a name, a folder that holds none, or a run of another base.
+    Raises ChoiceError for adapters without a name, a folder that holds none, or a run of another base, and as
+    `untouched` does.
     """
     if not isinstance(adapters, Mapping):
         raise ChoiceError(f"adapters: must say whose each is, {{nl: runs/nl-..., es: ...}}, got {list(adapters)}")
@@ -131,7 +137,14 @@ def with_adapters(config: "Config", adapters: Mapping[str, str] | Sequence[str],
             bases[name] = run.settings(folder).get("base") or run.settings(folder)["model"]["checkpoint"]
             config = replace(config, model=replace(config.model, **run.settings(folder)["model"]))
     run.refuse_bases(bases, "transcribe them one after the other")
+    _refuse_unknown_language(config)
     base = whisper.load(config.model.checkpoint, precision(hardware), hardware.device)
-    short: dict[str | None, bool] = {name: adapter.trained_on_short(folder) for name, folder in folders.items()}
+    short: dict[str | None, bool] = {name: stored.trained_on_short(folder) for name, folder in folders.items()}
     model = adapter.beside_each_other(base, folders)
     return Ears(config, hardware, model, load_processor(config.model.checkpoint), short | {None: False})
+
+
+def _refuse_unknown_language(config: "Config") -> None:
+    asked, tokens = config.transcribe.language, language_tokens(config.model.checkpoint)
+    if asked is not None and asked not in tokens:
+        raise ChoiceError(f"transcribe.language: this Whisper has no token {asked!r}; {', '.join(sorted(tokens))}")

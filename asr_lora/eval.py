@@ -23,7 +23,7 @@ from asr_lora.hardware import Hardware, look_together
 from asr_lora.hearing import heard, precision
 from asr_lora.launch import launch, named_run, words_of_job
 from asr_lora.manifest import PLACE
-from asr_lora.model import adapter
+from asr_lora.model import stored
 from asr_lora.progress import say
 from asr_lora.sets import Set, evaluated, normalizer
 from asr_lora.text import Normalizer, in_units
@@ -178,7 +178,7 @@ def _asked(config: Config, each: Set, tuned: Path) -> dict[str, Any]:
     """What the result depends on."""
     said = [[clip[name] for name in ("sha256", "text", "speaker")] for clip in each.clips]
     return {
-        "adapter_sha256": adapter.digest(tuned),
+        "adapter_sha256": stored.digest(tuned),
         "clips_sha256": hashlib.sha256(json.dumps(said).encode()).hexdigest(),
         "decoder": decode.VERSION,
         "figures": run.FIGURES,

@@ -16,7 +16,7 @@ from asr_lora.checkpoint import identity, load_config, load_processor
 from asr_lora.errors import ChoiceError
 from asr_lora.files import cache_dir, read_json, write_json
 from asr_lora.hardware import Hardware, free_memory
-from asr_lora.model import adapter, whisper
+from asr_lora.model import adapter, stored, whisper
 from asr_lora.progress import progress, say
 from asr_lora.sets import Set
 
@@ -54,7 +54,7 @@ def heard(config: "Config", hardware: Hardware, sets: Sequence[Set], tuned: Path
     hypotheses under another normaliser decodes nothing. Of several processes the first one's cache counts.
     """
     name, found, model, load_seconds = "untouched" if tuned is None else "tuned", [], None, 0.0
-    processor, short = load_processor(config.model.checkpoint), tuned is not None and adapter.trained_on_short(tuned)
+    processor, short = load_processor(config.model.checkpoint), tuned is not None and stored.trained_on_short(tuned)
     of_model = ranks.first_does(lambda: _model_content(config, hardware, tuned))
     for each in sets:
         settings = decoding(config, hardware, each.language, short)
@@ -115,7 +115,7 @@ def _model_content(config: "Config", hardware: Hardware, tuned: Path | None) -> 
     """What hypotheses follow from on the model's side; a checkpoint's gigabytes are read for it, once for all sets."""
     return {
         "checkpoint": identity(config.model.checkpoint),
-        "adapter": None if tuned is None else adapter.digest(tuned),
+        "adapter": None if tuned is None else stored.digest(tuned),
         "precision": precision(hardware),
         "versions": {name: version for name, version in run.versions().items() if name in ("torch", "transformers")},
     }

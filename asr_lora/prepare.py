@@ -15,7 +15,7 @@ from typing import Any
 from transformers import WhisperTokenizer
 
 from asr_lora import audio, run
-from asr_lora.checkpoint import load_config, load_generation_config, load_processor
+from asr_lora.checkpoint import language_tokens, load_config, load_processor
 from asr_lora.config import Config, plain
 from asr_lora.corpus import SPLITS, UNSPLIT, Columns, Corpus, open_corpus
 from asr_lora.corpus.tables import Row
@@ -111,7 +111,7 @@ def language(config: Config, locale: str | None = None) -> str:
 
     Raises ChoiceError when the checkpoint has none, naming the way out.
     """
-    tokens = {token.strip("<|>") for token in load_generation_config(config.model.checkpoint).lang_to_id}
+    tokens = language_tokens(config.model.checkpoint)
     locale = locale or config.data.language
     if locale == config.data.language and config.model.language is not None:
         return check_language(config.model.language, tokens)

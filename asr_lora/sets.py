@@ -12,7 +12,7 @@ import soundfile
 from asr_lora import run
 from asr_lora.audio import SAMPLE_RATE, Waveform
 from asr_lora.branches import EvalSet
-from asr_lora.checkpoint import load_generation_config
+from asr_lora.checkpoint import language_tokens
 from asr_lora.corpus import is_path, mdc
 from asr_lora.errors import ChoiceError
 from asr_lora.files import cache_dir, read_json, whole_folder, write_json, write_jsonl
@@ -106,7 +106,7 @@ def _spoken(config: "Config", asked: EvalSet) -> str:
                 f"eval.sets: the checkpoint has no token for {_locale(config, asked)}; say in which language it is to "
                 "be heard, token=nl in that set"
             ) from error
-    tokens = {token.strip("<|>") for token in load_generation_config(config.model.checkpoint).lang_to_id}
+    tokens = language_tokens(config.model.checkpoint)
     if asked.token not in tokens:
         raise ChoiceError(f"eval.sets: token {asked.token} is none of this checkpoint's {', '.join(sorted(tokens))}")
     return asked.token

@@ -34,7 +34,7 @@ from asr_lora.hearing import decoding
 from asr_lora.journal import is_judged
 from asr_lora.launch import launch, words_of_job
 from asr_lora.manifest import Clip, read_manifest
-from asr_lora.model import adapter
+from asr_lora.model import stored
 from asr_lora.plan import predict
 from asr_lora.prepare import language, prepare
 from asr_lora.progress import progress, say
@@ -192,7 +192,7 @@ def _finish(
     learnt = run.whole_model(config.run) if config.lora.whole else run.adapter(config.run)
     with whole_folder(learnt) as partial:
         shutil.copytree(trainer.best, partial, dirs_exist_ok=True)
-    journal, written = trainer.journal, adapter.weights_file(learnt).stat().st_size
+    journal, written = trainer.journal, stored.weights_file(learnt).stat().st_size
     facts = {
         "finished": not journal.out_of_time,
         **counted,
@@ -206,7 +206,7 @@ def _finish(
     if facts["finished"]:
         _clear_away(config)
     say(
-        f"{adapter.described(learnt)}: {learnt} ({written / 1e6:.1f} MB), best at step {journal.best['step']}, dev WER "
+        f"{stored.described(learnt)}: {learnt} ({written / 1e6:.1f} MB), best at step {journal.best['step']}, dev WER "
         f"{journal.best['wer']:.1%} ({facts['dev_normalizer']}), {journal.train_seconds:.0f} s of training"
     )
 

@@ -179,11 +179,6 @@ def test_several_adapters_are_chosen_by_name_or_by_the_language_that_is_heard(
                 both.hear(talk, WHICHEVER, 1.0, 1.0, False, quietly)
 
 
-def test_a_language_that_whisper_has_no_token_for_is_refused_before_the_page_opens(made: Callable[..., Path]) -> None:
-    with pytest.raises(ChoiceError, match=r"transcribe\.language: this Whisper has no token 'xx'; af, am"):
-        both_of(made("nl"), "transcribe.language=xx")
-
-
 def test_a_run_that_was_not_trained_is_refused(words: list[str], tmp_path: Path) -> None:
     config = load(words)
     with pytest.raises(ChoiceError, match=r"run_dir: no adapter in .*; train it first, with make train"):

@@ -29,7 +29,7 @@ from asr_lora.files import read_jsonl
 from asr_lora.hardware import look
 from asr_lora.launch import load
 from asr_lora.loader import Steps
-from asr_lora.model import adapter, probe
+from asr_lora.model import adapter, probe, stored
 from asr_lora.model.probe import Base
 from asr_lora.prepare import prepare
 from asr_lora.tuning import LORA_KEYS
@@ -275,8 +275,8 @@ def test_a_reload_that_loses_what_was_learnt_fails(
 
     def half(model: Any, folder: Path, base: str, context: str) -> None:
         save(model, folder, base, context)
-        weights = load_file(adapter.weights_file(folder))
-        save_file({name: weight / 2 for name, weight in weights.items()}, adapter.weights_file(folder))
+        weights = load_file(stored.weights_file(folder))
+        save_file({name: weight / 2 for name, weight in weights.items()}, stored.weights_file(folder))
 
     monkeypatch.setattr(adapter, "save", half)
     found = examined(words, tmp_path)

@@ -29,7 +29,7 @@ from asr_lora.export import ct2, ggml, hf, hub, proof, source
 from asr_lora.export.__main__ import main
 from asr_lora.files import read_json, read_jsonl
 from asr_lora.launch import load
-from asr_lora.model import adapter, arithmetic, whisper
+from asr_lora.model import adapter, arithmetic, stored, whisper
 from asr_lora.sets import Set
 from asr_lora.train import train
 
@@ -322,7 +322,7 @@ def test_a_combination_adds_the_shares_of_what_each_adds(
             torch.testing.assert_close((delta - wanted).norm(), lost, atol=1e-5, rtol=1e-2)
     settings = read_json(tmp_path / "sum" / "adapter_config.json")
     assert (settings["r"], settings["base_model_name_or_path"]) == (rank, "openai/whisper-tiny")
-    assert not adapter.trained_on_short(tmp_path / "sum")
+    assert not stored.trained_on_short(tmp_path / "sum")
     assert "openai/whisper-tiny" in (tmp_path / "sum" / "README.md").read_text()
 
 

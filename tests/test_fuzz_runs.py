@@ -21,7 +21,7 @@ from asr_lora.config import Config
 from asr_lora.launch import load
 from asr_lora.leaks import shared
 from asr_lora.manifest import extension, read_manifest, sound, waveform
-from asr_lora.model import adapter, arithmetic, whisper
+from asr_lora.model import adapter, arithmetic, stored, whisper
 from asr_lora.plan import durations
 from asr_lora.prepare import prepare
 from asr_lora.report import report
@@ -108,10 +108,10 @@ def test_fuzz_adapters(elsewhere: Path, trained: Config) -> None:
         folder = home / "adapter"
         shutil.copytree(run.adapter(trained.run), folder)
         break_adapter(folder, *how)
-        adapter.trained_on_short(folder)
-        adapter.described(folder)
-        adapter.digest(folder)
-        if not adapter.is_whole(folder):
+        stored.trained_on_short(folder)
+        stored.described(folder)
+        stored.digest(folder)
+        if not stored.is_whole(folder):
             arithmetic.scaled(folder, 0.5, home / "half", trained.model.checkpoint)
             arithmetic.averaged([run.adapter(trained.run), folder], home / "mean")
             adapter.merge(copy.deepcopy(base), folder)

@@ -21,7 +21,7 @@ from asr_lora.files import read_json, read_jsonl
 from asr_lora.forecast import saved_bytes
 from asr_lora.hardware import look
 from asr_lora.launch import load
-from asr_lora.model import adapter, arithmetic, whisper
+from asr_lora.model import adapter, arithmetic, stored, whisper
 from asr_lora.model.methods import Method, method
 from asr_lora.prepare import prepare
 from asr_lora.progress import progress
@@ -95,12 +95,12 @@ def test_every_way_trains_resumes_is_scored_shown_saved_and_loaded_by_others(
     assert (config.run / "train" / "adapter").exists() is (kind not in WHOLE)
     assert (config.run / "eval" / "test" / "metrics.json").is_file()
     assert report(config.run, None).is_file()
-    facts, weights = read_json(config.run / "train" / "metrics.json"), load_file(adapter.weights_file(learnt))
+    facts, weights = read_json(config.run / "train" / "metrics.json"), load_file(stored.weights_file(learnt))
     if kind not in WHOLE:  # whose tiny model has fewer positions than all published ones
         shape = cost.shape_of(load_config(config.model.checkpoint).to_dict())
         told = saved_bytes(config.lora, facts["trainable_parameters"], shape, "fp32")
         assert sum(weight.nbytes for weight in weights.values()) == told
-    assert facts["adapter_bytes"] == adapter.weights_file(learnt).stat().st_size
+    assert facts["adapter_bytes"] == stored.weights_file(learnt).stat().st_size
 
     untouched = whisper.load(config.model.checkpoint, "fp32", CPU)
     ours = logits(adapter.load(config.model.checkpoint, learnt, "fp32", CPU))
@@ -112,7 +112,7 @@ def test_every_way_trains_resumes_is_scored_shown_saved_and_loaded_by_others(
     train(load(again))
     other = load(again).run
     assert losses(other) == losses(config.run)  # to the last bit
-    resumed = load_file(adapter.weights_file(run.tuned(other)))
+    resumed = load_file(stored.weights_file(run.tuned(other)))
     assert weights.keys() == resumed.keys()
     assert all(torch.equal(weight, resumed[name]) for name, weight in weights.items())
 
@@ -140,7 +140,7 @@ def test_adalora_asks_its_allocator_every_step_and_ends_with_the_ranks_asked_for
     lefts = [left for *_, left in asked]
     assert lefts[0] == 6 * modules and lefts[-1] == 4 * modules  # r=4, and 1.5 times as much before
     assert lefts == sorted(lefts, reverse=True)
-    ranks = [len(e) for name, e in load_file(adapter.weights_file(run.tuned(config.run))).items() if "lora_E" in name]
+    ranks = [len(e) for name, e in load_file(stored.weights_file(run.tuned(config.run))).items() if "lora_E" in name]
     assert sum(ranks) == 4 * modules and len(set(ranks)) > 1
 
 
@@ -175,7 +175,7 @@ def test_a_matrix_that_adalora_left_no_rank_for_is_saved_and_loaded_as_the_rest(
     adapter.save(model, tmp_path, str(tiny_checkpoint), "full")
     loaded = adapter.load(str(tiny_checkpoint), tmp_path, "fp32", CPU)
     torch.testing.assert_close(logits(loaded), logits(model), atol=1e-5, rtol=1e-4)
-    ranks = [len(e) for name, e in load_file(adapter.weights_file(tmp_path)).items() if "lora_E" in name]
+    ranks = [len(e) for name, e in load_file(stored.weights_file(tmp_path)).items() if "lora_E" in name]
     assert sorted(ranks) == sorted(index % 6 for index in range(12))
 
 
@@ -283,7 +283,7 @@ def test_a_whole_model_is_scored_at_the_strength_asked_for(words: list[str], of_
     config = load([*mine, "eval.strength=0.5"])
     facts = evaluate(config)
     half = config.run / "train" / "model-strength0.5"
-    assert facts["strength"] == 0.5 and facts["asked"]["adapter_sha256"] == adapter.digest(half)
+    assert facts["strength"] == 0.5 and facts["asked"]["adapter_sha256"] == stored.digest(half)
     assert facts["context"] == "full"  # nobody has taught it to stop at short ones
     assert "library_name: transformers" in (half / "README.md").read_text()
 

@@ -14,7 +14,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 from asr_lora.errors import ChoiceError
 from asr_lora.files import read_json, write_json
 from asr_lora.launch import load
-from asr_lora.model import adapter, arithmetic, silence, whisper
+from asr_lora.model import adapter, arithmetic, silence, stored, whisper
 
 CPU = torch.device("cpu")
 QV = load(["lora=qv", "lora.dropout=0"]).lora
@@ -246,9 +246,9 @@ def test_the_adapter_folder_records_the_context_it_was_trained_at(
 ) -> None:
     model = adapter.attach(whisper.load(str(tiny_checkpoint), "fp32", CPU), QV, seed=0)
     adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint), context)
-    assert adapter.trained_on_short(tmp_path / "adapter") is short
+    assert stored.trained_on_short(tmp_path / "adapter") is short
     (tmp_path / "adapter" / "asr_lora.json").unlink()  # an adapter of other origin
-    assert not adapter.trained_on_short(tmp_path / "adapter")
+    assert not stored.trained_on_short(tmp_path / "adapter")
 
 
 def test_an_adapter_folder_loads_with_plain_peft_and_gives_the_same_logits(
@@ -317,8 +317,8 @@ def test_a_scaled_adapter_is_an_ordinary_one_and_changes_every_weight_by_so_much
     for name, delta in before.items():
         torch.testing.assert_close(after[name], strength * delta, atol=1e-6, rtol=1e-4)
         assert delta.abs().max() > 1e-3
-    assert not adapter.trained_on_short(tmp_path / "scaled")
-    assert adapter.digest(tmp_path / "scaled") != adapter.digest(saved)
+    assert not stored.trained_on_short(tmp_path / "scaled")
+    assert stored.digest(tmp_path / "scaled") != stored.digest(saved)
     PeftModel.from_pretrained(whisper.load(str(tiny_checkpoint), "fp32", CPU), tmp_path / "scaled")  # nothing of ours
 
 
@@ -341,7 +341,7 @@ def test_the_average_of_an_adapter_and_half_of_it_lies_between(
     whole, mean = change(tiny_checkpoint, saved), change(tiny_checkpoint, tmp_path / "mean")
     for name, delta in whole.items():
         torch.testing.assert_close(mean[name], 0.75 * delta, atol=1e-6, rtol=1e-4)  # they differ in B alone
-    assert adapter.trained_on_short(tmp_path / "mean")
+    assert stored.trained_on_short(tmp_path / "mean")
 
 
 def test_an_adapter_is_never_merged_into_a_quantised_base(tiny_checkpoint: Path, tmp_path: Path) -> None:

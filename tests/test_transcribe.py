@@ -137,6 +137,21 @@ def test_rows_of_one_batch_wear_their_own_adapters_and_languages(
     assert len({tuple(hypothesis.tokens) for hypothesis in together[:3]}) == 3
 
 
+@pytest.mark.parametrize("hearing", ["untouched", "a run", "adapters"])
+def test_a_language_that_whisper_has_no_token_for_is_refused_before_anything_is_heard(
+    words: list[str], talk: Path, runs: dict[str, Path], tmp_path: Path, hearing: str
+) -> None:
+    way = {
+        "untouched": "transcribe.untouched=true",
+        "a run": f"runs_dir={runs['nl'].parent}",
+        "adapters": f"adapters={{nl: {runs['nl']}}}",
+    }
+    asked = [*words, f'audio="{talk}"', f"transcribe.out={tmp_path / 'out'}", "transcribe.language=xx"]
+    with pytest.raises(ChoiceError, match=r"transcribe\.language: this Whisper has no token 'xx'; af, am"):
+        transcribe(load([*asked, way[hearing]]))
+    assert not (tmp_path / "out").exists()
+
+
 def test_together_writes_what_one_by_one_writes_and_leaves_out_what_is_bad(
     words: list[str], talk: Path, runs: dict[str, Path], tmp_path: Path
 ) -> None:

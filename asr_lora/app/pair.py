@@ -9,12 +9,13 @@ from pathlib import Path
 
 from asr_lora import audio, ears, run
 from asr_lora.branches import EvalConfig
+from asr_lora.checkpoint import language_tokens
 from asr_lora.config import Config
 from asr_lora.ears import Ears
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.hardware import Hardware
 from asr_lora.manifest import Clip, gone, read_manifest
-from asr_lora.model import adapter
+from asr_lora.model import stored
 from asr_lora.prepare import language
 from asr_lora.subtitles import Segment
 from asr_lora.voice import stretches
@@ -111,13 +112,13 @@ def of_run(config: Config, recorded: Config, hardware: Hardware) -> Pair:
     if not tuned.is_dir():
         raise ChoiceError(f"run_dir: no adapter in {recorded.run}/train; train it first, with make train")
     config, kind = replace(config, model=run.pinned(recorded).model), recorded.lora.kind
-    if adapter.is_whole(tuned):
+    if stored.is_whole(tuned):
         voice = Voice(None, language(recorded), False, test_clips(recorded.run))
         models = ears.untouched(config, hardware), ears.of_run(config, recorded, hardware)
     else:
-        voice = Voice(TUNED, language(recorded), adapter.scales(tuned), test_clips(recorded.run))
+        voice = Voice(TUNED, language(recorded), stored.scales(tuned), test_clips(recorded.run))
         models = (ears.with_adapters(config, {TUNED: str(tuned)}, hardware),) * 2
-    return _checked(Pair(*models, {recorded.run.resolve().name: voice}, kind, recorded.eval))
+    return Pair(*models, {recorded.run.resolve().name: voice}, kind, recorded.eval)
 
 
 def with_adapters(config: Config, adapters: Mapping[str, str], hardware: Hardware, words: Sequence[str]) -> Pair:
@@ -127,12 +128,12 @@ def with_adapters(config: Config, adapters: Mapping[str, str], hardware: Hardwar
         folder = Path(place).expanduser()
         if run.settings_file(folder).is_file():
             recorded = run.as_recorded(folder, config, words)
-            scales = adapter.scales(run.adapter(folder))
+            scales = stored.scales(run.adapter(folder))
             voices[name] = Voice(name, language(recorded), scales, test_clips(folder))
         else:
-            told = name if name in _tokens(both) else None
-            voices[name] = Voice(name, told, adapter.scales(folder), [])
-    return _checked(Pair(both, both, voices, None, config.eval))
+            told = name if name in language_tokens(both.config.model.checkpoint) else None
+            voices[name] = Voice(name, told, stored.scales(folder), [])
+    return Pair(both, both, voices, None, config.eval)
 
 
 def test_clips(folder: Path) -> list[Clip]:
@@ -141,19 +142,6 @@ def test_clips(folder: Path) -> list[Clip]:
     clips = read_manifest(file) if file.is_file() else []
     lost = {clip["id"] for clip in gone(clips)}
     return [clip for clip in clips if clip["id"] not in lost]
-
-
-def _checked(pair: Pair) -> Pair:
-    asked = pair.untouched.config.transcribe.language
-    if asked is not None and asked not in _tokens(pair.untouched):
-        raise ChoiceError(
-            f"transcribe.language: this Whisper has no token {asked!r}; {', '.join(sorted(_tokens(pair.untouched)))}"
-        )
-    return pair
-
-
-def _tokens(model: Ears) -> set[str]:
-    return {token.strip("<|>") for token in model.model.generation_config.lang_to_id}
 
 
 def _read(path: Path, most: float) -> audio.Waveform:

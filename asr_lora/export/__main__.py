@@ -30,7 +30,7 @@ from asr_lora.files import put_in_place, read_json, write_json, write_jsonl
 from asr_lora.hardware import Hardware, free_memory, look
 from asr_lora.hearing import heard
 from asr_lora.launch import launch, named_run, words_of_job
-from asr_lora.model import adapter
+from asr_lora.model import adapter, stored
 from asr_lora.progress import say
 
 NEEDS = {"ct2": ("faster_whisper", "faster-whisper"), "ggml": ("pywhispercpp", "whispercpp")}  # module, extra
@@ -158,7 +158,7 @@ def _merged(exported: Source, folder: Path) -> Path:
     say(f"merging {exported.folder}")
     model = adapter.load(config.model.checkpoint, exported.folder, "fp32", device)
     hf.write(model, config.model.checkpoint, exported.sets[0].language, config.model.task, folder)
-    scored, adapter_sha256 = run.scored(config.run), adapter.digest(exported.folder)
+    scored, adapter_sha256 = run.scored(config.run), stored.digest(exported.folder)
     if any(facts["asked"]["adapter_sha256"] == adapter_sha256 for facts in scored.values()):
         facts = read_json(run.train_metrics(config.run)), read_json(run.summary(config.run)), scored
         write_card(folder, config, *facts)

@@ -13,7 +13,7 @@ from asr_lora.errors import ChoiceError
 from asr_lora.files import write_json
 from asr_lora.hardware import Hardware
 from asr_lora.hearing import heard
-from asr_lora.model import adapter, arithmetic, whisper
+from asr_lora.model import arithmetic, stored, whisper
 from asr_lora.prepare import clips, language
 from asr_lora.progress import say
 from asr_lora.sets import Set, normalizer
@@ -96,7 +96,7 @@ def digest(source: Source) -> dict[str, Any]:
     """All that decides what the model does and on which clips an export is proven; it reads the weights."""
     said = [[each.name, each.language, [clip["sha256"] for clip in each.clips]] for each in source.sets]
     return {
-        "adapter_sha256": adapter.digest(source.folder),
+        "adapter_sha256": stored.digest(source.folder),
         "base": run.settings(source.config.run).get("base"),
         "clips_sha256": hashlib.sha256(repr(said).encode()).hexdigest(),
         "task": source.config.model.task,

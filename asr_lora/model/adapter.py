@@ -1,12 +1,10 @@
 """What is learnt, an adapter or the model's own weights: put on, saved, resumed, merged and swapped."""
 
-import hashlib
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
@@ -18,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import WhisperForConditionalGeneration
 
 from asr_lora.checkpoint import is_local, load_processor, named, resolve
-from asr_lora.errors import ChoiceError, WorldError, reason
+from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.files import read_json, write_json
-from asr_lora.model import whisper
+from asr_lora.model import stored, whisper
 from asr_lora.model.dropout import Dropout
 from asr_lora.model.methods import Method, method
 
@@ -40,12 +38,8 @@ CARD = """A LoRA adapter for {base}, trained with asr_lora: `peft.PeftModel.from
 """
 WHOLE_CARD = """{base} as tuned by asr_lora: `WhisperForConditionalGeneration.from_pretrained(this_folder)`.
 """
-WEIGHTS = ("adapter_model.safetensors", "model.safetensors")  # of an adapter, of a whole model
 TRAINED = "trained.safetensors"  # of a checkpoint: what trains, as it is, and what the method remembers
-KINDS = {"LORA": "LoRA", "ADALORA": "AdaLoRA", "IA3": "(IA)^3"}  # by peft's name
 BASE = "__base__"  # peft's name for a row of a batch that wears no adapter
-CONTEXTS = ("dynamic", "full", "packed")
-AGAIN = "put back what training wrote there, or train again under another name (run_name=...)"
 OF_METHOD = "method:"  # before its names there
 
 
@@ -146,11 +140,11 @@ def _untie_from_base(model: PeftModel, folder: Path) -> None:
     }
     if not began:
         return
-    weights = load_file(folder / WEIGHTS[0])
+    weights = load_file(folder / stored.WEIGHTS[0])
     for name, start in began.items():
         sign, dim = (1, 0) if ".lora_A." in name else (-1, 1)
         weights[name] = torch.cat((weights[name], sign * start.to(weights[name])), dim)
-    save_file(weights, folder / WEIGHTS[0], metadata={"format": "pt"})
+    save_file(weights, folder / stored.WEIGHTS[0], metadata={"format": "pt"})
     settings = read_json(folder / "adapter_config.json")
     doubled = {"r": 2 * settings["r"], "lora_alpha": 2 * settings["lora_alpha"], "init_lora_weights": True}
     write_json(folder / "adapter_config.json", settings | doubled)
@@ -187,101 +181,9 @@ def _told(folder: Path) -> Iterator[None]:
         raise WorldError(f"run_dir: cannot write weights to {folder} ({error}); free some space") from error
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether it holds a whole model, not an adapter."""
-    return not (folder / "adapter_config.json").is_file()
-
-
-def described(folder: Path) -> str:
-    """What was saved there, in words."""
-    if is_whole(folder):
-        return "a whole model, for transformers"
-    settings = read_settings(folder)
-    kind = KINDS[settings["peft_type"]]
-    rank = f" of rank {settings['r']}" if kind == "LoRA" else ""
-    return f"{kind} adapter{rank}, for peft"
-
-
-def weights_file(folder: Path) -> Path:
-    """Of an adapter or a whole model."""
-    return folder / WEIGHTS[is_whole(folder)]
-
-
-def trained_on_short(folder: Path) -> bool:
-    """Whether the adapter knows contexts of less than 30 s; one that says nothing is taken for an ordinary one."""
-    context = read_record(folder).get("context", "full")
-    if context not in CONTEXTS:
-        raise WorldError(f"{folder / 'asr_lora.json'}: context is none of {', '.join(CONTEXTS)}; {AGAIN}")
-    return bool(context == "dynamic")
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    file = folder / "asr_lora.json"
-    return read_json(file, AGAIN) if file.is_file() else {}
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """What peft's own file says of an adapter. Raises WorldError where it is not as training wrote it."""
-    file = folder / "adapter_config.json"
-    said = read_json(file, AGAIN)
-    kind, rank = said.get("peft_type"), said.get("r")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise WorldError(f"{file}: peft_type is none of {', '.join(KINDS)}; {AGAIN}")
-    if kind == "LORA" and not (type(rank) is int and rank > 0 and {"use_dora", "init_lora_weights"} <= said.keys()):
-        raise WorldError(f"{file}: r, use_dora or init_lora_weights is not what a LoRA has; {AGAIN}")
-    if said.get("megatron_config") is not None:  # peft would import whatever module megatron_core names
-        raise WorldError(
-            f"{file}: megatron_config would have peft run other code, which no adapter here needs; {AGAIN}"
-        )
-    return said
-
-
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    with _reading(folder):
-        tensors: dict[str, torch.Tensor] = load_file(weights_file(folder))
-    return tensors
-
-
-@contextmanager
-def _reading(folder: Path) -> Iterator[None]:
-    """What peft 0.21 and safetensors make of damaged settings or weights becomes a WorldError.
-
-    peft has no error of its own for it: settings of a wrong type fail wherever they are first used.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)  # half an adapter is none
-            warnings.filterwarnings("error", "target_.* were set but no .* was matched", RuntimeWarning)
-            yield
-    except torch.OutOfMemoryError:  # a RuntimeError too, and nothing is damaged
-        raise
-    except (
-        SafetensorError, OSError, ImportError, UserWarning, RuntimeWarning, ValueError, RuntimeError, TypeError,
-        AttributeError, LookupError, re.error,
-    ) as error:  # fmt: skip
-        raise WorldError(f"{folder}: does not load as an adapter ({reason(error)}); {AGAIN}") from error
-
-
-def digest(folder: Path) -> str:
-    """SHA-256 of all that decides what the model does: weights, configuration (which scales them) and context."""
-    names = (*WEIGHTS, "adapter_config.json", "asr_lora.json")
-    whole = hashlib.sha256()
-    for file in (folder / name for name in names if (folder / name).is_file()):
-        with file.open("rb") as content:
-            while part := content.read(2**24):
-                whole.update(part)
-    return whole.hexdigest()
-
-
-def scales(folder: Path) -> bool:
-    """Whether an adapter at no strength is the untouched model: a plain LoRA's is."""
-    settings = read_settings(folder)
-    return bool(settings["peft_type"] == "LORA" and not settings["use_dora"] and settings["init_lora_weights"] is True)
-
-
 def load(checkpoint: str, folder: Path, precision: str, device: torch.device) -> WhisperForConditionalGeneration:
     """The tuned model, unquantised: the folder's own, or the checkpoint with the folder's adapter in it."""
-    if is_whole(folder):
+    if stored.is_whole(folder):
         return whisper.load(str(folder), precision, device)
     return merge(whisper.load(checkpoint, precision, device), folder)
 
@@ -293,9 +195,9 @@ def merge(base: WhisperForConditionalGeneration, folder: Path) -> WhisperForCond
     """
     if getattr(base, "is_quantized", False):
         raise ValueError("base: must be fp32, fp16 or bf16 to be merged into, got a quantised one")
-    read_settings(folder)
-    read_weights(folder)  # peft would look for weights that are not there on the Hub
-    with quiet(), _reading(folder):
+    stored.read_settings(folder)
+    stored.read_weights(folder)  # peft would look for weights that are not there on the Hub
+    with quiet(), stored.reading(folder):
         return PeftModel.from_pretrained(base, folder).merge_and_unload()
 
 
@@ -305,14 +207,14 @@ def beside_each_other(base: WhisperForConditionalGeneration, folders: Mapping[st
     Uses the base up.
     """
     for folder in folders.values():
-        read_settings(folder)
-        read_weights(folder)
+        stored.read_settings(folder)
+        stored.read_weights(folder)
     with quiet():
         (first, folder), *rest = folders.items()
-        with _reading(folder):
+        with stored.reading(folder):
             model = PeftModel.from_pretrained(base, folder, adapter_name=first)
         for name, folder in rest:
-            with _reading(folder):
+            with stored.reading(folder):
                 model.load_adapter(folder, adapter_name=name)
     return model.eval()
 
@@ -321,7 +223,7 @@ def beside_each_other(base: WhisperForConditionalGeneration, folders: Mapping[st
 def using(model: PeftModel, name: str | None, strength: float = 1.0) -> Iterator[None]:
     """Within it the model hears with that adapter alone, `strength` times as strong, and with None without any.
 
-    Only an adapter that `scales` may have another strength than 1.
+    Only an adapter that `stored.scales` may have another strength than 1.
     """
     if name is None:
         with model.disable_adapter():

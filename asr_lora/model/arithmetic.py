@@ -11,7 +11,7 @@ from transformers import WhisperForConditionalGeneration
 
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.files import whole_folder, write_json
-from asr_lora.model import adapter, whisper
+from asr_lora.model import adapter, stored, whisper
 
 COMBINED = "combined"  # among the adapters that it is made of
 
@@ -24,8 +24,8 @@ def scaled(source: Path, strength: float, target: Path, checkpoint: str) -> None
     the new one asks for 30 s.
     Raises ChoiceError for a kind of adapter that does not scale to the untouched model.
     """
-    weights = adapter.read_weights(source)
-    if adapter.is_whole(source):
+    weights = stored.read_weights(source)
+    if stored.is_whole(source):
         base = whisper.load(checkpoint, "fp32", torch.device("cpu")).state_dict()
         changed = {name: base[name].lerp(tensor.float(), strength) for name, tensor in weights.items()}
     else:
@@ -40,10 +40,10 @@ def averaged(sources: Sequence[Path], target: Path) -> None:
     It is the mean of the A and of the B, not of their products: along one path of training that is close, the size
     stays, and it is an ordinary peft adapter. Of whole models it is the mean of the models.
     """
-    every = [adapter.read_weights(source) for source in sources]
+    every = [stored.read_weights(source) for source in sources]
     for source, weights in zip(sources, every, strict=True):
         if _shapes(weights) != _shapes(every[0]):
-            raise WorldError(f"{source}: holds other weights than {sources[0]}, so they have no mean; {adapter.AGAIN}")
+            raise WorldError(f"{source}: holds other weights than {sources[0]}, so they have no mean; {stored.AGAIN}")
     mean = {name: torch.stack([weights[name] for weights in every]).mean(dim=0) for name in every[0]}
     _write(mean, sources[-1], target, {"averaged": len(sources)})
 
@@ -55,9 +55,9 @@ def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
 def _write(weights: dict[str, torch.Tensor], source: Path, target: Path, record: dict[str, Any]) -> None:
     """`source` with other weights; `record` goes into its asr_lora.json."""
     with whole_folder(target) as partial:
-        shutil.copytree(source, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*adapter.WEIGHTS))
-        save_file(weights, partial / adapter.weights_file(source).name, metadata={"format": "pt"})
-        write_json(partial / "asr_lora.json", adapter.read_record(source) | record)
+        shutil.copytree(source, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*stored.WEIGHTS))
+        save_file(weights, partial / stored.weights_file(source).name, metadata={"format": "pt"})
+        write_json(partial / "asr_lora.json", stored.read_record(source) | record)
 
 
 def combined(
@@ -85,7 +85,7 @@ def combined(
             (partial / COMBINED).rmdir()
             first = next(iter(every.values()))
             of_base = {name: first.get(name) for name in ("base_model_name_or_path", "revision")}
-            write_json(partial / "adapter_config.json", adapter.read_settings(partial) | of_base)
+            write_json(partial / "adapter_config.json", stored.read_settings(partial) | of_base)
             adapter.write_card(partial, str(first["base_model_name_or_path"]), "peft", "lora", adapter.CARD)
             made_of = dict(zip(folders, shares, strict=True))
             write_json(partial / "asr_lora.json", {"context": "full", "combined": made_of, "way": way})
@@ -93,7 +93,7 @@ def combined(
 
 def _plain(folder: Path, refused: str) -> dict[str, Any]:
     """The settings of an adapter that adds B A and nothing else. Raises ChoiceError, beginning with `refused`."""
-    settings = adapter.read_settings(folder)
-    if not adapter.scales(folder):
+    settings = stored.read_settings(folder)
+    if not stored.scales(folder):
         raise ChoiceError(f"{refused} {folder}, which is none ({settings['peft_type']})")
     return settings

@@ -13,7 +13,7 @@ from peft import PeftModel, prepare_model_for_kbit_training
 from torch import Tensor
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from asr_lora.model import adapter, silence, whisper
+from asr_lora.model import adapter, silence, stored, whisper
 from asr_lora.model.adapter import Tuned
 from asr_lora.model.methods import method
 
@@ -138,7 +138,7 @@ def saved_and_reloaded(
     if getattr(fresh, "is_quantized", False):  # as it was under the adapter
         fresh = prepare_model_for_kbit_training(fresh, use_gradient_checkpointing=False)
     untouched = _logits(fresh, base, batch)
-    if adapter.is_whole(folder):
+    if stored.is_whole(folder):
         fresh = whisper.load(str(folder), base.precision, base.device, base.autocast or torch.float32)
     else:
         with adapter.quiet():

@@ -1,0 +1,113 @@
+"""What lies in the folder of an adapter, or of a whole model: read with care, for others may have written there."""
+
+import hashlib
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from asr_lora.errors import WorldError, reason
+from asr_lora.files import read_json
+
+WEIGHTS = ("adapter_model.safetensors", "model.safetensors")  # of an adapter, of a whole model
+KINDS = {"LORA": "LoRA", "ADALORA": "AdaLoRA", "IA3": "(IA)^3"}  # by peft's name
+CONTEXTS = ("dynamic", "full", "packed")
+AGAIN = "put back what training wrote there, or train again under another name (run_name=...)"
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether it holds a whole model, not an adapter."""
+    return not (folder / "adapter_config.json").is_file()
+
+
+def described(folder: Path) -> str:
+    """What was saved there, in words."""
+    if is_whole(folder):
+        return "a whole model, for transformers"
+    settings = read_settings(folder)
+    kind = KINDS[settings["peft_type"]]
+    rank = f" of rank {settings['r']}" if kind == "LoRA" else ""
+    return f"{kind} adapter{rank}, for peft"
+
+
+def weights_file(folder: Path) -> Path:
+    """Of an adapter or a whole model."""
+    return folder / WEIGHTS[is_whole(folder)]
+
+
+def trained_on_short(folder: Path) -> bool:
+    """Whether the adapter knows contexts of less than 30 s; one that says nothing is taken for an ordinary one."""
+    context = read_record(folder).get("context", "full")
+    if context not in CONTEXTS:
+        raise WorldError(f"{folder / 'asr_lora.json'}: context is none of {', '.join(CONTEXTS)}; {AGAIN}")
+    return bool(context == "dynamic")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    file = folder / "asr_lora.json"
+    return read_json(file, AGAIN) if file.is_file() else {}
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What peft's own file says of an adapter. Raises WorldError where it is not as training wrote it."""
+    file = folder / "adapter_config.json"
+    said = read_json(file, AGAIN)
+    kind, rank = said.get("peft_type"), said.get("r")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise WorldError(f"{file}: peft_type is none of {', '.join(KINDS)}; {AGAIN}")
+    if kind == "LORA" and not (type(rank) is int and rank > 0 and {"use_dora", "init_lora_weights"} <= said.keys()):
+        raise WorldError(f"{file}: r, use_dora or init_lora_weights is not what a LoRA has; {AGAIN}")
+    if said.get("megatron_config") is not None:  # peft would import whatever module megatron_core names
+        raise WorldError(
+            f"{file}: megatron_config would have peft run other code, which no adapter here needs; {AGAIN}"
+        )
+    return said
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    with reading(folder):
+        tensors: dict[str, torch.Tensor] = load_file(weights_file(folder))
+    return tensors
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[None]:
+    """What peft 0.21 and safetensors make of damaged settings or weights becomes a WorldError.
+
+    peft has no error of its own for it: settings of a wrong type fail wherever they are first used.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)  # half an adapter is none
+            warnings.filterwarnings("error", "target_.* were set but no .* was matched", RuntimeWarning)
+            yield
+    except torch.OutOfMemoryError:  # a RuntimeError too, and nothing is damaged
+        raise
+    except (
+        SafetensorError, OSError, ImportError, UserWarning, RuntimeWarning, ValueError, RuntimeError, TypeError,
+        AttributeError, LookupError, re.error,
+    ) as error:  # fmt: skip
+        raise WorldError(f"{folder}: does not load as an adapter ({reason(error)}); {AGAIN}") from error
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of all that decides what the model does: weights, configuration (which scales them) and context."""
+    names = (*WEIGHTS, "adapter_config.json", "asr_lora.json")
+    whole = hashlib.sha256()
+    for file in (folder / name for name in names if (folder / name).is_file()):
+        with file.open("rb") as content:
+            while part := content.read(2**24):
+                whole.update(part)
+    return whole.hexdigest()
+
+
+def scales(folder: Path) -> bool:
+    """Whether an adapter at no strength is the untouched model: a plain LoRA's is."""
+    settings = read_settings(folder)
+    return bool(settings["peft_type"] == "LORA" and not settings["use_dora"] and settings["init_lora_weights"] is True)
