@@ -74,6 +74,22 @@ def test_a_hypothesis_depends_neither_on_the_clips_beside_it_nor_on_how_many_fit
     assert together == transcribe(model, processor, clips, replace(settings, batch_size=2))
 
 
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_what_the_model_may_never_say_is_never_said_as_in_plain_generate(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: list[dict[str, Any]],
+    num_beams: int,
+) -> None:
+    settings = replace(USUAL, num_beams=num_beams, max_new_tokens=8)
+    freely = {token for hypothesis in transcribe(model, processor, clips, settings) for token in hypothesis.tokens}
+    model.generation_config.suppress_tokens = sorted(freely)
+    heard = [hypothesis.tokens for hypothesis in transcribe(model, processor, clips, settings)]
+    assert not freely & {token for tokens in heard for token in tokens}
+    plain = plainly(model, processor, clips, language="nl", num_beams=num_beams, max_new_tokens=8)
+    assert heard == [tokens[:8] for tokens in plain]  # a random model says timestamps too, and is then heard on
+
+
 def test_what_runs_away_is_cut_where_its_own_seconds_end_and_told(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
 ) -> None:
