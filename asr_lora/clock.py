@@ -14,6 +14,7 @@ from transformers import WhisperProcessor
 
 from asr_lora import audio, cost
 from asr_lora.checkpoint import load_processor
+from asr_lora.decode import suppressing
 from asr_lora.features import log_mel
 from asr_lora.hardware import Hardware, free_memory, keeping_memory
 from asr_lora.model import adapter, whisper
@@ -172,7 +173,7 @@ def _decoding(
         ):
             model.generate(
                 input_features=features, language=language, task="transcribe", num_beams=beams,
-                min_new_tokens=work.tokens, max_new_tokens=work.tokens,
+                min_new_tokens=work.tokens, max_new_tokens=work.tokens, **suppressing(model),
             )  # fmt: skip
 
     return decode
