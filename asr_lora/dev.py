@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from transformers import WhisperProcessor
 
@@ -22,10 +23,16 @@ if TYPE_CHECKING:
 
 
 class Judged(NamedTuple):
-    """`trouble` says what is worse than with the untouched model, where that is known and more than chance."""
+    """A dev decoding: its WER, and the `errors` in each clip.
+
+    `trouble` says what is worse than with the untouched model, where that is known and more than chance; `worse`
+    whether the WER is so than that of the lowest decoding before.
+    """
 
     wer: float
     trouble: str | None
+    errors: Sequence[int] = ()
+    worse: bool = False
 
 
 class Dev:
@@ -56,17 +63,29 @@ class Dev:
     def untouched_seconds(self) -> float:
         return float(read_json(self.kept)["seconds"]) if self.kept.is_file() else 0.0
 
-    def judged(self, model: Any) -> Judged:
-        """Raises ChoiceError when the normaliser leaves no word to get right."""
-        heard = self._heard(model)
-        return ranks.first_does(lambda: self._judged(heard))
+    def judged(self, model: Any, lowest: Sequence[int]) -> Judged:
+        """Against the errors of the `lowest` decoding so far; of none before the first.
 
-    def _judged(self, heard: Mapping[str, Any]) -> Judged:
+        Raises ChoiceError when the normaliser leaves no word to get right.
+        """
+        heard = self._heard(model)
+        return ranks.first_does(lambda: self._judged(heard, lowest))
+
+    def _judged(self, heard: Mapping[str, Any], lowest: Sequence[int]) -> Judged:
         wer = metrics.score(self._references, heard["hypotheses"], self._speakers, self._normal, self._seed)["wer"]
         if wer is None:
             name = self._normal.name
             raise ChoiceError(f"training.dev_normalizer: {name} leaves no word of the dev references; take another")
-        return Judged(float(wer), self._trouble(heard, read_json(self.kept)) if self.kept.is_file() else None)
+        trouble = self._trouble(heard, read_json(self.kept)) if self.kept.is_file() else None
+        clean, said = ([self._normal(text) for text in texts] for texts in (self._references, heard["hypotheses"]))
+        errors, words = metrics.clip_errors(clean, said, self._decoding.language, "wer")
+        return Judged(float(wer), trouble, errors, self._is_worse(errors, lowest or errors, words))
+
+    def _is_worse(self, errors: Sequence[int], before: Sequence[int], words: Sequence[int]) -> bool:
+        spoken = np.flatnonzero(words)
+        more, speakers = np.subtract(errors, before)[spoken], [self._speakers[at] for at in spoken]
+        (low, _), _ = metrics.bootstrap(more, np.array(words)[spoken], speakers, self._seed)
+        return low > 0
 
     def _trouble(self, heard: Mapping[str, Any], untouched: Mapping[str, Any]) -> str | None:
         """By the paired bootstrap of the report: a dev set of dozens of clips moves by a point from nothing."""

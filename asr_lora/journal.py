@@ -19,6 +19,7 @@ from asr_lora.progress import Bar, say
 if TYPE_CHECKING:
     from asr_lora.branches import TrainingConfig
     from asr_lora.config import Config
+    from asr_lora.dev import Judged
 
 # Seconds to decode a clip over seconds to train on it, at equal contexts (0.6 measured on a CPU): plans dev decodings.
 DECODE_OVER_TRAIN = 0.6
@@ -60,6 +61,7 @@ class Journal(TrainerCallback, ExportableState):
         self.train_seconds = 0.0  # dev decoding out
         self.data_wait = 0.0  # seconds of it that training stood waiting for batches
         self.dev: list[dict[str, Any]] = []
+        self.lowest_errors: list[int] = []  # in each dev clip, of the decoding with the lowest WER
         self.dev_took: list[float] = []  # seconds of every dev decoding
         self.save_took: list[float] = []  # of every checkpoint; within train_seconds
         self.dev_skipped = 0
@@ -80,12 +82,29 @@ class Journal(TrainerCallback, ExportableState):
 
     @property
     def best(self) -> dict[str, Any]:
+        """The last dev decoding that is not worse, beyond chance, than the lowest; one in trouble only where all are.
+
+        The lowest of several on dozens of clips is luck: more training with a falling rate is the better guess, unless
+        dev tells otherwise.
+        """
+        sound = [entry for entry in self.dev if "trouble" not in entry] or self.dev
+        return next(entry for entry in reversed(sound) if "worse" not in entry)
+
+    @property
+    def lowest(self) -> dict[str, Any]:
         """The dev decoding with the lowest WER, the earliest of equals; one in trouble only where all are."""
         return min(self.dev, key=_rank)
 
-    def decoded(self, entry: dict[str, Any]) -> bool:
+    def decoded(self, step: int, judged: "Judged") -> bool:
         """Takes down a dev decoding; whether it is the best so far."""
+        entry: dict[str, Any] = {"step": step, "wer": judged.wer}
+        if judged.trouble:
+            entry["trouble"] = judged.trouble
         self.dev.append(entry)
+        if self.lowest is entry:
+            self.lowest_errors = list(judged.errors)
+        elif judged.worse:
+            entry["worse"] = True
         return self.best is entry
 
     @contextmanager
@@ -170,7 +189,7 @@ class Journal(TrainerCallback, ExportableState):
         return self.dev_seconds <= self.dev_share * self.train_seconds  # the untouched model's is no choice
 
     def _out_of_patience(self) -> bool:
-        since = len(self.dev) - 1 - self.dev.index(self.best)
+        since = len(self.dev) - 1 - self.dev.index(self.lowest)
         return self.patience is not None and since >= self.patience
 
 
@@ -185,5 +204,6 @@ def logged(log: Path) -> list[dict[str, Any]]:
 
 
 _TRAVELLING = (
-    "step_seconds", "train_seconds", "data_wait", "dev", "dev_took", "save_took", "dev_skipped", "out_of_memory",
+    "step_seconds", "train_seconds", "data_wait", "dev", "lowest_errors", "dev_took", "save_took", "dev_skipped",
+    "out_of_memory",
 )  # fmt: skip

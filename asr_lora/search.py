@@ -150,7 +150,7 @@ def _try(
         say(f"error: trial {trial.number}: {reason}")
     else:
         trained = read_json(run.train_metrics(folder))
-        wer = min(point["wer"] for point in trained["dev"])
+        wer = next(point["wer"] for point in trained["dev"] if point["step"] == trained["best_step"])
         trial.set_user_attr("seconds", trained["total_seconds"])
         study.tell(trial, wer)
         say(f"trial {trial.number}: dev WER {wer:.1%}, the lowest so far {study.best_value:.1%}")

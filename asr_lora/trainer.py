@@ -32,7 +32,7 @@ from asr_lora.model.whisper import context, seconds_of
 from asr_lora.progress import say
 from asr_lora.streamed import Stream, StreamedSteps
 
-# Checkpoints, the newest: should one be damaged, there is the one before. Beside them stays that of the best dev WER.
+# Checkpoints, the newest: should one be damaged, there is the one before. Beside them stays the best one by dev.
 KEPT = 2
 PREFETCHED = 4  # steps that a loader process has ready
 
@@ -62,8 +62,8 @@ class WhisperTrainer(Seq2SeqTrainer):
     may differ in what fits them.
     `method` is the way of tuning: its checkpoints hold what trains and what it remembers, its penalty joins the loss
     once a step, and it is asked after every step. `guard` is asked whether a step may be taken; train() raises its
-    CollapsedError. `save_adapter(model, folder)` writes what was learnt into `best` whenever dev was never better, and
-    that of the last `keep` checkpoints into `kept`. What is heard of a stream is written to `record`.
+    CollapsedError. `save_adapter(model, folder)` writes what was learnt into `best` whenever that is what a run would
+    keep, and that of the last `keep` checkpoints into `kept`. What is heard of a stream is written to `record`.
     """
 
     def __init__(
@@ -217,14 +217,14 @@ class WhisperTrainer(Seq2SeqTrainer):
         self.journal.bar.note("decoding dev")
         step = self.state.global_step
         with self.journal.dev_clock():
-            wer, trouble = self.dev.judged(self.model)
-            best = self.journal.decoded({"step": step, "wer": wer} | ({"trouble": trouble} if trouble else {}))
+            judged = self.dev.judged(self.model, self.journal.lowest_errors)
+            best = self.journal.decoded(step, judged)
             if best and self.args.should_save:
                 with whole_folder(self.best) as partial:
                     self.save_adapter(self.model, partial)
-        metrics = {"eval_wer": wer}
+        metrics = {"eval_wer": judged.wer}
         self.log(metrics)
-        self.guard.judge_dev(step, trouble)
+        self.guard.judge_dev(step, judged.trouble)
         return metrics
 
     def _get_output_dir(self, trial: Any) -> str:

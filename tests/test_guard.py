@@ -200,7 +200,7 @@ def test_a_run_that_learns_nothing_but_harm_says_so_in_a_line_again_and_again(
 def test_where_it_is_to_go_on_a_worse_dev_decoding_is_told_and_never_the_best(
     judged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hears(monkeypatch, Judged(0.8, None), Judged(0.5, "30 of 40 dev clips run away"), Judged(0.9, None))
+    hears(monkeypatch, Judged(0.8, None), Judged(0.5, "30 of 40 dev clips run away"), Judged(0.9, None, worse=True))
     config = load([*judged, "guard.collapse=go_on"])
     train(config)
     told = facts(config.run)
@@ -225,3 +225,12 @@ def test_what_dev_hears_is_compared_with_the_untouched_model_beyond_chance(
     assert dev._trouble(right, wrong) is None and dev._trouble(wrong, wrong) is None
     assert "above the untouched model's" in str(dev._trouble(wrong, right))
     assert "4 of 4 dev clips run away, 0 with" in str(dev._trouble(endless, right))
+
+
+def test_a_dev_decoding_is_worse_than_the_lowest_beyond_chance_alone() -> None:
+    dev = Dev.__new__(Dev)
+    dev._speakers, dev._seed = [""] * 20, 0
+    words, lowest = [5] * 19 + [0], [1] * 19 + [0]  # the last clip has no word to get right
+    assert not dev._is_worse(lowest, lowest, words)
+    assert not dev._is_worse([3, *lowest[1:]], lowest, words)
+    assert dev._is_worse([2] * 19 + [0], lowest, words)

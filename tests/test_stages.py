@@ -198,18 +198,21 @@ def test_an_unknown_checkpoint_without_network_says_how_to_give_a_local_one(word
     assert not config.run.exists()
 
 
-def test_the_kept_adapter_is_the_one_with_the_best_dev_wer(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    wers = iter([0.5, 0.7])
+@pytest.mark.parametrize("worse", [True, False])
+def test_an_earlier_adapter_is_kept_only_where_dev_says_beyond_chance_that_the_last_is_worse(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, worse: bool
+) -> None:
+    decoded = iter([Judged(0.5, None), Judged(0.7, None, worse=worse)])
     heard = []
 
-    def judged(dev: Dev, model: Any) -> Judged:
+    def judged(dev: Dev, model: Any, lowest: Sequence[int]) -> Judged:
         heard.append(
             {
                 name: weight.clone()
                 for name, weight in get_peft_model_state_dict(model, save_embedding_layers=False).items()
             }
         )
-        return Judged(next(wers), None)
+        return next(decoded)
 
     monkeypatch.setattr(Dev, "judged", judged)
     config = load(
@@ -217,8 +220,9 @@ def test_the_kept_adapter_is_the_one_with_the_best_dev_wer(words: list[str], mon
     )
     train(config)
     kept = load_file(config.run / "train" / "adapter" / "adapter_model.safetensors")
-    assert all(torch.equal(kept[name], weight) for name, weight in heard[0].items())
-    assert not all(torch.equal(kept[name], weight) for name, weight in heard[1].items())
+    best, other = heard if worse else reversed(heard)
+    assert all(torch.equal(kept[name], weight) for name, weight in best.items())
+    assert not all(torch.equal(kept[name], weight) for name, weight in other.items())
 
 
 def test_more_new_tokens_than_the_checkpoint_has_places_for_are_refused_at_once(words: list[str]) -> None:

@@ -140,13 +140,13 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_end(uneven: list[s
 
 def test_patience_ends_a_run_that_no_longer_improves(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     wers = iter([0.5, 0.4, 0.45, 0.4, 0.3, 0.2])
-    monkeypatch.setattr(Dev, "judged", lambda *args: Judged(next(wers), None))
+    monkeypatch.setattr(Dev, "judged", lambda *args: Judged(wer := next(wers), None, worse=wer == 0.45))
     config = load([*words, "training.max_steps=6", "training.eval_steps=1", "training.dev_share=1",
                    "training.patience=2", "eval.after=false"])  # fmt: skip
     train.train(config)
     facts = json.loads((config.run / "train" / "metrics.json").read_text())
     assert [entry["wer"] for entry in facts["dev"]] == [0.5, 0.4, 0.45, 0.4]
-    assert (facts["best_step"], facts["steps"]) == (2, 4)
+    assert (facts["best_step"], facts["steps"]) == (4, 4)  # as good as step 2, and trained for longer
 
 
 def test_dev_decoding_keeps_to_its_share_and_what_it_skips_is_counted(
