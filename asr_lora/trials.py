@@ -20,7 +20,7 @@ from asr_lora.page import environment
 from asr_lora.space import Setting, typed
 from asr_lora.tables import percent
 
-NOTE = "dev WER, the lowest of a trial's decodings; test was not looked at"
+NOTE = "dev WER of what a trial kept, of one that did not end the lowest; test was not looked at"
 
 
 def has_ended(trial: FrozenTrial) -> bool:
@@ -55,10 +55,11 @@ def rows(study: optuna.Study, settings: Mapping[str, Setting]) -> list[dict[str,
 
 
 def show(study: optuna.Study, settings: Mapping[str, Setting]) -> None:
-    table = Table(title=f"{study.study_name}: {len(study.trials)} trials", caption=NOTE)
+    shown = rows(study, settings)
+    table = Table(title=f"{study.study_name}: {len(shown)} trials", caption=NOTE)
     for heading in ("trial", *settings, "dev WER", "ended", "minutes"):
         table.add_column(heading, justify="left" if heading == "ended" else "right")
-    for row in rows(study, settings):
+    for row in shown:
         table.add_row(str(row["number"]), *row["values"], row["wer"], row["ended"], row["minutes"])
     Console().print(table)
 
