@@ -20,7 +20,7 @@ from asr_lora.page import environment
 from asr_lora.space import Setting, typed
 from asr_lora.tables import percent
 
-NOTE = "dev WER of what a trial kept, of one that did not end the lowest; test was not looked at"
+NOTE = "Dev WER of what a trial kept, of one that did not end the lowest; test was not looked at"
 
 
 def has_ended(trial: FrozenTrial) -> bool:
