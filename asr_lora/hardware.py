@@ -178,14 +178,18 @@ def _multiplies_bf16() -> bool:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 itself (AVX512-BF16 or AMX); emulated it is slower than float32."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    """Whether the processor multiplies bfloat16 faster than float32: by AMX, or by AMD's AVX512-BF16.
+
+    Emulated it is slower, and by Intel's AVX512-BF16 alone too: steps of whisper-base 2.04 s, in float32 1.21 s.
+    """
+    by_vectors = torch.cpu._is_avx512_bf16_supported() and _processor("vendor_id") == "AuthenticAMD"
+    return bool(by_vectors or torch.cpu._is_amx_tile_supported())
 
 
-def _processor() -> str:
+def _processor(fact: str = "model name") -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(fact)), "CPU")
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -82,3 +82,21 @@ def test_activations_are_computed_twice_only_where_not_even_one_clip_fits() -> N
     assert rows > 1 and not checkpointing
     assert hardware.fitting(small, None, "int8", LARGE, autocast=True) == (3, True)
     assert hardware.fitting(t4, True, "int8", LARGE, autocast=True)[0] > rows
+
+
+@pytest.mark.parametrize(
+    ("vendor", "vectors", "tiles", "faster"),
+    [
+        ("AuthenticAMD", True, False, True),
+        ("GenuineIntel", True, False, False),
+        ("GenuineIntel", True, True, True),
+        ("AuthenticAMD", False, False, False),
+    ],
+)
+def test_a_cpu_takes_bf16_only_where_it_multiplies_it_faster(
+    monkeypatch: pytest.MonkeyPatch, vendor: str, vectors: bool, tiles: bool, faster: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    monkeypatch.setattr(hardware, "_processor", lambda fact: {"vendor_id": vendor}[fact])
+    assert hardware.cpu_has_bf16() == faster
