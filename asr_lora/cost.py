@@ -17,18 +17,22 @@ SOURCE_POSITIONS, TARGET_POSITIONS = 1500, 448  # position embeddings of all pub
 OPTIMISER_BYTES = 16  # a trainable parameter in fp32, its gradient, and Adam's two moments
 MOMENT_BYTES_SAVED = 6  # of these where Adam's moments are in 8 bits
 PROCESS_BYTES = 0.7e9  # the libraries in a CPU process (measured); about the same for a CUDA context (estimated)
-HALF_BYTES = 2.6  # of an activation under autocast: norms and residuals stay fp32 (measured: whisper-base, bf16)
 GPU_SLACK = 1.1  # what PyTorch's allocator holds over what is used (estimated)
 CPU_SLACK = 3.0  # the same of malloc, which gives little back: whisper-base held 5.0 GB with 4 rows at 30 s, not 2.4
 
 
-# Kept for backward by way of tuning, in widths d: of an encoder layer a position, of a decoder layer a token, and a
-# position of what it hears. Measured as autograd keeps them in fp32 with dropout (f = 4d, d = 256).
+# Kept for backward by kind of tuning, in bytes a width d (f = 4d): of an encoder layer a position, of a decoder layer a
+# token, and of a decoder layer a position that it attends to. In fp32 as autograd keeps them on a CPU, with dropout;
+# in half precision as counted under CUDA's casts (tests/test_memory.py), where inputs of norms stay fp32 and dropout's
+# masks are a byte each.
+_QV = ((56, 76, 16), (30, 41, 7))
 KEPT = {
-    "qv": (14, 19, 4), "all_linear": (29, 36, 6), "encoder": (14, 13, 2), "decoder": (0, 19, 3), "rslora": (14, 19, 4),
-    "dora": (21, 25, 12), "pissa": (14, 19, 4), "lora_plus": (14, 19, 4), "adalora": (15, 20, 5), "qlora": (14, 19, 4),
-    "ia3": (16, 19, 4), "bitfit": (10, 13, 2), "full": (17, 22, 2),
+    "qv": _QV, "all_linear": ((116, 144, 24), (51, 65, 10)), "encoder": ((56, 52, 8), (30, 32, 4)),
+    "decoder": ((0, 76, 12), (0, 41, 6)), "rslora": _QV, "dora": ((84, 100, 48), (38, 53, 11)), "pissa": _QV,
+    "lora_plus": _QV, "adalora": ((60, 80, 20), (30, 41, 7)), "qlora": _QV, "ia3": ((64, 76, 16), (44, 52, 8)),
+    "bitfit": ((40, 52, 8), (24, 32, 4)), "full": ((68, 88, 8), (42, 54, 8)),
 }  # fmt: skip
+KEPT_SHARE = {"cpu": 0.65, "gpu": 0.89}  # of fp32's: a CPU's half precision (bf16, measured), a GPU's fp32 (its masks)
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,26 @@ def weight_bytes(shape: Shape, precision: str, double_quantisation: bool = False
     return linear * (1 if precision == "int8" else 0.5 + scales) + (parameters(shape) - linear) * 4
 
 
+def kept_bytes(
+    shape: Shape, seconds: float, tokens: float, *, half: bool, on_gpu: bool, checkpointing: bool = False,
+    kind: str = "qv",
+) -> float:  # fmt: skip
+    """Bytes that the layers keep for backward, of one row, as KEPT says of the `kind` of tuning; `half` of arithmetic.
+
+    Of the silence behind a context there are keys and values alone, in the encoder as in what a decoder attends to.
+    """
+    d, positions, behind = shape.d_model, seconds * POSITIONS_PER_SECOND, silence(seconds)
+    in_fp32, in_half = KEPT[kind]
+    share = KEPT_SHARE["gpu" if on_gpu else "cpu"] if half != on_gpu else 1
+    of_encoder, of_token, of_attended = in_half if half and on_gpu else (share * each for each in in_fp32)
+    encoder = (positions * of_encoder + behind * of_attended) * d if of_encoder else 0
+    decoder = (tokens * of_token + (positions + behind) * of_attended) * d
+    if checkpointing:  # every layer's input, and one layer whole
+        inputs = positions * shape.encoder_layers + tokens * shape.decoder_layers
+        return 4 * inputs * d + max(encoder, decoder)
+    return shape.encoder_layers * encoder + shape.decoder_layers * decoder
+
+
 def training_bytes(
     shape: Shape, precision: str, rows: int, seconds: float, tokens: float, *,
     autocast: bool, checkpointing: bool, trainable: int, on_gpu: bool, kind: str = "qv", eight_bit: bool = False,
@@ -161,25 +185,17 @@ def training_bytes(
     """Most bytes held in a training step with so many `rows` in one forward: weights, adapter, optimiser, activations.
 
     `autocast` says whether arithmetic is in half precision, `eight_bit` whether the optimiser's moments are in 8 bits.
-    Kept for backward is what KEPT says of the `kind` of tuning. Of qv, in an encoder layer, a position, 10 + f/d (input
-    of two norms; query, key, value and result of attention; two adapters' inputs with their dropout masks; the
-    feed-forward's inner values); in a decoder layer 4 a position and 15 + f/d a token. This agrees to 2 % with what
-    autograd kept for whisper-base in fp32 (338 MB a row at 30 s); on a GPU, for int8 and for checkpointing it is
+    What backward needs is `kept_bytes`, within a tenth of what was counted in every precision; with checkpointing it is
     estimated.
     """
-    d, f, positions = shape.d_model, shape.ffn, seconds * POSITIONS_PER_SECOND
-    element = HALF_BYTES if autocast or precision in ("fp16", "bf16") else 4
-    of_encoder, of_token, of_heard = KEPT[kind]
-    encoder = positions * ((of_encoder - 4) * d + f) if of_encoder else 0
-    decoder = positions * of_heard * d + tokens * ((of_token - 4) * d + f)
-    if checkpointing:  # every layer's input, and one layer whole
-        kept = positions * d * shape.encoder_layers + tokens * d * shape.decoder_layers + max(encoder, decoder)
-    else:
-        kept = shape.encoder_layers * encoder + shape.decoder_layers * decoder
-    working = 3 * positions * f  # of the layer that backward is in
-    logits = tokens * shape.vocabulary * 3 * 4  # themselves, their softmax and their gradient
-    activations = rows * ((kept + working) * element + logits)
-    copies = 2 * parameters(shape) if autocast and precision == "fp32" else 0  # autocast keeps the weights' halves
+    half = autocast or precision in ("fp16", "bf16")
+    kept = kept_bytes(shape, seconds, tokens, half=half, on_gpu=on_gpu, checkpointing=checkpointing, kind=kind)
+    # Of the layer that backward is in, and logits: themselves, their softmax and their gradient.
+    working = 3 * seconds * POSITIONS_PER_SECOND * shape.ffn * (2 if half else 4)
+    activations = rows * (kept + working + 3 * 4 * tokens * shape.vocabulary)
+    copies = 0.0  # in half precision, of what autocast multiplies: an fp32 base, or a quantized one's embedding
+    if autocast and precision not in ("fp16", "bf16"):
+        copies = 2 * (parameters(shape) if precision == "fp32" else shape.vocabulary * shape.d_model)
     slack = GPU_SLACK if on_gpu else CPU_SLACK
     # A whole model's own weights are counted already.
     each = OPTIMISER_BYTES - 4 * (kind in WHOLE) - MOMENT_BYTES_SAVED * eight_bit

@@ -13,7 +13,7 @@ from peft import PeftModel, prepare_model_for_kbit_training
 from torch import Tensor
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from asr_lora.model import adapter, silence, stored, whisper
+from asr_lora.model import adapter, quantized, silence, stored, whisper
 from asr_lora.model.adapter import Tuned
 from asr_lora.model.methods import method
 
@@ -43,6 +43,7 @@ def quantised_product(precision: str, device: torch.device, compute: torch.dtype
         layer.weight = bitsandbytes.nn.Params4bit(weight.clone(), requires_grad=False, quant_type="nf4")
         layer.support_avx512bf16_for_cpu = False  # as whisper.load has it
     layer.to(device)
+    quantized.multiply_in(layer, compute)  # as whisper.load has it
     given = heard.clone().to(device, compute).requires_grad_()
     product = layer(given)
     if not product.requires_grad:

@@ -13,7 +13,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from asr_lora.audio import MAX_SECONDS
 from asr_lora.checkpoint import resolve
 from asr_lora.cost import POSITIONS_PER_SECOND
-from asr_lora.model import silence
+from asr_lora.model import quantized, silence
 
 MAX_POSITIONS = round(MAX_SECONDS * POSITIONS_PER_SECOND)  # 1,500
 # Seconds of context up to which whole products train faster on a CPU in bf16 than the fused attention, whose backward
@@ -60,6 +60,7 @@ def load(
             # bitsandbytes 0.50 packs its weights for processors with bf16 when it is heard in evaluation, and leaves
             # them so when it is trained, where that product has no gradient (2026-11).
             module.support_avx512bf16_for_cpu = False
+    quantized.multiply_in(model, compute)
     model = (model if quantisation else model.to(device)).eval()
     silence.remember(model)
     return model
