@@ -95,6 +95,7 @@ class WhisperTrainer(Seq2SeqTrainer):
         self.record = record
         self.first_step = 0
         self.step_taken = True  # whether the guard has let the optimiser have the last one
+        self._scaler: torch.amp.GradScaler | None = None  # of fp16, while a step goes without it
         self._saving_in: Path | None = None
 
     def get_train_dataloader(self) -> DataLoader[Any] | Stream:
@@ -139,12 +140,33 @@ class WhisperTrainer(Seq2SeqTrainer):
         )
         if not self.step_taken:
             model.zero_grad()
+            self._set_scaler_aside()
             return torch.zeros_like(loss)  # what is no number would stay in the Trainer's sum for ever
         scaled: Tensor = loss * self.args.world_size
         return scaled  # the Trainer logs the mean over ranks
 
+    def _set_scaler_aside(self) -> None:
+        """Has the optimizer step without gradients, which changes nothing, as it does where there is no loss scaler.
+
+        GradScaler.step asserts that there are gradients. One that is not enabled only passes the step on, and neither
+        the scale nor the count of steps until it grows hears of a step that was skipped for its loss.
+        """
+        if self.accelerator.scaler is not None:
+            self._scaler = self.accelerator.scaler
+            self.accelerator.scaler = self.optimizer.scaler = torch.amp.GradScaler(enabled=False)
+
+    def restore_scaler(self) -> None:
+        """Takes back the loss scaler that a skipped step went without, if any."""
+        if self._scaler is not None:
+            self.accelerator.scaler = self.optimizer.scaler = self._scaler
+            self._scaler = None
+
     def _gradient_norm(self, parameters: Sequence[torch.nn.Parameter]) -> float:
-        """Before it is clipped. Under fp16 gradients are scaled and overflow by design, which its scaler sees to: 0."""
+        """Before it is clipped; 0 under fp16, whose scaled gradients overflow by design.
+
+        The scaler looks at every gradient that the optimizer has: a step with one that is not finite is left out, for
+        whatever reason it is so, and counted by Guard.overflowed.
+        """
         if self.accelerator.scaler is not None:
             return 0.0
         return float(get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None]))
@@ -269,6 +291,11 @@ class WhisperTrainer(Seq2SeqTrainer):
                 group["lr"] *= now / before
             self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]  # which is logged
 
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Of a run that goes on without fp16, on another device, the scale is not needed."""
+        if self.accelerator.scaler is not None:
+            super()._load_scaler(checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         adapter.resume_training(self.model if model is None else model, self.method, Path(resume_from_checkpoint))
 
@@ -282,8 +309,10 @@ class _AfterStep(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.trainer.restore_scaler()
         step, overflowed = state.global_step + 1, kwargs["optimizer"].step_was_skipped
-        self.trainer.guard.overflowed(step, overflowed)
+        if self.trainer.step_taken:  # what the guard has skipped tells nothing of the scale
+            self.trainer.guard.overflowed(step, overflowed)
         if self.trainer.method.after_step:
             self.trainer.method.after_step(kwargs["model"], step, overflowed or not self.trainer.step_taken)
 
