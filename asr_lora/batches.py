@@ -177,7 +177,7 @@ class Order:
 
 def forwards(rows: int, seconds: float, capacity: float) -> int:
     """How many parts so many rows at a context of `seconds` go through a model in that holds `capacity` seconds."""
-    return -(-rows // max(1, int(capacity / seconds + 1e-6)))  # a row at least, whatever it takes
+    return -(-rows // max(1, int(min(capacity / seconds + 1e-6, rows))))  # a row at least, whatever it takes
 
 
 def rounded_up(seconds: float, multiple: float) -> float:

@@ -13,15 +13,17 @@ from itertools import groupby, takewhile
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora import audio, features, ranks
-from asr_lora.batches import rounded_up
-from asr_lora.errors import WorldError
+from asr_lora.batches import forwards, rounded_up
+from asr_lora.errors import WorldError, reason
 from asr_lora.manifest import Clip, waveform
-from asr_lora.model.whisper import context
+from asr_lora.memory import Capacity, is_out_of_memory
+from asr_lora.model.whisper import context, seconds_of
+from asr_lora.progress import say
 from asr_lora.subtitles import Segment
 
 PROMPT_TOKENS = 4  # start, language, task, no timestamps
@@ -94,21 +96,26 @@ def transcribe(
     decoding: Decoding,
     advance: Callable[[int], None] = lambda count: None,
     expect: Callable[[int], None] = lambda count: None,
+    capacity: Capacity | None = None,
 ) -> list[Hypothesis]:
     """One hypothesis a line of the manifest, in its order.
 
     `advance` is told of every batch how many clips it held, and `expect` how many will be heard a second time.
+    `capacity` is what fits the device's memory, lowered where that proves too much: pass the same one again to a
+    later call with the same model. Hypotheses do not depend on it.
 
     Clips of like length are decoded together, for their contexts are alike and their hypotheses end together. What was
     cut at a short context is heard again at 30 s, which the base was made for: there less runs away.
     Raises WorldError when a clip cannot be decoded.
     """
-    hypotheses = transcribe_once(model, processor, clips, decoding, advance)
+    capacity = capacity or Capacity()
+    hypotheses = transcribe_once(model, processor, clips, decoding, advance, capacity=capacity)
     runaways = [] if decoding.margin is None else [at for at, hypothesis in enumerate(hypotheses) if hypothesis.cut]
     if not runaways:
         return hypotheses
     expect(len(runaways))
-    at_full = transcribe_once(model, processor, [clips[at] for at in runaways], replace(decoding, margin=None), advance)
+    once_more, at_thirty = [clips[at] for at in runaways], replace(decoding, margin=None)
+    at_full = transcribe_once(model, processor, once_more, at_thirty, advance, capacity=capacity)
     for at, hypothesis in zip(runaways, at_full, strict=True):
         hypotheses[at] = replace(hypothesis, again=True)
     return hypotheses
@@ -121,6 +128,7 @@ def transcribe_once(
     decoding: Decoding,
     advance: Callable[[int], None] = lambda count: None,
     worn: Sequence[Worn] | None = None,
+    capacity: Capacity | None = None,
 ) -> list[Hypothesis]:
     """The same, but what runs away at a short context is left as it is, cut and told.
 
@@ -128,6 +136,7 @@ def transcribe_once(
     then that of adapter.beside_each_other, and decoding.margin None.
     """
     hypotheses: dict[int, Hypothesis] = {}
+    capacity = capacity or Capacity()
     dtype = model.get_encoder().conv1.weight.dtype  # a quantised model's own dtype is that of its integers
     durations = [clip["duration"] for clip in clips]
     cut = batches(durations, decoding.batch_size, decoding.margin)
@@ -136,7 +145,7 @@ def transcribe_once(
         limits = [_most_tokens(durations[index], decoding) for index in batch]
         with torch.inference_mode(), context(model, seconds):
             beside = None if worn is None else [worn[index] for index in batch]
-            rows = _generated(model, input_features.to(model.device, dtype), decoding, max(limits), beside)
+            rows = _fitting(model, input_features.to(model.device, dtype), decoding, max(limits), capacity, beside)
         for index, row, limit in zip(batch, rows, limits, strict=True):
             # Its own limit, not the longest clip's: what is heard in a clip must not depend on its neighbours.
             said = list(takewhile(lambda token: token != processor.tokenizer.eos_token_id, row))[:limit]
@@ -155,6 +164,7 @@ def transcribe_long(
 
     Each window begins where the last one's timestamps ended (Radford et al. 2023, section 4.5), so the model must know
     them still: an untouched one does, and one that was tuned under training.context=packed.
+    Raises WorldError where a window does not fit in memory.
     """
     heard = processor.feature_extractor(
         waveform, sampling_rate=audio.SAMPLE_RATE, return_tensors="pt", truncation=False, padding="longest",
@@ -163,12 +173,17 @@ def transcribe_long(
     if len(waveform) <= audio.MAX_SECONDS * audio.SAMPLE_RATE:  # one window, which the encoder wants whole
         heard = processor.feature_extractor(waveform, sampling_rate=audio.SAMPLE_RATE, return_tensors="pt")
     weight = model.get_encoder().conv1.weight
-    with torch.inference_mode():
-        told = model.generate(
-            input_features=heard.input_features.to(weight.device, weight.dtype),
-            attention_mask=heard.get("attention_mask"), language=decoding.language, task=decoding.task,
-            num_beams=decoding.num_beams, return_timestamps=True, return_segments=True,
-        )  # fmt: skip
+    try:
+        with torch.inference_mode():
+            told = model.generate(
+                input_features=heard.input_features.to(weight.device, weight.dtype),
+                attention_mask=heard.get("attention_mask"), language=decoding.language, task=decoding.task,
+                num_beams=decoding.num_beams, return_timestamps=True, return_segments=True,
+            )  # fmt: skip
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise _not_even_one(error) from error
+        raise
     return [
         Segment(
             float(each["start"]), float(each["end"]), processor.decode(each["tokens"], skip_special_tokens=True).strip()
@@ -177,42 +192,65 @@ def transcribe_long(
     ]
 
 
+def _fitting(
+    model: WhisperForConditionalGeneration, input_features: Tensor, decoding: Decoding, limit: int, capacity: Capacity,
+    worn: Sequence[Worn] | None,
+) -> list[list[int]]:  # fmt: skip
+    """A row of tokens a clip, in parts of at most `capacity`; where memory runs out, that is lowered for good.
+
+    Of one process alone: ranks are dealt the same batches whatever fits them.
+    """
+    found: list[list[int]] = []
+    seconds = seconds_of(input_features) * decoding.num_beams  # of a row: every beam takes a clip's memory
+    while len(found) < len(input_features):
+        left = input_features[len(found) :]
+        part = left.tensor_split(forwards(len(left), seconds, capacity.seconds))[0]
+        try:
+            found += _generated(model, part, decoding, limit, worn and worn[len(found) : len(found) + len(part)])
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(part) == 1:
+                raise _not_even_one(error) from error
+        else:
+            if capacity.seconds < capacity.reported:
+                capacity.reported, most = capacity.seconds, capacity.seconds / decoding.num_beams
+                say(
+                    f"memory ran out while decoding: from here on at most {most:.0f} s of context at once, or a single "
+                    "clip; hypotheses stay the same"
+                )
+            continue
+        capacity.seconds = len(part) * seconds / 2
+        clear_device_cache(garbage_collection=True)  # outside of except: the error's frames hold on to the memory
+    return found
+
+
+def _not_even_one(error: RuntimeError) -> WorldError:
+    return WorldError(
+        f"hardware: not even one clip at a time fits in memory to be decoded ({reason(error)}); take decoding=greedy, "
+        "a smaller model, or free what else uses this device"
+    )
+
+
 def _generated(
-    model: WhisperForConditionalGeneration,
-    input_features: Tensor,
-    decoding: Decoding,
-    limit: int,
-    worn: Sequence[Worn] | None = None,
-) -> list[list[int]]:
-    """A row of tokens a clip; where memory runs out, by halves."""
+    model: WhisperForConditionalGeneration, input_features: Tensor, decoding: Decoding, limit: int,
+    worn: Sequence[Worn] | None,
+) -> list[list[int]]:  # fmt: skip
+    """A row of tokens a clip."""
     apart: dict[str, object] = {}
     if worn is not None:
         # A row that says a timestamp, which nobody asked for, would be heard on from there without its fellows.
         apart = {"adapter_names": [each.adapter for each in worn], "force_unique_generate_call": True}
-    try:
-        rows: list[list[int]] = model.generate(
-            input_features=input_features,
-            language=decoding.language if worn is None else [each.language for each in worn],
-            task=decoding.task,
-            num_beams=decoding.num_beams,
-            max_new_tokens=limit,
-            **suppressing(model),
-            **apart,
-        ).tolist()
-        return rows if worn is None else [row[PROMPT_TOKENS:] for row in rows]  # such a call gives the prompt back
-    except RuntimeError as error:
-        if not should_reduce_batch_size(error):
-            raise
-        if len(input_features) == 1:
-            raise WorldError(
-                "hardware: not even one clip at a time fits in memory to be decoded; take decoding=greedy, a smaller "
-                "model, or free what else uses this device"
-            ) from error
-    clear_device_cache(garbage_collection=True)  # outside of except: the error's frames hold on to the memory
-    found: list[list[int]] = []
-    for half in input_features.tensor_split(2):
-        found += _generated(model, half, decoding, limit, worn and worn[len(found) : len(found) + len(half)])
-    return found
+    rows: list[list[int]] = model.generate(
+        input_features=input_features,
+        language=decoding.language if worn is None else [each.language for each in worn],
+        task=decoding.task,
+        num_beams=decoding.num_beams,
+        max_new_tokens=limit,
+        **suppressing(model),
+        **apart,
+    ).tolist()
+    return rows if worn is None else [row[PROMPT_TOKENS:] for row in rows]  # such a call gives the prompt back
 
 
 def _most_tokens(duration: float, decoding: Decoding) -> int:

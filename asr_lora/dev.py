@@ -16,6 +16,7 @@ from asr_lora.files import read_json, write_json
 from asr_lora.findings import runaway
 from asr_lora.hardware import Hardware
 from asr_lora.manifest import Clip
+from asr_lora.memory import Capacity
 from asr_lora.text import Normalizer, leading
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Dev:
     ) -> None:  # fmt: skip
         self.clips, self.kept = clips, kept
         self._hardware, self._processor, self._decoding = hardware, processor, decoding
+        self._capacity = Capacity()  # of all decodings: what did not fit in one does not fit in the next
         self._normal, self._seed = normalizer(config, decoding.language), config.seed
         self._references = [clip["text"] for clip in clips]
         self._speakers = [clip["speaker"] for clip in clips]
@@ -108,7 +110,7 @@ class Dev:
         model.eval()
         hardware = self._hardware
         with torch.autocast(hardware.device.type, hardware.autocast, enabled=hardware.autocast is not None):
-            heard = decode.transcribe(model, self._processor, self.clips, self._decoding)
+            heard = decode.transcribe(model, self._processor, self.clips, self._decoding, capacity=self._capacity)
         model.train()
         return {"hypotheses": [each.text for each in heard], "cut": [each.cut for each in heard]}
 

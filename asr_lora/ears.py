@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from asr_lora.errors import ChoiceError
 from asr_lora.hardware import Hardware
 from asr_lora.hearing import decoding, precision
 from asr_lora.manifest import Clip
+from asr_lora.memory import Capacity
 from asr_lora.model import adapter, stored, whisper
 from asr_lora.subtitles import Segment
 
@@ -39,6 +40,7 @@ class Ears:
     model: WhisperForConditionalGeneration
     processor: WhisperProcessor
     short: Mapping[str | None, bool]
+    capacity: Capacity = field(default_factory=Capacity)  # of one recording after another
 
     @contextmanager
     def hearing(self, language: str, name: str | None, strength: float = 1.0) -> Iterator[Decoding]:
@@ -64,7 +66,9 @@ class Ears:
 
         `advance` and `expect` are those of decode.transcribe.
         """
-        return _segments(parts, transcribe(self.model, self.processor, _clips(parts), settings, advance, expect))
+        clips = _clips(parts)
+        heard = transcribe(self.model, self.processor, clips, settings, advance, expect, self.capacity)
+        return _segments(parts, heard)
 
     def together(
         self,
@@ -77,7 +81,7 @@ class Ears:
         In batches in which rows wear different adapters (peft's adapter_names), so without swapping.
         """
         settings = decoding(self.config, self.hardware, worn[0].language, short=False)
-        heard = transcribe_once(self.model, self.processor, _clips(parts), settings, advance, worn)
+        heard = transcribe_once(self.model, self.processor, _clips(parts), settings, advance, worn, self.capacity)
         return _segments(parts, heard)
 
     def language_of(self, waveform: Waveform) -> str:

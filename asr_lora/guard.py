@@ -77,7 +77,7 @@ class Guard(TrainerCallback, ExportableState):
         return False
 
     def overflowed(self, step: int, overflowed: bool) -> None:
-        """Told after every step that was taken whether fp16's gradients had no place in 16 bits: nothing was learnt then.
+        """Told after every step that it took whether fp16's gradients overflowed 16 bits: nothing was learnt then.
 
         The scale of the gradients is halved then, which is as it should be a few times. Raises CollapsedError.
         """

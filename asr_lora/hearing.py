@@ -16,6 +16,7 @@ from asr_lora.checkpoint import identity, load_config, load_processor
 from asr_lora.errors import ChoiceError
 from asr_lora.files import cache_dir, read_json, write_json
 from asr_lora.hardware import Hardware, free_memory
+from asr_lora.memory import Capacity
 from asr_lora.model import adapter, stored, whisper
 from asr_lora.progress import progress, say
 from asr_lora.sets import Set
@@ -55,7 +56,7 @@ def heard(config: "Config", hardware: Hardware, sets: Sequence[Set], tuned: Path
     """
     name, found, model, load_seconds = "untouched" if tuned is None else "tuned", [], None, 0.0
     processor, short = load_processor(config.model.checkpoint), tuned is not None and stored.trained_on_short(tuned)
-    of_model = ranks.first_does(lambda: _model_content(config, hardware, tuned))
+    of_model, capacity = ranks.first_does(lambda: _model_content(config, hardware, tuned)), Capacity()
     for each in sets:
         settings = decoding(config, hardware, each.language, short)
         kept = cache_dir() / "hypotheses" / f"{_content(of_model, each, settings)}.json"
@@ -68,7 +69,7 @@ def heard(config: "Config", hardware: Hardware, sets: Sequence[Set], tuned: Path
             started = time.perf_counter()
             model = _loaded(config, hardware, tuned)
             load_seconds = time.perf_counter() - started
-        facts = _decoded(model, processor, hardware, each, name, settings) | {"load_seconds": load_seconds}
+        facts = _decoded(model, processor, hardware, each, name, settings, capacity) | {"load_seconds": load_seconds}
         ranks.first_does(partial(write_json, kept, facts))
         found.append({**facts, "cached": False})
     return found
@@ -87,11 +88,11 @@ def _loaded(config: "Config", hardware: Hardware, tuned: Path | None) -> Whisper
 
 def _decoded(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, hardware: Hardware, each: Set, name: str,
-    settings: decode.Decoding,
+    settings: decode.Decoding, capacity: Capacity,
 ) -> dict[str, Any]:  # fmt: skip
     started = time.perf_counter()
     with progress(f"decoding {each.name}, {name}", total=len(each.clips)) as bar:
-        hypotheses = decode.transcribe(model, processor, each.clips, settings, bar.advance, bar.expect)
+        hypotheses = decode.transcribe(model, processor, each.clips, settings, bar.advance, bar.expect, capacity)
     seconds, audio_seconds = time.perf_counter() - started, sum(clip["duration"] for clip in each.clips)
     return {
         "hypotheses": [hypothesis.text for hypothesis in hypotheses],

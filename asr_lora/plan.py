@@ -27,11 +27,12 @@ from asr_lora.clock import Clocks
 from asr_lora.config import Config, conf_dir
 from asr_lora.corpus import SPLITS, Columns, is_path, is_quick, open_corpus
 from asr_lora.decode import at_once
-from asr_lora.errors import ChoiceError, UserError, WorldError
+from asr_lora.errors import ChoiceError, UserError, WorldError, reason
 from asr_lora.forecast import STAGES, Forecast, Job, cut, flop, forecast_on, job
 from asr_lora.hardware import GPUS, Hardware, decode_rows, fitting, known_gpu, look
 from asr_lora.launch import launch
 from asr_lora.manifest import draw_order, read_manifest
+from asr_lora.memory import is_out_of_memory
 from asr_lora.prepare import language
 from asr_lora.splits import with_splits
 
@@ -211,9 +212,12 @@ def _by_timing(config: Config, work: Job, hardware: Hardware) -> Clocks:
             beams=config.decoding.num_beams, trained=cut(work.trained, hardware.capacity),
             developed=dev, evaluated=scored or dev,
         )  # fmt: skip
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise WorldError(
-            "plan.calibrate: memory ran out while timing; say hardware.micro_batch=1 and a small hardware.decode_batch"
+            f"plan.calibrate: memory ran out while timing ({reason(error)}); say hardware.micro_batch=1 and a small "
+            "hardware.decode_batch"
         ) from error
 
 

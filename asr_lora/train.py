@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
 from asr_lora import checkpoints, comparison, course, guard, ranks, run
@@ -25,7 +24,7 @@ from asr_lora.assembly import build
 from asr_lora.checkpoint import identity
 from asr_lora.config import Config
 from asr_lora.corpus import SPLITS
-from asr_lora.errors import ChoiceError, WorldError
+from asr_lora.errors import ChoiceError, WorldError, reason
 from asr_lora.eval import evaluate
 from asr_lora.files import read_json, whole_folder, write_json
 from asr_lora.guard import CollapsedError, Retreat
@@ -34,6 +33,7 @@ from asr_lora.hearing import decoding
 from asr_lora.journal import is_judged
 from asr_lora.launch import launch, words_of_job
 from asr_lora.manifest import Clip, read_manifest
+from asr_lora.memory import is_out_of_memory
 from asr_lora.model import stored
 from asr_lora.plan import predict
 from asr_lora.prepare import language, prepare
@@ -239,12 +239,12 @@ def _stopping_cleanly(trainer: WhisperTrainer) -> Iterator[None]:
         if trainer.journal.stop_asked and trainer.state.global_step < trainer.state.max_steps:
             say(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}: {trainer.args.output_dir}")
             raise KeyboardInterrupt
-    except torch.OutOfMemoryError as error:
-        raise WorldError(
-            "hardware: not even one clip at a time fits in memory; take hardware.gradient_checkpointing=true, "
-            "model.precision=int8 or a smaller model"
-        ) from error
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise WorldError(
+                f"hardware: not even one clip at a time fits in memory ({reason(error)}); take "
+                "hardware.gradient_checkpointing=true, model.precision=int8 or a smaller model"
+            ) from error
         if ranks.lost_another(error):
             usual.clear()  # what started this process is about to end it: not before it has said why
         raise

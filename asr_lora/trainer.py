@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader, Sampler
@@ -26,6 +27,7 @@ from asr_lora.features import IGNORED
 from asr_lora.files import whole_folder
 from asr_lora.guard import Guard
 from asr_lora.journal import Journal
+from asr_lora.memory import is_out_of_memory
 from asr_lora.model import adapter
 from asr_lora.model.methods import Method
 from asr_lora.model.whisper import context, seconds_of
@@ -95,7 +97,7 @@ class WhisperTrainer(Seq2SeqTrainer):
         self.record = record
         self.first_step = 0
         self.step_taken = True  # whether the guard has let the optimiser have the last one
-        self._scaler: torch.amp.GradScaler | None = None  # of fp16, while a step goes without it
+        self._scaler: GradScaler | None = None  # of fp16, while a step goes without it
         self._saving_in: Path | None = None
 
     def get_train_dataloader(self) -> DataLoader[Any] | Stream:
@@ -153,7 +155,7 @@ class WhisperTrainer(Seq2SeqTrainer):
         """
         if self.accelerator.scaler is not None:
             self._scaler = self.accelerator.scaler
-            self.accelerator.scaler = self.optimizer.scaler = torch.amp.GradScaler(enabled=False)
+            self.accelerator.scaler = self.optimizer.scaler = GradScaler(enabled=False)
 
     def restore_scaler(self) -> None:
         """Takes back the loss scaler that a skipped step went without, if any."""
@@ -193,7 +195,7 @@ class WhisperTrainer(Seq2SeqTrainer):
                     self.accelerator.backward(part)
                 loss += part.detach()
             except RuntimeError as error:
-                if not should_reduce_batch_size(error):
+                if not is_out_of_memory(error):
                     raise
                 return loss, error.with_traceback(None)  # its frames would hold on to the memory
         if self.method.penalty:

@@ -16,9 +16,10 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora import audio
 from asr_lora.checkpoint import load_processor, whisper_base_from_wheels
-from asr_lora.decode import Decoding, batches, transcribe
+from asr_lora.decode import Decoding, Worn, batches, transcribe, transcribe_long, transcribe_once
 from asr_lora.errors import WorldError
 from asr_lora.features import log_mel
+from asr_lora.memory import Capacity
 from asr_lora.model import whisper
 from asr_lora.progress import progress
 from asr_lora.synthetic.espeak import RATE, Utterance, speak
@@ -166,32 +167,123 @@ def test_the_model_sees_the_short_context_and_is_at_thirty_seconds_again_afterwa
     assert model.config.max_source_positions == whisper.MAX_POSITIONS
 
 
+FULL = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cublasLt ran into an error!\n\tshapeA=torch.Size([5, 5])"),
+]
+
+
+class Small:
+    """A device that has memory for so many rows in the encoder at once; `sizes` are those of every try.
+
+    The model says no timestamps, after which a random one is heard on from there.
+    """
+
+    def __init__(self, model: WhisperForConditionalGeneration, rows: int, error: RuntimeError = FULL[0]) -> None:
+        self.rows, self.error = rows, error
+        self.sizes: list[int] = []
+        first = model.generation_config.no_timestamps_token_id + 1
+        model.generation_config.suppress_tokens = list(range(first, model.config.vocab_size))
+        model.get_encoder().conv1.register_forward_pre_hook(self)
+
+    def __call__(self, module: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
+        self.sizes.append(len(args[0]))
+        if len(args[0]) > self.rows:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", FULL, ids=["torch", "cublas", "bitsandbytes"])
 def test_where_memory_runs_out_a_batch_is_decoded_by_halves_and_says_the_same(
-    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: list[dict[str, Any]],
+    error: RuntimeError,
 ) -> None:
+    memory = Small(model, 5, error)
     whole = transcribe(model, processor, clips, USUAL)
-    sizes = []
-
-    def small(module: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
-        sizes.append(len(args[0]))
-        if len(args[0]) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    hook = model.get_encoder().conv1.register_forward_pre_hook(small)
+    memory.rows = 2
     assert transcribe(model, processor, clips, USUAL) == whole
-    hook.remove()
-    assert sizes[:3] == [5, 3, 2] and max(sizes[2:]) == 2
+    assert memory.sizes == [5, 5, 2, 2, 1]
 
 
-def test_a_clip_that_does_not_fit_alone_is_told_in_one_line(
+def test_what_ran_out_once_is_not_tried_again_and_said_once(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    many, settings = [clips[at % len(clips)] for at in range(12)], replace(USUAL, batch_size=4)
+    memory, capacity = Small(model, 4), Capacity()
+    whole = transcribe(model, processor, many, settings, capacity=capacity)
+    memory.rows = 2
+    assert transcribe(model, processor, many, settings, capacity=capacity) == whole
+    assert memory.sizes == [4, 4, 4, 4, 2, 2, 2, 2, 2, 2]  # a batch of four is tried once more, and then none
+    assert capacity.seconds == 2 * audio.MAX_SECONDS
+    assert transcribe(model, processor, many, settings, capacity=capacity) == whole
+    assert memory.sizes[10:] == [2] * 6
+    told = [line for line in capsys.readouterr().err.splitlines() if "memory ran out" in line]
+    assert len(told) == 1 and "at most 60 s of context at once" in told[0]
+
+
+def test_what_fits_is_reckoned_in_seconds_of_context_and_every_beam_counts(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
 ) -> None:
-    def full(module: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    memory, capacity = Small(model, 2), Capacity()
+    beams = replace(USUAL, num_beams=2, max_new_tokens=4, margin=1.0)  # one clip at 5.12 s, one at 3.84, three at 2.56
+    transcribe_once(model, processor, clips, beams, capacity=capacity)
+    assert memory.sizes == [1, 1, 3, 1, 1, 1]
+    assert capacity.seconds == pytest.approx(3 * 2 * 2.56 / 2)
+    memory.sizes.clear()
+    transcribe_once(model, processor, clips, replace(beams, num_beams=1), capacity=capacity)
+    assert memory.sizes == [1, 1, 3, 1, 1, 1]
+    assert capacity.seconds == pytest.approx(3 * 2.56 / 2)
 
-    model.get_encoder().conv1.register_forward_pre_hook(full)
-    with pytest.raises(WorldError, match="not even one clip at a time fits"):
+
+def test_rows_that_wear_adapters_keep_theirs_where_memory_runs_out(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
+) -> None:
+    languages = ["nl", "es", "de", "fr", "it"]
+    seen = []
+    monkey = model.generate
+
+    def generate(*args: Any, adapter_names: list[str], language: list[str], **settings: Any) -> torch.Tensor:
+        seen.append((len(settings["input_features"]), adapter_names, language))
+        return monkey(*args, language=language, **settings)
+
+    model.generate = generate
+    Small(model, 2)
+    transcribe_once(
+        model, processor, clips, replace(USUAL, max_new_tokens=4), worn=[Worn(each, each) for each in languages]
+    )
+    longest_first = ["it", "es", "de", "nl", "fr"]
+    assert seen[0] == (5, longest_first, longest_first)
+    assert [names for _, names, _ in seen[1:]] == [longest_first[:2], longest_first[2:4], longest_first[4:]]
+
+
+@pytest.mark.parametrize("error", FULL, ids=["torch", "cublas", "bitsandbytes"])
+def test_a_clip_that_does_not_fit_alone_is_told_in_one_line(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: list[dict[str, Any]],
+    error: RuntimeError,
+) -> None:
+    memory = Small(model, 0, error)
+    with pytest.raises(WorldError, match="not even one clip at a time fits") as refused:
         transcribe(model, processor, clips, USUAL)
+    assert str(error).splitlines()[0] in str(refused.value) and "\n" not in str(refused.value)
+    assert memory.sizes == [5, 2, 1]
+    with pytest.raises(WorldError, match="not even one clip at a time fits"):
+        transcribe_long(model, processor, audio.load(Path(clips[0]["path"])), USUAL)
+
+
+def test_an_error_that_is_no_lack_of_memory_is_not_tried_again(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
+) -> None:
+    memory = Small(model, 0, RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"))
+    with pytest.raises(RuntimeError, match="EXECUTION_FAILED"):
+        transcribe(model, processor, clips, USUAL)
+    assert memory.sizes == [5]
 
 
 @pytest.fixture

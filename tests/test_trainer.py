@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 
 from asr_lora import assembly, run, train
 from asr_lora.dev import Dev, Judged
-from asr_lora.files import read_jsonl
+from asr_lora.errors import WorldError
+from asr_lora.files import read_json, read_jsonl
 from asr_lora.hardware import look
 from asr_lora.journal import eval_steps
 from asr_lora.launch import load
 from asr_lora.prepare import prepare
 from asr_lora.progress import progress
+from asr_lora.trainer import WhisperTrainer
 
 STEPS = 3
 
@@ -58,10 +60,11 @@ def assert_same(one: Any, other: Any) -> None:
 
 
 def test_loss_gradient_and_adapter_do_not_depend_on_how_a_batch_is_cut(uneven: list[str]) -> None:
-    whole = outcome(trained([*uneven, "run_name=8x1", "hardware.micro_batch=8"]))
+    at_thirty = [*uneven, "training.context=full"]  # or all eight would go through at once: capacity is in seconds
+    whole = outcome(trained([*at_thirty, "run_name=8x1", "hardware.micro_batch=8"]))
     assert len(whole[0]) == STEPS
-    assert_same(outcome(trained([*uneven, "run_name=4x2", "hardware.micro_batch=4"])), whole)
-    checkpointed = [*uneven, "run_name=2x4", "hardware.micro_batch=2", "hardware.gradient_checkpointing=true"]
+    assert_same(outcome(trained([*at_thirty, "run_name=4x2", "hardware.micro_batch=4"])), whole)
+    checkpointed = [*at_thirty, "run_name=2x4", "hardware.micro_batch=2", "hardware.gradient_checkpointing=true"]
     assert_same(outcome(trained(checkpointed)), whole)
 
 
@@ -73,17 +76,35 @@ def test_contexts_of_several_lengths_in_a_step_do_not_depend_on_how_it_is_cut(un
     assert_same(outcome(trained([*mixed, "run_name=cut", "hardware.micro_batch=1"])), whole)
 
 
-class Small:
-    """A device that has memory for so many rows in one forward, of any context."""
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+INT8 = RuntimeError("cublasLt ran into an error!\n\tshapeA=torch.Size([8, 8])")  # of bitsandbytes, whatever it was
 
-    def __init__(self, rows: int) -> None:
-        self.rows, self.largest = rows, 0
+
+class Small:
+    """A device that has memory for so many rows in one forward, of any context; else it raises `error`."""
+
+    def __init__(self, rows: int, error: RuntimeError = FULL) -> None:
+        self.rows, self.error, self.largest = rows, error, 0
 
     def __call__(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
         rows = len(kwargs["input_features"])
         if rows > self.rows:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            raise self.error
         self.largest = max(self.largest, rows)
+
+
+class Within:
+    """Has train.train build its trainer with a model that runs out of memory as `memory` says; it is then `made`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, memory: Small) -> None:
+        self.memory = memory
+        monkeypatch.setattr(train, "build", self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> WhisperTrainer:
+        self.made = assembly.build(*args, **kwargs)
+        self.made.model.register_forward_pre_hook(self.memory, with_kwargs=True)
+        return self.made
 
 
 def trained_within(words: list[str], memory: Small) -> dict[str, Any]:
@@ -110,6 +131,16 @@ def test_when_memory_runs_out_the_step_is_begun_again_in_smaller_parts_and_nothi
     assert capsys.readouterr().err.count("memory ran out") == 2
 
 
+@pytest.mark.parametrize("error", [CUBLAS, INT8], ids=["cublas", "bitsandbytes"])
+def test_memory_that_a_library_asked_for_in_vain_is_the_same_as_torchs_own(
+    uneven: list[str], error: RuntimeError
+) -> None:
+    words = [*uneven, "training.margin=[0.5,0.5]", "training.max_steps=1"]  # eight rows at 0.96 s
+    memory = Small(4, error)
+    facts = trained_within(words, memory)
+    assert (facts["out_of_memory"], memory.largest) == (1, 4)
+
+
 def test_memory_that_ran_out_on_a_short_batch_is_met_though_a_longer_single_row_has_gone_through(
     uneven: list[str],
 ) -> None:
@@ -121,9 +152,48 @@ def test_memory_that_ran_out_on_a_short_batch_is_met_though_a_longer_single_row_
     assert_same(outcome(load([*mixed, "run_name=small"]).run), whole)
 
 
-def test_when_not_even_one_row_fits_training_ends_with_the_way_out(uneven: list[str]) -> None:
-    with pytest.raises(torch.OutOfMemoryError):
-        trained_within(uneven, Small(rows=0))
+@pytest.mark.parametrize("error", [FULL, CUBLAS, INT8], ids=["torch", "cublas", "bitsandbytes"])
+def test_when_not_even_one_row_fits_training_ends_with_the_reason_and_the_way_out(
+    uneven: list[str], monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
+    build = Within(monkeypatch, Small(0, error))
+    with pytest.raises(WorldError, match="hardware: not even one clip at a time fits in memory") as refused:
+        trained([*uneven, "training.eval_steps=100"])
+    assert str(error).splitlines()[0] in str(refused.value) and "\n" not in str(refused.value)
+    assert build.made.journal.out_of_memory == 3  # eight rows, four, two
+
+
+def test_an_error_that_is_no_lack_of_memory_ends_training_as_it_is(
+    uneven: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`")
+    build = Within(monkeypatch, Small(0, error))
+    with pytest.raises(RuntimeError, match="EXECUTION_FAILED") as raised:
+        trained(uneven)
+    assert raised.value is error and build.made.journal.out_of_memory == 0
+
+
+def test_what_a_dev_decoding_had_no_memory_for_is_not_tried_in_the_next(
+    uneven: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = []
+
+    def small(module: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
+        if not module.training:
+            sizes.append(len(args[0]))
+            if len(args[0]) > 1:
+                raise CUBLAS
+
+    def build(*args: Any, **kwargs: Any) -> WhisperTrainer:
+        made = assembly.build(*args, **kwargs)
+        made.model.get_encoder().conv1.register_forward_pre_hook(small)
+        return made
+
+    monkeypatch.setattr(train, "build", build)
+    folder = trained([*uneven, "training.eval_steps=1", "training.dev_share=1"])
+    assert len(read_json(run.train_metrics(folder))["dev"]) >= 2
+    assert sizes.count(2) == 1  # of all, the base model's own too
+    assert capsys.readouterr().err.count("memory ran out while decoding") == 1
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_end(uneven: list[str]) -> None:

@@ -19,9 +19,10 @@ from asr_lora import cost
 from asr_lora.checkpoint import is_local, resolve
 from asr_lora.corpus.hub import PREFIX as HUB
 from asr_lora.doctor.verdict import FAIL, OK, WARN, Check
-from asr_lora.errors import WorldError
+from asr_lora.errors import WorldError, reason
 from asr_lora.forecast import architecture
 from asr_lora.hardware import Hardware, cpu_has_bf16, look
+from asr_lora.memory import is_out_of_memory
 from asr_lora.model import probe
 from asr_lora.model.adapter import Tuned
 from asr_lora.model.probe import Base
@@ -151,8 +152,12 @@ def gradients(
     try:
         model = probe.tuned(base, config.lora, config.seed, config.max_steps, hardware.gradient_checkpointing)
         probe.back_propagate(model, base, heard)
-    except torch.OutOfMemoryError as error:
-        raise WorldError("gradients: memory ran out on a small model; end what else holds the GPU") from error
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise WorldError(
+            f"gradients: memory ran out on a small model ({reason(error)}); end what else holds the GPU"
+        ) from error
     check = judged(config.lora.kind, probe.gradients(model), on)
     return check, None if check.verdict == FAIL else Trial(model, base, heard)
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from asr_lora.errors import WorldError, reason
 from asr_lora.files import read_json
+from asr_lora.memory import is_out_of_memory
 
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors")  # of an adapter, of a whole model
 KINDS = {"LORA": "LoRA", "ADALORA": "AdaLoRA", "IA3": "(IA)^3"}  # by peft's name
@@ -87,12 +88,12 @@ def reading(folder: Path) -> Iterator[None]:
             warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)  # half an adapter is none
             warnings.filterwarnings("error", "target_.* were set but no .* was matched", RuntimeWarning)
             yield
-    except torch.OutOfMemoryError:  # a RuntimeError too, and nothing is damaged
-        raise
     except (
         SafetensorError, OSError, ImportError, UserWarning, RuntimeWarning, ValueError, RuntimeError, TypeError,
         AttributeError, LookupError, re.error,
     ) as error:  # fmt: skip
+        if is_out_of_memory(error):  # a RuntimeError too, and nothing is damaged
+            raise
         raise WorldError(f"{folder}: does not load as an adapter ({reason(error)}); {AGAIN}") from error
 
 
