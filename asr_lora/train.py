@@ -41,6 +41,8 @@ from asr_lora.progress import progress, say
 from asr_lora.sets import refuse_unclear
 from asr_lora.trainer import WhisperTrainer
 
+ECHO = 1.0  # seconds within which a signal is the first one's copy: `timeout` signals its child, and then the group
+
 
 def train(config: Config, command: Sequence[str] | None = None, callbacks: Sequence[TrainerCallback] = ()) -> None:
     """The main command: manifest, adapter, and (unless eval.after=false) WER before and after.
@@ -219,19 +221,26 @@ def _clear_away(config: Config) -> None:
 
 @contextmanager
 def _stopping_cleanly(trainer: WhisperTrainer) -> Iterator[None]:
-    """Ctrl-C or SIGTERM ends the step, saves a checkpoint and says so; a second one stops at once.
+    """Ctrl-C or SIGTERM ends the step, saves a checkpoint and says so; one that comes later than ECHO stops at once.
 
     Raised in the middle of a step it might also be lost: libsndfile's callbacks swallow exceptions. Of several
     processes each is signalled by what started them, which waits half a minute; they end the same step.
     """
 
-    def stop(*_: Any) -> None:
+    first: float | None = None
+
+    def stop(number: int, _: object) -> None:
+        nonlocal first
         trainer.journal.stop_asked = True
         if ranks.count() > 1:
             return
-        say("stopping at the end of this step, with a checkpoint; Ctrl-C again stops at once")
-        for number, before in usual.items():
-            signal.signal(number, before)
+        if first is None:
+            first = time.monotonic()
+            say("stopping at the end of this step, with a checkpoint; Ctrl-C again stops at once")
+        elif time.monotonic() > first + ECHO:
+            for each, before in usual.items():
+                signal.signal(each, before)
+            signal.raise_signal(number)
 
     usual = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

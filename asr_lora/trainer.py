@@ -1,10 +1,12 @@
 """Hugging Face's Seq2SeqTrainer with what Whisper needs: the loss scaled right, our order of batches, real dev WER."""
 
+import os
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -320,8 +322,21 @@ class _AfterStep(TrainerCallback):
 
 
 def _leave_interruptions(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; what to do about it is the trainer's to say."""
+    """Ctrl-C and SIGTERM reach every process of a terminal or a job: what to do about them is the trainer's to say."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a loader ends
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(trainer: int) -> None:
+    """Waits for a SIGTERM of the process `trainer`, by which a DataLoader ends what does not end by itself.
+
+    Where that process is gone any SIGTERM will do; a loader that is asked for nothing looks for it every five seconds.
+    """
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != trainer and os.getppid() == trainer:
+        pass
+    os._exit(0)  # as torch's own handler does: any other status would be that of a loader that broke
 
 
 class _From(Sampler[int]):

@@ -1,18 +1,27 @@
 """A run that is killed, or whose disk fills up, anywhere and again and again ends as if nothing had been."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
 from asr_lora import run
+from asr_lora import train as stage
 from asr_lora.files import read_json, read_jsonl
 from asr_lora.launch import load
 from asr_lora.prepare import prepare
 from asr_lora.train import train
+from asr_lora.trainer import _leave_interruptions
 
 SCRIPT = Path(__file__).with_name("interrupted.py")
 
@@ -99,3 +108,121 @@ def test_kills_change_nothing_where_clips_come_from_shards(busy: list[str], tmp_
     told = interrupted(sharded, times=6, seed=2)
     assert told["ended"][-1] == 0 and -9 in told["ended"]
     assert outcome(sharded) == steady(sharded)
+
+
+# ---- SIGTERM, by which jobs and containers are told to end ----
+
+
+def to_group(leader: int) -> None:
+    """As SLURM and `kill -TERM -- -pgid` do: every process of it, and so the loaders too."""
+    os.killpg(leader, signal.SIGTERM)
+
+
+def to_leader_and_group(leader: int) -> None:
+    """As `timeout` does, whose child hears of it twice."""
+    os.kill(leader, signal.SIGTERM)
+    time.sleep(0.05)
+    os.killpg(leader, signal.SIGTERM)
+
+
+def trained_for(words: list[str], steps: int) -> subprocess.Popen[str]:
+    """A training in a process group of its own, which has made so many steps."""
+    command = [sys.executable, "-m", "asr_lora.train", *words]
+    log, until = load(words).run / "train" / "log.jsonl", time.monotonic() + 240
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (log.is_file() and log.read_text().count("\n") >= steps) and process.poll() is None:
+        assert time.monotonic() < until, "no step was made"
+        time.sleep(0.02)
+    return process
+
+
+def is_there(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("stop", [to_group, pytest.param(to_leader_and_group, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("workers", [2, pytest.param(0, marks=pytest.mark.slow)])
+def test_sigterm_to_all_processes_of_a_run_stops_it_with_a_checkpoint(
+    words: list[str], stop: Callable[[int], None], workers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longer = [
+        *words, "training.max_steps=40", "training.save_steps=1000", "training.eval_steps=1000", "lora.dropout=0.1",
+        "guard.collapse=go_on", "eval.limit=2",
+    ]  # fmt: skip
+    with trained_for([*longer, f"hardware.workers={workers}"], steps=3) as process:
+        stop(process.pid)
+        _, told = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in told, told
+    assert not is_there(process.pid)  # no loader is left behind
+    assert "stopping at the end of this step, with a checkpoint" in told
+    (checkpoint,) = run.checkpoints(load(longer).run).iterdir()
+    step = int(checkpoint.name.rpartition("-")[2])
+    assert 3 <= step < 40 and f"stopped at step {step} of 40" in told
+    assert told.splitlines()[-1].endswith("the same command goes on from there")
+    train(load(longer))
+    assert f"resuming from {checkpoint}" in capsys.readouterr().err
+    assert outcome(longer) == steady(longer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [None, 15.0])
+def test_loaders_end_after_a_trainer_that_was_killed(words: list[str], seconds: float | None) -> None:
+    """At a SIGTERM at once, and by themselves in a while."""
+    with trained_for([*words, "training.max_steps=2000", "hardware.workers=2"], steps=3) as process:
+        process.kill()
+        process.wait()
+        if seconds is None:
+            os.killpg(process.pid, signal.SIGTERM)
+        until = time.monotonic() + (seconds or 2.0)
+        while is_there(process.pid):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+
+
+class Stuck(torch.utils.data.Dataset[int]):
+    """Gives a first item, and no second one."""
+
+    def __getitem__(self, index: int) -> int:
+        time.sleep(60 * index)
+        return index
+
+    def __len__(self) -> int:
+        return 2
+
+
+def test_a_loader_leaves_sigterm_to_its_trainer_and_ends_when_that_one_says_so() -> None:
+    items = iter(DataLoader(Stuck(), batch_size=None, num_workers=1, worker_init_fn=_leave_interruptions))
+    next(items)
+    (loader,) = items._workers  # type: ignore[attr-defined]
+    subprocess.run(["kill", "-TERM", str(loader.pid)], check=True)
+    loader.join(1)
+    assert loader.is_alive()
+    del items  # waits for five seconds, and then sends the same
+    loader.join(5)
+    assert loader.exitcode == 0
+
+
+@pytest.mark.parametrize("signalled", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_stops_at_once_unless_it_is_the_first_ones_copy(
+    signalled: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "ECHO", 0.2)
+    usual = signal.signal(signalled, signal.default_int_handler)
+    trainer: Any = SimpleNamespace(journal=SimpleNamespace(stop_asked=False))
+    copied = False
+    try:
+        with pytest.raises(KeyboardInterrupt), stage._stopping_cleanly(trainer):
+            signal.raise_signal(signalled)
+            signal.raise_signal(signalled)
+            copied = trainer.journal.stop_asked
+            time.sleep(0.3)
+            signal.raise_signal(signalled)
+            pytest.fail("went on")
+        assert copied
+        assert signal.getsignal(signalled) is signal.default_int_handler
+    finally:
+        signal.signal(signalled, usual)
