@@ -23,7 +23,7 @@ CPU_SLACK = 3.0  # the same of malloc, which gives little back: whisper-base hel
 
 # Kept for backward by kind of tuning, in bytes a width d (f = 4d): of an encoder layer a position, of a decoder layer a
 # token, and of a decoder layer a position that it attends to. In fp32 as autograd keeps them on a CPU, with dropout;
-# in half precision as counted under CUDA's casts (tests/test_memory.py), where inputs of norms stay fp32 and dropout's
+# in half precision as counted under CUDA's casts (tests/test_kept_bytes.py), where inputs of norms stay fp32 and dropout's
 # masks are a byte each.
 _QV = ((56, 76, 16), (30, 41, 7))
 KEPT = {
