@@ -87,7 +87,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_word("model.name", self.name)
         check_choice("model.task", self.task, ("transcribe", "translate"))
-        check_choice("model.precision", self.precision, ("int8", "nf4", "fp16", "bf16", "fp32"))
+        check_choice("model.precision", self.precision, ("auto", "int8", "nf4", "fp16", "bf16", "fp32"))
 
 
 @dataclass

@@ -35,7 +35,9 @@ def compare(folders: Sequence[Path], title: str, runs_dir: Path) -> Path:
             )
     rows = sorted(map(_run, complete), key=lambda row: row["settings"]["lora"]["r"] or 0)
     page = runs_dir / "comparison" / "index.html"
+    precisions = {row["settings"]["model"]["precision"] for row in rows}
     for row in rows:
+        row["base"] = f"base in {row['settings']['model']['precision']}" if len(precisions) > 1 else None
         row["link"] = os.path.relpath(row["page"], page.parent) if row["page"].is_file() else None
     groups = _groups(rows)
     text = environment(autoescape=True).get_template("comparison.html").render(
@@ -116,7 +118,7 @@ def _group(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _folded(runs: Sequence[Mapping[str, Any]], rate: str) -> dict[str, Any]:
     """A row: the cells of a single run, or of several seeds the means, and how far they lie apart."""
     first, rates = runs[0], [each["own"][rate] for each in runs]
-    row = {name: first[name] for name in ("name", "settings", "trained", "own", "facts", "split")}
+    row = {name: first[name] for name in ("name", "base", "settings", "trained", "own", "facts", "split")}
     row |= {"runs": list(runs), "minutes": spread([each["trained"]["train_seconds"] / 60 for each in runs]).mean}
     if len(runs) == 1:
         return row | {

@@ -19,6 +19,7 @@ from asr_lora.audio import MAX_SECONDS
 from asr_lora.checkpoint import load_config
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.model.whisper import DTYPES
+from asr_lora.tuning import decided
 
 if TYPE_CHECKING:
     from asr_lora.config import Config
@@ -58,8 +59,9 @@ def look(config: "Config", shape: cost.Shape | None = None) -> Hardware:
     The model's `shape`, by default the checkpoint's, tells what fits a GPU; where that proves too bold, training and
     decoding take less at once.
     """
-    asked, precision, batch_size = config.hardware, config.model.precision, config.training.batch_size
-    device = _device(asked.device)
+    asked, batch_size = config.hardware, config.training.batch_size
+    device = device_of(config)
+    precision, _ = decided(config.model.precision, device.type)
     on_gpu = device.type == "cuda"
     if precision == "fp16" and not on_gpu:
         raise ChoiceError("model.precision: fp16 trains on a GPU only; on a CPU take fp32, bf16 or int8")
@@ -103,6 +105,11 @@ def look_together(config: "Config") -> Hardware:
     found = look(config)
     ranks.join(found.device)
     return replace(found, decode_batch=min(ranks.gathered(found.decode_batch)))  # all decode the same batches
+
+
+def device_of(config: "Config") -> torch.device:
+    """The device alone, which decides model.precision=auto before `look` can. Raises as `look` does for a device."""
+    return _device(config.hardware.device)
 
 
 def known_gpu(name: str) -> str | None:

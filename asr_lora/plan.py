@@ -29,7 +29,7 @@ from asr_lora.corpus import SPLITS, Columns, is_path, is_quick, open_corpus
 from asr_lora.decode import at_once
 from asr_lora.errors import ChoiceError, UserError, WorldError, reason
 from asr_lora.forecast import STAGES, Forecast, Job, cut, flop, forecast_on, job
-from asr_lora.hardware import GPUS, Hardware, decode_rows, fitting, known_gpu, look
+from asr_lora.hardware import GPUS, Hardware, decode_rows, device_of, fitting, known_gpu, look
 from asr_lora.launch import launch
 from asr_lora.manifest import draw_order, read_manifest
 from asr_lora.memory import is_out_of_memory
@@ -49,10 +49,15 @@ def plan(config: Config, named: Mapping[str, Any]) -> None:
     forecasts = {gpu: on_gpu(replace(config, hardware=hardware), work) for gpu, hardware in gpus.items()}
     forecasts[HERE] = here(config, work)
     dollars = {gpu: hardware.dollars_per_hour for gpu, hardware in gpus.items()}
-    table = _table(config, work, forecasts, dollars | {HERE: config.hardware.dollars_per_hour})
+    on_gpus, on_this = (each.model.precision for each, _ in (run.settled(config, "cuda"), settled_here(config)))
+    bases = dict.fromkeys(gpus, on_gpus) | {HERE: on_this}
+    table = _table(config, work, forecasts, dollars | {HERE: config.hardware.dollars_per_hour}, bases)
     prices = ", ".join(sorted({str(hardware.price_source) for hardware in gpus.values()}))
     timed = "estimated, here timed" if config.plan.calibrate else "estimated (plan.calibrate=true times them here)"
-    table.caption = f"clips: {origin}; hours: {timed}, fetching not counted; prices: {prices}"
+    table.caption = (
+        f"clips: {origin}; hours: {timed}, fetching not counted; prices: {prices}; below each device the precision of "
+        f"the base (model.precision={config.model.precision})"
+    )
     Console().print(table)
     Console().print(ways.table(config, work.shape))
 
@@ -126,6 +131,7 @@ def facts(gpu: str) -> HardwareConfig:
 
 def on_gpu(config: Config, work: Job) -> Forecast:
     """On the GPU whose facts config.hardware holds, with as much in one forward as fits it."""
+    config, _ = run.settled(config, "cuda")
     asked, precision = config.hardware, config.model.precision
     arithmetic = _arithmetic(precision, asked.autocast)
     if arithmetic not in asked.rates or asked.memory is None:
@@ -150,11 +156,21 @@ def here(config: Config, work: Job) -> Forecast:
     """
     if config.plan.calibrate:
         _refuse_to_fetch(config.model.checkpoint)
+    config, _ = settled_here(config)
     try:
         hardware = look(config, work.shape)
     except UserError as refused:  # the plan for other machines holds all the same
         return Forecast({}, {}, str(refused))
     return _forecast_here(config, work, hardware)
+
+
+def settled_here(config: Config) -> tuple[Config, str]:
+    """`run.settled` on this machine; as asked where its device cannot be used, which `look` then says."""
+    try:
+        device = device_of(config)
+    except UserError:
+        return config, f"model.precision={config.model.precision}"
+    return run.settled(config, device.type)
 
 
 def _forecast_here(config: Config, work: Job, hardware: Hardware) -> Forecast:
@@ -224,7 +240,11 @@ def _by_timing(config: Config, work: Job, hardware: Hardware) -> Clocks:
 # ---- the table ----
 
 
-def _table(config: Config, work: Job, forecasts: Mapping[str, Forecast], dollars: Mapping[str, float | None]) -> Table:
+def _table(
+    config: Config, work: Job, forecasts: Mapping[str, Forecast], dollars: Mapping[str, float | None],
+    bases: Mapping[str, str],
+) -> Table:  # fmt: skip
+    """`forecasts`, `dollars` an hour and precisions of the `bases` are by device, a row each."""
     steps = f"{config.max_steps:,} steps of {config.training.batch_size} clips"
     title = f"{config.run_name}: {steps}, {work.trainable:,} trainable parameters"
     table = Table(title=title, show_lines=True, min_width=len(title))  # a narrower one would break its title
@@ -234,13 +254,14 @@ def _table(config: Config, work: Job, forecasts: Mapping[str, Forecast], dollars
     cells = [f"{work.clips[stage]:,}\n{_work(done[stage])}\n{_gigabytes(work.disk[stage])}" for stage in STAGES]
     table.add_row("clips\nwork\ndisk", *cells, f"\n{_work(sum(done.values()))}\n{_gigabytes(sum(work.disk.values()))}")
     for name, forecast in forecasts.items():
+        label = f"{name}\n{bases[name]}"
         if not forecast.seconds:
-            table.add_row(name, *("-" for _ in STAGES), forecast.trouble)
+            table.add_row(label, *("-" for _ in STAGES), forecast.trouble)
             continue
         price, whole = dollars[name], sum(forecast.seconds.values())
         cells = [_cell(forecast.seconds[stage], price, forecast.memory[stage]) for stage in STAGES]
         whole_cell = _cell(whole, price, max(forecast.memory.values()))
-        table.add_row(name, *cells, f"{whole_cell}\n{forecast.trouble}" if forecast.trouble else whole_cell)
+        table.add_row(label, *cells, f"{whole_cell}\n{forecast.trouble}" if forecast.trouble else whole_cell)
     return table
 
 

@@ -23,6 +23,7 @@ from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.files import ANEW, read_json, read_jsonl, write_text
 from asr_lora.manifest import NOT_OF_ALL, read_manifest
 from asr_lora.naming import GROUPS, science
+from asr_lora.tuning import decided
 
 Branch = TypeVar("Branch", EvalConfig, DecodingConfig, ReportConfig)
 
@@ -216,6 +217,16 @@ def pinned(config: Config) -> Config:
             "put those back, or give this run a name of its own (run_name=...)"
         )
     return config
+
+
+def settled(config: Config, device: str) -> tuple[Config, str]:
+    """With model.precision=auto resolved for a type of device (cuda or cpu), and what it came to in words.
+
+    A run that was begun keeps the precision that it recorded, whatever the device.
+    """
+    begun = settings(config.run)["model"]["precision"] if settings_file(config.run).is_file() else None
+    precision, told = decided(config.model.precision, device, begun)
+    return replace(config, model=replace(config.model, precision=precision)), told
 
 
 def refuse_bases(bases: Mapping[str, str], way_out: str) -> None:

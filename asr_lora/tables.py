@@ -57,7 +57,8 @@ def show_comparison(group: Mapping[str, Any]) -> None:
     table.caption = "\n".join([*([FOLDED] if group["folded"] else []), *group["heard_at"]])
     console.print(table)
     for number, row in enumerate(group["rows"], 1):  # a name is as wide as many a screen
-        console.print(f"  {number}: {row['name']}", markup=False, highlight=False, soft_wrap=True)
+        base = f", {row['base']}" if row["base"] else ""
+        console.print(f"  {number}: {row['name']}{base}", markup=False, highlight=False, soft_wrap=True)
 
 
 def apart(figures: Spread) -> str:

@@ -28,7 +28,7 @@ from asr_lora.errors import ChoiceError, WorldError, reason
 from asr_lora.eval import evaluate
 from asr_lora.files import read_json, whole_folder, write_json
 from asr_lora.guard import CollapsedError, Retreat
-from asr_lora.hardware import Hardware, free_memory, keeping_memory, look_together, peak_memory_bytes
+from asr_lora.hardware import Hardware, device_of, free_memory, keeping_memory, look_together, peak_memory_bytes
 from asr_lora.hearing import decoding
 from asr_lora.journal import is_judged
 from asr_lora.launch import launch, words_of_job
@@ -51,13 +51,16 @@ def train(config: Config, command: Sequence[str] | None = None, callbacks: Seque
     """
     began = time.monotonic()
     typed = command or ["python", "-m", "asr_lora.train", *words_of_job()]
+    config, base = _settled(config)
     hardware = look_together(config)
+    steps = f"{config.max_steps} steps of {config.training.batch_size} clips"
+    about = f"{config.run_name}: {steps} on {hardware.name}, {base}"
     # What these refuse should not wait for the first dev decoding, or for the end.
     decoding(config, hardware, language(config), short=False)
     if config.eval.after:
         refuse_unclear(config)
     with run.held(config.run):
-        if ranks.first_does(lambda: _is_trained(config, typed)):
+        if ranks.first_does(lambda: _is_trained(config, typed, about)):
             say(f"already trained: {run.tuned(config.run)}")
         else:
             config = ranks.first_does(partial(run.pinned, config))
@@ -69,9 +72,18 @@ def train(config: Config, command: Sequence[str] | None = None, callbacks: Seque
     free_memory()  # or the next job of a sweep would begin with what is left of this one
 
 
-def _is_trained(config: Config, typed: Sequence[str]) -> bool:
-    """Prepares and records; whether training has been done already, to its end."""
+def _settled(config: Config) -> tuple[Config, str]:
+    """`run.settled` as the first process has it, so that all processes train one precision."""
+    device = device_of(config)
+    ranks.join(device)
+    return ranks.first_does(lambda: run.settled(config, device.type))
+
+
+def _is_trained(config: Config, typed: Sequence[str], about: str) -> bool:
+    """Prepares and records, after a line `about` the run; whether training has been done already, to its end."""
     run.recognise(config)
+    if not run.is_trained(config.run):
+        say(about)
     prepare(config)
     run.record(config, typed, base=identity(config.model.checkpoint))
     if not run.is_trained(config.run):
@@ -123,10 +135,7 @@ def _trained(
         for callback in callbacks:
             trainer.add_callback(callback)
         trainable, share = course.trainable(trainer.model)
-        say(
-            f"{config.run_name}: {config.max_steps} steps of {config.training.batch_size} clips on {hardware.name}, "
-            f"{config.model.precision} base, {trainable:,} parameters train ({share:.1%})"
-        )
+        say(f"{trainable:,} parameters train ({share:.1%})")
         checkpoint = ranks.first_does(lambda: checkpoints.last(folder))
         if checkpoint:
             say(f"resuming from {checkpoint}{_inexact(config, hardware, checkpoint)}")

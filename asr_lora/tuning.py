@@ -1,4 +1,4 @@
-"""The settings of a way of tuning: which each kind has, what they may be, and on what base it can stand."""
+"""The settings of a way of tuning: what each kind has, and what base it can stand on; what `auto` is on a device."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,6 +23,9 @@ LORA_KEYS: Mapping[str, tuple[str, ...]] = {  # of every kind of tuning: what co
     "bitfit": (),
     "full": ("adam",),
 }
+# What model.precision=auto is, by type of device: on a GPU as published; on a CPU int8 takes several times as long.
+AUTO: Mapping[str, str] = {"cuda": "int8", "cpu": "fp32"}
+DEVICES = {"cuda": "GPU", "cpu": "CPU"}
 WHOLE = ("bitfit", "full")  # tune the base's own weights: a model is saved, no adapter
 UNSCALABLE = ("dora", "adalora", "ia3")  # by eval.strength
 SCALABLE = tuple(kind for kind in LORA_KEYS if kind not in UNSCALABLE)
@@ -93,20 +96,46 @@ def no_such_lora_key(name: str, kind: str) -> str:
     return f"lora.{name}: is no setting of lora={kind}; it has {there}"
 
 
+def decided(asked: str, device: str, begun: str | None = None) -> tuple[str, str]:
+    """The precision of the base on a type of device (cuda or cpu), and that in words: `auto` is resolved here.
+
+    `begun` is the precision that the run was begun in, where it was: training goes on with those weights.
+    """
+    if asked != "auto":
+        return asked, f"model.precision={asked}"
+    new = f"{AUTO[device]} on this {DEVICES[device]}"
+    if begun is None or begun == AUTO[device]:
+        return AUTO[device], f"model.precision=auto: {new}"
+    return begun, f"model.precision=auto: {begun}, as this run was begun (a new one: {new})"
+
+
 def check_base(kind: str, precision: str) -> None:
-    """Raises ChoiceError where a kind of tuning cannot stand on a base of this precision, with the reason."""
+    """Raises ChoiceError where a kind of tuning cannot stand on a base of this precision, with the reason.
+
+    `auto` must be possible on every type of device: the same settings are valid on all machines.
+    """
+    if precision != "auto":
+        if why := _unfit(kind, precision):
+            raise ChoiceError(f"model.precision: cannot be {precision} under lora={kind}: {why}")
+        return
+    for device, each in AUTO.items():
+        if why := _unfit(kind, each):
+            raise ChoiceError(
+                f"model.precision: cannot be auto, which is {each} on a {DEVICES[device]}, under lora={kind}: {why}"
+            )
+
+
+def _unfit(kind: str, precision: str) -> str | None:
     quantised = precision in ("int8", "nf4")
-    why = None
     if kind == "full" and precision != "fp32":
         lost = "has no gradients" if quantised else "loses steps smaller than it resolves"
-        why = f"a weight in {precision} {lost}; take fp32, and hardware.autocast for half-precision arithmetic"
-    elif kind == "pissa" and quantised:
-        why = f"it begins with singular parts of the weights, and {precision} keeps none; take fp32, or fp16 on a GPU"
-    elif kind == "bitfit" and quantised:
-        why = f"the trainer takes a base in {precision} only with an adapter on it; take fp32, or fp16 on a GPU"
-    elif kind == "dora" and precision == "int8":
-        why = "bitsandbytes loses the scales of an int8 weight once peft's DoRA has read it; take nf4, fp16 or fp32"
-    elif kind == "qlora" and precision != "nf4":
-        why = "QLoRA is a base in nf4; on another it is plain LoRA, lora=qv"
-    if why:
-        raise ChoiceError(f"model.precision: cannot be {precision} under lora={kind}: {why}")
+        return f"a weight in {precision} {lost}; take fp32, and hardware.autocast for half-precision arithmetic"
+    if kind == "pissa" and quantised:
+        return f"it begins with singular parts of the weights, and {precision} keeps none; take fp32, or fp16 on a GPU"
+    if kind == "bitfit" and quantised:
+        return f"the trainer takes a base in {precision} only with an adapter on it; take fp32, or fp16 on a GPU"
+    if kind == "dora" and precision == "int8":
+        return "bitsandbytes loses the scales of an int8 weight once peft's DoRA has read it; take nf4, fp16 or fp32"
+    if kind == "qlora" and precision != "nf4":
+        return "QLoRA is a base in nf4; on another it is plain LoRA, lora=qv"
+    return None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 from rich.table import Table
 
-from asr_lora import cost
+from asr_lora import cost, run
 from asr_lora.audio import MAX_SECONDS
 from asr_lora.config import conf_dir
 from asr_lora.forecast import architecture, saved_bytes, trained_parameters
@@ -30,7 +30,8 @@ class Way:
 
 
 def ways(config: "Config", shape: cost.Shape) -> list[Way]:
-    """The run's own as it was asked for, the others as conf/lora/ has them."""
+    """The run's own as it was asked for, the others as conf/lora/ has them; of model.precision=auto that of a GPU."""
+    config, _ = run.settled(config, "cuda")
     known = architecture(config.model.checkpoint)
     found = []
     for kind in LORA_KEYS:

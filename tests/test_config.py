@@ -27,7 +27,7 @@ def test_every_choice_of_every_group_composes(choice: str) -> None:
 
 
 def test_settings_without_words_are_those_of_the_contract(usual: Config) -> None:
-    assert (usual.model.name, usual.model.precision, usual.hardware.device) == ("large_v2", "int8", "auto")
+    assert (usual.model.name, usual.model.precision, usual.hardware.device) == ("large_v2", "auto", "auto")
     assert (usual.lora.r, usual.lora.scaling, usual.lora.dropout) == (32, 2.0, 0.05)
     assert usual.lora.target_modules == ["q_proj", "v_proj"]
     assert (usual.training.batch_size, usual.training.learning_rate, usual.eval.limit) == (8, 1e-3, 1000)
@@ -125,7 +125,7 @@ ALTERNATIVES: dict[str, list[Any]] = {
     "model.checkpoint": ["x", "/a/x", "openai/whisper-tiny", "other/whisper-tiny"],
     "model.language": ["nl", "de"],
     "model.task": ["translate"],
-    "model.precision": ["fp32", "bf16"],
+    "model.precision": ["int8", "fp32", "bf16"],
     "lora.r": [1, 2, 321],
     "lora.scaling": [1.0, 2.0000001],
     "lora.dropout": [0.0, 0.0500001, 0.050000001, 0.5],

@@ -57,7 +57,7 @@ def start(stage: str, *words: str) -> subprocess.Popen[str]:
         ("data.language=../nl", "data.language: must be a locale such as nl or sv-SE, got '../nl'"),
         ("data.dev_clips=0", "data.dev_clips: must be at least 1, got 0"),
         ("model.name=a/b", "model.name: must be letters, digits"),
-        ("model.precision=int4", "model.precision: int4 is none of int8, nf4, fp16, bf16, fp32"),
+        ("model.precision=int4", "model.precision: int4 is none of auto, int8, nf4, fp16, bf16, fp32"),
         ("model.task=sing", "model.task: sing is none of transcribe, translate"),
         ("lora.r=0", "lora.r: must be at least 1, got 0"),
         ("lora.scaling=nan", "lora.scaling: must be more than 0"),

@@ -143,6 +143,22 @@ def test_a_comparison_has_a_row_a_run_and_says_which_differ(hostile_words: list[
     assert link is not None and (runs / "comparison" / link).is_file()
 
 
+def test_a_comparison_names_the_precision_of_the_base_where_runs_differ_in_it(
+    hostile_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, precision, seed in (("nl-gpu", "int8", 0), ("nl-cpu", "fp32", 0), ("nl-cpu-1", "fp32", 1)):
+        shutil.copytree(load(hostile_words).run, tmp_path / name)
+        file = run.settings_file(tmp_path / name)
+        recorded = file.read_text().replace("precision: fp32", f"precision: {precision}")
+        file.write_text(recorded.replace("\nseed: 0\n", f"\nseed: {seed}\n"))
+    page = Page(compare(str(tmp_path / "nl-*"), tmp_path))
+    shown = capsys.readouterr().out
+    for precision in ("fp32", "int8"):  # two rows: a seed on another device, in another precision, is no seed of them
+        assert page.text.count(f"base in {precision}") == shown.count(f", base in {precision}") == 1
+    assert "base in" not in Page(compare(str(tmp_path / "nl-cpu*"), tmp_path)).text
+    assert "base in" not in capsys.readouterr().out
+
+
 def test_runs_scored_otherwise_share_no_table_no_chart_and_no_best(
     hostile_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,9 +59,11 @@ class Examination:
 def examine(config: "Config", scratch: Path, versions: Check) -> Examination:
     """All checks of a run, `versions` the first of them; `scratch` is for files that nobody wants afterwards."""
     from asr_lora.doctor import checks, lesson, means  # noqa: PLC0415 (they import what `versions` had to try first)
+    from asr_lora.plan import settled_here  # noqa: PLC0415 (as above)
 
+    config, base = settled_here(config)
     found = Examination(versions)
-    known = found.look("checkpoint", partial(checks.checkpoint, config))
+    known = found.look("checkpoint", partial(checks.checkpoint, config, base))
     hub = found.look("Hub", partial(checks.hub, config))
     hardware = found.look("device", partial(checks.device, config), {"checkpoint": known})
     found.look("bitsandbytes", partial(checks.bitsandbytes, config), {"device": hardware})

@@ -48,10 +48,10 @@ SMALL = {"cuda": 80e6, "cpu": 10e6}  # parameters up to which the real weights a
 # ---- the model and the device ----
 
 
-def checkpoint(config: "Config") -> tuple[Check, WhisperConfig]:
-    """Raises ChoiceError for a model that is not known here."""
+def checkpoint(config: "Config", base: str) -> tuple[Check, WhisperConfig]:
+    """`base` says its precision. Raises ChoiceError for a model that is not known here."""
     known = architecture(config.model.checkpoint)
-    size = f"{cost.parameters(cost.shape_of(known.to_dict())) / 1e6:,.1f} M parameters in {config.model.precision}"
+    size = f"{cost.parameters(cost.shape_of(known.to_dict())) / 1e6:,.1f} M parameters, {base}"
     found = f"{config.model.checkpoint}: {size}, lora={config.lora.kind}"
     return Check("checkpoint", OK, found), known
 

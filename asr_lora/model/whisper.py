@@ -50,7 +50,7 @@ def load(
     model = WhisperForConditionalGeneration.from_pretrained(
         source,
         revision=revision,
-        dtype=DTYPES.get(precision, compute),
+        dtype=compute if quantisation else DTYPES[precision],
         quantization_config=quantisation,
         device_map={"": device} if quantisation else None,
         attn_implementation="eager" if plain else "sdpa",
