@@ -12,7 +12,7 @@ from asr_lora.config import conf_dir
 from asr_lora.forecast import architecture, saved_bytes, trained_parameters
 from asr_lora.hardware import LABEL_TOKENS
 from asr_lora.tables import tuned_by
-from asr_lora.tuning import LORA_KEYS, PREFIX, LoraConfig
+from asr_lora.tuning import LORA_KEYS, PREFIX, LoraConfig, decided
 
 if TYPE_CHECKING:
     from asr_lora.config import Config
@@ -31,7 +31,6 @@ class Way:
 
 def ways(config: "Config", shape: cost.Shape) -> list[Way]:
     """The run's own as it was asked for, the others as conf/lora/ has them; of model.precision=auto that of a GPU."""
-    config, _ = run.settled(config, "cuda")
     known = architecture(config.model.checkpoint)
     found = []
     for kind in LORA_KEYS:
@@ -47,12 +46,11 @@ def ways(config: "Config", shape: cost.Shape) -> list[Way]:
 
 def _settings(config: "Config", kind: str) -> tuple[LoraConfig, str]:
     if kind == config.lora.kind:
-        return config.lora, config.model.precision
+        return config.lora, run.settled(config, "cuda")[0].model.precision
     said: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "lora" / f"{kind}.yaml"))
     of_others = {field.name: None for field in fields(LoraConfig)}
-    return LoraConfig(**{**of_others, **said.get("lora", said)}), said.get("model", {}).get(
-        "precision", config.model.precision
-    )
+    precision = said.get("model", {}).get("precision", config.model.precision)
+    return LoraConfig(**{**of_others, **said.get("lora", said)}), decided(precision, "cuda")[0]
 
 
 def table(config: "Config", shape: cost.Shape) -> Table:

@@ -206,9 +206,13 @@ def test_a_plan_has_the_precision_of_every_device(
     assert devices() == ["bf16"] * 6
 
 
-def test_the_ways_to_tune_are_shown_for_a_gpu() -> None:
-    known = {way.lora.kind: way.precision for way in ways(load(), PUBLISHED["openai/whisper-large-v2"])}
-    assert (known["qv"], known["ia3"], known["pissa"], known["qlora"]) == ("int8", "int8", "fp32", "nf4")
+def test_the_ways_to_tune_are_shown_for_a_gpu_and_a_begun_run_as_it_was_begun(bare: list[str]) -> None:
+    def shown(config: Config) -> tuple[str, ...]:
+        known = {way.lora.kind: way.precision for way in ways(config, PUBLISHED["openai/whisper-large-v2"])}
+        return tuple(known[kind] for kind in ("qv", "ia3", "pissa", "qlora"))
+
+    assert shown(load(bare)) == ("int8", "int8", "fp32", "nf4")
+    assert shown(begun(bare, "fp32")) == ("fp32", "int8", "fp32", "nf4")  # the others would be new runs
 
 
 def test_the_doctor_says_what_auto_came_to(bare: list[str], tmp_path: Path) -> None:
