@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from releases import write_release
+from test_makefile import INSTALLED
 
 from asr_lora.checkpoint import load_config, load_generation_config, load_processor
 from asr_lora.errors import WorldError
@@ -183,7 +184,7 @@ def test_a_stage_that_fails_says_which_and_keeps_nothing(recipes: ModuleType, tm
 def test_make_bench_hands_language_hours_and_an_awkward_path_over(tmp_path: Path) -> None:
     source = tmp_path / "it's, [here] = $x"
     write_release(source)
-    command = ["make", "-n", "--no-print-directory", "-o", ".venv/.installed", "bench"]
+    command = ["make", "-n", "--no-print-directory", *INSTALLED, "bench"]
     words = ["LANG=es", "HOURS=1", f"DATA={source}", "ARGS=--steps 5"]
     done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, check=True)
     words = shlex.split(done.stdout.replace("\\\n", ""))
