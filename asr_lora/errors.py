@@ -26,6 +26,11 @@ def reason(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+def to_install(extra: str) -> str:
+    """The way out where an optional dependency is absent; without --inexact uv would remove the other extras."""
+    return f"`uv sync --inexact --extra {extra}` installs it"
+
+
 def _one_line(message: str) -> str:
     """Line ends become spaces; what moves a cursor, or is no character, is written as in Python: \\x1b, \\u2028."""
     plain = _short(message).replace("\r\n", " ").replace("\n", " ")

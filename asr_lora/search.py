@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from asr_lora import run, space
 from asr_lora.config import Config, plain
-from asr_lora.errors import ChoiceError, UserError
+from asr_lora.errors import ChoiceError, UserError, to_install
 from asr_lora.files import read_json
 from asr_lora.launch import launch, load, words_of_job
 from asr_lora.progress import say
@@ -33,7 +33,8 @@ try:
 
     from asr_lora import trials
 except ImportError as missing:
-    raise SystemExit(f"error: search: needs {missing.name}; install the extra: uv sync --extra search") from missing
+    absent = f"error: search: needs {missing.name}, which is not installed; {to_install('search')}"
+    raise SystemExit(absent) from missing
 
 
 class OutOfTimeError(Exception):

@@ -2,7 +2,7 @@
 # Ranks 4 to 32 as jobs of SLURM's queue, a GPU each, and the table of all at the end.
 # Untried on a real SLURM: submitit's local executor is what was tried (tests/test_launchers.py).
 #   recipes/slurm_sweep.sh nl /shared/cv-corpus-25.0-...-nl.tar.gz /shared/runs [hydra overrides]
-# Once before:  make check  and then  uv sync --inexact --locked --extra slurm  (or .uv/bin/uv), in a checkout on the
+# Once before:  uv sync --inexact --locked --extra slurm  (.uv/bin/uv where make fetched it), in a checkout on the
 # shared disk. The command waits for the last job: start it in tmux. What a job says is in <runs>/.hydra/.submitit/<job>/.
 set -eu
 language=${1:?the locale of the corpus, for one nl}

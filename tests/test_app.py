@@ -255,7 +255,7 @@ def test_without_gradio_the_way_out_is_named() -> None:
     code = "import sys, runpy; sys.modules['gradio'] = None; runpy.run_module('asr_lora.app', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (
-        1, "error: app: needs gradio; install the extra: uv sync --inexact --extra app\n"
+        1, "error: app: needs gradio, which is not installed; `uv sync --inexact --extra app` installs it\n"
     )  # fmt: skip
 
 

@@ -165,7 +165,7 @@ def test_a_second_call_writes_nothing(whisper_base: Path, monkeypatch: pytest.Mo
 
 def test_a_missing_wheel_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wheels, "WHEELS", ("no-such-wheel-1", "no-such-wheel-2"))
-    with pytest.raises(WorldError, match=r"no-such-wheel-1 is not installed; run `make demo`"):
+    with pytest.raises(WorldError, match=r"no-such-wheel-1 is not installed; `uv sync --inexact --extra demo` "):
         whisper_base_from_wheels()
 
 

@@ -1,5 +1,6 @@
 """What each target of the Makefile installs: by uv itself, in a project of the same extras whose packages are empty."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -122,6 +123,16 @@ def test_what_the_lock_has_anew_is_installed(project: Path) -> None:
     write_project(project, "x-later")
     assert len(make(project, "demo").splitlines()) == 2
     assert installed(project) == {"core", "demo", "later"}
+
+
+def test_every_uv_command_that_is_named_anywhere_keeps_what_is_installed() -> None:
+    texts = [ROOT / "README.md", ROOT / "Makefile", *(ROOT / "recipes").iterdir(), *(ROOT / "asr_lora").rglob("*.py")]
+    named = {
+        (file.name, command)
+        for file in texts if file.is_file()
+        for command in re.findall(r"uv sync[^`\n]*", file.read_text(encoding="utf-8"))
+    }  # fmt: skip
+    assert len(named) > 3 and {(file, command) for file, command in named if "--inexact" not in command} == set()
 
 
 def test_an_install_that_fails_shows_uvs_reason_and_is_tried_again(project: Path) -> None:

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from asr_lora import run
 from asr_lora.app import pair
 from asr_lora.config import Config
-from asr_lora.errors import ChoiceError, WorldError
+from asr_lora.errors import ChoiceError, WorldError, to_install
 from asr_lora.hardware import look
 from asr_lora.launch import launch, named_run, words_of_job
 from asr_lora.progress import say
@@ -28,7 +28,8 @@ from asr_lora.uses import AppConfig
 try:
     from asr_lora.app import layout
 except ImportError as missing:
-    raise SystemExit(f"error: app: needs {missing.name}; install the extra: uv sync --inexact --extra app") from missing
+    absent = f"error: app: needs {missing.name}, which is not installed; {to_install('app')}"
+    raise SystemExit(absent) from missing
 
 
 EVERY = 30.0  # seconds between two looks at how old recordings are

