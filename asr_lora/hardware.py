@@ -29,7 +29,13 @@ CPU_MICRO_BATCH = 2  # clips at 30 s: more only take memory; whisper-base is as 
 CPU_DECODE_BATCH, GPU_DECODE_BATCH = 8, 32  # clips at 30 s: more take memory and are hardly faster
 LABEL_TOKENS = 100  # of the clips that memory is planned for; a third of the longest labels
 CLEAR_REFS = Path("/proc/self/clear_refs")  # resets VmHWM, see proc(5); not every container has it
-NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # there where a driver is loaded, whatever torch makes of it
+MOST_WORKERS = 4  # loader processes of one process by default
+ROOT = Path("/")  # where signs of an NVIDIA device are looked for
+NVIDIA_DRIVERS = ("proc/driver/nvidia/version", "etc/nv_tegra_release")  # texts that name it; the second on a Jetson
+NVIDIA_DEVICES = ("dev/nvidiactl", "dev/nvidia0", "dev/nvhost-gpu")  # some containers have these alone; last a Jetson's
+# WSL2 has its device for a GPU of any maker; the files below come with NVIDIA's driver for Windows alone.
+WSL_DEVICE = "dev/dxg"
+WSL_NVIDIA = ("usr/lib/wsl/lib/libcuda.so*", "usr/lib/wsl/lib/nvidia-smi", "usr/lib/wsl/drivers/nv*/libcuda*")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc, see mallopt(3)
 USUAL_THRESHOLD = 128 * 1024  # bytes, of both
 
@@ -95,7 +101,7 @@ def look(config: "Config", shape: cost.Shape | None = None) -> Hardware:
         processes=processes,
         capacity=min(asked.micro_batch or rows, share) * MAX_SECONDS,
         gradient_checkpointing=asked.gradient_checkpointing or checkpointing,
-        workers=(4 if on_gpu else 0) if asked.workers is None else asked.workers,
+        workers=loader_workers(on_gpu, usable_cores(), ranks.local_count()) if asked.workers is None else asked.workers,
         decode_batch=asked.decode_batch or decoded,
     )
 
@@ -125,15 +131,41 @@ def _device(asked: str) -> torch.device:
         device = torch.device("cuda", own)
         torch.cuda.set_device(device)  # or every process would hold some memory of the first GPU too
         return device
-    if asked != "cpu" and NVIDIA_DRIVER.exists():
-        driver = NVIDIA_DRIVER.read_text().splitlines()[0]
+    if asked != "cpu" and (sign := nvidia_sign(ROOT)):
         raise WorldError(
-            f"hardware: torch {torch.__version__} cannot use the NVIDIA device here with driver '{driver}'; update the "
-            f"driver (this build's CUDA {torch.version.cuda} wants 580 or newer), or say hardware=cpu if that is meant"
+            f"hardware: torch {torch.__version__} cannot use the NVIDIA device here ({sign}); update the driver (this "
+            f"build's CUDA {torch.version.cuda} wants 580 or newer; in WSL2 it is the one of Windows), start a "
+            "container with its GPUs (docker run --gpus all), or say hardware=cpu if that is meant"
         )
     if asked == "cuda":
         raise ChoiceError("hardware.device: no NVIDIA device on this machine; say hardware=cpu or hardware=auto")
     return torch.device("cpu")
+
+
+def nvidia_sign(root: Path) -> str | None:
+    """What shows that there is an NVIDIA device, in words, whatever torch makes of it; None where nothing does.
+
+    `root` is the root of the file system.
+    """
+    for file in NVIDIA_DRIVERS:
+        if (root / file).exists():
+            return f"driver '{(root / file).read_text().partition(chr(10))[0]}'"
+    for file in NVIDIA_DEVICES:
+        if (root / file).exists():
+            return f"/{file}"
+    if (root / WSL_DEVICE).exists() and any(any(root.glob(pattern)) for pattern in WSL_NVIDIA):
+        return f"/{WSL_DEVICE}, and NVIDIA's driver in WSL2"
+    return None
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; what a container's quota allows of them is not known."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def loader_workers(on_gpu: bool, cores: int, processes: int) -> int:
+    """Loader processes of each of the `processes` of a run that share `cores`; none on a CPU, whose cores train."""
+    return max(1, min(MOST_WORKERS, cores // processes)) if on_gpu else 0
 
 
 def fitting(

@@ -34,6 +34,11 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_count() -> int:
+    """How many of them are on this machine; all, where the launcher does not say."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", str(count())))
+
+
 def rank() -> int:
     return int(os.environ.get("RANK", "0")) if count() > 1 else 0
 

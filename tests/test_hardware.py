@@ -1,11 +1,12 @@
 """What is left to the machine: a CPU is taken where there is no GPU, and never in the place of one that fails."""
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from asr_lora import hardware
+from asr_lora import hardware, ranks
 from asr_lora.cost import PUBLISHED
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.launch import load
@@ -30,15 +31,89 @@ def test_without_a_gpu_auto_is_a_cpu_that_takes_a_minute_of_audio_at_once(
     assert found.capacity == 60  # two clips at 30 s
 
 
+def write_files(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        (
+            {"proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104\nGCC\n"},
+            r"535\.104'",
+        ),
+        ({"proc/driver/nvidia/version": ""}, "driver"),  # a sandbox may hide what stands in it
+        ({"etc/nv_tegra_release": "# R36 (release), REVISION: 4.3\n"}, "R36"),
+        ({"dev/nvhost-gpu": ""}, "/dev/nvhost-gpu"),
+        ({"dev/nvidiactl": "", "dev/nvidia0": ""}, "/dev/nvidiactl"),
+        ({"dev/nvidia0": ""}, "/dev/nvidia0"),
+        ({"dev/dxg": "", "usr/lib/wsl/lib/libcuda.so.1": ""}, "WSL2"),
+        ({"dev/dxg": "", "usr/lib/wsl/lib/nvidia-smi": ""}, "WSL2"),
+        ({"dev/dxg": "", "usr/lib/wsl/drivers/nvlti.inf_amd64_26c7/libcuda_loader.so": ""}, "WSL2"),  # in a container
+    ],
+)
 def test_an_nvidia_device_that_torch_cannot_use_is_an_error_with_a_way_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: dict[str, str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    driver = tmp_path / "version"
-    driver.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104\n")
-    monkeypatch.setattr(hardware, "NVIDIA_DRIVER", driver)
-    with pytest.raises(WorldError, match=r"535\.104.*580.*hardware=cpu"):
-        look("hardware=auto")
+    monkeypatch.setattr(hardware, "ROOT", write_files(tmp_path, files))
+    for words in ("hardware=auto", "hardware=t4"):
+        with pytest.raises(WorldError, match=rf"^hardware: torch \S+ .*{named}.*580.*hardware=cpu"):
+            look(words)
     assert look("hardware=cpu").device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"dev/dxg": "", "usr/lib/wsl/lib/libd3d12.so": "", "usr/lib/wsl/drivers/u0198975.inf/amdxc64.so": ""},  # AMD
+        {"usr/lib/wsl/lib/libcuda.so.1": ""},  # WSL1, or a container that was given no GPU
+        {"usr/lib/x86_64-linux-gnu/libcuda.so.1": ""},
+    ],
+)
+def test_a_gpu_of_another_maker_or_a_library_alone_is_no_nvidia_device(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "ROOT", write_files(tmp_path, files))
+    assert look("hardware=auto").device.type == "cpu"
+    with pytest.raises(ChoiceError, match="no NVIDIA device"):
+        look("hardware=t4")
+
+
+@pytest.mark.parametrize(
+    ("on_gpu", "cores", "processes", "workers"),
+    [(True, 2, 1, 2), (True, 64, 1, 4), (True, 16, 8, 2), (True, 1, 1, 1), (True, 4, 8, 1), (False, 64, 1, 0)],
+)
+def test_beside_a_gpu_there_are_as_many_workers_as_cores_that_a_process_has_and_at_most_four(
+    on_gpu: bool, cores: int, processes: int, workers: int
+) -> None:
+    assert hardware.loader_workers(on_gpu, cores, processes) == workers
+
+
+@pytest.mark.parametrize("group", hardware.GPUS)
+def test_no_gpus_settings_presume_the_cores_of_its_machine(group: str) -> None:
+    assert load([f"hardware={group}"]).hardware.workers is None
+
+
+def test_only_cores_that_the_process_may_use_count() -> None:
+    usable = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(usable)})
+        assert hardware.usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, usable)
+    assert hardware.usable_cores() == len(usable)
+
+
+def test_the_processes_of_a_machine_are_those_that_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ranks.local_count() == 1
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    assert ranks.local_count() == 16  # of a launcher that does not say how many are here
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert ranks.local_count() == 8
 
 
 def test_a_gpu_asked_for_by_name_must_be_there() -> None:

@@ -66,7 +66,7 @@ def _to_combine(config: Config) -> dict[str, Config]:
 
 def _refuse_missing(formats: list[str]) -> None:
     for name in formats:
-        module, extra = NEEDS.get(name.partition("-")[0], (None, None))
+        module, extra = NEEDS.get(name.partition("-")[0], ("", ""))
         if module and importlib.util.find_spec(module) is None:
             raise ChoiceError(
                 f"export.formats: {name} is proven in {extra}, which is not installed; {to_install(extra)}, "
