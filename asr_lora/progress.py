@@ -10,6 +10,8 @@ from transformers.utils import logging as transformers_logging
 
 from asr_lora import ranks
 
+SPEED_PERIOD = 600.0  # seconds that an estimate looks back: rich's 30 give none where a piece of work takes as long
+
 console = Console(stderr=True, quiet=not ranks.first())
 
 
@@ -50,7 +52,8 @@ def progress(description: str, total: float) -> Iterator["Bar"]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, disable=hidden, speed_estimate_period=SPEED_PERIOD) as shown:
         bar = Bar(shown, description, total)
         yield bar
         bar.tell(every=0)
@@ -86,10 +89,10 @@ class Bar:
             return
         self._told = time.monotonic()
         task = self._shown.tasks[self._task]
-        left = "" if task.finished or task.time_remaining is None else f", {_minutes(task.time_remaining)} left"
+        left = "" if task.finished or task.time_remaining is None else f", {minutes(task.time_remaining)} left"
         after = f", {task.fields['note']}" if task.fields["note"] else ""
-        say(f"{task.description}: {task.completed:.0f}/{task.total:.0f}, {_minutes(task.elapsed or 0)}{left}{after}")
+        say(f"{task.description}: {task.completed:.0f}/{task.total:.0f}, {minutes(task.elapsed or 0)}{left}{after}")
 
 
-def _minutes(seconds: float) -> str:
+def minutes(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02} min"

@@ -118,7 +118,8 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
     for heading in ("format", "runtime", "MB", "seconds", rate, "ours", "equal texts", ""):
         table.add_column(heading, justify="left" if heading in ("format", "runtime", "") else "right")
     for row in rows:
-        named = row["format"], row["runtime"], f"{row['bytes'] / 1e6:.1f}", f"{row['seconds']:.1f}"
+        runtime = ", ".join(row[key] for key in ("runtime", "device") if key in row)  # older exports lack the device
+        named = row["format"], runtime, f"{row['bytes'] / 1e6:.1f}", f"{row['seconds']:.1f}"
         for at, each in enumerate(row["sets"]):
             table.add_row(
                 *(named if at == 0 else [""] * 4), percent(each["theirs"]), percent(each["ours"]),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,7 +34,7 @@ from asr_lora.model import adapter, arithmetic, stored, whisper
 from asr_lora.sets import Set
 from asr_lora.train import train
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 1)
 OF_HF = {
     "README.md", "added_tokens.json", "config.json", "generation_config.json", "merges.txt", "model.safetensors",
     "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
@@ -279,6 +280,62 @@ def test_what_differs_beyond_tolerance_and_chance_is_doubted_and_one_word_of_few
     assert doubts([right[0] + " uur" * 40, *right[1:]])[-1].startswith("1 of 4 texts of test run away")
     ours[0]["hypotheses"] = [right[0] + " uur" * 40, *right[1:]]
     assert proof.compared(config, [each], ours, [ours[0]["hypotheses"]])[0][0]["run_away"] == 0  # ours does too
+
+
+# ---- where a proof runs ----
+
+
+@pytest.fixture
+def of_ct2(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    hf.write(whisper.load(str(tiny_checkpoint), "fp32", CPU), str(tiny_checkpoint), "nl", "transcribe", tmp_path / "hf")
+    ct2.write(tmp_path / "hf", "", tmp_path / "ct2")
+    return tmp_path / "ct2"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is about a GPU that cannot be used")
+def test_ctranslate2_runs_on_the_cpu_where_the_gpu_fails_and_says_why(
+    of_ct2: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ct2.runs_on(of_ct2, CPU) == CPU and capsys.readouterr().err == ""
+    assert ct2.runs_on(of_ct2, CUDA) == CPU
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"ct2: CTranslate2 cannot use the GPU \(CUDA failed .*\), so its proof runs on the CPU", line)
+
+    def without_cublas(*_: object, **__: object) -> None:
+        raise RuntimeError("Library libcublas.so.12 is not found or cannot be loaded")
+
+    monkeypatch.setattr(ct2, "WhisperModel", without_cublas)
+    assert ct2.runs_on(of_ct2, CUDA) == CPU
+    assert capsys.readouterr().err.endswith("runs on the CPU; `uv pip install nvidia-cublas-cu12` installs that\n")
+
+
+def test_ctranslate2_runs_on_the_gpu_of_the_run_where_it_can(of_ct2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, used = ct2.WhisperModel, []
+
+    def on_cpu(path: str, device: str, device_index: int, **settings: Any) -> Any:
+        used.append((device, device_index))
+        return usual(path, device="cpu", **settings)
+
+    monkeypatch.setattr(ct2, "WhisperModel", on_cpu)
+    assert ct2.runs_on(of_ct2, CUDA) == CUDA
+    ct2.hearing(of_ct2, "nl", "transcribe", CUDA)
+    ct2.hearing(of_ct2, "nl", "transcribe", CPU)
+    assert used == [("cuda", 1), ("cuda", 1), ("cpu", 0)]
+
+
+def test_a_proof_says_what_runs_where_and_by_its_first_clips_how_long_it_takes(
+    asked: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "FIRST", 1e9)
+    main(asked("export.formats=[hf]"))
+    err = capsys.readouterr().err
+    assert re.search(r"hf: transcribing 2 clips \(0:0\d min of speech\) in transformers [\d.]+ on cpu\n", err)
+    assert "about" not in err  # it was over before so much time had passed
+    assert read_json(tmp_path / "out" / "exports.json")["hf"]["device"] == "cpu"
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setattr(proof, "FIRST", 0.0)
+    main(asked("export.formats=[hf]"))
+    assert re.findall(r"hf: about \d+:\d\d min for all 2 clips, by the first (\d)\n", capsys.readouterr().err) == ["1"]
 
 
 # ---- combinations ----

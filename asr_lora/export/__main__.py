@@ -179,10 +179,10 @@ def _tried(
     """The row of an export, and a line of every clip that it has heard."""
     free_memory()
     config, room = exported.config, _room(name)
-    texts, seconds = proof.heard(name, room, folder, exported.sets, config.model.task, hardware.device)
+    texts, seconds, device = proof.heard(name, room, folder, exported.sets, config.model.task, hardware.device)
     figures, lines = proof.compared(config, exported.sets, ours, texts)
     row = {
-        "format": name, "runtime": room.runtime(), "bytes": _bytes(folder), "seconds": seconds,
+        "format": name, "runtime": room.runtime(), "device": device.type, "bytes": _bytes(folder), "seconds": seconds,
         "our_seconds": sum(each["seconds"] for each in ours), "sets": figures,
         "doubts": proof.doubts(figures, config.export.tolerance),
     }  # fmt: skip

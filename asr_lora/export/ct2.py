@@ -1,17 +1,23 @@
 """A model for CTranslate2, which faster-whisper runs."""
 
+import ctypes
 import logging
 from collections.abc import Callable
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 import ctranslate2
+import numpy as np
 import torch
 from ctranslate2.converters import TransformersConverter
 from faster_whisper import WhisperModel
 
-from asr_lora.audio import Waveform
+from asr_lora.audio import SAMPLE_RATE, Waveform
+from asr_lora.errors import reason
+from asr_lora.progress import say
 
+CUBLAS = "nvidia-cublas-cu12"  # a package
 BESIDE = ("tokenizer.json", "preprocessor_config.json")  # what faster-whisper reads beside CTranslate2's own files
 
 
@@ -26,13 +32,48 @@ def write(hf: Path, weights: str, folder: Path) -> None:
     converter.convert(str(folder), quantization=kept, force=True)
 
 
+def runs_on(folder: Path, device: torch.device) -> torch.device:
+    """The run's device if CTranslate2 can compute on it, else the CPU; logs why.
+
+    Decodes a token of silence with the export itself: listing the GPU and loading a model proves nothing, because the
+    wheels of CTranslate2 open the cuBLAS of CUDA 12 (torch brings that of 13) at the first product of matrices.
+    """
+    if device.type != "cuda":
+        return device
+    try:
+        _load_cublas()
+        segments, _ = _model(folder, device).transcribe(
+            np.zeros(SAMPLE_RATE, np.float32), language="en", max_new_tokens=1, temperature=0.0
+        )
+        list(segments)  # it computes when asked for them
+    except (RuntimeError, ValueError, OSError) as error:
+        line = f"ct2: CTranslate2 cannot use the GPU ({reason(error)}), so its proof runs on the CPU"
+        say(f"{line}; `uv pip install {CUBLAS}` installs that" if "libcublas" in line else line)
+        return torch.device("cpu")
+    return device
+
+
+def _load_cublas() -> None:
+    """From its wheel, if that is installed: CTranslate2 opens it by name, which does not look among packages."""
+    with suppress(PackageNotFoundError):
+        library = distribution(CUBLAS).locate_file("nvidia/cublas/lib/libcublas.so.12")
+        ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+
+
+def _model(folder: Path, device: torch.device) -> WhisperModel:
+    ctranslate2.set_log_level(logging.ERROR)  # it warns that a processor computes fp16 weights in fp32
+    return WhisperModel(
+        str(folder), device=device.type, device_index=device.index or 0, cpu_threads=torch.get_num_threads(),
+        local_files_only=True,
+    )  # fmt: skip
+
+
 def hearing(folder: Path, language: str, task: str, device: torch.device) -> Callable[[Waveform], str]:
-    """What faster-whisper hears in waveforms (samples,) at 16 kHz, greedily and on the CPU.
+    """What faster-whisper hears in waveforms (samples,) at 16 kHz, greedily, on what `runs_on` gave.
 
     Its fallbacks (other temperatures, silence by probability) are off: they would hide what the weights say.
     """
-    ctranslate2.set_log_level(logging.ERROR)  # it warns that a processor computes fp16 weights in fp32
-    model = WhisperModel(str(folder), device="cpu", cpu_threads=torch.get_num_threads(), local_files_only=True)
+    model = _model(folder, device)
 
     def hear(waveform: Waveform) -> str:
         segments, _ = model.transcribe(

@@ -116,6 +116,11 @@ def _tensor(file: BinaryIO, name: str, values: npt.NDArray[Any], weights: str) -
     file.write(struct.pack(f"<{values.ndim}i", *reversed(values.shape)) + label + data)
 
 
+def runs_on(folder: Path, device: torch.device) -> torch.device:
+    """The CPU: pywhispercpp's wheels are built for nothing else."""
+    return torch.device("cpu")
+
+
 def hearing(folder: Path, language: str, task: str, device: torch.device) -> Callable[[Waveform], str]:
     """What whisper.cpp hears in waveforms (samples,) at 16 kHz, greedily and on the CPU, without its fallbacks."""
     model = Model(

@@ -37,6 +37,11 @@ def write(model: WhisperForConditionalGeneration, checkpoint: str, language: str
         file.chmod(0o644)
 
 
+def runs_on(folder: Path, device: torch.device) -> torch.device:
+    """The device of the run."""
+    return device
+
+
 def hearing(folder: Path, language: str, task: str, device: torch.device) -> Callable[[Waveform], str]:
     """What plain transformers hears: its pipeline, told the language, on waveforms (samples,) at 16 kHz."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32

@@ -10,32 +10,44 @@ import torch
 
 from asr_lora import findings, metrics
 from asr_lora.manifest import Clip, waveform
-from asr_lora.progress import progress
+from asr_lora.progress import minutes, progress, say
 from asr_lora.sets import Set, normalizer
 from asr_lora.text import Normalizer, in_units, leading
 
 if TYPE_CHECKING:
     from asr_lora.config import Config
 
+FIRST = 3.0  # seconds of clips by which the length of a proof is estimated
+
 
 def heard(
     name: str, room: ModuleType, folder: Path, sets: Sequence[Set], task: str, device: torch.device
-) -> tuple[list[list[str]], float]:
-    """What the export in `folder` hears in the clips of every set, one after the other, and the seconds it took.
+) -> tuple[list[list[str]], float, torch.device]:
+    """What the export in `folder` hears in the clips of every set, one after the other, the seconds it took, and where.
 
-    Loading is not among them; decoding the clips' files is.
+    Loading is not among the seconds; decoding the clips' files is. `device` is the run's, where the runtime can use it.
+    Every clip costs a window of 30 s, so the first ones show how long all take.
     """
-    texts, seconds = [], 0.0
-    with progress(f"{name}, hearing in {room.runtime()}", total=sum(len(each.clips) for each in sets)) as bar:
+    texts, seconds, done = [], 0.0, 0
+    total = sum(len(each.clips) for each in sets)
+    speech = minutes(sum(clip["duration"] for each in sets for clip in each.clips))
+    device = room.runs_on(folder, device)
+    say(f"{name}: transcribing {total} clips ({speech} of speech) in {room.runtime()} on {device.type}")
+    estimated = False
+    with progress(f"{name}, hearing in {room.runtime()}", total=total) as bar:
         for each in sets:
             hear = room.hearing(folder, each.language, task, device)
             started, own = time.perf_counter(), []
             for clip in each.clips:
                 own.append(hear(waveform(clip)))
                 bar.advance()
+                done, spent = done + 1, seconds + time.perf_counter() - started
+                if not estimated and spent > FIRST:
+                    say(f"{name}: about {minutes(spent / done * total)} for all {total} clips, by the first {done}")
+                    estimated = True
             texts.append(own)
             seconds += time.perf_counter() - started
-    return texts, seconds
+    return texts, seconds, device
 
 
 def compared(

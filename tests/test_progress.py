@@ -1,0 +1,22 @@
+"""How long work is shown where standard error is no terminal."""
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from asr_lora import progress
+
+
+def test_work_that_takes_a_minute_a_piece_has_an_estimate_of_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, shown = [0.0], io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=shown, get_time=lambda: now[0]))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with progress.progress("decoding", total=4) as bar:
+        for _ in range(3):
+            now[0] += 60
+            bar.advance()
+    assert shown.getvalue().splitlines()[:3] == [
+        "decoding: 1/4, 1:00 min", "decoding: 2/4, 2:00 min, 2:00 min left", "decoding: 3/4, 3:00 min, 1:00 min left",
+    ]  # fmt: skip
