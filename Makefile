@@ -24,7 +24,7 @@ words = $(spoken) $(hours) $(source) $(ARGS)
 RANKS := 4,8,16,32
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor prepare train eval sweep search report transcribe export app plan bench check test test-all fuzz audit
+.PHONY: help demo doctor prepare train eval sweep search report transcribe export app plan bench gpu-check check test test-all fuzz audit
 
 help: ## this list
 	@echo "make TARGET [LANG=nl] [HOURS=1|all] [DATA=/path/to/cv-corpus-...] [ARGS=\"hydra overrides\"]"
@@ -69,6 +69,9 @@ app: $(INSTALLED)app ## a page to speak to: the untouched and the tuned model he
 bench: $(INSTALLED)demo ## the tutorial recipe against ours, timed from outside, on DATA= or the demo's speech
 	$(PYTHON) recipes/benchmark.py $(if $(language),--language $(language)) \
 	  $(if $(value DATA),--source $(call shell_string,$(value DATA))) $(hours) $(ARGS)
+
+gpu-check: $(INSTALLED)core ## speed and memory of large-v2's and small's sizes on this GPU beside the plan's, in 8 minutes, nothing fetched
+	$(PYTHON) recipes/gpu_check.py $(ARGS)
 
 check: $(INSTALLED)check ## ruff and mypy, as pre-commit calls them
 	.venv/bin/ruff check

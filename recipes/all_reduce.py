@@ -1,0 +1,76 @@
+"""How fast two processes sum an adapter's gradients:  torchrun --nproc-per-node=2 recipes/all_reduce.py OUT.json
+
+As training does (asr_lora.ranks.sum_gradients), through NCCL where every process has a GPU, else through gloo; for so
+many --seconds. The first process writes what it took. A wrong sum is an error.
+"""
+
+import argparse
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from asr_lora import ranks
+from asr_lora.errors import WorldError
+from asr_lora.files import write_json
+
+MATRIX = 32 * 1280  # of an adapter of rank 32 in large-v2
+MATRICES = 384  # of it on the query and value projections: 15.7 M numbers
+WARM_UP = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seconds", type=float, default=2.0, help="(%(default)s)")
+    parser.add_argument("--matrices", type=int, default=MATRICES, help=f"of {MATRIX:,} numbers each (%(default)s)")
+    asked = parser.parse_args()
+    device = torch.device("cpu")
+    if torch.cuda.device_count() >= ranks.count():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    ranks.join(device)
+    parameters = [torch.nn.Parameter(torch.zeros(MATRIX, device=device)) for _ in range(asked.matrices)]
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, ranks.rank() + 1)
+    ranks.sum_gradients(parameters)
+    expected = sum(range(1, ranks.count() + 1))
+    if any(parameter.grad is None or bool(parameter.grad.ne(expected).any()) for parameter in parameters):
+        raise WorldError(f"all_reduce: {ranks.count()} processes must sum to {expected}, and did not")
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)  # or sums of sums would overflow
+    sums = math.ceil(asked.seconds / max(ranks.gathered(timed(parameters, WARM_UP, device) / WARM_UP)))
+    seconds = timed(parameters, sums, device) / sums
+    if ranks.first():
+        size = 4 * MATRIX * asked.matrices
+        write_json(
+            asked.out,
+            {
+                "backend": "nccl" if device.type == "cuda" else "gloo",
+                "processes": ranks.count(),
+                "bytes_per_sum": size,
+                "sums": sums,
+                "seconds_per_sum": seconds,
+                # What each link carries in a ring: 2 (N - 1) / N times what is summed.
+                "link_bytes_per_second": 2 * (ranks.count() - 1) / ranks.count() * size / seconds,
+            },
+        )
+    distributed.barrier()
+    ranks.leave()
+
+
+def timed(parameters: list[torch.nn.Parameter], sums: int, device: torch.device) -> float:
+    """Seconds of so many sums."""
+    started = time.perf_counter()
+    for _ in range(sums):
+        ranks.sum_gradients(parameters)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

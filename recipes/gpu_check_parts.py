@@ -1,0 +1,225 @@
+"""The parts of recipes/gpu_check.py: each measures one thing with the project's own code and returns its figures."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from arms import Facts
+from gpu_check_assets import COMMAND, LANGUAGE, Bench, write_clips, write_weights
+from gpu_check_faults import running_out, skipped, summed
+from transformers import TrainerCallback
+
+from asr_lora import clock, cost, decode, hearing, run
+from asr_lora.checkpoint import load_config, load_processor
+from asr_lora.clock import Work
+from asr_lora.config import Config
+from asr_lora.files import read_json
+from asr_lora.forecast import Forecast, job, trained_parameters
+from asr_lora.hardware import Hardware, free_memory, known_gpu, look, peak_memory_bytes
+from asr_lora.model import adapter, whisper
+from asr_lora.plan import durations, facts, here
+from asr_lora.prepare import prepare
+from asr_lora.train import train
+
+NEW_TOKENS = 32  # of a decoded clip at most; random weights may go on to there
+WARM_UP = 2  # steps that are not counted: libraries choose kernels, and the allocator asks for memory
+
+
+@dataclass(frozen=True)
+class Part:
+    """`seconds` is what it takes of a T4 at most (estimated); `measure` returns its figures, units in their names."""
+
+    name: str
+    seconds: float
+    measure: Callable[[], Facts]
+
+
+def parts(bench: Bench) -> list[Part]:
+    """What matters most first. On a CPU weights are tiny, there is one model, and fp32 stands in for fp16."""
+    large, small, half = ("large-v2", "small", "fp16") if bench.on_gpu else ("tiny", "tiny", "fp32")
+
+    def trained(model: str, context: str, steps: int, seconds: float) -> list[Part]:
+        name = "30 s" if context == "full" else "dynamic"
+        return [
+            Part(
+                f"train {model} {precision} {name}", seconds, partial(training, bench, model, precision, context, steps)
+            )
+            for precision in ("int8", half, "nf4")
+        ]
+
+    def decoding(model: str, seconds: float) -> list[Part]:
+        return [
+            Part(f"decode {model} {precision} {name}", seconds, partial(decoded, bench, model, precision, name, merged))
+            for precision, name, merged in ((half, "short", True), (half, "30 s", True), ("int8", "short", False))
+        ]
+
+    made = [
+        Part("make clips", 15, partial(clips, bench)),
+        *(
+            Part(f"make weights of {model}", 50 if model == "large-v2" else 10, partial(weights, bench, model))
+            for model in dict.fromkeys((large, small))
+        ),
+        *trained(large, "dynamic", WARM_UP + 4, 40),
+        Part("skipped steps", 20, partial(skipped, bench, small, half)),
+        Part("out of memory", 30, partial(running_out, bench, small, half)),
+        *trained(large, "full", WARM_UP + 2, 45),
+        *decoding(large, 20),
+        Part("all_reduce, 2 processes", 25, partial(summed, bench)),
+    ]
+    if small != large:
+        made += [*trained(small, "dynamic", WARM_UP + 2, 12), *trained(small, "full", WARM_UP + 2, 15)]
+        made += decoding(small, 10)
+    return made
+
+
+def clips(bench: Bench) -> Facts:
+    """Writes a release, and prepares it once for all runs; with weights of no use but for their tokens."""
+    write_clips(bench.folder)
+    write_weights(bench.folder, "tiny")
+    config = bench.config("tiny", "int8", "dynamic", 1)
+    prepare(replace(config, run_dir=str(bench.folder / "prepared")))
+    return {"clips": sum(len(bench.clips(split)) for split in ("train", "dev", "test"))}
+
+
+def weights(bench: Bench, model: str) -> Facts:
+    write_weights(bench.folder, model)
+    return {"weights_bytes": sum(file.stat().st_size for file in (bench.folder / model).glob("*.safetensors"))}
+
+
+# ---- training ----
+
+
+class Steps(TrainerCallback):
+    """Times whole steps, reads what memory they took before dev is decoded, and stops training in time."""
+
+    def __init__(self, hardware: Hardware, until: float) -> None:
+        self.device, self.until = hardware.device, until
+        self.seconds: list[float] = []
+        self.memory: Facts = {}
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        self.mark = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds.append(now - self.mark)
+        self.mark = now
+        self.memory = _memory(self.device)
+        if time.monotonic() > self.until and len(self.seconds) > WARM_UP:
+            control.should_training_stop = control.should_evaluate = control.should_save = True
+
+
+def training(bench: Bench, model: str, precision: str, context: str, steps: int) -> Facts:
+    """The median step of a few by asr_lora.train, after a warm-up, beside what the plan expects of them."""
+    config = bench.config(model, precision, context, steps)
+    hardware = look(config)
+    expected = _forecast(config)
+    watch = Steps(hardware, bench.until)
+    train(config, COMMAND, [watch])
+    told, seconds = read_json(run.train_metrics(config.run)), median(watch.seconds[WARM_UP:])
+    return {
+        "steps": len(watch.seconds) - WARM_UP,
+        "clips_per_step": config.training.batch_size,
+        "seconds_per_step": seconds,
+        **_beside("seconds_per_step", seconds, expected.seconds["train"] / steps if expected.seconds else None),
+        "clips_per_second": config.training.batch_size / seconds,
+        **watch.memory,
+        **_beside("peak_memory_bytes", watch.memory["peak_memory_bytes"], expected.memory.get("train")),
+        "padding_fraction": told["padding_fraction"],
+        "out_of_memory_retries": told["out_of_memory"],
+        "autocast": hardware.autocast_name,
+        "gradient_checkpointing": hardware.gradient_checkpointing,
+        "capacity_seconds": hardware.capacity,
+        "plan_says": expected.trouble,
+    }
+
+
+def _forecast(config: Config) -> Forecast:
+    return here(config, job(config, durations(config)[0]))
+
+
+def _memory(device: torch.device) -> Facts:
+    """Since the peak was last forgotten; a CPU's is the process's, its libraries included."""
+    reserved = {"reserved_memory_bytes": torch.cuda.max_memory_reserved()} if device.type == "cuda" else {}
+    return {"peak_memory_bytes": peak_memory_bytes(device), **reserved}
+
+
+def _beside(name: str, measured: float, expected: float | None) -> Facts:
+    """What the plan expects of a figure, and how many times that was measured; nulls where the plan knows nothing."""
+    return {f"predicted_{name}": expected, f"{name}_over_predicted": expected and measured / expected}
+
+
+# ---- decoding ----
+
+
+def decoded(bench: Bench, model: str, precision: str, name: str, merged: bool) -> Facts:
+    """The test clips, greedily: by the merged model as eval does, or unmerged as dev is decoded while training."""
+    config = bench.config(model, precision, "dynamic", 1)
+    hardware, rows, processor = look(config), bench.clips("test"), load_processor(config.model.checkpoint)
+    settings = hearing.decoding(config, hardware, LANGUAGE, short=name == "short")
+    settings = replace(settings, max_new_tokens=NEW_TOKENS)
+    dtype = None if merged else hardware.autocast
+    base = whisper.load(config.model.checkpoint, precision, hardware.device, hardware.autocast or torch.float32)
+    tuned = adapter.attach(base, config.lora, seed=0).eval()
+    tuned = tuned.merge_and_unload() if merged else tuned
+    with torch.autocast(hardware.device.type, dtype) if dtype else nullcontext():
+        decode.transcribe_once(tuned, processor, rows[:2], replace(settings, max_new_tokens=4))
+        free_memory()
+        started = time.perf_counter()
+        said = decode.transcribe_once(tuned, processor, rows, settings)  # on the host, so the device is done
+        seconds = time.perf_counter() - started
+    memory, audio_seconds = _memory(hardware.device), sum(row["duration"] for row in rows)
+    longest = max(len(each.tokens) for each in said)
+    expected = _expected_decoding(config, hardware, settings, rows, longest, merged)
+    return {
+        "merged": merged,
+        "clips": len(rows),
+        "audio_seconds": audio_seconds,
+        "longest_tokens": longest,
+        "decode_seconds": seconds,
+        **_beside("decode_seconds", seconds, expected["seconds"]),
+        "rtfx": audio_seconds / seconds,
+        **memory,
+        **_beside("peak_memory_bytes", memory["peak_memory_bytes"], expected["memory"]),
+        "rows_at_30_s": settings.batch_size,
+        "autocast": hardware.autocast_name if dtype else None,
+    }
+
+
+def _expected_decoding(
+    config: Config, hardware: Hardware, settings: decode.Decoding, rows: Sequence[Mapping[str, Any]], tokens: int,
+    merged: bool,
+) -> dict[str, float | None]:  # fmt: skip
+    """`seconds` and bytes of `memory` by the plan's own arithmetic; of the batches that there are."""
+    known, on_gpu, precision = known_gpu(hardware.name), hardware.device.type == "cuda", config.model.precision
+    architecture = load_config(config.model.checkpoint)
+    shape = cost.shape_of(architecture.to_dict())
+    lengths = [row["duration"] for row in rows]
+    works = [
+        Work(len(batch), seconds, tokens, sum(lengths[at] for at in batch))
+        for batch, seconds in decode.batches(lengths, settings.batch_size, settings.margin)
+    ]
+    memory = max(
+        cost.decoding_bytes(
+            shape, cost.weight_bytes(shape, precision), each.rows, each.seconds, tokens,
+            half=on_gpu if merged else hardware.autocast is not None,
+        )
+        for each in works
+    )  # fmt: skip
+    rates = facts(known).rates if known else clock.matrix_rates(hardware.device, hardware.autocast)
+    if precision not in rates:
+        return {"seconds": None, "memory": memory}
+    clocks = clock.by_rates(
+        shape, trained_parameters(architecture, config.lora), config.lora.kind, rates, precision,
+        checkpointing=False, beams=1, on_gpu=on_gpu,
+    )  # fmt: skip
+    return {"seconds": sum(map(clocks.eval if merged else clocks.dev, works)), "memory": memory}
