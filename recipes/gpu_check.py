@@ -66,9 +66,7 @@ def check(asked: argparse.Namespace, spent: float = 0.0) -> Facts:
         torch.cuda.set_per_process_memory_fraction(cap / found["machine"]["memory_bytes"])
         say(f"{found['machine']['device_name']}, {cap / 1e9:.1f} GB of it, {asked.minutes:g} minutes")
     else:
-        torch.set_num_threads(
-            1
-        )  # tiny matrices gain nothing from threads, which wait for one another on a busy machine
+        torch.set_num_threads(1)  # tiny matrices gain nothing from more, which on a busy machine wait for one another
         say("on the CPU, with tiny weights: this shows that the parts work, and says nothing about a GPU")
     until = time.monotonic() + asked.minutes * 60 - spent
     with tempfile.TemporaryDirectory(prefix=".gpu-check-", dir=out.parent) as folder, _cache(Path(folder) / "cache"):
@@ -80,8 +78,8 @@ def check(asked: argparse.Namespace, spent: float = 0.0) -> Facts:
 def measure(every: Sequence[Part], until: float, found: Facts, out: Path) -> Facts:
     """Adds `seconds` and `parts` to what is `found`, and writes it to `out` after every part.
 
-    `until` (time.monotonic) no part begins that would not end by then: its estimate is taken times the pace of those
-    before it. A later and shorter one still may. Ctrl-C ends it; what is done is kept, and `interrupted` says so.
+    No part begins that would not end by `until` (time.monotonic), by its estimate times the pace of those before it; a
+    shorter one after it still may. Ctrl-C ends the part and all after it; `interrupted` says so.
     """
     began, rows = time.monotonic(), []
     found |= {"interrupted": False, "parts": rows}
@@ -113,10 +111,8 @@ def _measured(part: Part, found: Facts) -> Facts:
         found["interrupted"] = True
         result, why = "interrupted", "Ctrl-C"
     except Exception as error:  # noqa: BLE001 (the other parts have nothing to do with it; the table says what broke)
-        result, why = (
-            "failed",
-            reason(error) if isinstance(error, UserError) else f"{type(error).__name__}: {reason(error)}",
-        )
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        result, why = "failed", kind + reason(error)
         say(f"{part.name}: {why}")
     free_memory()  # not within `except`, where the error's frames still hold what the part had
     return {"result": result, "reason": why, "part_seconds": time.monotonic() - started, **figures}
