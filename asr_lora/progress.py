@@ -1,5 +1,6 @@
 """One way of showing long work: what is being done, how far it is, and an estimate of what is left."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ def hush_libraries() -> None:
     """Leaves the screen to us: no bars for loading weights, no advice that is not for the person at the keyboard."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for every int8 product that is given no fp16
 
 
 @contextmanager

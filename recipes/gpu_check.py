@@ -9,7 +9,6 @@ Without a GPU, or with --tiny, the same parts run with tiny weights on the CPU: 
 """
 
 import argparse
-import logging
 import os
 import shlex
 import shutil
@@ -34,7 +33,7 @@ from rich.table import Table
 from asr_lora import run
 from asr_lora.errors import ChoiceError, UserError, WorldError, reason
 from asr_lora.files import write_json
-from asr_lora.hardware import GPUS, NVIDIA_DRIVER, free_memory
+from asr_lora.hardware import GPUS, ROOT, free_memory, nvidia_sign
 from asr_lora.progress import hush_libraries, say
 
 DISK_BYTES = 5e9  # large-v2 and whisper-small in fp16, and what the runs leave
@@ -132,7 +131,7 @@ def machine(gigabytes: float, on_gpu: bool) -> Facts:
         "memory_bytes": properties.total_memory,
         "memory_cap_bytes": min(gigabytes * 1e9, properties.total_memory),
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
-        or (NVIDIA_DRIVER.read_text().splitlines()[0] if NVIDIA_DRIVER.exists() else None),
+        or nvidia_sign(ROOT),
     }
 
 
@@ -262,7 +261,6 @@ def _positive(text: str) -> float:
 
 def main() -> None:
     hush_libraries()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for every product whose input is not in fp16
     asked = parsed()
     try:
         found = check(asked, spent=time.time() - psutil.Process().create_time())

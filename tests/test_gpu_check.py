@@ -161,7 +161,6 @@ def test_all_parts_work_with_tiny_weights_on_a_cpu(recipe: ModuleType, tmp_path:
     others = ["make clips", "make weights of tiny", "skipped steps", "out of memory", "all_reduce, 2 processes"]
     assert set(rows) == {*trained, *decoded, *others}
     broken = {name: row["reason"] for name, row in rows.items() if row["result"] != "measured"}
-    broken.pop("skipped steps", None)  # which has a test of its own
     assert broken == {}
     for name in trained:
         assert rows[name]["seconds_per_step"] > 0 and rows[name]["predicted_seconds_per_step"] > 0
@@ -188,7 +187,6 @@ def test_training_stops_in_time_with_what_it_has_measured(recipe: ModuleType, be
     assert figures["steps"] == 1 and figures["seconds_per_step"] > 0
 
 
-@pytest.mark.xfail(raises=AssertionError, strict=True, reason="a skipped step breaks torch's loss scaler")
 def test_training_goes_on_past_a_loss_that_is_no_number_and_past_overflows(recipe: ModuleType, bench: Any) -> None:
     figures = sys.modules["gpu_check_faults"].skipped(bench, "tiny", "fp32")
     assert (figures["skipped_step"], figures["overflowed_steps"][0], figures["steps"]) == (2, 4, 12)

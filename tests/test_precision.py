@@ -233,9 +233,10 @@ def test_the_doctor_says_what_auto_came_to(bare: list[str], tmp_path: Path) -> N
 def test_a_device_that_cannot_be_used_leaves_the_plan_and_the_doctor_whole(
     bare: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    driver = tmp_path / "version"
+    driver = tmp_path / hardware.NVIDIA_DRIVERS[0]
+    driver.parent.mkdir(parents=True)
     driver.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104\n")
-    monkeypatch.setattr(hardware, "NVIDIA_DRIVER", driver)
+    monkeypatch.setattr(hardware, "ROOT", tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("COLUMNS", "160")
     config = load([*bare, "hardware=auto"])
