@@ -6,9 +6,18 @@ import bitsandbytes
 import pytest
 import torch
 
+from asr_lora import plan
+from asr_lora.checkpoint import load_config
+from asr_lora.corpus import SPLITS
+from asr_lora.doctor import checks
 from asr_lora.errors import WorldError
+from asr_lora.forecast import job
+from asr_lora.hardware import look
+from asr_lora.launch import load
 from asr_lora.memory import is_out_of_memory
+from asr_lora.model import stored, whisper
 
+CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
 INT8 = "cublasLt ran into an error!\n\tshapeA=torch.Size([1280, 1280]), shapeB=torch.Size([12000, 1280])"
 
 
@@ -19,7 +28,7 @@ INT8 = "cublasLt ran into an error!\n\tshapeA=torch.Size([1280, 1280]), shapeB=t
         torch.OutOfMemoryError("Allocation on device 0", "other words"),
         RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 14.74 GiB"),
         torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        CUBLAS,
         RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
         RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
         RuntimeError("GET was unable to find an engine to execute this computation"),
@@ -53,6 +62,33 @@ def test_what_a_cpu_says_when_it_has_no_more_is_known() -> None:
     with pytest.raises(RuntimeError) as refused:
         torch.empty(2**50, dtype=torch.uint8)
     assert is_out_of_memory(refused.value)
+
+
+# ---- where it is told ----
+
+
+def test_memory_that_runs_out_while_an_adapter_loads_is_no_damage(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as raised, stored.reading(tmp_path):
+        raise CUBLAS
+    assert raised.value is CUBLAS
+    with pytest.raises(WorldError, match="does not load as an adapter"), stored.reading(tmp_path):
+        raise RuntimeError("size mismatch for lora_A")
+
+
+def test_a_plan_and_the_doctor_tell_it_in_one_line_with_the_reason(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **settings: object) -> None:
+        raise CUBLAS
+
+    monkeypatch.setattr(whisper, "load", full)  # where a device that has no more is first asked for some
+    config = load([*words, "plan.calibrate=true"])
+    rows = {split: [1.0, 2.0] for split in SPLITS}
+    with pytest.raises(WorldError, match=r"plan\.calibrate: memory ran out .*ALLOC_FAILED.*hardware\.micro_batch=1"):
+        plan.here(config, job(config, rows))
+    known = load_config(config.model.checkpoint)
+    with pytest.raises(WorldError, match=r"gradients: memory ran out .*ALLOC_FAILED.*end what else holds the GPU"):
+        checks.gradients(config, known, look(config), None, tmp_path)
 
 
 def test_bitsandbytes_still_says_so_of_an_int8_product_that_failed() -> None:
