@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora import audio, clock, run, ways
+from asr_lora import audio, clock, cost, run, ways
 from asr_lora.branches import HardwareConfig
 from asr_lora.checkpoint import is_local, resolve
 from asr_lora.clock import Clocks
@@ -56,7 +56,7 @@ def plan(config: Config, named: Mapping[str, Any]) -> None:
     timed = "estimated, here timed" if config.plan.calibrate else "estimated (plan.calibrate=true times them here)"
     table.caption = (
         f"clips: {origin}; hours: {timed}, fetching not counted; prices: {prices}; below each device the precision of "
-        f"the base (model.precision={config.model.precision})"
+        f"the base (model.precision={config.model.precision}){_cost_of_bits(config, work, gpus, forecasts)}"
     )
     Console().print(table)
     Console().print(ways.table(config, work.shape))
@@ -147,6 +147,28 @@ def on_gpu(config: Config, work: Job) -> Forecast:
         config, work, clocks, memory, capacity, asked.decode_batch or decode_rows(memory, work.shape),
         half=half, checkpointing=checkpointing, on_gpu=True,
     )  # fmt: skip
+
+
+def _cost_of_bits(
+    config: Config, work: Job, gpus: Mapping[str, HardwareConfig], forecasts: Mapping[str, Forecast]
+) -> str:
+    """How many times as long as on an fp16 base a quantized one trains on each GPU, as a sentence's end; else empty."""
+    precision = run.settled(config, "cuda")[0].model.precision
+    if precision not in clock.SLOWER or config.lora.kind == "qlora":
+        return ""
+    in_half = replace(config, model=replace(config.model, precision="fp16"))
+    times = []
+    for gpu, hardware in gpus.items():
+        ours, half = forecasts[gpu], on_gpu(replace(in_half, hardware=hardware), work)
+        if ours.seconds and half.seconds and not half.trouble:
+            times.append(f"{ours.seconds['train'] / half.seconds['train']:.1f} ({gpu})")
+    if not times:
+        return ""
+    saved = cost.weight_bytes(work.shape, "fp16") - cost.weight_bytes(work.shape, precision)
+    return (
+        f"; {precision} saves {_gigabytes(saved)} of weights, and training takes {', '.join(times)} times as long as "
+        "with model.precision=fp16"
+    )
 
 
 def here(config: Config, work: Job) -> Forecast:
