@@ -90,6 +90,22 @@ def test_a_folder_is_heard_file_by_file_and_a_bad_one_does_not_stop_the_rest(
     assert (out / "below" / "good.txt").read_text().count("\n") == 3
 
 
+def test_what_one_recording_had_no_memory_for_is_not_tried_with_the_next(words: list[str], talk: Path) -> None:
+    config, sizes = load(words), []
+    base = ears.untouched(config, look(config))
+
+    def small(module: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
+        sizes.append(len(args[0]))
+        if len(args[0]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    base.model.get_encoder().conv1.register_forward_pre_hook(small)
+    for _ in range(2):
+        with base.hearing("nl", None) as settings:
+            assert len(base.segments([(talk, 0.0, 1.0), (talk, 1.0, 2.0)], settings)) == 2
+    assert sizes[0] == 2 and set(sizes[1:]) == {1}
+
+
 def test_each_language_is_heard_with_its_adapter_as_if_that_were_merged(
     words: list[str], talk: Path, runs: dict[str, Path]
 ) -> None:
