@@ -55,6 +55,17 @@ def decode(
     return mono, rate
 
 
+def encoded(clip: Path) -> bytes:
+    """The bytes of a clip as they are, which may be copied to where others see them.
+
+    Raises WorldError as `decode` does for what is no sound: a list from elsewhere may name any file of this machine.
+    """
+    if not clip.is_file():  # nor a device, which would never end
+        raise WorldError(f"{clip}: clip cannot be read: no such file")
+    decode(clip, most=0.1)
+    return clip.read_bytes()
+
+
 def load(clip: Path | bytes, start: float | None = None, end: float | None = None) -> Waveform:
     """The clip as a waveform: (samples,) float32 at 16 kHz, mono. Arguments and errors are those of `decode`."""
     return resampled(*decode(clip, start, end))

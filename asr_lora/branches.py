@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from asr_lora.audio import MAX_SECONDS
 from asr_lora.augment import KINDS
-from asr_lora.rules import check, check_choice, check_range, check_word
+from asr_lora.rules import check, check_choice, check_locale, check_range, check_word
 from asr_lora.text import NORMALIZERS
 
 COLUMNS = ("path", "text", "speaker", "start", "end", "duration", "split")  # of a table of one's own
@@ -22,6 +22,8 @@ class SourceConfig:
     def __post_init__(self) -> None:
         check("data.sources.path", repr(self.path), "a path or a name", self.path != "")
         check("data.sources.weight", self.weight, "more than 0, up to 100", 0 < self.weight <= 100)
+        if self.language is not None:
+            check_locale("data.sources.language", self.language)
 
 
 @dataclass
@@ -52,8 +54,7 @@ class DataConfig:
         check_choice("data.train_split", self.train_split, ("train", "validated"))
         check("data.held_out", self.held_out, "a share in (0, 0.4]", 0 < self.held_out <= 0.4)
         check("data.source", repr(self.source), "a path, or null to look in data.search_dir", self.source != "")
-        locale = re.fullmatch(r"\w+(-\w+)*", self.language)
-        check("data.language", repr(self.language), "a locale such as nl or sv-SE", locale is not None)
+        check_locale("data.language", self.language)
         check(
             "data.hours",
             self.hours,
@@ -249,6 +250,8 @@ class EvalSet:
         folder = self.name is None or re.fullmatch(r"\w[\w.-]*", self.name) is not None
         check("eval.sets.name", repr(self.name), "letters, digits, _, . and - alone, a letter first", folder)
         check_choice("eval.sets.split", self.split, ("train", "dev", "test"))
+        if self.language is not None:
+            check_locale("eval.sets.language", self.language)
 
 
 @dataclass

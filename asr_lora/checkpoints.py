@@ -9,7 +9,7 @@ from pathlib import Path
 
 from asr_lora import ranks
 from asr_lora.errors import WorldError
-from asr_lora.files import read_json, write_json
+from asr_lora.files import is_plain, read_json, write_json
 from asr_lora.progress import say
 
 SEAL = "checksums.json"  # SHA-256 by file name: the last file of a checkpoint
@@ -80,7 +80,7 @@ def _damage(checkpoint: Path) -> str | None:
         return f"no {SEAL} that can be read"
     for name, sha256 in sealed.items():
         file = checkpoint / name
-        if not file.is_file() or _sha256(file) != sha256:
+        if not is_plain(name) or not file.is_file() or _sha256(file) != sha256:
             return f"{name} is not as it was written"
     return None
 

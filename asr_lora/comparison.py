@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from asr_lora import charts, metrics, run, tables
-from asr_lora.files import read_json, write_text
+from asr_lora.files import check_links, read_json, write_text
 from asr_lora.page import environment
 from asr_lora.progress import say
 from asr_lora.seeds import spread, together
@@ -36,6 +36,7 @@ def compare(folders: Sequence[Path], title: str, runs_dir: Path) -> Path:
     rows = sorted(map(_run, complete), key=lambda row: row["settings"]["lora"]["r"] or 0)
     page = runs_dir / "comparison" / "index.html"
     precisions = {row["settings"]["model"]["precision"] for row in rows}
+    check_links(page.parent, "runs_dir", root=runs_dir)
     for row in rows:
         row["base"] = f"base in {row['settings']['model']['precision']}" if len(precisions) > 1 else None
         row["link"] = os.path.relpath(row["page"], page.parent) if row["page"].is_file() else None

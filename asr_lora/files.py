@@ -2,21 +2,23 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from filelock import FileLock
 
-from asr_lora.errors import WorldError
+from asr_lora.errors import ChoiceError, WorldError
 
 ANEW = "put back the file that was written, or remove {}, which the same command makes anew"
 LONGEST_NAME, LONGEST_PATH = 255, 4_000  # bytes of a file's name, characters of a path or URL
 NOTHING: Mapping[str, type] = {}
 MOST_NUMBER = 2**53  # above it JSON's numbers are not exact
+NO_TEXT = re.compile("[\x00-\x1f\ud800-\udfff]")  # control characters, and bytes of a name that are not UTF-8
 ANOTHER_CACHE = "free some space there, or name another cache in ASR_LORA_CACHE"
 
 
@@ -107,24 +109,83 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def read_jsonl(
     path: Path, needed: Mapping[str, type] = NOTHING, maybe: Mapping[str, type] = NOTHING, way_out: str = ANEW
 ) -> list[dict[str, Any]]:
-    """The objects of a file, one a line; each has the fields `needed`, and of `maybe` none that is something else.
-
-    Raises WorldError, naming file and line, with the way out, for anything else. A float is a number of at least 0 that
-    can be a time or size, a Path a text that can be one.
-    """
-    rows = []
+    """The objects of a file, one a line. Fields and errors are those of `parse_jsonl`."""
     # A line ends at \n alone: str.splitlines would also break at U+2028 and its like inside a sentence.
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            row = _object(line, f"{path}: line {number} is", way_out.format(path.parent))
-            for name, kind in {**maybe, **needed}.items():
-                if name not in row and name in needed:
-                    raise WorldError(f"{path}: line {number} has no {name}; {way_out.format(path.parent)}")
-                if name in row and not _is(row[name], kind):
-                    odd = f"{path}: line {number} is damaged, {name} is {_short(row[name])}"
-                    raise WorldError(f"{odd}; {way_out.format(path.parent)}")
-            rows.append(row)
-    return rows
+        return list(parse_jsonl(lines, str(path), needed, maybe, way_out.format(path.parent)))
+
+
+def parse_jsonl(
+    lines: Iterable[bytes], of: str, needed: Mapping[str, type], maybe: Mapping[str, type], way_out: str
+) -> Iterator[dict[str, Any]]:
+    """The objects of lines; each has the fields `needed`, and of `maybe` none that is something else.
+
+    Raises WorldError, naming file (`of`) and line, with the way out, for anything else. A float is a number of at least
+    0 that can be a time or size, a Path a text that can be one, a Sha256 a digest.
+    """
+    for number, line in enumerate(lines, 1):
+        row = _object(line, f"{of}: line {number} is", way_out)
+        if found := damage(row, needed, maybe):
+            raise WorldError(f"{of}: line {number} {found}; {way_out}")
+        yield row
+
+
+def damage(row: Mapping[str, Any], needed: Mapping[str, type], maybe: Mapping[str, type] = NOTHING) -> str | None:
+    """What is wrong with the fields of an object, as `parse_jsonl` wants them; None where nothing is."""
+    for name, kind in {**maybe, **needed}.items():
+        if name not in row and name in needed:
+            return f"has no {name}"
+        if name in row and not _is(row[name], kind):
+            return f"is damaged, {name} is {_short(row[name])}"
+    return None
+
+
+# ---- names, digests and links that come from elsewhere ----
+
+
+class Sha256(str):
+    """In the fields of `parse_jsonl`: a text of which `is_sha256` holds."""
+
+    __slots__ = ()
+
+
+def is_sha256(value: object) -> bool:
+    """Whether it is a SHA-256 in hexadecimal digits, and so can become the name of a file."""
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
+
+
+def is_plain(name: object) -> bool:
+    """Whether it names a file in a folder, and leads nowhere else."""
+    if not isinstance(name, str) or name in ("", ".", "..") or NO_TEXT.search(name):
+        return False
+    return "/" not in name and len(name.encode()) <= LONGEST_NAME
+
+
+def plain_suffix(name: str) -> str:
+    """The ending of a clip's file name, with its dot and in lower case; empty where it is no ordinary one."""
+    suffix = PurePosixPath(name).suffix.lower()
+    return suffix if re.fullmatch(r"\.[a-z0-9]{1,8}", suffix) else ""
+
+
+def check_links(folder: Path, setting: str = "run_dir", root: Path | None = None) -> None:
+    """Raises ChoiceError for a symbolic link, in `folder` or below, that leads out of `root` (None: the folder).
+
+    For folders that are written to and may come from others: a write, a removal or a copy there would follow the link.
+    The root may be a link itself: it is what the user named.
+    """
+    base = os.path.realpath(root or folder)
+    found = [str(folder)] if root else []
+    for place, folders, files in os.walk(folder):
+        found += [os.path.join(place, name) for name in (*folders, *files)]  # noqa: PTH118 (shards may be thousands)
+    for path in found:
+        if os.path.islink(path) and not f"{os.path.realpath(path)}/".startswith(f"{base}/"):  # noqa: PTH114
+            raise ChoiceError(
+                f"{setting}: {path} is a link that leads out of {root or folder}, and would be followed where files "
+                f"are written or removed; remove it, or have the whole folder elsewhere ({setting}=...)"
+            )
+
+
+# ---- what a file may hold ----
 
 
 def _object(content: bytes, named: str, way_out: str) -> dict[str, Any]:
@@ -145,6 +206,8 @@ def _is(value: Any, kind: type) -> bool:
         return number and 0 <= value < MOST_NUMBER
     if kind is list:
         return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    if kind is Sha256:
+        return is_sha256(value)
     if not isinstance(value, str) or kind is str:
         return isinstance(value, str)
     longest = 0 if "://" in value else max(len(part.encode()) for part in value.split("/"))

@@ -54,8 +54,9 @@ class Guard(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        for name, value in state.stateful_callbacks[type(self).__name__]["attributes"].items():
-            setattr(self, name, value)
+        saved = state.stateful_callbacks[type(self).__name__]["attributes"]
+        for name in _TRAVELLING:  # a checkpoint from elsewhere changes nothing else
+            setattr(self, name, saved.get(name, getattr(self, name)))
 
     def takes(self, step: int, loss: float, gradient_norm: float) -> bool:
         """Whether the optimiser is to take this step. Raises CollapsedError where skipping it would not do.

@@ -123,8 +123,9 @@ class Journal(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        for name, value in state.stateful_callbacks[type(self).__name__]["attributes"].items():
-            setattr(self, name, value)
+        saved = state.stateful_callbacks[type(self).__name__]["attributes"]
+        for name in _TRAVELLING:  # a checkpoint from elsewhere changes nothing else
+            setattr(self, name, saved.get(name, getattr(self, name)))
         # What was logged after the checkpoint will be logged again.
         if state.is_world_process_zero:
             write_jsonl(self.log, [line for line in logged(self.log) if line["step"] <= state.global_step])

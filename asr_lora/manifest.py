@@ -1,7 +1,6 @@
 """The manifest of a run: which clips, in what order, why not others. Two runs with one manifest heard the same hour."""
 
 import hashlib
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +9,9 @@ from typing import Any
 
 from asr_lora import audio
 from asr_lora.errors import WorldError
-from asr_lora.files import read_jsonl
+from asr_lora.files import plain_suffix, read_jsonl
 from asr_lora.listening import Heard, Place, listen
-from asr_lora.ranges import is_url, read_range
+from asr_lora.ranges import is_url, read_clip
 
 Row = Mapping[str, str]  # a row of the corpus's table, raw
 Clip = dict[str, Any]  # a line of the manifest
@@ -142,8 +141,8 @@ def place(row: Row, file: Path | None) -> Place | None:
 
 
 def clip_id(row: Row) -> str:
-    """A clip's name in one word, unique in its corpus."""
-    path = PurePosixPath(row["path"])
+    """A clip's name in one word, unique in its corpus; without a slash, and so one part of a path."""
+    path = PurePosixPath(row["path"].lstrip("/"))
     return "-".join([*path.parts[:-1], path.stem])
 
 
@@ -193,29 +192,18 @@ def sound(clip: Mapping[str, Any]) -> bytes:
         return _in_shard(clip)
     if clip.get("start") is not None:
         return audio.flac(*audio.decode(Path(clip["path"]), clip["start"], clip.get("end")))
-    try:
-        return Path(clip["path"]).read_bytes()
-    except OSError as error:
-        raise WorldError(f"{clip['path']}: clip cannot be read: {error.strerror}") from error
+    return audio.encoded(Path(clip["path"]))
 
 
 def extension(clip: Mapping[str, Any]) -> str:
     """How a file of `sound` is called behind its dot: mp3, ..."""
     if clip.get("start") is not None:
         return "flac"
-    name = clip["path"] if clip.get("offset") is None else clip["member"]
-    suffix = PurePosixPath(name).suffix.removeprefix(".").lower()
-    return suffix if re.fullmatch(r"[a-z0-9]{1,8}", suffix) else "audio"
+    return plain_suffix(clip["path"] if clip.get("offset") is None else clip["member"])[1:] or "audio"
 
 
 def _in_shard(clip: Mapping[str, Any]) -> bytes:
-    content = read_range(clip["path"], clip["offset"], clip["bytes"])
-    if hashlib.sha256(content).hexdigest() != clip["sha256"]:
-        raise WorldError(
-            f"{clip['path']}: other bytes than its index says at {clip['offset']:,}; put back the shard that the "
-            "manifest was made from"
-        )
-    return content
+    return read_clip(clip["path"], clip["offset"], clip["bytes"], clip["sha256"])
 
 
 def _line(row: Row, where: str, duration: float, sha256: str) -> Clip:

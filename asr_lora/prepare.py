@@ -21,7 +21,7 @@ from asr_lora.corpus import SPLITS, UNSPLIT, Columns, Corpus, open_corpus
 from asr_lora.corpus.tables import Row
 from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.features import prompted, token_ids
-from asr_lora.files import read_json, whole_folder, write_json, write_jsonl
+from asr_lora.files import check_links, read_json, whole_folder, write_json, write_jsonl
 from asr_lora.language import check_language, whisper_language
 from asr_lora.launch import launch
 from asr_lora.listening import Listener
@@ -43,6 +43,7 @@ def prepare(config: Config) -> None:
 
     Raises ChoiceError and WorldError as its parts do.
     """
+    check_links(config.run)
     _make_manifest(config)
     if config.shards:
         splits = {split: read_manifest(run.manifest(config.run, split)) for split in SPLITS}
@@ -57,6 +58,11 @@ def _make_manifest(config: Config) -> None:
         run.refuse_other(config.run, read_json(run.summary(config.run))["settings"], _settings(config))
         put_back(config, [line for split in SPLITS for line in read_manifest(run.manifest(config.run, split))])
         return
+    if (config.run / "data").exists():  # which would be replaced
+        raise ChoiceError(
+            f"run_dir: {config.run / 'data'} holds no manifest (no summary.json), so it is another's; name another "
+            "folder for this run, or move that one away"
+        )
     if config.data.streaming:
         _hold_out_of_stream(config)
         return

@@ -1,5 +1,6 @@
 """Bytes at a place: a whole file or a part of one, on this machine or on an HTTP server that honours ranges."""
 
+import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,16 @@ def read_range(place: str, offset: int, length: int) -> bytes:
     if len(content) != length:
         raise WorldError(
             f"{place}: holds {len(content)} of the {length} bytes from {offset:,}; it is cut short: copy it again"
+        )
+    return content
+
+
+def read_clip(shard: str, offset: int, length: int, sha256: str) -> bytes:
+    """The bytes of a clip. Raises WorldError where they cannot be read or their hash is not `sha256`."""
+    content = read_range(shard, offset, length)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise WorldError(
+            f"{shard}: other bytes than its index says at {offset:,}; put back the shard that the index was written for"
         )
     return content
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from asr_lora import charts, comparison, findings, run
 from asr_lora.config import Config
 from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import read_json, read_jsonl, whole_folder, write_text
+from asr_lora.files import check_links, read_json, read_jsonl, whole_folder, write_text
 from asr_lora.hardware import known_gpu
 from asr_lora.launch import launch, named_run
 from asr_lora.leaks import shared
@@ -36,6 +36,7 @@ def report(folder: Path, price: float | None = None) -> Path:
     `price` in dollars an hour; None: as recorded, else of a GPU that conf/hardware/ knows.
     Raises ChoiceError when it was not scored yet.
     """
+    check_links(folder)
     facts = run.scored(folder)
     if not run.train_metrics(folder).is_file() or not facts:
         raise ChoiceError(

@@ -24,6 +24,11 @@ def check_range(name: str, bounds: list[float]) -> None:
     check(name, bounds, f"two numbers of seconds, the lesser first, within 0 to {MAX_SECONDS}", holds)
 
 
+def check_locale(name: str, value: str) -> None:
+    """It becomes a part of paths in the cache, and of a set's folder."""
+    check(name, repr(value), "a locale such as nl or sv-SE", re.fullmatch(r"\w+(-\w+)*", value) is not None)
+
+
 def check_word(name: str, value: str) -> None:
     """It becomes a part of run_name, where a hyphen parts the parts."""
     check(name, repr(value), "letters, digits, _ and . alone", re.fullmatch(r"[\w.]+", value) is not None)

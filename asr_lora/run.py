@@ -20,7 +20,7 @@ from asr_lora.branches import DecodingConfig, EvalConfig, ReportConfig
 from asr_lora.checkpoint import identity
 from asr_lora.config import Config, from_plain, plain
 from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import ANEW, read_json, read_jsonl, write_text
+from asr_lora.files import ANEW, check_links, damage, read_json, read_jsonl, write_text
 from asr_lora.manifest import NOT_OF_ALL, read_manifest
 from asr_lora.naming import GROUPS, science
 from asr_lora.tuning import decided
@@ -99,7 +99,7 @@ def untouched_dev(run: Path) -> Path:
 
 @contextmanager
 def held(run: Path) -> Iterator[None]:
-    """The run is this command's alone. Raises ChoiceError while another command is at it.
+    """The run is this command's alone. Raises ChoiceError while another command is at it, or for links out of it.
 
     What a killed one held is free at once. Within it the same process may hold it again.
     """
@@ -114,6 +114,7 @@ def held(run: Path) -> Iterator[None]:
 
 def _lock(run: Path, lock: BaseFileLock) -> None:
     run.mkdir(parents=True, exist_ok=True)
+    check_links(run)
     try:
         lock.acquire()
     except Timeout as error:
@@ -308,8 +309,11 @@ def note_last(run: Path, runs_dir: Path) -> None:
 
 
 def last(runs_dir: Path) -> Path:
-    """Raises ChoiceError when nothing was trained yet, or the run is gone."""
+    """Raises ChoiceError when nothing was trained yet, or the note of it names no folder."""
     note = runs_dir / "last"
     if not note.is_file():
         raise ChoiceError(f"run_dir: no run yet (no {note}); train one with make train, or name one: run_dir=...")
-    return Path(note.read_text(encoding="utf-8").strip())
+    named = note.read_bytes().decode(errors="replace").strip()
+    if "\n" in named or "\ufffd" in named or damage({"run": named}, {"run": Path}):
+        raise ChoiceError(f"run_dir: {note} names no run; remove it, and name one: run_dir=...")
+    return Path(named)

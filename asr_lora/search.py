@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from asr_lora import run, space
 from asr_lora.config import Config, plain
 from asr_lora.errors import ChoiceError, UserError, to_install
-from asr_lora.files import read_json
+from asr_lora.files import check_links, read_json
 from asr_lora.launch import launch, load, words_of_job
 from asr_lora.progress import say
 from asr_lora.space import Setting
@@ -54,6 +54,7 @@ def search(config: Config, words: Sequence[str] = ()) -> Path:
         load([*about, *space.words({name: getattr(setting, end) for name, setting in settings.items()})])
     folder = Path(config.runs_dir) / "search" / f"{config.run_name}-{space.digest(settings)}"
     folder.mkdir(parents=True, exist_ok=True)
+    check_links(folder.parent, "runs_dir", root=Path(config.runs_dir))
     try:
         with FileLock(folder / "lock", timeout=0):
             return _search(config, about, settings, folder, deadline)

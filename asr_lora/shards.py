@@ -8,6 +8,7 @@ them. The same clips make the same bytes. Interrupted, the same command keeps th
 import hashlib
 import io
 import json
+import re
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from asr_lora.corpus.shards import INDEX, PREFIX, VERSION, index_name
 from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import read_jsonl, write_json, write_jsonl, writing
+from asr_lora.files import NO_TEXT, is_plain, read_jsonl, write_json, write_jsonl, writing
 from asr_lora.manifest import PLACE, Clip, extension, name_in_corpus, sound
 from asr_lora.progress import Bar, progress, say
 
@@ -87,10 +88,11 @@ def _complete(shard: Path, clips: Sequence[Clip], bar: Bar) -> list[Line]:
 def _write(shard: Path, clips: Sequence[Clip], bar: Bar) -> list[Line]:
     """A shard of the first of `clips`, as many as fill it, and its index."""
     lines: list[Line] = []
-    partial = shard.with_name(f".{shard.name}.part")  # always the same: what a kill left there is written over
+    partial = shard.with_name(f".{shard.name}.part")  # always the same: what a kill left there goes
     held = 0
+    partial.unlink(missing_ok=True)  # a link would be followed
     try:
-        with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
+        with tarfile.open(partial, "x", format=tarfile.PAX_FORMAT) as tar:
             for clip in clips:
                 if held >= SHARD_BYTES:
                     break
@@ -136,10 +138,14 @@ def _about(line: Line) -> Line:
 
 
 def _key(name: str) -> str:
-    """What WebDataset knows a clip by: it ends at the first dot, so an id that has one gets a hash for it."""
-    if "." not in name:
+    """What WebDataset knows a clip by: it ends at the first dot, so an id that has one gets a hash for it.
+
+    So does one of a manifest from elsewhere that would lead out of the folder where the shard is unpacked.
+    """
+    if "." not in name and is_plain(name):
         return name
-    return f"{name.replace('.', '_')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    plain = re.sub(r"[./]", "_", NO_TEXT.sub("_", name))
+    return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _refuse_others(folder: Path, ours: set[str]) -> None:

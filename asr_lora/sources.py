@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from asr_lora import run
 from asr_lora.corpus import Columns, Corpus, open_corpus
-from asr_lora.corpus.layout import existing
+from asr_lora.corpus.layout import CLIPS, existing
 from asr_lora.corpus.mix import Part, mixed
 from asr_lora.corpus.stream import Stream, held_out, open_stream
 from asr_lora.corpus.tables import Row
@@ -156,13 +156,19 @@ def put_back(config: "Config", lines: Sequence[Clip]) -> None:
         )
     # Where the archive was written anew its clips lie elsewhere in the cache.
     misplaced = {name: Path(line["path"]) for name, line in absent.items() if not Path(line["path"]).is_file()}
-    # A manifest may come from anywhere: what it names is written to in the cache alone.
+    # A manifest may come from anywhere: what it names is written to where the cache has clips, and nowhere else.
     cache = cache_dir().resolve()
-    if outside := [path for path in misplaced.values() if not path.resolve().is_relative_to(cache)]:
+    if outside := [path for path in misplaced.values() if not _is_for_clips(path.resolve(), cache)]:
         raise WorldError(
-            f"data.source: {len(outside)} clips of {config.run}/data lay outside of the cache {cache} and are gone "
-            f"({outside[0]}, ...); put them back, or name the cache that they lay in: ASR_LORA_CACHE"
+            f"data.source: {len(outside)} clips of {config.run}/data lay outside of the cache for clips in {cache} and "
+            f"are gone ({outside[0]}, ...); put them back, or name the cache that they lay in: ASR_LORA_CACHE"
         )
     for name, path in misplaced.items():
         with whole_file(path) as partial:
             shutil.copyfile(found[name], partial)
+
+
+def _is_for_clips(path: Path, cache: Path) -> bool:
+    """Whether a path is one that clips are put at: corpora/<archive>/<language>/clips/ or clips/ in the cache."""
+    parts = path.relative_to(cache).parts if path.is_relative_to(cache) else ()
+    return len(parts) > 2 and (parts[0] == CLIPS or (parts[0] == "corpora" and parts[-2] == CLIPS))

@@ -420,7 +420,9 @@ def test_an_answer_that_is_none_of_theirs_is_told(site: Site, route: str, body: 
     assert "cannot read what Mozilla Data Collective answered" in refusal(WorldError)
 
 
-@pytest.mark.parametrize("filename", ["../../evil.tar.gz", "/etc/evil.tar.gz", ".evil", "", None])
+@pytest.mark.parametrize(
+    "filename", ["../../evil.tar.gz", "/etc/evil.tar.gz", "..", ".evil", "", None, "a\0.tar", "a\n.tar", "a" * 300]
+)
 def test_a_file_name_that_leads_elsewhere_is_refused(site: Site, filename: str | None) -> None:
     site.details["filename"] = filename
     assert "names no file to download" in refusal(WorldError)

@@ -64,6 +64,7 @@ def convert(source: Path, target: Path) -> None:
     say(f"converting {source} to {target} (once)")
     variables = read_variables(source / "model.bin")
     tokenizer = WhisperTokenizer.from_pretrained(source, pad_token="<|endoftext|>")
+    tokenizer.chat_template = None  # as load_processor has it
     settings = read_json(source / "config.json", "copy or download it again")
     if not {"suppress_ids", "suppress_ids_begin"} <= settings.keys():
         raise ChoiceError(f"model.checkpoint: config.json in {source} is not CTranslate2's own; restore it")

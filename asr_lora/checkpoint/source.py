@@ -88,8 +88,13 @@ def language_tokens(checkpoint: str) -> set[str]:
 
 
 def load_processor(checkpoint: str) -> WhisperProcessor:
-    """Raises as `load_config` does."""
-    return _load(WhisperProcessor, checkpoint)
+    """Raises as `load_config` does.
+
+    Without chat templates, which no Whisper has: saved, each is a file under the name that the checkpoint gives it.
+    """
+    processor = _load(WhisperProcessor, checkpoint)
+    processor.chat_template = processor.tokenizer.chat_template = None
+    return processor
 
 
 def _local(path: Path) -> Path:

@@ -19,7 +19,7 @@ from typing import NamedTuple, Self
 
 from asr_lora.corpus.layout import AUDIOS, CLIPS, PACKED, choose, no_release, spontaneous_language
 from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import alone, cache_dir, read_json, whole_file, whole_folder, write_json, writing
+from asr_lora.files import NO_TEXT, alone, cache_dir, read_json, whole_file, whole_folder, write_json, writing
 from asr_lora.progress import progress
 
 MEMBERS = "members.json"  # beside the tables: the release, and the clips with their sizes
@@ -29,7 +29,6 @@ ABOUT_NEXT = (  # headers that only tell of the next one
 )  # fmt: skip
 MOST_ABOUT_NEXT = 1 << 20  # bytes of one
 GZIP = b"\x1f\x8b"  # how a .gz begins
-NO_TEXT = re.compile("[\x00-\x1f\ud800-\udfff]")  # control characters, and bytes of a name that are not UTF-8
 
 
 class Tables(NamedTuple):

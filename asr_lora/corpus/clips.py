@@ -1,6 +1,5 @@
 """Where the clips of a corpus are, and how one gets at them: in a folder, in an archive, or anywhere."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from asr_lora.corpus.archive import extract_clips
-from asr_lora.files import LONGEST_NAME
+from asr_lora.files import is_plain
 
 
 class Clips(Protocol):
@@ -70,8 +69,3 @@ class Files:
 
     def fetch(self, names: Sequence[str]) -> dict[str, Path]:
         return {name: self.files[name] for name in names if name in self.files and self.files[name].is_file()}
-
-
-def is_plain(name: str) -> bool:
-    """Whether it names a file in a folder, and leads nowhere else."""
-    return PurePosixPath(name).name == name and len(os.fsencode(name)) <= LONGEST_NAME

@@ -26,7 +26,7 @@ from asr_lora.corpus.listing import open_listing
 from asr_lora.corpus.speech import UNSPLIT, Corpus, by_split
 from asr_lora.corpus.utterances import Gathered, cut_name, utterance
 from asr_lora.errors import ChoiceError, UserError, WorldError
-from asr_lora.files import cache_dir, whole_file, writing
+from asr_lora.files import cache_dir, plain_suffix, whole_file, writing
 from asr_lora.progress import progress
 
 PREFIX = "hf:"  # what data.source begins with
@@ -214,7 +214,7 @@ class _Rows:
 def kept(content: bytes, suffix: str) -> Path:
     """The file of these bytes in the cache. Raises WorldError where it cannot be written."""
     digest = hashlib.sha256(content).hexdigest()
-    file = cache_dir() / "clips" / digest[:2] / f"{digest[:32]}{suffix or suffix_of(content)}"
+    file = cache_dir() / "clips" / digest[:2] / f"{digest[:32]}{plain_suffix(suffix) or suffix_of(content)}"
     if not file.is_file():
         with writing(file.parent), whole_file(file) as partial:
             partial.write_bytes(content)

@@ -62,9 +62,10 @@ def _place(cell: str, folder: Path, base: Path) -> tuple[Path, str]:
     """
     path = PurePosixPath(cell.strip())
     if path.is_absolute():
-        file = Path(path)
         own = path.relative_to(base) if path.is_relative_to(base) else path.relative_to("/")
-        return file, str(inside(str(own)) or own)
+        if (plain := inside(str(own))) is None:
+            raise ValueError(f"no path of a file: {cell}")
+        return Path(path), str(plain)
     plain = inside(str(path))
     if plain is None:
         raise ValueError(f"leads out of the folder: {cell}; write such a path from / on")

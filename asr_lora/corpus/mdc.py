@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from asr_lora.corpus.mdc_refusals import KEY, KEYS_PAGE, SITE, WHERE_NAMES_ARE, told
 from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import cache_dir, read_json, write_json
+from asr_lora.files import cache_dir, is_plain, read_json, write_json
 from asr_lora.progress import progress, say
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _look_up(name: str) -> _Release:
 
     details: DatasetDetails = get_dataset_details(name)
     filename, size, checksum = details.filename or "", details.sizeBytes, details.checksum
-    if not NAME.fullmatch(details.id) or Path(filename).name != filename or filename[:1] in ("", ".") or not size:
+    if not NAME.fullmatch(details.id) or not is_plain(filename) or filename.startswith(".") or not size:
         raise WorldError(
             f"{PREFIX}{name}: Mozilla Data Collective names no file to download (file {filename!r}, {size} bytes); "
             f"look at {_page(details)}"

@@ -8,7 +8,7 @@ their hash. A clip is read when it is heard, by its position (asr_lora/manifest.
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,20 +16,28 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from asr_lora.corpus.clips import is_plain
 from asr_lora.corpus.layout import existing, listed
 from asr_lora.corpus.speech import Corpus
 from asr_lora.corpus.tables import Row
 from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import cache_dir, whole_file
+from asr_lora.files import Sha256, cache_dir, damage, is_plain, parse_jsonl, plain_suffix, whole_file
 from asr_lora.progress import progress
-from asr_lora.ranges import is_url, read_range, read_whole
+from asr_lora.ranges import is_url, read_clip, read_whole
 
 PREFIX = "shards:"  # how data.source begins
 INDEX = "index.json"  # of all shards
 VERSION = 1  # of the form of the indexes
 AT_ONCE = 8  # indexes fetched together
 WRITTEN = "python -m asr_lora.prepare shards=true writes it, when all shards are complete"
+AGAIN = "copy the folder again"
+ABOUT: Mapping[str, type] = {"language": str, "release": str}  # the fields of index.json beside version and shards,
+SHARD: Mapping[str, type] = {  # of each of its shards,
+    "shard": Path, "split": str, "bytes": int, "index_sha256": Sha256,
+}  # fmt: skip
+LINE: Mapping[str, type] = {  # and of a line of an index
+    "id": Path, "clip": Path, "text": str, "speaker": str, "duration": float, "sha256": Sha256, "member": Path,
+    "offset": int, "bytes": int,
+}  # fmt: skip
 
 
 def read_shards(place: str, language: str) -> Corpus:
@@ -52,7 +60,7 @@ def read_shards(place: str, language: str) -> Corpus:
             bar.advance()
             rows = tables.setdefault(shard["split"], [])
             where = beside(home, shard["shard"])
-            for line in map(json.loads, content.decode().split("\n")[:-1]):
+            for line in _lines(content, beside(home, index_name(shard["shard"])), shard["bytes"]):
                 rows.append(_row(line, where))
                 durations[line["clip"]] = line["duration"]
     return Corpus(
@@ -95,13 +103,15 @@ class Stored:
         return {name: int(row["bytes"]) for name, row in self.rows.items()}
 
     def fetch(self, names: Sequence[str]) -> dict[str, Path]:
+        """As any clips are; raises WorldError, and keeps nothing, where a shard holds others than its index says."""
         folder, found = cache_dir() / "shards" / self.name, {}
         for name in names:
             if row := self.rows.get(name):
-                found[name] = folder / row["sha256"][:2] / f"{row['sha256']}{PurePosixPath(row['member']).suffix}"
+                found[name] = folder / row["sha256"][:2] / f"{row['sha256']}{plain_suffix(row['member'])}"
                 if not found[name].is_file():
+                    content = read_clip(row["shard"], int(row["offset"]), int(row["bytes"]), row["sha256"])
                     with whole_file(found[name]) as partial:
-                        partial.write_bytes(read_range(row["shard"], int(row["offset"]), int(row["bytes"])))
+                        partial.write_bytes(content)
         return found
 
 
@@ -113,21 +123,24 @@ def _about(home: str) -> dict[str, Any]:
     place = beside(home, INDEX)
     try:
         about: dict[str, Any] = json.loads(read_whole(place))
-        names = [shard["shard"] for shard in about["shards"]]
+        about["shards"] = [dict(shard) for shard in about["shards"]]
+        version = about.get("version")
     except FileNotFoundError as error:
         there = "" if is_url(home) else f" (got: {listed(sorted(file.name for file in Path(home).iterdir()))})"
         raise ChoiceError(f"data.source: no {INDEX} in {home}{there}; {WRITTEN}") from error
     except NotADirectoryError as error:
         raise ChoiceError(f"data.source: {home} is a file; name the folder of shards, which has an {INDEX}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ChoiceError(f"data.source: {place} is no index of shards ({error!r}); {WRITTEN}") from error
-    if about.get("version") != VERSION:
+    if version != VERSION:
         raise ChoiceError(
-            f"data.source: {place} is of version {about.get('version')}, and this asr_lora reads {VERSION}; "
-            "write the shards again"
+            f"data.source: {place} is of version {version}, and this asr_lora reads {VERSION}; write the shards again"
         )
-    if outside := [name for name in names if not is_plain(name)]:
+    if outside := [shard.get("shard") for shard in about["shards"] if not is_plain(shard.get("shard"))]:
         raise ChoiceError(f"data.source: {place} names {outside[0]}, which is not in its folder; {WRITTEN}")
+    for part, fields in ((about, ABOUT), *((shard, SHARD) for shard in about["shards"])):
+        if found := damage(part, fields):
+            raise ChoiceError(f"data.source: {place} is no index of shards, it {found}; {WRITTEN}")
     if not is_url(home):
         for shard in about["shards"]:
             _check_size(Path(home, shard["shard"]), shard["bytes"])
@@ -154,11 +167,20 @@ def _index(home: str, shard: Mapping[str, Any]) -> bytes:
     except FileNotFoundError as error:
         raise WorldError(f"data.source: {place} is missing; put it back") from error
     if hashlib.sha256(content).hexdigest() != digest:
-        raise WorldError(f"data.source: {place} is not the index that {INDEX} was written with; copy the folder again")
+        raise WorldError(f"data.source: {place} is not the index that {INDEX} was written with; {AGAIN}")
     if kept is not None:
         with whole_file(kept) as partial:
             partial.write_bytes(content)
     return content
+
+
+def _lines(content: bytes, index: str, held: int) -> Iterator[dict[str, Any]]:
+    """The lines of an index whose shard has `held` bytes. Raises WorldError for one that cannot be."""
+    lines = parse_jsonl(content.split(b"\n")[:-1], f"data.source: {index}", LINE, {}, AGAIN)
+    for number, line in enumerate(lines, 1):
+        if not 0 < line["bytes"] <= held - line["offset"]:
+            raise WorldError(f"data.source: {index}: line {number} is damaged, its clip lies beyond the shard; {AGAIN}")
+        yield line
 
 
 def _row(line: Mapping[str, Any], shard: str) -> Row:

@@ -8,6 +8,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from asr_lora.errors import ChoiceError, WorldError, reason
+from asr_lora.files import check_links
 from asr_lora.progress import say
 
 if TYPE_CHECKING:
@@ -20,8 +21,10 @@ def push(folder: Path, asked: "ExportConfig") -> None:
     """Shows what goes from `folder` to asked.push, and unless asked.dry_run sends it, as one commit.
 
     The token is the one that `hf auth login` or HF_TOKEN has given huggingface_hub; it is neither read by us nor kept.
-    Raises ChoiceError without one or without a model card of results, WorldError where the Hub does not take it.
+    Raises ChoiceError without one, without a model card of results, or for a link to a file elsewhere; WorldError where
+    the Hub does not take it.
     """
+    check_links(folder, "export.push")
     card = folder / "README.md"
     if not card.is_file() or "model-index:" not in card.read_text(encoding="utf-8"):
         raise ChoiceError(f"export.push: the card of {folder} has no results yet; python -m asr_lora.eval writes them")

@@ -10,7 +10,7 @@ import torch
 
 from asr_lora import dial, metrics, run, tables
 from asr_lora.errors import ChoiceError
-from asr_lora.files import write_json
+from asr_lora.files import check_links, write_json
 from asr_lora.hardware import Hardware
 from asr_lora.hearing import heard
 from asr_lora.model import arithmetic, stored, whisper
@@ -58,6 +58,8 @@ def of_several(configs: Mapping[str, "Config"], asked: "Config", hardware: Hardw
     folders = {name: run.adapter(config.run) for name, config in configs.items()}
     shares = asked.weights or [1 / len(folders)] * len(folders)
     out = Path(asked.export.out).expanduser() if asked.export.out else _place(asked, folders, shares)
+    if out.exists():
+        check_links(out, "export.out", root=None if asked.export.out else Path(asked.runs_dir))
     target = out / "adapter"
     base = whisper.load(first.model.checkpoint, "fp32", torch.device("cpu"))
     arithmetic.combined(folders, shares, asked.export.combine, target, base)
