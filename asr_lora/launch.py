@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from asr_lora import ranks, run, sweep
+from asr_lora import NO_HOME, ranks, run, sweep
 from asr_lora.config import Config, conf_dir, typed
 from asr_lora.errors import ChoiceError, UserError, WorldError
 from asr_lora.progress import complain, hush_libraries, say
@@ -70,6 +70,8 @@ def launch(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, so that its message can be told in one line
     sys.argv[1:1] = overrides
     hush_libraries()
+    if NO_HOME:
+        say(NO_HOME)
     words, began, place = sys.argv[1:], time.time(), Path.cwd()  # they travel with `job` to wherever a launcher runs it
     here: list[Path] = []  # the runs folder, once a job ran in this process
 
