@@ -80,10 +80,45 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def put_in_place(made: Path, path: Path) -> None:
-    """Makes the folder `made`, on the same disk, `path`, in place of what is there."""
-    if path.exists():
-        shutil.rmtree(path)
-    made.replace(path)
+    """Makes the folder `made`, on the same disk, `path`, in place of what is there.
+
+    No system renames onto a folder that holds something, so the old one is renamed aside first: the old or the new is
+    whole at every moment, and where a kill comes between the two renames `settle` and the next writer put the old one
+    back. Writers at the same time come one after the other.
+    """
+    with alone(_aside(path)):
+        _settle(path)
+        try:
+            if os.path.lexists(path):
+                path.rename(_aside(path))
+            made.rename(path)
+        finally:
+            _settle(path)
+
+
+def settle(folder: Path) -> None:
+    """Puts back what kills left aside in `folder` and below while it was being replaced; before it is read."""
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if found := re.fullmatch(r"\.(.+)\.(old|gone)", name):
+                path = Path(place) / found[1]
+                with alone(_aside(path)):
+                    _settle(path)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _settle(path: Path) -> None:
+    """To be called alone. What is aside is always whole: it gets another name before it is removed."""
+    aside, gone = _aside(path), path.with_name(f".{path.name}.gone")
+    if os.path.lexists(aside) and not os.path.lexists(path):
+        aside.rename(path)
+    for each in (gone, aside):
+        if os.path.lexists(each):
+            each.replace(gone)
+            shutil.rmtree(gone) if gone.is_dir() and not gone.is_symlink() else gone.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

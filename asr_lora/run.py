@@ -20,7 +20,7 @@ from asr_lora.branches import DecodingConfig, EvalConfig, ReportConfig
 from asr_lora.checkpoint import identity
 from asr_lora.config import Config, from_plain, plain
 from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import ANEW, check_links, damage, read_json, read_jsonl, write_text
+from asr_lora.files import ANEW, check_links, damage, read_json, read_jsonl, settle, write_text
 from asr_lora.manifest import NOT_OF_ALL, read_manifest
 from asr_lora.naming import GROUPS, science
 from asr_lora.tuning import decided
@@ -117,6 +117,7 @@ def _lock(run: Path, lock: BaseFileLock) -> None:
     check_links(run)
     try:
         lock.acquire()
+        settle(run)
     except Timeout as error:
         raise ChoiceError(
             f"run_dir: another command is at {run}; wait until it has ended, or give this run a name of its own "
@@ -253,6 +254,7 @@ def as_recorded(run: Path, asked: Config, overrides: Sequence[str]) -> Config:
     What an earlier version did not know yet, and no result depends on, is as asked; so is what is exported.
     Raises ChoiceError when there is no run in the folder.
     """
+    settle(run)
     path = settings_file(run)
     if not path.is_file():
         made = sorted(folder.parent.parent.name for folder in run.parent.glob("*/train/config.yaml"))

@@ -15,7 +15,7 @@ from asr_lora.branches import EvalSet
 from asr_lora.checkpoint import language_tokens
 from asr_lora.corpus import is_path, mdc
 from asr_lora.errors import ChoiceError
-from asr_lora.files import cache_dir, read_json, whole_folder, write_json, write_jsonl
+from asr_lora.files import alone, cache_dir, read_json, whole_folder, write_json, write_jsonl
 from asr_lora.manifest import Clip, gone, read_manifest
 from asr_lora.noise import hiss, hum, rumble
 from asr_lora.prepare import clips, drawn_from, language
@@ -165,11 +165,12 @@ def _wordless(config: "Config", name: str) -> Set:
     rows: list[Clip] = []
     with_sound = [(kind, make, seconds) for kind, make in WORDLESS[name].items() for seconds in WORDLESS_SECONDS]
     folder = cache_dir() / f"wordless-{WORDLESS_VERSION}" / name
-    if not all((folder / f"{kind}-{seconds}s.wav").is_file() for kind, _, seconds in with_sound):
-        with whole_folder(folder) as partial:
-            for at, (kind, make, seconds) in enumerate(with_sound):
-                sound = make(np.random.default_rng((0, at)), seconds * SAMPLE_RATE)
-                soundfile.write(partial / f"{kind}-{seconds}s.wav", sound, SAMPLE_RATE, subtype="PCM_16")
+    with alone(folder):  # another job of a sweep may be reading them
+        if not all((folder / f"{kind}-{seconds}s.wav").is_file() for kind, _, seconds in with_sound):
+            with whole_folder(folder) as partial:
+                for at, (kind, make, seconds) in enumerate(with_sound):
+                    sound = make(np.random.default_rng((0, at)), seconds * SAMPLE_RATE)
+                    soundfile.write(partial / f"{kind}-{seconds}s.wav", sound, SAMPLE_RATE, subtype="PCM_16")
     for kind, _, seconds in with_sound:
         path = folder / f"{kind}-{seconds}s.wav"
         rows.append({

