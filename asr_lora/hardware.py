@@ -149,7 +149,8 @@ def nvidia_sign(root: Path) -> str | None:
     """
     for file in NVIDIA_DRIVERS:
         if (root / file).exists():
-            return f"driver '{(root / file).read_text().partition(chr(10))[0]}'"
+            first, *_ = (root / file).read_text().split("\n")
+            return f"driver '{first}'"
     for file in NVIDIA_DEVICES:
         if (root / file).exists():
             return f"/{file}"

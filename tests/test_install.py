@@ -30,17 +30,14 @@ def write_wheel(folder: Path, name: str) -> None:
 def write_project(folder: Path, *more: str) -> None:
     """The Makefile, and a pyproject.toml of our extras and groups, each of one package that bears its name."""
     ours = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    extras, groups = (
-        ours["project"]["optional-dependencies"],
-        [name for name in ours["dependency-groups"] if name != "dev"],
-    )
+    extras, groups = ours["project"]["optional-dependencies"], ours["dependency-groups"]
     lines = ["[project]", 'name = "asr_lora"', 'version = "1"', 'requires-python = ">=3.11"']
     lines += [f"dependencies = {['x-core', *more]}", "[project.optional-dependencies]"]
     lines += [f'{name} = ["x-{name}"]' for name in extras]
-    lines += ["[dependency-groups]", *(f'{name} = ["x-{name}"]' for name in groups), 'dev = ["x-dev"]']
+    lines += ["[dependency-groups]", *(f'{name} = ["x-{name}"]' for name in groups)]
     lines += ["[tool.uv]", "package = false", f"default-groups = {ours['tool']['uv']['default-groups']}"]
     lines += ["[tool.uv.sources]"]
-    for name in ("core", *extras, *groups, "dev", "later"):
+    for name in ("core", *extras, *groups, "later"):
         write_wheel(folder, f"x-{name}")
         lines.append(f'x-{name} = {{path = "x_{name.replace("-", "_")}-1-py3-none-any.whl"}}')
     (folder / "pyproject.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
