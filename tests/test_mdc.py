@@ -12,6 +12,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -472,3 +473,38 @@ def test_the_address_of_its_page_is_answered_with_its_name(site: Site) -> None:
 def test_a_missing_sdk_is_one_line_with_the_way_out(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datacollective", None)
     assert "needs the package datacollective" in refusal(WorldError)
+
+
+READ = """
+import os, sys
+from asr_lora.corpus import mdc
+from asr_lora.errors import ChoiceError
+before = dict(os.environ)
+try:
+    mdc.check("mcv-nl-v25.0")
+    print("taken")
+except ChoiceError as error:
+    print(error)
+assert "datacollective" in sys.modules
+print({name for name in {**before, **os.environ} if before.get(name) != os.environ.get(name)})
+"""
+
+
+@pytest.mark.parametrize("key", [None, "mine"])
+@pytest.mark.parametrize("switch", [None, "0"])
+def test_a_dotenv_file_in_the_working_folder_is_not_read(tmp_path: Path, key: str | None, switch: str | None) -> None:
+    lines = ["MDC_API_KEY=theirs", "MDC_API_URL=http://127.0.0.1:1/api", "HF_ENDPOINT=http://127.0.0.1:1", "OTHER=1"]
+    (tmp_path / "work" / "deep").mkdir(parents=True)
+    for folder in (tmp_path / "work", tmp_path / "work" / "deep"):
+        (folder / ".env").write_text("\n".join(lines))
+    given = {"MDC_API_KEY": key, "PYTHON_DOTENV_DISABLED": switch, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {name: value for name, value in {**os.environ, **given}.items() if value is not None}
+    if key is None:
+        environment.pop("MDC_API_KEY", None)
+    done = subprocess.run(
+        [sys.executable, "-c", READ], cwd=tmp_path / "work" / "deep", env=environment, capture_output=True, text=True,
+        check=False, timeout=120,
+    )  # fmt: skip
+    said, changed = done.stdout.splitlines()
+    assert said == "taken" if key else said.startswith("MDC_API_KEY: not set"), done.stderr
+    assert changed == "set()"

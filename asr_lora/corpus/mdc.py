@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PREFIX = "mdc:"  # what data.source begins with
 NAME = re.compile(r"[A-Za-z0-9](\.?[\w-])*", re.ASCII)  # of a data set; it becomes a folder and part of an address
 CHUNK = 1 << 20  # bytes hashed at a time
+NO_DOTENV = "PYTHON_DOTENV_DISABLED"  # python-dotenv's switch, as of its version 1.2
 
 
 def download(name: str) -> Path:
@@ -58,7 +59,7 @@ def check(name: str) -> None:
         raise ChoiceError(f"{PREFIX}{name}: must be a data set's id or slug, of letters, digits, _ - and .; {meant}")
     if _complete(name, _downloads()):
         return
-    _sdk()  # its import reads a .env file
+    _sdk()
     if not (key := os.environ.get(KEY)):
         raise ChoiceError(
             f"{KEY}: not set, and Mozilla Data Collective hands out {PREFIX}{name} to holders of a key alone; make one "
@@ -86,7 +87,13 @@ class _Release:
 
 
 def _sdk() -> None:
-    """Makes sure of the SDK. It is imported where it is used, as it takes pandas and most of a second along."""
+    """Makes sure of the SDK. It is imported where it is used, as it takes pandas and most of a second along.
+
+    As it is imported it would set the environment by the .env file of the working folder, or one above: that of another
+    project, or of whoever made the folder.
+    """
+    before = os.environ.get(NO_DOTENV)
+    os.environ[NO_DOTENV] = "1"
     try:
         import datacollective  # noqa: F401, PLC0415
     except ImportError as error:
@@ -94,6 +101,10 @@ def _sdk() -> None:
             f"{PREFIX}...: needs the package datacollective, and that Python 3.11.4 or newer ({error}); install it, or "
             "download the archive in a browser and name its path"
         ) from error
+    finally:
+        del os.environ[NO_DOTENV]
+        if before is not None:
+            os.environ[NO_DOTENV] = before
 
 
 def _look_up(name: str) -> _Release:

@@ -9,7 +9,7 @@ from pathlib import Path
 from asr_lora.errors import ChoiceError, UserError, WorldError
 from asr_lora.files import ANOTHER_CACHE
 
-KEY = "MDC_API_KEY"  # the environment variable, which the SDK also reads from a .env file
+KEY = "MDC_API_KEY"  # the environment variable
 SITE = "https://mozilladatacollective.com"
 KEYS_PAGE = f"{SITE}/profile/credentials"
 WHERE_NAMES_ARE = (
