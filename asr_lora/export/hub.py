@@ -51,7 +51,7 @@ def push(folder: Path, asked: "ExportConfig") -> None:
 
 
 def _tell_paths(folder: Path, files: Mapping[Path, int]) -> None:
-    """The card repeats the command that trained it: what a person has typed there others will read."""
+    """What we write names no folder of this machine; what somebody has put beside it or into the card may."""
     home = str(Path.home())
     texts = [name for name in files if name.suffix in (".md", ".json") and name.name != "tokenizer.json"]
     for name in texts:

@@ -6,6 +6,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from asr_lora import metrics, tables, text
+from asr_lora.sharing import shared_command, shared_value
 
 
 def unbroken(text: str) -> Markup:
@@ -24,14 +25,14 @@ def environment(autoescape: bool) -> Environment:
     made.filters |= {
         "percent": tables.percent, "points": tables.points, "interval": tables.interval,
         "interval_points": lambda bounds: tables.interval(bounds, tables.points), "difference": tables.difference,
-        "unbroken": unbroken,
+        "unbroken": unbroken, "shared_command": shared_command,
     }  # fmt: skip
     made.globals |= {
         "leading": text.leading, "leading_first": tables.leading_first, "delta_interval": metrics.delta_interval,
         "normalised": tables.normalised, "heard": tables.heard, "change": tables.change, "heard_at": tables.heard_at,
         "heard_again": tables.heard_again, "runaways": tables.runaways, "small": tables.small,
         "strength_cell": tables.strength_cell, "dialled": tables.dialled, "is_best": tables.is_best,
-        "drawn_of": tables.drawn_of,
+        "drawn_of": tables.drawn_of, "shared_value": shared_value,
         "CHOSEN_ON_DEV": tables.CHOSEN_ON_DEV, "FOLDED": tables.FOLDED, "tuned_by": tables.tuned_by,
     }  # fmt: skip
     return made
