@@ -55,7 +55,7 @@ def alone(path: Path) -> Iterator[None]:
 def whole_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which becomes `path` when the block ends well and else is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")  # a name may be as long as can be
     os.close(handle)
     partial = Path(name)
     partial.chmod(0o644)  # mkstemp makes 0600: a run folder is there to be shared
@@ -216,7 +216,7 @@ def check_links(folder: Path, setting: str = "run_dir", root: Path | None = None
         if os.path.islink(path) and not f"{os.path.realpath(path)}/".startswith(f"{base}/"):  # noqa: PTH114
             raise ChoiceError(
                 f"{setting}: {path} is a link that leads out of {root or folder}, and would be followed where files "
-                f"are written or removed; remove it, or have the whole folder elsewhere ({setting}=...)"
+                "are written, removed or copied; remove it, or put what it leads to in its place"
             )
 
 

@@ -112,6 +112,12 @@ def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
     assert not (tmp_path / "page").is_symlink()
 
 
+def test_a_file_whose_name_is_as_long_as_can_be_is_written(tmp_path: Path) -> None:
+    for name in ("x" * 255, "é" * 127, "\U0001f600" * 63):
+        write_text(tmp_path / name, "said")
+        assert (tmp_path / name).read_text() == "said"
+
+
 def test_writers_at_the_same_time_do_not_harm_one_another(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen([sys.executable, "-c", WRITING, str(tmp_path), said], stderr=subprocess.PIPE, text=True)

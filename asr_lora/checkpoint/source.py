@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperProcessor
@@ -17,7 +17,6 @@ from asr_lora.files import alone, cache_dir, writing
 WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")  # whole or sharded, as Hugging Face names them
 HUB_ID = re.compile(r"(?P<name>(\w[\w.-]*/)?\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
 MAIN = "main"  # the branch of a Hub's model that is meant where none is named
-Settings = TypeVar("Settings")
 LOCAL = "model.checkpoint=/path/to/whisper-... (a Hugging Face or faster-whisper directory)"
 
 
@@ -85,17 +84,17 @@ def load_generation_config(checkpoint: str) -> GenerationConfig:
             f"model.checkpoint: {checkpoint} has no lang_to_id in its generation_config.json; "
             "take a multilingual Whisper, with the generation_config.json of its base model"
         )
-    return without_forced_tokens(generation)
+    drop_forced_tokens(generation)
+    return generation
 
 
-def without_forced_tokens(settings: Settings) -> Settings:
-    """A configuration, of a model or of its generation, without `forced_decoder_ids`.
+def drop_forced_tokens(settings: WhisperConfig | GenerationConfig) -> None:
+    """Takes `forced_decoder_ids` out of the configuration of a model, or of its generation.
 
-    OpenAI's checkpoints and older fine-tuned ones carry them in both. They say again what language and task say, mostly
-    another language, and decide where a saved model is told neither.
+    OpenAI's checkpoints and older fine-tuned ones carry them in both. They state language and task once more, often
+    another language, and decide where a saved model is given neither.
     """
     vars(settings).pop("forced_decoder_ids", None)
-    return settings
 
 
 def language_tokens(checkpoint: str) -> set[str]:

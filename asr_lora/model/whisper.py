@@ -11,7 +11,7 @@ from transformers import BitsAndBytesConfig, WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from asr_lora.audio import MAX_SECONDS
-from asr_lora.checkpoint import resolve, without_forced_tokens
+from asr_lora.checkpoint import drop_forced_tokens, resolve
 from asr_lora.cost import POSITIONS_PER_SECOND
 from asr_lora.model import quantized, silence
 
@@ -55,8 +55,8 @@ def load(
         device_map={"": device} if quantisation else None,
         attn_implementation="eager" if plain else "sdpa",
     )
-    without_forced_tokens(model.config)
-    without_forced_tokens(model.generation_config)
+    drop_forced_tokens(model.config)
+    drop_forced_tokens(model.generation_config)
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # bitsandbytes 0.50 packs its weights for processors with bf16 when it is heard in evaluation, and leaves
