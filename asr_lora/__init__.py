@@ -2,7 +2,7 @@
 
 import logging
 
-from asr_lora.home import provide
+from asr_lora.runtime.home import provide
 
 __version__ = "0.1.0"
 

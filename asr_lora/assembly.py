@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import Seq2SeqTrainingArguments
 from transformers.integrations import TensorBoardCallback
 
-from asr_lora import ranks, run
+from asr_lora import run
 from asr_lora.batches import Order
 from asr_lora.budget import Budget
 from asr_lora.checkpoint import load_config, load_processor
@@ -17,7 +17,6 @@ from asr_lora.config import Config
 from asr_lora.corpus import SPLITS
 from asr_lora.dev import Dev
 from asr_lora.features import prompted, token_ids
-from asr_lora.files import read_json
 from asr_lora.forecast import flop, job
 from asr_lora.guard import Guard
 from asr_lora.hardware import Hardware
@@ -28,7 +27,9 @@ from asr_lora.manifest import Clip, as_row, read_manifest
 from asr_lora.model import adapter, whisper
 from asr_lora.model.methods import method
 from asr_lora.prepare import label_rule, language
-from asr_lora.progress import Bar, say
+from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime.console import Bar, say
+from asr_lora.runtime.files import read_json
 from asr_lora.sets import evaluated
 from asr_lora.sources import excluded, streamed
 from asr_lora.streamed import Sieve, StreamedSteps

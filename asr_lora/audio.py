@@ -11,7 +11,7 @@ import soundfile
 import torch
 from torchaudio.functional import resample
 
-from asr_lora.errors import WorldError
+from asr_lora.runtime.errors import WorldError
 
 SAMPLE_RATE = 16_000  # Hz
 MAX_SECONDS = 30.0  # Whisper's window

@@ -19,9 +19,7 @@ from asr_lora import charts, doubts, faults, run
 from asr_lora.config import Config
 from asr_lora.corpus import SPLITS
 from asr_lora.doubts import Doubt
-from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.faults import KINDS, Fault, Utterance
-from asr_lora.files import read_json, whole_folder, write_json, write_text
 from asr_lora.findings import alignments
 from asr_lora.hardware import look
 from asr_lora.hearing import heard
@@ -30,7 +28,9 @@ from asr_lora.listening import Listener, Place
 from asr_lora.manifest import extension, read_manifest, sound
 from asr_lora.page import environment
 from asr_lora.prepare import language
-from asr_lora.progress import progress, say
+from asr_lora.runtime.console import progress, say
+from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.files import read_json, whole_folder, write_json, write_text
 from asr_lora.sets import Set
 from asr_lora.text import Normalizer, leading
 

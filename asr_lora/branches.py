@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from asr_lora.audio import MAX_SECONDS
 from asr_lora.augment import KINDS
-from asr_lora.rules import check, check_choice, check_locale, check_range, check_word
+from asr_lora.runtime.rules import check, check_choice, check_locale, check_range, check_word
 from asr_lora.text import NORMALIZERS
 
 COLUMNS = ("path", "text", "speaker", "start", "end", "duration", "split")  # of a table of one's own

@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from asr_lora import ranks
-from asr_lora.errors import WorldError
-from asr_lora.files import is_plain, read_json, write_json
-from asr_lora.progress import say
+from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime.console import say
+from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.files import is_plain, read_json, write_json
 
 SEAL = "checksums.json"  # SHA-256 by file name: the last file of a checkpoint
 

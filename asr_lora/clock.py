@@ -18,7 +18,7 @@ from asr_lora.decode import suppressing
 from asr_lora.features import log_mel
 from asr_lora.hardware import Hardware, free_memory, keeping_memory
 from asr_lora.model import adapter, whisper
-from asr_lora.progress import Bar, progress
+from asr_lora.runtime.console import Bar, progress
 from asr_lora.trainer import token_loss
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ import numpy as np
 from markupsafe import Markup
 
 from asr_lora import charts, metrics, run, tables
-from asr_lora.files import check_links, read_json, write_text
 from asr_lora.page import environment
-from asr_lora.progress import say
+from asr_lora.runtime.console import say
+from asr_lora.runtime.files import check_links, read_json, write_text
 from asr_lora.seeds import spread, together
 from asr_lora.sharing import shared_command
 from asr_lora.sweep import Job

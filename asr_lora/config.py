@@ -23,9 +23,9 @@ from asr_lora.branches import (
     SearchConfig,
     TrainingConfig,
 )
-from asr_lora.errors import ChoiceError
 from asr_lora.naming import run_name
-from asr_lora.rules import check, check_word
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.rules import check, check_word
 from asr_lora.tuning import SCALABLE, LoraConfig, check_base
 from asr_lora.uses import AppConfig, ExportConfig, TranscribeConfig
 

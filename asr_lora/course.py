@@ -10,12 +10,12 @@ from asr_lora import guard, run
 from asr_lora.assembly import order
 from asr_lora.config import Config
 from asr_lora.dev import normalizer
-from asr_lora.files import read_jsonl
 from asr_lora.hardware import Hardware
 from asr_lora.manifest import Clip
 from asr_lora.model import adapter
 from asr_lora.prepare import language
-from asr_lora.progress import say
+from asr_lora.runtime.console import say
+from asr_lora.runtime.files import read_jsonl
 from asr_lora.streamed import seen
 from asr_lora.trainer import WhisperTrainer
 

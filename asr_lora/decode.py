@@ -17,13 +17,14 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora import audio, features, ranks
+from asr_lora import audio, features
 from asr_lora.batches import forwards, rounded_up
-from asr_lora.errors import WorldError, reason
 from asr_lora.manifest import Clip, waveform
 from asr_lora.memory import Capacity, is_out_of_memory
 from asr_lora.model.whisper import context, seconds_of
-from asr_lora.progress import say
+from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime.console import say
+from asr_lora.runtime.errors import WorldError, reason
 from asr_lora.subtitles import Segment
 
 PROMPT_TOKENS = 4  # start, language, task, no timestamps

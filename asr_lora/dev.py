@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from transformers import WhisperProcessor
 
-from asr_lora import decode, metrics, ranks
+from asr_lora import decode, metrics
 from asr_lora.decode import Decoding
-from asr_lora.errors import ChoiceError
-from asr_lora.files import read_json, write_json
 from asr_lora.findings import runaway
 from asr_lora.hardware import Hardware
 from asr_lora.manifest import Clip
 from asr_lora.memory import Capacity
+from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.files import read_json, write_json
 from asr_lora.text import Normalizer, leading
 
 if TYPE_CHECKING:

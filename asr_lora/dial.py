@@ -5,14 +5,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from asr_lora import metrics, ranks, run, tables
-from asr_lora.errors import ChoiceError
-from asr_lora.files import write_json
+from asr_lora import metrics, run, tables
 from asr_lora.hardware import Hardware
 from asr_lora.hearing import heard
 from asr_lora.model import arithmetic, stored
 from asr_lora.prepare import clips, language
-from asr_lora.progress import say
+from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime.console import say
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.files import write_json
 from asr_lora.sets import Set, normalizer
 from asr_lora.text import leading
 

@@ -14,17 +14,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from asr_lora import decode, dial, findings, gate, metrics, ranks, run, tables
+from asr_lora import decode, dial, findings, gate, metrics, run, tables
 from asr_lora.card import write_card
 from asr_lora.config import Config, plain
-from asr_lora.errors import ChoiceError
-from asr_lora.files import read_json, write_json, write_jsonl
 from asr_lora.hardware import Hardware, look_together
 from asr_lora.hearing import heard, precision
 from asr_lora.launch import launch, named_run, words_of_job
 from asr_lora.manifest import PLACE
 from asr_lora.model import stored
-from asr_lora.progress import say
+from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime.console import say
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.files import read_json, write_json, write_jsonl
 from asr_lora.sets import Set, evaluated, normalizer
 from asr_lora.text import Normalizer, in_units
 

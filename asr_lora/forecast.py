@@ -16,11 +16,11 @@ from asr_lora.checkpoint import is_local, load_config, resolve
 from asr_lora.clock import Clocks, Work
 from asr_lora.corpus import SPLITS
 from asr_lora.decode import at_once, batches
-from asr_lora.errors import ChoiceError
-from asr_lora.files import read_json
 from asr_lora.journal import eval_steps, is_judged
 from asr_lora.model import adapter
 from asr_lora.model.methods import rank_before
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.files import read_json
 
 if TYPE_CHECKING:
     from asr_lora.config import Config

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from asr_lora import tables
-from asr_lora.errors import RegressionError
 from asr_lora.findings import SMALL
 from asr_lora.metrics import delta_interval
-from asr_lora.progress import say
+from asr_lora.runtime.console import say
+from asr_lora.runtime.errors import RegressionError
 from asr_lora.text import leading
 
 # Our silence has eight clips, one of every length that matters: a list to go through, not a sample of anything. A

@@ -14,9 +14,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from asr_lora import checkpoints
-from asr_lora.errors import ChoiceError
-from asr_lora.files import read_json, write_json
-from asr_lora.progress import say
+from asr_lora.runtime.console import say
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.files import read_json, write_json
 
 if TYPE_CHECKING:
     from asr_lora.branches import GuardConfig

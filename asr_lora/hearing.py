@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora import decode, ranks, run
+from asr_lora import decode, run
 from asr_lora.checkpoint import identity, load_config, load_processor
-from asr_lora.errors import ChoiceError
-from asr_lora.files import cache_dir, read_json, write_json
 from asr_lora.hardware import Hardware, free_memory
 from asr_lora.memory import Capacity
 from asr_lora.model import adapter, stored, whisper
-from asr_lora.progress import progress, say
+from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime.console import progress, say
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.files import cache_dir, read_json, write_json
 from asr_lora.sets import Set
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from asr_lora import ranks
 from asr_lora.budget import Budget
-from asr_lora.files import write_jsonl
-from asr_lora.progress import Bar, say
+from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime.console import Bar, say
+from asr_lora.runtime.files import write_jsonl
 
 if TYPE_CHECKING:
     from asr_lora.branches import TrainingConfig

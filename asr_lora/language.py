@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-from asr_lora.errors import ChoiceError
+from asr_lora.runtime.errors import ChoiceError
 
 # Locales of Common Voice, released or being collected. Each release adds some: one that is not here may yet be real.
 COMMON_VOICE = frozenset(

@@ -8,10 +8,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from asr_lora import audio
-from asr_lora.errors import WorldError
-from asr_lora.files import plain_suffix, read_jsonl
 from asr_lora.listening import Heard, Place, listen
 from asr_lora.ranges import is_url, read_clip
+from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.files import plain_suffix, read_jsonl
 
 Row = Mapping[str, str]  # a row of the corpus's table, raw
 Clip = dict[str, Any]  # a line of the manifest

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
-from asr_lora.errors import UserError
+from asr_lora.runtime.errors import UserError
 
 # What accelerate 1.15 does not know, in the words of torch 2.11, its CUDA libraries and bitsandbytes 0.50.
 ALLOCATIONS = (

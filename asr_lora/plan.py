@@ -27,13 +27,13 @@ from asr_lora.clock import Clocks
 from asr_lora.config import Config, conf_dir
 from asr_lora.corpus import SPLITS, Columns, is_path, is_quick, open_corpus
 from asr_lora.decode import at_once
-from asr_lora.errors import ChoiceError, UserError, WorldError, reason
 from asr_lora.forecast import STAGES, Forecast, Job, cut, flop, forecast_on, job
 from asr_lora.hardware import GPUS, Hardware, decode_rows, device_of, fitting, known_gpu, look
 from asr_lora.launch import launch
 from asr_lora.manifest import draw_order, read_manifest
 from asr_lora.memory import is_out_of_memory
 from asr_lora.prepare import language
+from asr_lora.runtime.errors import ChoiceError, UserError, WorldError, reason
 from asr_lora.splits import with_splits
 
 HERE = "this machine"

@@ -9,7 +9,7 @@ from typing import TypeVar
 import aiohttp
 import fsspec
 
-from asr_lora.errors import WorldError
+from asr_lora.runtime.errors import WorldError
 
 TRIES = 4
 PAUSE = 0.5  # seconds before the second try; twice as long before each further one

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import soundfile
 
-from asr_lora.errors import ChoiceError
+from asr_lora.runtime.errors import ChoiceError
 
 STDIN = "-"
 SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".aif", ".oga", ".opus"}

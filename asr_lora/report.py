@@ -12,15 +12,15 @@ from markupsafe import Markup
 
 from asr_lora import charts, comparison, findings, run
 from asr_lora.config import Config
-from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import check_links, read_json, read_jsonl, whole_folder, write_text
 from asr_lora.hardware import known_gpu
 from asr_lora.launch import launch, named_run
 from asr_lora.leaks import shared
 from asr_lora.manifest import extension, sound
 from asr_lora.page import environment
 from asr_lora.plan import facts as hardware_facts
-from asr_lora.progress import say
+from asr_lora.runtime.console import say
+from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.files import check_links, read_json, read_jsonl, whole_folder, write_text
 from asr_lora.sharing import shared_value
 from asr_lora.text import in_units, leading
 

@@ -19,10 +19,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from asr_lora import run, space
 from asr_lora.config import Config, plain
-from asr_lora.errors import ChoiceError, UserError, to_install
-from asr_lora.files import check_links, read_json
 from asr_lora.launch import launch, load, words_of_job
-from asr_lora.progress import say
+from asr_lora.runtime.console import say
+from asr_lora.runtime.errors import ChoiceError, UserError, to_install
+from asr_lora.runtime.files import check_links, read_json
 from asr_lora.space import Setting
 from asr_lora.train import train
 

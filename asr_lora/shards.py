@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from asr_lora.corpus.shards import INDEX, PREFIX, VERSION, index_name
-from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import NO_TEXT, is_plain, read_jsonl, write_json, write_jsonl, writing
 from asr_lora.manifest import PLACE, Clip, extension, name_in_corpus, sound
-from asr_lora.progress import Bar, progress, say
+from asr_lora.runtime.console import Bar, progress, say
+from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.files import NO_TEXT, is_plain, read_jsonl, write_json, write_jsonl, writing
 
 SHARD_BYTES = 1_000_000_000  # of sound, after which a shard is closed: some 170,000 s of mp3 at 48 kbit/s
 INDEXED = ("offset", "bytes", "member", "sha256")  # that a line of an index says of where a clip is

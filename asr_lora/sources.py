@@ -15,10 +15,10 @@ from asr_lora.corpus.layout import CLIPS, existing
 from asr_lora.corpus.mix import Part, mixed
 from asr_lora.corpus.stream import Stream, held_out, open_stream
 from asr_lora.corpus.tables import Row
-from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import cache_dir, read_json, read_jsonl, whole_file
 from asr_lora.manifest import Clip, as_row, clip_id, gone, name_in_corpus
-from asr_lora.progress import say
+from asr_lora.runtime.console import say
+from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.files import cache_dir, read_json, read_jsonl, whole_file
 from asr_lora.splits import with_splits
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 from hydra.errors import HydraException
 
-from asr_lora.errors import ChoiceError
+from asr_lora.runtime.errors import ChoiceError
 
 EXAMPLES = "choice(4,8,16), interval(0,0.2) or tag(log,interval(1e-4,1e-2))"
 DIGITS = 3  # of a number that is drawn: so many can be typed, and more make no difference

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from asr_lora.corpus import UNSPLIT, Corpus
 from asr_lora.corpus.layout import NUMBERED_ONCE, listed
 from asr_lora.corpus.tables import Row
-from asr_lora.errors import ChoiceError
-from asr_lora.progress import say
+from asr_lora.runtime.console import say
+from asr_lora.runtime.errors import ChoiceError
 from asr_lora.text import marks
 
 if TYPE_CHECKING:

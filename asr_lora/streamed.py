@@ -23,14 +23,14 @@ from asr_lora.batches import WINDOW, Order
 from asr_lora.branches import TrainingConfig
 from asr_lora.corpus.stream import Split, Told
 from asr_lora.corpus.tables import Row
-from asr_lora.errors import WorldError
 from asr_lora.features import token_ids
-from asr_lora.files import write_jsonl
 from asr_lora.journal import logged
 from asr_lora.listening import LONGEST_READ, unusable
 from asr_lora.loader import Making
 from asr_lora.manifest import Clip, clip_id
-from asr_lora.rules import check
+from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.files import write_jsonl
+from asr_lora.runtime.rules import check
 from asr_lora.splits import Barred
 
 Step = tuple[list[dict[str, Tensor]], dict[str, Any]]  # its batches, and what is recorded of it

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 
-from asr_lora.errors import RegressionError
-from asr_lora.files import read_json, write_json, write_text
-from asr_lora.progress import say
+from asr_lora.runtime.console import say
+from asr_lora.runtime.errors import RegressionError
+from asr_lora.runtime.files import read_json, write_json, write_text
 
 UNENDED = (
     "came to no end: it was killed (by the system, where memory ran out, or at a queue's time limit), or runs still; "

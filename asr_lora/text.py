@@ -17,7 +17,7 @@ import num2words
 import regex
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-from asr_lora.errors import ChoiceError
+from asr_lora.runtime.errors import ChoiceError
 
 VERSION = (
     2  # of the presets and of how numbers are read: it rises whenever one of them makes other words of some sentence

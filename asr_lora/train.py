@@ -19,14 +19,12 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from asr_lora import checkpoints, comparison, course, guard, ranks, run
+from asr_lora import checkpoints, comparison, course, guard, run
 from asr_lora.assembly import build
 from asr_lora.checkpoint import identity
 from asr_lora.config import Config
 from asr_lora.corpus import SPLITS
-from asr_lora.errors import ChoiceError, WorldError, reason
 from asr_lora.eval import evaluate
-from asr_lora.files import read_json, whole_folder, write_json
 from asr_lora.guard import CollapsedError, Retreat
 from asr_lora.hardware import Hardware, device_of, free_memory, keeping_memory, look_together, peak_memory_bytes
 from asr_lora.hearing import decoding
@@ -37,7 +35,10 @@ from asr_lora.memory import is_out_of_memory
 from asr_lora.model import stored
 from asr_lora.plan import predict
 from asr_lora.prepare import language, prepare
-from asr_lora.progress import progress, say
+from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime.console import progress, say
+from asr_lora.runtime.errors import ChoiceError, WorldError, reason
+from asr_lora.runtime.files import read_json, whole_folder, write_json
 from asr_lora.sets import refuse_unclear
 from asr_lora.trainer import WhisperTrainer
 

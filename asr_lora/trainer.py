@@ -21,19 +21,20 @@ from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, Traine
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
-from asr_lora import checkpoints, ranks
+from asr_lora import checkpoints
 from asr_lora.batches import forwards
 from asr_lora.dev import Dev
-from asr_lora.errors import WorldError
 from asr_lora.features import IGNORED
-from asr_lora.files import whole_folder
 from asr_lora.guard import Guard
 from asr_lora.journal import Journal
 from asr_lora.memory import is_out_of_memory
 from asr_lora.model import adapter
 from asr_lora.model.methods import Method
 from asr_lora.model.whisper import context, seconds_of
-from asr_lora.progress import say
+from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime.console import say
+from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.files import whole_folder
 from asr_lora.streamed import Stream, StreamedSteps
 
 # Checkpoints, the newest: should one be damaged, there is the one before. Beside them stays the best one by dev.

@@ -17,14 +17,14 @@ from asr_lora import audio, decode, ears, run, subtitles
 from asr_lora.config import Config
 from asr_lora.decode import Worn
 from asr_lora.ears import Ears, Part
-from asr_lora.errors import WorldError
-from asr_lora.files import write_text
 from asr_lora.hardware import look
 from asr_lora.launch import launch, named_run, words_of_job
 from asr_lora.model.adapter import BASE
 from asr_lora.prepare import language
-from asr_lora.progress import progress, say
 from asr_lora.recordings import STDIN, Recording, recordings
+from asr_lora.runtime.console import progress, say
+from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.files import write_text
 from asr_lora.subtitles import FORMATS, Segment
 from asr_lora.voice import stretches
 

@@ -15,8 +15,8 @@ from optuna.visualization import matplotlib as plots
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora.files import write_text
 from asr_lora.page import environment
+from asr_lora.runtime.files import write_text
 from asr_lora.space import Setting, typed
 from asr_lora.tables import percent
 

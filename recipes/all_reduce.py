@@ -1,7 +1,7 @@
 """How fast two processes sum an adapter's gradients:  torchrun --nproc-per-node=2 recipes/all_reduce.py OUT.json
 
-As training does (asr_lora.ranks.sum_gradients), through NCCL where every process has a GPU, else through gloo; for so
-many --seconds. The first process writes what it took. A wrong sum is an error.
+As training does (asr_lora.runtime.distributed.sum_gradients), through NCCL where every process has a GPU, else through
+gloo; for so many --seconds. The first process writes what it took. A wrong sum is an error.
 """
 
 import argparse
@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from asr_lora import ranks
-from asr_lora.errors import WorldError
-from asr_lora.files import write_json
+from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.files import write_json
 
 MATRIX = 32 * 1280  # of an adapter of rank 32 in large-v2
 MATRICES = 384  # of it on the query and value projections: 15.7 M numbers

@@ -16,12 +16,12 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 from asr_lora import run
 from asr_lora.checkpoint import load_generation_config, load_processor, resolve
 from asr_lora.config import Config
-from asr_lora.errors import WorldError
-from asr_lora.files import read_json, read_jsonl, whole_folder, write_json
 from asr_lora.hardware import look
 from asr_lora.launch import quoted
 from asr_lora.prepare import language
-from asr_lora.progress import say
+from asr_lora.runtime.console import say
+from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.files import read_json, read_jsonl, whole_folder, write_json
 
 RECIPES = Path(__file__).parent
 T4_GIGABYTES = 15  # what a T4's 16 leave to a process

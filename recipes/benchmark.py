@@ -20,12 +20,12 @@ from rich.table import Table
 from asr_lora import metrics, run
 from asr_lora.checkpoint import resolve, whisper_base_from_wheels
 from asr_lora.config import Config
-from asr_lora.errors import ChoiceError, UserError
-from asr_lora.files import cache_dir, read_json, read_jsonl, write_json
 from asr_lora.hardware import look
 from asr_lora.launch import load, quoted
 from asr_lora.prepare import language, prepare
-from asr_lora.progress import hush_libraries, say
+from asr_lora.runtime.console import hush_libraries, say
+from asr_lora.runtime.errors import ChoiceError, UserError
+from asr_lora.runtime.files import cache_dir, read_json, read_jsonl, write_json
 from asr_lora.synthetic import RELEASE, write_demo_corpus
 from asr_lora.text import Normalizer
 

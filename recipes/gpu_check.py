@@ -31,10 +31,10 @@ from rich.console import Console
 from rich.table import Table
 
 from asr_lora import run
-from asr_lora.errors import ChoiceError, UserError, WorldError, reason
-from asr_lora.files import write_json
 from asr_lora.hardware import GPUS, ROOT, free_memory, nvidia_sign
-from asr_lora.progress import hush_libraries, say
+from asr_lora.runtime.console import hush_libraries, say
+from asr_lora.runtime.errors import ChoiceError, UserError, WorldError, reason
+from asr_lora.runtime.files import write_json
 
 DISK_BYTES = 5e9  # large-v2 and whisper-small in fp16, and what the runs leave
 RESERVE = 20.0  # seconds before the end at which a training part stops: it still decodes dev, and saves

@@ -23,9 +23,9 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from asr_lora import cost, run
 from asr_lora.config import Config
-from asr_lora.files import whole_folder
 from asr_lora.launch import load, quoted
 from asr_lora.manifest import Clip, read_manifest
+from asr_lora.runtime.files import whole_folder
 
 LANGUAGE = "nl"
 SPLITS = {"train": (24, 12), "dev": (2, 2), "test": (16, 4)}  # clips, speakers; dev is decoded after what is timed

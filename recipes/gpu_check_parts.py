@@ -18,12 +18,12 @@ from asr_lora import clock, cost, decode, hearing, run
 from asr_lora.checkpoint import load_config, load_processor
 from asr_lora.clock import Work
 from asr_lora.config import Config
-from asr_lora.files import read_json
 from asr_lora.forecast import Forecast, job, trained_parameters
 from asr_lora.hardware import Hardware, free_memory, known_gpu, look, peak_memory_bytes
 from asr_lora.model import adapter, whisper
 from asr_lora.plan import durations, facts, here
 from asr_lora.prepare import prepare
+from asr_lora.runtime.files import read_json
 from asr_lora.train import train
 
 NEW_TOKENS = 32  # of a decoded clip at most; random weights may go on to there

@@ -15,7 +15,7 @@ from asr_lora import metrics, run
 from asr_lora.launch import load
 from asr_lora.manifest import read_manifest, waveform
 from asr_lora.prepare import language
-from asr_lora.progress import say
+from asr_lora.runtime.console import say
 from asr_lora.sets import Set, normalizer
 
 

@@ -16,9 +16,9 @@ from rich.table import Table
 from asr_lora import metrics
 from asr_lora.checkpoint import load_processor
 from asr_lora.decode import Decoding, transcribe_once
-from asr_lora.files import read_jsonl
 from asr_lora.model import whisper
-from asr_lora.progress import hush_libraries
+from asr_lora.runtime.console import hush_libraries
+from asr_lora.runtime.files import read_jsonl
 from asr_lora.text import Normalizer
 
 MARGINS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, None)  # seconds; None: all of the 30

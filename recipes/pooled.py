@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from asr_lora import findings, metrics
-from asr_lora.files import read_json, read_jsonl, write_json
+from asr_lora.runtime.files import read_json, read_jsonl, write_json
 from asr_lora.text import Normalizer
 
 MEASURES = {

@@ -18,10 +18,10 @@ from rich.table import Table
 
 from asr_lora.checkpoint import whisper_base_from_wheels
 from asr_lora.corpus import SPLITS, open_corpus
-from asr_lora.errors import UserError
-from asr_lora.files import write_json
 from asr_lora.launch import quoted
-from asr_lora.progress import hush_libraries, say
+from asr_lora.runtime.console import hush_libraries, say
+from asr_lora.runtime.errors import UserError
+from asr_lora.runtime.files import write_json
 
 SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}
 CLIPS_A_SPEAKER = 60

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from asr_lora.model import adapter, whisper
-from asr_lora.progress import hush_libraries, say
+from asr_lora.runtime.console import hush_libraries, say
 from asr_lora.sweep import resident_bytes
 
 

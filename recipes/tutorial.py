@@ -29,9 +29,9 @@ from transformers import (
 )
 
 from asr_lora import audio
-from asr_lora.files import read_json, read_jsonl, write_json
 from asr_lora.hardware import peak_memory_bytes
-from asr_lora.progress import progress
+from asr_lora.runtime.console import progress
+from asr_lora.runtime.files import read_json, read_jsonl, write_json
 
 PROMPT_TOKENS = 4  # start, language, task, no timestamps
 

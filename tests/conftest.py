@@ -37,12 +37,12 @@ from asr_lora.batches import Batch
 from asr_lora.checkpoint import load_processor
 from asr_lora.config import Config
 from asr_lora.features import prompted
-from asr_lora.files import read_jsonl
 from asr_lora.hardware import look
 from asr_lora.launch import load
 from asr_lora.model import silence
 from asr_lora.prepare import prepare
-from asr_lora.progress import progress
+from asr_lora.runtime.console import progress
+from asr_lora.runtime.files import read_jsonl
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ import psutil
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from asr_lora.errors import ChoiceError, WorldError
+from asr_lora.runtime.errors import ChoiceError, WorldError
 
 Case = TypeVar("Case")
 

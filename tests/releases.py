@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from asr_lora.corpus import Corpus, open_corpus
-from asr_lora.errors import UserError
+from asr_lora.runtime.errors import UserError
 
 RELEASE = "cv-corpus-25.0-2026-06-05"
 COLUMNS = (

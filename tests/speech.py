@@ -12,9 +12,9 @@ import pyarrow.parquet
 import soundfile
 from releases import pack, tone, utterances, write_lines
 
-from asr_lora.files import read_jsonl
 from asr_lora.launch import load
 from asr_lora.prepare import prepare
+from asr_lora.runtime.files import read_jsonl
 
 ROWS = utterances("said", 24, 6, seconds=0.3)
 SPLIT = [("train", 16), ("dev", 4), ("test", 4)]

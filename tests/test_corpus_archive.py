@@ -11,8 +11,8 @@ import pytest
 from releases import RELEASE, clip_names, pack, refusal, write_lines, write_release
 
 from asr_lora.corpus import open_corpus
-from asr_lora.errors import WorldError
-from asr_lora.files import cache_dir
+from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.files import cache_dir
 
 
 @pytest.fixture(autouse=True)

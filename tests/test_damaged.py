@@ -12,11 +12,11 @@ from conftest import tiny_whisper
 from safetensors.torch import load_file, save_file
 
 from asr_lora import manifest, run
-from asr_lora.errors import WorldError
-from asr_lora.files import read_json, write_json
 from asr_lora.launch import load
 from asr_lora.model import adapter, stored
 from asr_lora.prepare import prepare
+from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.files import read_json, write_json
 
 LINE = {"id": "a", "path": "/a.mp3", "text": "De kat.", "duration": 0.4, "speaker": "an", "sha256": "7f"}
 

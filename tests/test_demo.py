@@ -11,8 +11,8 @@ from asr_lora import demo as demo_stage
 from asr_lora import run
 from asr_lora.config import Config
 from asr_lora.demo import demo
-from asr_lora.files import read_json, read_jsonl
 from asr_lora.launch import load
+from asr_lora.runtime.files import read_json, read_jsonl
 
 
 @pytest.fixture(autouse=True)

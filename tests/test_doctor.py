@@ -23,15 +23,15 @@ from asr_lora.doctor import checks, glimpse, lesson, means
 from asr_lora.doctor.__main__ import doctor, examine, main
 from asr_lora.doctor.installed import check, paired
 from asr_lora.doctor.verdict import Check
-from asr_lora.errors import WorldError
 from asr_lora.features import Example, collate, token_ids
-from asr_lora.files import read_jsonl
 from asr_lora.hardware import look
 from asr_lora.launch import load
 from asr_lora.loader import Steps
 from asr_lora.model import adapter, probe, stored
 from asr_lora.model.probe import Base
 from asr_lora.prepare import prepare
+from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.files import read_jsonl
 from asr_lora.tuning import LORA_KEYS
 
 CPU = torch.device("cpu")

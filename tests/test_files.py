@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from asr_lora import run
-from asr_lora.errors import WorldError
-from asr_lora.files import put_in_place, settle, whole_folder, write_text
 from asr_lora.launch import load
 from asr_lora.prepare import main as prepare
+from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.files import put_in_place, settle, whole_folder, write_text
 
 PARTS = [f"part-{number}" for number in range(3)]
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from asr_lora.files import whole_folder
+from asr_lora.runtime.files import whole_folder
 
 folder, after = sys.argv[1], int(sys.argv[2])
 
@@ -40,7 +40,7 @@ print("done")
 WRITING = """
 import sys
 from pathlib import Path
-from asr_lora.files import whole_folder
+from asr_lora.runtime.files import whole_folder
 
 for _ in range(60):
     with whole_folder(Path(sys.argv[1]) / "page") as partial:

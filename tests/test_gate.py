@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from asr_lora.errors import RegressionError
 from asr_lora.findings import SMALL
 from asr_lora.gate import SMALL_SILENT, judged, refuse_regressions
+from asr_lora.runtime.errors import RegressionError
 
 
 def scored(language: str = "nl", clips: int = 100, empty: int = 0, **delta: Any) -> dict[str, Any]:

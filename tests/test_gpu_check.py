@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from asr_lora.errors import WorldError
-from asr_lora.files import read_json
+from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.files import read_json
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 0.01

@@ -12,10 +12,10 @@ from conftest import killed
 from asr_lora import guard, run, trainer
 from asr_lora.branches import GuardConfig
 from asr_lora.dev import Dev, Judged
-from asr_lora.errors import ChoiceError
-from asr_lora.files import read_json, read_jsonl
 from asr_lora.guard import CollapsedError, Guard
 from asr_lora.launch import load
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
 
 WORSE = "dev WER is +9.9 points above the untouched model's (+5.0 to +15.0)"

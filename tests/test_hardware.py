@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from asr_lora import hardware, ranks
+from asr_lora import hardware
 from asr_lora.cost import PUBLISHED
-from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.launch import load
+from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime.errors import ChoiceError, WorldError
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these are about machines without a usable GPU")
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from asr_lora import run
-from asr_lora.errors import ChoiceError
-from asr_lora.files import read_json, read_jsonl
 from asr_lora.launch import load, quoted
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
 
 

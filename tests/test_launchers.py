@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from asr_lora.files import read_json
+from asr_lora.runtime.files import read_json
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {

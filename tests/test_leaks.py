@@ -4,11 +4,11 @@ from pathlib import Path
 
 from releases import tone, write_lines
 
-from asr_lora.files import write_jsonl
 from asr_lora.launch import load
 from asr_lora.leaks import shared
 from asr_lora.prepare import prepare
 from asr_lora.run import manifest
+from asr_lora.runtime.files import write_jsonl
 
 
 def clip(name: str, speaker: str, text: str, sha256: str) -> dict[str, str | float]:

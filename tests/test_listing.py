@@ -12,9 +12,9 @@ from speech import ROWS, lines_of, prepared, recordings
 
 from asr_lora.audio import PREROLL
 from asr_lora.corpus import Columns, open_corpus
-from asr_lora.errors import ChoiceError
 from asr_lora.listening import listen
 from asr_lora.manifest import place, waveform
+from asr_lora.runtime.errors import ChoiceError
 
 # --- tables of one's own ----------------------------------------------------------------------------------------------
 

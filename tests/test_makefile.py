@@ -10,8 +10,8 @@ import pytest
 from releases import write_release
 
 from asr_lora.config import Config
-from asr_lora.files import read_json
 from asr_lora.launch import load
+from asr_lora.runtime.files import read_json
 
 ROOT = Path(__file__).parent.parent
 SETS = ("core", "demo", "search", "app", "export", "check", "test")

@@ -29,11 +29,11 @@ import pytest
 from releases import RELEASE, pack, write_release
 
 from asr_lora.corpus import mdc
-from asr_lora.errors import ChoiceError, UserError, WorldError
-from asr_lora.files import read_json, read_jsonl
 from asr_lora.launch import load
 from asr_lora.plan import durations
 from asr_lora.prepare import prepare
+from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
+from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.sets import evaluated, refuse_unclear
 
 # The SDK leaves the socket of a download that was refused to the garbage collector.
@@ -478,7 +478,7 @@ def test_a_missing_sdk_is_one_line_with_the_way_out(site: Site, monkeypatch: pyt
 READ = """
 import os, sys
 from asr_lora.corpus import mdc
-from asr_lora.errors import ChoiceError
+from asr_lora.runtime.errors import ChoiceError
 before = dict(os.environ)
 try:
     mdc.check("mcv-nl-v25.0")

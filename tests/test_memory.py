@@ -10,12 +10,12 @@ from asr_lora import plan
 from asr_lora.checkpoint import load_config
 from asr_lora.corpus import SPLITS
 from asr_lora.doctor import checks
-from asr_lora.errors import WorldError
 from asr_lora.forecast import job
 from asr_lora.hardware import look
 from asr_lora.launch import load
 from asr_lora.memory import is_out_of_memory
 from asr_lora.model import stored, whisper
+from asr_lora.runtime.errors import WorldError
 
 CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
 INT8 = "cublasLt ran into an error!\n\tshapeA=torch.Size([1280, 1280]), shapeB=torch.Size([12000, 1280])"

@@ -15,17 +15,17 @@ from asr_lora import cost, run
 from asr_lora.assembly import build
 from asr_lora.checkpoint import load_config
 from asr_lora.config import conf_dir
-from asr_lora.errors import ChoiceError
 from asr_lora.eval import evaluate
-from asr_lora.files import read_json, read_jsonl
 from asr_lora.forecast import saved_bytes
 from asr_lora.hardware import look
 from asr_lora.launch import load
 from asr_lora.model import adapter, arithmetic, stored, whisper
 from asr_lora.model.methods import Method, method
 from asr_lora.prepare import prepare
-from asr_lora.progress import progress
 from asr_lora.report import report
+from asr_lora.runtime.console import progress
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
 from asr_lora.tuning import LORA_KEYS, WHOLE, LoraConfig
 

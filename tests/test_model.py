@@ -11,10 +11,10 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch.nn.functional import cross_entropy
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from asr_lora.errors import ChoiceError
-from asr_lora.files import read_json, write_json
 from asr_lora.launch import load
 from asr_lora.model import adapter, arithmetic, silence, stored, whisper
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.files import read_json, write_json
 
 CPU = torch.device("cpu")
 QV = load(["lora=qv", "lora.dropout=0"]).lora

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from asr_lora.config import Config
-from asr_lora.errors import ChoiceError
 from asr_lora.forecast import cut, job
 from asr_lora.hardware import GPUS, look
 from asr_lora.launch import load
 from asr_lora.model import adapter, whisper
 from asr_lora.plan import durations, facts, here, on_gpu, plan, predict
+from asr_lora.runtime.errors import ChoiceError
 
 
 @pytest.fixture

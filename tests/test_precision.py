@@ -14,9 +14,9 @@ from asr_lora.config import Config
 from asr_lora.cost import PUBLISHED
 from asr_lora.doctor.__main__ import examine
 from asr_lora.doctor.verdict import Check
-from asr_lora.errors import ChoiceError
-from asr_lora.files import read_json
 from asr_lora.launch import load
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.files import read_json
 from asr_lora.train import train
 from asr_lora.ways import ways
 

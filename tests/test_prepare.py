@@ -14,10 +14,10 @@ import soundfile
 from releases import Row, pack, tone, utterances, write_lines, write_release
 
 from asr_lora.corpus import archive
-from asr_lora.errors import ChoiceError, UserError, WorldError
-from asr_lora.files import read_json, read_jsonl
 from asr_lora.launch import load
 from asr_lora.prepare import clips, prepare
+from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
+from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.text import marks
 
 RELEASE = "cv-corpus-25.0-2026-06-05"

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from asr_lora import progress
+from asr_lora.runtime import console as progress
 
 
 def test_work_that_takes_a_minute_a_piece_has_an_estimate_of_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,10 +21,10 @@ from asr_lora import assembly, run, train
 from asr_lora.batches import share
 from asr_lora.config import Config
 from asr_lora.eval import evaluate
-from asr_lora.files import read_json, read_jsonl
 from asr_lora.launch import launch, load
 from asr_lora.prepare import prepare
 from asr_lora.report import report
+from asr_lora.runtime.files import read_json, read_jsonl
 
 STEPS = 20
 SOON = 30.0  # seconds: a run whose process died ends within them on any machine; here it took one or two

@@ -15,12 +15,12 @@ from transformers import WhisperConfig
 from asr_lora import run
 from asr_lora.card import hub_id
 from asr_lora.cost import PUBLISHED
-from asr_lora.errors import ChoiceError
-from asr_lora.files import read_json, read_jsonl, write_json, write_jsonl
 from asr_lora.launch import load
 from asr_lora.page import unbroken
 from asr_lora.report import compare, report
 from asr_lora.run import FIGURES
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.files import read_json, read_jsonl, write_json, write_jsonl
 from asr_lora.tables import show_run
 from asr_lora.train import train
 

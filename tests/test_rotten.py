@@ -12,10 +12,10 @@ import soundfile
 from releases import pack, refusal, tone, utterances, write_lines, write_release
 
 from asr_lora.corpus import archive
-from asr_lora.errors import UserError
-from asr_lora.files import read_json, read_jsonl
 from asr_lora.launch import load
 from asr_lora.prepare import prepare
+from asr_lora.runtime.errors import UserError
+from asr_lora.runtime.files import read_json, read_jsonl
 
 RATE = 16_000
 SOUND = 0.3 * np.sin(np.arange(RATE) * 0.2)

@@ -17,9 +17,9 @@ from transformers import TrainerCallback
 
 from asr_lora import assembly, run, trainer
 from asr_lora import train as stage
-from asr_lora.files import read_json, read_jsonl
 from asr_lora.guard import FEW, Guard
 from asr_lora.launch import load
+from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
 from asr_lora.trainer import WhisperTrainer
 

@@ -13,8 +13,8 @@ from optuna.trial import TrialState
 
 from asr_lora import run, space
 from asr_lora.dev import Dev, Judged
-from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.launch import load
+from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.search import search
 from asr_lora.trainer import WhisperTrainer
 

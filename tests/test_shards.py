@@ -26,13 +26,13 @@ from transformers import WhisperProcessor
 
 from asr_lora import assembly, audio, ranges, run, shards, train
 from asr_lora.corpus import open_corpus
-from asr_lora.errors import ChoiceError, UserError, WorldError
-from asr_lora.files import read_json, read_jsonl
 from asr_lora.launch import load
 from asr_lora.loader import Steps
 from asr_lora.manifest import sound, waveform
 from asr_lora.prepare import clips, prepare
 from asr_lora.report import _example
+from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
+from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.shards import write_shards
 from asr_lora.sources import put_back
 

@@ -19,11 +19,11 @@ from transformers import WhisperFeatureExtractor, WhisperProcessor
 
 from asr_lora.checkpoint import identity
 from asr_lora.dev import Dev, Judged
-from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.eval import evaluate
-from asr_lora.files import read_json, read_jsonl
 from asr_lora.launch import load, quoted
 from asr_lora.run import as_recorded, settings
+from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
 
 TRAINED = (

@@ -19,13 +19,13 @@ from torch.utils.data import DataLoader
 from transformers import WhisperProcessor
 
 from asr_lora import assembly, run, train
-from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.eval import evaluate
-from asr_lora.files import read_json, read_jsonl
 from asr_lora.launch import load
 from asr_lora.loader import Making
 from asr_lora.prepare import prepare
 from asr_lora.report import report
+from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.streamed import Stream, StreamedSteps
 
 FILES, ROWS_EACH = 4, 8  # of train

@@ -13,7 +13,7 @@ from asr_lora.sweep import Job
 
 STAGE = """
 import os, signal, sys
-from asr_lora.errors import RegressionError, WorldError
+from asr_lora.runtime.errors import RegressionError, WorldError
 from asr_lora.launch import launch
 def stage(config):
     print("rank", config.lora.r, flush=True)

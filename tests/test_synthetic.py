@@ -8,7 +8,7 @@ from random import Random
 import pytest
 import soundfile
 
-from asr_lora.errors import WorldError
+from asr_lora.runtime.errors import WorldError
 from asr_lora.synthetic import RELEASE, archive, write_demo_corpus
 from asr_lora.synthetic.espeak import EspeakError, Utterance, speak
 from asr_lora.synthetic.sentences import SLOTS, TEMPLATES, draw_sentences

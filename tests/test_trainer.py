@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 
 from asr_lora import assembly, run, train
 from asr_lora.dev import Dev, Judged
-from asr_lora.errors import WorldError
-from asr_lora.files import read_json, read_jsonl
 from asr_lora.hardware import look
 from asr_lora.journal import eval_steps
 from asr_lora.launch import load
 from asr_lora.prepare import prepare
-from asr_lora.progress import progress
+from asr_lora.runtime.console import progress
+from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.trainer import WhisperTrainer
 
 STEPS = 3

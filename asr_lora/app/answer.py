@@ -7,9 +7,9 @@ from typing import Any
 from asr_lora import findings, metrics
 from asr_lora.app.pair import Heard
 from asr_lora.branches import EvalConfig
-from asr_lora.files import write_text
 from asr_lora.findings import Chunk
 from asr_lora.page import environment
+from asr_lora.runtime.files import write_text
 from asr_lora.subtitles import FORMATS, Segment
 from asr_lora.text import Normalizer, in_units, leading
 

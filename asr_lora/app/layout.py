@@ -11,9 +11,9 @@ from markupsafe import escape
 
 from asr_lora.app import answer
 from asr_lora.app.pair import WHICHEVER, Pair
-from asr_lora.errors import UserError, WorldError
 from asr_lora.manifest import Clip, extension, sound
 from asr_lora.page import environment
+from asr_lora.runtime.errors import UserError, WorldError
 from asr_lora.uses import AppConfig
 
 SHOWN = 80  # characters of a reference in the list of clips

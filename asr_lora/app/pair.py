@@ -12,11 +12,11 @@ from asr_lora.branches import EvalConfig
 from asr_lora.checkpoint import language_tokens
 from asr_lora.config import Config
 from asr_lora.ears import Ears
-from asr_lora.errors import ChoiceError, WorldError
 from asr_lora.hardware import Hardware
 from asr_lora.manifest import Clip, gone, read_manifest
 from asr_lora.model import stored
 from asr_lora.prepare import language
+from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.subtitles import Segment
 from asr_lora.voice import stretches
 

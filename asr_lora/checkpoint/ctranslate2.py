@@ -23,9 +23,9 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import read_json, whole_folder
-from asr_lora.progress import say
+from asr_lora.runtime.console import say
+from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.files import read_json, whole_folder
 
 DTYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16)  # by CTranslate2's id
 TIMESTAMPS = 1501  # tokens <|0.00|> to <|30.00|>, the last rows of every Whisper's vocabulary

@@ -11,8 +11,8 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperProcessor
 
 from asr_lora.checkpoint.ctranslate2 import convert
-from asr_lora.errors import ChoiceError, WorldError, reason
-from asr_lora.files import alone, cache_dir, writing
+from asr_lora.runtime.errors import ChoiceError, WorldError, reason
+from asr_lora.runtime.files import alone, cache_dir, writing
 
 WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")  # whole or sharded, as Hugging Face names them
 HUB_ID = re.compile(r"(?P<name>(\w[\w.-]*/)?\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)

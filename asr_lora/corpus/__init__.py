@@ -23,7 +23,7 @@ from asr_lora.corpus.listing import is_listing, open_listing
 from asr_lora.corpus.speech import SPLITS, TABLES, UNSPLIT, Corpus
 from asr_lora.corpus.spontaneous import find_spontaneous, open_spontaneous
 from asr_lora.corpus.tables import read_durations, read_utterances
-from asr_lora.errors import ChoiceError, WorldError
+from asr_lora.runtime.errors import ChoiceError, WorldError
 
 __all__ = ["FETCHED", "SPLITS", "TABLES", "UNSPLIT", "Columns", "Corpus", "is_path", "is_quick", "open_corpus"]
 

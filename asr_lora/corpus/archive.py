@@ -18,9 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Self
 
 from asr_lora.corpus.layout import AUDIOS, CLIPS, PACKED, choose, no_release, spontaneous_language
-from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import NO_TEXT, alone, cache_dir, read_json, whole_file, whole_folder, write_json, writing
-from asr_lora.progress import progress
+from asr_lora.runtime.console import progress
+from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.files import NO_TEXT, alone, cache_dir, read_json, whole_file, whole_folder, write_json, writing
 
 MEMBERS = "members.json"  # beside the tables: the release, and the clips with their sizes
 MOST_UNPACKED, UNPACKED_FREELY = 20, 1 << 28  # times its size, and bytes beside it

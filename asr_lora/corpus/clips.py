@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from asr_lora.corpus.archive import extract_clips
-from asr_lora.files import is_plain
+from asr_lora.runtime.files import is_plain
 
 
 class Clips(Protocol):

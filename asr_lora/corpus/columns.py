@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from asr_lora.errors import ChoiceError
+from asr_lora.runtime.errors import ChoiceError
 
 # By what a column is to us: its usual names, the likeliest first (Common Voice, NeMo, audiofolder, DeepSpeech, ...).
 USUAL = {

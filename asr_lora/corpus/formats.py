@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from asr_lora.corpus.tables import Row, lines_of, text_of
-from asr_lora.errors import ChoiceError
+from asr_lora.runtime.errors import ChoiceError
 
 LONGEST_CELL = 1 << 27  # characters; csv's own limit, 131,072, is less than a cell may hold
 DELIMITERS = ",;\t|"  # of what is called .csv, the first that the header holds

@@ -25,9 +25,9 @@ from asr_lora.corpus.layout import listed
 from asr_lora.corpus.listing import open_listing
 from asr_lora.corpus.speech import UNSPLIT, Corpus, by_split
 from asr_lora.corpus.utterances import Gathered, cut_name, utterance
-from asr_lora.errors import ChoiceError, UserError, WorldError
-from asr_lora.files import cache_dir, plain_suffix, whole_file, writing
-from asr_lora.progress import progress
+from asr_lora.runtime.console import progress
+from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
+from asr_lora.runtime.files import cache_dir, plain_suffix, whole_file, writing
 
 PREFIX = "hf:"  # what data.source begins with
 PAGES = "https://huggingface.co/datasets"

@@ -11,7 +11,7 @@ from asr_lora.corpus.layout import listed
 from asr_lora.corpus.speech import UNSPLIT, Corpus, by_split
 from asr_lora.corpus.tables import lines_of
 from asr_lora.corpus.utterances import Gathered, Utterance, within
-from asr_lora.errors import ChoiceError
+from asr_lora.runtime.errors import ChoiceError
 
 RECORDINGS = "wav.scp"
 ARCHIVED = re.compile(r"\.ark:\d+$")  # a place within one of Kaldi's own archives

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import TypeVar
 
 from asr_lora.corpus.tables import read_table
-from asr_lora.errors import ChoiceError
+from asr_lora.runtime.errors import ChoiceError
 
 CLIPS = "clips"
 AUDIOS = "audios"  # of Spontaneous Speech

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from asr_lora.corpus.mdc_refusals import KEY, KEYS_PAGE, SITE, WHERE_NAMES_ARE, told
-from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import cache_dir, is_plain, read_json, write_json
-from asr_lora.progress import progress, say
+from asr_lora.runtime.console import progress, say
+from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.files import cache_dir, is_plain, read_json, write_json
 
 if TYPE_CHECKING:
     from datacollective import DatasetDetails

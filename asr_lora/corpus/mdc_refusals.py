@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-from asr_lora.errors import ChoiceError, UserError, WorldError
-from asr_lora.files import ANOTHER_CACHE
+from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
+from asr_lora.runtime.files import ANOTHER_CACHE
 
 KEY = "MDC_API_KEY"  # the environment variable
 SITE = "https://mozilladatacollective.com"

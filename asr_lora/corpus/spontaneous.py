@@ -14,7 +14,7 @@ from asr_lora.corpus.formats import read
 from asr_lora.corpus.layout import AUDIOS, SPONTANEOUS, choose, spontaneous_language
 from asr_lora.corpus.speech import Corpus
 from asr_lora.corpus.utterances import Gathered, utterance
-from asr_lora.errors import ChoiceError
+from asr_lora.runtime.errors import ChoiceError
 
 COLUMNS = Columns({
     "path": "audio_file", "text": "transcription", "speaker": "client_id", "duration": "duration_ms", "split": "split",

@@ -20,9 +20,9 @@ from asr_lora.corpus.layout import NUMBERED_ONCE, existing, listed
 from asr_lora.corpus.speech import Corpus, by_split
 from asr_lora.corpus.tables import Row
 from asr_lora.corpus.utterances import Gathered, Utterance, cut_name, utterance
-from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import cache_dir
-from asr_lora.progress import say
+from asr_lora.runtime.console import say
+from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.files import cache_dir
 
 BROKEN = (OSError, DatasetsError, pyarrow.ArrowException, ValueError, RuntimeError, HfHubHTTPError)
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from asr_lora.errors import ChoiceError
+from asr_lora.runtime.errors import ChoiceError
 
 Row = dict[str, str]
 WHERE = {"start", "end", "offset", "bytes", "member", "shard", "sha256", "clip"}  # as our own rows say it

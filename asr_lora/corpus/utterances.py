@@ -11,8 +11,8 @@ from asr_lora.corpus.clips import Clips, Files
 from asr_lora.corpus.layout import listed
 from asr_lora.corpus.speech import TABLES, UNSPLIT, Corpus, split_called
 from asr_lora.corpus.tables import Row
-from asr_lora.errors import ChoiceError
-from asr_lora.progress import say
+from asr_lora.runtime.console import say
+from asr_lora.runtime.errors import ChoiceError
 
 OURS = {"id", "path", "text", "duration", "speaker", "sha256", "clip", "source", "weight", "client_id", "sentence"}
 LOOKED_FOR = 20  # files, before all of a table's are believed to be elsewhere

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from asr_lora.doctor import installed
 from asr_lora.doctor.verdict import FAIL, WARN, Check, refused, told
-from asr_lora.errors import UserError, WorldError
+from asr_lora.runtime.errors import UserError, WorldError
 
 if TYPE_CHECKING:
     from asr_lora.config import Config

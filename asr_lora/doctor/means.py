@@ -15,10 +15,10 @@ from asr_lora.corpus import is_path, is_quick
 from asr_lora.doctor.checks import weights_are_here
 from asr_lora.doctor.glimpse import Sight
 from asr_lora.doctor.verdict import FAIL, OK, WARN, Check
-from asr_lora.files import cache_dir
 from asr_lora.forecast import STAGES, Forecast, Job, job
 from asr_lora.hardware import Hardware, known_gpu
 from asr_lora.plan import durations, facts, here
+from asr_lora.runtime.files import cache_dir
 
 if TYPE_CHECKING:
     from asr_lora.config import Config

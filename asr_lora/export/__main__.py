@@ -23,15 +23,15 @@ from asr_lora import run, tables
 from asr_lora.card import write_card
 from asr_lora.checkpoint import named
 from asr_lora.config import Config
-from asr_lora.errors import ChoiceError, WorldError, to_install
 from asr_lora.export import hf, hub, proof, source
 from asr_lora.export.source import Source
-from asr_lora.files import put_in_place, read_json, write_json, write_jsonl
 from asr_lora.hardware import Hardware, free_memory, look
 from asr_lora.hearing import heard
 from asr_lora.launch import launch, named_run, words_of_job
 from asr_lora.model import adapter, stored
-from asr_lora.progress import say
+from asr_lora.runtime.console import say
+from asr_lora.runtime.errors import ChoiceError, WorldError, to_install
+from asr_lora.runtime.files import put_in_place, read_json, write_json, write_jsonl
 
 NEEDS = {"ct2": ("faster_whisper", "faster-whisper"), "ggml": ("pywhispercpp", "whispercpp")}  # module, extra
 UNPROVEN = ".unproven-"  # folders that an interruption may leave; the next export removes them

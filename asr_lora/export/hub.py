@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from asr_lora.errors import ChoiceError, WorldError, reason
-from asr_lora.files import check_links
-from asr_lora.progress import say
+from asr_lora.runtime.console import say
+from asr_lora.runtime.errors import ChoiceError, WorldError, reason
+from asr_lora.runtime.files import check_links
 
 if TYPE_CHECKING:
     from asr_lora.uses import ExportConfig

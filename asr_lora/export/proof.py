@@ -10,7 +10,7 @@ import torch
 
 from asr_lora import findings, metrics
 from asr_lora.manifest import Clip, waveform
-from asr_lora.progress import minutes, progress, say
+from asr_lora.runtime.console import minutes, progress, say
 from asr_lora.sets import Set, normalizer
 from asr_lora.text import Normalizer, in_units, leading
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from asr_lora import dial, metrics, run, tables
-from asr_lora.errors import ChoiceError
-from asr_lora.files import check_links, write_json
 from asr_lora.hardware import Hardware
 from asr_lora.hearing import heard
 from asr_lora.model import arithmetic, stored, whisper
 from asr_lora.prepare import clips, language
-from asr_lora.progress import say
+from asr_lora.runtime.console import say
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.files import check_links, write_json
 from asr_lora.sets import Set, normalizer
 from asr_lora.text import leading
 

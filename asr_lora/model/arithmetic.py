@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import WhisperForConditionalGeneration
 
-from asr_lora.errors import ChoiceError, WorldError
-from asr_lora.files import whole_folder, write_json
 from asr_lora.model import adapter, stored, whisper
+from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.files import whole_folder, write_json
 
 COMBINED = "combined"  # among the adapters that it is made of
 

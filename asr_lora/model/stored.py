@@ -12,9 +12,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from asr_lora.errors import WorldError, reason
-from asr_lora.files import read_json
 from asr_lora.memory import is_out_of_memory
+from asr_lora.runtime.errors import WorldError, reason
+from asr_lora.runtime.files import read_json
 
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors")  # of an adapter, of a whole model
 KINDS = {"LORA": "LoRA", "ADALORA": "AdaLoRA", "IA3": "(IA)^3"}  # by peft's name

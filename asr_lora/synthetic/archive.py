@@ -15,9 +15,9 @@ import soundfile
 import torch
 from torchaudio.functional import resample
 
-from asr_lora.errors import WorldError, to_install
-from asr_lora.files import whole_file
-from asr_lora.progress import progress, say
+from asr_lora.runtime.console import progress, say
+from asr_lora.runtime.errors import WorldError, to_install
+from asr_lora.runtime.files import whole_file
 from asr_lora.synthetic.espeak import RATE, EspeakError, Utterance, speak
 from asr_lora.synthetic.sentences import draw_sentences
 

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from typing import Any
 
 from asr_lora.audio import MAX_SECONDS
-from asr_lora.errors import ChoiceError
+from asr_lora.runtime.errors import ChoiceError
 
 
 def check(name: str, value: Any, rule: str, holds: bool) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers.utils import logging as transformers_logging
 
-from asr_lora import ranks
+from asr_lora.runtime import distributed as ranks
 
 SPEED_PERIOD = 600.0  # seconds that an estimate looks back: rich's 30 give none where a piece of work takes as long
 

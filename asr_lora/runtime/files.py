@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from asr_lora.errors import ChoiceError, WorldError
+from asr_lora.runtime.errors import ChoiceError, WorldError
 
 ANEW = "put back the file that was written, or remove {}, which the same command makes anew"
 LONGEST_NAME, LONGEST_PATH = 255, 4_000  # bytes of a file's name, characters of a path or URL

@@ -15,7 +15,7 @@ import torch
 from torch import distributed
 from torch._C._distributed_c10d import TCPStore
 
-from asr_lora.errors import UserError
+from asr_lora.runtime.errors import UserError
 
 Made = TypeVar("Made")
 
