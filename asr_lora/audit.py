@@ -24,7 +24,6 @@ from asr_lora.findings import alignments
 from asr_lora.hardware import look
 from asr_lora.hearing import heard
 from asr_lora.launch import quoted
-from asr_lora.listening import Listener, Place
 from asr_lora.manifest import extension, read_manifest, sound
 from asr_lora.page import environment
 from asr_lora.prepare import language
@@ -32,7 +31,8 @@ from asr_lora.runtime.console import progress, say
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import read_json, whole_folder, write_json, write_text
 from asr_lora.sets import Set
-from asr_lora.text import Normalizer, leading
+from asr_lora.speech.listening import Listener, Place
+from asr_lora.speech.normalizer import Normalizer, leading
 
 SHOWN = 6  # clips of every kind, with their sound
 SHOWN_DOUBTS = 20  # of the transcripts that the model contradicts

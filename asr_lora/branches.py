@@ -3,10 +3,10 @@
 import re
 from dataclasses import dataclass
 
-from asr_lora.audio import MAX_SECONDS
-from asr_lora.augment import KINDS
 from asr_lora.runtime.rules import check, check_choice, check_locale, check_range, check_word
-from asr_lora.text import NORMALIZERS
+from asr_lora.speech.audio import MAX_SECONDS
+from asr_lora.speech.augment import KINDS
+from asr_lora.speech.normalizer import NORMALIZERS
 
 COLUMNS = ("path", "text", "speaker", "start", "end", "duration", "split")  # of a table of one's own
 

@@ -17,8 +17,8 @@ from asr_lora.runtime.console import say
 from asr_lora.runtime.files import check_links, read_json, write_text
 from asr_lora.seeds import spread, together
 from asr_lora.sharing import shared_command
+from asr_lora.speech.normalizer import leading
 from asr_lora.sweep import Job
-from asr_lora.text import leading
 
 
 def is_complete(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora import audio, features
+from asr_lora import features
 from asr_lora.batches import forwards, rounded_up
 from asr_lora.manifest import Clip, waveform
 from asr_lora.memory import Capacity, is_out_of_memory
@@ -25,6 +25,7 @@ from asr_lora.model.whisper import context, seconds_of
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import WorldError, reason
+from asr_lora.speech import audio
 from asr_lora.subtitles import Segment
 
 PROMPT_TOKENS = 4  # start, language, task, no timestamps

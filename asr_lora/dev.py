@@ -18,7 +18,7 @@ from asr_lora.memory import Capacity
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, write_json
-from asr_lora.text import Normalizer, leading
+from asr_lora.speech.normalizer import Normalizer, leading
 
 if TYPE_CHECKING:
     from asr_lora.config import Config

@@ -12,7 +12,7 @@ from typing import Any
 from asr_lora.faults import OUTLIER, Utterance, bounds
 from asr_lora.findings import runaway
 from asr_lora.metrics import clip_errors
-from asr_lora.text import Normalizer
+from asr_lora.speech.normalizer import Normalizer
 
 LEAST = 0.5  # of the characters: below it, it is spelling and accents as often as other words
 # Characters: with one word to go by a model errs by itself. Of eleven transcripts of real Spanish that whisper-base

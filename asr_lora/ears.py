@@ -10,7 +10,6 @@ import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora import features, run
-from asr_lora.audio import MAX_SECONDS, SAMPLE_RATE, Waveform
 from asr_lora.checkpoint import language_tokens, load_processor
 from asr_lora.decode import Decoding, Hypothesis, Worn, transcribe, transcribe_once
 from asr_lora.hardware import Hardware
@@ -19,6 +18,7 @@ from asr_lora.manifest import Clip
 from asr_lora.memory import Capacity
 from asr_lora.model import adapter, stored, whisper
 from asr_lora.runtime.errors import ChoiceError
+from asr_lora.speech.audio import MAX_SECONDS, SAMPLE_RATE, Waveform
 from asr_lora.subtitles import Segment
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, write_json, write_jsonl
 from asr_lora.sets import Set, evaluated, normalizer
-from asr_lora.text import Normalizer, in_units
+from asr_lora.speech.normalizer import Normalizer, in_units
 
 
 def evaluate(config: Config, command: Sequence[str] | None = None) -> dict[str, Any]:

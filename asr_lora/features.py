@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 
-from asr_lora import audio
+from asr_lora.speech import audio
 
 IGNORED = -100  # a label that the loss leaves out
 UNSPACED = ("zh", "yue", "ja")  # languages that write no space between sentences

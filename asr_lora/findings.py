@@ -15,7 +15,7 @@ import numpy as np
 import regex
 
 from asr_lora.metrics import bootstrap
-from asr_lora.text import UNSPACED
+from asr_lora.speech.normalizer import UNSPACED
 
 # OpenAI's own threshold: text that zlib shortens more repeats itself (openai/whisper, transcribe.py).
 COMPRESSION_RATIO = 2.4

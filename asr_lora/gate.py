@@ -8,7 +8,7 @@ from asr_lora.findings import SMALL
 from asr_lora.metrics import delta_interval
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import RegressionError
-from asr_lora.text import leading
+from asr_lora.speech.normalizer import leading
 
 # Our silence has eight clips, one of every length that matters: a list to go through, not a sample of anything. A
 # bootstrap over eight is certain (at 95 %) only when three of them changed for the worse, which is enough to ask for.

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from asr_lora import cost
-from asr_lora.audio import MAX_SECONDS
 from asr_lora.checkpoint import load_config
 from asr_lora.model.whisper import DTYPES
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.speech.audio import MAX_SECONDS
 from asr_lora.tuning import decided
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from pathlib import Path
 from asr_lora import run
 from asr_lora.corpus import SPLITS
 from asr_lora.manifest import Clip, name_in_corpus, read_manifest
+from asr_lora.speech.normalizer import Normalizer
 from asr_lora.splits import identity
-from asr_lora.text import Normalizer
 
 
 def shared(folder: Path, language: str) -> dict[str, dict[str, int]]:

@@ -10,11 +10,11 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import WhisperProcessor, WhisperTokenizer
 
-from asr_lora import audio
-from asr_lora.augment import augmented
 from asr_lora.batches import Batch, Order, Row, share
 from asr_lora.features import Example, collate, joined_ids, joined_sentence, token_ids
 from asr_lora.manifest import PLACE, Clip, waveform
+from asr_lora.speech import audio
+from asr_lora.speech.augment import augmented
 
 Table = Mapping[str, list[Any]]  # of clips: `waveform` and `text`
 

@@ -15,7 +15,7 @@ import jiwer
 import numpy as np
 import numpy.typing as npt
 
-from asr_lora.text import VERSION, Normalizer, leading
+from asr_lora.speech.normalizer import VERSION, Normalizer, leading
 from asr_lora.wer.wer import WordErrorRate
 
 DRAWS = 10_000  # bootstrap samples

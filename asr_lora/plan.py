@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora import audio, clock, cost, run, ways
+from asr_lora import clock, cost, run, ways
 from asr_lora.branches import HardwareConfig
 from asr_lora.checkpoint import is_local, resolve
 from asr_lora.clock import Clocks
@@ -34,6 +34,7 @@ from asr_lora.manifest import draw_order, read_manifest
 from asr_lora.memory import is_out_of_memory
 from asr_lora.prepare import language
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError, reason
+from asr_lora.speech import audio
 from asr_lora.splits import with_splits
 
 HERE = "this machine"

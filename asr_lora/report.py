@@ -22,7 +22,7 @@ from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import check_links, read_json, read_jsonl, whole_folder, write_text
 from asr_lora.sharing import shared_value
-from asr_lora.text import in_units, leading
+from asr_lora.speech.normalizer import in_units, leading
 
 SHOWN = 12  # clips most helped, and as many most harmed, with their sound
 SIGNS = {

@@ -10,16 +10,16 @@ import numpy as np
 import soundfile
 
 from asr_lora import run
-from asr_lora.audio import SAMPLE_RATE, Waveform
 from asr_lora.branches import EvalSet
 from asr_lora.checkpoint import language_tokens
 from asr_lora.corpus import is_path, mdc
 from asr_lora.manifest import Clip, gone, read_manifest
-from asr_lora.noise import hiss, hum, rumble
 from asr_lora.prepare import clips, drawn_from, language
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import alone, cache_dir, read_json, whole_folder, write_json, write_jsonl
-from asr_lora.text import Normalizer
+from asr_lora.speech.audio import SAMPLE_RATE, Waveform
+from asr_lora.speech.noise import hiss, hum, rumble
+from asr_lora.speech.normalizer import Normalizer
 
 if TYPE_CHECKING:
     from asr_lora.config import Config

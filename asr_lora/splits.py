@@ -12,7 +12,7 @@ from asr_lora.corpus.layout import NUMBERED_ONCE, listed
 from asr_lora.corpus.tables import Row
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import ChoiceError
-from asr_lora.text import marks
+from asr_lora.speech.normalizer import marks
 
 if TYPE_CHECKING:
     from asr_lora.branches import DataConfig

@@ -9,7 +9,7 @@ from rich.table import Table
 from asr_lora.findings import SMALL
 from asr_lora.metrics import delta_interval
 from asr_lora.seeds import Spread
-from asr_lora.text import leading
+from asr_lora.speech.normalizer import leading
 
 SHORT_OF_SPEAKERS = "intervals over clips: too few known speakers for them to say anything about other speakers"
 CHOSEN_ON_DEV = "dev chose the adapter, so this flatters it: only clips that nothing was chosen by tell how good it is"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from asr_lora import audio, decode, ears, run, subtitles
+from asr_lora import decode, ears, run, subtitles
 from asr_lora.config import Config
 from asr_lora.decode import Worn
 from asr_lora.ears import Ears, Part
@@ -25,6 +25,7 @@ from asr_lora.recordings import STDIN, Recording, recordings
 from asr_lora.runtime.console import progress, say
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import write_text
+from asr_lora.speech import audio
 from asr_lora.subtitles import FORMATS, Segment
 from asr_lora.voice import stretches
 

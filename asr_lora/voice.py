@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from silero_vad import get_speech_timestamps, load_silero_vad
 
-from asr_lora.audio import SAMPLE_RATE, Waveform
+from asr_lora.speech.audio import SAMPLE_RATE, Waveform
 
 AROUND = 0.2  # seconds kept before and after what is said: a word's end is quieter than its middle
 

@@ -26,8 +26,8 @@ from asr_lora.prepare import language, prepare
 from asr_lora.runtime.console import hush_libraries, say
 from asr_lora.runtime.errors import ChoiceError, UserError
 from asr_lora.runtime.files import cache_dir, read_json, read_jsonl, write_json
+from asr_lora.speech.normalizer import Normalizer
 from asr_lora.synthetic import RELEASE, write_demo_corpus
-from asr_lora.text import Normalizer
 
 
 def benchmark(asked: argparse.Namespace) -> Facts:

@@ -14,11 +14,11 @@ from transformers import TrainerCallback
 
 from asr_lora import run
 from asr_lora.assembly import build
-from asr_lora.audio import MAX_SECONDS
 from asr_lora.hardware import keeping_memory, look
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import read_json
+from asr_lora.speech.audio import MAX_SECONDS
 from asr_lora.train import train
 
 NAN_STEP, OVERFLOW_STEP, LAST_STEP = 2, 4, 12

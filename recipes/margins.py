@@ -19,7 +19,7 @@ from asr_lora.decode import Decoding, transcribe_once
 from asr_lora.model import whisper
 from asr_lora.runtime.console import hush_libraries
 from asr_lora.runtime.files import read_jsonl
-from asr_lora.text import Normalizer
+from asr_lora.speech.normalizer import Normalizer
 
 MARGINS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0, None)  # seconds; None: all of the 30
 LENGTHS = ((0.0, 2.0), (2.0, 4.0), (4.0, 8.0), (8.0, 30.0))  # seconds

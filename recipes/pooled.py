@@ -18,7 +18,7 @@ from rich.table import Table
 
 from asr_lora import findings, metrics
 from asr_lora.runtime.files import read_json, read_jsonl, write_json
-from asr_lora.text import Normalizer
+from asr_lora.speech.normalizer import Normalizer
 
 MEASURES = {
     "training, whole loop": ("train", "clips_per_second"),

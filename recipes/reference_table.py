@@ -16,8 +16,8 @@ from asr_lora.metrics import delta_interval
 from asr_lora.report import dollars_of, price_of
 from asr_lora.runtime.console import say
 from asr_lora.runtime.files import read_json, write_text
+from asr_lora.speech.normalizer import leading
 from asr_lora.tables import interval, percent, points
-from asr_lora.text import leading
 
 HEADINGS = (
     "data", "steps", "model", "tuning", "trains", "error rate (95 %)", "to untouched, points (95 %)",

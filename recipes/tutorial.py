@@ -4,8 +4,9 @@ Whisper with peft's LoRA as it is usually taught, in our own words: 30 s log-mel
 `datasets.map`, the stock Seq2SeqTrainer over batches in random order, then `generate` with the adapter unmerged, the
 test set in batches as it comes. FOLDER holds settings.json and receives features/, adapter/, train.json, evaluate.json.
 
-Kinder than the notebooks where that is not the point: clips are decoded by asr_lora.audio, features reach the collator
-as arrays (their nested lists cost 0.7 s a batch of 8), and neither checkpoints nor dev decodings cost anything.
+Kinder than the notebooks where that is not the point: clips are decoded by asr_lora.speech.audio, features reach the
+collator as arrays (their nested lists cost 0.7 s a batch of 8), and neither checkpoints nor dev decodings cost
+anything.
 """
 
 import sys
@@ -28,10 +29,10 @@ from transformers import (
     WhisperProcessor,
 )
 
-from asr_lora import audio
 from asr_lora.hardware import peak_memory_bytes
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.files import read_json, read_jsonl, write_json
+from asr_lora.speech import audio
 
 PROMPT_TOKENS = 4  # start, language, task, no timestamps
 

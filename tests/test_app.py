@@ -38,9 +38,9 @@ from asr_lora.launch import load
 from asr_lora.manifest import read_manifest
 from asr_lora.model import adapter, arithmetic
 from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.speech.normalizer import Normalizer
 from asr_lora.subtitles import Segment
 from asr_lora.synthetic.espeak import RATE, Utterance, speak
-from asr_lora.text import Normalizer
 from asr_lora.train import train
 
 SENTENCES = ["de trein vertrekt om drie uur", "morgen gaat het regenen in het noorden"]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from asr_lora import audio
 from asr_lora.runtime.errors import WorldError
+from asr_lora.speech import audio
 
 PITCH = 440  # Hz
 FORMATS = {

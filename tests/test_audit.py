@@ -13,16 +13,17 @@ from pages import HOSTILE, Page, opened, seconds_of_players
 from releases import SAMPLE_RATE, tone, utterances, write_release
 
 from asr_lora import audit as room
-from asr_lora import doubts, faults, listening
+from asr_lora import doubts, faults
 from asr_lora.audit import audit
 from asr_lora.doubts import Doubt
 from asr_lora.faults import KINDS, Utterance
 from asr_lora.launch import load
-from asr_lora.listening import Heard
 from asr_lora.prepare import main, prepare
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl, write_jsonl
-from asr_lora.text import Normalizer
+from asr_lora.speech import listening
+from asr_lora.speech.listening import Heard
+from asr_lora.speech.normalizer import Normalizer
 
 HEBREW = "שלום"
 

@@ -13,9 +13,7 @@ from safetensors.torch import load_file
 from transformers import WhisperProcessor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from asr_lora import assembly, audio, augment, loader, run, train
-from asr_lora.audio import SAMPLE_RATE
-from asr_lora.augment import KINDS, augmented
+from asr_lora import assembly, loader, run, train
 from asr_lora.batches import Batch, Order, Row
 from asr_lora.checkpoint import load_config
 from asr_lora.features import Example, collate, token_ids
@@ -27,6 +25,9 @@ from asr_lora.prepare import prepare
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl
+from asr_lora.speech import audio, augment
+from asr_lora.speech.audio import SAMPLE_RATE
+from asr_lora.speech.augment import KINDS, augmented
 
 
 def speech(seconds: float) -> audio.Waveform:

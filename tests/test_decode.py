@@ -14,7 +14,6 @@ from conftest import tiny_tokenizer, tiny_whisper
 from releases import tone
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora import audio
 from asr_lora.checkpoint import load_processor, whisper_base_from_wheels
 from asr_lora.decode import Decoding, Worn, batches, transcribe, transcribe_long, transcribe_once
 from asr_lora.features import log_mel
@@ -22,6 +21,7 @@ from asr_lora.memory import Capacity
 from asr_lora.model import whisper
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import WorldError
+from asr_lora.speech import audio
 from asr_lora.synthetic.espeak import RATE, Utterance, speak
 
 USUAL = Decoding(

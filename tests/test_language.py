@@ -3,8 +3,8 @@
 import pytest
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from asr_lora.language import COMMON_VOICE, RELATIVE, check_language, whisper_language
 from asr_lora.runtime.errors import ChoiceError
+from asr_lora.speech.language import COMMON_VOICE, RELATIVE, check_language, whisper_language
 
 V3 = tuple(LANGUAGES)
 V2 = tuple(code for code in V3 if code != "yue")

@@ -9,8 +9,8 @@ import pytest
 import soundfile
 from releases import tone
 
-from asr_lora import listening
-from asr_lora.listening import Heard, Listener, Place, listen
+from asr_lora.speech import listening
+from asr_lora.speech.listening import Heard, Listener, Place, listen
 
 
 @pytest.fixture

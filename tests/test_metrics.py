@@ -11,7 +11,7 @@ import pytest
 
 import asr_lora
 from asr_lora.metrics import bootstrap, clip_errors, paired_delta, score
-from asr_lora.text import Normalizer
+from asr_lora.speech.normalizer import Normalizer
 
 REFERENCES = ["De kat zit op de mat.", "Het regent!", "...", "'s Ochtends auto's wassen"]
 HYPOTHESES = ["de kat zat op mat", "het regent nu hard", "dank je wel", ""]

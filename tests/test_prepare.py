@@ -18,7 +18,7 @@ from asr_lora.launch import load
 from asr_lora.prepare import clips, prepare
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl
-from asr_lora.text import marks
+from asr_lora.speech.normalizer import marks
 
 RELEASE = "cv-corpus-25.0-2026-06-05"
 REAL = os.environ.get("ASR_LORA_REAL_CORPUS")

@@ -24,7 +24,7 @@ from releases import tone, utterances, write_release
 from torch.utils.data import DataLoader
 from transformers import WhisperProcessor
 
-from asr_lora import assembly, audio, ranges, run, shards, train
+from asr_lora import assembly, ranges, run, shards, train
 from asr_lora.corpus import open_corpus
 from asr_lora.launch import load
 from asr_lora.loader import Steps
@@ -35,6 +35,7 @@ from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.shards import write_shards
 from asr_lora.sources import put_back
+from asr_lora.speech import audio
 
 STEPS = 3
 SMALL = 20_000  # bytes of a shard: a few clips

@@ -9,10 +9,10 @@ import pytest
 import soundfile
 
 from asr_lora.runtime.errors import WorldError
+from asr_lora.speech.normalizer import Normalizer
 from asr_lora.synthetic import RELEASE, archive, write_demo_corpus
 from asr_lora.synthetic.espeak import EspeakError, Utterance, speak
 from asr_lora.synthetic.sentences import SLOTS, TEMPLATES, draw_sentences
-from asr_lora.text import Normalizer
 
 SMALL = {"train": (8, 4), "dev": (2, 2), "test": (4, 4)}  # clips, speakers
 

@@ -4,7 +4,7 @@ import pytest
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from asr_lora.runtime.errors import ChoiceError
-from asr_lora.text import NORMALIZERS, Normalizer, leading
+from asr_lora.speech.normalizer import NORMALIZERS, Normalizer, leading
 
 SENTENCES = ["De auto's, z'n (snel) [lach] 100%!", " हिन्दी  ภาษาที่ ", "مُحَمَّدٌ", "Straße – İzmir", "", "?"]
 

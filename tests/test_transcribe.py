@@ -15,7 +15,7 @@ import torch
 from conftest import tiny_run
 from releases import write_release
 
-from asr_lora import audio, ears, run
+from asr_lora import ears, run
 from asr_lora.checkpoint import load_processor
 from asr_lora.decode import Worn, transcribe_once
 from asr_lora.hardware import look
@@ -25,6 +25,7 @@ from asr_lora.model import adapter, whisper
 from asr_lora.model.adapter import BASE
 from asr_lora.recordings import recordings
 from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.speech import audio
 from asr_lora.subtitles import Segment, srt, txt, vtt
 from asr_lora.synthetic.espeak import RATE, Utterance, speak
 from asr_lora.train import train

@@ -10,8 +10,8 @@ from asr_lora.branches import EvalConfig
 from asr_lora.findings import Chunk
 from asr_lora.page import environment
 from asr_lora.runtime.files import write_text
+from asr_lora.speech.normalizer import Normalizer, in_units, leading
 from asr_lora.subtitles import FORMATS, Segment
-from asr_lora.text import Normalizer, in_units, leading
 
 
 def shown(heard: Heard, scoring: EvalConfig, reference: str | None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from asr_lora import audio, ears, run
+from asr_lora import ears, run
 from asr_lora.branches import EvalConfig
 from asr_lora.checkpoint import language_tokens
 from asr_lora.config import Config
@@ -17,6 +17,7 @@ from asr_lora.manifest import Clip, gone, read_manifest
 from asr_lora.model import stored
 from asr_lora.prepare import language
 from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.speech import audio
 from asr_lora.subtitles import Segment
 from asr_lora.voice import stretches
 

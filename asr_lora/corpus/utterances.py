@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from asr_lora.audio import MAX_SECONDS
 from asr_lora.corpus.clips import Clips, Files
 from asr_lora.corpus.layout import listed
 from asr_lora.corpus.speech import TABLES, UNSPLIT, Corpus, split_called
 from asr_lora.corpus.tables import Row
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import ChoiceError
+from asr_lora.speech.audio import MAX_SECONDS
 
 OURS = {"id", "path", "text", "duration", "speaker", "sha256", "clip", "source", "weight", "client_id", "sentence"}
 LOOKED_FOR = 20  # files, before all of a table's are believed to be elsewhere

@@ -8,7 +8,6 @@ import numpy as np
 from torch import Tensor
 from transformers import WhisperConfig
 
-from asr_lora import audio
 from asr_lora.assembly import order
 from asr_lora.checkpoint import load_generation_config, load_processor
 from asr_lora.doctor.glimpse import Sight, UnseenError, counted, look, share_unusable
@@ -17,6 +16,7 @@ from asr_lora.features import IGNORED, log_mel, prompted
 from asr_lora.loader import Steps
 from asr_lora.prepare import MOST_BAD, label_rule, language
 from asr_lora.runtime.errors import ChoiceError
+from asr_lora.speech import audio
 
 if TYPE_CHECKING:
     from asr_lora.config import Config

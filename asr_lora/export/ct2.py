@@ -13,9 +13,9 @@ import torch
 from ctranslate2.converters import TransformersConverter
 from faster_whisper import WhisperModel
 
-from asr_lora.audio import SAMPLE_RATE, Waveform
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import reason
+from asr_lora.speech.audio import SAMPLE_RATE, Waveform
 
 CUBLAS = "nvidia-cublas-cu12"  # a package
 BESIDE = ("tokenizer.json", "preprocessor_config.json")  # what faster-whisper reads beside CTranslate2's own files

@@ -20,9 +20,9 @@ from safetensors import safe_open
 from transformers import WhisperFeatureExtractor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from asr_lora.audio import SAMPLE_RATE, Waveform
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json
+from asr_lora.speech.audio import SAMPLE_RATE, Waveform
 
 FILE = "ggml-model.bin"
 MAGIC = 0x67676D6C  # "ggml"

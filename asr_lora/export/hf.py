@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from transformers import WhisperForConditionalGeneration, pipeline
 
-from asr_lora.audio import SAMPLE_RATE, Waveform
 from asr_lora.checkpoint import load_generation_config, load_processor
 from asr_lora.runtime.files import write_json
+from asr_lora.speech.audio import SAMPLE_RATE, Waveform
 
 ONE_FILE = "100GB"  # transformers' limit of a file of weights: no Whisper comes near, and whisper.cpp reads one alone
 

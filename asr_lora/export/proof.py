@@ -12,7 +12,7 @@ from asr_lora import findings, metrics
 from asr_lora.manifest import Clip, waveform
 from asr_lora.runtime.console import minutes, progress, say
 from asr_lora.sets import Set, normalizer
-from asr_lora.text import Normalizer, in_units, leading
+from asr_lora.speech.normalizer import Normalizer, in_units, leading
 
 if TYPE_CHECKING:
     from asr_lora.config import Config

@@ -17,7 +17,7 @@ from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import check_links, write_json
 from asr_lora.sets import Set, normalizer
-from asr_lora.text import leading
+from asr_lora.speech.normalizer import leading
 
 if TYPE_CHECKING:
     from asr_lora.config import Config

@@ -5,8 +5,9 @@ import re
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from asr_lora import metrics, tables, text
+from asr_lora import metrics, tables
 from asr_lora.sharing import shared_command, shared_value
+from asr_lora.speech import normalizer as text
 
 
 def unbroken(text: str) -> Markup:

@@ -4,8 +4,8 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from asr_lora.audio import MAX_SECONDS
 from asr_lora.runtime.errors import ChoiceError
+from asr_lora.speech.audio import MAX_SECONDS
 
 
 def check(name: str, value: Any, rule: str, holds: bool) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from asr_lora.audio import SAMPLE_RATE, Waveform
+from asr_lora.speech.audio import SAMPLE_RATE, Waveform
 
 LOUDNESS = 0.05  # root mean square of full scale: as loud as quiet speech
 

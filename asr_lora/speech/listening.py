@@ -15,9 +15,9 @@ from typing import IO
 
 import numpy as np
 
-from asr_lora import audio
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import cache_dir
+from asr_lora.speech import audio
 
 VERSION = 1  # it rises whenever something else is found in the same clip
 SHORTEST = 0.05  # seconds: not even a syllable

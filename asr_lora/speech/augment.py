@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torchaudio.functional import add_noise, gain, highpass_biquad, lowpass_biquad, resample
 
-from asr_lora.audio import SAMPLE_RATE, Waveform
-from asr_lora.noise import hiss, hum, rumble
+from asr_lora.speech.audio import SAMPLE_RATE, Waveform
+from asr_lora.speech.noise import hiss, hum, rumble
 
 KINDS = ("light", "noisy", "telephone")
 

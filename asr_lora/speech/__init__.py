@@ -1,0 +1,1 @@
+"""Sound and text by themselves."""
