@@ -13,7 +13,7 @@ from asr_lora import run
 from asr_lora.batches import Order
 from asr_lora.budget import Budget
 from asr_lora.checkpoint import load_config, load_processor
-from asr_lora.config import Config
+from asr_lora.config.compose import Config
 from asr_lora.corpus import SPLITS
 from asr_lora.dev import Dev
 from asr_lora.features import prompted, token_ids

@@ -16,7 +16,7 @@ import numpy as np
 from markupsafe import Markup
 
 from asr_lora import charts, doubts, faults, run
-from asr_lora.config import Config
+from asr_lora.config.compose import Config
 from asr_lora.corpus import SPLITS
 from asr_lora.doubts import Doubt
 from asr_lora.faults import KINDS, Fault, Utterance

@@ -15,7 +15,7 @@ import numpy as np
 from asr_lora.speech.audio import MAX_SECONDS
 
 if TYPE_CHECKING:
-    from asr_lora.branches import TrainingConfig
+    from asr_lora.config.schema import TrainingConfig
 
 FORWARD_COST = 10.0  # seconds of context that take as long as what any forward costs beside them (a T4, large-v2)
 WINDOW = 16  # batches sorted by length together: long enough for like lengths, short enough that neighbours change

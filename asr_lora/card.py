@@ -15,7 +15,7 @@ from asr_lora.runtime.files import write_text
 from asr_lora.tables import leading_first, normalised
 
 if TYPE_CHECKING:
-    from asr_lora.config import Config
+    from asr_lora.config.compose import Config
 
 TASK = "automatic-speech-recognition"
 

@@ -8,7 +8,7 @@ import torch
 
 from asr_lora import guard, run
 from asr_lora.assembly import order
-from asr_lora.config import Config
+from asr_lora.config.compose import Config
 from asr_lora.dev import normalizer
 from asr_lora.hardware import Hardware
 from asr_lora.manifest import Clip

@@ -10,7 +10,7 @@ from pathlib import Path
 from asr_lora import run
 from asr_lora.checkpoint import whisper_base_from_wheels
 from asr_lora.comparison import after_sweep
-from asr_lora.config import Config
+from asr_lora.config.compose import Config
 from asr_lora.launch import launch, words_of_job
 from asr_lora.runtime.console import say
 from asr_lora.runtime.files import cache_dir, read_json

@@ -21,7 +21,7 @@ from asr_lora.runtime.files import read_json, write_json
 from asr_lora.speech.normalizer import Normalizer, leading
 
 if TYPE_CHECKING:
-    from asr_lora.config import Config
+    from asr_lora.config.compose import Config
 
 
 class Judged(NamedTuple):

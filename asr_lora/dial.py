@@ -18,7 +18,7 @@ from asr_lora.sets import Set, normalizer
 from asr_lora.speech.normalizer import leading
 
 if TYPE_CHECKING:
-    from asr_lora.config import Config
+    from asr_lora.config.compose import Config
 
 SHOWN = (
     "clips", "wer", "wer_ci95", "cer", "cer_ci95", "empty_references", "hallucinated_words", "hallucinating",

@@ -22,7 +22,7 @@ from asr_lora.speech.audio import MAX_SECONDS, SAMPLE_RATE, Waveform
 from asr_lora.subtitles import Segment
 
 if TYPE_CHECKING:
-    from asr_lora.config import Config
+    from asr_lora.config.compose import Config
 
 
 Part = tuple[Path, float, float]  # a recording, and where in it a stretch begins and ends, in seconds

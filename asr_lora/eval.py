@@ -16,7 +16,7 @@ from typing import Any
 
 from asr_lora import decode, dial, findings, gate, metrics, run, tables
 from asr_lora.card import write_card
-from asr_lora.config import Config, plain
+from asr_lora.config.compose import Config, plain
 from asr_lora.hardware import Hardware, look_together
 from asr_lora.hearing import heard, precision
 from asr_lora.launch import launch, named_run, words_of_job

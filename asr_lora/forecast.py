@@ -23,8 +23,8 @@ from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json
 
 if TYPE_CHECKING:
-    from asr_lora.config import Config
-    from asr_lora.tuning import LoraConfig
+    from asr_lora.config.compose import Config
+    from asr_lora.config.tuning import LoraConfig
 
 STAGES = ("prepare", "train", "dev", "eval")
 PROMPT_TOKENS, TOKENS_PER_SECOND = 5, 4.0  # of labels: what is beside the words, and what is said (Dutch)

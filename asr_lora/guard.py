@@ -19,7 +19,7 @@ from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, write_json
 
 if TYPE_CHECKING:
-    from asr_lora.branches import GuardConfig
+    from asr_lora.config.schema import GuardConfig
 
 REMEMBERED = 50  # steps whose losses tell what is usual
 FEW = 10  # of them tell nothing yet

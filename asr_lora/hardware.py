@@ -16,14 +16,14 @@ import torch
 
 from asr_lora import cost
 from asr_lora.checkpoint import load_config
+from asr_lora.config.tuning import decided
 from asr_lora.model.whisper import DTYPES
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.speech.audio import MAX_SECONDS
-from asr_lora.tuning import decided
 
 if TYPE_CHECKING:
-    from asr_lora.config import Config
+    from asr_lora.config.compose import Config
 
 GPUS = ("t4", "l4", "a10", "a100", "h100")  # what is known of them is in conf/hardware/
 CPU_MICRO_BATCH = 2  # clips at 30 s: more only take memory; whisper-base is as fast with one as with eight

@@ -23,7 +23,7 @@ from asr_lora.runtime.files import cache_dir, read_json, write_json
 from asr_lora.sets import Set
 
 if TYPE_CHECKING:
-    from asr_lora.config import Config
+    from asr_lora.config.compose import Config
 
 
 def decoding(config: "Config", hardware: Hardware, language: str, short: bool) -> decode.Decoding:

@@ -17,8 +17,8 @@ from asr_lora.runtime.console import Bar, say
 from asr_lora.runtime.files import write_jsonl
 
 if TYPE_CHECKING:
-    from asr_lora.branches import TrainingConfig
-    from asr_lora.config import Config
+    from asr_lora.config.compose import Config
+    from asr_lora.config.schema import TrainingConfig
     from asr_lora.dev import Judged
 
 # Seconds to decode a clip over seconds to train on it, at equal contexts (0.6 measured on a CPU): plans dev decodings.

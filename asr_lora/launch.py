@@ -23,12 +23,12 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from asr_lora import NO_HOME, run, sweep
-from asr_lora.config import Config, conf_dir, typed
+from asr_lora.config.compose import Config, conf_dir, typed
+from asr_lora.config.tuning import PREFIX, LoraConfig, no_such_lora_key
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import complain, hush_libraries, say
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
 from asr_lora.sweep import Job
-from asr_lora.tuning import PREFIX, LoraConfig, no_such_lora_key
 
 # Settings that say nothing about which run is meant.
 APART = ("eval", "decoding", "hardware", "report", "transcribe", "export", "app")

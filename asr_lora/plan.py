@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from asr_lora import clock, cost, run, ways
-from asr_lora.branches import HardwareConfig
 from asr_lora.checkpoint import is_local, resolve
 from asr_lora.clock import Clocks
-from asr_lora.config import Config, conf_dir
+from asr_lora.config.compose import Config, conf_dir
+from asr_lora.config.schema import HardwareConfig
 from asr_lora.corpus import SPLITS, Columns, is_path, is_quick, open_corpus
 from asr_lora.decode import at_once
 from asr_lora.forecast import STAGES, Forecast, Job, cut, flop, forecast_on, job

@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from asr_lora import charts, comparison, findings, run
-from asr_lora.config import Config
+from asr_lora.config.compose import Config
 from asr_lora.hardware import known_gpu
 from asr_lora.launch import launch, named_run
 from asr_lora.leaks import shared

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from asr_lora.naming import science
+from asr_lora.config.naming import science
 
 
 class Spread(NamedTuple):

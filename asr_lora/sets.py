@@ -10,8 +10,8 @@ import numpy as np
 import soundfile
 
 from asr_lora import run
-from asr_lora.branches import EvalSet
 from asr_lora.checkpoint import language_tokens
+from asr_lora.config.schema import EvalSet
 from asr_lora.corpus import is_path, mdc
 from asr_lora.manifest import Clip, gone, read_manifest
 from asr_lora.prepare import clips, drawn_from, language
@@ -22,7 +22,7 @@ from asr_lora.speech.noise import hiss, hum, rumble
 from asr_lora.speech.normalizer import Normalizer
 
 if TYPE_CHECKING:
-    from asr_lora.config import Config
+    from asr_lora.config.compose import Config
 
 OWN = ("*.csv", "*.jsonl", "*.json", "text", "segments", "wav.scp")  # tables of speech that is not Common Voice's
 WORDLESS_VERSION = 1  # it rises whenever the sounds change

@@ -22,7 +22,7 @@ from asr_lora.runtime.files import cache_dir, read_json, read_jsonl, whole_file
 from asr_lora.splits import with_splits
 
 if TYPE_CHECKING:
-    from asr_lora.config import Config
+    from asr_lora.config.compose import Config
 
 AS_ROW = {"path": Path, "text": str, "speaker": str, "clip": Path, "sha256": str}  # what lines of data.exclude may hold
 ANOTHER_MANIFEST = "data.exclude takes a manifest as asr_lora.prepare writes it, or a corpus"

@@ -15,7 +15,7 @@ from asr_lora.runtime.errors import ChoiceError
 from asr_lora.speech.normalizer import marks
 
 if TYPE_CHECKING:
-    from asr_lora.branches import DataConfig
+    from asr_lora.config.schema import DataConfig
 
 KINDS = ("speaker", "sentence", "clip")  # of what training and a split that is held out may share
 OVERSHOOT = 1.25  # times its share that a split of ours may hold, for speakers are never cut in two

@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 from asr_lora import checkpoints, comparison, course, guard, run
 from asr_lora.assembly import build
 from asr_lora.checkpoint import identity
-from asr_lora.config import Config
+from asr_lora.config.compose import Config
 from asr_lora.corpus import SPLITS
 from asr_lora.eval import evaluate
 from asr_lora.guard import CollapsedError, Retreat

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from asr_lora import decode, ears, run, subtitles
-from asr_lora.config import Config
+from asr_lora.config.compose import Config
 from asr_lora.decode import Worn
 from asr_lora.ears import Ears, Part
 from asr_lora.hardware import look

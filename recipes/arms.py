@@ -15,7 +15,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from asr_lora import run
 from asr_lora.checkpoint import load_generation_config, load_processor, resolve
-from asr_lora.config import Config
+from asr_lora.config.compose import Config
 from asr_lora.hardware import look
 from asr_lora.launch import quoted
 from asr_lora.prepare import language

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from asr_lora import metrics, run
 from asr_lora.checkpoint import resolve, whisper_base_from_wheels
-from asr_lora.config import Config
+from asr_lora.config.compose import Config
 from asr_lora.hardware import look
 from asr_lora.launch import load, quoted
 from asr_lora.prepare import language, prepare

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from asr_lora import clock, cost, decode, hearing, run
 from asr_lora.checkpoint import load_config, load_processor
 from asr_lora.clock import Work
-from asr_lora.config import Config
+from asr_lora.config.compose import Config
 from asr_lora.forecast import Forecast, job, trained_parameters
 from asr_lora.hardware import Hardware, free_memory, known_gpu, look, peak_memory_bytes
 from asr_lora.model import adapter, whisper

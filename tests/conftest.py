@@ -35,7 +35,7 @@ from asr_lora import run
 from asr_lora.assembly import build
 from asr_lora.batches import Batch
 from asr_lora.checkpoint import load_processor
-from asr_lora.config import Config
+from asr_lora.config.compose import Config
 from asr_lora.features import prompted
 from asr_lora.hardware import look
 from asr_lora.launch import load

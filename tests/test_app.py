@@ -31,7 +31,7 @@ from asr_lora.app import answer, layout, pair
 from asr_lora.app.__main__ import app, forget, is_loopback, refuse_taken
 from asr_lora.app.pair import WHICHEVER, Heard, Pair
 from asr_lora.checkpoint import load_processor
-from asr_lora.config import Config
+from asr_lora.config.compose import Config
 from asr_lora.decode import transcribe_once
 from asr_lora.hardware import look
 from asr_lora.launch import load

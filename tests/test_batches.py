@@ -13,7 +13,7 @@ import pytest
 from asr_lora import batches as batches_room
 from asr_lora.assembly import order as order_of_run
 from asr_lora.batches import Batch, Order, Row, rounded_up, share
-from asr_lora.branches import TrainingConfig
+from asr_lora.config.schema import TrainingConfig
 from asr_lora.launch import load
 from asr_lora.manifest import Clip
 

@@ -19,6 +19,7 @@ from transformers import WhisperFeatureExtractor, WhisperProcessor
 from asr_lora import run
 from asr_lora.assembly import order
 from asr_lora.checkpoint import load_config, load_processor
+from asr_lora.config.tuning import LORA_KEYS
 from asr_lora.doctor import checks, glimpse, lesson, means
 from asr_lora.doctor.__main__ import doctor, examine, main
 from asr_lora.doctor.installed import check, paired
@@ -32,7 +33,6 @@ from asr_lora.model.probe import Base
 from asr_lora.prepare import prepare
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import read_jsonl
-from asr_lora.tuning import LORA_KEYS
 
 CPU = torch.device("cpu")
 

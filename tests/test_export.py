@@ -24,7 +24,7 @@ from transformers import WhisperForConditionalGeneration, pipeline
 
 from asr_lora import run
 from asr_lora.checkpoint import load_generation_config, load_processor
-from asr_lora.config import Config
+from asr_lora.config.compose import Config
 from asr_lora.eval import evaluate
 from asr_lora.export import ct2, ggml, hf, hub, proof, source
 from asr_lora.export.__main__ import main

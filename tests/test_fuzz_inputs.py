@@ -15,7 +15,7 @@ from fuzzing import EDITS, SPOT, WORDS, Packed, campaign, edited
 from hypothesis import strategies as st
 from releases import tone
 
-from asr_lora.config import Config, plain
+from asr_lora.config.compose import Config, plain
 from asr_lora.corpus import Corpus, open_corpus
 from asr_lora.launch import load, quoted
 from asr_lora.manifest import Draw, draw_order

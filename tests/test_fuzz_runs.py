@@ -17,7 +17,7 @@ from releases import write_release
 
 from asr_lora import run
 from asr_lora.comparison import compare
-from asr_lora.config import Config
+from asr_lora.config.compose import Config
 from asr_lora.launch import load
 from asr_lora.leaks import shared
 from asr_lora.manifest import extension, read_manifest, sound, waveform

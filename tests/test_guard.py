@@ -10,7 +10,7 @@ import torch
 from conftest import killed
 
 from asr_lora import guard, run, trainer
-from asr_lora.branches import GuardConfig
+from asr_lora.config.schema import GuardConfig
 from asr_lora.dev import Dev, Judged
 from asr_lora.guard import CollapsedError, Guard
 from asr_lora.launch import load

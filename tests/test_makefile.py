@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from releases import write_release
 
-from asr_lora.config import Config
+from asr_lora.config.compose import Config
 from asr_lora.launch import load
 from asr_lora.runtime.files import read_json
 

@@ -14,7 +14,8 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 from asr_lora import cost, run
 from asr_lora.assembly import build
 from asr_lora.checkpoint import load_config
-from asr_lora.config import conf_dir
+from asr_lora.config.compose import conf_dir
+from asr_lora.config.tuning import LORA_KEYS, WHOLE, LoraConfig
 from asr_lora.eval import evaluate
 from asr_lora.forecast import saved_bytes
 from asr_lora.hardware import look
@@ -27,7 +28,6 @@ from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
-from asr_lora.tuning import LORA_KEYS, WHOLE, LoraConfig
 
 STEPS = 4
 CPU = torch.device("cpu")

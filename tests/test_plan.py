@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from asr_lora.config import Config
+from asr_lora.config.compose import Config
 from asr_lora.forecast import cut, job
 from asr_lora.hardware import GPUS, look
 from asr_lora.launch import load

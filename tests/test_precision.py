@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest import torchrun
 
-from asr_lora import hardware, plan, run, tuning
+from asr_lora import hardware, plan, run
 from asr_lora.checkpoint import identity
-from asr_lora.config import Config
+from asr_lora.config import tuning
+from asr_lora.config.compose import Config
 from asr_lora.cost import PUBLISHED
 from asr_lora.doctor.__main__ import examine
 from asr_lora.doctor.verdict import Check

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from asr_lora import assembly, run, train
 from asr_lora.batches import share
-from asr_lora.config import Config
+from asr_lora.config.compose import Config
 from asr_lora.eval import evaluate
 from asr_lora.launch import launch, load
 from asr_lora.prepare import prepare

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from asr_lora.config import plain
+from asr_lora.config.compose import plain
 from asr_lora.launch import load
 from asr_lora.seeds import spread, together
 

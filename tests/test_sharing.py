@@ -9,7 +9,7 @@ from conftest import tiny_run
 from releases import RELEASE, write_release
 
 from asr_lora import run
-from asr_lora.config import Config
+from asr_lora.config.compose import Config
 from asr_lora.export import ct2, ggml, hub
 from asr_lora.export.__main__ import main as export
 from asr_lora.launch import load, quoted

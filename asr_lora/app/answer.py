@@ -6,7 +6,7 @@ from typing import Any
 
 from asr_lora import findings, metrics
 from asr_lora.app.pair import Heard
-from asr_lora.branches import EvalConfig
+from asr_lora.config.schema import EvalConfig
 from asr_lora.findings import Chunk
 from asr_lora.page import environment
 from asr_lora.runtime.files import write_text

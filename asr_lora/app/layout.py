@@ -11,10 +11,10 @@ from markupsafe import escape
 
 from asr_lora.app import answer
 from asr_lora.app.pair import WHICHEVER, Pair
+from asr_lora.config.stages import AppConfig
 from asr_lora.manifest import Clip, extension, sound
 from asr_lora.page import environment
 from asr_lora.runtime.errors import UserError, WorldError
-from asr_lora.uses import AppConfig
 
 SHOWN = 80  # characters of a reference in the list of clips
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}  # of events that take no time

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asr_lora import ears, run
-from asr_lora.branches import EvalConfig
 from asr_lora.checkpoint import language_tokens
-from asr_lora.config import Config
+from asr_lora.config.compose import Config
+from asr_lora.config.schema import EvalConfig
 from asr_lora.ears import Ears
 from asr_lora.hardware import Hardware
 from asr_lora.manifest import Clip, gone, read_manifest

@@ -18,7 +18,7 @@ from asr_lora.doctor.verdict import FAIL, WARN, Check, refused, told
 from asr_lora.runtime.errors import UserError, WorldError
 
 if TYPE_CHECKING:
-    from asr_lora.config import Config
+    from asr_lora.config.compose import Config
 
 AS_JSON = "--json"
 T = TypeVar("T")

@@ -28,7 +28,7 @@ from asr_lora.model.probe import Base
 from asr_lora.runtime.errors import WorldError, reason
 
 if TYPE_CHECKING:
-    from asr_lora.config import Config
+    from asr_lora.config.compose import Config
 
 PATIENCE = 5.0  # seconds that the Hub may take to answer
 SMALL_FILES = (  # of a checkpoint; of each line one will do

@@ -25,7 +25,7 @@ from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.sources import named_source, opened
 
 if TYPE_CHECKING:
-    from asr_lora.config import Config
+    from asr_lora.config.compose import Config
 
 MOST_READ = 200e6  # bytes of an archive's files: two seconds or so
 UNPACKED = 64  # clips of an archive that are kept to be heard

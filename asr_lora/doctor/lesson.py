@@ -19,7 +19,7 @@ from asr_lora.runtime.errors import ChoiceError
 from asr_lora.speech import audio
 
 if TYPE_CHECKING:
-    from asr_lora.config import Config
+    from asr_lora.config.compose import Config
 
 Batch: TypeAlias = dict[str, Tensor]
 SENTENCES = 5_000  # whose labels are measured: a second's work

@@ -21,7 +21,7 @@ from asr_lora.plan import durations, facts, here
 from asr_lora.runtime.files import cache_dir
 
 if TYPE_CHECKING:
-    from asr_lora.config import Config
+    from asr_lora.config.compose import Config
 
 LONG = 48.0  # hours that hardly anybody means to wait
 

@@ -22,7 +22,7 @@ import torch
 from asr_lora import run, tables
 from asr_lora.card import write_card
 from asr_lora.checkpoint import named
-from asr_lora.config import Config
+from asr_lora.config.compose import Config
 from asr_lora.export import hf, hub, proof, source
 from asr_lora.export.source import Source
 from asr_lora.hardware import Hardware, free_memory, look

@@ -12,7 +12,7 @@ from asr_lora.runtime.errors import ChoiceError, WorldError, reason
 from asr_lora.runtime.files import check_links
 
 if TYPE_CHECKING:
-    from asr_lora.uses import ExportConfig
+    from asr_lora.config.stages import ExportConfig
 
 NETWORK = (OSError, HfHubHTTPError, OfflineModeIsEnabled)  # httpx's own errors are wrapped by huggingface_hub
 

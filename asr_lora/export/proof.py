@@ -15,7 +15,7 @@ from asr_lora.sets import Set, normalizer
 from asr_lora.speech.normalizer import Normalizer, in_units, leading
 
 if TYPE_CHECKING:
-    from asr_lora.config import Config
+    from asr_lora.config.compose import Config
 
 FIRST = 3.0  # seconds of clips by which the length of a proof is estimated
 

@@ -20,7 +20,7 @@ from asr_lora.sets import Set, normalizer
 from asr_lora.speech.normalizer import leading
 
 if TYPE_CHECKING:
-    from asr_lora.config import Config
+    from asr_lora.config.compose import Config
 
 
 @dataclass(frozen=True)

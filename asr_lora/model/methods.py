@@ -15,7 +15,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 if TYPE_CHECKING:
-    from asr_lora.tuning import LoraConfig as LoraSettings
+    from asr_lora.config.tuning import LoraConfig as LoraSettings
 
 T = TypeVar("T")
 
@@ -84,7 +84,7 @@ def _lora(lora: "LoraSettings", **more: Any) -> LoraConfig:
 
 
 def _set(value: T | None) -> T:
-    """A setting that the kind has: config.py has seen to it. Raises ValueError where it is None all the same."""
+    """A setting that the kind has: config/compose.py has seen to it. Raises ValueError where it is None anyway."""
     if value is None:
         raise ValueError("lora: a setting of this kind is None")
     return value

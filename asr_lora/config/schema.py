@@ -1,4 +1,4 @@
-"""The branches of the settings' tree: what each holds, and what its values must be. The tree itself is in config.py."""
+"""The branches of the settings' tree: what each holds, and what its values must be. The tree is in compose.py."""
 
 import re
 from dataclasses import dataclass

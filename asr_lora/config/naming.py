@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from asr_lora.config import Config
+    from asr_lora.config.compose import Config
 
 RUN_NAME_LIMIT = 80  # characters
 GROUPS = ("data", "model", "lora", "training", "guard", "decoding")  # of settings that a result depends on

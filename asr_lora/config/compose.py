@@ -11,7 +11,8 @@ from typing import Any
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
-from asr_lora.branches import (
+from asr_lora.config.naming import run_name
+from asr_lora.config.schema import (
     DataConfig,
     DecodingConfig,
     EvalConfig,
@@ -23,11 +24,10 @@ from asr_lora.branches import (
     SearchConfig,
     TrainingConfig,
 )
-from asr_lora.naming import run_name
+from asr_lora.config.stages import AppConfig, ExportConfig, TranscribeConfig
+from asr_lora.config.tuning import SCALABLE, LoraConfig, check_base
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.rules import check, check_word
-from asr_lora.tuning import SCALABLE, LoraConfig, check_base
-from asr_lora.uses import AppConfig, ExportConfig, TranscribeConfig
 
 
 @dataclass
@@ -115,7 +115,7 @@ def conf_dir() -> Path:
     An editable install leaves a stale copy in site-packages, which is therefore never preferred; a folder that merely
     happens to be called conf does not count.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     checkout = package.parent / "conf"
     return checkout if (checkout / "config.yaml").is_file() and (checkout / "lora").is_dir() else package / "conf"
 
