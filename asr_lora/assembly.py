@@ -12,20 +12,20 @@ from transformers.integrations import TensorBoardCallback
 from asr_lora import run
 from asr_lora.batches import Order
 from asr_lora.budget import Budget
-from asr_lora.checkpoint import load_config, load_processor
 from asr_lora.config.compose import Config
 from asr_lora.corpus import SPLITS
 from asr_lora.dev import Dev
 from asr_lora.features import prompted, token_ids
 from asr_lora.forecast import flop, job
 from asr_lora.guard import Guard
-from asr_lora.hardware import Hardware
 from asr_lora.hearing import decoding
 from asr_lora.journal import Journal, eval_steps
 from asr_lora.loader import Making, Steps
 from asr_lora.manifest import Clip, as_row, read_manifest
 from asr_lora.model import adapter, whisper
+from asr_lora.model.hardware import Hardware
 from asr_lora.model.methods import method
+from asr_lora.model.pretrained import load_config, load_processor
 from asr_lora.prepare import label_rule, language
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import Bar, say

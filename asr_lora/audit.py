@@ -21,10 +21,10 @@ from asr_lora.corpus import SPLITS
 from asr_lora.doubts import Doubt
 from asr_lora.faults import KINDS, Fault, Utterance
 from asr_lora.findings import alignments
-from asr_lora.hardware import look
 from asr_lora.hearing import heard
 from asr_lora.launch import quoted
 from asr_lora.manifest import extension, read_manifest, sound
+from asr_lora.model.hardware import look
 from asr_lora.page import environment
 from asr_lora.prepare import language
 from asr_lora.runtime.console import progress, say

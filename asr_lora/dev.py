@@ -12,9 +12,9 @@ from transformers import WhisperProcessor
 from asr_lora import decode, metrics
 from asr_lora.decode import Decoding
 from asr_lora.findings import runaway
-from asr_lora.hardware import Hardware
 from asr_lora.manifest import Clip
-from asr_lora.memory import Capacity
+from asr_lora.model.hardware import Hardware
+from asr_lora.model.memory import Capacity
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, write_json

@@ -6,9 +6,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from asr_lora import metrics, run, tables
-from asr_lora.hardware import Hardware
 from asr_lora.hearing import heard
-from asr_lora.model import arithmetic, stored
+from asr_lora.model import adapter_folder as stored
+from asr_lora.model import arithmetic
+from asr_lora.model.hardware import Hardware
 from asr_lora.prepare import clips, language
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import say

@@ -12,10 +12,10 @@ from markupsafe import Markup
 
 from asr_lora import charts, comparison, findings, run
 from asr_lora.config.compose import Config
-from asr_lora.hardware import known_gpu
 from asr_lora.launch import launch, named_run
 from asr_lora.leaks import shared
 from asr_lora.manifest import extension, sound
+from asr_lora.model.hardware import known_gpu
 from asr_lora.page import environment
 from asr_lora.plan import facts as hardware_facts
 from asr_lora.runtime.console import say

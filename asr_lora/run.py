@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 from filelock import BaseFileLock, FileLock, Timeout
 from omegaconf import OmegaConf
 
-from asr_lora.checkpoint import identity
 from asr_lora.config.compose import Config, from_plain, plain
 from asr_lora.config.naming import GROUPS, science
 from asr_lora.config.schema import DecodingConfig, EvalConfig, ReportConfig
 from asr_lora.config.tuning import decided
 from asr_lora.manifest import NOT_OF_ALL, read_manifest
+from asr_lora.model.pretrained import identity
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import ANEW, check_links, damage, read_json, read_jsonl, settle, write_text

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit, urlunsplit
 
-from asr_lora.checkpoint import is_hub_id
+from asr_lora.model.pretrained import is_hub_id
 
 # A value in Hydra's grammar, cut into what stands in quotes, what is between the marks of lists and dictionaries (an
 # interpolation is no such mark), and those marks.

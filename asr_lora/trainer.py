@@ -27,8 +27,8 @@ from asr_lora.dev import Dev
 from asr_lora.features import IGNORED
 from asr_lora.guard import Guard
 from asr_lora.journal import Journal
-from asr_lora.memory import is_out_of_memory
 from asr_lora.model import adapter
+from asr_lora.model.memory import is_out_of_memory
 from asr_lora.model.methods import Method
 from asr_lora.model.whisper import context, seconds_of
 from asr_lora.runtime import distributed as ranks

@@ -17,9 +17,9 @@ from asr_lora import decode, ears, run, subtitles
 from asr_lora.config.compose import Config
 from asr_lora.decode import Worn
 from asr_lora.ears import Ears, Part
-from asr_lora.hardware import look
 from asr_lora.launch import launch, named_run, words_of_job
 from asr_lora.model.adapter import BASE
+from asr_lora.model.hardware import look
 from asr_lora.prepare import language
 from asr_lora.recordings import STDIN, Recording, recordings
 from asr_lora.runtime.console import progress, say

@@ -14,10 +14,10 @@ import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from asr_lora import run
-from asr_lora.checkpoint import load_generation_config, load_processor, resolve
 from asr_lora.config.compose import Config
-from asr_lora.hardware import look
 from asr_lora.launch import quoted
+from asr_lora.model.hardware import look
+from asr_lora.model.pretrained import load_generation_config, load_processor, resolve
 from asr_lora.prepare import language
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import WorldError

@@ -21,10 +21,11 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from asr_lora import cost, run
+from asr_lora import run
 from asr_lora.config.compose import Config
 from asr_lora.launch import load, quoted
 from asr_lora.manifest import Clip, read_manifest
+from asr_lora.model import cost
 from asr_lora.runtime.files import whole_folder
 
 LANGUAGE = "nl"

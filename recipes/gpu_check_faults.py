@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from asr_lora import run
 from asr_lora.assembly import build
-from asr_lora.hardware import keeping_memory, look
+from asr_lora.model.hardware import keeping_memory, look
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import read_json

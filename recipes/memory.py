@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from asr_lora.checkpoint import load_processor
 from asr_lora.decode import Decoding, transcribe
 from asr_lora.model import whisper
+from asr_lora.model.pretrained import load_processor
 from asr_lora.runtime.console import hush_libraries, progress, say
 from asr_lora.runtime.files import read_jsonl
 from asr_lora.sweep import resident_bytes

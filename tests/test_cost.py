@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from asr_lora import cost
-from asr_lora.checkpoint import load_config
+from asr_lora.model import cost
+from asr_lora.model.pretrained import load_config
 
 LARGE = cost.PUBLISHED["openai/whisper-large-v2"]
 BASE = cost.PUBLISHED["openai/whisper-base"]

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from asr_lora import manifest, run
 from asr_lora.launch import load
-from asr_lora.model import adapter, stored
+from asr_lora.model import adapter
+from asr_lora.model import adapter_folder as stored
 from asr_lora.prepare import prepare
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import read_json, write_json

@@ -18,18 +18,20 @@ from transformers import WhisperFeatureExtractor, WhisperProcessor
 
 from asr_lora import run
 from asr_lora.assembly import order
-from asr_lora.checkpoint import load_config, load_processor
 from asr_lora.config.tuning import LORA_KEYS
 from asr_lora.doctor import checks, glimpse, lesson, means
 from asr_lora.doctor.__main__ import doctor, examine, main
 from asr_lora.doctor.installed import check, paired
 from asr_lora.doctor.verdict import Check
 from asr_lora.features import Example, collate, token_ids
-from asr_lora.hardware import look
 from asr_lora.launch import load
 from asr_lora.loader import Steps
-from asr_lora.model import adapter, probe, stored
-from asr_lora.model.probe import Base
+from asr_lora.model import adapter
+from asr_lora.model import adapter_folder as stored
+from asr_lora.model import probes as probe
+from asr_lora.model.hardware import look
+from asr_lora.model.pretrained import load_config, load_processor
+from asr_lora.model.probes import Base
 from asr_lora.prepare import prepare
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import read_jsonl

@@ -11,7 +11,7 @@ from asr_lora import hearing
 from asr_lora.eval import evaluate
 from asr_lora.findings import SMALL
 from asr_lora.launch import _leave, load
-from asr_lora.model.stored import trained_on_short
+from asr_lora.model.adapter_folder import trained_on_short
 from asr_lora.report import report
 from asr_lora.run import as_recorded
 from asr_lora.runtime.errors import ChoiceError, RegressionError, UserError, WorldError

@@ -21,7 +21,8 @@ from asr_lora.config.compose import Config
 from asr_lora.launch import load
 from asr_lora.leaks import shared
 from asr_lora.manifest import extension, read_manifest, sound, waveform
-from asr_lora.model import adapter, arithmetic, stored, whisper
+from asr_lora.model import adapter, arithmetic, whisper
+from asr_lora.model import adapter_folder as stored
 from asr_lora.plan import durations
 from asr_lora.prepare import prepare
 from asr_lora.report import report

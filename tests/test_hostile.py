@@ -20,7 +20,6 @@ from transformers import TrainerState, WhisperProcessor
 
 from asr_lora import checkpoints, run
 from asr_lora.app.layout import extension
-from asr_lora.checkpoint import load_processor
 from asr_lora.corpus import open_corpus
 from asr_lora.eval import evaluate
 from asr_lora.export import hub
@@ -30,6 +29,7 @@ from asr_lora.journal import Journal
 from asr_lora.launch import load
 from asr_lora.manifest import clip_id, sound
 from asr_lora.model import adapter
+from asr_lora.model.pretrained import load_processor
 from asr_lora.prepare import prepare
 from asr_lora.report import report
 from asr_lora.runtime.console import progress

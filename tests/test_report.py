@@ -14,8 +14,8 @@ from transformers import WhisperConfig
 
 from asr_lora import run
 from asr_lora.card import hub_id
-from asr_lora.cost import PUBLISHED
 from asr_lora.launch import load
+from asr_lora.model.cost import PUBLISHED
 from asr_lora.page import unbroken
 from asr_lora.report import compare, report
 from asr_lora.run import FIGURES

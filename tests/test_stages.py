@@ -17,10 +17,10 @@ from releases import utterances, write_release
 from safetensors.torch import load_file, save_file
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 
-from asr_lora.checkpoint import identity
 from asr_lora.dev import Dev, Judged
 from asr_lora.eval import evaluate
 from asr_lora.launch import load, quoted
+from asr_lora.model.pretrained import identity
 from asr_lora.run import as_recorded, settings
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl

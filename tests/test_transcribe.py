@@ -16,13 +16,13 @@ from conftest import tiny_run
 from releases import write_release
 
 from asr_lora import ears, run
-from asr_lora.checkpoint import load_processor
 from asr_lora.decode import Worn, transcribe_once
-from asr_lora.hardware import look
 from asr_lora.hearing import decoding
 from asr_lora.launch import load
 from asr_lora.model import adapter, whisper
 from asr_lora.model.adapter import BASE
+from asr_lora.model.hardware import look
+from asr_lora.model.pretrained import load_processor
 from asr_lora.recordings import recordings
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.speech import audio

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asr_lora import ears, run
-from asr_lora.checkpoint import language_tokens
 from asr_lora.config.compose import Config
 from asr_lora.config.schema import EvalConfig
 from asr_lora.ears import Ears
-from asr_lora.hardware import Hardware
 from asr_lora.manifest import Clip, gone, read_manifest
-from asr_lora.model import stored
+from asr_lora.model import adapter_folder as stored
+from asr_lora.model.hardware import Hardware
+from asr_lora.model.pretrained import language_tokens
 from asr_lora.prepare import language
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.speech import audio

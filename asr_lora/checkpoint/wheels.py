@@ -6,7 +6,7 @@ import tempfile
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from asr_lora.checkpoint.ctranslate2 import convert
+from asr_lora.model.convert_ctranslate2 import convert
 from asr_lora.runtime.errors import WorldError, to_install
 from asr_lora.runtime.files import alone, cache_dir
 

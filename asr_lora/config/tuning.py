@@ -86,7 +86,7 @@ class LoraConfig:
 
     @property
     def memory(self) -> dict[str, Any]:
-        """What memory depends on beside the parameters that train, as asr_lora/cost.py calls it."""
+        """What memory depends on beside the parameters that train, as asr_lora/model/cost.py calls it."""
         return {"kind": self.kind, "eight_bit": self.adam == "8bit"}
 
 

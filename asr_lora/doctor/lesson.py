@@ -9,11 +9,11 @@ from torch import Tensor
 from transformers import WhisperConfig
 
 from asr_lora.assembly import order
-from asr_lora.checkpoint import load_generation_config, load_processor
 from asr_lora.doctor.glimpse import Sight, UnseenError, counted, look, share_unusable
 from asr_lora.doctor.verdict import FAIL, OK, WARN, Check
 from asr_lora.features import IGNORED, log_mel, prompted
 from asr_lora.loader import Steps
+from asr_lora.model.pretrained import load_generation_config, load_processor
 from asr_lora.prepare import MOST_BAD, label_rule, language
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.speech import audio

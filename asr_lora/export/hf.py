@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import WhisperForConditionalGeneration, pipeline
 
-from asr_lora.checkpoint import load_generation_config, load_processor
+from asr_lora.model.pretrained import load_generation_config, load_processor
 from asr_lora.runtime.files import write_json
 from asr_lora.speech.audio import SAMPLE_RATE, Waveform
 

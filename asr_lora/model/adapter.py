@@ -15,10 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import WhisperForConditionalGeneration
 
-from asr_lora.checkpoint import is_local, load_processor, named, resolve
-from asr_lora.model import stored, whisper
+from asr_lora.model import adapter_folder as stored
+from asr_lora.model import whisper
 from asr_lora.model.dropout import Dropout
 from asr_lora.model.methods import Method, method
+from asr_lora.model.pretrained import is_local, load_processor, named, resolve
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import read_json, write_json
 

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import WhisperForConditionalGeneration
 
-from asr_lora.model import adapter, stored, whisper
+from asr_lora.model import adapter, whisper
+from asr_lora.model import adapter_folder as stored
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import whole_folder, write_json
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from asr_lora.cost import SPACING
+from asr_lora.model.cost import SPACING
 
 SILENT = -1.5  # of log-mel features: (log10(1e-10) + 4) / 4, with 1e-10 the least power that is told apart
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import BitsAndBytesConfig, WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from asr_lora.checkpoint import drop_forced_tokens, resolve
-from asr_lora.cost import POSITIONS_PER_SECOND
 from asr_lora.model import quantized, silence
+from asr_lora.model.cost import POSITIONS_PER_SECOND
+from asr_lora.model.pretrained import drop_forced_tokens, resolve
 from asr_lora.speech.audio import MAX_SECONDS
 
 MAX_POSITIONS = round(MAX_SECONDS * POSITIONS_PER_SECOND)  # 1,500

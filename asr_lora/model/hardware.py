@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from asr_lora import cost
-from asr_lora.checkpoint import load_config
 from asr_lora.config.tuning import decided
+from asr_lora.model import cost
+from asr_lora.model.pretrained import load_config
 from asr_lora.model.whisper import DTYPES
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.errors import ChoiceError, WorldError

@@ -13,7 +13,8 @@ from peft import PeftModel, prepare_model_for_kbit_training
 from torch import Tensor
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from asr_lora.model import adapter, quantized, silence, stored, whisper
+from asr_lora.model import adapter, quantized, silence, whisper
+from asr_lora.model import adapter_folder as stored
 from asr_lora.model.adapter import Tuned
 from asr_lora.model.methods import method
 

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperProcessor
 
-from asr_lora.checkpoint.ctranslate2 import convert
+from asr_lora.model.convert_ctranslate2 import convert
 from asr_lora.runtime.errors import ChoiceError, WorldError, reason
 from asr_lora.runtime.files import alone, cache_dir, writing
 
