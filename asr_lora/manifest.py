@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from asr_lora.ranges import is_url, read_clip
+from asr_lora.corpus.ranges import is_url, read_clip
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import plain_suffix, read_jsonl
 from asr_lora.speech import audio

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from asr_lora.batches import WINDOW, Order
 from asr_lora.config.schema import TrainingConfig
-from asr_lora.corpus.stream import Split, Told
+from asr_lora.corpus.streaming import Split, Told
 from asr_lora.corpus.tables import Row
 from asr_lora.features import token_ids
 from asr_lora.journal import logged

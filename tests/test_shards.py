@@ -24,8 +24,8 @@ from releases import tone, utterances, write_release
 from torch.utils.data import DataLoader
 from transformers import WhisperProcessor
 
-from asr_lora import assembly, ranges, run, shards, train
-from asr_lora.corpus import open_corpus
+from asr_lora import assembly, run, shards, train
+from asr_lora.corpus import open_corpus, ranges
 from asr_lora.launch import load
 from asr_lora.loader import Steps
 from asr_lora.manifest import sound, waveform

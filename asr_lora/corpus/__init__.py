@@ -3,12 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from asr_lora.corpus import hub, mdc, shards
+from asr_lora.corpus import huggingface as hub
+from asr_lora.corpus import mdc, shards
 from asr_lora.corpus.archive import read_tables
 from asr_lora.corpus.clips import Archived, Clips, Folder
 from asr_lora.corpus.columns import GUESSED, Columns
-from asr_lora.corpus.kaldi import is_kaldi, open_kaldi
-from asr_lora.corpus.layout import (
+from asr_lora.corpus.common_voice import (
     AUDIOS,
     CLIPS,
     OTHERS,
@@ -19,10 +19,11 @@ from asr_lora.corpus.layout import (
     listed,
     release_name,
 )
-from asr_lora.corpus.listing import is_listing, open_listing
+from asr_lora.corpus.kaldi import is_kaldi, open_kaldi
 from asr_lora.corpus.speech import SPLITS, TABLES, UNSPLIT, Corpus
 from asr_lora.corpus.spontaneous import find_spontaneous, open_spontaneous
 from asr_lora.corpus.tables import read_durations, read_utterances
+from asr_lora.corpus.tabular import is_listing, open_listing
 from asr_lora.runtime.errors import ChoiceError, WorldError
 
 __all__ = ["FETCHED", "SPLITS", "TABLES", "UNSPLIT", "Columns", "Corpus", "is_path", "is_quick", "open_corpus"]

@@ -17,7 +17,7 @@ from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Self
 
-from asr_lora.corpus.layout import AUDIOS, CLIPS, PACKED, choose, no_release, spontaneous_language
+from asr_lora.corpus.common_voice import AUDIOS, CLIPS, PACKED, choose, no_release, spontaneous_language
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import NO_TEXT, alone, cache_dir, read_json, whole_file, whole_folder, write_json, writing

@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from asr_lora.corpus.layout import listed
+from asr_lora.corpus.common_voice import listed
+from asr_lora.corpus.records import Gathered, Utterance, within
 from asr_lora.corpus.speech import UNSPLIT, Corpus, by_split
 from asr_lora.corpus.tables import lines_of
-from asr_lora.corpus.utterances import Gathered, Utterance, within
 from asr_lora.runtime.errors import ChoiceError
 
 RECORDINGS = "wav.scp"

@@ -16,10 +16,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from asr_lora.corpus.layout import existing, listed
+from asr_lora.corpus.common_voice import existing, listed
+from asr_lora.corpus.ranges import is_url, read_clip, read_whole
 from asr_lora.corpus.speech import Corpus
 from asr_lora.corpus.tables import Row
-from asr_lora.ranges import is_url, read_clip, read_whole
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import Sha256, cache_dir, damage, is_plain, parse_jsonl, plain_suffix, whole_file

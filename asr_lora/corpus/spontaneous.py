@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 
 from asr_lora.corpus.clips import Clips
 from asr_lora.corpus.columns import Columns
+from asr_lora.corpus.common_voice import AUDIOS, SPONTANEOUS, choose, spontaneous_language
 from asr_lora.corpus.formats import read
-from asr_lora.corpus.layout import AUDIOS, SPONTANEOUS, choose, spontaneous_language
+from asr_lora.corpus.records import Gathered, utterance
 from asr_lora.corpus.speech import Corpus
-from asr_lora.corpus.utterances import Gathered, utterance
 from asr_lora.runtime.errors import ChoiceError
 
 COLUMNS = Columns({

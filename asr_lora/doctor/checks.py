@@ -15,7 +15,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from torch import Tensor
 from transformers import WhisperConfig
 
-from asr_lora.corpus.hub import PREFIX as HUB
+from asr_lora.corpus.huggingface import PREFIX as HUB
 from asr_lora.doctor.verdict import FAIL, OK, WARN, Check
 from asr_lora.forecast import architecture
 from asr_lora.model import cost

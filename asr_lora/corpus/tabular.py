@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from asr_lora.corpus.columns import Columns
+from asr_lora.corpus.common_voice import listed
 from asr_lora.corpus.formats import is_table, read
-from asr_lora.corpus.layout import listed
+from asr_lora.corpus.records import Gathered, cut_name, inside, utterance
 from asr_lora.corpus.speech import UNSPLIT, Corpus, by_split, split_called
-from asr_lora.corpus.utterances import Gathered, cut_name, inside, utterance
 from asr_lora.runtime.errors import ChoiceError
 
 METADATA = "metadata"  # the table of an audiofolder

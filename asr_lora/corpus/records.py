@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from asr_lora.corpus.clips import Clips, Files
-from asr_lora.corpus.layout import listed
+from asr_lora.corpus.common_voice import listed
 from asr_lora.corpus.speech import TABLES, UNSPLIT, Corpus, split_called
 from asr_lora.corpus.tables import Row
 from asr_lora.runtime.console import say
