@@ -9,7 +9,6 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import Seq2SeqTrainingArguments
 from transformers.integrations import TensorBoardCallback
 
-from asr_lora import run
 from asr_lora.batches import Order
 from asr_lora.budget import Budget
 from asr_lora.config.compose import Config
@@ -27,6 +26,7 @@ from asr_lora.model.hardware import Hardware
 from asr_lora.model.methods import method
 from asr_lora.model.pretrained import load_config, load_processor
 from asr_lora.prepare import label_rule, language
+from asr_lora.runs import folder as run
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import Bar, say
 from asr_lora.runtime.files import read_json

@@ -15,18 +15,19 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from asr_lora import charts, doubts, faults, run
+from asr_lora import charts, doubts, faults
 from asr_lora.config.compose import Config
 from asr_lora.corpus import SPLITS
 from asr_lora.doubts import Doubt
 from asr_lora.faults import KINDS, Fault, Utterance
 from asr_lora.findings import alignments
 from asr_lora.hearing import heard
-from asr_lora.launch import quoted
 from asr_lora.manifest import extension, read_manifest, sound
 from asr_lora.model.hardware import look
 from asr_lora.page import environment
 from asr_lora.prepare import language
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import quoted
 from asr_lora.runtime.console import progress, say
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import read_json, whole_folder, write_json, write_text

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora import features, run
+from asr_lora import features
 from asr_lora.decode import Decoding, Hypothesis, Worn, transcribe, transcribe_once
 from asr_lora.hearing import decoding, precision
 from asr_lora.manifest import Clip
@@ -18,6 +18,7 @@ from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware
 from asr_lora.model.memory import Capacity
 from asr_lora.model.pretrained import language_tokens, load_processor
+from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.speech.audio import MAX_SECONDS, SAMPLE_RATE, Waveform
 from asr_lora.subtitles import Segment

@@ -14,14 +14,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from asr_lora import decode, dial, findings, gate, metrics, run, tables
+from asr_lora import decode, dial, findings, gate, metrics, tables
 from asr_lora.card import write_card
 from asr_lora.config.compose import Config, plain
 from asr_lora.hearing import heard, precision
-from asr_lora.launch import launch, named_run, words_of_job
 from asr_lora.manifest import PLACE
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware, look_together
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import launch, named_run, words_of_job
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import ChoiceError

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora import decode, run
+from asr_lora import decode
 from asr_lora.model import adapter, whisper
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware, free_memory
 from asr_lora.model.memory import Capacity
 from asr_lora.model.pretrained import identity, load_config, load_processor
+from asr_lora.runs import folder as run
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import progress, say
 from asr_lora.runtime.errors import ChoiceError

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
-from asr_lora import run
 from asr_lora.corpus import SPLITS
 from asr_lora.manifest import Clip, name_in_corpus, read_manifest
+from asr_lora.runs import folder as run
 from asr_lora.speech.normalizer import Normalizer
 from asr_lora.splits import identity
 

@@ -20,20 +20,21 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora import clock, run, ways
+from asr_lora import clock, ways
 from asr_lora.clock import Clocks
 from asr_lora.config.compose import Config, conf_dir
 from asr_lora.config.schema import HardwareConfig
 from asr_lora.corpus import SPLITS, Columns, is_path, is_quick, open_corpus
 from asr_lora.decode import at_once
 from asr_lora.forecast import STAGES, Forecast, Job, cut, flop, forecast_on, job
-from asr_lora.launch import launch
 from asr_lora.manifest import draw_order, read_manifest
 from asr_lora.model import cost
 from asr_lora.model.hardware import GPUS, Hardware, decode_rows, device_of, fitting, known_gpu, look
 from asr_lora.model.memory import is_out_of_memory
 from asr_lora.model.pretrained import is_local, resolve
 from asr_lora.prepare import language
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import launch
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError, reason
 from asr_lora.speech import audio
 from asr_lora.splits import with_splits

@@ -14,15 +14,15 @@ from typing import Any
 
 from transformers import WhisperTokenizer
 
-from asr_lora import run
 from asr_lora.config.compose import Config, plain
 from asr_lora.config.naming import science
 from asr_lora.corpus import SPLITS, UNSPLIT, Columns, Corpus, open_corpus
 from asr_lora.corpus.tables import Row
 from asr_lora.features import prompted, token_ids
-from asr_lora.launch import launch
 from asr_lora.manifest import EXCLUDED, Clip, Draw, as_row, draw_order, read_manifest
 from asr_lora.model.pretrained import language_tokens, load_config, load_processor
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import launch
 from asr_lora.runtime.console import progress, say
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import check_links, read_json, whole_folder, write_json, write_jsonl

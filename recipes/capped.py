@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from asr_lora.launch import launch
+from asr_lora.runs.launch import launch
 from asr_lora.train import train
 
 if __name__ == "__main__":

@@ -30,8 +30,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora import run
 from asr_lora.model.hardware import GPUS, ROOT, free_memory, nvidia_sign
+from asr_lora.runs import folder as run
 from asr_lora.runtime.console import hush_libraries, say
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError, reason
 from asr_lora.runtime.files import write_json

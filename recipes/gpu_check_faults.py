@@ -12,9 +12,9 @@ from arms import RECIPES, Facts
 from gpu_check_assets import COMMAND, Bench
 from transformers import TrainerCallback
 
-from asr_lora import run
 from asr_lora.assembly import build
 from asr_lora.model.hardware import keeping_memory, look
+from asr_lora.runs import folder as run
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import read_json

@@ -14,7 +14,7 @@ from gpu_check_assets import COMMAND, LANGUAGE, Bench, write_clips, write_weight
 from gpu_check_faults import running_out, skipped, summed
 from transformers import TrainerCallback
 
-from asr_lora import clock, decode, hearing, run
+from asr_lora import clock, decode, hearing
 from asr_lora.clock import Work
 from asr_lora.config.compose import Config
 from asr_lora.forecast import Forecast, job, trained_parameters
@@ -23,6 +23,7 @@ from asr_lora.model.hardware import Hardware, free_memory, known_gpu, look, peak
 from asr_lora.model.pretrained import load_config, load_processor
 from asr_lora.plan import durations, facts, here
 from asr_lora.prepare import prepare
+from asr_lora.runs import folder as run
 from asr_lora.runtime.files import read_json
 from asr_lora.train import train
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
-from asr_lora import run
 from asr_lora.comparison import is_complete
 from asr_lora.metrics import delta_interval
 from asr_lora.report import dollars_of, price_of
+from asr_lora.runs import folder as run
 from asr_lora.runtime.console import say
 from asr_lora.runtime.files import read_json, write_text
 from asr_lora.speech.normalizer import leading

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from asr_lora.model import adapter, whisper
+from asr_lora.runs.sweep import resident_bytes
 from asr_lora.runtime.console import hush_libraries, say
-from asr_lora.sweep import resident_bytes
 
 
 def main() -> None:

@@ -31,16 +31,16 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from asr_lora import run
 from asr_lora.assembly import build
 from asr_lora.batches import Batch
 from asr_lora.config.compose import Config
 from asr_lora.features import prompted
-from asr_lora.launch import load
 from asr_lora.model import silence
 from asr_lora.model.hardware import look
 from asr_lora.model.pretrained import load_processor
 from asr_lora.prepare import prepare
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.files import read_jsonl
 

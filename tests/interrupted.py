@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from asr_lora.launch import launch, load
+from asr_lora.runs.launch import launch, load
 from asr_lora.train import train
 
 WRITES = {"open", "os.rename", "os.mkdir", "shutil.rmtree", "shutil.copytree"}

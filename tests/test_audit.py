@@ -17,8 +17,8 @@ from asr_lora import doubts, faults
 from asr_lora.audit import audit
 from asr_lora.doubts import Doubt
 from asr_lora.faults import KINDS, Utterance
-from asr_lora.launch import load
 from asr_lora.prepare import main, prepare
+from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl, write_jsonl
 from asr_lora.speech import listening

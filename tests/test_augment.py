@@ -13,15 +13,16 @@ from safetensors.torch import load_file
 from transformers import WhisperProcessor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from asr_lora import assembly, loader, run, train
+from asr_lora import assembly, loader, train
 from asr_lora.batches import Batch, Order, Row
 from asr_lora.features import Example, collate, token_ids
-from asr_lora.launch import load
 from asr_lora.loader import Steps
 from asr_lora.model import adapter, whisper
 from asr_lora.model.hardware import look
 from asr_lora.model.pretrained import load_config
 from asr_lora.prepare import prepare
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl

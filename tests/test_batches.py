@@ -14,8 +14,8 @@ from asr_lora import batches as batches_room
 from asr_lora.assembly import order as order_of_run
 from asr_lora.batches import Batch, Order, Row, rounded_up, share
 from asr_lora.config.schema import TrainingConfig
-from asr_lora.launch import load
 from asr_lora.manifest import Clip
+from asr_lora.runs.launch import load
 
 KINDS = ("full", "dynamic", "packed")
 

@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from asr_lora import run
 from asr_lora.budget import ENDING, Budget
-from asr_lora.launch import load
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
 

@@ -11,11 +11,12 @@ import torch
 from conftest import tiny_whisper
 from safetensors.torch import load_file, save_file
 
-from asr_lora import manifest, run
-from asr_lora.launch import load
+from asr_lora import manifest
 from asr_lora.model import adapter
 from asr_lora.model import adapter_folder as stored
 from asr_lora.prepare import prepare
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import read_json, write_json
 

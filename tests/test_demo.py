@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from asr_lora import demo as demo_stage
-from asr_lora import run
 from asr_lora.config.compose import Config
 from asr_lora.demo import demo
-from asr_lora.launch import load
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load
 from asr_lora.runtime.files import read_json, read_jsonl
 
 

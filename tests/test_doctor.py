@@ -16,7 +16,6 @@ from releases import pack, utterances, write_release
 from safetensors.torch import load_file, save_file
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 
-from asr_lora import run
 from asr_lora.assembly import order
 from asr_lora.config.tuning import LORA_KEYS
 from asr_lora.doctor import checks, glimpse, lesson, means
@@ -24,7 +23,6 @@ from asr_lora.doctor.__main__ import doctor, examine, main
 from asr_lora.doctor.installed import check, paired
 from asr_lora.doctor.verdict import Check
 from asr_lora.features import Example, collate, token_ids
-from asr_lora.launch import load
 from asr_lora.loader import Steps
 from asr_lora.model import adapter
 from asr_lora.model import adapter_folder as stored
@@ -33,6 +31,8 @@ from asr_lora.model.hardware import look
 from asr_lora.model.pretrained import load_config, load_processor
 from asr_lora.model.probes import Base
 from asr_lora.prepare import prepare
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import read_jsonl
 

@@ -10,10 +10,10 @@ from releases import utterances, write_release
 from asr_lora import hearing
 from asr_lora.eval import evaluate
 from asr_lora.findings import SMALL
-from asr_lora.launch import _leave, load
 from asr_lora.model.adapter_folder import trained_on_short
 from asr_lora.report import report
-from asr_lora.run import as_recorded
+from asr_lora.runs.folder import as_recorded
+from asr_lora.runs.launch import _leave, load
 from asr_lora.runtime.errors import ChoiceError, RegressionError, UserError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl, write_jsonl
 from asr_lora.sets import Set

@@ -22,15 +22,15 @@ from releases import write_release
 from safetensors.torch import load_file
 from transformers import WhisperForConditionalGeneration, pipeline
 
-from asr_lora import run
 from asr_lora.config.compose import Config
 from asr_lora.eval import evaluate
 from asr_lora.export import ct2, ggml, hf, hub, proof, source
 from asr_lora.export.__main__ import main
-from asr_lora.launch import load
 from asr_lora.model import adapter, arithmetic, whisper
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.pretrained import load_generation_config, load_processor
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl, write_json
 from asr_lora.sets import Set

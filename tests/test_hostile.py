@@ -18,7 +18,7 @@ from releases import tone, utterances, write_release
 from speech import as_table, prepared
 from transformers import TrainerState, WhisperProcessor
 
-from asr_lora import checkpoints, run
+from asr_lora import checkpoints
 from asr_lora.app.layout import extension
 from asr_lora.corpus import open_corpus
 from asr_lora.eval import evaluate
@@ -26,12 +26,13 @@ from asr_lora.export import hub
 from asr_lora.export.__main__ import main as export
 from asr_lora.guard import Guard
 from asr_lora.journal import Journal
-from asr_lora.launch import load
 from asr_lora.manifest import clip_id, sound
 from asr_lora.model import adapter
 from asr_lora.model.pretrained import load_processor
 from asr_lora.prepare import prepare
 from asr_lora.report import report
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
 from asr_lora.runtime.files import is_plain, is_sha256, plain_suffix, read_json, read_jsonl, write_json, write_jsonl

@@ -10,8 +10,8 @@ from releases import refusal, tone
 from speech import COMMON, lines_of, parquet, prepared
 
 from asr_lora.corpus import open_corpus
-from asr_lora.launch import load
 from asr_lora.prepare import prepare
+from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, UserError
 from asr_lora.runtime.files import read_json
 

@@ -11,8 +11,8 @@ from conftest import tiny_tokenizer
 from cuda_policy import CudaPolicy, Kept, Products
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from asr_lora.launch import load
 from asr_lora.model import adapter, cost, dropout, whisper
+from asr_lora.runs.launch import load
 
 CPU = torch.device("cpu")
 SHAPE = cost.Shape(128, 512, 2, 2, 80, 300)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from asr_lora import run
-from asr_lora.launch import load, quoted
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load, quoted
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
@@ -129,7 +129,7 @@ def test_an_unwritable_run_folder_is_one_line(words: list[str], tmp_path: Path) 
 
 def test_help_says_how_in_one_screen() -> None:
     # Any stage's help is the same; this one costs no start of torch.
-    code = "from asr_lora.launch import launch; launch(print)"
+    code = "from asr_lora.runs.launch import launch; launch(print)"
     done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
     for word in ("setting=value", "model: whisper_base", "data.source=", "--cfg job", "-m lora.r="):
         assert word in done.stdout
@@ -240,7 +240,7 @@ def test_ctrl_c_says_what_is_safe_and_the_same_command_goes_on(
 def test_what_is_recorded_is_what_one_job_was_told(tmp_path: Path, words: list[str], jobs: list[str]) -> None:
     script = (
         "import shlex\n"
-        "from asr_lora.launch import launch, words_of_job\n"
+        "from asr_lora.runs.launch import launch, words_of_job\n"
         "launch(lambda config: print(shlex.join(words_of_job())))\n"
     )
     typed = shlex.split(" ".join(words))

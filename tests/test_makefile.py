@@ -10,7 +10,7 @@ import pytest
 from releases import write_release
 
 from asr_lora.config.compose import Config
-from asr_lora.launch import load
+from asr_lora.runs.launch import load
 from asr_lora.runtime.files import read_json
 
 ROOT = Path(__file__).parent.parent

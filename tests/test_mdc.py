@@ -29,9 +29,9 @@ import pytest
 from releases import RELEASE, pack, write_release
 
 from asr_lora.corpus import mdc
-from asr_lora.launch import load
 from asr_lora.plan import durations
 from asr_lora.prepare import prepare
+from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.sets import evaluated, refuse_unclear

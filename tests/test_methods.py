@@ -11,13 +11,11 @@ from peft import AdaLoraModel, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora import run
 from asr_lora.assembly import build
 from asr_lora.config.compose import conf_dir
 from asr_lora.config.tuning import LORA_KEYS, WHOLE, LoraConfig
 from asr_lora.eval import evaluate
 from asr_lora.forecast import saved_bytes
-from asr_lora.launch import load
 from asr_lora.model import adapter, arithmetic, cost, whisper
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import look
@@ -25,6 +23,8 @@ from asr_lora.model.methods import Method, method
 from asr_lora.model.pretrained import load_config
 from asr_lora.prepare import prepare
 from asr_lora.report import report
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl

@@ -11,9 +11,9 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch.nn.functional import cross_entropy
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from asr_lora.launch import load
 from asr_lora.model import adapter, arithmetic, silence, whisper
 from asr_lora.model import adapter_folder as stored
+from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, write_json
 

@@ -8,15 +8,16 @@ import pytest
 import torch
 from conftest import torchrun
 
-from asr_lora import plan, run
+from asr_lora import plan
 from asr_lora.config import tuning
 from asr_lora.config.compose import Config
 from asr_lora.doctor.__main__ import examine
 from asr_lora.doctor.verdict import Check
-from asr_lora.launch import load
 from asr_lora.model import hardware
 from asr_lora.model.cost import PUBLISHED
 from asr_lora.model.pretrained import identity
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json
 from asr_lora.train import train

@@ -17,13 +17,14 @@ from conftest import torchrun
 from releases import write_uneven
 from safetensors.torch import load_file
 
-from asr_lora import assembly, run, train
+from asr_lora import assembly, train
 from asr_lora.batches import share
 from asr_lora.config.compose import Config
 from asr_lora.eval import evaluate
-from asr_lora.launch import launch, load
 from asr_lora.prepare import prepare
 from asr_lora.report import report
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import launch, load
 from asr_lora.runtime.files import read_json, read_jsonl
 
 STEPS = 20

@@ -12,8 +12,8 @@ import soundfile
 from releases import pack, refusal, tone, utterances, write_lines, write_release
 
 from asr_lora.corpus import archive
-from asr_lora.launch import load
 from asr_lora.prepare import prepare
+from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import UserError
 from asr_lora.runtime.files import read_json, read_jsonl
 

@@ -15,10 +15,11 @@ from conftest import killed
 from releases import write_uneven
 from transformers import TrainerCallback
 
-from asr_lora import assembly, run, trainer
+from asr_lora import assembly, trainer
 from asr_lora import train as stage
 from asr_lora.guard import FEW, Guard
-from asr_lora.launch import load
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
 from asr_lora.trainer import WhisperTrainer

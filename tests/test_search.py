@@ -11,9 +11,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from asr_lora import run, space
+from asr_lora import space
 from asr_lora.dev import Dev, Judged
-from asr_lora.launch import load
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.search import search
 from asr_lora.trainer import WhisperTrainer

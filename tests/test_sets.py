@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from releases import utterances, write_release
 
-from asr_lora.launch import load
 from asr_lora.prepare import prepare
+from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_jsonl
 from asr_lora.sets import WORDLESS, WORDLESS_SECONDS, evaluated

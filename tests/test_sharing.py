@@ -8,12 +8,12 @@ import pytest
 from conftest import tiny_run
 from releases import RELEASE, write_release
 
-from asr_lora import run
 from asr_lora.config.compose import Config
 from asr_lora.export import ct2, ggml, hub
 from asr_lora.export.__main__ import main as export
-from asr_lora.launch import load, quoted
 from asr_lora.report import compare, report
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load, quoted
 from asr_lora.sharing import shared_command, shared_value
 from asr_lora.train import train
 

@@ -34,10 +34,10 @@ from speech import (
 )
 
 from asr_lora.corpus import is_path, is_quick, open_corpus
-from asr_lora.launch import load
 from asr_lora.manifest import waveform
 from asr_lora.plan import durations
 from asr_lora.prepare import drawn_from, prepare
+from asr_lora.runs.launch import load
 from asr_lora.runtime.files import read_json
 
 WITH_SPLITS = [tsv_of_splits, nemo, kaldi, spontaneous, spontaneous_archive, parquet, audiofolder,

@@ -11,8 +11,8 @@ from releases import Row, utterances, write_lines, write_release
 
 from asr_lora.assembly import order
 from asr_lora.corpus import Corpus, open_corpus
-from asr_lora.launch import load
 from asr_lora.prepare import prepare
+from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.sources import names_of

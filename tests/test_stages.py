@@ -19,9 +19,9 @@ from transformers import WhisperFeatureExtractor, WhisperProcessor
 
 from asr_lora.dev import Dev, Judged
 from asr_lora.eval import evaluate
-from asr_lora.launch import load, quoted
 from asr_lora.model.pretrained import identity
-from asr_lora.run import as_recorded, settings
+from asr_lora.runs.folder import as_recorded, settings
+from asr_lora.runs.launch import load, quoted
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
@@ -307,7 +307,7 @@ def test_a_sweep_ends_in_one_table_and_page_and_leaves_no_memory_from_job_to_job
 @pytest.mark.slow
 def test_rank_and_learning_rate_are_swept_together_and_words_overrule_the_file(tmp_path: Path) -> None:
     script = (
-        "from asr_lora.launch import launch\n"
+        "from asr_lora.runs.launch import launch\n"
         "launch(lambda config: print(config.lora.r, config.training.learning_rate))\n"
     )
     command = [sys.executable, "-c", script, "experiment=sweep_rank_lr"]

@@ -18,12 +18,13 @@ from speech import as_table, parquet
 from torch.utils.data import DataLoader
 from transformers import WhisperProcessor
 
-from asr_lora import assembly, run, train
+from asr_lora import assembly, train
 from asr_lora.eval import evaluate
-from asr_lora.launch import load
 from asr_lora.loader import Making
 from asr_lora.prepare import prepare
 from asr_lora.report import report
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.streamed import Stream, StreamedSteps

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from asr_lora import sweep
-from asr_lora.sweep import Job
+from asr_lora.runs import sweep
+from asr_lora.runs.sweep import Job
 
 STAGE = """
 import os, signal, sys
 from asr_lora.runtime.errors import RegressionError, WorldError
-from asr_lora.launch import launch
+from asr_lora.runs.launch import launch
 def stage(config):
     print("rank", config.lora.r, flush=True)
     if config.lora.r == 2:

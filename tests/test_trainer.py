@@ -11,12 +11,13 @@ from conftest import killed
 from releases import write_uneven
 from safetensors.torch import load_file
 
-from asr_lora import assembly, run, train
+from asr_lora import assembly, train
 from asr_lora.dev import Dev, Judged
 from asr_lora.journal import eval_steps
-from asr_lora.launch import load
 from asr_lora.model.hardware import look
 from asr_lora.prepare import prepare
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import read_json, read_jsonl

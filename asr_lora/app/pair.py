@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from asr_lora import ears, run
+from asr_lora import ears
 from asr_lora.config.compose import Config
 from asr_lora.config.schema import EvalConfig
 from asr_lora.ears import Ears
@@ -16,6 +16,7 @@ from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware
 from asr_lora.model.pretrained import language_tokens
 from asr_lora.prepare import language
+from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.speech import audio
 from asr_lora.subtitles import Segment

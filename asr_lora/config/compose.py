@@ -1,6 +1,6 @@
 """The typed tree that the stages accept, and where conf/ lies.
 
-Values live in conf/, types and rules here. The way in is asr_lora/launch.py.
+Values live in conf/, types and rules here. The way in is asr_lora/runs/launch.py.
 """
 
 from collections.abc import Mapping

@@ -108,7 +108,7 @@ def main() -> None:
     if versions.verdict == FAIL:  # nothing else of ours can be imported
         told([versions], 0.0, as_json)
         raise SystemExit(1)
-    from asr_lora.launch import launch  # noqa: PLC0415 (as above)
+    from asr_lora.runs.launch import launch  # noqa: PLC0415 (as above)
 
     launch(partial(doctor, versions=versions, as_json=as_json))
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from asr_lora import dial, metrics, run, tables
+from asr_lora import dial, metrics, tables
 from asr_lora.hearing import heard
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model import arithmetic, whisper
 from asr_lora.model.hardware import Hardware
 from asr_lora.prepare import clips, language
+from asr_lora.runs import folder as run
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import check_links, write_json

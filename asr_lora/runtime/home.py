@@ -1,7 +1,7 @@
 """A place for caches where the user id has no home: no passwd entry, as with `docker run --user` and on OpenShift.
 
 Libraries ask for the user's name and home as they are imported, so `provide` comes before them: asr_lora/__init__.py
-calls it, and the command line (asr_lora/launch.py) says what it returned.
+calls it, and the command line (asr_lora/runs/launch.py) says what it returned.
 """
 
 import getpass

@@ -22,13 +22,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from asr_lora import NO_HOME, run, sweep
+from asr_lora import NO_HOME
 from asr_lora.config.compose import Config, conf_dir, typed
 from asr_lora.config.tuning import PREFIX, LoraConfig, no_such_lora_key
+from asr_lora.runs import folder as run
+from asr_lora.runs import sweep
+from asr_lora.runs.sweep import Job
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import complain, hush_libraries, say
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
-from asr_lora.sweep import Job
 
 # Settings that say nothing about which run is meant.
 APART = ("eval", "decoding", "hardware", "report", "transcribe", "export", "app")
