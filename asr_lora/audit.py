@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from asr_lora import charts, doubts, faults
+from asr_lora import charts, doubts
 from asr_lora.config.compose import Config
 from asr_lora.corpus import SPLITS
+from asr_lora.data import quality as faults
+from asr_lora.data.manifest import extension, read_manifest, sound
+from asr_lora.data.quality import KINDS, Fault, Utterance
 from asr_lora.doubts import Doubt
-from asr_lora.faults import KINDS, Fault, Utterance
 from asr_lora.findings import alignments
 from asr_lora.hearing import heard
-from asr_lora.manifest import extension, read_manifest, sound
 from asr_lora.model.hardware import look
 from asr_lora.page import environment
 from asr_lora.prepare import language

@@ -17,9 +17,9 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora import features
-from asr_lora.batches import forwards, rounded_up
-from asr_lora.manifest import Clip, waveform
+from asr_lora.data import features
+from asr_lora.data.manifest import Clip, waveform
+from asr_lora.data.sampler import forwards, rounded_up
 from asr_lora.model.memory import Capacity, is_out_of_memory
 from asr_lora.model.whisper import context, seconds_of
 from asr_lora.runtime import distributed as ranks

@@ -10,9 +10,9 @@ import torch
 from transformers import WhisperProcessor
 
 from asr_lora import decode, metrics
+from asr_lora.data.manifest import Clip
 from asr_lora.decode import Decoding
 from asr_lora.findings import runaway
-from asr_lora.manifest import Clip
 from asr_lora.model.hardware import Hardware
 from asr_lora.model.memory import Capacity
 from asr_lora.runtime import distributed as ranks

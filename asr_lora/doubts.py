@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from asr_lora.faults import OUTLIER, Utterance, bounds
+from asr_lora.data.quality import OUTLIER, Utterance, bounds
 from asr_lora.findings import runaway
 from asr_lora.metrics import clip_errors
 from asr_lora.speech.normalizer import Normalizer

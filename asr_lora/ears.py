@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora import features
+from asr_lora.data import features
+from asr_lora.data.manifest import Clip
 from asr_lora.decode import Decoding, Hypothesis, Worn, transcribe, transcribe_once
 from asr_lora.hearing import decoding, precision
-from asr_lora.manifest import Clip
 from asr_lora.model import adapter, whisper
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware

@@ -10,9 +10,9 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from asr_lora.batches import Order, forwards
 from asr_lora.clock import Clocks, Work
 from asr_lora.corpus import SPLITS
+from asr_lora.data.sampler import Order, forwards
 from asr_lora.decode import at_once, batches
 from asr_lora.journal import eval_steps, is_judged
 from asr_lora.model import adapter, cost

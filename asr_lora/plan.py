@@ -25,9 +25,10 @@ from asr_lora.clock import Clocks
 from asr_lora.config.compose import Config, conf_dir
 from asr_lora.config.schema import HardwareConfig
 from asr_lora.corpus import SPLITS, Columns, is_path, is_quick, open_corpus
+from asr_lora.data.manifest import draw_order, read_manifest
+from asr_lora.data.splits import with_splits
 from asr_lora.decode import at_once
 from asr_lora.forecast import STAGES, Forecast, Job, cut, flop, forecast_on, job
-from asr_lora.manifest import draw_order, read_manifest
 from asr_lora.model import cost
 from asr_lora.model.hardware import GPUS, Hardware, decode_rows, device_of, fitting, known_gpu, look
 from asr_lora.model.memory import is_out_of_memory
@@ -37,7 +38,6 @@ from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError, reason
 from asr_lora.speech import audio
-from asr_lora.splits import with_splits
 
 HERE = "this machine"
 CLIPS = {"train": 46_392, "dev": 12_247, "test": 12_247}  # of Dutch Common Voice 25.0

@@ -18,21 +18,21 @@ from asr_lora.config.compose import Config, plain
 from asr_lora.config.naming import science
 from asr_lora.corpus import SPLITS, UNSPLIT, Columns, Corpus, open_corpus
 from asr_lora.corpus.tables import Row
-from asr_lora.features import prompted, token_ids
-from asr_lora.manifest import EXCLUDED, Clip, Draw, as_row, draw_order, read_manifest
+from asr_lora.data.features import prompted, token_ids
+from asr_lora.data.manifest import EXCLUDED, Clip, Draw, as_row, draw_order, read_manifest
+from asr_lora.data.shard_writer import write_shards
+from asr_lora.data.sources import excluded, opened, put_back, recorded, rows_for, streamed
+from asr_lora.data.splits import apart, without_leaks
 from asr_lora.model.pretrained import language_tokens, load_config, load_processor
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch
 from asr_lora.runtime.console import progress, say
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import check_links, read_json, whole_folder, write_json, write_jsonl
-from asr_lora.shards import write_shards
-from asr_lora.sources import excluded, opened, put_back, recorded, rows_for, streamed
 from asr_lora.speech import audio
 from asr_lora.speech.language import check_language, whisper_language
 from asr_lora.speech.listening import Listener
 from asr_lora.speech.normalizer import marks
-from asr_lora.splits import apart, without_leaks
 
 MOST_BAD = 0.05  # a corpus of which more than this share must be left out is not what it seems
 LONGEST_SENTENCE = 10_000  # characters: nobody says more in 30 s, and a tokenizer may take minutes over a megabyte

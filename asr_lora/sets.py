@@ -11,7 +11,7 @@ import soundfile
 
 from asr_lora.config.schema import EvalSet
 from asr_lora.corpus import is_path, mdc
-from asr_lora.manifest import Clip, gone, read_manifest
+from asr_lora.data.manifest import Clip, gone, read_manifest
 from asr_lora.model.pretrained import language_tokens
 from asr_lora.prepare import clips, drawn_from, language
 from asr_lora.runs import folder as run

@@ -23,11 +23,11 @@ from asr_lora import checkpoints, comparison, course, guard
 from asr_lora.assembly import build
 from asr_lora.config.compose import Config
 from asr_lora.corpus import SPLITS
+from asr_lora.data.manifest import Clip, read_manifest
 from asr_lora.eval import evaluate
 from asr_lora.guard import CollapsedError, Retreat
 from asr_lora.hearing import decoding
 from asr_lora.journal import is_judged
-from asr_lora.manifest import Clip, read_manifest
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware, device_of, free_memory, keeping_memory, look_together, peak_memory_bytes
 from asr_lora.model.memory import is_out_of_memory

@@ -22,9 +22,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
 from asr_lora import checkpoints
-from asr_lora.batches import forwards
+from asr_lora.data.features import IGNORED
+from asr_lora.data.sampler import forwards
+from asr_lora.data.streamed import Stream, StreamedSteps
 from asr_lora.dev import Dev
-from asr_lora.features import IGNORED
 from asr_lora.guard import Guard
 from asr_lora.journal import Journal
 from asr_lora.model import adapter
@@ -35,7 +36,6 @@ from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import whole_folder
-from asr_lora.streamed import Stream, StreamedSteps
 
 # Checkpoints, the newest: should one be damaged, there is the one before. Beside them stays the best one by dev.
 KEPT = 2

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from asr_lora.config.compose import Config
-from asr_lora.manifest import Clip, read_manifest
+from asr_lora.data.manifest import Clip, read_manifest
 from asr_lora.model import cost
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import load, quoted

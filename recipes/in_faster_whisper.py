@@ -12,7 +12,7 @@ from pathlib import Path
 from faster_whisper import WhisperModel
 
 from asr_lora import metrics
-from asr_lora.manifest import read_manifest, waveform
+from asr_lora.data.manifest import read_manifest, waveform
 from asr_lora.prepare import language
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import load

@@ -32,9 +32,9 @@ from transformers import (
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from asr_lora.assembly import build
-from asr_lora.batches import Batch
 from asr_lora.config.compose import Config
-from asr_lora.features import prompted
+from asr_lora.data.features import prompted
+from asr_lora.data.sampler import Batch
 from asr_lora.model import silence
 from asr_lora.model.hardware import look
 from asr_lora.model.pretrained import load_processor

@@ -31,8 +31,8 @@ from asr_lora.app import answer, layout, pair
 from asr_lora.app.__main__ import app, forget, is_loopback, refuse_taken
 from asr_lora.app.pair import WHICHEVER, Heard, Pair
 from asr_lora.config.compose import Config
+from asr_lora.data.manifest import read_manifest
 from asr_lora.decode import transcribe_once
-from asr_lora.manifest import read_manifest
 from asr_lora.model import adapter, arithmetic
 from asr_lora.model.hardware import look
 from asr_lora.model.pretrained import load_processor

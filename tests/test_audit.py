@@ -13,10 +13,11 @@ from pages import HOSTILE, Page, opened, seconds_of_players
 from releases import SAMPLE_RATE, tone, utterances, write_release
 
 from asr_lora import audit as room
-from asr_lora import doubts, faults
+from asr_lora import doubts
 from asr_lora.audit import audit
+from asr_lora.data import quality as faults
+from asr_lora.data.quality import KINDS, Utterance
 from asr_lora.doubts import Doubt
-from asr_lora.faults import KINDS, Utterance
 from asr_lora.prepare import main, prepare
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError

@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from transformers import WhisperProcessor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from asr_lora import assembly, loader, train
-from asr_lora.batches import Batch, Order, Row
-from asr_lora.features import Example, collate, token_ids
-from asr_lora.loader import Steps
+from asr_lora import assembly, train
+from asr_lora.data import dataset as loader
+from asr_lora.data.dataset import Steps
+from asr_lora.data.features import Example, collate, token_ids
+from asr_lora.data.sampler import Batch, Order, Row
 from asr_lora.model import adapter, whisper
 from asr_lora.model.hardware import look
 from asr_lora.model.pretrained import load_config
@@ -208,7 +209,7 @@ def test_no_sample_is_cut_however_tight_the_context(
     rows: list[dict[str, Any]], processor: WhisperProcessor, context: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone(monkeypatch, SPEED=10)
-    monkeypatch.setattr("asr_lora.batches.MAX_SECONDS", 3.0)  # so that packs are tight
+    monkeypatch.setattr("asr_lora.data.sampler.MAX_SECONDS", 3.0)  # so that packs are tight
     order = dynamic(rows, f"training.context={context}", "training.margin=[0,0]", "training.multiple=0.02",
                     "training.long_share=0")  # fmt: skip
     steps, stretched = Steps(rows, order, 60, processor, augment="light"), []

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asr_lora import batches as batches_room
 from asr_lora.assembly import order as order_of_run
-from asr_lora.batches import Batch, Order, Row, rounded_up, share
 from asr_lora.config.schema import TrainingConfig
-from asr_lora.manifest import Clip
+from asr_lora.data import sampler as batches_room
+from asr_lora.data.manifest import Clip
+from asr_lora.data.sampler import Batch, Order, Row, rounded_up, share
 from asr_lora.runs.launch import load
 
 KINDS = ("full", "dynamic", "packed")

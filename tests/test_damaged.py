@@ -11,7 +11,7 @@ import torch
 from conftest import tiny_whisper
 from safetensors.torch import load_file, save_file
 
-from asr_lora import manifest
+from asr_lora.data import manifest
 from asr_lora.model import adapter
 from asr_lora.model import adapter_folder as stored
 from asr_lora.prepare import prepare

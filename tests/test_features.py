@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora.features import IGNORED, Example, collate, joined_ids, joined_sentence, log_mel, prompted, token_ids
+from asr_lora.data.features import IGNORED, Example, collate, joined_ids, joined_sentence, log_mel, prompted, token_ids
 from asr_lora.model.pretrained import load_processor
 from asr_lora.speech import audio
 

@@ -17,8 +17,8 @@ from releases import write_release
 
 from asr_lora.comparison import compare
 from asr_lora.config.compose import Config
-from asr_lora.leaks import shared
-from asr_lora.manifest import extension, read_manifest, sound, waveform
+from asr_lora.data.leaks import shared
+from asr_lora.data.manifest import extension, read_manifest, sound, waveform
 from asr_lora.model import adapter, arithmetic, whisper
 from asr_lora.model import adapter_folder as stored
 from asr_lora.plan import durations

@@ -193,7 +193,7 @@ def test_training_goes_on_past_a_loss_that_is_no_number_and_past_overflows(recip
 
 
 def test_the_clips_are_as_long_as_the_plan_takes_them(recipe: ModuleType, bench: Any) -> None:
-    from asr_lora.features import prompted, token_ids  # noqa: PLC0415
+    from asr_lora.data.features import prompted, token_ids  # noqa: PLC0415
     from asr_lora.forecast import PROMPT_TOKENS, TOKENS_PER_SECOND  # noqa: PLC0415
     from asr_lora.model.pretrained import load_processor  # noqa: PLC0415
 

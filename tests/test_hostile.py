@@ -21,12 +21,13 @@ from transformers import TrainerState, WhisperProcessor
 from asr_lora import checkpoints
 from asr_lora.app.layout import extension
 from asr_lora.corpus import open_corpus
+from asr_lora.data.manifest import clip_id, sound
+from asr_lora.data.shard_writer import write_shards
 from asr_lora.eval import evaluate
 from asr_lora.export import hub
 from asr_lora.export.__main__ import main as export
 from asr_lora.guard import Guard
 from asr_lora.journal import Journal
-from asr_lora.manifest import clip_id, sound
 from asr_lora.model import adapter
 from asr_lora.model.pretrained import load_processor
 from asr_lora.prepare import prepare
@@ -36,7 +37,6 @@ from asr_lora.runs.launch import load
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
 from asr_lora.runtime.files import is_plain, is_sha256, plain_suffix, read_json, read_jsonl, write_json, write_jsonl
-from asr_lora.shards import write_shards
 from asr_lora.train import train
 
 LONG = "x" * 5_000

@@ -11,7 +11,7 @@ from releases import clip_names, refusal, write_lines
 from speech import ROWS, lines_of, prepared, recordings
 
 from asr_lora.corpus import Columns, open_corpus
-from asr_lora.manifest import place, waveform
+from asr_lora.data.manifest import place, waveform
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.speech.audio import PREROLL
 from asr_lora.speech.listening import listen

@@ -9,9 +9,9 @@ from conftest import Fixed
 from releases import tone
 from transformers import WhisperProcessor
 
-from asr_lora.batches import Batch, Row
-from asr_lora.features import IGNORED, log_mel, token_ids
-from asr_lora.loader import Steps
+from asr_lora.data.dataset import Steps
+from asr_lora.data.features import IGNORED, log_mel, token_ids
+from asr_lora.data.sampler import Batch, Row
 from asr_lora.runtime.errors import WorldError
 from asr_lora.speech import audio
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from releases import tone, utterances
 
-from asr_lora.manifest import Draw, Row, draw_order
-from asr_lora.splits import without_leaks
+from asr_lora.data.manifest import Draw, Row, draw_order
+from asr_lora.data.splits import without_leaks
 
 
 def names(rows: list[Row]) -> list[str]:

@@ -18,8 +18,8 @@ from releases import write_uneven
 from safetensors.torch import load_file
 
 from asr_lora import assembly, train
-from asr_lora.batches import share
 from asr_lora.config.compose import Config
+from asr_lora.data.sampler import share
 from asr_lora.eval import evaluate
 from asr_lora.prepare import prepare
 from asr_lora.report import report

@@ -24,18 +24,19 @@ from releases import tone, utterances, write_release
 from torch.utils.data import DataLoader
 from transformers import WhisperProcessor
 
-from asr_lora import assembly, shards, train
+from asr_lora import assembly, train
 from asr_lora.corpus import open_corpus, ranges
-from asr_lora.loader import Steps
-from asr_lora.manifest import sound, waveform
+from asr_lora.data import shard_writer as shards
+from asr_lora.data.dataset import Steps
+from asr_lora.data.manifest import sound, waveform
+from asr_lora.data.shard_writer import write_shards
+from asr_lora.data.sources import put_back
 from asr_lora.prepare import clips, prepare
 from asr_lora.report import _example
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl
-from asr_lora.shards import write_shards
-from asr_lora.sources import put_back
 from asr_lora.speech import audio
 
 STEPS = 3

@@ -34,7 +34,7 @@ from speech import (
 )
 
 from asr_lora.corpus import is_path, is_quick, open_corpus
-from asr_lora.manifest import waveform
+from asr_lora.data.manifest import waveform
 from asr_lora.plan import durations
 from asr_lora.prepare import drawn_from, prepare
 from asr_lora.runs.launch import load

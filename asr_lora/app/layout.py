@@ -12,7 +12,7 @@ from markupsafe import escape
 from asr_lora.app import answer
 from asr_lora.app.pair import WHICHEVER, Pair
 from asr_lora.config.stages import AppConfig
-from asr_lora.manifest import Clip, extension, sound
+from asr_lora.data.manifest import Clip, extension, sound
 from asr_lora.page import environment
 from asr_lora.runtime.errors import UserError, WorldError
 

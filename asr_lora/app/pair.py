@@ -10,8 +10,8 @@ from pathlib import Path
 from asr_lora import ears
 from asr_lora.config.compose import Config
 from asr_lora.config.schema import EvalConfig
+from asr_lora.data.manifest import Clip, gone, read_manifest
 from asr_lora.ears import Ears
-from asr_lora.manifest import Clip, gone, read_manifest
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware
 from asr_lora.model.pretrained import language_tokens

@@ -1,8 +1,9 @@
-"""Shards and their indexes as a corpus: `data.source=shards:<folder or URL>`; asr_lora/shards.py writes them.
+"""Shards and their indexes as a corpus: `data.source=shards:<folder or URL>`; asr_lora/data/shard_writer.py writes
+them.
 
 A folder of shards holds `index.json`, which lists them, and a pair of files a shard: `train-00000.tar`, and
 `train-00000.jsonl` with a line a clip. Only these indexes are read here; those of a server are kept in the cache by
-their hash. A clip is read when it is heard, by its position (asr_lora/manifest.py).
+their hash. A clip is read when it is heard, by its position (asr_lora/data/manifest.py).
 """
 
 import hashlib

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from asr_lora import findings, metrics
-from asr_lora.manifest import Clip, waveform
+from asr_lora.data.manifest import Clip, waveform
 from asr_lora.runtime.console import minutes, progress, say
 from asr_lora.sets import Set, normalizer
 from asr_lora.speech.normalizer import Normalizer, in_units, leading

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from asr_lora.corpus.shards import INDEX, PREFIX, VERSION, index_name
-from asr_lora.manifest import PLACE, Clip, extension, name_in_corpus, sound
+from asr_lora.data.manifest import PLACE, Clip, extension, name_in_corpus, sound
 from asr_lora.runtime.console import Bar, progress, say
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import NO_TEXT, is_plain, read_jsonl, write_json, write_jsonl, writing

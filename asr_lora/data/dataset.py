@@ -10,9 +10,9 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import WhisperProcessor, WhisperTokenizer
 
-from asr_lora.batches import Batch, Order, Row, share
-from asr_lora.features import Example, collate, joined_ids, joined_sentence, token_ids
-from asr_lora.manifest import PLACE, Clip, waveform
+from asr_lora.data.features import Example, collate, joined_ids, joined_sentence, token_ids
+from asr_lora.data.manifest import PLACE, Clip, waveform
+from asr_lora.data.sampler import Batch, Order, Row, share
 from asr_lora.speech import audio
 from asr_lora.speech.augment import augmented
 

@@ -5,10 +5,10 @@ from itertools import combinations
 from pathlib import Path
 
 from asr_lora.corpus import SPLITS
-from asr_lora.manifest import Clip, name_in_corpus, read_manifest
+from asr_lora.data.manifest import Clip, name_in_corpus, read_manifest
+from asr_lora.data.splits import identity
 from asr_lora.runs import folder as run
 from asr_lora.speech.normalizer import Normalizer
-from asr_lora.splits import identity
 
 
 def shared(folder: Path, language: str) -> dict[str, dict[str, int]]:

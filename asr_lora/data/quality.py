@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import regex
 
-from asr_lora.manifest import Clip
+from asr_lora.data.manifest import Clip
 from asr_lora.speech.audio import SAMPLE_RATE
 from asr_lora.speech.listening import Heard
 
