@@ -13,7 +13,7 @@ import torch
 from transformers import WhisperProcessor
 
 from asr_lora.data.features import log_mel
-from asr_lora.decode import suppressing
+from asr_lora.decoding.generate import suppressing
 from asr_lora.model import adapter, cost, whisper
 from asr_lora.model.hardware import Hardware, free_memory, keeping_memory
 from asr_lora.model.pretrained import load_processor

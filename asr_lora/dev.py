@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from transformers import WhisperProcessor
 
-from asr_lora import decode, metrics
+from asr_lora import metrics
 from asr_lora.data.manifest import Clip
-from asr_lora.decode import Decoding
+from asr_lora.decoding import generate as decode
+from asr_lora.decoding.generate import Decoding
 from asr_lora.findings import runaway
 from asr_lora.model.hardware import Hardware
 from asr_lora.model.memory import Capacity

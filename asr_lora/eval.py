@@ -14,10 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from asr_lora import decode, dial, findings, gate, metrics, tables
+from asr_lora import dial, findings, gate, metrics, tables
 from asr_lora.card import write_card
 from asr_lora.config.compose import Config, plain
 from asr_lora.data.manifest import PLACE
+from asr_lora.decoding import generate as decode
 from asr_lora.hearing import heard, precision
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware, look_together

@@ -13,7 +13,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 from asr_lora.clock import Clocks, Work
 from asr_lora.corpus import SPLITS
 from asr_lora.data.sampler import Order, forwards
-from asr_lora.decode import at_once, batches
+from asr_lora.decoding.generate import at_once, batches
 from asr_lora.journal import eval_steps, is_judged
 from asr_lora.model import adapter, cost
 from asr_lora.model.methods import rank_before

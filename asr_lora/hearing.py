@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora import decode
+from asr_lora.decoding import generate as decode
 from asr_lora.model import adapter, whisper
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware, free_memory

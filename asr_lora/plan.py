@@ -27,7 +27,7 @@ from asr_lora.config.schema import HardwareConfig
 from asr_lora.corpus import SPLITS, Columns, is_path, is_quick, open_corpus
 from asr_lora.data.manifest import draw_order, read_manifest
 from asr_lora.data.splits import with_splits
-from asr_lora.decode import at_once
+from asr_lora.decoding.generate import at_once
 from asr_lora.forecast import STAGES, Forecast, Job, cut, flop, forecast_on, job
 from asr_lora.model import cost
 from asr_lora.model.hardware import GPUS, Hardware, decode_rows, device_of, fitting, known_gpu, look

@@ -13,22 +13,24 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from asr_lora import decode, ears, subtitles
 from asr_lora.config.compose import Config
-from asr_lora.decode import Worn
-from asr_lora.ears import Ears, Part
+from asr_lora.decoding import generate as decode
+from asr_lora.decoding import subtitles
+from asr_lora.decoding import transcriber as ears
+from asr_lora.decoding.generate import Worn
+from asr_lora.decoding.recordings import STDIN, Recording, recordings
+from asr_lora.decoding.subtitles import FORMATS, Segment
+from asr_lora.decoding.transcriber import Ears, Part
+from asr_lora.decoding.voice import stretches
 from asr_lora.model.adapter import BASE
 from asr_lora.model.hardware import look
 from asr_lora.prepare import language
-from asr_lora.recordings import STDIN, Recording, recordings
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch, named_run, words_of_job
 from asr_lora.runtime.console import progress, say
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import write_text
 from asr_lora.speech import audio
-from asr_lora.subtitles import FORMATS, Segment
-from asr_lora.voice import stretches
 
 
 def transcribe(config: Config) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from asr_lora import metrics
-from asr_lora.decode import Decoding, transcribe_once
+from asr_lora.decoding.generate import Decoding, transcribe_once
 from asr_lora.model import whisper
 from asr_lora.model.pretrained import load_processor
 from asr_lora.runtime.console import hush_libraries

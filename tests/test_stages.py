@@ -123,7 +123,7 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("asr_lora.decode.transcribe", never)
+    monkeypatch.setattr("asr_lora.decoding.generate.transcribe", never)
 
 
 def test_another_normaliser_decodes_nothing_again(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,23 +15,23 @@ import torch
 from conftest import tiny_run
 from releases import write_release
 
-from asr_lora import ears
-from asr_lora.decode import Worn, transcribe_once
+from asr_lora.decoding import transcriber as ears
+from asr_lora.decoding.generate import Worn, transcribe_once
+from asr_lora.decoding.recordings import recordings
+from asr_lora.decoding.subtitles import Segment, srt, txt, vtt
+from asr_lora.decoding.voice import stretches
 from asr_lora.hearing import decoding
 from asr_lora.model import adapter, whisper
 from asr_lora.model.adapter import BASE
 from asr_lora.model.hardware import look
 from asr_lora.model.pretrained import load_processor
-from asr_lora.recordings import recordings
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.speech import audio
-from asr_lora.subtitles import Segment, srt, txt, vtt
 from asr_lora.synthetic.espeak import RATE, Utterance, speak
 from asr_lora.train import train
 from asr_lora.transcribe import transcribe
-from asr_lora.voice import stretches
 
 SENTENCES = ["de trein vertrekt om drie uur", "morgen gaat het regenen in het noorden", "zij leest een boek"]
 

@@ -7,11 +7,11 @@ from typing import Any
 from asr_lora import findings, metrics
 from asr_lora.app.pair import Heard
 from asr_lora.config.schema import EvalConfig
+from asr_lora.decoding.subtitles import FORMATS, Segment
 from asr_lora.findings import Chunk
 from asr_lora.page import environment
 from asr_lora.runtime.files import write_text
 from asr_lora.speech.normalizer import Normalizer, in_units, leading
-from asr_lora.subtitles import FORMATS, Segment
 
 
 def shown(heard: Heard, scoring: EvalConfig, reference: str | None) -> str:

@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from asr_lora import ears
 from asr_lora.config.compose import Config
 from asr_lora.config.schema import EvalConfig
 from asr_lora.data.manifest import Clip, gone, read_manifest
-from asr_lora.ears import Ears
+from asr_lora.decoding import transcriber as ears
+from asr_lora.decoding.subtitles import Segment
+from asr_lora.decoding.transcriber import Ears
+from asr_lora.decoding.voice import stretches
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware
 from asr_lora.model.pretrained import language_tokens
@@ -19,8 +21,6 @@ from asr_lora.prepare import language
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.speech import audio
-from asr_lora.subtitles import Segment
-from asr_lora.voice import stretches
 
 TUNED = "tuned"  # the adapter of a run that is alone: peft allows no dots in a name, and a run's may have some
 WHICHEVER = "by the language that is heard"

@@ -20,13 +20,13 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from asr_lora.data import features
 from asr_lora.data.manifest import Clip, waveform
 from asr_lora.data.sampler import forwards, rounded_up
+from asr_lora.decoding.subtitles import Segment
 from asr_lora.model.memory import Capacity, is_out_of_memory
 from asr_lora.model.whisper import context, seconds_of
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import WorldError, reason
 from asr_lora.speech import audio
-from asr_lora.subtitles import Segment
 
 PROMPT_TOKENS = 4  # start, language, task, no timestamps
 VERSION = 3  # it rises whenever the same settings hear the same clips otherwise

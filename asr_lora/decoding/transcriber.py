@@ -11,7 +11,8 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora.data import features
 from asr_lora.data.manifest import Clip
-from asr_lora.decode import Decoding, Hypothesis, Worn, transcribe, transcribe_once
+from asr_lora.decoding.generate import Decoding, Hypothesis, Worn, transcribe, transcribe_once
+from asr_lora.decoding.subtitles import Segment
 from asr_lora.hearing import decoding, precision
 from asr_lora.model import adapter, whisper
 from asr_lora.model import adapter_folder as stored
@@ -21,7 +22,6 @@ from asr_lora.model.pretrained import language_tokens, load_processor
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.speech.audio import MAX_SECONDS, SAMPLE_RATE, Waveform
-from asr_lora.subtitles import Segment
 
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config
