@@ -19,9 +19,10 @@ from asr_lora.data.sampler import Order
 from asr_lora.data.sources import excluded, streamed
 from asr_lora.data.streamed import Sieve, StreamedSteps
 from asr_lora.dev import Dev
+from asr_lora.evaluation.eval_sets import evaluated
+from asr_lora.evaluation.hearing import decoding
 from asr_lora.forecast import flop, job
 from asr_lora.guard import Guard
-from asr_lora.hearing import decoding
 from asr_lora.journal import Journal, eval_steps
 from asr_lora.model import adapter, whisper
 from asr_lora.model.hardware import Hardware
@@ -32,7 +33,6 @@ from asr_lora.runs import folder as run
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import Bar, say
 from asr_lora.runtime.files import read_json
-from asr_lora.sets import evaluated
 from asr_lora.trainer import WhisperTrainer
 
 

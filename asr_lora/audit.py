@@ -22,8 +22,9 @@ from asr_lora.data import quality as faults
 from asr_lora.data.manifest import extension, read_manifest, sound
 from asr_lora.data.quality import KINDS, Fault, Utterance
 from asr_lora.doubts import Doubt
-from asr_lora.findings import alignments
-from asr_lora.hearing import heard
+from asr_lora.evaluation.error_analysis import alignments
+from asr_lora.evaluation.eval_sets import Set
+from asr_lora.evaluation.hearing import heard
 from asr_lora.model.hardware import look
 from asr_lora.page import environment
 from asr_lora.prepare import language
@@ -32,7 +33,6 @@ from asr_lora.runs.launch import quoted
 from asr_lora.runtime.console import progress, say
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import read_json, whole_folder, write_json, write_text
-from asr_lora.sets import Set
 from asr_lora.speech.listening import Listener, Place
 from asr_lora.speech.normalizer import Normalizer, leading
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from asr_lora import charts, metrics, tables
+from asr_lora import charts, tables
+from asr_lora.evaluation import metrics
 from asr_lora.page import environment
 from asr_lora.runs import folder as run
 from asr_lora.runs.sweep import Job

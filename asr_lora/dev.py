@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from transformers import WhisperProcessor
 
-from asr_lora import metrics
 from asr_lora.data.manifest import Clip
 from asr_lora.decoding import generate as decode
 from asr_lora.decoding.generate import Decoding
-from asr_lora.findings import runaway
+from asr_lora.evaluation import metrics
+from asr_lora.evaluation.error_analysis import runaway
 from asr_lora.model.hardware import Hardware
 from asr_lora.model.memory import Capacity
 from asr_lora.runtime import distributed as ranks

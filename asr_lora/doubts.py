@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from asr_lora.data.quality import OUTLIER, Utterance, bounds
-from asr_lora.findings import runaway
-from asr_lora.metrics import clip_errors
+from asr_lora.evaluation.error_analysis import runaway
+from asr_lora.evaluation.metrics import clip_errors
 from asr_lora.speech.normalizer import Normalizer
 
 LEAST = 0.5  # of the characters: below it, it is spelling and accents as often as other words

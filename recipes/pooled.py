@@ -16,7 +16,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora import findings, metrics
+from asr_lora.evaluation import error_analysis as findings
+from asr_lora.evaluation import metrics
 from asr_lora.runtime.files import read_json, read_jsonl, write_json
 from asr_lora.speech.normalizer import Normalizer
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from asr_lora.comparison import is_complete
-from asr_lora.metrics import delta_interval
+from asr_lora.evaluation.metrics import delta_interval
 from asr_lora.report import dollars_of, price_of
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import say

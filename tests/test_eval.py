@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 from releases import utterances, write_release
 
-from asr_lora import hearing
 from asr_lora.eval import evaluate
-from asr_lora.findings import SMALL
+from asr_lora.evaluation import hearing
+from asr_lora.evaluation.error_analysis import SMALL
+from asr_lora.evaluation.eval_sets import Set
 from asr_lora.model.adapter_folder import trained_on_short
 from asr_lora.report import report
 from asr_lora.runs.folder import as_recorded
 from asr_lora.runs.launch import _leave, load
 from asr_lora.runtime.errors import ChoiceError, RegressionError, UserError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl, write_jsonl
-from asr_lora.sets import Set
 from asr_lora.train import train
 
 
@@ -215,7 +215,7 @@ def test_the_adapter_as_trained_is_scored_at_the_context_that_was_best_on_dev(
         ]  # fmt: skip
 
     monkeypatch.setattr("asr_lora.eval.heard", heard)
-    monkeypatch.setattr("asr_lora.dial.heard", heard)
+    monkeypatch.setattr("asr_lora.evaluation.adapter_strength.heard", heard)
     config = load([*trained, "eval.strengths=[0,1]"])
     facts = evaluate(config)
     assert (facts["strength"], facts["context"]) == (1, best)

@@ -24,6 +24,7 @@ from transformers import WhisperForConditionalGeneration, pipeline
 
 from asr_lora.config.compose import Config
 from asr_lora.eval import evaluate
+from asr_lora.evaluation.eval_sets import Set
 from asr_lora.export import ct2, ggml, hf, hub, proof, source
 from asr_lora.export.__main__ import main
 from asr_lora.model import adapter, arithmetic, whisper
@@ -33,7 +34,6 @@ from asr_lora.runs import folder as run
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl, write_json
-from asr_lora.sets import Set
 from asr_lora.train import train
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 1)

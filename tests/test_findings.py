@@ -5,7 +5,7 @@ from typing import Any
 import jiwer
 import pytest
 
-from asr_lora.findings import Chunk, alignments, changed, errors, groups, kinds, runaway, runaways
+from asr_lora.evaluation.error_analysis import Chunk, alignments, changed, errors, groups, kinds, runaway, runaways
 
 REFERENCES = ["de kat zit op de mat", "het regent", "", "dag"]
 HYPOTHESES = ["de kat zat op mat", "het regent nu", "dank je wel", "dag"]

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from asr_lora.findings import SMALL
-from asr_lora.gate import SMALL_SILENT, judged, refuse_regressions
+from asr_lora.evaluation.error_analysis import SMALL
+from asr_lora.evaluation.gate import SMALL_SILENT, judged, refuse_regressions
 from asr_lora.runtime.errors import RegressionError
 
 

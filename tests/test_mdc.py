@@ -29,12 +29,12 @@ import pytest
 from releases import RELEASE, pack, write_release
 
 from asr_lora.corpus import mdc
+from asr_lora.evaluation.eval_sets import evaluated, refuse_unclear
 from asr_lora.plan import durations
 from asr_lora.prepare import prepare
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl
-from asr_lora.sets import evaluated, refuse_unclear
 
 # The SDK leaves the socket of a download that was refused to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")

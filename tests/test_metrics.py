@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import asr_lora
-from asr_lora.metrics import bootstrap, clip_errors, paired_delta, score
+from asr_lora.evaluation.metrics import bootstrap, clip_errors, paired_delta, score
 from asr_lora.speech.normalizer import Normalizer
 
 REFERENCES = ["De kat zit op de mat.", "Het regent!", "...", "'s Ochtends auto's wassen"]
@@ -165,7 +165,9 @@ def test_evaluate_loads_our_module_by_path_without_network(tmp_path: Path, monke
     monkeypatch.setattr(socket.socket, "connect", no_network)
     monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path)  # evaluate copies the script there
     monkeypatch.setattr(sys, "path", [*sys.path])  # and appends that folder here
-    module = evaluate.load(str(Path(asr_lora.__file__).parent / "wer"), cache_dir=str(tmp_path), keep_in_memory=True)
+    module = evaluate.load(
+        str(Path(asr_lora.__file__).parent / "evaluation" / "wer"), cache_dir=str(tmp_path), keep_in_memory=True
+    )
     found = module.compute(references=["de kat zit", "het regent"], predictions=["de kat", ""])
     assert found == {
         "wer": 3 / 5,

@@ -20,7 +20,7 @@ from asr_lora.decoding.generate import Worn, transcribe_once
 from asr_lora.decoding.recordings import recordings
 from asr_lora.decoding.subtitles import Segment, srt, txt, vtt
 from asr_lora.decoding.voice import stretches
-from asr_lora.hearing import decoding
+from asr_lora.evaluation.hearing import decoding
 from asr_lora.model import adapter, whisper
 from asr_lora.model.adapter import BASE
 from asr_lora.model.hardware import look

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from asr_lora import findings, metrics
 from asr_lora.app.pair import Heard
 from asr_lora.config.schema import EvalConfig
 from asr_lora.decoding.subtitles import FORMATS, Segment
-from asr_lora.findings import Chunk
+from asr_lora.evaluation import error_analysis as findings
+from asr_lora.evaluation import metrics
+from asr_lora.evaluation.error_analysis import Chunk
 from asr_lora.page import environment
 from asr_lora.runtime.files import write_text
 from asr_lora.speech.normalizer import Normalizer, in_units, leading

@@ -13,7 +13,7 @@ from asr_lora.data import features
 from asr_lora.data.manifest import Clip
 from asr_lora.decoding.generate import Decoding, Hypothesis, Worn, transcribe, transcribe_once
 from asr_lora.decoding.subtitles import Segment
-from asr_lora.hearing import decoding, precision
+from asr_lora.evaluation.hearing import decoding, precision
 from asr_lora.model import adapter, whisper
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware

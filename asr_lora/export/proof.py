@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from asr_lora import findings, metrics
 from asr_lora.data.manifest import Clip, waveform
+from asr_lora.evaluation import error_analysis as findings
+from asr_lora.evaluation import metrics
+from asr_lora.evaluation.eval_sets import Set, normalizer
 from asr_lora.runtime.console import minutes, progress, say
-from asr_lora.sets import Set, normalizer
 from asr_lora.speech.normalizer import Normalizer, in_units, leading
 
 if TYPE_CHECKING:

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from asr_lora import dial, metrics, tables
-from asr_lora.hearing import heard
+from asr_lora import tables
+from asr_lora.evaluation import adapter_strength as dial
+from asr_lora.evaluation import metrics
+from asr_lora.evaluation.eval_sets import Set, normalizer
+from asr_lora.evaluation.hearing import heard
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model import arithmetic, whisper
 from asr_lora.model.hardware import Hardware
@@ -18,7 +21,6 @@ from asr_lora.runs import folder as run
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import check_links, write_json
-from asr_lora.sets import Set, normalizer
 from asr_lora.speech.normalizer import leading
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ import re
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from asr_lora import metrics, tables
+from asr_lora import tables
+from asr_lora.evaluation import metrics
 from asr_lora.sharing import shared_command, shared_value
 from asr_lora.speech import normalizer as text
 

@@ -14,7 +14,7 @@ import jiwer
 import numpy as np
 import regex
 
-from asr_lora.metrics import bootstrap
+from asr_lora.evaluation.metrics import bootstrap
 from asr_lora.speech.normalizer import UNSPACED
 
 # OpenAI's own threshold: text that zlib shortens more repeats itself (openai/whisper, transcribe.py).

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from asr_lora import tables
-from asr_lora.findings import SMALL
-from asr_lora.metrics import delta_interval
+from asr_lora.evaluation.error_analysis import SMALL
+from asr_lora.evaluation.metrics import delta_interval
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import RegressionError
 from asr_lora.speech.normalizer import leading

@@ -5,8 +5,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from asr_lora import metrics, tables
-from asr_lora.hearing import heard
+from asr_lora import tables
+from asr_lora.evaluation import metrics
+from asr_lora.evaluation.eval_sets import Set, normalizer
+from asr_lora.evaluation.hearing import heard
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model import arithmetic
 from asr_lora.model.hardware import Hardware
@@ -16,7 +18,6 @@ from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import write_json
-from asr_lora.sets import Set, normalizer
 from asr_lora.speech.normalizer import leading
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Word and character error rate as a module of Hugging Face's evaluate, over jiwer; needs no network.
 
-`evaluate.load("asr_lora/wer").compute(predictions=[...], references=[...])`; evaluate takes this file alone, so it
-imports nothing of ours, and one module a line, as evaluate's reader of imports expects.
+`evaluate.load("asr_lora/evaluation/wer").compute(predictions=[...], references=[...])`; evaluate takes this file alone,
+so it imports nothing of ours, and one module a line, as evaluate's reader of imports expects.
 """
 
 from typing import Any

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora.decoding import generate as decode
+from asr_lora.evaluation.eval_sets import Set
 from asr_lora.model import adapter, whisper
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware, free_memory
@@ -22,7 +23,6 @@ from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import progress, say
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import cache_dir, read_json, write_json
-from asr_lora.sets import Set
 
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config

@@ -1,8 +1,8 @@
 """Hypotheses against references: error rates of a corpus, their intervals, and paired differences.
 
-Rates come from our evaluate module (`asr_lora/wer`) and the errors of single clips from the same jiwer, so a rate and
-its interval stand on the same counts. A clip whose reference is empty after normalising has no error rate: it is
-counted, with the words that were heard in it, and stays out of everything else.
+Rates come from our evaluate module (`asr_lora/evaluation/wer`) and the errors of single clips from the same jiwer, so a
+rate and its interval stand on the same counts. A clip whose reference is empty after normalising has no error rate: it
+is counted, with the words that were heard in it, and stays out of everything else.
 
 Every function takes one item a clip, all in the same order; an unknown speaker is the empty string.
 """
@@ -15,8 +15,8 @@ import jiwer
 import numpy as np
 import numpy.typing as npt
 
+from asr_lora.evaluation.wer.wer import WordErrorRate
 from asr_lora.speech.normalizer import VERSION, Normalizer, leading
-from asr_lora.wer.wer import WordErrorRate
 
 DRAWS = 10_000  # bootstrap samples
 DRAWN_AT_ONCE = 1_000_000  # units: 8 MB a table, where all draws of 12,000 clips would be a gigabyte

@@ -1,0 +1,1 @@
+"""The error rates as a module of Hugging Face's evaluate."""
