@@ -19,7 +19,7 @@ from asr_lora.model.hardware import Hardware, free_memory, keeping_memory
 from asr_lora.model.pretrained import load_processor
 from asr_lora.runtime.console import Bar, progress
 from asr_lora.speech import audio
-from asr_lora.trainer import token_loss
+from asr_lora.training.trainer import token_loss
 
 if TYPE_CHECKING:
     from asr_lora.config.tuning import LoraConfig

@@ -19,16 +19,13 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from asr_lora import checkpoints, comparison, course, guard
-from asr_lora.assembly import build
+from asr_lora import comparison
 from asr_lora.config.compose import Config
 from asr_lora.corpus import SPLITS
 from asr_lora.data.manifest import Clip, read_manifest
 from asr_lora.eval import evaluate
 from asr_lora.evaluation.eval_sets import refuse_unclear
 from asr_lora.evaluation.hearing import decoding
-from asr_lora.guard import CollapsedError, Retreat
-from asr_lora.journal import is_judged
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware, device_of, free_memory, keeping_memory, look_together, peak_memory_bytes
 from asr_lora.model.memory import is_out_of_memory
@@ -41,7 +38,12 @@ from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import progress, say
 from asr_lora.runtime.errors import ChoiceError, WorldError, reason
 from asr_lora.runtime.files import read_json, whole_folder, write_json
-from asr_lora.trainer import WhisperTrainer
+from asr_lora.training import checkpointing as checkpoints
+from asr_lora.training import course, guard
+from asr_lora.training.builder import build
+from asr_lora.training.callbacks import is_judged
+from asr_lora.training.guard import CollapsedError, Retreat
+from asr_lora.training.trainer import WhisperTrainer
 
 ECHO = 1.0  # seconds within which a signal is the first one's copy: `timeout` signals its child, and then the group
 

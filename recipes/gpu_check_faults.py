@@ -12,7 +12,6 @@ from arms import RECIPES, Facts
 from gpu_check_assets import COMMAND, Bench
 from transformers import TrainerCallback
 
-from asr_lora.assembly import build
 from asr_lora.model.hardware import keeping_memory, look
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import progress
@@ -20,6 +19,7 @@ from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import read_json
 from asr_lora.speech.audio import MAX_SECONDS
 from asr_lora.train import train
+from asr_lora.training.builder import build
 
 NAN_STEP, OVERFLOW_STEP, LAST_STEP = 2, 4, 12
 OVERFLOWING = 2.0**26  # a loss scale at which fp16's gradients overflow, and no longer once it was halved a few times

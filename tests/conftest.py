@@ -31,7 +31,6 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from asr_lora.assembly import build
 from asr_lora.config.compose import Config
 from asr_lora.data.features import prompted
 from asr_lora.data.sampler import Batch
@@ -43,6 +42,7 @@ from asr_lora.runs import folder as run
 from asr_lora.runs.launch import load
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.files import read_jsonl
+from asr_lora.training.builder import build
 
 
 @pytest.fixture(autouse=True)

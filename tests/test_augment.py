@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import WhisperProcessor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from asr_lora import assembly, train
+from asr_lora import train
 from asr_lora.data import dataset as loader
 from asr_lora.data.dataset import Steps
 from asr_lora.data.features import Example, collate, token_ids
@@ -30,6 +30,7 @@ from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.speech import audio, augment
 from asr_lora.speech.audio import SAMPLE_RATE
 from asr_lora.speech.augment import KINDS, augmented
+from asr_lora.training import builder as assembly
 
 
 def speech(seconds: float) -> audio.Waveform:

@@ -6,7 +6,6 @@ import pytest
 from conftest import killed
 from filelock import FileLock
 
-from asr_lora import checkpoints
 from asr_lora.eval import evaluate
 from asr_lora.prepare import main as prepare_alone
 from asr_lora.runs import folder as run
@@ -14,6 +13,7 @@ from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
+from asr_lora.training import checkpointing as checkpoints
 
 
 @pytest.fixture

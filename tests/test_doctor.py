@@ -16,7 +16,6 @@ from releases import pack, utterances, write_release
 from safetensors.torch import load_file, save_file
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 
-from asr_lora.assembly import order
 from asr_lora.config.tuning import LORA_KEYS
 from asr_lora.data.dataset import Steps
 from asr_lora.data.features import Example, collate, token_ids
@@ -35,6 +34,7 @@ from asr_lora.runs import folder as run
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import read_jsonl
+from asr_lora.training.builder import order
 
 CPU = torch.device("cpu")
 

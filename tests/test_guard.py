@@ -9,15 +9,15 @@ import pytest
 import torch
 from conftest import killed
 
-from asr_lora import guard, trainer
 from asr_lora.config.schema import GuardConfig
-from asr_lora.dev import Dev, Judged
-from asr_lora.guard import CollapsedError, Guard
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
+from asr_lora.training import guard, trainer
+from asr_lora.training.guard import CollapsedError, Guard
+from asr_lora.training.validation import Dev, Judged
 
 WORSE = "dev WER is +9.9 points above the untouched model's (+5.0 to +15.0)"
 

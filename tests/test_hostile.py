@@ -18,7 +18,6 @@ from releases import tone, utterances, write_release
 from speech import as_table, prepared
 from transformers import TrainerState, WhisperProcessor
 
-from asr_lora import checkpoints
 from asr_lora.app.layout import extension
 from asr_lora.corpus import open_corpus
 from asr_lora.data.manifest import clip_id, sound
@@ -26,8 +25,6 @@ from asr_lora.data.shard_writer import write_shards
 from asr_lora.eval import evaluate
 from asr_lora.export import hub
 from asr_lora.export.__main__ import main as export
-from asr_lora.guard import Guard
-from asr_lora.journal import Journal
 from asr_lora.model import adapter
 from asr_lora.model.pretrained import load_processor
 from asr_lora.prepare import prepare
@@ -38,6 +35,9 @@ from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
 from asr_lora.runtime.files import is_plain, is_sha256, plain_suffix, read_json, read_jsonl, write_json, write_jsonl
 from asr_lora.train import train
+from asr_lora.training import checkpointing as checkpoints
+from asr_lora.training.callbacks import Journal
+from asr_lora.training.guard import Guard
 
 LONG = "x" * 5_000
 NO_NAMES = ["", ".", "..", "../x", "/tmp/x", "a/b", "a\0b", "a\nb", "\ud800", LONG]

@@ -21,7 +21,7 @@ from asr_lora.runs import folder as run
 from asr_lora.runs.launch import load
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
-from asr_lora.trainer import _leave_interruptions
+from asr_lora.training.trainer import _leave_interruptions
 
 SCRIPT = Path(__file__).with_name("interrupted.py")
 

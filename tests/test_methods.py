@@ -11,7 +11,6 @@ from peft import AdaLoraModel, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora.assembly import build
 from asr_lora.config.compose import conf_dir
 from asr_lora.config.tuning import LORA_KEYS, WHOLE, LoraConfig
 from asr_lora.eval import evaluate
@@ -29,6 +28,7 @@ from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
+from asr_lora.training.builder import build
 
 STEPS = 4
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from conftest import torchrun
 from releases import write_uneven
 from safetensors.torch import load_file
 
-from asr_lora import assembly, train
+from asr_lora import train
 from asr_lora.config.compose import Config
 from asr_lora.data.sampler import share
 from asr_lora.eval import evaluate
@@ -26,6 +26,7 @@ from asr_lora.report import report
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch, load
 from asr_lora.runtime.files import read_json, read_jsonl
+from asr_lora.training import builder as assembly
 
 STEPS = 20
 SOON = 30.0  # seconds: a run whose process died ends within them on any machine; here it took one or two

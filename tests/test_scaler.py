@@ -15,14 +15,15 @@ from conftest import killed
 from releases import write_uneven
 from transformers import TrainerCallback
 
-from asr_lora import assembly, trainer
 from asr_lora import train as stage
-from asr_lora.guard import FEW, Guard
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import load
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
-from asr_lora.trainer import WhisperTrainer
+from asr_lora.training import builder as assembly
+from asr_lora.training import trainer
+from asr_lora.training.guard import FEW, Guard
+from asr_lora.training.trainer import WhisperTrainer
 
 SCALE = 2.0**12  # at which no gradient of these runs overflows
 TOO_LARGE = 2.0**100  # at which all do: fp16 ends at 65,504

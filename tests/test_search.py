@@ -12,12 +12,12 @@ import pytest
 from optuna.trial import TrialState
 
 from asr_lora import space
-from asr_lora.dev import Dev, Judged
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.search import search
-from asr_lora.trainer import WhisperTrainer
+from asr_lora.training.trainer import WhisperTrainer
+from asr_lora.training.validation import Dev, Judged
 
 SPACE = "search.space=['lora.r=choice(2,4)','training.learning_rate=tag(log,interval(1e-3,1e-2))']"
 

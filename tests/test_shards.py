@@ -24,7 +24,7 @@ from releases import tone, utterances, write_release
 from torch.utils.data import DataLoader
 from transformers import WhisperProcessor
 
-from asr_lora import assembly, train
+from asr_lora import train
 from asr_lora.corpus import open_corpus, ranges
 from asr_lora.data import shard_writer as shards
 from asr_lora.data.dataset import Steps
@@ -38,6 +38,7 @@ from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.speech import audio
+from asr_lora.training import builder as assembly
 
 STEPS = 3
 SMALL = 20_000  # bytes of a shard: a few clips

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from releases import Row, utterances, write_lines, write_release
 
-from asr_lora.assembly import order
 from asr_lora.corpus import Corpus, open_corpus
 from asr_lora.data.sources import names_of
 from asr_lora.data.splits import with_splits, without_leaks
@@ -17,6 +16,7 @@ from asr_lora.prepare import prepare
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl
+from asr_lora.training.builder import order
 
 
 def prepared(words: Sequence[str], *more: str) -> Path:

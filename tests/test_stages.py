@@ -17,7 +17,6 @@ from releases import utterances, write_release
 from safetensors.torch import load_file, save_file
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 
-from asr_lora.dev import Dev, Judged
 from asr_lora.eval import evaluate
 from asr_lora.model.pretrained import identity
 from asr_lora.runs.folder import as_recorded, settings
@@ -25,6 +24,7 @@ from asr_lora.runs.launch import load, quoted
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
+from asr_lora.training.validation import Dev, Judged
 
 TRAINED = (
     "trainable_parameters adapter_bytes steps clips_seen audio_seconds_seen train_seconds dev_seconds total_seconds "

@@ -18,7 +18,7 @@ from speech import as_table, parquet
 from torch.utils.data import DataLoader
 from transformers import WhisperProcessor
 
-from asr_lora import assembly, train
+from asr_lora import train
 from asr_lora.data.dataset import Making
 from asr_lora.data.streamed import Stream, StreamedSteps
 from asr_lora.eval import evaluate
@@ -28,6 +28,7 @@ from asr_lora.runs import folder as run
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl
+from asr_lora.training import builder as assembly
 
 FILES, ROWS_EACH = 4, 8  # of train
 STREAMED = ["data.streaming=true", "data.hours=null", "data.shuffle_buffer=8"]

@@ -11,9 +11,7 @@ from conftest import killed
 from releases import write_uneven
 from safetensors.torch import load_file
 
-from asr_lora import assembly, train
-from asr_lora.dev import Dev, Judged
-from asr_lora.journal import eval_steps
+from asr_lora import train
 from asr_lora.model.hardware import look
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
@@ -21,7 +19,10 @@ from asr_lora.runs.launch import load
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import read_json, read_jsonl
-from asr_lora.trainer import WhisperTrainer
+from asr_lora.training import builder as assembly
+from asr_lora.training.callbacks import eval_steps
+from asr_lora.training.trainer import WhisperTrainer
+from asr_lora.training.validation import Dev, Judged
 
 STEPS = 3
 

@@ -26,12 +26,12 @@ from asr_lora.data.features import token_ids
 from asr_lora.data.manifest import Clip, clip_id
 from asr_lora.data.sampler import WINDOW, Order
 from asr_lora.data.splits import Barred
-from asr_lora.journal import logged
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import write_jsonl
 from asr_lora.runtime.rules import check
 from asr_lora.speech import audio
 from asr_lora.speech.listening import LONGEST_READ, unusable
+from asr_lora.training.callbacks import logged
 
 Step = tuple[list[dict[str, Tensor]], dict[str, Any]]  # its batches, and what is recorded of it
 

@@ -8,7 +8,6 @@ import numpy as np
 from torch import Tensor
 from transformers import WhisperConfig
 
-from asr_lora.assembly import order
 from asr_lora.data.dataset import Steps
 from asr_lora.data.features import IGNORED, log_mel, prompted
 from asr_lora.doctor.glimpse import Sight, UnseenError, counted, look, share_unusable
@@ -17,6 +16,7 @@ from asr_lora.model.pretrained import load_generation_config, load_processor
 from asr_lora.prepare import MOST_BAD, label_rule, language
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.speech import audio
+from asr_lora.training.builder import order
 
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from asr_lora.budget import Budget
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import Bar, say
 from asr_lora.runtime.files import write_jsonl
+from asr_lora.training.budget import Budget
 
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config
     from asr_lora.config.schema import TrainingConfig
-    from asr_lora.dev import Judged
+    from asr_lora.training.validation import Judged
 
 # Seconds to decode a clip over seconds to train on it, at equal contexts (0.6 measured on a CPU): plans dev decodings.
 DECODE_OVER_TRAIN = 0.6

@@ -21,13 +21,9 @@ from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, Traine
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
-from asr_lora import checkpoints
 from asr_lora.data.features import IGNORED
 from asr_lora.data.sampler import forwards
 from asr_lora.data.streamed import Stream, StreamedSteps
-from asr_lora.dev import Dev
-from asr_lora.guard import Guard
-from asr_lora.journal import Journal
 from asr_lora.model import adapter
 from asr_lora.model.memory import is_out_of_memory
 from asr_lora.model.methods import Method
@@ -36,6 +32,10 @@ from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import whole_folder
+from asr_lora.training import checkpointing as checkpoints
+from asr_lora.training.callbacks import Journal
+from asr_lora.training.guard import Guard
+from asr_lora.training.validation import Dev
 
 # Checkpoints, the newest: should one be damaged, there is the one before. Beside them stays the best one by dev.
 KEPT = 2

@@ -9,7 +9,6 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import Seq2SeqTrainingArguments
 from transformers.integrations import TensorBoardCallback
 
-from asr_lora.budget import Budget
 from asr_lora.config.compose import Config
 from asr_lora.corpus import SPLITS
 from asr_lora.data.dataset import Making, Steps
@@ -18,12 +17,9 @@ from asr_lora.data.manifest import Clip, as_row, read_manifest
 from asr_lora.data.sampler import Order
 from asr_lora.data.sources import excluded, streamed
 from asr_lora.data.streamed import Sieve, StreamedSteps
-from asr_lora.dev import Dev
 from asr_lora.evaluation.eval_sets import evaluated
 from asr_lora.evaluation.hearing import decoding
 from asr_lora.forecast import flop, job
-from asr_lora.guard import Guard
-from asr_lora.journal import Journal, eval_steps
 from asr_lora.model import adapter, whisper
 from asr_lora.model.hardware import Hardware
 from asr_lora.model.methods import method
@@ -33,7 +29,11 @@ from asr_lora.runs import folder as run
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import Bar, say
 from asr_lora.runtime.files import read_json
-from asr_lora.trainer import WhisperTrainer
+from asr_lora.training.budget import Budget
+from asr_lora.training.callbacks import Journal, eval_steps
+from asr_lora.training.guard import Guard
+from asr_lora.training.trainer import WhisperTrainer
+from asr_lora.training.validation import Dev
 
 
 def build(

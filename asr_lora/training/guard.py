@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from asr_lora import checkpoints
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, write_json
+from asr_lora.training import checkpointing as checkpoints
 
 if TYPE_CHECKING:
     from asr_lora.config.schema import GuardConfig

@@ -6,19 +6,19 @@ from typing import Any
 
 import torch
 
-from asr_lora import guard
-from asr_lora.assembly import order
 from asr_lora.config.compose import Config
 from asr_lora.data.manifest import Clip
 from asr_lora.data.streamed import seen
-from asr_lora.dev import normalizer
 from asr_lora.model import adapter
 from asr_lora.model.hardware import Hardware
 from asr_lora.prepare import language
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import say
 from asr_lora.runtime.files import read_jsonl
-from asr_lora.trainer import WhisperTrainer
+from asr_lora.training import guard
+from asr_lora.training.builder import order
+from asr_lora.training.trainer import WhisperTrainer
+from asr_lora.training.validation import normalizer
 
 
 def of(config: Config, trainer: WhisperTrainer) -> dict[str, Any]:
