@@ -20,19 +20,20 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora import clock, ways
-from asr_lora.clock import Clocks
 from asr_lora.config.compose import Config, conf_dir
 from asr_lora.config.schema import HardwareConfig
 from asr_lora.corpus import SPLITS, Columns, is_path, is_quick, open_corpus
 from asr_lora.data.manifest import draw_order, read_manifest
 from asr_lora.data.splits import with_splits
 from asr_lora.decoding.generate import at_once
-from asr_lora.forecast import STAGES, Forecast, Job, cut, flop, forecast_on, job
 from asr_lora.model import cost
 from asr_lora.model.hardware import GPUS, Hardware, decode_rows, device_of, fitting, known_gpu, look
 from asr_lora.model.memory import is_out_of_memory
 from asr_lora.model.pretrained import is_local, resolve
+from asr_lora.planning import timing as clock
+from asr_lora.planning import ways
+from asr_lora.planning.estimate import STAGES, Forecast, Job, cut, flop, forecast_on, job
+from asr_lora.planning.timing import Clocks
 from asr_lora.prepare import language
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch

@@ -14,16 +14,16 @@ from gpu_check_assets import COMMAND, LANGUAGE, Bench, write_clips, write_weight
 from gpu_check_faults import running_out, skipped, summed
 from transformers import TrainerCallback
 
-from asr_lora import clock
-from asr_lora.clock import Work
 from asr_lora.config.compose import Config
 from asr_lora.decoding import generate as decode
 from asr_lora.evaluation import hearing
-from asr_lora.forecast import Forecast, job, trained_parameters
 from asr_lora.model import adapter, cost, whisper
 from asr_lora.model.hardware import Hardware, free_memory, known_gpu, look, peak_memory_bytes
 from asr_lora.model.pretrained import load_config, load_processor
 from asr_lora.plan import durations, facts, here
+from asr_lora.planning import timing as clock
+from asr_lora.planning.estimate import Forecast, job, trained_parameters
+from asr_lora.planning.timing import Work
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
 from asr_lora.runtime.files import read_json

@@ -194,8 +194,8 @@ def test_training_goes_on_past_a_loss_that_is_no_number_and_past_overflows(recip
 
 def test_the_clips_are_as_long_as_the_plan_takes_them(recipe: ModuleType, bench: Any) -> None:
     from asr_lora.data.features import prompted, token_ids  # noqa: PLC0415
-    from asr_lora.forecast import PROMPT_TOKENS, TOKENS_PER_SECOND  # noqa: PLC0415
     from asr_lora.model.pretrained import load_processor  # noqa: PLC0415
+    from asr_lora.planning.estimate import PROMPT_TOKENS, TOKENS_PER_SECOND  # noqa: PLC0415
 
     tokenizer = prompted(load_processor(str(bench.folder / "tiny")).tokenizer, "nl", "transcribe")
     rows = bench.clips("train")

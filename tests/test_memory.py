@@ -9,12 +9,12 @@ import torch
 from asr_lora import plan
 from asr_lora.corpus import SPLITS
 from asr_lora.doctor import checks
-from asr_lora.forecast import job
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model import whisper
 from asr_lora.model.hardware import look
 from asr_lora.model.memory import is_out_of_memory
 from asr_lora.model.pretrained import load_config
+from asr_lora.planning.estimate import job
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import WorldError
 

@@ -14,12 +14,12 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 from asr_lora.config.compose import conf_dir
 from asr_lora.config.tuning import LORA_KEYS, WHOLE, LoraConfig
 from asr_lora.eval import evaluate
-from asr_lora.forecast import saved_bytes
 from asr_lora.model import adapter, arithmetic, cost, whisper
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import look
 from asr_lora.model.methods import Method, method
 from asr_lora.model.pretrained import load_config
+from asr_lora.planning.estimate import saved_bytes
 from asr_lora.prepare import prepare
 from asr_lora.report import report
 from asr_lora.runs import folder as run

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from asr_lora.config.compose import Config
-from asr_lora.forecast import cut, job
 from asr_lora.model import adapter, whisper
 from asr_lora.model.hardware import GPUS, look
 from asr_lora.plan import durations, facts, here, on_gpu, plan, predict
+from asr_lora.planning.estimate import cut, job
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 

@@ -16,12 +16,12 @@ from asr_lora.doctor.verdict import Check
 from asr_lora.model import hardware
 from asr_lora.model.cost import PUBLISHED
 from asr_lora.model.pretrained import identity
+from asr_lora.planning.ways import ways
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json
 from asr_lora.train import train
-from asr_lora.ways import ways
 
 CORPUS = "data.source=/a/very/long/path/that/goes/on/cv.tar.gz"
 

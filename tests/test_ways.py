@@ -7,11 +7,11 @@ import torch
 from transformers import WhisperForConditionalGeneration
 
 from asr_lora.config.tuning import LORA_KEYS
-from asr_lora.forecast import architecture, job, trained_parameters
 from asr_lora.model import adapter, cost
 from asr_lora.plan import durations, on_gpu, plan
+from asr_lora.planning.estimate import architecture, job, trained_parameters
+from asr_lora.planning.ways import ways
 from asr_lora.runs.launch import load
-from asr_lora.ways import ways
 
 BASE, LARGE = (f"openai/whisper-{name}" for name in ("base", "large-v2"))
 

@@ -17,7 +17,6 @@ from transformers import WhisperConfig
 
 from asr_lora.corpus.huggingface import PREFIX as HUB
 from asr_lora.doctor.verdict import FAIL, OK, WARN, Check
-from asr_lora.forecast import architecture
 from asr_lora.model import cost
 from asr_lora.model import probes as probe
 from asr_lora.model.adapter import Tuned
@@ -25,6 +24,7 @@ from asr_lora.model.hardware import Hardware, cpu_has_bf16, look
 from asr_lora.model.memory import is_out_of_memory
 from asr_lora.model.pretrained import is_local, resolve
 from asr_lora.model.probes import Base
+from asr_lora.planning.estimate import architecture
 from asr_lora.runtime.errors import WorldError, reason
 
 if TYPE_CHECKING:

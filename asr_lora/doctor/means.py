@@ -14,10 +14,10 @@ from asr_lora.corpus import is_path, is_quick
 from asr_lora.doctor.checks import weights_are_here
 from asr_lora.doctor.glimpse import Sight
 from asr_lora.doctor.verdict import FAIL, OK, WARN, Check
-from asr_lora.forecast import STAGES, Forecast, Job, job
 from asr_lora.model import cost
 from asr_lora.model.hardware import Hardware, known_gpu
 from asr_lora.plan import durations, facts, here
+from asr_lora.planning.estimate import STAGES, Forecast, Job, job
 from asr_lora.runtime.files import cache_dir
 
 if TYPE_CHECKING:

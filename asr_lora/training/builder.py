@@ -19,11 +19,11 @@ from asr_lora.data.sources import excluded, streamed
 from asr_lora.data.streamed import Sieve, StreamedSteps
 from asr_lora.evaluation.eval_sets import evaluated
 from asr_lora.evaluation.hearing import decoding
-from asr_lora.forecast import flop, job
 from asr_lora.model import adapter, whisper
 from asr_lora.model.hardware import Hardware
 from asr_lora.model.methods import method
 from asr_lora.model.pretrained import load_config, load_processor
+from asr_lora.planning.estimate import flop, job
 from asr_lora.prepare import label_rule, language
 from asr_lora.runs import folder as run
 from asr_lora.runtime import distributed as ranks

@@ -10,13 +10,13 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from asr_lora.clock import Clocks, Work
 from asr_lora.corpus import SPLITS
 from asr_lora.data.sampler import Order, forwards
 from asr_lora.decoding.generate import at_once, batches
 from asr_lora.model import adapter, cost
 from asr_lora.model.methods import rank_before
 from asr_lora.model.pretrained import is_local, load_config, resolve
+from asr_lora.planning.timing import Clocks, Work
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json
 from asr_lora.training.callbacks import eval_steps, is_judged
