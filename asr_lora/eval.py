@@ -14,8 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from asr_lora import tables
-from asr_lora.card import write_card
 from asr_lora.config.compose import Config, plain
 from asr_lora.data.manifest import PLACE
 from asr_lora.decoding import generate as decode
@@ -26,6 +24,8 @@ from asr_lora.evaluation.eval_sets import Set, evaluated, normalizer
 from asr_lora.evaluation.hearing import heard, precision
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware, look_together
+from asr_lora.reporting import tables
+from asr_lora.reporting.card import write_card
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch, named_run, words_of_job
 from asr_lora.runtime import distributed as ranks

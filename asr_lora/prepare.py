@@ -2,8 +2,8 @@
 
 Reads the corpus's tables, takes out what would leak, draws the hour by seed, listens to every clip that it chooses,
 and leaves data/{train,dev,test}.jsonl and data/summary.json in the run folder. Called again, it finds them there.
-With audit=true it also leaves audit/index.html: what is odd about the clips (asr_lora/audit.py). With shards=true it
-also writes the clips as shards, into data/shards/ or shards_dir.
+With audit=true it also leaves audit/index.html: what is odd about the clips (asr_lora/reporting/audit.py). With
+shards=true it also writes the clips as shards, into data/shards/ or shards_dir.
 """
 
 from collections import defaultdict
@@ -336,7 +336,7 @@ def main(config: Config) -> None:
     with run.held(config.run):
         prepare(config)
         if config.audit:
-            from asr_lora.audit import audit  # noqa: PLC0415 (it scores, and whatever scores prepares)
+            from asr_lora.reporting.audit import audit  # noqa: PLC0415 (it scores, and whatever scores prepares)
 
             audit(config)
 

@@ -10,20 +10,20 @@ from typing import Any
 
 from markupsafe import Markup
 
-from asr_lora import charts, comparison
 from asr_lora.config.compose import Config
 from asr_lora.data.leaks import shared
 from asr_lora.data.manifest import extension, sound
 from asr_lora.evaluation import error_analysis as findings
 from asr_lora.model.hardware import known_gpu
-from asr_lora.page import environment
 from asr_lora.plan import facts as hardware_facts
+from asr_lora.reporting import charts, comparison
+from asr_lora.reporting.pages import environment
+from asr_lora.reporting.sharing import shared_value
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch, named_run
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import check_links, read_json, read_jsonl, whole_folder, write_text
-from asr_lora.sharing import shared_value
 from asr_lora.speech.normalizer import in_units, leading
 
 SHOWN = 12  # clips most helped, and as many most harmed, with their sound

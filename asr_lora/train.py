@@ -19,7 +19,6 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from asr_lora import comparison
 from asr_lora.config.compose import Config
 from asr_lora.corpus import SPLITS
 from asr_lora.data.manifest import Clip, read_manifest
@@ -32,6 +31,7 @@ from asr_lora.model.memory import is_out_of_memory
 from asr_lora.model.pretrained import identity
 from asr_lora.plan import predict
 from asr_lora.prepare import language, prepare
+from asr_lora.reporting import comparison
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch, words_of_job
 from asr_lora.runtime import distributed as ranks

@@ -10,14 +10,14 @@ from typing import Any
 
 from rich.console import Console
 
-from asr_lora.comparison import is_complete
 from asr_lora.evaluation.metrics import delta_interval
 from asr_lora.report import dollars_of, price_of
+from asr_lora.reporting.comparison import is_complete
+from asr_lora.reporting.tables import interval, percent, points
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import say
 from asr_lora.runtime.files import read_json, write_text
 from asr_lora.speech.normalizer import leading
-from asr_lora.tables import interval, percent, points
 
 HEADINGS = (
     "data", "steps", "model", "tuning", "trains", "error rate (95 %)", "to untouched, points (95 %)",

@@ -12,13 +12,13 @@ from conftest import tiny_run
 from pages import HOSTILE, Page, opened, seconds_of_players
 from releases import SAMPLE_RATE, tone, utterances, write_release
 
-from asr_lora import audit as room
-from asr_lora import doubts
-from asr_lora.audit import audit
 from asr_lora.data import quality as faults
 from asr_lora.data.quality import KINDS, Utterance
-from asr_lora.doubts import Doubt
 from asr_lora.prepare import main, prepare
+from asr_lora.reporting import audit as room
+from asr_lora.reporting import doubts
+from asr_lora.reporting.audit import audit
+from asr_lora.reporting.doubts import Doubt
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl, write_jsonl

@@ -15,7 +15,6 @@ from fuzzing import CHANGES, EDITS, SPOT, campaign, changed, edited
 from hypothesis import strategies as st
 from releases import write_release
 
-from asr_lora.comparison import compare
 from asr_lora.config.compose import Config
 from asr_lora.data.leaks import shared
 from asr_lora.data.manifest import extension, read_manifest, sound, waveform
@@ -24,6 +23,7 @@ from asr_lora.model import adapter_folder as stored
 from asr_lora.plan import durations
 from asr_lora.prepare import prepare
 from asr_lora.report import report
+from asr_lora.reporting.comparison import compare
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import load
 from asr_lora.train import train

@@ -12,16 +12,16 @@ from pages import HOSTILE, Page, opened, seconds_of_players
 from releases import utterances, write_release
 from transformers import WhisperConfig
 
-from asr_lora.card import hub_id
 from asr_lora.model.cost import PUBLISHED
-from asr_lora.page import unbroken
 from asr_lora.report import compare, report
+from asr_lora.reporting.card import hub_id
+from asr_lora.reporting.pages import unbroken
+from asr_lora.reporting.tables import show_run
 from asr_lora.runs import folder as run
 from asr_lora.runs.folder import FIGURES
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl, write_json, write_jsonl
-from asr_lora.tables import show_run
 from asr_lora.train import train
 
 MARKUP = "<img src=x onerror=alert(1)>"

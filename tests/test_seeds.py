@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from asr_lora.config.compose import plain
+from asr_lora.reporting.seeds import spread, together
 from asr_lora.runs.launch import load
-from asr_lora.seeds import spread, together
 
 SCORED = {"context": "short", "strength": 1.0, "average": None, "asked": {"decoding": {"num_beams": 1}}}
 

@@ -10,7 +10,7 @@ from asr_lora.decoding.subtitles import FORMATS, Segment
 from asr_lora.evaluation import error_analysis as findings
 from asr_lora.evaluation import metrics
 from asr_lora.evaluation.error_analysis import Chunk
-from asr_lora.page import environment
+from asr_lora.reporting.pages import environment
 from asr_lora.runtime.files import write_text
 from asr_lora.speech.normalizer import Normalizer, in_units, leading
 
@@ -22,7 +22,7 @@ def shown(heard: Heard, scoring: EvalConfig, reference: str | None) -> str:
     """
     normalizer = Normalizer(scoring.normalizer, heard.language, scoring.numbers)
     said = {"untouched": joined(heard.untouched), "tuned": joined(heard.tuned)}
-    return environment(autoescape=True).get_template("heard.html").render(
+    return environment(autoescape=True).get_template("app_result.html").render(
         heard=heard, chunks=differences(said["untouched"], said["tuned"], normalizer), normalizer=normalizer,
         cut={name: sum(each.cut for each in getattr(heard, name)) for name in said},
         scored=None if reference is None else scored(reference, said, normalizer), rate=leading(heard.language),

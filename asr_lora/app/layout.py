@@ -13,7 +13,7 @@ from asr_lora.app import answer
 from asr_lora.app.pair import WHICHEVER, Pair
 from asr_lora.config.stages import AppConfig
 from asr_lora.data.manifest import Clip, extension, sound
-from asr_lora.page import environment
+from asr_lora.reporting.pages import environment
 from asr_lora.runtime.errors import UserError, WorldError
 
 SHOWN = 80  # characters of a reference in the list of clips

@@ -5,7 +5,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from asr_lora import tables
 from asr_lora.evaluation import metrics
 from asr_lora.evaluation.eval_sets import Set, normalizer
 from asr_lora.evaluation.hearing import heard
@@ -13,6 +12,7 @@ from asr_lora.model import adapter_folder as stored
 from asr_lora.model import arithmetic
 from asr_lora.model.hardware import Hardware
 from asr_lora.prepare import clips, language
+from asr_lora.reporting import tables
 from asr_lora.runs import folder as run
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import say

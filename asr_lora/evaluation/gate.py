@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from asr_lora import tables
 from asr_lora.evaluation.error_analysis import SMALL
 from asr_lora.evaluation.metrics import delta_interval
+from asr_lora.reporting import tables
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import RegressionError
 from asr_lora.speech.normalizer import leading

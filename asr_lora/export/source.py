@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from asr_lora import tables
 from asr_lora.evaluation import adapter_strength as dial
 from asr_lora.evaluation import metrics
 from asr_lora.evaluation.eval_sets import Set, normalizer
@@ -17,6 +16,7 @@ from asr_lora.model import adapter_folder as stored
 from asr_lora.model import arithmetic, whisper
 from asr_lora.model.hardware import Hardware
 from asr_lora.prepare import clips, language
+from asr_lora.reporting import tables
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import ChoiceError

@@ -11,9 +11,9 @@ from asr_lora.config.tuning import LORA_KEYS, PREFIX, LoraConfig, decided
 from asr_lora.model import cost
 from asr_lora.model.hardware import LABEL_TOKENS
 from asr_lora.planning.estimate import architecture, saved_bytes, trained_parameters
+from asr_lora.reporting.tables import tuned_by
 from asr_lora.runs import folder as run
 from asr_lora.speech.audio import MAX_SECONDS
-from asr_lora.tables import tuned_by
 
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from asr_lora.evaluation.error_analysis import SMALL
 from asr_lora.evaluation.metrics import delta_interval
-from asr_lora.seeds import Spread
+from asr_lora.reporting.seeds import Spread
 from asr_lora.speech.normalizer import leading
 
 SHORT_OF_SPEAKERS = "intervals over clips: too few known speakers for them to say anything about other speakers"

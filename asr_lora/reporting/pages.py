@@ -5,9 +5,9 @@ import re
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from asr_lora import tables
 from asr_lora.evaluation import metrics
-from asr_lora.sharing import shared_command, shared_value
+from asr_lora.reporting import tables
+from asr_lora.reporting.sharing import shared_command, shared_value
 from asr_lora.speech import normalizer as text
 
 
@@ -21,8 +21,8 @@ def unbroken(text: str) -> Markup:
 def environment(autoescape: bool) -> Environment:
     """`autoescape` for a page, where whatever a corpus or a person wrote must stay text; a card is no HTML."""
     made = Environment(
-        loader=PackageLoader("asr_lora", "page"), autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+        loader=PackageLoader("asr_lora", "reporting/templates"), autoescape=autoescape, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     made.filters |= {
         "percent": tables.percent, "points": tables.points, "interval": tables.interval,

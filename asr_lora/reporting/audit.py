@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from asr_lora import charts, doubts
 from asr_lora.config.compose import Config
 from asr_lora.corpus import SPLITS
 from asr_lora.data import quality as faults
 from asr_lora.data.manifest import extension, read_manifest, sound
 from asr_lora.data.quality import KINDS, Fault, Utterance
-from asr_lora.doubts import Doubt
 from asr_lora.evaluation.error_analysis import alignments
 from asr_lora.evaluation.eval_sets import Set
 from asr_lora.evaluation.hearing import heard
 from asr_lora.model.hardware import look
-from asr_lora.page import environment
 from asr_lora.prepare import language
+from asr_lora.reporting import charts, doubts
+from asr_lora.reporting.doubts import Doubt
+from asr_lora.reporting.pages import environment
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import quoted
 from asr_lora.runtime.console import progress, say

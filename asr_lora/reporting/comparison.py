@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from asr_lora import charts, tables
 from asr_lora.evaluation import metrics
-from asr_lora.page import environment
+from asr_lora.reporting import charts, tables
+from asr_lora.reporting.pages import environment
+from asr_lora.reporting.seeds import spread, together
+from asr_lora.reporting.sharing import shared_command
 from asr_lora.runs import folder as run
 from asr_lora.runs.sweep import Job
 from asr_lora.runtime.console import say
 from asr_lora.runtime.files import check_links, read_json, write_text
-from asr_lora.seeds import spread, together
-from asr_lora.sharing import shared_command
 from asr_lora.speech.normalizer import leading
 
 

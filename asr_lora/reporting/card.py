@@ -9,10 +9,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from asr_lora.model.adapter_folder import is_whole
 from asr_lora.model.cost import PUBLISHED, shape_of
 from asr_lora.model.pretrained import is_local, load_config, resolve
-from asr_lora.page import environment
+from asr_lora.reporting.pages import environment
+from asr_lora.reporting.tables import leading_first, normalised
 from asr_lora.runs import folder as run
 from asr_lora.runtime.files import write_text
-from asr_lora.tables import leading_first, normalised
 
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config

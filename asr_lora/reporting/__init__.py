@@ -1,0 +1,1 @@
+"""Results as terminal tables, charts, pages and model cards."""
