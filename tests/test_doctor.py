@@ -19,10 +19,12 @@ from transformers import WhisperFeatureExtractor, WhisperProcessor
 from asr_lora.config.tuning import LORA_KEYS
 from asr_lora.data.dataset import Steps
 from asr_lora.data.features import Example, collate, token_ids
-from asr_lora.doctor import checks, glimpse, lesson, means
+from asr_lora.doctor import data as glimpse
+from asr_lora.doctor import lesson, means
+from asr_lora.doctor import machine as checks
 from asr_lora.doctor.__main__ import doctor, examine, main
+from asr_lora.doctor.check import Check
 from asr_lora.doctor.installed import check, paired
-from asr_lora.doctor.verdict import Check
 from asr_lora.model import adapter
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model import probes as probe

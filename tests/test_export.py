@@ -25,7 +25,8 @@ from transformers import WhisperForConditionalGeneration, pipeline
 from asr_lora.config.compose import Config
 from asr_lora.eval import evaluate
 from asr_lora.evaluation.eval_sets import Set
-from asr_lora.export import ct2, ggml, hf, hub, proof, source
+from asr_lora.export import ct2, ggml, hf, hub, proof
+from asr_lora.export import verify as source
 from asr_lora.export.__main__ import main
 from asr_lora.model import adapter, arithmetic, whisper
 from asr_lora.model import adapter_folder as stored

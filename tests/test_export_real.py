@@ -14,8 +14,8 @@ import torch
 from faster_whisper import WhisperModel
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora import demo as demo_stage
 from asr_lora.config.stages import EXPORTS
+from asr_lora.demo import __main__ as demo_stage
 from asr_lora.export.__main__ import main
 from asr_lora.model.pretrained import load_generation_config
 from asr_lora.runs import folder as run

@@ -18,7 +18,7 @@ from releases import tone, utterances, write_release
 from speech import as_table, prepared
 from transformers import TrainerState, WhisperProcessor
 
-from asr_lora.app.layout import extension
+from asr_lora.app.ui import extension
 from asr_lora.corpus import open_corpus
 from asr_lora.data.manifest import clip_id, sound
 from asr_lora.data.shard_writer import write_shards

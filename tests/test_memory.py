@@ -8,7 +8,7 @@ import torch
 
 from asr_lora import plan
 from asr_lora.corpus import SPLITS
-from asr_lora.doctor import checks
+from asr_lora.doctor import machine as checks
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model import whisper
 from asr_lora.model.hardware import look

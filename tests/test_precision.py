@@ -12,7 +12,7 @@ from asr_lora import plan
 from asr_lora.config import tuning
 from asr_lora.config.compose import Config
 from asr_lora.doctor.__main__ import examine
-from asr_lora.doctor.verdict import Check
+from asr_lora.doctor.check import Check
 from asr_lora.model import hardware
 from asr_lora.model.cost import PUBLISHED
 from asr_lora.model.pretrained import identity

@@ -11,11 +11,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from asr_lora import space
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, WorldError
-from asr_lora.search import search
+from asr_lora.search import space
+from asr_lora.search.__main__ import search
 from asr_lora.training.trainer import WhisperTrainer
 from asr_lora.training.validation import Dev, Judged
 
@@ -108,7 +108,7 @@ def test_a_running_trial_stops_with_a_checkpoint_when_the_hours_are_over(
     usual = time.monotonic
 
     def late(*args: Any, **kwargs: Any) -> Any:  # the clock is an hour on once the first step is done
-        monkeypatch.setattr("asr_lora.search.time.monotonic", lambda: usual() + 3600)
+        monkeypatch.setattr("asr_lora.search.__main__.time.monotonic", lambda: usual() + 3600)
         return original(*args, **kwargs)
 
     original = WhisperTrainer.training_step

@@ -8,11 +8,12 @@ from random import Random
 import pytest
 import soundfile
 
+from asr_lora.demo import assets as archive
+from asr_lora.demo.assets import RELEASE, write_demo_corpus
+from asr_lora.demo.espeak import EspeakError, Utterance, speak
+from asr_lora.demo.sentences import SLOTS, TEMPLATES, draw_sentences
 from asr_lora.runtime.errors import WorldError
 from asr_lora.speech.normalizer import Normalizer
-from asr_lora.synthetic import RELEASE, archive, write_demo_corpus
-from asr_lora.synthetic.espeak import EspeakError, Utterance, speak
-from asr_lora.synthetic.sentences import SLOTS, TEMPLATES, draw_sentences
 
 SMALL = {"train": (8, 4), "dev": (2, 2), "test": (4, 4)}  # clips, speakers
 
@@ -126,7 +127,7 @@ def test_a_failing_synthesiser_is_one_clear_error_and_leaves_no_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archive, "SPLITS", SMALL)
-    monkeypatch.setattr("asr_lora.synthetic.espeak.__file__", str(tmp_path / "absent.py"))
+    monkeypatch.setattr("asr_lora.demo.espeak.__file__", str(tmp_path / "absent.py"))
     with pytest.raises(WorldError, match="espeak-ng cannot speak"):
         write_demo_corpus(tmp_path / "demo.tar.gz")
     assert list(tmp_path.iterdir()) == []

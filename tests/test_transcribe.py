@@ -20,6 +20,7 @@ from asr_lora.decoding.generate import Worn, transcribe_once
 from asr_lora.decoding.recordings import recordings
 from asr_lora.decoding.subtitles import Segment, srt, txt, vtt
 from asr_lora.decoding.voice import stretches
+from asr_lora.demo.espeak import RATE, Utterance, speak
 from asr_lora.evaluation.hearing import decoding
 from asr_lora.model import adapter, whisper
 from asr_lora.model.adapter import BASE
@@ -29,7 +30,6 @@ from asr_lora.runs import folder as run
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.speech import audio
-from asr_lora.synthetic.espeak import RATE, Utterance, speak
 from asr_lora.train import train
 from asr_lora.transcribe import transcribe
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from asr_lora.app import pair
+from asr_lora.app import models as pair
 from asr_lora.config.compose import Config
 from asr_lora.config.stages import AppConfig
 from asr_lora.model.hardware import look
@@ -26,7 +26,7 @@ from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import ChoiceError, WorldError, to_install
 
 try:
-    from asr_lora.app import layout
+    from asr_lora.app import ui as layout
 except ImportError as missing:
     absent = f"error: app: needs {missing.name}, which is not installed; {to_install('app')}"
     raise SystemExit(absent) from missing

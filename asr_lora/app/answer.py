@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from asr_lora.app.pair import Heard
+from asr_lora.app.models import Heard
 from asr_lora.config.schema import EvalConfig
 from asr_lora.decoding.subtitles import FORMATS, Segment
 from asr_lora.evaluation import error_analysis as findings

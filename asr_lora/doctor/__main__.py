@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
 from asr_lora.doctor import installed
-from asr_lora.doctor.verdict import FAIL, WARN, Check, refused, told
+from asr_lora.doctor.check import FAIL, WARN, Check, refused, told
 from asr_lora.runtime.errors import UserError, WorldError
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ class Examination:
 
 def examine(config: "Config", scratch: Path, versions: Check) -> Examination:
     """All checks of a run, `versions` the first of them; `scratch` is for files that nobody wants afterwards."""
-    from asr_lora.doctor import checks, lesson, means  # noqa: PLC0415 (they import what `versions` had to try first)
+    from asr_lora.doctor import lesson, means  # noqa: PLC0415 (they import what `versions` had to try first)
+    from asr_lora.doctor import machine as checks  # noqa: PLC0415 (they import what `versions` had to try first)
     from asr_lora.plan import settled_here  # noqa: PLC0415 (as above)
 
     config, base = settled_here(config)

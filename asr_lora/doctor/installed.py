@@ -3,7 +3,7 @@
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-from asr_lora.doctor.verdict import FAIL, OK, Check
+from asr_lora.doctor.check import FAIL, OK, Check
 from asr_lora.runtime.errors import reason
 
 NAME = "versions"

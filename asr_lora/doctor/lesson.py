@@ -10,8 +10,8 @@ from transformers import WhisperConfig
 
 from asr_lora.data.dataset import Steps
 from asr_lora.data.features import IGNORED, log_mel, prompted
-from asr_lora.doctor.glimpse import Sight, UnseenError, counted, look, share_unusable
-from asr_lora.doctor.verdict import FAIL, OK, WARN, Check
+from asr_lora.doctor.check import FAIL, OK, WARN, Check
+from asr_lora.doctor.data import Sight, UnseenError, counted, look, share_unusable
 from asr_lora.model.pretrained import load_generation_config, load_processor
 from asr_lora.prepare import MOST_BAD, label_rule, language
 from asr_lora.runtime.errors import ChoiceError

@@ -11,9 +11,9 @@ import torch
 from huggingface_hub import constants
 
 from asr_lora.corpus import is_path, is_quick
-from asr_lora.doctor.checks import weights_are_here
-from asr_lora.doctor.glimpse import Sight
-from asr_lora.doctor.verdict import FAIL, OK, WARN, Check
+from asr_lora.doctor.check import FAIL, OK, WARN, Check
+from asr_lora.doctor.data import Sight
+from asr_lora.doctor.machine import weights_are_here
 from asr_lora.model import cost
 from asr_lora.model.hardware import Hardware, known_gpu
 from asr_lora.plan import durations, facts, here

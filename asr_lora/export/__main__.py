@@ -21,8 +21,9 @@ import torch
 
 from asr_lora.config.compose import Config
 from asr_lora.evaluation.hearing import heard
-from asr_lora.export import hf, hub, proof, source
-from asr_lora.export.source import Source
+from asr_lora.export import hf, hub, proof
+from asr_lora.export import verify as source
+from asr_lora.export.verify import Source
 from asr_lora.model import adapter
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware, free_memory, look

@@ -10,7 +10,7 @@ import gradio as gr
 from markupsafe import escape
 
 from asr_lora.app import answer
-from asr_lora.app.pair import WHICHEVER, Pair
+from asr_lora.app.models import WHICHEVER, Pair
 from asr_lora.config.stages import AppConfig
 from asr_lora.data.manifest import Clip, extension, sound
 from asr_lora.reporting.pages import environment

@@ -17,14 +17,14 @@ import numpy as np
 from filelock import FileLock, Timeout
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from asr_lora import space
 from asr_lora.config.compose import Config, plain
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch, load, words_of_job
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import ChoiceError, UserError, to_install
 from asr_lora.runtime.files import check_links, read_json
-from asr_lora.space import Setting
+from asr_lora.search import space
+from asr_lora.search.space import Setting
 from asr_lora.train import train
 
 try:
@@ -32,7 +32,7 @@ try:
     from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
 
-    from asr_lora import trials
+    from asr_lora.search import study as trials
 except ImportError as missing:
     absent = f"error: search: needs {missing.name}, which is not installed; {to_install('search')}"
     raise SystemExit(absent) from missing

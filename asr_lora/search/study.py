@@ -18,7 +18,7 @@ from rich.table import Table
 from asr_lora.reporting.pages import environment
 from asr_lora.reporting.tables import percent
 from asr_lora.runtime.files import write_text
-from asr_lora.space import Setting, typed
+from asr_lora.search.space import Setting, typed
 
 NOTE = "Dev WER of what a trial kept, of one that did not end the lowest; test was not looked at"
 

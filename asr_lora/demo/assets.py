@@ -15,11 +15,11 @@ import soundfile
 import torch
 from torchaudio.functional import resample
 
+from asr_lora.demo.espeak import RATE, EspeakError, Utterance, speak
+from asr_lora.demo.sentences import draw_sentences
 from asr_lora.runtime.console import progress, say
 from asr_lora.runtime.errors import WorldError, to_install
 from asr_lora.runtime.files import whole_file
-from asr_lora.synthetic.espeak import RATE, EspeakError, Utterance, speak
-from asr_lora.synthetic.sentences import draw_sentences
 
 RELEASE = "cv-corpus-demo-1.0-2026-11-23"
 CLIP_RATE = 32_000  # Hz, as today's Common Voice clips have

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import WhisperConfig
 
 from asr_lora.corpus.huggingface import PREFIX as HUB
-from asr_lora.doctor.verdict import FAIL, OK, WARN, Check
+from asr_lora.doctor.check import FAIL, OK, WARN, Check
 from asr_lora.model import cost
 from asr_lora.model import probes as probe
 from asr_lora.model.adapter import Tuned

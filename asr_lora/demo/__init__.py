@@ -1,0 +1,1 @@
+"""The main job on a machine without network accounts or a GPU."""
