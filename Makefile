@@ -86,7 +86,7 @@ test-all: $(INSTALLED)test ## everything
 
 fuzz: $(INSTALLED)test ## at least 20,000 broken inputs, other ones every time (nightly): CASES=50000 SEED=7 for more, or the same again
 	FUZZ_CASES=$(or $(CASES),20000) $(if $(SEED),FUZZ_SEED=$(SEED)) \
-	  $(PYTHON) -m pytest --timeout=7200 tests/test_fuzz_inputs.py tests/test_fuzz_runs.py
+	  $(PYTHON) -m pytest --timeout=7200 tests/robustness/test_fuzz_inputs.py tests/robustness/test_fuzz_runs.py
 
 audit: | $(UV) ## known vulnerabilities of all that uv.lock pins, extras too; asks PyPI's advisories, so it needs a network
 	@mkdir -p .uv

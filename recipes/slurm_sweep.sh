@@ -1,6 +1,6 @@
 #!/bin/sh
 # Ranks 4 to 32 as jobs of SLURM's queue, a GPU each, and the table of all at the end.
-# Untried on a real SLURM: submitit's local executor is what was tried (tests/test_launchers.py).
+# Untried on a real SLURM: submitit's local executor is what was tried (tests/runs/test_launchers.py).
 #   recipes/slurm_sweep.sh nl /shared/cv-corpus-25.0-...-nl.tar.gz /shared/runs [hydra overrides]
 # Once before:  uv sync --inexact --locked --extra slurm  (.uv/bin/uv where make fetched it), in a checkout on the
 # shared disk. The command waits for the last job: start it in tmux. What a job says is in <runs>/.hydra/.submitit/<job>/.

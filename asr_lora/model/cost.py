@@ -23,8 +23,8 @@ CPU_SLACK = 3.0  # the same of malloc, which gives little back: whisper-base hel
 
 # Kept for backward by kind of tuning, in bytes a width d (f = 4d): of an encoder layer a position, of a decoder layer a
 # token, and of a decoder layer a position that it attends to. In fp32 as autograd keeps them on a CPU, with dropout; in
-# half precision as counted under CUDA's casts (tests/test_kept_bytes.py), where inputs of norms stay fp32 and masks of
-# dropout are a byte each.
+# half precision as counted under CUDA's casts (tests/model/test_kept_bytes.py), where inputs of norms stay fp32 and
+# masks of dropout are a byte each.
 _QV = ((56, 76, 16), (30, 41, 7))
 KEPT = {
     "qv": _QV, "all_linear": ((116, 144, 24), (51, 65, 10)), "encoder": ((56, 52, 8), (30, 32, 4)),

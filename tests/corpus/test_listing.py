@@ -1,0 +1,171 @@
+"""What tables of one's own promise: columns guessed or named, rotten rows left out, parts cut to the sample."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from support.corpora import ROWS, lines_of, prepared, recordings
+from support.releases import clip_names, refusal, write_lines
+
+from asr_lora.corpus import Columns, open_corpus
+from asr_lora.data.manifest import place, waveform
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.speech.audio import PREROLL
+from asr_lora.speech.listening import listen
+
+# --- tables of one's own ----------------------------------------------------------------------------------------------
+
+
+def table_of(folder: Path, name: str, content: str) -> Path:
+    recordings(folder, ROWS[:3])
+    (folder / name).write_bytes(content.encode())
+    return folder / name
+
+
+FIRST = ROWS[0]["path"]
+
+
+@pytest.mark.parametrize("columns", [{}, {"path": "bestand", "text": "gezegd", "speaker": "wie"}])
+def test_columns_are_guessed_or_named(tmp_path: Path, columns: dict[str, str]) -> None:
+    header = ",".join(columns.values()) or "File_Name,Transcript,client_id"
+    table = table_of(tmp_path, "x.csv", f'{header},age\n{FIRST},"Ja, ""nou""",an,twenties\n')
+    corpus = open_corpus(table, "nl", Columns(columns))
+    assert corpus.tables["all"] == [{"client_id": "an", "path": FIRST, "sentence": 'Ja, "nou"', "age": "twenties"}]
+    assert corpus.fetch([FIRST]) == {FIRST: tmp_path / FIRST}
+
+
+@pytest.mark.parametrize(
+    ("header", "columns", "told"),
+    [
+        ("a,b", {}, "data.columns: no column of .*x.csv tells the path and the text, such as path, audio_filepath"),
+        ("path,b", {}, r"tells the text, such as sentence, .*say 'data.columns=\{text: <its name>\}'"),
+        ("path,b", {"text": "c"}, r"data.columns: text=c is no column of .*x.csv \(got: path, b\)"),
+    ],
+)
+def test_columns_that_are_not_there_are_told(tmp_path: Path, header: str, columns: dict[str, str], told: str) -> None:
+    with pytest.raises(ChoiceError, match=told):
+        open_corpus(table_of(tmp_path, "x.csv", f"{header}\n{FIRST},y\n"), "nl", Columns(columns))
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl"])
+def test_a_mark_of_byte_order_windows_lines_and_rotten_rows(tmp_path: Path, name: str) -> None:
+    rows = [(FIRST, "Eén"), (FIRST, "NUL\0"), ("../../etc/passwd", "weg"), ("", "niets"), (ROWS[1]["path"], "twee")]
+    if name == "x.jsonl":
+        lines = [json.dumps({"audio_filepath": path, "text": text}) for path, text in rows]
+        lines += ["[1, 2]", "{half", json.dumps({"audio_filepath": ROWS[2]["path"], "text": None})]
+    else:
+        mark = "\t" if name == "x.tsv" else ","
+        lines = [mark.join(("path", "text")), *(mark.join(row) for row in rows), "too" + mark * 2 + "many", "few", ""]
+    table = table_of(tmp_path, name, "\ufeff" + "\r\n".join(lines) + "\r\n")
+    corpus = open_corpus(table, "nl")
+    assert [row["sentence"] for row in corpus.tables["all"]][:2] == ["Eén", "twee"]
+    told = " | ".join(corpus.malformed["all"])
+    assert len(corpus.malformed["all"]) == 5 and "a NUL character" in told and "no path" in told
+    assert "leads out of the folder: ../../etc/passwd; write such a path from / on" in told
+    assert ("no JSON" if name == "x.jsonl" else "columns, not 2") in told
+
+
+def test_quotes_that_do_not_match_are_one_row_left_out_or_one_line(tmp_path: Path) -> None:
+    rows = [f"{row['path']},tekst {at}" for at, row in enumerate(ROWS[:3])]
+    lines = ["path,text", f'{FIRST},"open', f'{FIRST},dicht"', *rows]
+    corpus = open_corpus(table_of(tmp_path, "x.csv", "\n".join(lines)), "nl")
+    assert len(corpus.tables["all"]) == 3
+    assert corpus.malformed["all"] == ["lines 2 to 3: one row, for a quote is open at the end of a line"]
+    message = refusal(table_of(tmp_path, "y.csv", "\n".join([*lines[:2], *rows])))
+    assert "the quotes of" in message and "what begins on line 2" in message and ".tsv" in message
+
+
+def test_a_sentence_of_a_megabyte_is_a_row_like_others_and_tsv_stays_raw(tmp_path: Path) -> None:
+    corpus = open_corpus(table_of(tmp_path, "x.csv", f"path;text\n{FIRST};{'a' * 1_000_000}\n"), "nl")
+    assert len(corpus.tables["all"][0]["sentence"]) == 1_000_000
+    corpus = open_corpus(table_of(tmp_path, "x.tsv", f'path\ttext\n{FIRST}\t"open, null\n'), "nl")
+    assert corpus.tables["all"][0]["sentence"] == '"open, null'
+
+
+def test_a_split_column_splits_and_columns_that_pass_for_ours_are_renamed(tmp_path: Path) -> None:
+    said = [(ROWS[0]["path"], "een", "train"), (ROWS[1]["path"], "twee", "valid"), (ROWS[2]["path"], "drie", "fold 7")]
+    lines = ["file,text,split,weight,clip", *(f"{','.join(row)},9,x" for row in said)]
+    corpus = open_corpus(table_of(tmp_path, "x.csv", "\n".join(lines)), "nl")
+    assert {split: clip_names(corpus, split) for split in corpus.tables} == {"train": [said[0][0]], "dev": [said[1][0]]}
+    assert corpus.malformed["train"] == [f"{said[2][0]}: of the split fold 7"]
+    assert corpus.tables["train"][0].items() >= {"weight_": "9", "clip_": "x"}.items()
+    assert not {"weight", "clip"} & set(corpus.tables["train"][0])
+
+
+def test_absolute_paths_lead_anywhere_and_names_stay_apart(tmp_path: Path) -> None:
+    for folder in ("near/a", "near/b", "far"):
+        recordings(tmp_path / folder, ROWS[:1])
+    paths = ["a/" + FIRST, str(tmp_path / "near" / "b" / FIRST), str(tmp_path / "far" / FIRST)]
+    write_lines(tmp_path / "near" / "x.csv", ["path,text", *(f"{path},ja" for path in paths)])
+    corpus = open_corpus(tmp_path / "near", "nl")
+    names = clip_names(corpus, "all")
+    assert names == [f"a/{FIRST}", f"b/{FIRST}", str(tmp_path / "far" / FIRST).lstrip("/")]
+    assert len(set(corpus.fetch(names).values())) == 3 == len(corpus.sizes)
+
+
+def test_tables_of_no_split_files_that_are_elsewhere_and_nothing_usable_are_refused(tmp_path: Path) -> None:
+    lost = table_of(tmp_path / "lost", "x.csv", "path,text\nno/such.wav,ja\n")
+    assert "none of the first 1 files of" in refusal(lost) and "begins where its table lies" in refusal(lost)
+    table_of(tmp_path / "two", "a.csv", "path,text\n"), table_of(tmp_path / "two", "b.csv", "path,text\n")
+    assert "holds 2 tables (a.csv, b.csv), none called train, dev or test; name the one" in refusal(tmp_path / "two")
+    bad = table_of(tmp_path, "x.jsonl", "{half\n" + json.dumps({"path": "", "text": "x"}))
+    assert "has no row that can be used (left out: line 1: no JSON" in refusal(bad)
+    empty = table_of(tmp_path, "x.csv", "")
+    assert "(got: nothing)" in refusal(empty)
+
+
+# --- parts of recordings ----------------------------------------------------------------------------------------------
+
+
+def test_times_that_cannot_be_are_left_out_and_an_end_alone_begins_at_nought(tmp_path: Path) -> None:
+    times = ["0.5,1.25,", ",1.25,", "0,,", "1,,0.5", "1,1,", "x,2,", "-1,2,", "nan,2,", "0,31,", "2,,"]
+    lines = ["path,text,start,end,duration", *(f"{FIRST},ja,{time}" for time in times)]
+    corpus = open_corpus(table_of(tmp_path, "x.csv", "\n".join(lines)), "nl")
+    stem = FIRST.removesuffix(".mp3")
+    assert clip_names(corpus, "all") == [
+        f"{stem}-0000500-0001250.mp3", f"{stem}-0000000-0001250.mp3", FIRST, f"{stem}-0001000-0001500.mp3",
+        f"{stem}-0002000-end.mp3",
+    ]  # fmt: skip
+    assert corpus.durations[f"{stem}-0001000-0001500.mp3"] == 0.5
+    assert [line.partition(": ")[2] for line in corpus.malformed["all"]] == [
+        "ends at 1 s, before it begins (1 s)", "start is no time: x", "start is no time: -1", "start is no time: nan",
+        "longer than 30 s (31 s)",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac", "mp3"])
+def test_a_part_is_what_lies_between_its_times(words: list[str], tmp_path: Path, ending: str) -> None:
+    home = tmp_path / "talk"
+    home.mkdir()
+    sound = np.random.default_rng(0).uniform(-0.2, 0.2, 16_000 * 20).astype(np.float32)
+    soundfile.write(home / f"talk.{ending}", sound, 16_000)
+    whole = soundfile.read(home / f"talk.{ending}", dtype="float32")[0]
+    rows = [f"talk.{ending},zin {at},{at * 0.8 + 0.013},{at * 0.8 + 0.613},s{at % 6}" for at in range(24)]
+    write_lines(home / "talk.csv", ["file,text,start,end,speaker", *rows])
+    for clip in [clip for own in lines_of(prepared(words, home)).values() for clip in own]:
+        first = round(clip["start"] * 16_000)
+        assert np.abs(waveform(clip) - whole[first : first + 9_600]).max() < 1e-4
+        assert clip["duration"] == pytest.approx(0.6) and clip["id"] == clip["clip"].removesuffix(f".{ending}")
+
+
+def test_of_two_hours_only_the_part_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    minute = np.resize(np.sin(np.arange(16_000) / 9).astype(np.float32) / 3, 16_000 * 60)
+    with soundfile.SoundFile(tmp_path / "long.flac", "w", 16_000, 1) as file:
+        for _ in range(120):
+            file.write(minute)
+    write_lines(tmp_path / "x.csv", ["file,text,start,end", "long.flac,ja,7000.5,7003", "long.flac,nee,3600,"])
+    corpus = open_corpus(tmp_path, "nl")
+    counted: list[int] = []
+    read = soundfile.SoundFile.read
+
+    def watched(self: soundfile.SoundFile, frames: int = -1, *more: Any, **settings: Any) -> Any:
+        counted.append(frames)
+        return read(self, frames, *more, **settings)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", watched)
+    heard = [listen(place(row, tmp_path / "long.flac")) for row in corpus.tables["all"]]
+    assert heard[0].seconds == 2.5 and heard[1].problem == "longer than 30 s"
+    assert counted == [round((2.5 + PREROLL) * 16_000), round((31 + PREROLL) * 16_000)]

@@ -1,0 +1,510 @@
+"""What mdc: sources promise: fetched once, whole and verified, going on after a cut, each refusal in plain words.
+
+The server is ours, on loopback, and speaks what the datacollective SDK asks of Mozilla Data Collective: details of a
+data set, a download session, and the archive itself, in ranges.
+"""
+
+import gc
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support.releases import RELEASE, pack, write_release
+
+from asr_lora.corpus import mdc
+from asr_lora.evaluation.eval_sets import evaluated, refuse_unclear
+from asr_lora.plan import durations
+from asr_lora.prepare import prepare
+from asr_lora.runs.launch import load
+from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
+from asr_lora.runtime.files import read_json, read_jsonl
+
+# The SDK leaves the socket of a download that was refused to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
+ID, SLUG, KEY = "cmt95wvb80027qb6e2vezm3d9", "mcv-nl-v25.0", "a-key"
+PIECE = 1 << 16  # bytes, in which the SDK writes what comes
+ARCHIVE = f"{RELEASE}-nl.tar.gz"
+
+
+class Site:
+    """The server: what it holds, how it fails, and what was asked of it."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.asked, self.ranges = content, [], []
+        self.details: dict[str, Any] = {
+            "id": ID, "slug": SLUG, "filename": ARCHIVE, "sizeBytes": len(content),
+            "checksum": hashlib.sha256(content).hexdigest(), "datasetUrl": f"https://mdc.test/datasets/{ID}",
+        }  # fmt: skip
+        self.failing: dict[str, tuple[int, dict[str, str], bytes]] = {}  # by route: details, session, archive
+        self.cut_at: int | None = None  # bytes, after which the next download breaks off
+        self.on_cut = lambda: None
+        self.takes_ranges, self.slow = True, 0.0  # seconds before an archive is sent
+
+    def fails(self, route: str, status: int, body: Any = None, **headers: str) -> None:
+        told = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.failing[route] = (status, told, body if isinstance(body, bytes) else json.dumps(body or {}).encode())
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        routes = {
+            ("GET", f"/api/datasets/{ID}"): "details", ("GET", f"/api/datasets/{SLUG}"): "details",
+            ("POST", f"/api/datasets/{ID}/download"): "session", ("GET", "/storage/x?signature=secret"): "archive",
+        }  # fmt: skip
+        route = routes.get((request.command, request.path), "nowhere")
+        self.asked.append(route)
+        if route in self.failing:
+            self.send(request, *self.failing[route])
+        elif route == "nowhere":
+            self.send(request, 404, {}, b'{"error": "Dataset not found"}')
+        elif route == "details":
+            self.send(request, 200, {}, json.dumps(self.details).encode())
+        elif route == "archive":
+            self.send_archive(request)
+        elif request.headers["Authorization"] != f"Bearer {KEY}":
+            self.send(request, 401, {}, b'{"error": "Invalid API key"}')
+        else:
+            url = f"http://{request.headers['Host']}/storage/x?signature=secret"
+            facts = {"downloadUrl": url, "sizeBytes": str(self.details["sizeBytes"])}
+            self.send(request, 200, {}, json.dumps(facts | {"checksum": self.details["checksum"]}).encode())
+
+    def send(self, request: BaseHTTPRequestHandler, status: int, headers: dict[str, str], body: bytes) -> None:
+        request.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            request.send_header(name, value)
+        request.end_headers()
+        request.wfile.write(body)
+
+    def send_archive(self, request: BaseHTTPRequestHandler) -> None:
+        asked = request.headers["Range"]
+        self.ranges.append(asked)
+        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and self.takes_ranges else 0
+        if start >= len(self.content):
+            self.send(request, 416, {}, b"")
+            return
+        time.sleep(self.slow)
+        if self.cut_at is None:
+            self.send(request, 206 if start else 200, {}, self.content[start:])
+            return
+        request.send_response(206 if start else 200)
+        request.send_header("Content-Length", str(len(self.content) - start))
+        request.end_headers()
+        request.wfile.write(self.content[start : self.cut_at])
+        request.wfile.flush()
+        self.cut_at = None
+        self.on_cut()
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """An archive of several pieces."""
+    folder = tmp_path_factory.mktemp("mdc") / RELEASE
+    (write_release(folder) / "noise").write_bytes(random.Random(0).randbytes(8 * PIECE))  # tones pack to nothing
+    return pack(folder, folder.parent / ARCHIVE).read_bytes()
+
+
+@pytest.fixture
+def site(packed: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    made = Site(packed)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            made.answer(self)
+
+        def do_POST(self) -> None:
+            made.answer(self)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        monkeypatch.setenv("MDC_API_URL", f"http://127.0.0.1:{server.server_address[1]}/api")
+        monkeypatch.setenv("MDC_API_KEY", KEY)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield made
+        server.shutdown()
+        thread.join()
+    if "archive" in made.failing:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()  # here, and not in somebody else's test
+
+
+def refusal(kind: type[UserError], name: str = SLUG) -> str:
+    """What it says, which has to be a single line, with no key and no signed address, and leave nothing complete."""
+    with pytest.raises(kind) as error:
+        mdc.download(name)
+    message = str(error.value)
+    assert "\n" not in message and "secret" not in message and KEY not in message
+    assert complete() == []
+    return message
+
+
+def files() -> list[Path]:
+    return [file for file in Path(os.environ["ASR_LORA_CACHE"]).rglob("*") if file.is_file()]
+
+
+def complete() -> list[Path]:
+    return [file for file in files() if file.name == ARCHIVE]
+
+
+# --- fetched ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_data_set_is_fetched_and_prepared_like_any_archive(
+    site: Site, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load([*words, f"data.source=mdc:{SLUG}"])
+    prepare(config)
+    assert len(read_jsonl(config.run / "data" / "train.jsonl")) == 12
+    summary = read_json(config.run / "data" / "summary.json")
+    assert summary["release"] == RELEASE and summary["source"] == f"mdc:{SLUG}"
+    out, said = capsys.readouterr()
+    assert out == "" and f"mdc:{SLUG}: fetching {ARCHIVE}, {len(site.content) / 1e6:.1f} MB, into" in said
+    assert re.search(rf"fetching {ARCHIVE} \(MB\): \d+/\d+", said) and "checking (MB)" in said
+
+
+def test_what_is_complete_is_not_asked_for_again_under_either_of_its_names(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = mdc.download(SLUG)
+    assert archive.read_bytes() == site.content and archive.name == ARCHIVE
+    asked = list(site.asked)
+    monkeypatch.delenv("MDC_API_KEY")
+    assert mdc.download(SLUG) == mdc.download(ID) == archive
+    assert site.asked == asked and asked.count("archive") == 1
+
+
+def test_nothing_but_the_archive_and_its_records_stays(site: Site) -> None:
+    mdc.download(ID)
+    assert {file.name for file in files()} - {f"{ID}.lock"} == {ARCHIVE, f"{ID}.json", f"{SLUG}.json"}
+
+
+def test_an_emptied_cache_is_filled_again_for_a_run_that_was_prepared(
+    site: Site, words: list[str], private_cache: Path
+) -> None:
+    config = load([*words, f"data.source=mdc:{ID}"])
+    prepare(config)
+    shutil.rmtree(private_cache)
+    prepare(config)
+    clips = read_jsonl(config.run / "data" / "test.jsonl")
+    assert all(Path(clip["path"]).is_file() for clip in clips) and site.asked.count("archive") == 2
+
+
+def test_a_set_to_score_may_come_from_there_too(site: Site, words: list[str], release: Path) -> None:
+    site.content = pack_english(release.parent / "english")
+    site.details |= {"sizeBytes": len(site.content), "checksum": hashlib.sha256(site.content).hexdigest()}
+    asked = [*words, f"eval.sets=[{{source: 'mdc:{SLUG}', language: en}}]"]
+    prepare(load(words))
+    other = evaluated(load(asked))[1]
+    assert (other.name, other.language, len(other.clips)) == (f"{SLUG}-en", "en", 4)
+
+
+def pack_english(folder: Path) -> bytes:
+    rows = {
+        split: [
+            {"client_id": f"en-{split}-{at}", "path": f"en_{split}_{at}.mp3", "sentence": f"This is {at} of {split}."}
+            for at in range(4)
+        ]
+        for split in ("train", "dev", "test")
+    }
+    write_release(folder / RELEASE, "en", rows)
+    return pack(folder / RELEASE, folder / "en.tar.gz").read_bytes()
+
+
+def test_a_set_without_a_key_is_refused_before_training(
+    site: Site, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MDC_API_KEY")
+    with pytest.raises(ChoiceError, match="MDC_API_KEY: not set"):
+        refuse_unclear(load([*words, f"eval.sets=[{{source: 'mdc:{SLUG}'}}]"]))
+    assert site.asked == []
+
+
+def test_a_plan_downloads_nothing_and_needs_no_key(
+    site: Site, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MDC_API_KEY")
+    _, origin = durations(load([*words, f"data.source=mdc:{SLUG}"]))
+    assert origin.startswith("typical") and site.asked == []
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+def resumed_at(site: Site) -> int:
+    """The byte at which the second of two downloads began."""
+    first, second = site.ranges
+    assert first is None and second is not None
+    return int(second.removeprefix("bytes=").removesuffix("-"))
+
+
+def test_a_download_that_was_cut_goes_on_from_there(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    site.cut_at = len(site.content) // 2
+    message = refusal(WorldError)
+    assert "broke off (the connection was cut); what came is kept: type the same again" in message
+    capsys.readouterr()
+    assert mdc.download(SLUG).read_bytes() == site.content
+    start = resumed_at(site)
+    assert start == len(site.content) // 2 // PIECE * PIECE
+    assert f"going on from {start / 1e6:.1f} MB" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_it_and_it_goes_on_next_time(site: Site) -> None:
+    stopped = threading.Event()
+
+    def interrupt() -> None:
+        while not any(file.stat().st_size >= PIECE for file in files()):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        stopped.wait(20)
+
+    site.cut_at, site.on_cut = len(site.content) // 2, interrupt
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may ignore it
+    with pytest.raises(KeyboardInterrupt):
+        mdc.download(SLUG)
+    signal.signal(signal.SIGINT, usual)
+    stopped.set()
+    assert complete() == []
+    assert mdc.download(SLUG).read_bytes() == site.content
+    assert 0 < resumed_at(site) <= len(site.content) // 2
+
+
+def test_one_interrupted_after_its_last_byte_is_verified_and_not_fetched_again(site: Site) -> None:
+    partial = Path(os.environ["ASR_LORA_CACHE"]) / "downloads" / "mdc" / ID / "partial"
+    partial.mkdir(parents=True)
+    (partial / f"{ARCHIVE}.part").write_bytes(site.content)
+    (partial / f"{ARCHIVE}.checksum").write_text(site.details["checksum"])
+    assert mdc.download(SLUG).read_bytes() == site.content
+    assert site.ranges == []
+
+
+def test_a_data_set_that_changed_meanwhile_is_begun_anew(site: Site) -> None:
+    site.cut_at = len(site.content) // 2
+    refusal(WorldError)
+    site.content += b"more"
+    site.details |= {"sizeBytes": len(site.content), "checksum": hashlib.sha256(site.content).hexdigest()}
+    assert mdc.download(SLUG).read_bytes() == site.content
+    assert site.ranges == [None, None]
+
+
+def test_two_at_once_fetch_it_once(site: Site) -> None:
+    site.slow = 0.5
+    with ThreadPoolExecutor(2) as pool:
+        assert len(set(pool.map(mdc.download, (SLUG, ID)))) == 1
+    assert site.ranges == [None]
+
+
+# --- verified ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["", "sha256:"])
+def test_another_content_than_stated_is_refused_and_nothing_of_it_kept(site: Site, prefix: str) -> None:
+    right = site.content
+    site.details["checksum"] = f"{prefix}{site.details['checksum']}"
+    site.content = right[:-1] + bytes([right[-1] ^ 1])
+    message = refusal(WorldError)
+    assert f"{ARCHIVE} came damaged, SHA-256 {hashlib.sha256(site.content).hexdigest()} and not" in message
+    assert {file.suffix for file in files()} <= {".lock"}
+    site.content = right
+    assert mdc.download(SLUG).read_bytes() == right and site.ranges == [None, None]
+
+
+@pytest.mark.parametrize("state", ["shorter than stated", "all of it, when the rest was asked for"])
+def test_another_size_than_stated_is_refused_and_nothing_of_it_kept(site: Site, state: str) -> None:
+    if state.startswith("shorter"):
+        site.details["sizeBytes"] += 10
+    else:
+        site.takes_ranges, site.cut_at = False, 2 * PIECE
+        refusal(WorldError)
+    assert re.search(r"came damaged, [\d,]+ bytes and not [\d,]+; nothing of it was kept", refusal(WorldError))
+    assert {file.suffix for file in files()} <= {".lock"}
+
+
+def test_where_no_checksum_is_stated_that_is_said(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    site.details["checksum"] = None
+    assert mdc.download(SLUG).read_bytes() == site.content
+    assert "states no checksum for it; its size is right" in capsys.readouterr().err
+
+
+# --- refused ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_key_is_told_with_the_page_that_makes_one(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MDC_API_KEY")
+    message = refusal(ChoiceError)
+    assert message.startswith("MDC_API_KEY: not set") and "mozilladatacollective.com/profile/credentials" in message
+    assert site.asked == []
+
+
+def test_a_key_with_a_line_break_is_told_and_not_shown(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MDC_API_KEY", f"{KEY}\n")
+    assert refusal(ChoiceError).startswith("MDC_API_KEY: a key holds no spaces, line breaks")
+
+
+def test_401_is_told_as_the_key(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MDC_API_KEY", "another")
+    message = refusal(ChoiceError)
+    assert message.startswith("MDC_API_KEY: Mozilla Data Collective does not take this key") and "401" in message
+
+
+def test_403_is_told_as_terms_with_the_page_to_accept_them_on(site: Site) -> None:
+    site.fails("session", 403, {"error": "You must agree\nto the terms"})
+    message = refusal(ChoiceError)
+    assert message == (
+        f"mdc:{SLUG}: its terms are not accepted, or you are not approved (HTTP 403: You must agree to the terms); "
+        f"sign in, accept them on https://mdc.test/datasets/{ID}, and type the same again"
+    )
+
+
+def test_404_is_told_as_the_id_with_where_ids_are(site: Site) -> None:
+    message = refusal(ChoiceError, "mcv-nl-v99")
+    assert message.startswith("mdc:mcv-nl-v99: Mozilla Data Collective has no such data set (HTTP 404: Dataset not")
+    assert "mozilladatacollective.com/datasets/<id>" in message
+
+
+@pytest.mark.parametrize("route", ["details", "session", "archive"])
+@pytest.mark.parametrize(
+    ("after", "says"),
+    [
+        ("90", r"type the same again after \d{4}-\d\d-\d\d \d\d:\d\d$"),
+        ("a date", r"type the same again after \d{4}-\d\d-\d\d \d\d:\d\d$"),
+        ("", r"type the same again later \(it does not say when\)$"),
+        ("soon", r"type the same again later \(it does not say when\)$"),
+    ],
+)
+def test_429_is_told_as_the_limit_with_when_to_try_again(site: Site, route: str, after: str, says: str) -> None:
+    after = formatdate(time.time() + 90, usegmt=True) if after == "a date" else after
+    site.fails(route, 429, {"error": "Daily download limit reached"}, **({"Retry_After": after} if after else {}))
+    assert re.search(says, refusal(WorldError))
+
+
+@pytest.mark.parametrize(
+    ("route", "status", "says"),
+    [
+        ("session", 402, "has to be paid for (HTTP 402"),
+        ("details", 410, "was taken down (HTTP 410"),
+        ("details", 400, "has no such data set (HTTP 400"),
+        ("session", 503, "Mozilla Data Collective failed (HTTP 503); try again later"),
+        ("archive", 403, "fetching it broke off (HTTP 403); what came is kept"),
+        ("archive", 500, "fetching it broke off (HTTP 500); what came is kept"),
+    ],
+)
+def test_other_refusals_are_one_line_too(site: Site, route: str, status: int, says: str) -> None:
+    site.fails(route, status)
+    assert says in refusal(UserError)
+
+
+@pytest.mark.parametrize("route", ["details", "session"])
+@pytest.mark.parametrize("body", [b"<html>log in to this wireless network</html>", b"{}"])
+def test_an_answer_that_is_none_of_theirs_is_told(site: Site, route: str, body: bytes) -> None:
+    site.fails(route, 200, body)
+    assert "cannot read what Mozilla Data Collective answered" in refusal(WorldError)
+
+
+@pytest.mark.parametrize(
+    "filename", ["../../evil.tar.gz", "/etc/evil.tar.gz", "..", ".evil", "", None, "a\0.tar", "a\n.tar", "a" * 300]
+)
+def test_a_file_name_that_leads_elsewhere_is_refused(site: Site, filename: str | None) -> None:
+    site.details["filename"] = filename
+    assert "names no file to download" in refusal(WorldError)
+
+
+def test_a_refused_connection_is_told_as_the_network(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MDC_API_URL", "http://127.0.0.1:1/api")
+    assert "cannot reach Mozilla Data Collective (Connection refused); look to the network" in refusal(WorldError)
+
+
+def test_a_disk_too_small_is_told_before_anything_is_fetched(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mdc.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    message = refusal(WorldError)
+    assert re.search(r"needs [\d.]+ MB more, and \S+ has 0.0 MB free; make room there", message)
+    assert site.asked == ["details"]
+
+
+def test_a_disk_that_fills_up_is_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> Path:
+        from datacollective.errors import DownloadError  # noqa: PLC0415
+
+        raise DownloadError(0, 0, 1, "x") from OSError(28, "No space left on device")
+
+    monkeypatch.setattr("datacollective.download_dataset", full)
+    assert "No space left on device; free some space there" in refusal(WorldError)
+
+
+def test_a_cache_that_cannot_be_written_is_told(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ASR_LORA_CACHE", str(tmp_path / "file"))
+    message = refusal(WorldError)
+    assert message.startswith("cannot write") and "ASR_LORA_CACHE" in message
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "../a", "a..b", ".a", "-a", "a b", "a?b", "a#b", "a%2e", "é", "a\n"])
+def test_what_is_no_id_or_slug_is_refused_before_anything_is_asked(site: Site, name: str) -> None:
+    with pytest.raises(ChoiceError, match="must be a data set's id or slug"):
+        mdc.download(name)
+    assert site.asked == [] and files() == []
+
+
+def test_the_address_of_its_page_is_answered_with_its_name(site: Site) -> None:
+    message = refusal(ChoiceError, f"https://mozilladatacollective.com/datasets/{ID}")
+    assert message.endswith(f"did you mean mdc:{ID}?")
+
+
+def test_a_missing_sdk_is_one_line_with_the_way_out(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datacollective", None)
+    assert "needs the package datacollective" in refusal(WorldError)
+
+
+READ = """
+import os, sys
+from asr_lora.corpus import mdc
+from asr_lora.runtime.errors import ChoiceError
+before = dict(os.environ)
+try:
+    mdc.check("mcv-nl-v25.0")
+    print("taken")
+except ChoiceError as error:
+    print(error)
+assert "datacollective" in sys.modules
+print({name for name in {**before, **os.environ} if before.get(name) != os.environ.get(name)})
+"""
+
+
+@pytest.mark.parametrize("key", [None, "mine"])
+@pytest.mark.parametrize("switch", [None, "0"])
+def test_a_dotenv_file_in_the_working_folder_is_not_read(tmp_path: Path, key: str | None, switch: str | None) -> None:
+    lines = ["MDC_API_KEY=theirs", "MDC_API_URL=http://127.0.0.1:1/api", "HF_ENDPOINT=http://127.0.0.1:1", "OTHER=1"]
+    (tmp_path / "work" / "deep").mkdir(parents=True)
+    for folder in (tmp_path / "work", tmp_path / "work" / "deep"):
+        (folder / ".env").write_text("\n".join(lines))
+    given = {"MDC_API_KEY": key, "PYTHON_DOTENV_DISABLED": switch, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {name: value for name, value in {**os.environ, **given}.items() if value is not None}
+    if key is None:
+        environment.pop("MDC_API_KEY", None)
+    done = subprocess.run(
+        [sys.executable, "-c", READ], cwd=tmp_path / "work" / "deep", env=environment, capture_output=True, text=True,
+        check=False, timeout=120,
+    )  # fmt: skip
+    said, changed = done.stdout.splitlines()
+    assert said == "taken" if key else said.startswith("MDC_API_KEY: not set"), done.stderr
+    assert changed == "set()"

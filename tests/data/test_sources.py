@@ -1,0 +1,204 @@
+"""What every kind of speech behind data.source promises: one table of utterances, through prepare to a manifest."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from support.corpora import (
+    COMMON,
+    ROWS,
+    SPONTANEOUS,
+    Kind,
+    audiofolder,
+    audiofolder_of_one_table,
+    csv_alone,
+    csv_itself,
+    kaldi,
+    kaldi_segments,
+    lines_of,
+    nemo,
+    nemo_segments,
+    parquet,
+    parquet_alone,
+    prepared,
+    recordings,
+    saved,
+    splits_of,
+    spontaneous,
+    spontaneous_archive,
+    tsv_of_splits,
+)
+from support.releases import clip_names, pack, refusal, write_lines
+
+from asr_lora.corpus import is_path, is_quick, open_corpus
+from asr_lora.data.manifest import waveform
+from asr_lora.plan import durations
+from asr_lora.prepare import drawn_from, prepare
+from asr_lora.runs.launch import load
+from asr_lora.runtime.files import read_json
+
+WITH_SPLITS = [tsv_of_splits, nemo, kaldi, spontaneous, spontaneous_archive, parquet, audiofolder,
+               audiofolder_of_one_table]  # fmt: skip
+WITHOUT = [csv_alone, csv_itself, nemo_segments, kaldi_segments, parquet_alone, saved]
+
+
+@pytest.mark.parametrize("kind", WITH_SPLITS)
+def test_a_source_with_splits_becomes_a_manifest_of_them(words: list[str], tmp_path: Path, kind: Kind) -> None:
+    lines = lines_of(prepared(words, kind(tmp_path / "speech")))
+    assert {split: len(own) for split, own in lines.items()} == COMMON
+    assert len({line["id"] for own in lines.values() for line in own}) == 24
+    for split, rows in splits_of().items():
+        assert {line["text"] for line in lines[split]} == {row["sentence"] for row in rows}
+    heard = waveform(lines["train"][0])
+    assert heard.dtype == np.float32 and len(heard) == pytest.approx(0.3 * 16_000, abs=600)
+
+
+@pytest.mark.parametrize("kind", WITHOUT)
+def test_a_source_without_splits_is_split_by_whole_speakers(words: list[str], tmp_path: Path, kind: Kind) -> None:
+    lines = lines_of(prepared(words, kind(tmp_path / "speech")))
+    speakers = {split: {line["speaker"] for line in own} for split, own in lines.items()}
+    assert sum(map(len, lines.values())) == 24 == len({line["id"] for own in lines.values() for line in own})
+    assert sum(map(len, speakers.values())) == 6 == len(set().union(*speakers.values()))
+    assert all(line["duration"] == pytest.approx(0.3, abs=0.05) for own in lines.values() for line in own)
+
+
+@pytest.mark.parametrize("kind", [csv_alone, kaldi, kaldi_segments, nemo_segments, spontaneous, parquet])
+def test_another_corpus_is_scored_from_every_kind(words: list[str], tmp_path: Path, kind: Kind) -> None:
+    config = load(words)
+    prepare(config)
+    clips, available, _ = drawn_from(config, str(kind(tmp_path / "speech")), "nl", "test", 3)
+    assert len(clips) == 3 and available in (4, 24)
+
+
+@pytest.mark.parametrize("kind", [nemo, kaldi_segments, spontaneous])
+def test_a_plan_takes_the_durations_that_a_source_tells_and_hears_nothing(
+    words: list[str], tmp_path: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = kind(tmp_path / "speech")
+    monkeypatch.setattr(soundfile, "SoundFile", None)
+    seconds, origin = durations(load([*words, f"data.source={source}"]))
+    assert origin == str(source) and seconds["train"] == pytest.approx([0.3] * len(seconds["train"]))
+
+
+def test_what_has_to_be_converted_or_fetched_is_not_opened_by_a_plan(words: list[str], tmp_path: Path) -> None:
+    for source in (parquet(tmp_path / "speech"), "hf:owner/name:nl"):
+        assert "typical" in durations(load([*words, f'data.source="{source}"']))[1]
+    assert not is_path("hf:owner/name") and not is_quick(tmp_path / "speech")
+
+
+# --- Spontaneous Speech -----------------------------------------------------------------------------------------------
+
+
+def test_untranscribed_unassigned_and_overlong_answers_are_left_out_and_named(tmp_path: Path) -> None:
+    said = {"client_id": "x", "duration_ms": 900, "transcription": "Nou [um] ja", "split": "unassigned"}
+    more = [
+        said | {"audio_file": "a.mp3"},
+        said | {"audio_file": "b.mp3", "transcription": " ", "split": "train"},
+        said | {"audio_file": "c.mp3", "duration_ms": 45_000, "split": "test"},
+    ]
+    corpus = open_corpus(spontaneous(tmp_path, more), "nl")
+    assert {split: len(rows) for split, rows in corpus.tables.items()} == COMMON
+    assert corpus.malformed["train"] == ["line 27: nobody has transcribed it", "a.mp3: of the split unassigned"]
+    assert corpus.malformed["test"] == ["line 28: longer than 30 s (45 s)"]
+    assert set(corpus.durations.values()) == {0.3}
+
+
+def test_a_release_in_which_nothing_is_assigned_is_one_table(tmp_path: Path) -> None:
+    corpus = open_corpus(spontaneous(tmp_path, split="unassigned"), "nl")
+    assert {split: len(rows) for split, rows in corpus.tables.items()} == {"all": 24}
+    assert corpus.release == "sps-corpus-3.0-2026-03-09-nl"
+
+
+def test_its_archive_reads_as_its_folder_and_other_languages_beside_it_are_let_be(tmp_path: Path) -> None:
+    release = spontaneous(tmp_path / "both")
+    other = tmp_path / "both" / "sps-corpus-3.0-2026-03-09-fy-NL"
+    recordings(other / "audios", ROWS[:1])
+    write_lines(other / "ss-corpus-fy-NL.tsv", ["\t".join(SPONTANEOUS)])
+    archive = pack(tmp_path / "both", tmp_path / "both.tar.gz")
+    packed, unpacked = open_corpus(archive, "nl"), open_corpus(tmp_path / "both", "nl")
+    assert packed.tables == unpacked.tables and packed.release == unpacked.release == release.name
+    assert packed.sizes == unpacked.sizes and packed.durations == unpacked.durations
+    names = clip_names(packed, "test")
+    assert [file.read_bytes() for file in packed.fetch(names).values()] == [
+        (release / "audios" / name).read_bytes() for name in names
+    ]
+    for source in (archive, tmp_path / "both"):
+        assert "holds fy-NL, nl, not es; write data.language=fy-NL" in refusal(source, "es")
+
+
+def test_nothing_but_plain_files_of_its_own_folders_is_ever_written(tmp_path: Path, private_cache: Path) -> None:
+    def member(name: str, content: bytes, kind: bytes = tarfile.REGTYPE) -> tuple[tarfile.TarInfo, io.BytesIO]:
+        made = tarfile.TarInfo(name)
+        made.size, made.type, made.linkname = len(content), kind, "/etc/passwd"
+        return made, io.BytesIO(content)
+
+    table = "client_id\taudio_file\tduration_ms\ttranscription\tsplit\n"
+    table += "".join(f"x\t{number}.mp3\t300\thoi\ttrain\n" for number in range(5))
+    with tarfile.open(tmp_path / "hostile.tar", "w") as packed:
+        for one in (
+            member("s/ss-corpus-nl.tsv", table.encode()),
+            member("s/audios/0.mp3", b"good"),
+            member("s/audios/1.mp3", b"", tarfile.SYMTYPE),
+            member("s/audios/../../2.mp3", b"dotted"),
+            member("/s/audios/3.mp3", b"absolute"),
+            member("other/audios/4.mp3", b"elsewhere"),
+        ):
+            packed.addfile(*one)
+    corpus = open_corpus(tmp_path / "hostile.tar", "nl")
+    assert set(corpus.fetch(clip_names(corpus, "train"))) == {"0.mp3"} == set(corpus.sizes)
+    kept = {path.name for path in private_cache.rglob("*") if path.is_file()}
+    assert kept == {"ss-corpus-nl.tsv", "members.json", "0.mp3"}
+
+
+# --- Kaldi ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["touch {home}/run; cat x.wav |", "flac -cd a.flac|", "feats.ark:123"])
+def test_no_command_of_wav_scp_is_ever_run(tmp_path: Path, place: str) -> None:
+    write_lines(tmp_path / "wav.scp", ["a " + place.format(home=tmp_path)])
+    write_lines(tmp_path / "text", ["a hoi"])
+    message = refusal(tmp_path)
+    assert f"line 1 of {tmp_path}/wav.scp is a" in message and "write the audio out once and name the files" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_utterances_without_recording_or_times_are_left_out_and_named(tmp_path: Path) -> None:
+    source = kaldi_segments(tmp_path / "k")
+    with (source / "text").open("a") as text, (source / "segments").open("a") as segments:
+        text.write("x1 geen tijden\nx2 geen opname\nx3 te veel\nx4 tot het eind\nx5\n")
+        segments.write("x2 nowhere 1 2\nx3 talk 1 2 1\nx4 talk 12.5 -1\nx5 talk 2 1\n")
+    corpus = open_corpus(source, "nl")
+    assert [line.partition(": ")[2] for line in corpus.malformed["all"]] == [
+        "x1 is not in segments", "nowhere is not in wav.scp",
+        "x3 has 4 fields in segments, not recording, start and end", "ends at 1 s, before it begins (2 s)",
+    ]  # fmt: skip
+    last = corpus.tables["all"][-1]
+    assert last == {"client_id": "", "path": "x4.wav", "sentence": "tot het eind", "start": "12.500000"}
+
+
+def test_relative_paths_of_kaldi_begin_where_the_recipe_was_run(tmp_path: Path) -> None:
+    source = kaldi(tmp_path / "recipe")
+    for scp in source.glob("*/wav.scp"):
+        scp.write_text(scp.read_text().replace(f"{tmp_path}/recipe/", ""))
+    corpus = open_corpus(source, "nl")
+    assert len(corpus.fetch(clip_names(corpus, "train"))) == 16
+    (source / "dev" / "text").unlink()
+    assert f"no text beside {source}/dev/wav.scp" in refusal(source)
+
+
+# --- several kinds at once --------------------------------------------------------------------------------------------
+
+
+def test_sources_of_several_kinds_are_one_corpus(words: list[str], tmp_path: Path) -> None:
+    kinds = (csv_alone, kaldi, spontaneous_archive, parquet)
+    each = [f"{{path: {kind(tmp_path / kind.__name__)}, weight: 2}}" for kind in kinds]
+    run = prepared(words, None, "data.source=null", f"data.sources=[{','.join(each)}]")
+    facts = read_json(run / "data" / "summary.json")
+    lines = lines_of(run)
+    assert len({line["id"] for own in lines.values() for line in own}) == sum(map(len, lines.values()))
+    assert len({line["source"] for line in lines["test"]}) == 4
+    # Whom the table without splits holds out the others train on: they are the same people.
+    assert facts["leaks_dropped_from_train"]["speaker"] > 0

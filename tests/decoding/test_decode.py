@@ -1,0 +1,321 @@
+"""Decoding: plain `generate`'s tokens where the context is full, batches of like length, runaways cut and counted."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from support.models import tiny_tokenizer, tiny_whisper
+from support.releases import tone
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from asr_lora.data.features import log_mel
+from asr_lora.decoding.generate import Decoding, Worn, batches, transcribe, transcribe_long, transcribe_once
+from asr_lora.demo.espeak import RATE, Utterance, speak
+from asr_lora.demo.wheels import whisper_base_from_wheels
+from asr_lora.model import whisper
+from asr_lora.model.memory import Capacity
+from asr_lora.model.pretrained import load_processor
+from asr_lora.runtime.console import progress
+from asr_lora.runtime.errors import WorldError
+from asr_lora.speech import audio
+
+USUAL = Decoding(
+    language="nl", task="transcribe", num_beams=1, max_new_tokens=60, tokens_per_second=40, margin=None,
+    batch_size=8,
+)  # fmt: skip
+
+
+@pytest.fixture
+def model() -> WhisperForConditionalGeneration:
+    return tiny_whisper(tiny_tokenizer())
+
+
+@pytest.fixture
+def processor(tiny_checkpoint: Path) -> WhisperProcessor:
+    return load_processor(str(tiny_checkpoint))
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> list[dict[str, Any]]:
+    lengths = [0.5, 2.0, 1.0, 0.4, 3.0]
+    for at, seconds in enumerate(lengths):
+        (tmp_path / f"{at}.mp3").write_bytes(tone(str(at), seconds))
+    return [{"path": str(tmp_path / f"{at}.mp3"), "duration": seconds} for at, seconds in enumerate(lengths)]
+
+
+def plainly(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: Sequence[dict[str, Any]],
+    **settings: Any,
+) -> list[list[int]]:
+    """Tokens by `generate` as anyone would call it: one batch at 30 s, in the order of the clips."""
+    waveforms = [audio.load(Path(clip["path"])) for clip in clips]
+    with torch.inference_mode():
+        rows = model.generate(log_mel(waveforms, processor.feature_extractor), task="transcribe", **settings).tolist()
+    end = processor.tokenizer.eos_token_id
+    return [row[: row.index(end)] if end in row else row for row in rows]
+
+
+@pytest.mark.parametrize("margin", [None, 1.0])
+def test_a_hypothesis_depends_neither_on_the_clips_beside_it_nor_on_how_many_fit(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: list[dict[str, Any]],
+    margin: float | None,
+) -> None:
+    settings = replace(USUAL, margin=margin)
+    together = transcribe(model, processor, clips, settings)
+    assert together == [transcribe(model, processor, [clip], settings)[0] for clip in clips]
+    assert together == transcribe(model, processor, clips, replace(settings, batch_size=2))
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_what_the_model_may_never_say_is_never_said_as_in_plain_generate(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: list[dict[str, Any]],
+    num_beams: int,
+) -> None:
+    settings = replace(USUAL, num_beams=num_beams, max_new_tokens=8)
+    freely = {token for hypothesis in transcribe(model, processor, clips, settings) for token in hypothesis.tokens}
+    model.generation_config.suppress_tokens = sorted(freely)
+    heard = [hypothesis.tokens for hypothesis in transcribe(model, processor, clips, settings)]
+    assert not freely & {token for tokens in heard for token in tokens}
+    plain = plainly(model, processor, clips, language="nl", num_beams=num_beams, max_new_tokens=8)
+    assert heard == [tokens[:8] for tokens in plain]  # a random model says timestamps too, and is then heard on
+
+
+def test_what_runs_away_is_cut_where_its_own_seconds_end_and_told(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
+) -> None:
+    heard = transcribe(model, processor, clips, replace(USUAL, tokens_per_second=10))  # an untrained one never stops
+    assert all(hypothesis.cut for hypothesis in heard)
+    assert [len(hypothesis.tokens) for hypothesis in heard] == [29, 44, 34, 28, 54]  # 24, and 10 a second
+    limited = transcribe(model, processor, clips, replace(USUAL, max_new_tokens=5))
+    assert [len(hypothesis.tokens) for hypothesis in limited] == [5] * 5
+
+
+def test_what_runs_away_at_a_short_context_is_heard_again_at_thirty_seconds_and_told(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
+) -> None:
+    at_full = transcribe(model, processor, clips, USUAL)
+    heard = transcribe(model, processor, clips, replace(USUAL, margin=1.0))  # an untrained one never stops
+    assert [hypothesis.again for hypothesis in heard] == [True] * len(clips)
+    assert [hypothesis.tokens for hypothesis in heard] == [hypothesis.tokens for hypothesis in at_full]
+    assert not any(hypothesis.again for hypothesis in at_full)
+
+
+def test_progress_is_told_of_clips_that_are_heard_again_before_and_while_they_are(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
+) -> None:
+    total, done, bar = len(clips), 0, []
+
+    def expect(count: int) -> None:
+        nonlocal total
+        total += count
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        bar.append((done, total))
+
+    transcribe(model, processor, clips, replace(USUAL, margin=1.0, batch_size=2), advance, expect)
+    assert bar == [(1, 5), (2, 5), (5, 5), (7, 10), (9, 10), (10, 10)]
+    transcribe(model, processor, clips, USUAL, advance, expect)  # at 30 s nothing is heard again
+    assert total == 10
+
+
+def test_a_bar_that_is_told_of_more_work_does_not_stand_at_its_end() -> None:
+    with progress("decoding", total=4) as bar:
+        bar.advance(4)
+        bar.expect(2)
+        task = bar._shown.tasks[0]
+        assert (task.completed, task.total, task.finished) == (4, 6, False)
+        bar.advance(2)
+        assert task.completed == task.total
+
+
+def test_a_clips_short_context_follows_from_its_own_seconds_and_like_contexts_are_heard_together(
+    clips: list[dict[str, Any]],
+) -> None:
+    durations = [clip["duration"] for clip in clips]
+    assert batches(durations, batch_size=1, margin=1.0) == [([4], 5.12), ([1], 3.84), ([2, 0, 3], 2.56)]
+    many = batches([0.5] * 9, batch_size=1, margin=1.0)  # four times as many rows as at 30 s, at most
+    assert [len(batch) for batch, _ in many] == [4, 4, 1]
+    few_long = [seconds for _, seconds in batches([26.0, 19.1, 15.5, 13.3, 8.1, 6.0], batch_size=8, margin=1.0)]
+    assert few_long == [30.0, 20.48, 15.36, 10.24, 7.68]
+    assert batches(durations, batch_size=2, margin=None) == [([4, 1], 30.0), ([2, 0], 30.0), ([3], 30.0)]
+
+
+def test_the_model_sees_the_short_context_and_is_at_thirty_seconds_again_afterwards(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
+) -> None:
+    seen: list[int] = []
+    hook = model.get_encoder().conv1.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[-1]))
+    transcribe(model, processor, clips, replace(USUAL, batch_size=1))
+    at_full, seen[:] = list(seen), []
+    assert set(at_full) == {3000}
+    transcribe(model, processor, clips, replace(USUAL, margin=1.0, batch_size=1))
+    hook.remove()
+    assert seen == [512, 384, 256, *at_full]  # an untrained one never stops, so all five are heard again
+    assert model.config.max_source_positions == whisper.MAX_POSITIONS
+
+
+FULL = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cublasLt ran into an error!\n\tshapeA=torch.Size([5, 5])"),
+]
+
+
+class Small:
+    """A device that has memory for so many rows in the encoder at once; `sizes` are those of every try.
+
+    The model says no timestamps, after which a random one is heard on from there.
+    """
+
+    def __init__(self, model: WhisperForConditionalGeneration, rows: int, error: RuntimeError = FULL[0]) -> None:
+        self.rows, self.error = rows, error
+        self.sizes: list[int] = []
+        first = model.generation_config.no_timestamps_token_id + 1
+        model.generation_config.suppress_tokens = list(range(first, model.config.vocab_size))
+        model.get_encoder().conv1.register_forward_pre_hook(self)
+
+    def __call__(self, module: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
+        self.sizes.append(len(args[0]))
+        if len(args[0]) > self.rows:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", FULL, ids=["torch", "cublas", "bitsandbytes"])
+def test_where_memory_runs_out_a_batch_is_decoded_by_halves_and_says_the_same(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: list[dict[str, Any]],
+    error: RuntimeError,
+) -> None:
+    memory = Small(model, 5, error)
+    whole = transcribe(model, processor, clips, USUAL)
+    memory.rows = 2
+    assert transcribe(model, processor, clips, USUAL) == whole
+    assert memory.sizes == [5, 5, 2, 2, 1]
+
+
+def test_what_ran_out_once_is_not_tried_again_and_said_once(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    many, settings = [clips[at % len(clips)] for at in range(12)], replace(USUAL, batch_size=4)
+    memory, capacity = Small(model, 4), Capacity()
+    whole = transcribe(model, processor, many, settings, capacity=capacity)
+    memory.rows = 2
+    assert transcribe(model, processor, many, settings, capacity=capacity) == whole
+    assert memory.sizes == [4, 4, 4, 4, 2, 2, 2, 2, 2, 2]  # a batch of four is tried once more, and then none
+    assert capacity.seconds == 2 * audio.MAX_SECONDS
+    assert transcribe(model, processor, many, settings, capacity=capacity) == whole
+    assert memory.sizes[10:] == [2] * 6
+    told = [line for line in capsys.readouterr().err.splitlines() if "memory ran out" in line]
+    assert len(told) == 1 and "at most 60 s of context at once" in told[0]
+
+
+def test_what_fits_is_reckoned_in_seconds_of_context_and_every_beam_counts(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
+) -> None:
+    memory, capacity = Small(model, 2), Capacity()
+    beams = replace(USUAL, num_beams=2, max_new_tokens=4, margin=1.0)  # one clip at 5.12 s, one at 3.84, three at 2.56
+    transcribe_once(model, processor, clips, beams, capacity=capacity)
+    assert memory.sizes == [1, 1, 3, 1, 1, 1]
+    assert capacity.seconds == pytest.approx(3 * 2 * 2.56 / 2)
+    memory.sizes.clear()
+    transcribe_once(model, processor, clips, replace(beams, num_beams=1), capacity=capacity)
+    assert memory.sizes == [1, 1, 3, 1, 1, 1]
+    assert capacity.seconds == pytest.approx(3 * 2.56 / 2)
+
+
+def test_rows_that_wear_adapters_keep_theirs_where_memory_runs_out(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
+) -> None:
+    languages = ["nl", "es", "de", "fr", "it"]
+    seen = []
+    monkey = model.generate
+
+    def generate(*args: Any, adapter_names: list[str], language: list[str], **settings: Any) -> torch.Tensor:
+        seen.append((len(settings["input_features"]), adapter_names, language))
+        return monkey(*args, language=language, **settings)
+
+    model.generate = generate
+    Small(model, 2)
+    transcribe_once(
+        model, processor, clips, replace(USUAL, max_new_tokens=4), worn=[Worn(each, each) for each in languages]
+    )
+    longest_first = ["it", "es", "de", "nl", "fr"]
+    assert seen[0] == (5, longest_first, longest_first)
+    assert [names for _, names, _ in seen[1:]] == [longest_first[:2], longest_first[2:4], longest_first[4:]]
+
+
+@pytest.mark.parametrize("error", FULL, ids=["torch", "cublas", "bitsandbytes"])
+def test_a_clip_that_does_not_fit_alone_is_told_in_one_line(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: list[dict[str, Any]],
+    error: RuntimeError,
+) -> None:
+    memory = Small(model, 0, error)
+    with pytest.raises(WorldError, match="not even one clip at a time fits") as refused:
+        transcribe(model, processor, clips, USUAL)
+    assert str(error).splitlines()[0] in str(refused.value) and "\n" not in str(refused.value)
+    assert memory.sizes == [5, 2, 1]
+    with pytest.raises(WorldError, match="not even one clip at a time fits"):
+        transcribe_long(model, processor, audio.load(Path(clips[0]["path"])), USUAL)
+
+
+def test_an_error_that_is_no_lack_of_memory_is_not_tried_again(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
+) -> None:
+    memory = Small(model, 0, RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"))
+    with pytest.raises(RuntimeError, match="EXECUTION_FAILED"):
+        transcribe(model, processor, clips, USUAL)
+    assert memory.sizes == [5]
+
+
+@pytest.fixture
+def every_core() -> Iterator[None]:
+    """Real weights want the threads that the tiny ones do without."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(usual)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_beams", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_real_weights_say_at_thirty_seconds_what_plain_generate_says_token_for_token(
+    every_core: None, tmp_path: Path, num_beams: int
+) -> None:
+    checkpoint = str(whisper_base_from_wheels())
+    model, processor = whisper.load(checkpoint, "fp32", torch.device("cpu")), load_processor(checkpoint)
+    clips = spoken(tmp_path, ["Goedemorgen.", "De trein naar Utrecht vertrekt om negen uur.", "Waar woon je?"])
+    settings = replace(USUAL, num_beams=num_beams, max_new_tokens=444, batch_size=2)
+    heard = transcribe(model, processor, clips, settings)
+    assert not any(hypothesis.cut for hypothesis in heard)
+    plain = plainly(model, processor, clips, language="nl", num_beams=num_beams)
+    assert [hypothesis.tokens for hypothesis in heard] == plain
+
+
+def spoken(folder: Path, sentences: Sequence[str]) -> list[dict[str, Any]]:
+    """Clips of Dutch by espeak-ng, as lines of a manifest."""
+    clips = []
+    for at, samples in enumerate(speak([Utterance(text=s, voice="nl+m1", pitch=50, rate=150) for s in sentences])):
+        path = folder / f"{at}.wav"
+        soundfile.write(path, np.frombuffer(samples, np.int16), RATE)
+        clips.append({"path": str(path), "duration": len(samples) / 2 / RATE})
+    return clips

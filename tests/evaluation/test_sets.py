@@ -1,0 +1,105 @@
+"""What a model is scored on beside its own split: other corpora, silence and noise."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.releases import utterances, write_release
+
+from asr_lora.evaluation.eval_sets import WORDLESS, WORDLESS_SECONDS, evaluated
+from asr_lora.prepare import prepare
+from asr_lora.runs.launch import load
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.files import read_jsonl
+from asr_lora.speech import audio
+from asr_lora.speech.noise import LOUDNESS
+from asr_lora.train import train
+
+
+@pytest.fixture
+def english(tmp_path: Path) -> Path:
+    folder = tmp_path / "english"
+    write_release(folder, "en", {split: utterances(f"en-{split}", 5, 5) for split in ("train", "dev", "test")})
+    return folder
+
+
+def prepared(words: list[str], *more: str) -> None:
+    prepare(load([*words, *more]))
+
+
+@pytest.mark.parametrize("name", ["silence", "noise"])
+def test_wordless_clips_have_no_reference_and_are_the_same_every_time(words: list[str], name: str) -> None:
+    prepared(words)
+    own, wordless = evaluated(load([*words, f"eval.sets=[{{source: {name}}}]"]))
+    assert (own.name, own.language, len(own.clips)) == ("test", "nl", 4)
+    assert (wordless.name, wordless.language) == (name, "nl")
+    assert len(wordless.clips) == len(WORDLESS[name]) * len(WORDLESS_SECONDS)
+    for clip in wordless.clips:
+        sound = audio.load(Path(clip["path"]))
+        assert clip["text"] == "" and len(sound) / audio.SAMPLE_RATE == clip["duration"]
+        loudness = float(np.sqrt(np.mean(sound**2)))
+        assert loudness == 0 if name == "silence" else LOUDNESS / 2 < loudness < 2 * LOUDNESS
+    again = evaluated(load([*words, f"eval.sets=[{{source: {name}}}]"]))[1]
+    assert again == wordless
+
+
+def test_another_corpus_has_its_own_name_language_and_draw(words: list[str], english: Path) -> None:
+    prepared(words)
+    asked = f"eval.sets=[{{source: {english}, language: en}}]"
+    other = evaluated(load([*words, asked]))[1]
+    assert (other.name, other.language, len(other.clips), other.available) == ("english-en", "en", 4, 5)
+    every = evaluated(load([*words, asked, "eval.limit=null"]))[1]
+    assert {clip["id"] for clip in other.clips} < {clip["id"] for clip in every.clips} and len(every.clips) == 5
+
+
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        ("[{source: silence}, {source: silence}]", r"eval.sets: silence is the name of two sets"),
+        ("[{source: ENGLISH, language: en, name: test}]", r"eval.sets: test is the name of the run's own split"),
+        ("[{source: ENGLISH, language: xx}]", r"eval.sets: the checkpoint has no token for xx; .*token=nl in that set"),
+        (
+            "[{source: ENGLISH, language: xx, token: no-such}]",
+            r"eval.sets: token no-such is none of this checkpoint's ",
+        ),
+        ("[{source: /nowhere, language: en}]", r"eval.sets: no /nowhere; a set is a corpus"),
+        ("[{source: silence, language: en}]", r"eval.sets: silence is made by us; it has no language"),
+    ],
+)
+def test_a_set_that_cannot_be_is_refused_before_anything_is_trained(
+    words: list[str], english: Path, sets: str, says: str
+) -> None:
+    config = load([*words, f"eval.sets={sets.replace('ENGLISH', str(english))}"])
+    with pytest.raises(ChoiceError, match=says):
+        train(config)
+    assert not config.run.exists()
+
+
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        ("[{source: ENGLISH, language: nl}]", r"eval.sets: .*\bnl\b.*\ben\b"),
+        (
+            "[{source: ENGLISH, language: en, split: dev}]",
+            r"eval.sets: dev.tsv of .* has no clips, but train, test; say",
+        ),
+    ],
+)
+def test_a_set_that_its_corpus_does_not_have_is_refused(words: list[str], tmp_path: Path, sets: str, says: str) -> None:
+    prepared(words)
+    write_release(tmp_path / "no-dev", "en", {name: utterances(f"en-{name}", 3, 3) for name in ("train", "test")})
+    with pytest.raises(ChoiceError, match=says):
+        evaluated(load([*words, f"eval.sets={sets.replace('ENGLISH', str(tmp_path / 'no-dev'))}"]))
+
+
+def test_what_training_heard_is_no_test_of_it(words: list[str], release: Path) -> None:
+    prepared(words)
+    with pytest.raises(ChoiceError, match=r"eval.sets: no usable clip of train .* that training has not heard \("):
+        evaluated(load([*words, f"eval.sets=[{{source: {release}, split: train, name: again}}]"]))
+    tests = utterances("other", 6, 6)
+    tests[0]["client_id"] = read_jsonl(load(words).run / "data" / "train.jsonl")[0]["speaker"]
+    tests[1]["sentence"] = read_jsonl(load(words).run / "data" / "train.jsonl")[0]["text"].upper()
+    other = release.parent / "other-release"
+    write_release(other, "nl", {"train": utterances("a", 3, 3), "dev": utterances("b", 3, 3), "test": tests})
+    again = evaluated(load([*words, f"eval.sets=[{{source: {other}}}]", "eval.limit=null"]))[1]
+    assert again.leaks == {"speaker": 1, "sentence": 1, "clip": 0} and len(again.clips) == 4

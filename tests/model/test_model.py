@@ -1,0 +1,352 @@
+"""The model room: parameter counts, gradients where they belong, precisions, contexts, and adapters that travel."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from support.models import tiny_tokenizer, tiny_whisper
+from torch.nn.functional import cross_entropy
+from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+from asr_lora.model import adapter, arithmetic, silence, whisper
+from asr_lora.model import adapter_folder as stored
+from asr_lora.runs.launch import load
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.files import read_json, write_json
+
+CPU = torch.device("cpu")
+QV = load(["lora=qv", "lora.dropout=0"]).lora
+
+
+def batch(model: WhisperForConditionalGeneration, frames: int = 3000) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "input_features": torch.randn(2, model.config.num_mel_bins, frames, generator=generator),
+        "decoder_input_ids": torch.randint(0, 200, (2, 5), generator=generator),
+    }
+
+
+def step(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> float:
+    logits = model(**inputs).logits.float()
+    loss = cross_entropy(logits[:, :-1].flatten(0, 1), inputs["decoder_input_ids"][:, 1:].flatten())
+    loss.backward()
+    return float(loss.detach())
+
+
+def move_b(model: torch.nn.Module) -> None:
+    """A fresh adapter adds nothing: B is zero. This makes it add something."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+
+
+def test_large_v2_trains_the_published_number_of_parameters() -> None:
+    sizes = {"encoder_layers": 32, "decoder_layers": 32, "encoder_attention_heads": 20, "decoder_attention_heads": 20}
+    with torch.device("meta"):
+        model = WhisperForConditionalGeneration(
+            WhisperConfig(d_model=1280, encoder_ffn_dim=5120, decoder_ffn_dim=5120, vocab_size=51865, **sizes)
+        )
+        model = adapter.attach(model, QV, seed=0)
+    trainable = adapter.trainable_parameters(model)
+    assert trainable == 15_728_640
+    assert 0.009 < trainable / sum(p.numel() for p in model.parameters()) < 0.011
+    stored = sum(t.numel() * t.element_size() for t in get_peft_model_state_dict(model).values())
+    assert stored == pytest.approx(63e6, rel=0.01)  # bytes: fp32
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_adapters_of_encoder_and_decoder_receive_gradient(checkpointing: bool) -> None:
+    model = adapter.attach(tiny_whisper(tiny_tokenizer()), QV, seed=0).train()
+    if checkpointing:
+        model.base_model.model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    step(model, batch(model))
+    # B of every target: A gets none in the first step, since B is zero.
+    gradients = {name: p.grad for name, p in model.named_parameters() if "lora_B" in name}
+    assert len(gradients) == 2 * (2 + 2 + 2)  # q and v of two encoder, decoder and cross-attention layers
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients.values())
+    assert all(p.grad is None for name, p in model.named_parameters() if "lora_" not in name)
+
+
+def test_checkpointing_changes_no_gradient() -> None:
+    norms = []
+    for checkpointing in (False, True):
+        model = adapter.attach(tiny_whisper(tiny_tokenizer()), QV, seed=0).train()
+        move_b(model)
+        if checkpointing:
+            model.base_model.model.activation_checkpointing_enable(
+                activation_checkpointing_kwargs={"use_reentrant": False}
+            )
+        step(model, batch(model))
+        norms.append([float(p.grad.norm()) for p in model.parameters() if p.grad is not None])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4", "bf16", "fp32"])
+def test_every_precision_learns_on_a_cpu(tiny_checkpoint: Path, precision: str) -> None:
+    model = adapter.attach(whisper.load(str(tiny_checkpoint), precision, CPU), QV, seed=0).train()
+    quantised = {"int8": torch.int8, "nf4": torch.uint8}.get(precision)
+    base = model.base_model.model.model.encoder.layers[0].self_attn.q_proj.base_layer.weight
+    assert base.dtype == (quantised or whisper.DTYPES[precision])
+    assert all(p.dtype is torch.float32 for p in model.parameters() if p.requires_grad)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    losses = []
+    for _ in range(6):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            losses.append(step(model, batch(model)))
+        optimiser.step()
+        optimiser.zero_grad()
+    assert losses[-1] < losses[0] - 0.01
+
+
+def test_the_dtype_is_the_named_one_whatever_the_file_holds(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    whisper.load(str(tiny_checkpoint), "fp16", CPU).save_pretrained(tmp_path / "half")
+    assert whisper.load(str(tmp_path / "half"), "fp32", CPU).dtype is torch.float32
+
+
+def test_a_short_context_is_its_positions_and_a_few_of_silence_and_full_again_is_bit_equal() -> None:
+    model = tiny_whisper(tiny_tokenizer())
+    inputs = batch(model)
+    with torch.inference_mode():
+        before = model(**inputs).logits
+        with whisper.context(model, 4.0):
+            assert model.get_encoder()(inputs["input_features"][..., :400]).last_hidden_state.shape == (2, 200 + 82, 16)
+            short = model.generate(inputs["input_features"][..., :400], language="nl", max_new_tokens=3)
+            assert short.shape[0] == 2
+        assert torch.equal(model(**inputs).logits, before)
+    assert model.config.max_source_positions == 1500
+
+
+def test_attention_is_plain_at_short_contexts_on_a_cpu_in_bf16_alone_and_hears_the_same(tiny_checkpoint: Path) -> None:
+    def kinds(model: Any) -> list[str]:
+        found = []
+        for seconds in (4.0, 30.0):
+            with whisper.context(model, seconds):
+                found.append(model.get_decoder().config._attn_implementation)
+        return [*found, model.config._attn_implementation]
+
+    fused = whisper.load(str(tiny_checkpoint), "fp32", CPU)
+    plain = whisper.load(str(tiny_checkpoint), "fp32", CPU, torch.bfloat16)
+    assert kinds(fused) == ["sdpa", "sdpa", "sdpa"]
+    assert kinds(plain) == ["eager", "sdpa", "eager"]
+    gradients = []
+    for model in (fused, plain):
+        with whisper.context(model, 4.0):
+            step(model, batch(model, frames=400))
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert torch.allclose(*gradients, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_silence_is_heard_at_a_short_context_as_at_thirty_seconds(
+    wrapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last position but that which the edge of the convolutions reaches, where every one of it is kept."""
+    monkeypatch.setattr(silence, "SPACING", 1)
+    model = tiny_whisper(tiny_tokenizer())
+    silent = torch.full((2, 80, 3000), silence.SILENT)
+    ours = adapter.attach(model, QV, seed=0).eval() if wrapped else model
+    with torch.inference_mode():
+        full = ours.get_encoder()(silent).last_hidden_state
+        with whisper.context(ours, 4.0):
+            short = ours.get_encoder()(silent[..., :400]).last_hidden_state
+    inner = [position for position in range(1500) if position != 199]
+    torch.testing.assert_close(short[:, inner], full[:, inner], atol=1e-4, rtol=1e-3)
+
+
+def test_a_position_of_silence_weighs_as_much_as_all_that_it_stands_for() -> None:
+    model = tiny_whisper(tiny_tokenizer())
+    encoder, clip = model.get_encoder(), 192  # positions, 3.84 s
+    attention, states = (
+        encoder.layers[0].self_attn,
+        torch.randn(2, clip, 16, generator=torch.Generator().manual_seed(0)),
+    )
+    kept = encoder.silence[0][clip // silence.SPACING :].repeat_interleave(silence.SPACING, dim=0)
+    everything = torch.cat([states, kept.expand(2, -1, -1)], dim=1)
+    with torch.inference_mode():
+        expected, _ = attention(hidden_states=states, key_value_states=everything)
+        with whisper.context(model, clip / whisper.POSITIONS_PER_SECOND):
+            ours, _ = attention(hidden_states=states)
+    torch.testing.assert_close(ours, expected)
+
+
+def test_what_a_layer_makes_of_silence_is_learnt_and_what_was_kept_of_it_is_not() -> None:
+    model = adapter.attach(tiny_whisper(tiny_tokenizer()), QV, seed=0)
+    move_b(model)
+    encoder = model.get_encoder()
+    learnt = []
+    for kept in (encoder.silence, [torch.zeros_like(states) for states in encoder.silence]):
+        encoder.silence = kept
+        model.zero_grad()
+        with whisper.context(model, 4.0):
+            step(model, batch(model, frames=400))
+        assert all(not states.requires_grad for states in kept)
+        learnt.append(encoder.layers[0].self_attn.v_proj.lora_B["default"].weight.grad.clone())
+    assert not torch.allclose(*learnt)
+
+
+def test_a_base_in_4_bits_that_was_heard_in_evaluation_is_trained_on_as_before(tiny_checkpoint: Path) -> None:
+    """bitsandbytes packs 4 bits on some CPUs for good once it sees a model in evaluation, as dev decoding has it."""
+    base = whisper.load(str(tiny_checkpoint), "nf4", CPU)
+    assert not any(module.training for module in base.modules())
+    model = adapter.attach(base, QV, seed=0)
+    gradients = []
+    for _ in range(2):
+        model.train()
+        with whisper.context(model, 4.0):
+            step(model, batch(model, frames=400))
+        gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+        model.zero_grad()
+        model.eval()
+        with torch.inference_mode(), whisper.context(model, 4.0):
+            model(**batch(model, frames=400))
+    assert all(torch.equal(*both) for both in zip(*gradients, strict=True))
+
+
+def test_at_thirty_seconds_encoder_and_gradients_equal_hugging_faces() -> None:
+    """Those of a model that was never at another context; to 1e-5 in fp32."""
+    outcomes = []
+    for within in (False, True):
+        model = adapter.attach(tiny_whisper(tiny_tokenizer()), QV, seed=0)
+        move_b(model)
+        if within:
+            with whisper.context(model, 4.0):
+                step(model, batch(model, frames=400))
+            model.zero_grad()
+            with whisper.context(model, 30.0):
+                loss = step(model, batch(model))
+        else:
+            loss = step(model, batch(model))
+        outcomes.append((loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    assert outcomes[0][0] == pytest.approx(outcomes[1][0], abs=1e-5)
+    for name, gradient in outcomes[0][1].items():
+        torch.testing.assert_close(outcomes[1][1][name], gradient, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_saved_after_an_interruption_at_a_short_context_says_1500(tmp_path: Path) -> None:
+    model = tiny_whisper(tiny_tokenizer())
+    with pytest.raises(KeyboardInterrupt), whisper.context(model, 4.0):
+        raise KeyboardInterrupt
+    model.save_pretrained(tmp_path)
+    assert WhisperConfig.from_pretrained(tmp_path).max_source_positions == 1500
+
+
+@pytest.mark.parametrize("seconds", [0.0, 30.1])
+def test_contexts_beyond_the_window_are_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match="seconds"), whisper.context(tiny_whisper(tiny_tokenizer()), seconds):
+        pass
+
+
+@pytest.mark.parametrize(("context", "short"), [("dynamic", True), ("full", False), ("packed", False)])
+def test_the_adapter_folder_records_the_context_it_was_trained_at(
+    tiny_checkpoint: Path, tmp_path: Path, context: str, short: bool
+) -> None:
+    model = adapter.attach(whisper.load(str(tiny_checkpoint), "fp32", CPU), QV, seed=0)
+    adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint), context)
+    assert stored.trained_on_short(tmp_path / "adapter") is short
+    (tmp_path / "adapter" / "asr_lora.json").unlink()  # an adapter of other origin
+    assert not stored.trained_on_short(tmp_path / "adapter")
+
+
+def test_an_adapter_folder_loads_with_plain_peft_and_gives_the_same_logits(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    model = adapter.attach(whisper.load(str(tiny_checkpoint), "fp32", CPU), QV, seed=0).eval()
+    move_b(model)
+    adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint), "full")
+    plain = PeftModel.from_pretrained(  # nothing of ours
+        WhisperForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.float32), tmp_path / "adapter"
+    )
+    untouched = whisper.load(str(tiny_checkpoint), "fp32", CPU)
+    merged = adapter.merge(whisper.load(str(tiny_checkpoint), "fp32", CPU), tmp_path / "adapter")
+    with torch.inference_mode():
+        ours = model(**batch(model)).logits
+        assert torch.equal(plain(**batch(model)).logits, ours)
+        torch.testing.assert_close(merged(**batch(model)).logits, ours, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(untouched(**batch(model)).logits, ours, atol=1e-2)
+
+
+def test_a_saved_adapter_tells_no_path_of_this_machine(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model = adapter.attach(whisper.load(str(tiny_checkpoint), "fp32", CPU), QV, seed=0)
+    adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint), "full")
+    told = (tmp_path / "adapter" / "adapter_config.json").read_text()
+    assert '"base_model_name_or_path": "whisper-random"' in told
+    assert str(tiny_checkpoint.parent) not in told + (tmp_path / "adapter" / "README.md").read_text()
+    assert '"task_type": null' in told  # SEQ_2_SEQ_LM would send input_ids
+
+
+def test_the_adapter_starts_from_the_seed_alone() -> None:
+    first, again, other = (
+        get_peft_model_state_dict(adapter.attach(tiny_whisper(tiny_tokenizer()), QV, seed)) for seed in (0, 0, 1)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_a_target_module_that_is_not_there_is_named_with_those_that_are() -> None:
+    wrong = replace(QV, target_modules=["q_proj", "w_proj"])
+    with pytest.raises(ChoiceError, match=r"lora\.target_modules: w_proj .* v_proj"):
+        adapter.attach(tiny_whisper(tiny_tokenizer()), wrong, seed=0)
+
+
+@pytest.fixture
+def saved(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """An adapter that does something, in its folder."""
+    model = adapter.attach(whisper.load(str(tiny_checkpoint), "fp32", CPU), QV, seed=0)
+    move_b(model)
+    adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint), "dynamic")
+    return tmp_path / "adapter"
+
+
+def change(checkpoint: Path, folder: Path) -> dict[str, torch.Tensor]:
+    """What an adapter adds to every weight of the base."""
+    base = whisper.load(str(checkpoint), "fp32", CPU).state_dict()
+    merged = adapter.merge(whisper.load(str(checkpoint), "fp32", CPU), folder).state_dict()
+    return {name: merged[name] - base[name] for name in base if name.endswith(("q_proj.weight", "v_proj.weight"))}
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.5])
+def test_a_scaled_adapter_is_an_ordinary_one_and_changes_every_weight_by_so_much(
+    tiny_checkpoint: Path, saved: Path, tmp_path: Path, strength: float
+) -> None:
+    arithmetic.scaled(saved, strength, tmp_path / "scaled", str(tiny_checkpoint))
+    before, after = change(tiny_checkpoint, saved), change(tiny_checkpoint, tmp_path / "scaled")
+    for name, delta in before.items():
+        torch.testing.assert_close(after[name], strength * delta, atol=1e-6, rtol=1e-4)
+        assert delta.abs().max() > 1e-3
+    assert not stored.trained_on_short(tmp_path / "scaled")
+    assert stored.digest(tmp_path / "scaled") != stored.digest(saved)
+    PeftModel.from_pretrained(whisper.load(str(tiny_checkpoint), "fp32", CPU), tmp_path / "scaled")  # nothing of ours
+
+
+@pytest.mark.parametrize(("key", "value"), [("use_dora", True), ("peft_type", "IA3"), ("init_lora_weights", "pissa")])
+def test_a_kind_that_does_not_scale_to_the_untouched_model_is_refused(
+    tiny_checkpoint: Path, saved: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    settings = read_json(saved / "adapter_config.json")
+    write_json(saved / "adapter_config.json", settings | {key: value})
+    with pytest.raises(ChoiceError, match=r"eval.strength: must be 1 but for a plain LoRA, got .*, which is none"):
+        arithmetic.scaled(saved, 0.5, tmp_path / "scaled", str(tiny_checkpoint))
+    assert not (tmp_path / "scaled").exists()
+
+
+def test_the_average_of_an_adapter_and_half_of_it_lies_between(
+    tiny_checkpoint: Path, saved: Path, tmp_path: Path
+) -> None:
+    arithmetic.scaled(saved, 0.5, tmp_path / "half", str(tiny_checkpoint))
+    arithmetic.averaged([tmp_path / "half", saved], tmp_path / "mean")
+    whole, mean = change(tiny_checkpoint, saved), change(tiny_checkpoint, tmp_path / "mean")
+    for name, delta in whole.items():
+        torch.testing.assert_close(mean[name], 0.75 * delta, atol=1e-6, rtol=1e-4)  # they differ in B alone
+    assert stored.trained_on_short(tmp_path / "mean")
+
+
+def test_an_adapter_is_never_merged_into_a_quantised_base(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model = adapter.attach(whisper.load(str(tiny_checkpoint), "fp32", CPU), QV, seed=0)
+    adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint), "full")
+    with pytest.raises(ValueError, match="quantised"):
+        adapter.merge(whisper.load(str(tiny_checkpoint), "int8", CPU), tmp_path / "adapter")

@@ -1,0 +1,250 @@
+"""`model.precision=auto`: int8 on a GPU, fp32 on a CPU; the same name on both, and a run goes on as it was begun."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support.runs import torchrun
+
+from asr_lora import plan
+from asr_lora.config import tuning
+from asr_lora.config.compose import Config
+from asr_lora.doctor.__main__ import examine
+from asr_lora.doctor.check import Check
+from asr_lora.model import hardware
+from asr_lora.model.cost import PUBLISHED
+from asr_lora.model.pretrained import identity
+from asr_lora.planning.ways import ways
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.files import read_json
+from asr_lora.train import train
+
+CORPUS = "data.source=/a/very/long/path/that/goes/on/cv.tar.gz"
+
+
+@pytest.fixture
+def bare(words: list[str]) -> list[str]:
+    """A tiny run that says nothing of a precision."""
+    return [word for word in words if not word.startswith("model.precision")]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch says on a machine with one GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+
+
+def begun(words: Sequence[str], precision: str) -> Config:
+    """A run that was begun in `precision`, in the folder that the words lead to, as every version recorded it."""
+    config = load(words)
+    recorded = replace(config, model=replace(config.model, precision=precision))
+    run.record(recorded, ["python", "-m", "asr_lora.train"], base=identity(config.model.checkpoint))
+    return config
+
+
+def learnt_in(config: Config) -> tuple[str, str]:
+    """The precisions that a trained run has recorded: before its first step, and after its last."""
+    return run.settings(config.run)["model"]["precision"], read_json(run.train_metrics(config.run))["precision"]
+
+
+# ---- names ----
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [  # as they were when int8 was the default
+        ([], "nl-1h-large_v2-qv-r32-s0"),
+        (["model=whisper_base", "hardware=cpu"], "nl-1h-base-qv-r32-s0"),
+        (["experiment=low_data", "hardware=t4"], "nl-1h-large_v2-qv-r32-s0-low_data"),
+        (["experiment=full_data", "lora.r=8"], "nl-all-large_v2-qv-r8-s0-full_data"),
+        (["lora=ia3"], "nl-1h-large_v2-ia3-s0"),
+        (
+            ["data.language=sv-SE", "data.hours=null", "model=whisper_small", "seed=3", "training.context=full"],
+            "sv-SE-all-small-qv-r32-s3-full",
+        ),
+        (
+            [CORPUS, "lora.dropout=0.1", "training.batch_size=16"],
+            "nl-1h-large_v2-qv-r32-s0-cv.tar.gz-35167019-dropout0.1-b16",
+        ),
+        (["model.precision=fp32"], "nl-1h-large_v2-qv-r32-s0-fp32"),
+        (["model.precision=nf4"], "nl-1h-large_v2-qv-r32-s0-nf4"),
+        (["lora=ia3", "model.precision=bf16"], "nl-1h-large_v2-ia3-s0-bf16"),
+        (["experiment=demo"], "nl-all-base-qv-r32-s0-demo"),
+        (["experiment=demo", "model.precision=int8"], "nl-all-base-qv-r32-s0-demo-int8"),
+        (["experiment=t4_fast"], "nl-1h-large_v2-qv-r32-s0-t4_fast"),
+        (["experiment=t4_fast", "model.precision=int8"], "nl-1h-large_v2-qv-r32-s0-t4_fast-int8"),
+        (["lora=qlora"], "nl-1h-large_v2-qlora-r32-s0"),
+        (["lora=pissa"], "nl-1h-large_v2-pissa-r32-s0"),
+        (["lora=pissa", "model.precision=fp16"], "nl-1h-large_v2-pissa-r32-s0-fp16"),
+        (["lora=dora", "model.precision=nf4"], "nl-1h-large_v2-dora-r32-s0-nf4"),
+        (["lora=full"], "nl-1h-large_v2-full-s0"),
+    ],
+)
+def test_the_same_words_name_the_same_run_as_before_auto(words: list[str], name: str) -> None:
+    assert load(words).run_name == name
+
+
+def test_auto_leaves_no_part_in_a_name_and_int8_does() -> None:
+    assert load(["model.precision=auto"]).run_name == load().run_name == "nl-1h-large_v2-qv-r32-s0"
+    assert load(["model.precision=int8"]).run_name == "nl-1h-large_v2-qv-r32-s0-int8"
+    # An experiment that names another precision keeps it apart from what auto would be.
+    assert load(["experiment=demo", "model.precision=auto"]).run_name == "nl-all-base-qv-r32-s0-demo-auto"
+
+
+# ---- what it comes to ----
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "recorded", "precision", "told"),
+    [
+        ("auto", "cuda", None, "int8", "model.precision=auto: int8 on this GPU"),
+        ("auto", "cpu", None, "fp32", "model.precision=auto: fp32 on this CPU"),
+        ("auto", "cuda", "int8", "int8", "model.precision=auto: int8 on this GPU"),
+        (
+            "auto", "cpu", "int8", "int8",
+            "model.precision=auto: int8, as this run was begun (a new one: fp32 on this CPU)",
+        ),
+        (
+            "auto", "cuda", "fp32", "fp32",
+            "model.precision=auto: fp32, as this run was begun (a new one: int8 on this GPU)",
+        ),
+        ("fp16", "cuda", None, "fp16", "model.precision=fp16"),
+        ("int8", "cpu", "fp32", "int8", "model.precision=int8"),  # which is refused then
+    ],
+)  # fmt: skip
+def test_auto_is_decided_by_the_device_or_by_how_the_run_was_begun(
+    asked: str, device: str, recorded: str | None, precision: str, told: str
+) -> None:
+    assert tuning.decided(asked, device, recorded) == (precision, told)
+
+
+@pytest.mark.parametrize(
+    ("hardware_words", "precision"),
+    [(["hardware=auto"], "int8"), (["hardware=t4"], "int8"), (["hardware=cpu"], "fp32")],
+)
+def test_on_a_machine_with_a_gpu_it_is_int8_unless_a_cpu_is_asked_for(
+    gpu: None, bare: list[str], hardware_words: list[str], precision: str
+) -> None:
+    config = load([*bare, *hardware_words])
+    assert run.settled(config, hardware.device_of(config).type)[0].model.precision == precision
+    assert plan.settled_here(config)[0].model.precision == precision
+
+
+@pytest.mark.parametrize("kind", ["pissa", "dora", "full", "bitfit", "qlora"])
+def test_where_auto_cannot_be_on_a_gpu_it_is_refused_on_every_machine(kind: str) -> None:
+    load([f"lora={kind}"])  # which brings a precision that can
+    with pytest.raises(ChoiceError, match=rf"cannot be auto, which is int8 on a GPU, under lora={kind}: "):
+        load([f"lora={kind}", "model.precision=auto", "hardware=cpu"])
+
+
+# ---- a run ----
+
+
+def test_a_new_run_on_a_cpu_is_fp32_and_says_so_before_anything_else(
+    bare: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load(bare)
+    assert config.model.precision == "auto"
+    train(config)
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith(f"{config.run_name}: 2 steps of 4 clips on ")
+    assert first.endswith(", model.precision=auto: fp32 on this CPU")
+    assert learnt_in(config) == ("fp32", "fp32")
+    train(config)
+    assert "already trained" in capsys.readouterr().err.splitlines()[0]
+
+
+def test_a_run_that_was_begun_as_int8_is_found_by_its_words_goes_on_so_and_says_so(
+    bare: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = begun([*bare, "eval.after=false"], "int8")
+    train(config)
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first.startswith(f"{config.run_name}: ") and "int8" not in config.run_name
+    assert first.endswith("model.precision=auto: int8, as this run was begun (a new one: fp32 on this CPU)")
+    assert learnt_in(config) == ("int8", "int8")
+
+
+def test_another_precision_that_is_named_is_refused_as_ever(bare: list[str]) -> None:
+    config = begun(bare, "int8")
+    with pytest.raises(ChoiceError, match=r"was made with model\.precision=int8, not fp32; .*run_name"):
+        train(load([*bare, "model.precision=fp32", f"run_dir={config.run}"]))
+    run.recognise(run.settled(load(bare), "cpu")[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recorded", [None, "int8"])
+def test_two_processes_take_one_precision(bare: list[str], recorded: str | None) -> None:
+    words = [*bare, "eval.after=false"]
+    config = begun(words, recorded) if recorded else load(words)
+    ended = torchrun(words)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    expected = recorded or "fp32"
+    assert ended.stderr.count(f"model.precision=auto: {expected}") == 1
+    assert learnt_in(config) == (expected, expected)
+
+
+# ---- what is said of it ----
+
+
+def test_a_plan_has_the_precision_of_every_device(
+    bare: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def devices(*words: str) -> list[str]:
+        plan.plan(load([*bare, *words]), {})
+        cells = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if "│" in line]
+        names = [*hardware.GPUS, plan.HERE]
+        return [cells[cells.index(name) + 1] for name in names]
+
+    monkeypatch.setenv("COLUMNS", "160")
+    assert devices() == ["int8"] * 5 + ["fp32"]
+    assert devices("model.precision=fp16") == ["fp16"] * 6
+    begun(bare, "bf16")
+    assert devices() == ["bf16"] * 6
+
+
+def test_the_ways_to_tune_are_shown_for_a_gpu_and_a_begun_run_as_it_was_begun(bare: list[str]) -> None:
+    def shown(config: Config) -> tuple[str, ...]:
+        known = {way.lora.kind: way.precision for way in ways(config, PUBLISHED["openai/whisper-large-v2"])}
+        return tuple(known[kind] for kind in ("qv", "ia3", "pissa", "qlora"))
+
+    assert shown(load(bare)) == ("int8", "int8", "fp32", "nf4")
+    assert shown(begun(bare, "fp32")) == ("fp32", "int8", "fp32", "nf4")  # the others would be new runs
+
+
+def test_the_doctor_says_what_auto_came_to(bare: list[str], tmp_path: Path) -> None:
+    def told(words: Sequence[str], scratch: str) -> dict[str, str]:
+        checks = examine(load(words), tmp_path / scratch, Check("versions", "ok", "")).checks
+        return {check.name: check.found for check in checks}
+
+    new = told(bare, "new")
+    assert "parameters, model.precision=auto: fp32 on this CPU, lora=qv" in new["checkpoint"]
+    assert new["bitsandbytes"] == "not needed: fp32"
+    assert "parameters, model.precision=bf16, lora=qv" in told([*bare, "model.precision=bf16"], "named")["checkpoint"]
+    begun(bare, "int8")
+    old = told(bare, "old")
+    assert "model.precision=auto: int8, as this run was begun" in old["checkpoint"]
+    assert old["bitsandbytes"].startswith("int8 product within")
+
+
+def test_a_device_that_cannot_be_used_leaves_the_plan_and_the_doctor_whole(
+    bare: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    driver = tmp_path / hardware.NVIDIA_DRIVERS[0]
+    driver.parent.mkdir(parents=True)
+    driver.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104\n")
+    monkeypatch.setattr(hardware, "ROOT", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("COLUMNS", "160")
+    config = load([*bare, "hardware=auto"])
+    checks = {check.name: check for check in examine(config, tmp_path / "scratch", Check("versions", "ok", "")).checks}
+    assert "model.precision=auto, lora=qv" in checks["checkpoint"].found
+    assert checks["device"].verdict == "fail" and "535.104" in checks["device"].found
+    plan.plan(config, {})
+    assert "cannot use the NVIDIA device" in " ".join(capsys.readouterr().out.split())

@@ -1,0 +1,218 @@
+"""recipes/colab.ipynb: it says what there is, stops where it must, and runs top to bottom in a copy of the checkout."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from support.makefile import composed, make
+
+from asr_lora.demo.wheels import whisper_base_from_wheels
+from asr_lora.runtime.files import read_json
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "recipes" / "colab.ipynb"
+
+
+def read() -> nbformat.NotebookNode:
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def cell(name: str) -> str:
+    (source,) = (each.source for each in read().cells if each.id == name)
+    return str(source)
+
+
+def filled_in(**settings: str) -> nbformat.NotebookNode:
+    """The notebook with other values in its first cell, as a person would type them into the form."""
+    notebook = read()
+    (first,) = (each for each in notebook.cells if each.id == "settings")
+    for name, value in settings.items():
+        (line,) = (line for line in first.source.splitlines() if line.startswith(f"{name} = "))
+        first.source = first.source.replace(line, f"{name} = {value!r}")
+    return notebook
+
+
+def executed(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
+    resources = {"metadata": {"path": str(folder)}}
+    return NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+
+
+def made(**settings: str) -> list[list[str]]:
+    """What the data, look and train cells give to make, with these settings; nothing is run."""
+    commands: list[tuple[str, ...]] = []
+    names: dict[str, Any] = {"run": lambda *command: commands.append(command)}
+    opening = [
+        part for part in ast.parse(cell("get")).body if isinstance(part, ast.Import | ast.ImportFrom | ast.ClassDef)
+    ]
+    exec(ast.unparse(ast.Module(opening, [])), names)
+    for each in filled_in(**settings).cells:
+        if each.id in ("settings", "data", "look", "train"):
+            exec(each.source, names)
+    return [words for program, *words in commands if program == "make"]
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel of its own: no settings or history of the person's, no word of the make that runs the tests."""
+    for name in ("LANG", "MAKEFLAGS", "MAKELEVEL", "MDC_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what the notebook uses, in which everything is installed as far as make can see."""
+    copy = tmp_path / "checkout"
+    for name in ("asr_lora", "conf", "recipes"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Makefile", "pyproject.toml", "uv.lock"):
+        shutil.copy(ROOT / name, copy)
+    for program in (".venv/bin/python", ".uv/bin/uv"):
+        (copy / program).parent.mkdir(parents=True)
+        (copy / program).write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        (copy / program).chmod(0o755)
+    for name in ("core", "demo"):
+        (copy / ".venv" / f".installed-{name}").touch()
+    return copy
+
+
+def test_it_is_a_valid_notebook_for_a_t4_without_results() -> None:
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    nbformat.validate(notebook)
+    assert notebook["nbformat"] == 4
+    assert notebook["metadata"]["accelerator"] == "GPU" and notebook["metadata"]["colab"]["gpuType"] == "T4"
+    for each in notebook["cells"]:
+        assert each["id"]
+        if each["cell_type"] == "code":
+            assert each["outputs"] == [] and each["execution_count"] is None
+
+
+def test_all_that_a_person_changes_is_a_form_in_the_first_cell() -> None:
+    first, *others = [each.source for each in read().cells if each.cell_type == "code"]
+    field = r'[A-Z]+ = ".*"  # @param (\{type:"string"\}|\[.+\] \{allow-input: true\})'
+    for line in first.splitlines():
+        assert re.fullmatch(rf"# @markdown .+|{field}", line)
+    assert not any("@param" in source for source in others)
+
+
+def test_every_target_that_it_makes_is_one_of_the_makefile() -> None:
+    calls = [
+        [word.value for word in node.args if isinstance(word, ast.Constant)]
+        for each in read().cells if each.cell_type == "code"
+        for node in ast.walk(ast.parse(each.source))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "run"
+    ]  # fmt: skip
+    targets = {words[1] for words in calls if words[0] == "make"}
+    assert targets == {".venv/.installed-demo", "plan", "doctor", "train", "report"}
+    for target in targets:
+        make("-n", target)
+
+
+def test_what_the_form_says_reaches_plan_doctor_and_training_alike() -> None:
+    source = "/content/drive/MyDrive/Common Voice, nl.tar.gz"
+    settings = {"LANGUAGE": "sv-SE", "HOURS": "0.5", "DATA": source, "MODEL": "whisper_small", "RUNS": "/my drive/runs"}
+    targets = []
+    for target, *words in made(**settings):
+        config = composed(target, *words)
+        assert (config.data.language, config.data.hours, config.data.source) == ("sv-SE", 0.5, source)
+        assert (config.model.name, config.runs_dir) == ("small", "/my drive/runs")
+        assert (config.experiment_name, config.model.precision, config.hardware.autocast) == ("t4_fast", "fp16", "fp16")
+        targets.append(target)
+    assert targets == ["plan", "doctor", "train"]
+
+
+def test_without_data_all_of_the_synthetic_dutch_is_learnt_in_a_hundred_steps_unless_more_is_said() -> None:
+    for args, steps in {"experiment=t4_fast": 100, "training.max_steps=7": 7}.items():
+        for target, *words in made(ARGS=args):
+            config = composed(target, *words)
+            assert (config.data.source, config.data.hours) == ("data/synthetic-nl.tar.gz", None)
+            assert config.max_steps == steps
+
+
+def test_a_language_without_synthetic_voices_and_without_data_is_refused() -> None:
+    with pytest.raises(Exception, match=r"LANGUAGE: only nl has synthetic voices \(got: fr\); set DATA"):
+        made(LANGUAGE="fr")
+
+
+def test_without_checkout_and_address_it_stops_with_a_line(alone: None, tmp_path: Path) -> None:
+    notebook, nowhere = read(), tmp_path / "empty" / "folder"
+    nowhere.mkdir(parents=True)
+    with pytest.raises(CellExecutionError):
+        executed(notebook, nowhere)
+    last = [each for each in notebook.cells if each.cell_type == "code" and each.outputs][-1]
+    assert last.id == "get"
+    (line,) = last.outputs[0]["traceback"]
+    assert line.startswith("error: REPOSITORY: must be the address") and "\n" not in line
+
+
+def test_it_clones_the_address_and_finds_the_clone_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin, here = tmp_path / "origin", tmp_path / "here"
+    origin.mkdir()
+    here.mkdir()
+    shutil.copy(ROOT / "pyproject.toml", origin)
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "--quiet"], ["add", "."], [*who, "commit", "--quiet", "--message=all"]):
+        subprocess.run(["git", *words], cwd=origin, check=True)
+    for address in (origin.as_uri(), "nowhere, and not asked"):
+        monkeypatch.chdir(here)
+        exec(cell("get"), {"REPOSITORY": address})
+        assert Path.cwd() == here / "asr_lora"
+
+
+def test_a_command_that_fails_stops_the_notebook(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(ROOT)
+    names: dict[str, Any] = {"REPOSITORY": ""}
+    exec(cell("get"), names)
+    names["run"]("echo", "well")
+    with pytest.raises(names["StoppedError"], match=r"^sh -c: ended with status 3; what it said stands above$"):
+        names["run"]("sh", "-c", "echo what >&2; exit 3")
+    assert capsys.readouterr().out == "well\nwhat\n"
+
+
+def test_the_stop_button_lets_a_command_save_what_it_has() -> None:
+    stage = "import time\ntry: print('begun', flush=True); time.sleep(60)\nexcept KeyboardInterrupt: exit('saved')"
+    program = f"REPOSITORY = ''\n{cell('get')}\nrun(sys.executable, '-c', {stage!r})\n"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        said, error = process.communicate(timeout=30)
+    assert said == "saved\n"
+    assert error.endswith("-c: stopped; the same cell goes on with what it had saved\n")
+
+
+@pytest.mark.slow
+def test_it_runs_top_to_bottom_on_synthetic_dutch(alone: None, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", str(os.cpu_count()))  # real weights want them
+    few = (
+        f"model.checkpoint={whisper_base_from_wheels()} model.precision=fp32 hardware=cpu training.max_steps=4 "
+        "training.batch_size=2 data.dev_clips=2 eval.limit=8 decoding.max_new_tokens=64"
+    )
+    notebook = filled_in(MODEL="whisper_base", ARGS=f"experiment=t4_fast {few}", RUNS="my runs")
+    executed(notebook, checkout / "recipes")
+    output = {each.id: each.outputs for each in notebook.cells if each.cell_type == "code"}
+    told = "".join(part["text"] for parts in output.values() for part in parts if part["output_type"] == "stream")
+    assert "speaking 316 Dutch sentences" in told and "\x1b" not in told  # no bars that move: a line now and then
+    assert "0 failed" in "".join(part["text"] for part in output["look"])
+    (folder,) = (path.parent.parent for path in (checkout / "my runs").glob("*/train/adapter"))
+    scored = read_json(folder / "eval" / "test" / "metrics.json")
+    table, page = [part["data"] for part in output["results"] if part["output_type"] == "display_data"]
+    for name, facts in (("untouched", scored["baseline"]), ("tuned", scored)):
+        assert f"| {name} | {100 * facts['wer']:.1f} | " in table["text/markdown"]
+    clips = list((folder / "report" / "clips").iterdir())
+    assert page["text/html"].count("src=&quot;data:audio/mpeg;base64,") == len(clips) > 0
+    assert "src=&quot;clips/" not in page["text/html"]
+    with zipfile.ZipFile(checkout / "my runs" / f"{folder.name}.zip") as zipped:
+        assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= set(zipped.namelist())

@@ -1,0 +1,307 @@
+"""The page of a run and of several: whole, true to the files, safe from what a corpus holds, and alive in a browser."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from support.pages import HOSTILE, Page, opened, seconds_of_players
+from support.releases import utterances, write_release
+from support.runs import tiny_run
+from transformers import WhisperConfig
+
+from asr_lora.model.cost import PUBLISHED
+from asr_lora.report import compare, report
+from asr_lora.reporting.card import hub_id
+from asr_lora.reporting.pages import unbroken
+from asr_lora.reporting.tables import show_run
+from asr_lora.runs import folder as run
+from asr_lora.runs.folder import FIGURES
+from asr_lora.runs.launch import load
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.files import read_json, read_jsonl, write_json, write_jsonl
+from asr_lora.train import train
+
+MARKUP = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def hostile_words(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> list[str]:
+    """A trained run of a corpus whose sentences and speakers would like to be markup."""
+    folder = tmp_path_factory.mktemp("hostile")
+    splits = {name: utterances(name, count, 3) for name, count in (("train", 12), ("dev", 4), ("test", 6))}
+    for row in splits["test"]:
+        row["sentence"] += HOSTILE
+        row["gender"], row["age"] = (MARKUP, "") if row["path"] < "common_voice_test_00003" else ("", "twenties")
+    write_release(folder / "release", splits=splits)
+    words = [*tiny_run(folder / "release", tiny_checkpoint, folder / "runs"), "eval.sets=[{source: silence}]"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("ASR_LORA_CACHE", str(folder / "cache"))
+        train(load(words))
+        train(load([*words, "lora.r=2"]))
+    # A random model is wrong everywhere: let one clip be helped, and one harmed.
+    file = load(words).run / "eval" / "test" / "hypotheses.jsonl"
+    lines = read_jsonl(file)
+    for line, model in ((lines[0], ""), (lines[1], "baseline_")):
+        line[f"{model}hypothesis"], line[f"{model}errors"] = line["reference"], 0
+        line[f"{model}hypothesis_normalized"] = line["reference_normalized"]
+    write_jsonl(file, lines)
+    return words
+
+
+def test_the_page_is_one_file_with_the_numbers_of_the_run(hostile_words: list[str]) -> None:
+    folder = load(hostile_words).run
+    page = Page(report(folder))
+    facts = read_json(folder / "eval" / "test" / "metrics.json")
+    assert f"{facts['baseline']['wer']:.1%}" in page.text and f"{facts['wer']:.1%}" in page.text
+    for words in (
+        "silence",
+        "Taken for another",
+        "Most harmed",
+        "twenties",
+        "asr_lora.train",
+        "train and test share 0 speakers, 0 sentences, 0 clips; dev and test share 0 speakers",
+        "the untouched model is heard at 30 s, the tuned one at the length of its clips",
+        "Word error rate on dev, by marks 2",
+        "heard again at 30 s",
+    ):
+        assert words in page.text
+    assert len(json.loads(page.json)) == 6
+    outside = [value for _, attributes in page.tags for name in ("src", "href") if (value := attributes.get(name))]
+    players = [value for value in outside if value.startswith("clips/")]
+    assert players and all((folder / "report" / value).is_file() for value in players)
+    assert [value for value in outside if value not in players] == ["data:,"]
+
+
+def test_an_interval_stays_on_one_line_and_markup_beside_it_text() -> None:
+    assert unbroken("+1.0 points (-1.0 to +3.0) <b>") == (
+        '<span>+1.0 points <span class="whole">(-1.0 to +3.0)</span> &lt;b&gt;</span>'
+    )
+
+
+def test_what_a_corpus_holds_stays_text(hostile_words: list[str]) -> None:
+    page = Page(report(load(hostile_words).run))
+    assert [tag for tag, _ in page.tags].count("script") == 2  # ours: the clips as data, and the search
+    assert not [tag for tag, attributes in page.tags if tag == "img" or "onerror" in attributes]
+    assert any(HOSTILE in line["reference"] for line in json.loads(page.json))
+    assert MARKUP[:20] in page.text  # the name of a group
+    # Else the Latin label would lay out Arabic and Hebrew from left to right.
+    labels = [attributes.get("dir") for tag, attributes in page.tags if tag == "em"]
+    assert labels and set(labels) == {"ltr"}
+
+
+def test_a_clip_that_is_gone_is_told_and_the_page_is_whole(
+    hostile_words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = load(hostile_words).run
+    clip = Path(read_jsonl(folder / "eval" / "test" / "hypotheses.jsonl")[0]["path"])
+    away = clip.rename(clip.with_suffix(".away"))
+    try:
+        page = Page(report(folder))
+    finally:
+        away.rename(clip)
+    assert "its sound is gone" in page.text
+    assert "1 of the shown clips are no longer where they were" in capsys.readouterr().err
+
+
+def test_sets_and_strengths_of_another_way_of_scoring_stand_on_no_page(
+    hostile_words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = load(hostile_words).run
+    own, other = folder / "eval" / "test" / "metrics.json", folder / "eval" / "silence" / "metrics.json"
+    before, facts = other.read_text(), read_json(own)
+    scored = {"language": "nl", "clips": 6, "wer": 0.123, "wer_ci95": [0.1, 0.2], "cer": 0.1, "hallucinated_words": 0}
+    curve = {
+        "best": 0.5, "best_context": "full", "average": None, "normalizer": facts["asked"]["normalizer"],
+        "figures": FIGURES, "curve": [{"strength": 0.5, "context": "full", "sets": {"dev": scored}}],
+    }  # fmt: skip
+    strengths = folder / "eval" / "strengths.json"
+    try:
+        write_json(strengths, curve)
+        assert "12.3% (10.0% to 20.0%)" in Page(report(folder)).text
+        write_json(strengths, curve | {"normalizer": "raw 2"})
+        changed = read_json(other)
+        changed["asked"]["adapter_sha256"] = "another"
+        write_json(other, changed)
+        page = Page(report(folder))
+    finally:
+        other.write_text(before)
+        strengths.unlink()
+    assert "12.3%" not in page.text and "of 8, " not in page.text
+    assert "left out, scored with another adapter, normaliser or decoding than test: silence" in capsys.readouterr().err
+
+
+def test_a_comparison_has_a_row_a_run_and_says_which_differ(hostile_words: list[str]) -> None:
+    runs = load(hostile_words).run.parent
+    report(load(hostile_words).run)
+    page = Page(compare(str(runs / "nl-*"), runs))
+    assert page.text.count("lowest here") == 1 and "points (" in page.text
+    assert [tag for tag, _ in page.tags].count("svg") == 1  # two ranks make a plot
+    (link,) = (attributes["href"] for tag, attributes in page.tags if tag == "a")
+    assert link is not None and (runs / "comparison" / link).is_file()
+
+
+def test_a_comparison_names_the_precision_of_the_base_where_runs_differ_in_it(
+    hostile_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, precision, seed in (("nl-gpu", "int8", 0), ("nl-cpu", "fp32", 0), ("nl-cpu-1", "fp32", 1)):
+        shutil.copytree(load(hostile_words).run, tmp_path / name)
+        file = run.settings_file(tmp_path / name)
+        recorded = file.read_text().replace("precision: fp32", f"precision: {precision}")
+        file.write_text(recorded.replace("\nseed: 0\n", f"\nseed: {seed}\n"))
+    page = Page(compare(str(tmp_path / "nl-*"), tmp_path))
+    shown = capsys.readouterr().out
+    for precision in ("fp32", "int8"):  # two rows: a seed on another device, in another precision, is no seed of them
+        assert page.text.count(f"base in {precision}") == shown.count(f", base in {precision}") == 1
+    assert "base in" not in Page(compare(str(tmp_path / "nl-cpu*"), tmp_path)).text
+    assert "base in" not in capsys.readouterr().out
+
+
+def test_runs_scored_otherwise_share_no_table_no_chart_and_no_best(
+    hostile_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The best must be one of the largest group, even if a run on other clips or under another normaliser is lower."""
+    one, two = load(hostile_words).run, load([*hostile_words, "lora.r=2"]).run
+    changes: dict[str, dict[str, Any]] = {
+        "nl-a": {}, "nl-b": {}, "nl-fewer": {"wer": 0.0}, "nl-raw": {"wer": 0.0, "normalizer": "raw"},
+        "nl-cer": {"cer": 0.0, "language": "zh"}, "nl-full": {"context": "full"},
+    }  # fmt: skip
+    for name, change in changes.items():
+        shutil.copytree(two if name == "nl-b" else one, tmp_path / name)
+        file = tmp_path / name / "eval" / "test" / "metrics.json"
+        facts = read_json(file) | change
+        if name == "nl-fewer":
+            facts["asked"]["clips_sha256"] = "others"
+        write_json(file, facts)
+    page = Page(compare(str(tmp_path / "nl-*"), tmp_path))
+    verdict = " ".join(page.text.split("It is that of ")[0].split())
+    assert "6 runs; the lowest word error rate of the 3 that can be compared is" in verdict and "is 0.0%" not in verdict
+    assert page.text.count("both models are heard at 30 s") == 1  # which may be compared, and is told
+    for apart in ("other clips", "another normaliser", "another rate, another language"):
+        assert f"Not comparable with those above: {apart}" in page.text
+    assert "WER on 6 test clips, normalised by raw 2" in page.text and "CER on 6 test clips" in page.text
+    assert [tag for tag, _ in page.tags].count("svg") == 1
+    assert capsys.readouterr().err.count("not comparable with the others, ") == 3
+
+
+def test_a_page_of_dev_alone_says_that_dev_chose_the_adapter(
+    hostile_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(load(hostile_words).run, tmp_path / "dev-only")
+    shutil.move(tmp_path / "dev-only" / "eval" / "test", tmp_path / "dev-only" / "eval" / "dev")
+    file = tmp_path / "dev-only" / "eval" / "dev" / "metrics.json"
+    write_json(file, read_json(file) | {"split": "dev"})
+    assert "Dev chose the adapter" in Page(report(tmp_path / "dev-only")).text
+    show_run("dev-only", run.scored(tmp_path / "dev-only"))
+    assert "dev chose the adapter" in " ".join(capsys.readouterr().out.split())
+    assert "ev chose the adapter" not in Page(report(load(hostile_words).run)).text
+
+
+def test_the_price_of_a_known_gpu_is_found_by_its_recorded_name(hostile_words: list[str], tmp_path: Path) -> None:
+    shutil.copytree(load(hostile_words).run, tmp_path / "on-t4")
+    assert "no price is known of this machine" in Page(report(tmp_path / "on-t4")).text
+    file = run.train_metrics(tmp_path / "on-t4")
+    write_json(file, read_json(file) | {"device": "Tesla T4"})
+    assert "at $0.59 an hour (Modal, 2026-05-07)" in Page(report(tmp_path / "on-t4")).text
+    assert "at $1.5 an hour" in Page(report(tmp_path / "on-t4", price=1.5)).text
+
+
+@pytest.mark.parametrize(
+    ("name", "known_as"),
+    [
+        ("whisper-base", "openai/whisper-base"),
+        ("faster-whisper-base", "openai/whisper-base"),
+        ("base", "openai/whisper-base"),
+        ("whisper-small", None),  # which has other sizes
+        ("my-dutch-base", None),  # which has the sizes, and who knows what weights
+    ],
+)
+def test_a_folder_that_is_a_published_whisper_by_name_and_shape_is_named_as_on_the_hub(
+    tmp_path: Path, name: str, known_as: str | None
+) -> None:
+    assert hub_id("openai/whisper-large-v2") == "openai/whisper-large-v2"
+    shape = PUBLISHED["openai/whisper-base"]
+    WhisperConfig(
+        d_model=shape.d_model, encoder_ffn_dim=shape.ffn, encoder_layers=shape.encoder_layers,
+        decoder_layers=shape.decoder_layers, num_mel_bins=shape.mels, vocab_size=shape.vocabulary,
+    ).save_pretrained(tmp_path / name)  # fmt: skip
+    (tmp_path / name / "model.safetensors").touch()  # its sizes alone are looked at
+    assert hub_id(str(tmp_path / name)) == known_as
+
+
+def test_runs_that_are_not_scored_are_refused_or_left_out(
+    hostile_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ChoiceError, match="was not trained and scored yet"):
+        report(tmp_path)
+    with pytest.raises(ChoiceError, match=r"report\.runs: no scored run matches"):
+        compare(str(tmp_path / "none-*"), tmp_path)
+    shutil.copytree(load(hostile_words).run, tmp_path / "earlier")
+    file = tmp_path / "earlier" / "eval" / "test" / "metrics.json"
+    facts = read_json(file)
+    del facts["asked"]["figures"]  # what they mean has changed since
+    write_json(file, facts)
+    with pytest.raises(ChoiceError, match="or scored by an earlier version"):
+        report(tmp_path / "earlier")
+    (tmp_path / "nl-half").mkdir()
+    (tmp_path / "nl-whole").symlink_to(load(hostile_words).run)
+    compare(str(tmp_path / "nl-*"), tmp_path)
+    assert "left out, not trained and scored to the end by this version" in capsys.readouterr().err
+
+
+def test_the_card_has_metadata_that_the_hub_reads_and_the_same_numbers(hostile_words: list[str]) -> None:
+    folder = load(hostile_words).run
+    card = ModelCard.load(folder / "train" / "adapter" / "README.md")
+    facts = read_json(folder / "eval" / "test" / "metrics.json")
+    assert (card.data.base_model, card.data.library_name, card.data.language) == ("whisper-random", "peft", "nl")
+    assert card.data.license == "apache-2.0" and card.data.metrics == ["wer", "cer"]
+    wer = next(result for result in card.data.eval_results if result.metric_type == "wer")
+    assert wer.metric_value == round(100 * facts["wer"], 2) and "marks 2" in wer.metric_name
+    assert f"{facts['baseline']['wer']:.1%}" in card.text and "silence" in card.text
+    assert "Difference in WER: " in card.text and "heard again at 30 s" in card.text
+    assert 'base = "/path/to/whisper-random"  # a folder on the trainer' in card.text
+
+
+# ---- in a real browser ----
+
+
+WINDOWS = [(scheme, width) for scheme in ("light", "dark") for width in (390, 1280)]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("scheme", "width"), WINDOWS)
+def test_in_a_browser_the_comparison_is_quiet_and_fits(
+    hostile_words: list[str], browser: Any, scheme: str, width: int
+) -> None:
+    runs = load(hostile_words).run.parent
+    report(load(hostile_words).run)
+    page, complaints = opened(browser, compare(str(runs / "nl-*"), runs), scheme, width)
+    assert page.locator("tbody tr:has(td.n), table > tr:has(td.n)").count() == 2
+    assert page.locator("svg").count() == 1
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")  # no sideways
+    page.click("a")
+    assert page.locator("#count").inner_text() == "6 of 6 clips"  # the link leads to the page of a run
+    assert complaints == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("scheme", "width"), WINDOWS)
+def test_in_a_browser_the_page_is_quiet_and_its_filter_filters(
+    hostile_words: list[str], browser: Any, scheme: str, width: int
+) -> None:
+    page, complaints = opened(browser, report(load(hostile_words).run), scheme, width)
+    assert page.locator("#count").inner_text() == "6 of 6 clips"
+    page.fill("#words", "zin 3")
+    assert page.locator("#count").inner_text() == "1 of 6 clips"
+    assert HOSTILE in page.locator("#rows").inner_text()
+    page.fill("#words", "")
+    page.select_option("#kind", "better")
+    lines = json.loads(page.locator("#lines").text_content())
+    better = sum(line["to"] < line["from"] for line in lines)
+    assert page.locator("#count").inner_text() == f"{better} of 6 clips"
+    durations = seconds_of_players(page)
+    assert durations and all(seconds > 0.3 for seconds in durations)
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")  # no sideways
+    assert complaints == []

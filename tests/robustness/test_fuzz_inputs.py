@@ -1,0 +1,275 @@
+"""Broken words, tables, archives and clips (see support/fuzzing.py): what a person or a download may hand to us."""
+
+import gzip
+import io
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import strategies as st
+from support.fuzzing import EDITS, SPOT, WORDS, Packed, campaign, edited
+from support.releases import tone
+from support.runs import tiny_run
+
+from asr_lora.config.compose import Config, plain
+from asr_lora.corpus import Corpus, open_corpus
+from asr_lora.data.manifest import Draw, draw_order
+from asr_lora.data.splits import without_leaks
+from asr_lora.prepare import prepare
+from asr_lora.runs.launch import load, quoted
+from asr_lora.runtime.files import write_jsonl
+from asr_lora.speech import audio
+from asr_lora.speech.listening import Place, listen
+
+# ---- overrides ----
+
+
+def leaves(tree: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for name, value in tree.items():
+        found += leaves(value, f"{above}{name}.") if isinstance(value, dict) else [(f"{above}{name}", value)]
+    return found
+
+
+GROUPS = ["data", "model", "lora", "training", "decoding", "hardware", "experiment", "hydra/launcher"]
+MEANT = [
+    "nl", "1", "0", "-1", "1e400", "nan", "inf", "null", "true", "[]", "[1,2]", "{}", "{a: 1}", "'", '"', "${seed}",
+    "${oc.env:HOME}", "${nothing}", "???", "a,b", "range(3)", "${", "~", "9" * 40, "qv", "dora", "whisper_tiny", "t4",
+    "[{source: silence}]", "[{source: 3, name: /}]", "lora.r=4", "=", "x" * 300, "\\", "glob(*)", "int(3)", "0x1f",
+]  # fmt: skip
+
+
+def overrides(known: list[str]) -> st.SearchStrategy[list[str]]:
+    value = st.one_of(st.sampled_from(MEANT), WORDS, WORDS.map(quoted))
+    word = st.one_of(
+        st.tuples(st.sampled_from(known), st.just("="), value).map("".join),
+        st.tuples(st.sampled_from(GROUPS), st.just("="), value).map("".join),
+        st.tuples(st.sampled_from(["+", "++", "~"]), st.sampled_from(known), st.just("="), value).map("".join),
+        st.text(max_size=20),
+    )
+    return st.lists(word, min_size=1, max_size=3)
+
+
+def test_fuzz_overrides(elsewhere: Path) -> None:
+    known = [name for name, _ in leaves(plain(load()))]
+    campaign("overrides", elsewhere, overrides(known), lambda words, home: load(words))
+
+
+# ---- tables ----
+
+
+@pytest.fixture(scope="module")
+def tiny_config(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Config:
+    return load(tiny_run(Path("absent"), tiny_checkpoint, Path("absent")))
+
+
+CLIPS = {name: tone(name, 0.1) for name in ("a.mp3", "b.mp3", "c.mp3")}
+LINES = [
+    "client_id\tpath\tsentence\tup_votes\tage\tlocale",
+    "een\ta.mp3\tDe kat, zij slaapt.\t2\t\tnl",
+    "twee\tb.mp3\tDe hond blaft niet.\t2\ttwenties\tnl",
+    "drie\tc.mp3\tHet regent weer.\t2\t\tnl",
+    "",
+]
+TIMED = b"clip\tduration[ms]\na.mp3\t100\nb.mp3\t144\nc.mp3\t0\n"
+COLUMNS = "start end offset bytes member shard sha256 duration clip path sentence 0.01".split()
+CELLS = st.one_of(
+    WORDS,
+    st.sampled_from(
+        [
+            "../a.mp3",
+            "/a.mp3",
+            "a",
+            "clips/a.mp3",
+            ".",
+            "..",
+            "a.mp3",
+            "-5",
+            "1e99",
+            "start",
+            "end",
+            "offset",
+            "bytes",
+            "member",
+            "shard",
+            "sha256",
+            "duration",
+            "clip",
+            "path",
+            "sentence",
+            "0.01",
+        ]
+    ),
+)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[dict[str, bytes], bool]:
+    """The four tables with cells, or bytes, of one or two of them changed; and whether all is to be prepared."""
+    made = {name: "\n".join(LINES).encode() for name in ("train", "dev", "test")} | {"clip_durations": TIMED}
+    for name in draw(st.lists(st.sampled_from(sorted(made)), min_size=1, max_size=2)):
+        lines = [line.split("\t") for line in made[name].decode(errors="replace").split("\n")]
+        for line, cell, new in draw(st.lists(st.tuples(SPOT, SPOT, CELLS), max_size=3)):
+            row = lines[line % len(lines)]
+            row[cell % len(row)] = new
+        made[name] = "\n".join("\t".join(row) for row in lines).encode(errors="surrogatepass")
+        if draw(st.booleans()):
+            made[name] = edited(made[name], draw(EDITS))
+    return made, draw(st.integers(0, 9)) == 9
+
+
+def drawn(corpus: Corpus, home: Path) -> None:
+    """As prepare does it, without a checkpoint."""
+    rows = {split: corpus.tables.get(split, []) for split in ("train", "dev", "test")}
+    train, _ = without_leaks(rows["train"], [*rows["dev"], *rows["test"]])
+    for name, some in {"train": train, "all": rows["train"], "test": rows["test"]}.items():
+        draw = Draw(name, draw_order(some, seed=0), clips=3)
+        names = draw.wanted(lambda clip: corpus.durations.get(clip) or 1.0)
+        draw.look_at(names, corpus.fetch(draw.to_fetch(names)), corpus.durations, lambda text: None, lambda: None)
+        write_jsonl(home / f"{name}.jsonl", draw.chosen)
+
+
+def test_fuzz_tables(elsewhere: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def do(case: tuple[dict[str, bytes], bool], home: Path) -> None:
+        made, whole = case
+        monkeypatch.setenv("ASR_LORA_CACHE", str(home / "cache"))
+        (home / "nl" / "clips").mkdir(parents=True)
+        for name, content in CLIPS.items():
+            (home / "nl" / "clips" / name).write_bytes(content)
+        for name, content in made.items():
+            (home / "nl" / f"{name}.tsv").write_bytes(content)
+        if whole:
+            data = replace(tiny_config.data, source=str(home / "nl"))
+            prepare(replace(tiny_config, data=data, run_dir=str(home / "run"), runs_dir=str(home)))
+        else:
+            drawn(open_corpus(home / "nl", "nl"), home)
+
+    campaign("tables", elsewhere, tables(), do)
+
+
+# ---- archives ----
+
+NAMES = st.one_of(
+    st.sampled_from(
+        ["cv/nl/clips/a.mp3", "cv/nl/train.tsv", "cv/nl/dev.tsv", "cv/nl/clips/../../../../../../x.mp3", "cv/../x",
+         "cv/nl/clips/.hidden", "/cv/nl/clips/a.mp3", "cv/nl/clips/a/b.mp3", "", ".", "..", "/", "cv/nl/clips", "nl",
+         "cv/nl/../nl/clips/b.mp3", "cv/nl/clips/" + "a" * 300 + ".mp3", "cv/nl/clips/\udcff.mp3", "cv//nl/clips/c.mp3",
+         "audios/a.mp3", "ss-corpus-nl.tsv", "cv/es/train.tsv", "other/nl/train.tsv", "cv/nl/clips/a\n.mp3"]
+    ),
+    WORDS.map(lambda name: f"cv/nl/clips/{name}"),
+)  # fmt: skip
+KINDS = [
+    tarfile.REGTYPE, tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE,
+    tarfile.FIFOTYPE, tarfile.DIRTYPE, tarfile.CONTTYPE, tarfile.GNUTYPE_SPARSE, tarfile.GNUTYPE_LONGNAME,
+    tarfile.XHDTYPE, tarfile.XGLTYPE, b"Z",
+]  # fmt: skip
+SIZES = st.sampled_from([0, 9, 600, 2**33, 2**62])
+EXTENDED = st.dictionaries(
+    st.sampled_from(["path", "size", "linkpath", "mtime", "GNU.sparse.map", "GNU.sparse.size", "GNU.sparse.major",
+                     "GNU.sparse.realsize", "hdrcharset", "uid"]),
+    st.one_of(WORDS, st.sampled_from(["../../../../../x", "-1", "9" * 30, "0,1", "1", "/x"])), max_size=3,
+)  # fmt: skip
+
+
+@st.composite
+def archives(draw: st.DrawFn) -> tuple[bytes, str]:
+    """A small release as a tar, with a few odd members, and bytes changed in it before or after it is packed."""
+    packed = io.BytesIO()
+    table = "\n".join(LINES).encode()
+    members = [(f"cv/nl/{name}.tsv", table) for name in ("train", "dev", "test")]
+    members += [("cv/nl/clip_durations.tsv", TIMED), *((f"cv/nl/clips/{name}", name.encode() * 9) for name in CLIPS)]
+    style = draw(st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
+    with tarfile.open(fileobj=packed, mode="w", format=style, errors="surrogateescape") as tar:
+        at = draw(st.integers(0, len(members)))
+        for name, content in members[:at]:
+            tar.addfile(described(name, content), io.BytesIO(content))
+        for name, kind, link, size, extended in draw(
+            st.lists(st.tuples(NAMES, st.sampled_from(KINDS), NAMES, SIZES, EXTENDED), max_size=3)
+        ):
+            member = described(name, b"x" * min(size, 600))
+            member.type, member.linkname, member.pax_headers = kind, link, extended
+            try:
+                header = member.tobuf(style, "utf-8", "surrogateescape")
+            except (ValueError, UnicodeError):
+                continue  # which no tar could say
+            tar.fileobj.write(header)  # type: ignore[union-attr]
+            body = b"../../x\n27 path=../../../../x\n" * (size > 0) if size < 2**30 else b""
+            tar.fileobj.write(body[:size].ljust(-(-size // 512) * 512 if size < 2**30 else 0, b"\0"))  # type: ignore[union-attr]
+        for name, content in members[at:]:
+            tar.addfile(described(name, content), io.BytesIO(content))
+    content = packed.getvalue()
+    if draw(st.booleans()):
+        content = edited(content, draw(EDITS))
+    if zipped := draw(st.booleans()):
+        content = gzip.compress(content, 1)
+        if draw(st.booleans()):
+            content = edited(content, draw(EDITS))
+    return Packed(content), draw(st.sampled_from(["cv.tar.gz", "cv.tar", "cv", "x.tgz"])) if zipped else "cv.tar"
+
+
+def described(name: str, content: bytes) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    return member
+
+
+def test_fuzz_archives(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def do(case: tuple[bytes, str], home: Path) -> None:
+        content, name = case
+        monkeypatch.setenv("ASR_LORA_CACHE", str(home / "cache"))
+        (home / name).write_bytes(content)
+        try:
+            drawn(open_corpus(home / name, "nl"), home)
+        finally:
+            made = list((home / "cache").rglob("*"))
+            assert not [path for path in made if path.is_symlink() or not (path.is_file() or path.is_dir())]
+
+    campaign("archives", elsewhere, archives(), do)
+
+
+# ---- clips ----
+
+
+def encoded(kind: str, subtype: str, rate: int = 16_000, channels: int = 1) -> bytes:
+    file, time = io.BytesIO(), np.arange(rate // 10) / rate
+    sound = np.tile(0.3 * np.sin(2 * np.pi * 440 * time)[:, None], channels)
+    soundfile.write(file, sound, rate, format=kind, subtype=subtype)
+    return file.getvalue()
+
+
+SOUNDS = [
+    encoded("WAV", "PCM_16"), encoded("WAV", "FLOAT", 22_050, 2), encoded("WAV", "PCM_U8", 8_000),
+    encoded("FLAC", "PCM_16"), encoded("FLAC", "PCM_24", 48_000, 2), encoded("MP3", "MPEG_LAYER_III", 32_000),
+    encoded("MP3", "MPEG_LAYER_III", 44_100, 2), encoded("OGG", "VORBIS"), encoded("OGG", "OPUS", 48_000),
+    encoded("WAVEX", "PCM_24", 44_100, 3), encoded("AIFF", "PCM_16"), encoded("W64", "PCM_16"), encoded("AU", "ULAW"),
+]  # fmt: skip
+RATES = [0, 1, 7, 999, 8_000, 11_025, 16_001, 44_100, 44_101, 192_000, 2**31 - 1, 2**32 - 1]  # Hz
+TIMES = st.sampled_from([None, None, 0.0, 0.01, 0.05, 0.1, 5.0, 1e9])
+
+
+def test_fuzz_audio(elsewhere: Path) -> None:
+    def do(case: tuple[int, int | None, Any, float | None, float | None], home: Path) -> None:
+        number, rate, edits, start, end = case
+        content = SOUNDS[number]
+        if rate is not None and content[:4] == b"RIFF":
+            content = content[:24] + rate.to_bytes(4, "little") + content[28:]
+        content = edited(content, edits)
+        file = home / "clip.mp3"
+        file.write_bytes(content)
+        heard = listen(Place(file, start, end))
+        problem = heard.problem or ""
+        assert len(problem.splitlines()) <= 1 and (problem or heard.seconds > 0)
+        if not problem:  # what is not left out has to be of use, whole or not, from the file and from its bytes
+            one = audio.load(file, start, end)
+            assert one.dtype == np.float32 and np.isfinite(one).all()
+            np.testing.assert_array_equal(one, audio.load(content, start, end))
+            return
+        audio.load(file, start, end)
+
+    rate = st.one_of(st.none(), st.sampled_from(RATES), st.integers(1, 2**20))
+    cases = st.tuples(st.integers(0, len(SOUNDS) - 1), rate, st.one_of(EDITS, st.just([])), TIMES, TIMES)
+    campaign("audio", elsewhere, cases, do)

@@ -1,0 +1,164 @@
+"""A sweep: what breaks in one run is told and leaves the others alone, whoever launches them."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from asr_lora.runs import sweep
+from asr_lora.runs.sweep import Job
+
+STAGE = """
+import os, signal, sys
+from asr_lora.runtime.errors import RegressionError, WorldError
+from asr_lora.runs.launch import launch
+def stage(config):
+    print("rank", config.lora.r, flush=True)
+    if config.lora.r == 2:
+        raise RegressionError("eval.max_regression: lost")
+    if config.lora.r == 3:
+        raise WorldError("hardware: too small")
+    if config.lora.r == 5:
+        raise KeyError("bug")
+    if config.lora.r == 6:
+        os.kill(os.getpid(), signal.SIGINT)
+    if config.lora.r == 9:
+        os.kill(os.getpid(), signal.SIGKILL)
+launch(stage, after_sweep=lambda runs_dir, jobs: print("after", len(jobs)))
+"""
+# What joblib's and submitit's launchers do, with a fork in place of their ways into another process.
+FORKING = """
+import os
+from hydra.core.utils import run_job, JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from omegaconf import open_dict
+class ForkingLauncher(Launcher):
+    def setup(self, *, hydra_context, task_function, config):
+        self.context, self.task, self.config = hydra_context, task_function, config
+    def launch(self, job_overrides, initial_job_idx):
+        children = []
+        for number, overrides in enumerate(job_overrides, initial_job_idx):
+            child = os.fork()
+            if child == 0:
+                config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+                with open_dict(config):
+                    config.hydra.job.id = config.hydra.job.num = number
+                run_job(hydra_context=self.context, task_function=self.task, config=config,
+                        job_dir_key="hydra.sweep.dir", job_subdir_key="hydra.sweep.subdir")
+                os._exit(0)
+            children.append(child)
+        for child in children:
+            if os.waitpid(child, 0)[1]:
+                raise RuntimeError(f"process {child} was lost")
+        return [JobReturn(status=JobStatus.COMPLETED) for _ in children]
+from hydra.core.config_store import ConfigStore
+ConfigStore.instance().store(
+    group="hydra/launcher", name="forking", node={"_target_": "hydra_plugins.forking.ForkingLauncher"})
+"""
+
+
+def swept(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A sweep of the stage above; `folder` may hold plugins of Hydra's."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # children of a background shell ignore it
+    paths = os.pathsep.join([str(folder), str(Path(__file__).parents[2])])
+    command = [sys.executable, "-c", STAGE, "-m", "data.source=x", *words]
+    return subprocess.run(
+        command, check=False, cwd=folder, capture_output=True, text=True, timeout=120,
+        env=os.environ | {"PYTHONPATH": paths},
+    )  # fmt: skip
+
+
+def test_what_breaks_in_one_run_is_told_at_once_and_at_the_end_and_leaves_the_others_alone(tmp_path: Path) -> None:
+    ended = swept(tmp_path, "lora.r=2,3,5,0,7")
+    assert ended.stdout.split("\n")[:-1] == ["rank 2", "rank 3", "rank 5", "rank 7", "after 5"]
+    assert ended.returncode == 1  # of the first that is graver than a regression
+    assert "Traceback" not in ended.stderr
+    at_once, _, at_the_end = ended.stderr.partition("error: 4 of 5 runs of the sweep ended in an error:\n")
+    for told in ("hardware: too small", "eval.max_regression: lost", "KeyError: 'bug'", "lora.r: must be at least 1"):
+        assert at_once.count(told) == 1 and at_the_end.count(told) == 1
+    assert "-r3-s0" in at_once and "error: data.source=x lora.r=0: " in at_once  # no run where settings are refused
+    assert at_the_end.splitlines()[-1].startswith("once that is mended, the same command goes on where they broke")
+    (bug,) = tmp_path.glob("runs/.hydra/*/2.txt")
+    assert bug.read_text().startswith("Traceback")
+
+
+@pytest.mark.slow
+def test_a_regression_of_one_run_leaves_a_sweep_its_others_and_its_status(tmp_path: Path) -> None:
+    ended = swept(tmp_path, "lora.r=2,4")
+    assert (ended.returncode, ended.stdout.split()) == (3, ["rank", "2", "rank", "4", "after", "2"])
+    assert "error: 1 of 2 runs of the sweep ended in an error:" in ended.stderr
+
+
+@pytest.mark.slow
+def test_a_sweep_in_which_nothing_breaks_is_quiet_and_ends_well(tmp_path: Path) -> None:
+    ended = swept(tmp_path, "lora.r=4,8")
+    assert (ended.returncode, ended.stderr, ended.stdout.split()[-2:]) == (0, "", ["after", "2"])
+
+
+def test_ctrl_c_stops_a_whole_sweep(tmp_path: Path) -> None:
+    ended = swept(tmp_path, "lora.r=6,7")
+    assert (ended.returncode, ended.stdout.split()) == (130, ["rank", "6"])
+    assert ended.stderr.startswith("interrupted; ")
+
+
+@pytest.mark.parametrize("runs", ["runs", "elsewhere"])
+def test_a_sweep_whose_jobs_run_in_other_processes_has_its_end_all_the_same(tmp_path: Path, runs: str) -> None:
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "forking.py").write_text(FORKING)
+    ended = swept(tmp_path, "lora.r=3,4", "hydra/launcher=forking", f"runs_dir={runs}")
+    assert sorted(ended.stdout.splitlines()) == ["after 2", "rank 3", "rank 4"]
+    assert ended.returncode == 1
+    assert ended.stderr.count("hardware: too small") == 2
+    assert len(list((tmp_path / runs / ".hydra").glob("*/*.json"))) == 2
+
+
+def test_a_job_that_is_killed_in_another_process_is_told_beside_what_the_others_made(tmp_path: Path) -> None:
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "forking.py").write_text(FORKING)
+    ended = swept(tmp_path, "lora.r=4,9", "hydra/launcher=forking")
+    assert sorted(ended.stdout.splitlines()) == ["after 2", "rank 4", "rank 9"]
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr
+    assert "error: 1 of 2 runs of the sweep ended in an error:" in ended.stderr
+    assert "-r9-s0-x-29558c57: came to no end: it was killed" in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("error: hydra/launcher: RuntimeError: process ")
+
+
+def test_a_launcher_that_starts_nothing_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "forking.py").write_text(FORKING.replace("children = []", "raise KeyError('srun')"))
+    ended = swept(tmp_path, "lora.r=4,7", "hydra/launcher=forking")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("error: hydra/launcher: KeyError: 'srun'; ") and ended.stderr.count("\n") == 1
+
+
+def test_a_job_that_begins_in_another_folder_works_where_the_sweep_was_typed(tmp_path: Path) -> None:
+    (tmp_path / "hydra_plugins").mkdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    away = FORKING.replace("if child == 0:", f"if child == 0:\n                os.chdir({str(elsewhere)!r})")
+    (tmp_path / "hydra_plugins" / "forking.py").write_text(away)
+    ended = swept(tmp_path, "lora.r=4,7", "hydra/launcher=forking")
+    assert (ended.returncode, "after 2" in ended.stdout) == (0, True)
+    assert list(elsewhere.rglob("*.json")) == [] and len(list(tmp_path.glob("runs/.hydra/*/*.json"))) == 2
+
+
+def job(number: int, status: int) -> Job:
+    return Job(number, [f"lora.r={number}"], f"/runs/{number}", status, "broke" if status else None, 1.0, 10)
+
+
+def test_the_ledger_keeps_jobs_in_order_and_sweeps_apart(tmp_path: Path) -> None:
+    one, other = (sweep.ledger(tmp_path, began) for began in (1e9, 1e9 + 0.5))
+    for number in (10, 9):
+        sweep.note(one, job(number, 0))
+    assert [each.number for each in sweep.noted(one)] == [9, 10] and sweep.noted(one)[0] == job(9, 0)
+    assert sweep.noted(other) == []
+
+
+@pytest.mark.parametrize(("statuses", "whole"), [([0, 0], 0), ([0, 3], 3), ([3, 2, 1], 2), ([0, 1], 1)])
+def test_the_status_of_a_sweep_is_a_regression_only_where_nothing_worse_happened(
+    statuses: list[int], whole: int
+) -> None:
+    assert sweep.status([job(number, status) for number, status in enumerate(statuses)]) == whole

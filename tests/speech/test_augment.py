@@ -1,0 +1,369 @@
+"""Augmentation: what each kind does to sound, the same whoever asks, in training alone; and Whisper's SpecAugment."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.releases import tone
+from support.runs import Fixed
+from transformers import WhisperProcessor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from asr_lora import train
+from asr_lora.data import dataset as loader
+from asr_lora.data.dataset import Steps
+from asr_lora.data.features import Example, collate, token_ids
+from asr_lora.data.sampler import Batch, Order, Row
+from asr_lora.model import adapter, whisper
+from asr_lora.model.hardware import look
+from asr_lora.model.pretrained import load_config
+from asr_lora.prepare import prepare
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load
+from asr_lora.runtime.console import progress
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.files import read_json, read_jsonl
+from asr_lora.speech import audio, augment
+from asr_lora.speech.audio import SAMPLE_RATE
+from asr_lora.speech.augment import KINDS, augmented
+from asr_lora.training import builder as assembly
+
+
+def speech(seconds: float) -> audio.Waveform:
+    """Something like it: syllables of noise, half of them silence."""
+    rng, samples = np.random.default_rng(0), round(seconds * SAMPLE_RATE)
+    syllables = np.sin(2 * np.pi * 4 * np.arange(samples) / SAMPLE_RATE) > 0
+    return (0.1 * rng.standard_normal(samples) * syllables).astype(np.float32)
+
+
+def draws(kind: str, waveform: audio.Waveform, count: int = 20) -> list[audio.Waveform]:
+    return [augmented(waveform, kind, np.random.default_rng(at)) for at in range(count)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_chance_comes_from_the_stream_that_is_given(kind: str) -> None:
+    waveform = speech(1)
+    before = waveform.copy(), torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    first, second = draws(kind, waveform), draws(kind, waveform)
+    assert all(np.array_equal(one, other) for one, other in zip(first, second, strict=True))
+    assert len({one.tobytes() for one in first}) == len(first)
+    assert np.array_equal(waveform, before[0])
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert np.array_equal(np.random.get_state()[1], before[2])
+    assert random.getstate() == before[3]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("samples", [1, 2, 100, 16_000, 80_001])
+def test_any_clip_becomes_finite_sound_that_fits(kind: str, samples: int) -> None:
+    waveform, longest = speech(6)[2:][:samples], int(samples * 1.03)
+    for at in range(20):
+        sound = augmented(waveform, kind, np.random.default_rng(at), longest)
+        assert sound.dtype == np.float32 and sound.ndim == 1 and np.isfinite(sound).all()
+        assert 0.9 * samples <= len(sound) <= longest
+        assert len(sound) == samples or kind != "telephone"
+        # Half a dB over full scale is what a filter behind the gain may add.
+        assert abs(sound).max() <= 1.06
+
+
+def test_a_clip_without_sound_stays_as_it_is() -> None:
+    for kind in KINDS:
+        for loudness in (0, 1e-6):
+            silence = np.full(800, loudness, dtype=np.float32)
+            assert all(np.array_equal(sound, silence) for sound in draws(kind, silence))
+
+
+def alone(monkeypatch: pytest.MonkeyPatch, **constants: Any) -> None:
+    """Nothing happens to a clip but what is named."""
+    nothing = {"SPEED": 0, "GAINS": (0.0, 0.0), "ROOM_SHARE": 0.0, "NOISY_SHARE": 0.0, "TELEPHONE_SHARE": 0.0}
+    for name, value in (nothing | constants).items():
+        monkeypatch.setattr(augment, name, value)
+
+
+def decibels(sound: audio.Waveform) -> float:
+    return float(10 * np.log10(np.mean(sound.astype(np.float64) ** 2)))
+
+
+def test_speed_changes_length_and_pitch_alike_and_slower_as_often_as_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone(monkeypatch, SPEED=10)
+    time = np.arange(SAMPLE_RATE) / SAMPLE_RATE
+    sounds = draws("light", (0.1 * np.sin(2 * np.pi * 1000 * time)).astype(np.float32), 200)
+    for sound in sounds:
+        pitch = np.abs(np.fft.rfft(sound)).argmax() * SAMPLE_RATE / len(sound)
+        assert pitch * len(sound) / SAMPLE_RATE == pytest.approx(1000, abs=1)
+    lengths = [len(sound) / SAMPLE_RATE for sound in sounds]
+    assert (min(lengths), max(lengths)) == pytest.approx((1 / 1.1, 1 / 0.9), abs=0.01)
+    assert np.mean([length > 1 for length in lengths]) == pytest.approx(0.48, abs=0.1)
+
+
+def test_gain_is_within_its_range_and_never_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone(monkeypatch, GAINS=(-10.0, 10.0))
+    waveform = speech(1)
+    change = [decibels(sound) - decibels(waveform) for sound in draws("light", waveform, 100)]
+    assert -10 <= min(change) < -8 and 5 < max(change) <= 10
+    loud = waveform / abs(waveform).max()
+    assert max(abs(sound).max() for sound in draws("light", loud)) <= 1 + 1e-6
+
+
+def test_noise_is_at_the_asked_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone(monkeypatch, NOISY_SHARE=1.0)
+    waveform = speech(2)
+    ratios = [decibels(waveform) - decibels(sound - waveform) for sound in draws("noisy", waveform, 60)]
+    low, high = augment.SNRS
+    assert low - 0.1 <= min(ratios) < low + 4 and high - 4 < max(ratios) <= high + 0.1
+
+
+def test_a_crowd_has_the_spectrum_of_the_clip_and_none_of_its_pauses() -> None:
+    waveform = speech(2)
+    murmur = augment._crowd(torch.from_numpy(waveform), np.random.default_rng(0))
+    assert decibels(murmur) == pytest.approx(decibels(waveform), abs=0.1)
+    pauses = waveform == 0
+    assert decibels(waveform[~pauses]) - decibels(waveform) > 2.5
+    assert decibels(murmur[pauses]) == pytest.approx(decibels(murmur[~pauses]), abs=1)
+
+
+def test_a_room_dies_away_by_sixty_decibels_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone(monkeypatch, ROOM_SHARE=1.0, REVERBERATIONS=(0.4, 0.4), DIRECT=(6.0, 6.0))
+    click = np.zeros(SAMPLE_RATE, dtype=np.float32)
+    click[0] = 0.5
+    for sound in draws("noisy", click, 5):
+        assert decibels(sound) == pytest.approx(decibels(click), abs=0.01) and len(sound) == len(click)
+        assert 10 * np.log10(sound[0] ** 2 / np.sum(sound[1:] ** 2)) == pytest.approx(6, abs=0.1)
+        early, late = (decibels(sound[round(at * SAMPLE_RATE) :][:800]) for at in (0.05, 0.25))
+        assert early - late == pytest.approx(60 * 0.2 / 0.4, abs=3)
+
+
+def test_a_line_takes_the_highs_and_the_lows_and_keeps_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone(monkeypatch, TELEPHONE_SHARE=1.0)
+    hiss = (0.1 * np.random.default_rng(0).standard_normal(2 * SAMPLE_RATE)).astype(np.float32)
+    frequencies = np.fft.rfftfreq(len(hiss), 1 / SAMPLE_RATE)
+
+    def band(sound: audio.Waveform, low: float, high: float) -> float:
+        return decibels(np.abs(np.fft.rfft(sound))[(frequencies >= low) & (frequencies < high)])
+
+    heard = draws("telephone", hiss, 12)
+    assert len({sound.tobytes() for sound in heard}) == len(augment.LINE_CODECS)
+    for sound in heard:
+        assert np.correlate(sound, hiss[800:-800]).argmax() == 800
+        assert band(sound, 500, 3000) == pytest.approx(band(hiss, 500, 3000), abs=3)
+        assert band(sound, 4200, 8000) < band(hiss, 4200, 8000) - 30
+        assert band(sound, 10, 100) < band(hiss, 10, 100) - 10
+
+
+# ---- in the loader ----
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[dict[str, Any]]:
+    """Twelve clips of 0.3 to 1.4 s."""
+    made = []
+    for at in range(12):
+        path = tmp_path / f"{at}.mp3"
+        path.write_bytes(tone(path.name, 0.3 + 0.1 * at))
+        made.append({"path": str(path), "text": f"zin {at}", "duration": len(audio.load(path)) / SAMPLE_RATE})
+    return made
+
+
+def equal(one: list[dict[str, torch.Tensor]], other: list[dict[str, torch.Tensor]]) -> bool:
+    assert [list(batch) for batch in one] == [list(batch) for batch in other]
+    return all(torch.equal(batch[key], other[at][key]) for at, batch in enumerate(one) for key in batch)
+
+
+def dynamic(rows: list[dict[str, Any]], *words: str) -> Order:
+    training = load(["training.batch_size=4", *words]).training
+    return Order([row["duration"] for row in rows], [4] * len(rows), training, 0, 448)
+
+
+def test_off_a_batch_is_what_it_ever_was(rows: list[dict[str, Any]], processor: WhisperProcessor) -> None:
+    (batch,) = Steps(rows, Fixed(Batch((Row((3,)), Row((5,))), 1.6)), 1, processor)[0]
+    examples = [
+        Example(audio.load(Path(rows[at]["path"])), token_ids(rows[at]["text"], processor.tokenizer)) for at in (3, 5)
+    ]
+    assert equal([batch], [collate(examples, processor, 1.6)])
+    assert list(batch) == ["input_features", "decoder_input_ids", "labels"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_heard_follows_from_seed_step_and_clip_alone(
+    rows: list[dict[str, Any]], processor: WhisperProcessor, kind: str
+) -> None:
+    steps = Steps(rows, dynamic(rows), 6, processor, augment=kind, seed=1)
+    alone, crew = (list(torch.utils.data.DataLoader(steps, batch_size=None, num_workers=workers)) for workers in (0, 2))
+    assert all(equal(one, other) for one, other in zip(alone, crew, strict=True))
+    assert equal(steps[4], alone[4])  # asked again, out of turn
+    fixed = Fixed(Batch((Row((7,)), Row((8,))), 30.0))
+    (first,) = Steps(rows, fixed, 2, processor, augment=kind, seed=1)[0]
+    (later,) = Steps(rows, fixed, 2, processor, augment=kind, seed=1)[1]
+    (other,) = Steps(rows, fixed, 2, processor, augment=kind, seed=2)[0]
+    assert not torch.equal(first["input_features"], later["input_features"])
+    assert not torch.equal(first["input_features"], other["input_features"])
+    (mine,) = Steps(rows, fixed, 2, processor, rank=1, world_size=2, augment=kind, seed=1)[0]
+    assert torch.equal(mine["input_features"], first["input_features"][1:])
+
+
+@pytest.mark.parametrize("context", ["dynamic", "full", "packed"])
+def test_no_sample_is_cut_however_tight_the_context(
+    rows: list[dict[str, Any]], processor: WhisperProcessor, context: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone(monkeypatch, SPEED=10)
+    monkeypatch.setattr("asr_lora.data.sampler.MAX_SECONDS", 3.0)  # so that packs are tight
+    order = dynamic(rows, f"training.context={context}", "training.margin=[0,0]", "training.multiple=0.02",
+                    "training.long_share=0")  # fmt: skip
+    steps, stretched = Steps(rows, order, 60, processor, augment="light"), []
+    for step in range(60):
+        for batch in order.step(step):
+            for row in batch.rows:
+                heard = len(steps.making.example(row, steps.clips[list(row.clips)], step, batch.seconds).waveform)
+                assert heard <= round(batch.seconds * SAMPLE_RATE)
+                stretched.append(heard / sum(round(rows[clip]["duration"] * SAMPLE_RATE) for clip in row.clips))
+    assert min(stretched) < 0.97 and max(stretched) > 1.03
+
+
+def test_the_times_of_joins_are_those_of_the_changed_sound(
+    rows: list[dict[str, Any]], processor: WhisperProcessor
+) -> None:
+    row = Row((2, 9, 4), timestamps=True)
+    steps = Steps(rows, Fixed(Batch((row,), 30.0)), 9, processor, augment="light")
+    for step in range(9):
+        said = processor.tokenizer.convert_ids_to_tokens(
+            steps.making.example(row, steps.clips[list(row.clips)], step, 30.0).ids
+        )
+        times = [float(token[2:-2]) for token in said if token.startswith("<|") and "." in token]
+        streams = {clip: np.random.default_rng((0, step, clip, *b"augment")) for clip in row.clips}
+        lengths = [len(augmented(audio.load(Path(rows[at]["path"])), "light", streams[at])) for at in row.clips]
+        ends = np.cumsum(lengths) / SAMPLE_RATE
+        assert times == pytest.approx([0, ends[0], ends[0], ends[1], ends[1], ends[2]], abs=0.011)
+        assert len(steps.making.example(row, steps.clips[list(row.clips)], step, 30.0).waveform) == sum(lengths)
+
+
+# ---- in a run ----
+
+
+def test_only_training_clips_are_augmented_and_the_run_says_so(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = []
+
+    def spy(waveform: audio.Waveform, *args: Any, **rest: Any) -> audio.Waveform:
+        heard.append(len(waveform))
+        return augmented(waveform, *args, **rest)
+
+    for room in (augment, loader):
+        monkeypatch.setattr(room, "augmented", spy)
+    config = load([*words, "data.augment=noisy", "training.learning_rate=1e-30"])
+    train.train(config)
+    facts = read_json(config.run / "train" / "metrics.json")
+    assert (facts["augment"], facts["spec_augment"]) == ("noisy", False)
+    assert 0 <= facts["data_wait_fraction"] <= 1
+    assert len(heard) == facts["clips_seen"] == 8  # dev and test were decoded as well
+    # An adapter that learnt nothing hears in dev and test what the untouched model hears.
+    lines = read_jsonl(config.run / "eval" / "test" / "hypotheses.jsonl")
+    assert [line["hypothesis"] for line in lines] == [line["baseline_hypothesis"] for line in lines]
+
+
+def test_run_names_say_it_in_a_word() -> None:
+    assert load(["data.augment=telephone"]).run_name == "nl-1h-large_v2-qv-r32-s0-telephone"
+    assert load(["training.spec_augment=true"]).run_name == "nl-1h-large_v2-qv-r32-s0-specaugment"
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        (["data.augment=loud"], r"data\.augment: loud is none of light, noisy, telephone"),
+        (["training.mask_time_prob=2"], r"training\.mask_time_prob: must be a share"),
+        (["training.spec_augment=true", "training.multiple=0.08"], r"training\.multiple: must be at least 0\.1 s"),
+    ],
+)
+def test_what_cannot_be_is_refused(setting: list[str], says: str) -> None:
+    with pytest.raises(ChoiceError, match=says):
+        load(setting)
+
+
+MASKED = ["training.spec_augment=true", "training.mask_time_prob=0.3", "training.mask_feature_prob=0.3"]
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_jsonl(folder / "train" / "log.jsonl") if "loss" in line]
+
+
+@pytest.mark.parametrize("context", ["dynamic", "full", "packed"])
+def test_spec_augment_masks_clips_in_training_alone(words: list[str], context: str) -> None:
+    config = load([*words, *MASKED, f"training.context={context}", "training.long_share=0.25", "eval.after=false",
+                   "hardware.micro_batch=8"])  # fmt: skip
+    prepare(config)
+    seen: list[tuple[bool, torch.Tensor]] = []
+    with progress("training", total=2) as bar:
+        trainer = assembly.build(config, look(config), read_jsonl(run.manifest(config.run, "train")), bar)
+        (encoder,) = (module for module in trainer.model.modules() if isinstance(module, WhisperEncoder))
+        encoder.conv1.register_forward_pre_hook(lambda module, args: seen.append((module.training, args[0].clone())))
+        given: list[bool] = []
+        usual = trainer.training_step
+
+        def training_step(model: Any, inputs: list[dict[str, torch.Tensor]], *rest: Any) -> torch.Tensor:
+            before = [batch["input_features"].clone() for batch in inputs]
+            loss = usual(model, inputs, *rest)
+            given.extend(torch.equal(one, batch["input_features"]) for one, batch in zip(before, inputs, strict=True))
+            return loss
+
+        trainer.training_step = training_step
+        trainer.train()
+    assert given and all(given)  # a step that has to begin again finds its features as they were made
+    masked = [features for training, features in seen if training]
+    steps = [batch for step in range(2) for batch in trainer.train_dataset[step]]
+    assert len(masked) == len(steps) and len(seen) > len(steps)  # dev was decoded too
+    for features, batch in zip(masked, steps, strict=True):
+        frames = (features == 0).all(dim=1)
+        assert frames.any() and not frames[batch["attention_mask"] == 0].any()  # of clips, not of the silence behind
+        kept = features != 0
+        torch.testing.assert_close(features[kept], batch["input_features"][kept])
+    assert any((features == 0).all(dim=2).any() for features in masked)
+    for features in (features for training, features in seen if not training):
+        frames = (features == 0).all(dim=1).int()
+        assert (frames.diff() >= 0).all()  # zeros at the end alone, which are generate's own
+        assert not (features == 0).all(dim=2).any()
+
+
+@pytest.mark.slow
+def test_spec_augment_is_drawn_anew_from_the_seed_and_leaves_no_trace_in_what_is_saved(words: list[str]) -> None:
+    usual, one, two, cut = (
+        load([*words, *settings, "data.augment=light", "eval.after=false", f"run_name={name}"])
+        for name, settings in {
+            "usual": [], "one": MASKED, "two": [*MASKED, "hardware.workers=2"],
+            "cut": [*MASKED, "hardware.gradient_checkpointing=true"],
+        }.items()
+    )  # fmt: skip
+    for config in (usual, one, two, cut):
+        train.train(config)
+    assert losses(one.run) == losses(two.run) == pytest.approx(losses(cut.run)) and losses(one.run) != losses(usual.run)
+    weights = [load_file(run.adapter(config.run) / "adapter_model.safetensors") for config in (one, two)]
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+    for name in ("adapter_config.json", "asr_lora.json"):
+        assert read_json(run.adapter(one.run) / name) == read_json(run.adapter(usual.run) / name)
+    base = whisper.load(one.model.checkpoint, "fp32", torch.device("cpu"))
+    assert not adapter.merge(base, run.adapter(one.run)).config.apply_spec_augment
+    assert not load_config(one.model.checkpoint).apply_spec_augment
+    assert read_json(one.run / "train" / "metrics.json")["spec_augment"] is True
+
+
+def test_spec_augment_runs_at_the_shortest_contexts_that_are_allowed(words: list[str]) -> None:
+    tight = ["training.margin=[0,0]", "training.multiple=0.1", "training.long_share=0"]
+    config = load([*words, *MASKED, *tight, "eval.after=false"])
+    train.train(config)
+    assert np.isfinite(losses(config.run)).all()
+
+
+def test_clips_shorter_than_a_mask_pass_whole(processor: WhisperProcessor, tiny_checkpoint: Path) -> None:
+    model = whisper.load(str(tiny_checkpoint), "fp32", torch.device("cpu")).train()
+    whisper.mask_features(model, 0.3, 0.0)
+    examples = [Example(speech(seconds), token_ids("ja", processor.tokenizer)) for seconds in (0.05, 0.1, 0.6)]
+    batch = collate(examples, processor, 0.6, attention_mask=True)
+    assert batch["attention_mask"].sum(dim=1).tolist() == [5, 10, 60]
+    features = batch["input_features"].clone()
+    with whisper.context(model, 0.6):
+        model(input_features=features, attention_mask=batch["attention_mask"], decoder_input_ids=batch["labels"] * 0)
+    assert torch.equal(features[0, :, :50], batch["input_features"][0, :, :50])
+    assert (features[1, :, :10] == 0).all() and (features[2] == 0).any()

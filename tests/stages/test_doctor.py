@@ -1,0 +1,318 @@
+"""The doctor: a healthy run is well, every sickness is found by the real path, and nothing is written or fetched."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.releases import pack, utterances, write_release
+from transformers import WhisperFeatureExtractor, WhisperProcessor
+
+from asr_lora.config.tuning import LORA_KEYS
+from asr_lora.data.dataset import Steps
+from asr_lora.data.features import Example, collate, token_ids
+from asr_lora.doctor import data as glimpse
+from asr_lora.doctor import lesson, means
+from asr_lora.doctor import machine as checks
+from asr_lora.doctor.__main__ import doctor, examine, main
+from asr_lora.doctor.check import Check
+from asr_lora.doctor.installed import check, paired
+from asr_lora.model import adapter
+from asr_lora.model import adapter_folder as stored
+from asr_lora.model import probes as probe
+from asr_lora.model.hardware import look
+from asr_lora.model.pretrained import load_config, load_processor
+from asr_lora.model.probes import Base
+from asr_lora.prepare import prepare
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load
+from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.files import read_jsonl
+from asr_lora.training.builder import order
+
+CPU = torch.device("cpu")
+
+
+def examined(words: Sequence[str], scratch: Path) -> dict[str, Check]:
+    """All checks of a run by name."""
+    return {check.name: check for check in examine(load(words), scratch, Check("versions", "ok", "")).checks}
+
+
+def verdicts(checks: dict[str, Check], verdict: str) -> set[str]:
+    return {name for name, check in checks.items() if check.verdict == verdict}
+
+
+def commanded(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "asr_lora.doctor", *words]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+# ---- the command ----
+
+
+def test_a_healthy_run_is_well_and_nothing_is_written(words: list[str], tmp_path: Path, private_cache: Path) -> None:
+    done = commanded(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert {each["verdict"] for each in told["checks"]} == {"ok"}, told
+    assert told["ok"] == len(told["checks"]) == 15 and (told["warn"], told["fail"]) == (0, 0)
+    assert {"name", "verdict", "found", "way_out"} == told["checks"][0].keys()
+    assert not (tmp_path / "runs").exists() and not private_cache.exists()
+
+
+def test_what_fails_stands_on_the_screen_with_its_way_out(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(WorldError, match="doctor: data failed"):
+        doctor(load([*words, f"data.source={tmp_path}/nowhere"]), Check("versions", "ok", ""))
+    screen = capsys.readouterr().out
+    assert f"data.source: no file or folder {tmp_path}/nowhere\n" in screen.replace("  ", "").replace(" \n", "\n")
+    assert "-> name one that is there" in screen
+    assert " 1 failed, in " in screen
+
+
+def test_a_failure_is_an_exit_status_and_json_alone_on_standard_output(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which the door sets for good
+    monkeypatch.setattr(sys, "argv", ["doctor", "--json", *words, "hardware.memory=0.001"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    out, err = capsys.readouterr()
+    (failed,) = (each for each in json.loads(out)["checks"] if each["verdict"] == "fail")
+    assert failed["name"] == "memory" and failed["found"].startswith("does not fit: ") and failed["way_out"]
+    assert err.strip().splitlines()[-1] == "error: doctor: memory failed; the way out stands beside each"
+
+
+def test_a_torchaudio_that_is_not_torch_s_is_told_before_anything_breaks_on_it(
+    words: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "torchaudio").mkdir()
+    (tmp_path / "torchaudio" / "__init__.py").write_text("raise OSError('undefined symbol: _ZN5torch')")
+    facts = tmp_path / "torchaudio-2.9.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: torchaudio\nVersion: 2.9.0\n")
+    done = commanded(*words, "--json", PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+    assert done.returncode == 1, done.stderr
+    (only,) = json.loads(done.stdout)["checks"]
+    assert only["found"].startswith("torchaudio 2.9.0 is not made for torch 2.11.0") and "uv sync" in only["way_out"]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_pair_is_of_one_release_and_one_build() -> None:
+    assert paired("2.11.0", "2.11.0+cu130") and paired("2.11.1+cpu", "2.11.0+cpu")
+    assert not paired("2.11.0+cpu", "2.11.0+cu130") and not paired("2.11.0", "2.1.0")
+    assert check().verdict == "ok"
+
+
+# ---- the data ----
+
+
+def test_an_archive_is_looked_into_and_nothing_kept_of_it(
+    words: list[str], release: Path, tmp_path: Path, private_cache: Path
+) -> None:
+    archive = pack(release, tmp_path / "cv-corpus-25.0-nl.tar.gz")
+    found = examined([*words, f"data.source={archive}"], tmp_path / "scratch")
+    assert not verdicts(found, "fail") and not verdicts(found, "warn")
+    assert found["data"].found == f"{archive}, 12 clips; 12 heard"
+    assert found["hours"].found.endswith(f"clips: {archive}, 12 clips")
+    assert not private_cache.exists()
+
+
+def test_of_a_large_archive_only_the_beginning_is_read(
+    words: list[str], release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(glimpse, "MOST_READ", 5_000)
+    last = pack(release, tmp_path / "last.tar.gz", order="last")
+    found = examined([*words, f"data.source={last}"], tmp_path / "one")
+    assert found["data"].verdict == "warn" and "beyond its beginning" in found["data"].found
+    assert {"data", "labels", "batch"} <= verdicts(found, "warn") and not verdicts(found, "fail")
+    assert "on noise" in found["gradients"].found
+    prepare(load([*words, f"data.source={last}", "run_name=before"]))  # its tables are known from now on
+    assert examined([*words, f"data.source={last}"], tmp_path / "two")["batch"].verdict == "ok"
+
+
+def test_a_prepared_run_is_looked_at_by_its_manifest(words: list[str], tmp_path: Path) -> None:
+    prepare(load(words))
+    assert examined(words, tmp_path / "scratch")["data"].found == "the manifest, 12 clips; 12 heard"
+
+
+def test_a_missing_corpus_and_a_wrong_language_fail_as_preparing_would(
+    words: list[str], release: Path, tmp_path: Path
+) -> None:
+    nowhere = examined(
+        [*(word for word in words if "data.source" not in word), f"data.search_dir={tmp_path / 'none'}"], tmp_path
+    )
+    assert verdicts(nowhere, "fail") == {"data"} and "make demo" in nowhere["data"].way_out
+    assert nowhere["labels"].found == nowhere["memory"].found == "not looked at: needs data"
+    archive = pack(release, tmp_path / "nl.tar.gz")
+    other = examined([*words, f"data.source={archive}", "data.language=sv-SE"], tmp_path / "scratch")["data"]
+    assert other.found == f"data.language: {archive} holds nl, not sv-SE" and "data.language=nl" in other.way_out
+
+
+def test_what_would_be_fetched_is_not(words: list[str], tmp_path: Path) -> None:
+    found = examined([*words, "data.source=mdc:cv-nl"], tmp_path)
+    assert (found["data"].verdict, found["data"].found) == (
+        "warn", "not looked at: mdc:cv-nl is fetched when it is prepared",
+    )  # fmt: skip
+
+
+def test_more_hours_than_there_are_fail(words: list[str], tmp_path: Path) -> None:
+    found = examined([*words, "data.hours=5"], tmp_path)
+    assert found["data"].found.startswith("data.hours: 5 is more than there is")
+
+
+def test_unusable_clips_and_overlong_labels_are_counted(words: list[str], tmp_path: Path) -> None:
+    train = utterances("train", 40, 20)
+    train[3]["sentence"] = "ja " * 60  # the tiny model's limit is 64 tokens, each a byte
+    train[4]["clip"] = b"no sound"
+    release = tmp_path / "cv-corpus-1.0"
+    write_release(release, splits={"train": train, "dev": utterances("dev", 4, 2), "test": utterances("test", 4, 2)})
+    found = examined([*words, f"data.source={release}"], tmp_path / "scratch")
+    assert found["labels"].verdict == "warn"
+    assert found["labels"].found == "1 of 40 would be dropped: 1 label longer than 64 tokens"
+    assert found["batch"].verdict == "ok"
+    few = [*train[:6], train[4] | {"path": "common_voice_other.mp3"}]
+    write_release(tmp_path / "cv-corpus-2.0", splits={"train": few, "dev": train[10:14], "test": train[20:24]})
+    bad = examined([*words, f"data.source={tmp_path / 'cv-corpus-2.0'}"], tmp_path / "other")["data"]
+    assert bad.verdict == "fail" and "unusable: 2 " in bad.found and "5%" in bad.way_out
+
+
+# ---- what is taught ----
+
+
+def test_a_locale_without_a_token_fails_and_names_a_relative(words: list[str], tmp_path: Path) -> None:
+    release = tmp_path / "cv-corpus-fy"
+    write_release(release, "fy-NL")
+    mine = [*words, f"data.source={release}", "data.language=fy-NL"]
+    found = examined(mine, tmp_path / "one")
+    assert verdicts(found, "fail") == {"language"} and "model.language=nl" in found["language"].way_out
+    assert found["batch"].found == "not looked at: needs language"
+    well = examined([*mine, "model.language=nl"], tmp_path / "two")
+    assert not verdicts(well, "fail") and well["language"].found == "fy-NL is <|nl|>, to transcribe"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "trouble"),
+    [
+        (lambda ids: [ids[0], *ids], "start token is doubled"),
+        (lambda ids: ids[1:], "not with the start token"),
+        (lambda ids: ids[:-1], "would never stop"),
+        (lambda ids: [ids[0], ids[1] + 1, *ids[2:]], "language and task are"),
+    ],
+)
+def test_wrong_labels_are_told(spoil: Any, trouble: str, processor: WhisperProcessor) -> None:
+    ids = token_ids("dit is een zin", processor.tokenizer)
+    silence = torch.zeros(16_000).numpy()
+    prompt, end = ids[:3], processor.tokenizer.eos_token_id
+    right = collate([Example(silence, ids), Example(silence, ids[:4] + ids[-1:])], processor, 1.0)
+    assert lesson.troubles(right, prompt, end, len(processor.tokenizer)) == []
+    wrong = collate([Example(silence, spoil(ids)), Example(silence, ids)], processor, 1.0)
+    (told,) = lesson.troubles(wrong, prompt, end, len(processor.tokenizer))
+    assert trouble in told
+
+
+# ---- what learns ----
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_a_side_that_is_left_out_on_purpose_is_explained(kind: str, words: list[str], tmp_path: Path) -> None:
+    found = examined([*words, f"lora={kind}", "lora.r=4"], tmp_path)["gradients"]
+    assert found.verdict == "ok" and f"lora={kind} trains that side alone" in found.found
+
+
+def test_an_adapter_without_gradient_fails(words: list[str], tmp_path: Path) -> None:
+    config = load(words)
+    prepare(config)
+    rows = read_jsonl(run.manifest(config.run, "train"))
+    base = Base(config.model.checkpoint, "fp32", CPU, None)
+    model = probe.tuned(base, config.lora, 0, 2, gradient_checkpointing=False)
+    # As a frozen front with reentrant checkpointing has it: what the encoder computes has no graph.
+    model.get_base_model().model.encoder.register_forward_hook(lambda module, given, made: made.__class__(
+        {name: value.detach() for name, value in made.items()}
+    ))  # fmt: skip
+    (batch, *_) = Steps(rows, order(config, rows), 1, load_processor(config.model.checkpoint))[0]
+    probe.back_propagate(model, base, batch)
+    arrived = probe.gradients(model)
+    assert arrived == {"encoder": (0, 4), "decoder": (8, 8)}
+    told = checks.judged("qv", arrived, "")
+    assert told.verdict == "fail" and told.found.startswith("none in the encoder")
+    assert checks.judged("decoder", arrived, "").verdict == "ok"
+
+
+@pytest.mark.parametrize("kind", ["dora", "pissa", "adalora", "ia3", "bitfit", "full", "lora_plus"])
+def test_every_way_of_tuning_has_gradients_and_comes_back(kind: str, words: list[str], tmp_path: Path) -> None:
+    mine = [word for word in words if word != "lora.r=4" or "r" in LORA_KEYS[kind]]
+    config = load([*mine, f"lora={kind}", "training.max_steps=10"])
+    known = load_config(config.model.checkpoint)
+    gradients, trial = checks.gradients(config, known, look(config), None, tmp_path)
+    assert gradients.verdict == "ok" and trial is not None, gradients
+    back, _ = checks.reloaded(config, trial, tmp_path)
+    assert back.verdict == "ok", back
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_a_quantised_base_multiplies_back_propagates_and_comes_back(
+    precision: str, words: list[str], tmp_path: Path
+) -> None:
+    mine = [*words, f"model.precision={precision}", "model.checkpoint=openai/whisper-tiny", "lora.r=65"]
+    found = examined(mine, tmp_path)  # wider than one block
+    assert {found[name].verdict for name in ("bitsandbytes", "gradients", "save, reload")} == {"ok"}, found
+    assert "a small random model" in found["gradients"].found
+    assert found["device"].verdict == "warn" and "slowly" in found["device"].way_out
+
+
+def test_a_reload_that_loses_what_was_learnt_fails(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = adapter.save
+
+    def half(model: Any, folder: Path, base: str, context: str) -> None:
+        save(model, folder, base, context)
+        weights = load_file(stored.weights_file(folder))
+        save_file({name: weight / 2 for name, weight in weights.items()}, stored.weights_file(folder))
+
+    monkeypatch.setattr(adapter, "save", half)
+    found = examined(words, tmp_path)
+    assert verdicts(found, "fail") == {"save, reload"} and "peft" in found["save, reload"].way_out
+
+
+def test_features_of_another_whisper_fail(words: list[str], tiny_checkpoint: Path, tmp_path: Path) -> None:
+    other = tmp_path / "whisper-of-128"
+    shutil.copytree(tiny_checkpoint, other)
+    processor = WhisperProcessor.from_pretrained(other)
+    WhisperProcessor(WhisperFeatureExtractor(feature_size=128), processor.tokenizer).save_pretrained(other)
+    told, _ = lesson.mel_bins(load([*words, f"model.checkpoint={other}"]), load_config(str(other)))
+    assert told.verdict == "fail" and told.found == "features have 128, the model hears 80"
+
+
+def test_a_full_disk_fails_and_names_the_other_disks(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load(words)
+    prediction = means.predicted(config, None)
+    monkeypatch.setattr(means, "disk_usage", lambda place: SimpleNamespace(free=100))
+    told, _ = means.disk(config, prediction)
+    assert told.verdict == "fail" and "ASR_LORA_CACHE" in told.way_out
+
+
+# ---- the Hub ----
+
+
+def test_a_checkpoint_that_only_an_unreachable_hub_has_fails(words: list[str], tmp_path: Path) -> None:
+    found = examined([*words, "model.checkpoint=openai/whisper-tiny"], tmp_path)
+    assert verdicts(found, "fail") == {"Hub"}
+    assert found["Hub"].found.startswith("needed for all of openai/whisper-tiny, and does not give it: ")
+    assert "model.checkpoint=/path" in found["Hub"].way_out
+    assert found["language"].found == "not looked at: needs Hub"
+    assert found["gradients"].verdict == found["memory"].verdict == "ok"  # its sizes are published

@@ -1,0 +1,284 @@
+"""An evaluation of several sets: what it writes, the gate, the strength dial and averaging."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.releases import utterances, write_release
+
+from asr_lora.eval import evaluate
+from asr_lora.evaluation import hearing
+from asr_lora.evaluation.error_analysis import SMALL
+from asr_lora.evaluation.eval_sets import Set
+from asr_lora.model.adapter_folder import trained_on_short
+from asr_lora.report import report
+from asr_lora.runs.folder import as_recorded
+from asr_lora.runs.launch import _leave, load
+from asr_lora.runtime.errors import ChoiceError, RegressionError, UserError, WorldError
+from asr_lora.runtime.files import read_json, read_jsonl, write_jsonl
+from asr_lora.train import train
+
+
+@pytest.fixture
+def trained(words: list[str]) -> list[str]:
+    train(load([*words, "eval.after=false", "training.save_steps=1"]))
+    return [*words, "training.save_steps=1"]
+
+
+def test_every_set_is_scored_by_both_models_and_stands_in_one_table(
+    trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_release(
+        tmp_path / "fries", "en", {split: utterances(f"en-{split}", 3, 3) for split in ("train", "dev", "test")}
+    )
+    config = load(
+        [*trained, f"eval.sets=[{{source: silence}}, {{source: {tmp_path / 'fries'}, language: en, name: read}}]"]
+    )
+    own = evaluate(config)
+    table = capsys.readouterr().out
+    for name, clips, language in (("test", 4, "nl"), ("silence", 8, "nl"), ("read", 3, "en")):
+        facts = read_json(config.run / "eval" / name / "metrics.json")
+        lines = read_jsonl(config.run / "eval" / name / "hypotheses.jsonl")
+        assert (facts["set"], facts["clips"], facts["language"], len(lines)) == (name, clips, language, clips)
+        for figures, prefix in ((facts, ""), (facts["baseline"], "baseline_")):
+            assert figures["runaways"]["clips"] == sum(bool(line[f"{prefix}runaway"]) for line in lines)
+            assert sum(line[f"{prefix}errors"] for line in lines) == (
+                figures["substitutions"] + figures["deletions"] + figures["insertions"] + figures["hallucinated_words"]
+            )
+        assert f"│ {name} " in table
+    assert own["set"] == "test" and "4 (small)" in table and "4 of 6 test clips (small)" in " ".join(table.split())
+    assert read_json(config.run / "eval" / "silence" / "metrics.json")["delta"]["wer"] is None
+
+
+@pytest.mark.slow
+def test_a_set_that_is_named_later_is_scored_alone(trained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load(trained)
+    evaluate(config)
+    asked: list[str] = []
+    real = hearing.heard
+
+    def heard(config: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
+        asked.extend(each.name for each in sets)
+        return real(config, hardware, sets, tuned)
+
+    monkeypatch.setattr("asr_lora.eval.heard", heard)
+    more = ["eval.sets=[{source: noise}]"]
+    evaluate(as_recorded(config.run, load([*more, "hardware=cpu"]), more))
+    assert set(asked) == {"noise"}
+
+
+def test_the_command_that_scored_stands_in_the_metrics(trained: list[str]) -> None:
+    facts = evaluate(load(trained), ["python", "-m", "asr_lora.eval", "eval.sets=[{source: noise}]"])
+    assert facts["command"] == "python -m asr_lora.eval 'eval.sets=[{source: noise}]'"
+    assert evaluate(load([*trained, "eval.limit=2"]))["command"] == "python -m asr_lora.eval"
+
+
+def test_where_characters_lead_they_are_aligned_counted_and_confused(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = {name: utterances(name, count, 3) for name, count in (("train", 12), ("dev", 4), ("test", 2))}
+    splits["test"][0]["sentence"], splits["test"][1]["sentence"] = "今天，天气很好。", "你好"
+    write_release(tmp_path / "chinese", "zh-CN", splits)
+    chinese = [*words, f"data.source={tmp_path / 'chinese'}", "data.language=zh-CN"]
+    train(load([*chinese, "eval.after=false"]))
+
+    def heard(config: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
+        (own,) = sets
+        said = [
+            clip["text"].replace("气", "汽" if tuned else "器").replace("好", "好" if tuned else "")
+            for clip in own.clips
+        ]
+        return [
+            {
+                "hypotheses": said, "cut": [False] * len(said), "heard_again": 0, "device": "none", "context": "full",
+                "audio_seconds": 1.0, "seconds": 1.0, "load_seconds": 0.0, "rtfx": 1.0, "cached": False,
+            }
+        ]  # fmt: skip
+
+    monkeypatch.setattr("asr_lora.eval.heard", heard)
+    facts = evaluate(load(chinese))
+    assert (facts["cer"], facts["baseline"]["cer"]) == (1 / 8, 3 / 8)
+    assert facts["confusions"]["substitutions"] == [["气", "汽", 1]]
+    assert facts["kinds"] == {"units": 8, "substituted": 1, "left_out": 0, "added": 0}
+    lines = read_jsonl(load(chinese).run / "eval" / "test" / "hypotheses.jsonl")
+    assert sorted((line["baseline_errors"], line["errors"]) for line in lines) == [(1, 0), (2, 1)]
+    card = (load(chinese).run / "train" / "adapter" / "README.md").read_text()
+    assert "clips (small) | CER | 95 % interval | WER |" in card
+    assert "Difference in CER: -25.0 points" in card and "| with this adapter | 12.5% |" in card
+    page = report(load(chinese).run).read_text()
+    assert "<del>气</del> <ins>汽</ins>" in page and "of 8 characters" in page
+
+
+# ---- the gate ----
+
+
+@pytest.fixture
+def worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tuned model that gets every other word wrong and speaks in silence, where the untouched one is always right."""
+
+    def heard(config: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
+        def said(text: str) -> str:
+            words = text.split() or ["en"]
+            return text if tuned is None else " ".join(w if at % 2 else "anders" for at, w in enumerate(words))
+
+        return [
+            {
+                "hypotheses": [said(clip["text"]) for clip in each.clips], "cut": [False] * len(each.clips),
+                "heard_again": 0,
+                "device": "none", "context": "full", "audio_seconds": 1.0, "seconds": 1.0, "load_seconds": 0.0,
+                "rtfx": 1.0, "cached": False,
+            }
+            for each in sets
+        ]  # fmt: skip
+
+    monkeypatch.setattr("asr_lora.eval.heard", heard)
+
+
+@pytest.fixture
+def trained_for_many(words: list[str], tmp_path: Path) -> list[str]:
+    """A run whose test split has as many clips as the gate asks for."""
+    splits = {name: utterances(name, count, 6) for name, count in (("train", 12), ("dev", 6), ("test", SMALL))}
+    write_release(tmp_path / "many", splits=splits)
+    many = [*words, f"data.source={tmp_path / 'many'}", "eval.limit=null"]
+    train(load([*many, "eval.after=false"]))
+    return many
+
+
+@pytest.mark.usefixtures("worse")
+def test_the_gate_names_the_sets_that_lost_too_much_when_all_is_written(trained_for_many: list[str]) -> None:
+    config = load([*trained_for_many, "eval.max_regression=0.01", "eval.sets=[{source: silence}]"])
+    said = (
+        r"at most 1 points on every set, got test \(exceeded, \+50\.0 points .*; "
+        r"silence \(exceeded, clips with text \+100\.0 points \(\+100\.0 to \+100\.0\), running away \+0\.0 points"
+    )
+    with pytest.raises(RegressionError, match=said):
+        evaluate(config)
+    assert read_json(config.run / "eval" / "test" / "metrics.json")["delta"]["wer"] == 0.5
+    silence = read_json(config.run / "eval" / "silence" / "metrics.json")
+    assert (silence["hallucinating"], silence["baseline"]["hallucinating"]) == (1.0, 0.0)
+    evaluate(load([*trained_for_many, "eval.max_regression=0.6"]))
+
+
+@pytest.mark.usefixtures("worse")
+def test_too_few_clips_decide_nothing_and_fail_only_where_strict(
+    trained: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(load([*trained, "eval.max_regression=0.01"]))  # all four are worse, but they are four
+    assert "test: undecided, too few clips with words: 4, of 30; +50.0 points" in capsys.readouterr().err
+    with pytest.raises(RegressionError, match=r"test \(undecided, too few clips with words: 4, of 30"):
+        evaluate(load([*trained, "eval.max_regression=0.01", "eval.strict=true"]))
+
+
+@pytest.mark.parametrize(("kind", "status"), [(ChoiceError, 2), (WorldError, 1), (RegressionError, 3)])
+def test_every_kind_of_end_has_its_status(kind: type[UserError], status: int) -> None:
+    with pytest.raises(SystemExit) as left:
+        _leave(kind("so"), [])
+    assert left.value.code == status
+
+
+# ---- the dial ----
+
+
+@pytest.mark.slow
+def test_strengths_are_compared_on_dev_and_the_best_alone_is_scored_on_test(trained: list[str]) -> None:
+    config = load([*trained, "eval.strengths=[1,0,0.5]", "eval.sets=[{source: silence}]"])
+    facts = evaluate(config)
+    found = read_json(config.run / "eval" / "strengths.json")
+    # The adapter as trained knows short contexts: it is compared there too, beside what all others are heard at.
+    points = [(point["strength"], point["context"]) for point in found["curve"]]
+    assert points == [(0, "full"), (0.5, "full"), (1, "full"), (1, "short")]
+    rates = [point["sets"]["dev"]["wer"] for point in found["curve"]]
+    assert (found["best"], found["best_context"]) == points[rates.index(min(rates))]
+    assert all(point["sets"]["silence"]["wer"] is None for point in found["curve"])
+    assert (facts["strength"], facts["context"]) == (found["best"], found["best_context"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "best"), [({"short": 0.0, "full": 0.5}, "short"), ({"short": 0.5, "full": 0.0}, "full")]
+)
+def test_the_adapter_as_trained_is_scored_at_the_context_that_was_best_on_dev(
+    trained: list[str], monkeypatch: pytest.MonkeyPatch, wrong: dict[str, float], best: str
+) -> None:
+    def heard(config: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
+        context = "short" if tuned is not None and trained_on_short(tuned) else "full"
+        return [
+            {
+                "hypotheses": [
+                    clip["text"] if tuned and at >= wrong[context] * len(each.clips) else ""
+                    for at, clip in enumerate(each.clips)
+                ],
+                "cut": [False] * len(each.clips), "heard_again": 0, "device": "none", "context": context,
+                "audio_seconds": 1.0, "seconds": 1.0, "load_seconds": 0.0, "rtfx": 1.0, "cached": False,
+            }
+            for each in sets
+        ]  # fmt: skip
+
+    monkeypatch.setattr("asr_lora.eval.heard", heard)
+    monkeypatch.setattr("asr_lora.evaluation.adapter_strength.heard", heard)
+    config = load([*trained, "eval.strengths=[0,1]"])
+    facts = evaluate(config)
+    assert (facts["strength"], facts["context"]) == (1, best)
+    folder = config.run / "train" / "adapter-strength1"
+    assert folder.is_dir() == (best == "full")  # as trained, but asking for 30 s
+    found = read_json(config.run / "eval" / "strengths.json")
+    assert (found["best"], found["best_context"]) == (1, best)
+
+
+def test_the_curve_says_the_normaliser_and_the_intervals(
+    trained: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(load([*trained, "eval.strengths=[0,1]"]))
+    table = " ".join(capsys.readouterr().out.split())
+    assert "normalised by marks" in table and "1, as trained" in table and "(100.0% to" in table
+
+
+@pytest.mark.slow
+def test_scoring_a_weaker_adapter_again_leaves_its_card_and_the_first_ones(trained: list[str]) -> None:
+    evaluate(load(trained))
+    folder = load(trained).run / "train"
+    full = (folder / "adapter" / "README.md").read_text()
+    for _ in range(2):
+        evaluate(load([*trained, "eval.strength=0.5"]))
+        assert "at strength 0.5" in (folder / "adapter-strength0.5" / "README.md").read_text()
+    evaluate(load([*trained, "eval.split=dev"]))
+    assert (folder / "adapter" / "README.md").read_text() == full and "at strength" not in full
+
+
+def test_a_changed_reference_is_scored_anew_though_its_sound_is_the_same(trained: list[str]) -> None:
+    config = load(trained)
+    before = evaluate(config)
+    manifest = config.run / "data" / "test.jsonl"
+    lines = read_jsonl(manifest)
+    lines[0]["text"] += " nog vijf woorden meer dan"
+    write_jsonl(manifest, lines)
+    after = evaluate(config)
+    assert after["words"] == before["words"] + 5 and after["cached"]
+
+
+def test_at_strength_zero_the_tuned_model_is_the_untouched_one(trained: list[str]) -> None:
+    config = load([*trained, "eval.strength=0"])
+    facts = evaluate(config)
+    lines = read_jsonl(config.run / "eval" / "test" / "hypotheses.jsonl")
+    assert facts["context"] == "full" and facts["delta"]["wer"] == 0
+    assert [line["hypothesis"] for line in lines] == [line["baseline_hypothesis"] for line in lines]
+    assert (config.run / "train" / "adapter-strength0" / "adapter_config.json").is_file()
+
+
+def test_the_last_kept_adapters_are_averaged_and_more_than_were_kept_refused(trained: list[str]) -> None:
+    config = load([*trained, "eval.average=2"])
+    kept = sorted(path.name for path in (config.run / "train" / "kept").iterdir())
+    assert kept == ["step-000001", "step-000002"]
+    facts = evaluate(config)
+    assert read_json(config.run / "train" / "adapter-average2" / "asr_lora.json")["averaged"] == 2
+    assert facts["context"] == "short"
+    with pytest.raises(ChoiceError, match=r"eval.average: training kept 2 adapters .*, not 3; training.keep_adapters"):
+        evaluate(load([*trained, "eval.average=3"]))
+    with pytest.raises(ChoiceError, match=r"eval.average: must be at most training.keep_adapters=3, got 4"):
+        load([*trained, "eval.average=4"])
+
+
+def test_training_keeps_as_many_adapters_as_it_is_told(words: list[str]) -> None:
+    config = load([*words, "training.save_steps=1", "training.keep_adapters=1", "eval.after=false"])
+    train(config)
+    assert [path.name for path in (config.run / "train" / "kept").iterdir()] == ["step-000002"]

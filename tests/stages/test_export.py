@@ -1,0 +1,583 @@
+"""Exports say in their own runtimes what the model says, or fail with the evidence; adapters are combined; the Hub."""
+
+import json
+import logging
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, quants
+from huggingface_hub import HfApi
+from safetensors.torch import load_file
+from support.models import tiny_whisper
+from support.releases import write_release
+from support.runs import tiny_run
+from transformers import WhisperForConditionalGeneration, pipeline
+
+from asr_lora.config.compose import Config
+from asr_lora.eval import evaluate
+from asr_lora.evaluation.eval_sets import Set
+from asr_lora.export import ct2, ggml, hf, hub, proof
+from asr_lora.export import verify as source
+from asr_lora.export.__main__ import main
+from asr_lora.model import adapter, arithmetic, whisper
+from asr_lora.model import adapter_folder as stored
+from asr_lora.model.pretrained import load_generation_config, load_processor
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load
+from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.files import read_json, read_jsonl, write_json
+from asr_lora.train import train
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 1)
+OF_HF = {
+    "README.md", "added_tokens.json", "config.json", "generation_config.json", "merges.txt", "model.safetensors",
+    "preprocessor_config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two trained runs of one base, which hear differently; the second is the last."""
+    folder, made = tmp_path_factory.mktemp("tuned"), []
+    write_release(folder / "cv-corpus-25.0-2026-06-05")
+    words = tiny_run(folder / "cv-corpus-25.0-2026-06-05", tiny_checkpoint, folder / "runs")
+    for seed, name in enumerate(("first", "nl-1h-lr0.3")):
+        more = [f"run_name={name}", f"seed={seed}", "training.learning_rate=0.3", "eval.limit=2", "eval.after=false"]
+        train(config := load([*words, *more]))
+        made.append(config.run)
+    evaluate(config)
+    return made
+
+
+@pytest.fixture
+def asked(runs: list[Path], tmp_path: Path) -> Callable[..., Config]:
+    def config(*words: str) -> Config:
+        return load(
+            [f"runs_dir={runs[1].parent}", "hardware=cpu", "export.clips=2", f"export.out={tmp_path / 'out'}", *words]
+        )
+
+    return config
+
+
+# ---- formats ----
+
+
+def test_an_export_is_what_plain_tools_load_and_says_what_the_model_says(
+    asked: Callable[..., Config], runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(asked("export.formats=[hf]"))
+    assert {file.name for file in (tmp_path / "out" / "hf").iterdir()} == OF_HF
+    rows = read_json(tmp_path / "out" / "exports.json")
+    for row in rows.values():
+        (each,) = row["sets"]
+        assert (each["equal"], each["clips"], each["run_away"], row["doubts"]) == (2, 2, 0, [])
+    # whole, in fp16, of the base as it was
+    base = run.settings(runs[1])["model"]["checkpoint"]
+    merged = adapter.load(base, run.adapter(runs[1]), "fp32", CPU).state_dict()
+    saved = load_file(tmp_path / "out" / "hf" / "model.safetensors")
+    assert all(tensor.dtype is torch.float16 for tensor in saved.values())
+    name = "model.decoder.layers.0.self_attn.q_proj.weight"
+    torch.testing.assert_close(saved[name].float(), merged[name], atol=2e-3, rtol=2e-3)
+    of_base = load_generation_config(base).to_dict()
+    generation = read_json(tmp_path / "out" / "hf" / "generation_config.json")
+    assert (generation["language"], generation["task"]) == ("nl", "transcribe")
+    assert {name for name, value in of_base.items() if value is not None} <= generation.keys()
+    card = (tmp_path / "out" / "hf" / "README.md").read_text()
+    assert "an adapter merged into it" in card and "model-index:" in card and "library_name: transformers" in card
+    assert "hf: proven before" not in capsys.readouterr().err
+    main(asked("export.formats=[hf]"))
+    again = capsys.readouterr()
+    assert "hf: proven before" in again.err and "exports, each heard" in again.out
+
+
+def test_ctranslate2_gets_the_bases_languages_and_alignment_heads_and_faster_whispers_files(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    base = whisper.load(str(tiny_checkpoint), "fp32", CPU)
+    base.generation_config.alignment_heads = [[1, 0], [0, 1]]
+    base.save_pretrained(tmp_path / "base")
+    load_processor(str(tiny_checkpoint)).save_pretrained(tmp_path / "base")
+    hf.write(base, str(tmp_path / "base"), "nl", "transcribe", tmp_path / "hf")
+    ct2.write(tmp_path / "hf", "int8", tmp_path / "ct2")
+    assert {file.name for file in (tmp_path / "ct2").iterdir()} == {
+        "config.json", "model.bin", "preprocessor_config.json", "tokenizer.json", "vocabulary.json",
+    }  # fmt: skip
+    config = read_json(tmp_path / "ct2" / "config.json")
+    assert config["lang_ids"] == sorted(base.generation_config.lang_to_id.values())
+    assert config["alignment_heads"] == [[1, 0], [0, 1]]
+
+
+def test_language_and_task_are_known_to_an_export_without_being_told(
+    tiny_checkpoint: Path, tmp_path: Path, release: Path
+) -> None:
+    hf.write(whisper.load(str(tiny_checkpoint), "fp32", CPU), str(tiny_checkpoint), "de", "translate", tmp_path)
+    model = WhisperForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)
+    told = WhisperForConditionalGeneration.from_pretrained(str(tiny_checkpoint), dtype=torch.float32)
+    features = torch.randn(1, 80, 3000, generator=torch.Generator().manual_seed(0))
+    plain = model.generate(features, max_new_tokens=4)
+    assert plain.tolist() == told.half().float().generate(
+        features, max_new_tokens=4, language="de", task="translate"
+    ).tolist()  # fmt: skip
+    assert pipeline("automatic-speech-recognition", model=str(tmp_path)).feature_extractor.sampling_rate == 16_000
+
+
+@pytest.mark.parametrize("weights", ["", "q8_0", "q5_0"])
+def test_a_ggml_file_holds_sizes_filters_words_and_every_tensor_under_openais_names(
+    weights: str, tmp_path: Path, processor: Any
+) -> None:
+    tokenizer = processor.tokenizer
+    model = tiny_whisper(tokenizer, d_model=32)
+    model.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    hf.write(model, str(tmp_path / "base"), "nl", "transcribe", tmp_path / "hf")
+    ggml.write(tmp_path / "hf", weights, tmp_path / "ggml")
+    data = (tmp_path / "ggml" / ggml.FILE).read_bytes()
+    kind = {"": 1, "q8_0": 2007, "q5_0": 2008}[weights]
+    config = model.config
+    assert np.frombuffer(data, "<i4", 12).tolist() == [
+        0x67676D6C, config.vocab_size, 1500, 32, 2, 2, 64, 32, 2, 2, 80, kind,
+    ]  # fmt: skip
+    assert np.frombuffer(data, "<i4", 2, 48).tolist() == [80, 201]
+    filters = np.frombuffer(data, "<f4", 80 * 201, 56).reshape(80, 201)
+    np.testing.assert_allclose(filters, processor.feature_extractor.mel_filters.T, atol=1e-6)
+    at = 56 + 4 * 80 * 201
+    count, at = int(np.frombuffer(data, "<i4", 1, at)[0]), at + 4
+    words = []
+    for _ in range(count):
+        size = int(np.frombuffer(data, "<i4", 1, at)[0])
+        words.append(data[at + 4 : at + 4 + size])
+        at += 4 + size
+    ids = tokenizer.get_vocab()
+    letters = ggml.bytes_to_unicode()
+    assert words == [bytes([byte]) for byte in sorted(range(256), key=lambda byte: ids[letters[byte]])]
+    tensors = read_tensors(data, at)
+    expected = {ggml.openai_name(n): t.half().float() for n, t in model.state_dict().items() if n != "proj_out.weight"}
+    assert tensors.keys() == expected.keys()
+    assert {
+        "encoder.blocks.1.attn.query.weight", "decoder.blocks.0.cross_attn_ln.bias", "decoder.ln.weight",
+        "decoder.token_embedding.weight", "encoder.positional_embedding", "encoder.blocks.0.mlp.2.bias",
+    } <= tensors.keys()  # fmt: skip
+    coarse = {"": 0.0, "q8_0": 0.01, "q5_0": 0.08}[weights]  # of the largest weight of a row
+    for name, (written, kind) in tensors.items():
+        wanted = expected[name].numpy().reshape(written.shape)
+        quantised = kind in (6, 8)
+        assert quantised == (bool(weights) and wanted.ndim == 2 and name.endswith(".weight") and "conv" not in name)
+        bound = coarse * np.abs(wanted).max() if quantised else 0
+        assert np.abs(written - wanted).max() <= bound
+
+
+def read_tensors(data: bytes, at: int) -> dict[str, tuple[np.ndarray, int]]:
+    found = {}
+    while at < len(data):
+        dims, length, kind = np.frombuffer(data, "<i4", 3, at).tolist()
+        shape = np.frombuffer(data, "<i4", dims, at + 12).tolist()[::-1]
+        at += 12 + 4 * dims
+        name, at = data[at : at + length].decode(), at + length
+        count = int(np.prod(shape))
+        if kind < 2:
+            values = np.frombuffer(data, ("<f4", "<f2")[kind], count, at)
+            at += count * (4, 2)[kind]
+        else:
+            size = count // 32 * {6: 22, 8: 34}[kind]
+            packed = np.frombuffer(data, np.uint8, size, at).reshape(shape[0], -1)
+            values, at = quants.dequantize(packed, GGMLQuantizationType(kind)), at + size
+        found[name] = values.astype(np.float32).reshape(shape), kind
+    return found
+
+
+def test_blocks_that_do_not_fit_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    hf.write(whisper.load(str(tiny_checkpoint), "fp32", CPU), str(tiny_checkpoint), "nl", "transcribe", tmp_path / "hf")
+    with pytest.raises(ChoiceError, match=r"export\.formats: ggml-q5_0 wants rows of 32 weights, got 16"):
+        ggml.write(tmp_path / "hf", "q5_0", tmp_path / "ggml")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["export.formats=[onnx]"], "export.formats: onnx is not made, since optimum-onnx"),
+        (["export.formats=[gguf]"], "export.formats: gguf is none of hf, ct2, ct2-int8"),
+        (["export.formats=[hf,hf]"], "export.formats: must be each of them once"),
+        (["export.clips=0"], "export.clips: must be at least 1, or null for all"),
+        (["export.tolerance=2"], "export.tolerance: must be a share"),
+        (["export.combine=linear"], "export.combine: linear is none of cat, svd"),
+        (["export.push=me"], "export.push: must be owner/name, got me"),
+        (["export.pushed=ggml", "export.formats=[hf]"], "export.pushed: ggml is none of adapter, hf"),
+        (["weights=[0.5]"], "weights: must be one each of adapters"),
+        (["adapters=[a,b]", "weights=[0.5]"], "weights: must be one each of adapters"),
+        (["adapters=runs"], "adapters: must be {nl: "),
+        (["adapters=[1]"], "adapters: must be {nl: "),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(words: list[str], told: str) -> None:
+    with pytest.raises(ChoiceError, match=re.escape(told)):
+        load(words)
+
+
+def test_a_runtime_that_is_absent_is_named_with_its_extra(
+    asked: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ChoiceError, match=r"ct2 is proven in faster-whisper, .*--extra faster-whisper"):
+        main(asked("export.formats=[hf,ct2]"))
+
+
+# ---- old settings of a base ----
+
+
+@pytest.fixture
+def old_base(tiny_checkpoint: Path, tmp_path: Path, processor: Any) -> Path:
+    """A base with what checkpoints of 2022 and old fine-tuned ones carry: German forced, other tokens suppressed."""
+    base = shutil.copytree(tiny_checkpoint, tmp_path / "whisper-old")
+    german, transcribe = processor.tokenizer.convert_tokens_to_ids(["<|de|>", "<|transcribe|>"])
+    old = {"suppress_tokens": [], "begin_suppress_tokens": [220, 257]}
+    of_config = {"forced_decoder_ids": [[1, german], [2, transcribe]], "max_length": 448}
+    write_json(base / "config.json", read_json(base / "config.json") | old | of_config)
+    forced = {"forced_decoder_ids": [[1, None], [2, transcribe]]}
+    write_json(base / "generation_config.json", read_json(base / "generation_config.json") | old | forced)
+    return base
+
+
+def said_first(folder: Path, processor: Any, **told: str) -> tuple[list[str], list[str]]:
+    """The tokens that plain transformers begins with, and what it warns of, when it decodes with a saved model."""
+    warned: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: warned.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    begun: list[list[int]] = []
+    try:
+        model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        model.register_forward_pre_hook(
+            lambda _, __, given: begun.append(given["decoder_input_ids"][0].tolist()), with_kwargs=True
+        )
+        model.generate(torch.randn(1, 80, 3000, generator=torch.Generator().manual_seed(0)), **told)
+    finally:
+        logger.removeHandler(handler)
+    first = next(tokens for tokens in begun if len(tokens) > 1)  # of one token a language is detected
+    return processor.tokenizer.convert_ids_to_tokens(first), warned
+
+
+@pytest.mark.parametrize("made", ["export", "whole"])
+def test_what_an_old_base_forces_is_in_no_export_and_no_whole_model(
+    made: str, old_base: Path, tmp_path: Path, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = whisper.load(str(old_base), "fp32", CPU)
+    if made == "export":
+        hf.write(model, str(old_base), "nl", "transcribe", tmp_path / "made")
+    else:
+        adapter.save(model, tmp_path / "made", str(old_base), "full")
+    for name in ("config.json", "generation_config.json"):
+        assert "forced_decoder_ids" not in read_json(tmp_path / "made" / name)
+    told, warned = said_first(tmp_path / "made", processor, language="nl", task="transcribe")
+    assert told[:3] == ["<|startoftranscript|>", "<|nl|>", "<|transcribe|>"]
+    assert not [line for line in warned if "forced" in line or "language" in line]
+    alone, warned = said_first(tmp_path / "made", processor)
+    assert (alone[1] == "<|nl|>") if made == "export" else (alone[1] != "<|de|>")
+    assert not [line for line in warned if "forced" in line or "language" in line]
+    if made == "export":
+        ct2.write(tmp_path / "made", "", tmp_path / "ct2")
+        assert "forced_decoder_ids" not in read_json(tmp_path / "ct2" / "config.json")
+
+
+# ---- proof ----
+
+
+def test_an_export_that_says_something_else_fails_and_leaves_the_evidence(
+    asked: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as lying:
+        lying.setattr(hf, "hearing", lambda *_: lambda clip: "ja " * 90)
+        with pytest.raises(WorldError, match=r"export: hf: WER of test is .* ours .*; what was heard is in .*proofs"):
+            main(asked("export.formats=[hf]"))
+    assert (tmp_path / "out" / "hf.failed" / "model.safetensors").is_file() and not (tmp_path / "out" / "hf").exists()
+    lines = read_jsonl(tmp_path / "out" / "proofs" / "hf.jsonl")
+    assert len(lines) == 2 and all(line["theirs"].startswith("ja ja") and not line["equal"] for line in lines)
+    main(asked("export.formats=[hf]"))  # honestly
+    assert (tmp_path / "out" / "hf").is_dir() and not (tmp_path / "out" / "hf.failed").exists()
+
+
+def test_an_interrupted_export_leaves_nothing_that_looks_finished(
+    asked: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "out" / ".unproven-killed" / "hf").mkdir(parents=True)  # what a killed one has left
+    with monkeypatch.context() as stopping:
+        stopping.setattr(hf, "hearing", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            main(asked("export.formats=[hf]"))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_differs_beyond_tolerance_and_chance_is_doubted_and_one_word_of_few_is_not(words: list[str]) -> None:
+    config = load(words)
+    clips = [
+        {"id": str(at), "text": text, "speaker": "", "duration": 3.0}
+        for at, text in enumerate(["de trein vertrekt om drie uur", "zij leest een boek", "het regent", "ik kom"])
+    ]
+    each = Set("test", "test", "nl", clips, 4)  # type: ignore[arg-type]
+    right = [clip["text"] for clip in clips]
+    ours = [{"hypotheses": right, "cut": [False] * 4, "seconds": 1.0}]
+
+    def doubts(theirs: list[str]) -> list[str]:
+        figures, lines = proof.compared(config, [each], ours, [theirs])
+        assert figures[0]["equal"] == sum(line["equal"] for line in lines)
+        return proof.doubts(figures, 0.03)
+
+    assert doubts(right) == []
+    assert doubts(["De trein, vertrekt om drie uur.", "zij leest een boek", "het regent", "ik kwam"]) == []
+    wrong = doubts(["dat is niet waar hoor nee", "geen woord klopt", "ook hier niet", "en hier"])
+    assert len(wrong) == 1 and wrong[0].startswith("WER of test is ") and "ours 0.0 %" in wrong[0]
+    assert doubts([right[0] + " uur" * 40, *right[1:]])[-1].startswith("1 of 4 texts of test run away")
+    ours[0]["hypotheses"] = [right[0] + " uur" * 40, *right[1:]]
+    assert proof.compared(config, [each], ours, [ours[0]["hypotheses"]])[0][0]["run_away"] == 0  # ours does too
+
+
+# ---- where a proof runs ----
+
+
+@pytest.fixture
+def of_ct2(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    hf.write(whisper.load(str(tiny_checkpoint), "fp32", CPU), str(tiny_checkpoint), "nl", "transcribe", tmp_path / "hf")
+    ct2.write(tmp_path / "hf", "", tmp_path / "ct2")
+    return tmp_path / "ct2"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is about a GPU that cannot be used")
+def test_ctranslate2_runs_on_the_cpu_where_the_gpu_fails_and_says_why(
+    of_ct2: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ct2.runs_on(of_ct2, CPU) == CPU and capsys.readouterr().err == ""
+    assert ct2.runs_on(of_ct2, CUDA) == CPU
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"ct2: CTranslate2 cannot use the GPU \(CUDA failed .*\), so its proof runs on the CPU", line)
+
+    def without_cublas(*_: object, **__: object) -> None:
+        raise RuntimeError("Library libcublas.so.12 is not found or cannot be loaded")
+
+    monkeypatch.setattr(ct2, "WhisperModel", without_cublas)
+    assert ct2.runs_on(of_ct2, CUDA) == CPU
+    assert capsys.readouterr().err.endswith("runs on the CPU; `uv pip install nvidia-cublas-cu12` installs that\n")
+
+
+def test_ctranslate2_runs_on_the_gpu_of_the_run_where_it_can(of_ct2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, used = ct2.WhisperModel, []
+
+    def on_cpu(path: str, device: str, device_index: int, **settings: Any) -> Any:
+        used.append((device, device_index))
+        return usual(path, device="cpu", **settings)
+
+    monkeypatch.setattr(ct2, "WhisperModel", on_cpu)
+    assert ct2.runs_on(of_ct2, CUDA) == CUDA
+    ct2.hearing(of_ct2, "nl", "transcribe", CUDA)
+    ct2.hearing(of_ct2, "nl", "transcribe", CPU)
+    assert used == [("cuda", 1), ("cuda", 1), ("cpu", 0)]
+
+
+def test_a_proof_says_what_runs_where_and_by_its_first_clips_how_long_it_takes(
+    asked: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proof, "FIRST", 1e9)
+    main(asked("export.formats=[hf]"))
+    err = capsys.readouterr().err
+    assert re.search(r"hf: transcribing 2 clips \(0:0\d min of speech\) in transformers [\d.]+ on cpu\n", err)
+    assert "about" not in err  # it was over before so much time had passed
+    assert read_json(tmp_path / "out" / "exports.json")["hf"]["device"] == "cpu"
+    shutil.rmtree(tmp_path / "out")
+    monkeypatch.setattr(proof, "FIRST", 0.0)
+    main(asked("export.formats=[hf]"))
+    assert re.findall(r"hf: about \d+:\d\d min for all 2 clips, by the first (\d)\n", capsys.readouterr().err) == ["1"]
+
+
+# ---- combinations ----
+
+
+@pytest.fixture
+def folders(tmp_path: Path, processor: Any) -> dict[str, Path]:
+    """An ordinary LoRA of rank 4 and a rank-stabilised one of rank 2, neither of which is nothing."""
+    made = {}
+    for name, words in {"plain.0": ["lora.r=4"], "stable": ["lora=rslora", "lora.r=2"]}.items():
+        tuned = adapter.attach(tiny_whisper(processor.tokenizer), load(words).lora, seed=0)
+        with torch.no_grad():
+            for parameter_name, parameter in tuned.named_parameters():
+                if "lora_B" in parameter_name:
+                    parameter.normal_(std=0.1)
+        adapter.save(tuned, tmp_path / name, "openai/whisper-tiny", "dynamic")
+        made[name] = tmp_path / name
+    return made
+
+
+def changed(folder: Path, processor: Any) -> dict[str, torch.Tensor]:
+    """What an adapter adds to every weight."""
+    base = tiny_whisper(processor.tokenizer).state_dict()
+    merged = adapter.merge(tiny_whisper(processor.tokenizer), folder).state_dict()
+    return {name: merged[name] - base[name] for name in base if "proj.weight" in name}
+
+
+@pytest.mark.parametrize(("way", "rank"), [("cat", 6), ("svd", 4)])
+def test_a_combination_adds_the_shares_of_what_each_adds(
+    way: str, rank: int, folders: dict[str, Path], tmp_path: Path, processor: Any
+) -> None:
+    base = tiny_whisper(processor.tokenizer)
+    arithmetic.combined(folders, [0.3, 0.9], way, tmp_path / "sum", base)
+    first, second = (changed(folder, processor) for folder in folders.values())
+    for name, delta in changed(tmp_path / "sum", processor).items():
+        wanted = 0.3 * first[name] + 0.9 * second[name]
+        if way == "cat":
+            torch.testing.assert_close(delta, wanted, atol=1e-6, rtol=1e-4)
+        else:  # the closest of that rank, by Eckart and Young
+            lost = torch.linalg.svdvals(wanted)[rank:].square().sum().sqrt()
+            torch.testing.assert_close((delta - wanted).norm(), lost, atol=1e-5, rtol=1e-2)
+    settings = read_json(tmp_path / "sum" / "adapter_config.json")
+    assert (settings["r"], settings["base_model_name_or_path"]) == (rank, "openai/whisper-tiny")
+    assert not stored.trained_on_short(tmp_path / "sum")
+    assert "openai/whisper-tiny" in (tmp_path / "sum" / "README.md").read_text()
+
+
+def test_adapters_that_do_not_add_are_refused(folders: dict[str, Path], tmp_path: Path, processor: Any) -> None:
+    tuned = adapter.attach(
+        tiny_whisper(processor.tokenizer), load(["lora=dora", "lora.r=2", "model.precision=fp32"]).lora, 0
+    )
+    adapter.save(tuned, tmp_path / "dora", "openai/whisper-tiny", "dynamic")
+    with pytest.raises(ChoiceError, match=r"adapters.dora: must be a plain LoRA, got .*dora"):
+        both = {**folders, "dora": tmp_path / "dora"}
+        arithmetic.combined(both, [1, 1, 1], "cat", tmp_path / "sum", tiny_whisper(processor.tokenizer))
+
+
+@pytest.mark.slow
+def test_runs_are_combined_scored_on_each_ones_test_and_exported(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"adapters=[{runs[0]},{runs[1]}]", "weights=[0.25,0.75]", f"runs_dir={tmp_path}", "hardware=cpu"]
+    main(load([*words, "export.formats=[hf]", "export.clips=2", "eval.limit=2"]))
+    (out,) = (tmp_path / "combined").iterdir()
+    found = read_json(out / "combined.json")
+    assert [(row["set"], row["clips"]) for row in found["sets"]] == [(each.name, 2) for each in runs]
+    assert {"untouched", "own", "combined"} <= found["sets"][0].keys()
+    assert [each["set"] for each in read_json(out / "exports.json")["hf"]["sets"]] == [each.name for each in runs]
+    assert "combined (cat): 0.25 of first, 0.75 of nl-1h-lr0.3" in capsys.readouterr().err
+
+
+def test_the_same_shares_of_adapters_in_another_order_lie_elsewhere(tmp_path: Path) -> None:
+    first, second = {"a": tmp_path / "a"}, {"b": tmp_path / "b"}
+    asked = load([f"runs_dir={tmp_path}"])
+    places = {source._place(asked, folders, [0.3, 0.7]) for folders in (first | second, second | first)}
+    assert len(places) == 2
+
+
+def test_runs_that_cannot_be_combined_are_refused(runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ChoiceError, match="adapters: must be a list"):
+        main(load([f"adapters={{nl: {runs[0]}}}"]))
+    with pytest.raises(ChoiceError, match="adapters: must be of different names"):
+        main(load([f"adapters=[{runs[0]},{runs[0]}]"]))
+    with pytest.raises(ChoiceError, match="run_dir: no run in"):
+        main(load([f"adapters=[{runs[0]},{tmp_path}]"]))
+
+
+# ---- the Hub ----
+
+
+class FakeHub(BaseHTTPRequestHandler):
+    """As much of the Hub as an upload of small files asks for; what came is in `commits` and `created`."""
+
+    commits: list[list[dict[str, Any]]]
+    created: list[dict[str, Any]]
+    tokens: set[str]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        self.tokens.add(self.headers["Authorization"])
+        if self.path == "/api/repos/create":
+            self.created.append(json.loads(body))
+            self.answer({"url": f"http://{self.headers['Host']}/me/model"})
+        elif self.path.endswith("/preupload/main"):
+            files = [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
+            self.answer({"files": files})
+        elif self.path.endswith("/commit/main"):
+            self.commits.append([json.loads(line) for line in body.splitlines()])
+            self.answer(
+                {
+                    "success": True,
+                    "commitOid": "0" * 40,
+                    "commitUrl": f"http://{self.headers['Host']}/me/model/commit/0",
+                }
+            )
+        else:
+            self.answer({})
+
+    def do_GET(self) -> None:
+        self.answer({"id": "me/model", "siblings": [], "sha": "0" * 40})
+
+    def answer(self, value: object) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeHub]]:
+    FakeHub.commits, FakeHub.created, FakeHub.tokens = [], [], set()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "HfApi", partial(HfApi, endpoint))
+    monkeypatch.setenv("HF_TOKEN", "hf_planted")
+    yield FakeHub
+    server.shutdown()
+    server.server_close()
+
+
+def test_what_would_go_to_the_hub_is_shown_and_nothing_goes(
+    asked: Callable[..., Config], fake_hub: type[FakeHub], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(asked("export.formats=[]", "export.push=me/model"))
+    told = capsys.readouterr().err
+    assert "would go to me/model (public)" in told and "nothing was sent" in told
+    assert all(name in told for name in ("README.md", "adapter_model.safetensors", "adapter_config.json"))
+    assert not fake_hub.created and not fake_hub.commits
+
+
+def test_on_its_word_the_adapter_goes_to_the_hub_as_one_commit_with_its_card(
+    asked: Callable[..., Config], runs: list[Path], fake_hub: type[FakeHub], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(asked("export.formats=[]", "export.push=me/model", "export.private=true", "export.dry_run=false"))
+    (commit,) = fake_hub.commits
+    sent = {line["value"]["path"] for line in commit if line["key"] == "file"}
+    assert sent == {file.name for file in run.adapter(runs[1]).iterdir()}
+    assert fake_hub.created[0]["visibility"] == "private" and fake_hub.tokens == {"Bearer hf_planted"}
+    assert "/me/model/commit/0" in capsys.readouterr().err
+    planted = [file for file in runs[1].rglob("*") if file.is_file() and b"hf_planted" in file.read_bytes()]
+    assert planted == []
+
+
+def test_the_hub_without_results_a_token_or_a_network_is_one_line(
+    asked: Callable[..., Config], runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sends = replace(load().export, push="me/model", dry_run=False)
+    with pytest.raises(ChoiceError, match=r"export.push: the card of .* has no results yet"):
+        hub.push(run.adapter(runs[0]), sends)
+    monkeypatch.setattr(hub, "get_token", lambda: None)
+    with pytest.raises(ChoiceError, match=r"export.push: no token of the Hub's"):
+        hub.push(run.adapter(runs[1]), sends)
+    monkeypatch.setattr(hub, "get_token", lambda: "hf_planted")
+    with pytest.raises(WorldError, match=r"export.push: me/model did not take it") as error:
+        hub.push(run.adapter(runs[1]), sends)
+    assert "hf_planted" not in str(error.value)

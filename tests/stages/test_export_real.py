@@ -1,0 +1,107 @@
+"""Real weights in their real runtimes: every format says what we hear, and the README's snippets run as they stand."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import ctranslate2
+import pytest
+import soundfile
+import torch
+from faster_whisper import WhisperModel
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from asr_lora.config.stages import EXPORTS
+from asr_lora.demo import __main__ as demo_stage
+from asr_lora.export.__main__ import main
+from asr_lora.model.pretrained import load_generation_config
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load
+from asr_lora.runtime.files import read_json, read_jsonl
+from asr_lora.speech.audio import SAMPLE_RATE
+from asr_lora.speech.audio import load as load_audio
+
+README = Path(__file__).parents[2] / "README.md"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of whisper-base, two steps on synthetic Dutch, exported to every format."""
+    home = tmp_path_factory.mktemp("real")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    few = ["training.max_steps=2", "training.batch_size=2", "data.dev_clips=2", "data.hours=0.01", "eval.limit=4"]
+    named = [f"run_dir={home / 'runs' / 'mine'}", f"runs_dir={home / 'runs'}", "hardware=cpu"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASR_LORA_CACHE", str(home / "cache"))
+        config = load(["experiment=demo", *few, *named])
+        demo_stage.demo(config)
+        main(load([*named, f"export.formats=[{','.join(EXPORTS)}]", "export.clips=4"]))
+        yield config.run
+    torch.set_num_threads(threads)
+
+
+def test_every_format_says_in_its_own_runtime_what_we_hear(exported: Path) -> None:
+    rows = read_json(exported / "export" / "exports.json")
+    assert rows.keys() == set(EXPORTS)
+    for name, row in rows.items():
+        (each,) = row["sets"]
+        # faster-whisper fills a clip's features up with zeros, where Whisper knows silence: it hears a little else.
+        least = {"hf": 4, "ggml": 3, "ggml-q8_0": 2}.get(name, 0)
+        assert each["equal"] >= least and row["doubts"] == [], row
+        assert each["theirs"] < 0.9  # real weights hear real words
+    size = {name: row["bytes"] for name, row in rows.items()}
+    assert size["ct2-int8_float16"] < size["ct2-int8"] < 0.6 * size["ct2"]
+    assert size["ggml-q5_0"] < size["ggml-q8_0"] < 0.6 * size["ggml"]
+
+
+def test_ctranslate2_says_of_our_features_what_we_say_token_for_token(exported: Path) -> None:
+    clips = read_jsonl(run.manifest(exported, "test"))[:3]
+    folder = exported / "export"
+    processor = WhisperProcessor.from_pretrained(folder / "hf")
+    ours = WhisperForConditionalGeneration.from_pretrained(folder / "hf", dtype=torch.float32)
+    theirs = ctranslate2.models.Whisper(str(folder / "ct2"), device="cpu", compute_type="float32")
+    prompt = processor.tokenizer.convert_tokens_to_ids(
+        ["<|startoftranscript|>", "<|nl|>", "<|transcribe|>", "<|notimestamps|>"]
+    )
+    for clip in clips:
+        waveform = load_audio(Path(clip["path"]))
+        features = processor(waveform, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+        (heard,) = theirs.generate(ctranslate2.StorageView.from_array(features.numpy()), [prompt], beam_size=1)
+        wanted = ours.generate(features, language="nl", task="transcribe")[0].tolist()
+        assert [token for token in wanted if token < 50_257] == heard.sequences_ids[0]
+
+
+def test_faster_whisper_knows_its_languages_and_times_its_words(exported: Path) -> None:
+    base = load_generation_config(str(run.settings(exported)["model"]["checkpoint"]))
+    config = read_json(exported / "export" / "ct2" / "config.json")
+    assert config["lang_ids"] == sorted(base.lang_to_id.values())
+    assert config["alignment_heads"] == base.alignment_heads
+    clip = read_jsonl(run.manifest(exported, "test"))[0]
+    model = WhisperModel(str(exported / "export" / "ct2"), device="cpu")
+    segments, info = model.transcribe(load_audio(Path(clip["path"])), word_timestamps=True, language=None)
+    words = [word for segment in segments for word in segment.words]
+    assert info.language == "nl" and len(words) > 1
+    times = [time for word in words for time in (word.start, word.end)]
+    assert times == sorted(times) and times[0] >= 0 and times[-1] <= clip["duration"] + 0.1
+
+
+@pytest.mark.parametrize("tool", ["peft", "transformers", "faster-whisper", "whisper.cpp"])
+def test_the_readmes_snippet_runs_as_it_stands(tool: str, exported: Path, tmp_path: Path) -> None:
+    section = README.read_text(encoding="utf-8").partition("### Use what you trained")[2].partition("\n### ")[0]
+    snippets = [code for code in re.findall(r"```python\n(.*?)```", section, re.S) if re.match(rf"# {tool}\W", code)]
+    assert len(snippets) == 1
+    code = snippets[0].replace("openai/whisper-large-v2", str(run.settings(exported)["model"]["checkpoint"]))
+    (tmp_path / "runs").symlink_to(exported.parent)
+    clip = read_jsonl(run.manifest(exported, "test"))[0]
+    soundfile.write(tmp_path / "clip.wav", load_audio(Path(clip["path"])), SAMPLE_RATE)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], check=False, cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 0, ran.stderr
+    said = set(re.findall(r"\w+", ran.stdout.lower()))
+    assert len(said & set(re.findall(r"\w+", clip["text"].lower()))) >= 2, (ran.stdout, clip["text"])

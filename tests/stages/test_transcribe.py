@@ -1,0 +1,275 @@
+"""Recordings of any length become text and subtitles, with one base that wears the adapter of each one's language."""
+
+import io
+import json
+import re
+import shutil
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from support.releases import write_release
+from support.runs import tiny_run
+
+from asr_lora.decoding import transcriber as ears
+from asr_lora.decoding.generate import Worn, transcribe_once
+from asr_lora.decoding.recordings import recordings
+from asr_lora.decoding.subtitles import Segment, srt, txt, vtt
+from asr_lora.decoding.voice import stretches
+from asr_lora.demo.espeak import RATE, Utterance, speak
+from asr_lora.evaluation.hearing import decoding
+from asr_lora.model import adapter, whisper
+from asr_lora.model.adapter import BASE
+from asr_lora.model.hardware import look
+from asr_lora.model.pretrained import load_processor
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load
+from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.speech import audio
+from asr_lora.train import train
+from asr_lora.transcribe import transcribe
+
+SENTENCES = ["de trein vertrekt om drie uur", "morgen gaat het regenen in het noorden", "zij leest een boek"]
+
+
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three sentences with two seconds of silence between them, as a wav at the synthesiser's own rate."""
+    said = speak([Utterance(text=text, voice="nl+m1", pitch=50, rate=150) for text in SENTENCES])
+    parts = [np.frombuffer(pcm, np.int16) for pcm in said]
+    pause = np.zeros(2 * RATE, np.int16)
+    file = tmp_path_factory.mktemp("talks") / "praatje [1], é.wav"
+    soundfile.write(file, np.concatenate([part for each in parts for part in (each, pause)]), RATE)
+    return file
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By language, runs of one base whose adapters change what is heard; that of Dutch is the last."""
+    folder, made = tmp_path_factory.mktemp("tuned"), {}
+    write_release(folder / "cv-corpus-25.0-2026-06-05")
+    words = tiny_run(folder / "cv-corpus-25.0-2026-06-05", tiny_checkpoint, folder / "runs")
+    for seed, language in enumerate(("de", "nl")):
+        named = [f"run_name={language}", f"seed={seed}", "training.learning_rate=0.3", "eval.after=false"]
+        train(config := load([*words, *named]))
+        made[language] = config.run
+    return made
+
+
+def test_speech_is_cut_at_pauses_and_joined_while_it_fits(talk: Path) -> None:
+    waveform = audio.load(talk)
+    apart, together = stretches(waveform, 5.0), stretches(waveform, 30.0)
+    assert len(apart) == 3 and len(together) == 1
+    assert all(earlier[1] < later[0] for earlier, later in pairwise(apart))
+    assert together[0] == (apart[0][0], apart[-1][1])
+    assert all(end - start <= 2.0 for start, end in stretches(waveform, 2.0))
+    assert stretches(np.zeros(16_000, np.float32), 5.0) == []
+
+
+def test_a_folder_is_heard_file_by_file_and_a_bad_one_does_not_stop_the_rest(
+    words: list[str], talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "two talks" / "below"
+    folder.mkdir(parents=True)
+    (folder / "good.wav").write_bytes(talk.read_bytes())
+    (folder / "bad.mp3").write_bytes(b"no sound at all")
+    (folder / "notes.txt").write_text("not a recording")
+    out = tmp_path / "out"
+    hearing = [*words, f'audio="{folder.parent}"', f"transcribe.out={out}", "transcribe.untouched=true"]
+    asked = load([*hearing, "transcribe.language=nl", "transcribe.longest=5", "transcribe.formats=[txt,srt,vtt,json]"])
+    with pytest.raises(WorldError, match="1 of 2 recordings could not be heard"):
+        transcribe(asked)
+    assert re.search(r"left out: .*bad\.mp3: clip cannot be decoded", capsys.readouterr().err)
+    written = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
+    assert written == {f"below/good.{name}" for name in ("txt", "srt", "vtt", "json")}
+    told = json.loads((out / "below" / "good.json").read_text())
+    assert (told["language"], told["adapter"], len(told["segments"])) == ("nl", None, 3)
+    assert told["seconds"] == pytest.approx(soundfile.info(talk).duration, abs=0.01)
+    assert (out / "below" / "good.txt").read_text().count("\n") == 3
+
+
+def test_what_one_recording_had_no_memory_for_is_not_tried_with_the_next(words: list[str], talk: Path) -> None:
+    config, sizes = load(words), []
+    base = ears.untouched(config, look(config))
+
+    def small(module: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
+        sizes.append(len(args[0]))
+        if len(args[0]) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    base.model.get_encoder().conv1.register_forward_pre_hook(small)
+    for _ in range(2):
+        with base.hearing("nl", None) as settings:
+            assert len(base.segments([(talk, 0.0, 1.0), (talk, 1.0, 2.0)], settings)) == 2
+    assert sizes[0] == 2 and set(sizes[1:]) == {1}
+
+
+def test_each_language_is_heard_with_its_adapter_as_if_that_were_merged(
+    words: list[str], talk: Path, runs: dict[str, Path]
+) -> None:
+    config = load([*words, f"adapters={{nl: {runs['nl']}, de: {runs['de']}}}"])
+    both = ears.with_adapters(config, config.adapters or {}, look(config))
+    clips = [{"path": str(talk), "start": 0.0, "end": 2.0, "duration": 2.0}]
+    heard = {}
+    for name in ("nl", "de", None, "nl"):  # and back
+        with both.hearing("nl", name) as settings:
+            (hypothesis,) = transcribe_once(both.model, both.processor, clips, settings)
+        alone = (
+            whisper.load(config.model.checkpoint, "fp32", torch.device("cpu"))
+            if name is None
+            else adapter.load(config.model.checkpoint, run.adapter(runs[name]), "fp32", torch.device("cpu"))
+        )
+        (expected,) = transcribe_once(alone, load_processor(config.model.checkpoint), clips, settings)
+        assert hypothesis.tokens == expected.tokens
+        heard[name] = hypothesis.tokens
+    assert len({tuple(tokens) for tokens in heard.values()}) == 3
+
+
+@pytest.mark.parametrize("way", ["greedy", "beam"])
+def test_rows_of_one_batch_wear_their_own_adapters_and_languages(
+    way: str, words: list[str], talk: Path, runs: dict[str, Path]
+) -> None:
+    both = f"adapters={{nl: {runs['nl']}, de: {runs['de']}}}"
+    config = load([*words, both, f"decoding={way}", "decoding.context=full"])
+    several = ears.with_adapters(config, config.adapters, look(config))
+    clips = [{"path": str(talk), "start": start, "end": start + 2, "duration": 2.0} for start in (0.0, 0.0, 0.0, 2.0)]
+    worn = [Worn("nl", "nl"), Worn("de", "de"), Worn("nl", BASE), Worn("de", "nl")]
+    settings = decoding(config, several.hardware, "nl", short=False)
+    together = transcribe_once(several.model, several.processor, clips, settings, worn=worn)
+    for clip, each, hypothesis in zip(clips, worn, together, strict=True):
+        alone = (
+            whisper.load(config.model.checkpoint, "fp32", torch.device("cpu"))
+            if each.adapter == BASE
+            else adapter.load(config.model.checkpoint, run.adapter(runs[each.adapter]), "fp32", torch.device("cpu"))
+        )
+        heard = several.processor(
+            audio.load(talk, clip["start"], clip["end"]), sampling_rate=16_000, return_tensors="pt"
+        )
+        asked = {"language": each.language, "num_beams": settings.num_beams, "max_new_tokens": 8}
+        said = alone.generate(heard.input_features, force_unique_generate_call=True, task="transcribe", **asked)
+        assert hypothesis.tokens == said[0].tolist()[4:]
+    assert len({tuple(hypothesis.tokens) for hypothesis in together[:3]}) == 3
+
+
+@pytest.mark.parametrize("hearing", ["untouched", "a run", "adapters"])
+def test_a_language_that_whisper_has_no_token_for_is_refused_before_anything_is_heard(
+    words: list[str], talk: Path, runs: dict[str, Path], tmp_path: Path, hearing: str
+) -> None:
+    way = {
+        "untouched": "transcribe.untouched=true",
+        "a run": f"runs_dir={runs['nl'].parent}",
+        "adapters": f"adapters={{nl: {runs['nl']}}}",
+    }
+    asked = [*words, f'audio="{talk}"', f"transcribe.out={tmp_path / 'out'}", "transcribe.language=xx"]
+    with pytest.raises(ChoiceError, match=r"transcribe\.language: this Whisper has no token 'xx'; af, am"):
+        transcribe(load([*asked, way[hearing]]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_together_writes_what_one_by_one_writes_and_leaves_out_what_is_bad(
+    words: list[str], talk: Path, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "talks"
+    folder.mkdir()
+    for name in ("a.wav", "b.wav"):
+        (folder / name).write_bytes(talk.read_bytes())
+    (folder / "bad.mp3").write_bytes(b"no sound at all")
+    asked = [
+        *words,
+        f"adapters={{nl: {runs['nl']}}}",
+        f"audio={folder}",
+        "transcribe.language=nl",
+        "decoding.context=full",
+    ]
+    for together in ("true", "false"):
+        more = [f"transcribe.together={together}", f"transcribe.out={tmp_path / together}"]
+        with pytest.raises(WorldError, match="1 of 3 recordings could not be heard"):
+            transcribe(load([*asked, *more]))
+    for name in ("a.txt", "b.txt"):
+        assert (tmp_path / "true" / name).read_text() == (tmp_path / "false" / name).read_text()
+    with pytest.raises(ChoiceError, match=r"transcribe\.together: must be false without adapters"):
+        load([*words, "transcribe.together=true"])
+
+
+def test_a_language_without_an_adapter_is_heard_by_the_untouched_base_and_told(
+    words: list[str], talk: Path, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    asked = [
+        *words,
+        f"adapters={{nl: {runs['nl']}}}",
+        f'audio="{talk}"',
+        f"transcribe.out={out}",
+        "transcribe.formats=[json]",
+    ]
+    for language, name in (("de", None), ("nl", "nl")):
+        transcribe(load([*asked, f"transcribe.language={language}"]))
+        told = json.loads((out / f"{talk.stem}.json").read_text())
+        assert (told["language"], told["adapter"]) == (language, name)
+    assert "no adapter of it: the untouched base" in capsys.readouterr().err
+    transcribe(load(asked))  # the language is heard, by a random model: any
+    told = json.loads((out / f"{talk.stem}.json").read_text())
+    assert told["adapter"] == ("nl" if told["language"] == "nl" else None)
+
+
+def test_the_last_run_hears_what_comes_through_standard_input(
+    talk: Path, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load(["audio=-", f"runs_dir={runs['nl'].parent}", "hardware=cpu", "transcribe.formats=[srt]"])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(talk.read_bytes())))
+    transcribe(config)
+    heard = capsys.readouterr()
+    assert heard.out.startswith("1\n00:00:0") and f"run: {runs['nl'].resolve()}" in heard.err
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    with pytest.raises(ChoiceError, match="audio: - takes a recording from standard input, got nothing"):
+        transcribe(config)
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("audio=null", "audio: names no recording"),
+        ("audio=/nowhere/a.wav", "audio: no file, folder or pattern"),
+        ('audio="/nowhere/*.wav"', "audio: no file, folder or pattern"),
+    ],
+)
+def test_no_recording_is_one_clear_line(words: list[str], word: str, told: str) -> None:
+    with pytest.raises(ChoiceError, match=told):
+        transcribe(load([*words, word]))
+
+
+def test_a_folder_without_an_adapter_is_refused(words: list[str], tmp_path: Path) -> None:
+    config = load(words)
+    with pytest.raises(ChoiceError, match=r"adapters\.nl: no adapter in "):
+        ears.with_adapters(config, {"nl": str(tmp_path)}, look(config))
+
+
+def test_runs_of_two_bases_are_refused(words: list[str], runs: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(runs["de"], tmp_path / "de")
+    settings = run.settings_file(tmp_path / "de")
+    settings.write_text(settings.read_text().replace("base: ", "base: 0"))
+    config = load(words)
+    with pytest.raises(ChoiceError, match=r"adapters: must be of one base, got nl on \w+, de on 0"):
+        ears.with_adapters(config, {"nl": str(runs["nl"]), "de": str(tmp_path / "de")}, look(config))
+
+
+def test_names_that_differ_in_their_suffix_alone_keep_it(tmp_path: Path) -> None:
+    for name in ("a.wav", "a.mp3", "b.ogg"):
+        (tmp_path / name).touch()
+    with recordings(str(tmp_path)) as found:
+        assert [each.name for each in found] == ["a.mp3", "a.wav", "b"]
+    with recordings(str(tmp_path / "*.wav")) as found:
+        assert [each.name for each in found] == ["a"]
+
+
+def test_subtitles_are_in_the_formats_that_players_read() -> None:
+    said = [Segment(0.0, 1.5, "ja & nee"), Segment(3661.25, 3662.0, "a --> b <i>")]
+    assert txt(said) == "ja & nee\na --> b <i>\n"
+    assert srt(said) == ("1\n00:00:00,000 --> 00:00:01,500\nja & nee\n\n2\n01:01:01,250 --> 01:01:02,000\na -> b <i>\n")
+    assert vtt(said) == (
+        "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\nja &amp; nee\n\n01:01:01.250 --> 01:01:02.000\na -> b &lt;i>\n"
+    )

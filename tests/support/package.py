@@ -1,0 +1,10 @@
+"""What several tests need of test_package.py."""
+
+import shutil
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def uv() -> str:
+    return shutil.which("uv") or str(ROOT / ".uv" / "bin" / "uv")  # where the Makefile puts it

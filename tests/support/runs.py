@@ -1,0 +1,65 @@
+"""Tiny runs: their overrides, runs that are killed, runs of several processes."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from asr_lora.config.compose import Config
+from asr_lora.data.sampler import Batch
+from asr_lora.model.hardware import look
+from asr_lora.prepare import prepare
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load
+from asr_lora.runtime.console import progress
+from asr_lora.runtime.files import read_jsonl
+from asr_lora.training.builder import build
+
+
+class Fixed:
+    """An order of batches that is given."""
+
+    def __init__(self, *batches: Batch) -> None:
+        self.batches = list(batches)
+
+    def step(self, step: int) -> list[Batch]:
+        return self.batches
+
+
+def tiny_run(release: Path, checkpoint: Path, runs: Path) -> list[str]:
+    """Overrides of a run that takes seconds: tiny model, tiny release, two steps, fp32, in a scratch runs folder."""
+    return [
+        f"data.source={release}", "data.hours=null", "data.dev_clips=2", f"model.checkpoint={checkpoint}",
+        "model.name=random", "model.precision=fp32", "lora.r=4", "training.max_steps=2", "training.batch_size=4",
+        "decoding.max_new_tokens=8", "hardware=cpu", "hardware.autocast=none", f"runs_dir={runs}",
+    ]  # fmt: skip
+
+
+def killed(words: list[str], step: int) -> Config:
+    """A run, prepared and trained until it is killed after so many steps."""
+    config = load(words)
+    prepare(config)
+    rows = read_jsonl(run.manifest(config.run, "train"))
+    with progress("training", total=config.max_steps) as bar:
+        trainer = build(config, look(config), rows, bar)
+        usual = trainer.training_step
+
+        def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:
+            if trainer.state.global_step == step:
+                raise KeyboardInterrupt
+            return usual(*args, **kwargs)
+
+        trainer.training_step = training_step
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    return config
+
+
+def torchrun(words: Sequence[str], module: str = "asr_lora.train") -> subprocess.CompletedProcess[str]:
+    """Two processes of a command that share its work, to their end."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.run([*launcher, "-m", module, *words], check=False, capture_output=True, text=True, timeout=300)

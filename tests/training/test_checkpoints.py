@@ -1,0 +1,108 @@
+"""Checkpoints: sealed, so that a damaged one is told and passed over; few; and a run folder that one command has."""
+
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from support.runs import killed
+
+from asr_lora.eval import evaluate
+from asr_lora.prepare import main as prepare_alone
+from asr_lora.runs import folder as run
+from asr_lora.runs.launch import load
+from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.files import read_json, read_jsonl
+from asr_lora.train import train
+from asr_lora.training import checkpointing as checkpoints
+
+
+@pytest.fixture
+def saving(words: list[str]) -> list[str]:
+    """A run of four steps that saves after every one."""
+    return [*words, "training.max_steps=4", "training.save_steps=1", "training.eval_steps=9", "eval.after=false"]
+
+
+def flip(file: Path) -> None:
+    """Another bit in the middle of it, as a failing disk has it."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_jsonl(folder / "train" / "log.jsonl") if "loss" in line]
+
+
+NAMES = ["optimizer.pt", "trained.safetensors", "trainer_state.json", "checksums.json", "no checksums.json"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_gone_on_from(
+    saving: list[str], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = killed(saving, step=3)
+    kept = sorted(path.name for path in run.checkpoints(config.run).iterdir())
+    assert kept == ["checkpoint-2", "checkpoint-3"]
+    damaged = run.checkpoints(config.run) / "checkpoint-3" / name.removeprefix("no ")
+    if name == "no checksums.json":  # as an earlier version wrote them
+        damaged.unlink()
+    elif name == "checksums.json":
+        damaged.write_text('{"optimizer.pt": ')
+    else:
+        flip(damaged)
+    train(config)
+    said = capsys.readouterr().err
+    assert f"checkpoint-3: damaged ({'no ' * (name == 'checksums.json')}{name}" in said
+    assert "resuming from" in said and "checkpoint-2\n" in said
+    steady = load([*saving, "run_name=steady"])
+    train(steady)
+    assert losses(config.run) == losses(steady.run)
+
+
+def test_where_no_checkpoint_is_whole_training_begins_anew(
+    saving: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = killed(saving, step=1)
+    flip(run.checkpoints(config.run) / "checkpoint-1" / "rng_state.pth")
+    train(config)
+    said = capsys.readouterr().err
+    assert "or from the beginning" in said and "resuming" not in said
+    assert len(losses(config.run)) == 4
+
+
+def test_what_was_being_saved_when_a_run_was_killed_is_no_checkpoint(tmp_path: Path) -> None:
+    with checkpoints.saving(tmp_path) as partial:
+        (partial / "checkpoint-1").mkdir(parents=True)
+        (partial / "checkpoint-1" / "optimizer.pt").write_bytes(b"1")
+    left = tmp_path / ".partial" / "checkpoint-2"
+    left.mkdir(parents=True)
+    (left / "optimizer.pt").write_bytes(b"2")
+    assert checkpoints.last(tmp_path) == tmp_path / "checkpoint-1"
+    with pytest.raises(OSError, match="full"), checkpoints.saving(tmp_path) as partial:
+        assert not partial.exists()  # what was left is gone
+        (partial / "checkpoint-3").mkdir(parents=True)
+        raise OSError("full")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
+def test_the_newest_checkpoints_are_kept_and_that_of_the_best_dev_decoding(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    checkpoints.keep(tmp_path, newest=2, also=[10])
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-10", "checkpoint-20", "checkpoint-100"}
+
+
+def test_a_second_command_on_the_same_run_is_refused_and_the_first_goes_on(words: list[str]) -> None:
+    config = load(words)
+    config.run.mkdir(parents=True)
+    with FileLock(config.run / ".lock"):
+        for command in (train, evaluate, prepare_alone):
+            if command is evaluate:
+                run.adapter(config.run).mkdir(parents=True)
+            with pytest.raises(ChoiceError, match=r"another command is at .* wait until it has ended"):
+                command(config)
+        assert not run.train_metrics(config.run).exists()
+        run.adapter(config.run).rmdir()
+    train(config)
+    assert read_json(run.train_metrics(config.run))["finished"]
+    assert not (config.run / "train" / "checkpoints").exists()
