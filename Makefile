@@ -73,10 +73,11 @@ bench: $(INSTALLED)demo ## the tutorial recipe against ours, timed from outside,
 gpu-check: $(INSTALLED)core ## speed and memory of large-v2's and small's sizes on this GPU beside the plan's, in 8 minutes, nothing fetched
 	$(PYTHON) recipes/gpu_check.py $(ARGS)
 
-check: $(INSTALLED)check ## ruff and mypy, as pre-commit calls them
+check: $(INSTALLED)check ## ruff, mypy and import-linter, as pre-commit calls them
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+	.venv/bin/lint-imports
 
 test: $(INSTALLED)test ## everything that takes under ten minutes on two cores
 	$(PYTHON) -m pytest --numprocesses=auto --dist=worksteal -m "not slow"
@@ -106,7 +107,7 @@ $(INSTALLED)app: about := gradio, 100 MB
 $(INSTALLED)export: asked := --extra faster-whisper --extra whispercpp
 $(INSTALLED)export: about := faster-whisper and whisper.cpp, 360 MB
 $(INSTALLED)check: asked := --group check --extra search
-$(INSTALLED)check: about := ruff, mypy, and Optuna, whose types mypy reads, 130 MB
+$(INSTALLED)check: about := ruff, mypy, import-linter, and Optuna, whose types mypy reads, 130 MB
 $(INSTALLED)test: asked := --group test --extra demo --extra search --extra app --extra faster-whisper --extra whispercpp
 $(INSTALLED)test: about := pytest, and all that the tests use, 950 MB
 
