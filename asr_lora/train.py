@@ -271,6 +271,8 @@ def _stopping_cleanly(trainer: WhisperTrainer) -> Iterator[None]:
             usual.clear()  # what started this process is about to end it: not before it has said why
         raise
     finally:
+        if first is not None:  # a copy of the signal may still be on its way
+            time.sleep(max(0.0, first + ECHO - time.monotonic()))
         for number, before in usual.items():
             signal.signal(number, before)
 

@@ -23,7 +23,7 @@ from asr_lora.training.builder import build
 
 NAN_STEP, OVERFLOW_STEP, LAST_STEP = 2, 4, 12
 OVERFLOWING = 2.0**26  # a loss scale at which fp16's gradients overflow, and no longer once it was halved a few times
-OVERFLOWING_FP32 = 2.0**126  # the same for the fp32 arithmetic that a CPU has instead
+OVERFLOWING_FP32 = 3e38  # the same for the fp32 arithmetic that a CPU has instead: its largest number is 3.4e38
 TOO_MANY = 3  # times the rows that are estimated to fit
 PROCESSES = 2
 SUM_SECONDS = 2.0
