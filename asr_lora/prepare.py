@@ -17,7 +17,7 @@ from transformers import WhisperTokenizer
 from asr_lora.config.compose import Config, plain
 from asr_lora.config.naming import science
 from asr_lora.corpus import SPLITS, UNSPLIT, Columns, Corpus, open_corpus
-from asr_lora.corpus.tables import Row
+from asr_lora.corpus.records import Row
 from asr_lora.data.features import prompted, token_ids
 from asr_lora.data.manifest import EXCLUDED, Clip, Draw, as_row, draw_order, read_manifest
 from asr_lora.data.shard_writer import write_shards
@@ -30,8 +30,8 @@ from asr_lora.runtime.console import progress, say
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import check_links, read_json, whole_folder, write_json, write_jsonl
 from asr_lora.speech import audio
+from asr_lora.speech.audio import Listener
 from asr_lora.speech.language import check_language, whisper_language
-from asr_lora.speech.listening import Listener
 from asr_lora.speech.normalizer import marks
 
 MOST_BAD = 0.05  # a corpus of which more than this share must be left out is not what it seems

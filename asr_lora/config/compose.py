@@ -26,8 +26,7 @@ from asr_lora.config.schema import (
 )
 from asr_lora.config.stages import AppConfig, ExportConfig, TranscribeConfig
 from asr_lora.config.tuning import SCALABLE, LoraConfig, check_base
-from asr_lora.runtime.errors import ChoiceError
-from asr_lora.runtime.rules import check, check_word
+from asr_lora.runtime.errors import ChoiceError, check, check_word
 
 
 @dataclass

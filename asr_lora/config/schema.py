@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from asr_lora.runtime.rules import check, check_choice, check_locale, check_range, check_word
+from asr_lora.runtime.errors import check, check_choice, check_locale, check_range, check_word
 from asr_lora.speech.audio import MAX_SECONDS
 from asr_lora.speech.augment import KINDS
 from asr_lora.speech.normalizer import NORMALIZERS
@@ -133,8 +133,8 @@ class TrainingConfig:
         if self.dev_normalizer is not None:
             check_choice("training.dev_normalizer", self.dev_normalizer, NORMALIZERS)
         check_choice("training.context", self.context, ("dynamic", "full", "packed"))
-        check_range("training.margin", self.margin)
-        check_range("training.long_seconds", self.long_seconds)
+        check_range("training.margin", self.margin, MAX_SECONDS)
+        check_range("training.long_seconds", self.long_seconds, MAX_SECONDS)
         whole = 0 < self.multiple <= MAX_SECONDS and abs(self.multiple * 50 - round(self.multiple * 50)) < 1e-6
         check("training.multiple", self.multiple, "a multiple of 0.02 s, Whisper's position, up to 30", whole)
         check("training.long_rows", self.long_rows, "at least 1", self.long_rows >= 1)

@@ -3,8 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from asr_lora.runtime.errors import ChoiceError
-from asr_lora.runtime.rules import check, check_choice
+from asr_lora.runtime.errors import ChoiceError, check, check_choice
 from asr_lora.speech.audio import MAX_SECONDS
 
 EXPORTS = ("hf", "ct2", "ct2-int8", "ct2-int8_float16", "ggml", "ggml-q8_0", "ggml-q5_0")

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from asr_lora.runtime.errors import ChoiceError
-from asr_lora.runtime.rules import check, check_choice
+from asr_lora.runtime.errors import ChoiceError, check, check_choice
 
 _LORA = ("r", "scaling", "dropout", "target_modules")
 LORA_KEYS: Mapping[str, tuple[str, ...]] = {  # of every kind of tuning: what conf/lora/<kind>.yaml holds beside `kind`

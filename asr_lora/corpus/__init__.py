@@ -5,26 +5,25 @@ from pathlib import Path
 
 from asr_lora.corpus import huggingface as hub
 from asr_lora.corpus import mdc, shards
-from asr_lora.corpus.archive import read_tables
-from asr_lora.corpus.clips import Archived, Clips, Folder
-from asr_lora.corpus.columns import GUESSED, Columns
+from asr_lora.corpus.archive import Archived, read_tables
 from asr_lora.corpus.common_voice import (
     AUDIOS,
     CLIPS,
     OTHERS,
     SPONTANEOUS,
-    existing,
+    find_spontaneous,
     is_release,
     language_folder,
-    listed,
+    open_spontaneous,
+    read_durations,
+    read_utterances,
     release_name,
 )
 from asr_lora.corpus.kaldi import is_kaldi, open_kaldi
-from asr_lora.corpus.speech import SPLITS, TABLES, UNSPLIT, Corpus
-from asr_lora.corpus.spontaneous import find_spontaneous, open_spontaneous
-from asr_lora.corpus.tables import read_durations, read_utterances
-from asr_lora.corpus.tabular import is_listing, open_listing
-from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.corpus.records import SPLITS, TABLES, UNSPLIT, Clips, Corpus, Folder
+from asr_lora.corpus.tabular import GUESSED, Columns, is_listing, open_listing
+from asr_lora.runtime.errors import ChoiceError, WorldError, listed
+from asr_lora.runtime.files import existing
 
 __all__ = ["FETCHED", "SPLITS", "TABLES", "UNSPLIT", "Columns", "Corpus", "is_path", "is_quick", "open_corpus"]
 

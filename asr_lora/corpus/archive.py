@@ -11,16 +11,28 @@ import re
 import tarfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Self
 
 from asr_lora.corpus.common_voice import AUDIOS, CLIPS, PACKED, choose, no_release, spontaneous_language
+from asr_lora.corpus.records import Folder
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ChoiceError, WorldError
-from asr_lora.runtime.files import NO_TEXT, alone, cache_dir, read_json, whole_file, whole_folder, write_json, writing
+from asr_lora.runtime.files import (
+    NO_TEXT,
+    alone,
+    cache_dir,
+    is_plain,
+    read_json,
+    whole_file,
+    whole_folder,
+    write_json,
+    writing,
+)
 
 MEMBERS = "members.json"  # beside the tables: the release, and the clips with their sizes
 MOST_UNPACKED, UNPACKED_FREELY = 20, 1 << 28  # times its size, and bytes beside it
@@ -209,3 +221,20 @@ def _is_plain(path: PurePosixPath) -> bool:
     """Whether the path stays in its folder and is text, and its file not hidden (as the `._x` that a Mac adds)."""
     inside = not path.is_absolute() and ".." not in path.parts
     return inside and bool(path.name) and path.name[0] != "." and not NO_TEXT.search(str(path))
+
+
+@dataclass(frozen=True)
+class Archived:
+    """Members of an archive, with their sizes in bytes; those that are asked for are kept in `folder`."""
+
+    source: Path
+    within: PurePosixPath  # the folder of the archive
+    sizes: Mapping[str, int]
+    folder: Path
+
+    def fetch(self, names: Sequence[str]) -> dict[str, Path]:
+        there = Folder(self.folder)
+        wanted = {name for name in names if name in self.sizes and is_plain(name)}
+        if absent := wanted - set(there.fetch(names)):
+            extract_clips(self.source, self.within, absent, self.folder)
+        return there.fetch(names)

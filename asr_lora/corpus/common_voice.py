@@ -1,15 +1,19 @@
-"""Where things lie in a Common Voice release: `<release>/<language>/{clips/*.mp3,train.tsv,...}`.
+"""Releases of Common Voice: where their tables and clips lie, and what the tables hold (UTF-8, raw strings, no quoting).
 
-In one of Spontaneous Speech: `<release>-<language>/{audios/*.mp3,ss-corpus-<language>.tsv,...}`.
-"""
+`<release>/<language>/{clips/*.mp3,train.tsv,...}`; one of Spontaneous Speech, in which speakers answer questions, is
+`sps-corpus-<version>-<date>-<language>/{audios/*.mp3,ss-corpus-<language>.tsv}`. Marks such as [laugh] in its
+transcriptions stay. Its table gives each clip's split: train, dev and test where the transcription was validated, else
+unassigned. A reported clip is in ss-reported-audios-<language>.tsv alone. Its columns are described in
+https://github.com/common-voice/cv-dataset, datasets/spontaneous-speech/README.md."""
 
-import difflib
-from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePath
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePath, PurePosixPath
 from typing import TypeVar
 
-from asr_lora.corpus.tables import read_table
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.corpus.records import Clips, Corpus, Gathered, Row, lines_of, utterance
+from asr_lora.corpus.tabular import Columns, read
+from asr_lora.runtime.errors import ChoiceError, listed
 
 CLIPS = "clips"
 AUDIOS = "audios"  # of Spontaneous Speech
@@ -20,24 +24,11 @@ OTHERS = (
     ".tsv, .jsonl), Kaldi's wav.scp and text, or what datasets reads (.parquet, .arrow)"
 )
 PACKED = "; Spontaneous Speech has audios/ and ss-corpus-<language>.tsv; other speech wants unpacking: name its folder"
-
+WHERE = {"start", "end", "offset", "bytes", "member", "shard", "sha256", "clip"}  # as our own rows say it
+COLUMNS = Columns({
+    "path": "audio_file", "text": "transcription", "speaker": "client_id", "duration": "duration_ms", "split": "split",
+})  # fmt: skip
 Place = TypeVar("Place", bound=PurePath)
-
-
-def existing(source: Path, setting: str = "data.source") -> Path:
-    """The absolute path of `source`, in which a leading ~ is the home folder unless a file is called so.
-
-    Raises ChoiceError, with the name of the `setting` that asked for it, when nothing is there.
-    """
-    if source.parts[:1] == ("~",) and not source.exists():
-        source = source.expanduser()
-    source = source.resolve()
-    if source.exists():
-        return source
-    siblings = _names(source.parent) if source.parent.is_dir() else []
-    nearest = difflib.get_close_matches(source.name, siblings, n=1)
-    way_out = f"did you mean {source.parent / nearest[0]}?" if nearest else "name one that is there"
-    raise ChoiceError(f"{setting}: no file or folder {source}; {way_out}")
 
 
 def language_folder(source: Path, language: str) -> Path:
@@ -96,11 +87,6 @@ def no_release(lacking: str, got: Iterable[str], others: str = "") -> ChoiceErro
     )
 
 
-def listed(things: Iterable[object], most: int = 8) -> str:
-    words = [str(thing) for thing in things]
-    return ", ".join(words[:most] + ["..."] * (len(words) > most)) or "nothing"
-
-
 def _complete(folder: Path) -> Path:
     """The same folder, once it has what a release has."""
     if not (folder / "clips").is_dir():
@@ -120,3 +106,89 @@ def _spoken(folder: Path, language: str) -> str:
 
 def _names(folder: Path) -> list[str]:
     return sorted(child.name for child in folder.iterdir())
+
+
+def read_utterances(path: Path) -> tuple[list[Row], list[str]]:
+    """One split: a row a clip with `path` cut down to the clip's file name, and the lines left out.
+
+    A clip is a whole file here: a column that would say where in another it lies gets a _ behind.
+    """
+    rows, malformed = read_table(path, needed=("path", "sentence"))
+    return [_plain(row) | {"path": _clip_name(row["path"])} for row in rows], malformed
+
+
+def read_durations(path: Path) -> tuple[dict[str, float], list[str]]:
+    """Seconds by clip file name, and the lines left out."""
+    rows, malformed = read_table(path, needed=("clip", "duration[ms]"))
+    durations: dict[str, float] = {}
+    for row in rows:
+        try:
+            seconds = float(row["duration[ms]"]) / 1000
+        except ValueError:
+            seconds = math.nan
+        if seconds >= 0 and math.isfinite(seconds):
+            durations[_clip_name(row["clip"])] = seconds
+        else:
+            malformed.append(f"{row['clip']}: no duration: {row['duration[ms]']}")
+    return durations, malformed
+
+
+def read_table(path: Path, needed: Sequence[str] = ()) -> tuple[list[Row], list[str]]:
+    """The rows, and the lines left out because they have another number of cells than the header, or hold a NUL.
+
+    Raises ChoiceError for a file that is not UTF-8 or lacks a column that is `needed`.
+    """
+    header, *lines = (line.split("\t") for line in lines_of(path))
+    if lacking := [column for column in needed if column not in header]:
+        raise ChoiceError(
+            f"data.source: {path} has no column {' and no '.join(lacking)}; "
+            f"this table needs {' and '.join(needed)} (got: {', '.join(header)})"
+        )
+    rows, malformed = [], []
+    for number, cells in enumerate(lines, start=2):
+        if any("\0" in cell for cell in cells):
+            malformed.append(f"line {number}: holds a NUL character")
+        elif len(cells) == len(header):
+            rows.append(dict(zip(header, cells, strict=True)))
+        elif cells != [""]:
+            malformed.append(f"line {number}: {len(cells)} columns, not {len(header)}")
+    return rows, malformed
+
+
+def _plain(row: Row) -> Row:
+    return {f"{column}_" if column in WHERE else column: cell for column, cell in row.items()}
+
+
+def _clip_name(cell: str) -> str:
+    """The plain file name: releases of the first years wrote `clips/x.mp3`, or left `.mp3` out."""
+    name = PurePosixPath(cell).name
+    return name if PurePosixPath(name).suffix else f"{name}.mp3"
+
+
+def find_spontaneous(source: Path, language: str) -> Path | None:
+    """The table of the language in `source` or in a folder in it; None where there is no such release at all.
+
+    Raises ChoiceError where there are others only, or its clips are not beside its table.
+    """
+    tables = [file for depth in ("", "*/", "*/*/") for file in source.glob(f"{depth}{SPONTANEOUS}*.tsv")]
+    table = choose(source, language, {file: its for file in tables if (its := spontaneous_language(file))})
+    if table is not None and not (table.parent / AUDIOS).is_dir():
+        raise ChoiceError(f"data.source: no {AUDIOS}/ beside {table}; a Spontaneous Speech release has both")
+    return table
+
+
+def open_spontaneous(source: Path, release: str, table: Path, language: str, clips: Clips) -> Corpus:
+    """From the table and the clips, wherever they were. Raises ChoiceError for a table that is another."""
+    gathered = Gathered(str(source))
+    header, rows, gathered.left_out[""] = read(table)
+    columns = COLUMNS.found_in(header, str(table))
+    for number, cells in rows:
+        try:
+            told = utterance(cells, columns)
+            if not told.text.strip():
+                raise ValueError("nobody has transcribed it")
+        except ValueError as error:
+            gathered.leave_out(cells.get("split", ""), f"line {number}", error)
+            continue
+        gathered.add(told.split, PurePosixPath(told.path).name, told)
+    return gathered.corpus(release, language, clips)

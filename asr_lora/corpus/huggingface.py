@@ -19,14 +19,10 @@ import pyarrow.compute
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 
-from asr_lora.corpus.columns import Columns
-from asr_lora.corpus.common_voice import listed
-from asr_lora.corpus.formats import as_cell
-from asr_lora.corpus.records import Gathered, cut_name, utterance
-from asr_lora.corpus.speech import UNSPLIT, Corpus, by_split
-from asr_lora.corpus.tabular import open_listing
+from asr_lora.corpus.records import UNSPLIT, Corpus, Gathered, by_split, cut_name, utterance
+from asr_lora.corpus.tabular import Columns, as_cell, open_listing
 from asr_lora.runtime.console import progress
-from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
+from asr_lora.runtime.errors import ChoiceError, UserError, WorldError, listed
 from asr_lora.runtime.files import cache_dir, plain_suffix, whole_file, writing
 
 PREFIX = "hf:"  # what data.source begins with

@@ -7,11 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from asr_lora.corpus.common_voice import listed
-from asr_lora.corpus.records import Gathered, Utterance, within
-from asr_lora.corpus.speech import UNSPLIT, Corpus, by_split
-from asr_lora.corpus.tables import lines_of
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.corpus.records import UNSPLIT, Corpus, Gathered, Utterance, by_split, lines_of, within
+from asr_lora.runtime.errors import ChoiceError, listed
 
 RECORDINGS = "wav.scp"
 ARCHIVED = re.compile(r"\.ark:\d+$")  # a place within one of Kaldi's own archives

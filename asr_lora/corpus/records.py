@@ -1,21 +1,113 @@
-"""From what a source says of an utterance to a row of our tables; what cannot be used is left out and named."""
+"""A corpus: tables of utterances by split and a way to their clips; utterances checked, what is unusable left out and named."""
 
 import math
+import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Protocol, TypeVar
 
-from asr_lora.corpus.clips import Clips, Files
-from asr_lora.corpus.common_voice import listed
-from asr_lora.corpus.speech import TABLES, UNSPLIT, Corpus, split_called
-from asr_lora.corpus.tables import Row
 from asr_lora.runtime.console import say
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.errors import ChoiceError, listed
+from asr_lora.runtime.files import is_plain
 from asr_lora.speech.audio import MAX_SECONDS
 
+SPLITS = ("train", "dev", "test")
+TABLES = (*SPLITS, "validated")  # of a Common Voice release
+UNSPLIT = "all"  # the table of a corpus that comes without splits
+CALLED = {name: name for name in TABLES} | {"training": "train", "valid": "dev", "validation": "dev", "val": "dev"}
 OURS = {"id", "path", "text", "duration", "speaker", "sha256", "clip", "source", "weight", "client_id", "sentence"}
 LOOKED_FOR = 20  # files, before all of a table's are believed to be elsewhere
+Row = dict[str, str]
+Thing = TypeVar("Thing")
+
+
+class Clips(Protocol):
+    """Clips by name, which is what the column `path` of the tables holds."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Every clip that there is, and its encoded size in bytes: an estimate where durations are absent."""
+        ...
+
+    def fetch(self, names: Sequence[str]) -> dict[str, Path]:
+        """Names to readable files; a name that the corpus does not hold is absent from the result.
+
+        Raises WorldError where what holds the clips cannot be read, or the cache not written.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Files beside one another."""
+
+    folder: Path
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        return {clip.name: clip.stat().st_size for clip in self.folder.iterdir() if clip.is_file()}
+
+    def fetch(self, names: Sequence[str]) -> dict[str, Path]:
+        return {name: file for name in names if is_plain(name) and (file := self.folder / name).is_file()}
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files anywhere."""
+
+    files: Mapping[str, Path]
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        return {name: file.stat().st_size for name, file in self.files.items() if file.is_file()}
+
+    def fetch(self, names: Sequence[str]) -> dict[str, Path]:
+        return {name: self.files[name] for name in names if name in self.files and self.files[name].is_file()}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The speech of one language in one source.
+
+    `tables` holds train, dev and test, or what of them there is, and Common Voice's validated; or all, where nobody
+    has split it. A row is a clip: `path` its name here, `sentence`, `client_id` its speaker where known, `start` and
+    `end` (s) where it is a part of a longer recording, and every other column, raw strings all. `durations` is in
+    seconds by clip, empty where unknown. `malformed` says by table which lines were left out, and why.
+    """
+
+    source: str
+    release: str
+    language: str
+    tables: dict[str, list[Row]]
+    durations: Mapping[str, float]
+    malformed: dict[str, list[str]]
+    clips: Clips
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        return self.clips.sizes
+
+    def fetch(self, names: Sequence[str]) -> dict[str, Path]:
+        return self.clips.fetch(names)
+
+
+def split_called(name: str) -> str | None:
+    """The one split of which a file, a folder or a cell bears the name: dev for valid or nl_validation.csv."""
+    found = {CALLED[word] for word in re.split(r"[^a-z]+", name.lower()) if word in CALLED}
+    return found.pop() if len(found) == 1 else None
+
+
+def by_split(named: Mapping[str, Thing]) -> dict[str, list[Thing]]:
+    """Things under the splits that they are called after; train alone goes before train_augmented and its like."""
+    found: dict[str, list[Thing]] = {}
+    for split in TABLES:
+        exact = [thing for name, thing in named.items() if CALLED.get(name.lower()) == split]
+        if own := exact or [thing for name, thing in named.items() if split_called(name) == split]:
+            found[split] = own
+    return found
 
 
 @dataclass(frozen=True)
@@ -170,3 +262,17 @@ def inside(path: str) -> PurePosixPath | None:
         else:
             parts.append(part)
     return PurePosixPath(*parts) if parts else None
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text; the last is empty where the text ends as it should. Raises ChoiceError where not UTF-8."""
+    # A line ends at \n alone: splitlines would also break at U+2028 and its like inside a sentence.
+    return [line.removesuffix("\r") for line in text_of(path).split("\n")]
+
+
+def text_of(path: Path) -> str:
+    """The whole text, without a byte order mark. Raises ChoiceError for a file that is not UTF-8."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ChoiceError(f"data.source: {path} is not UTF-8 (at byte {error.start}); save it as UTF-8") from error

@@ -14,16 +14,12 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from asr_lora.corpus import huggingface as hub
 from asr_lora.corpus import is_path
-from asr_lora.corpus.clips import Files
-from asr_lora.corpus.columns import Columns
-from asr_lora.corpus.common_voice import NUMBERED_ONCE, existing, listed
-from asr_lora.corpus.formats import as_cell
-from asr_lora.corpus.records import Gathered, Utterance, cut_name, utterance
-from asr_lora.corpus.speech import Corpus, by_split
-from asr_lora.corpus.tables import Row
+from asr_lora.corpus.common_voice import NUMBERED_ONCE
+from asr_lora.corpus.records import Corpus, Files, Gathered, Row, Utterance, by_split, cut_name, utterance
+from asr_lora.corpus.tabular import Columns, as_cell
 from asr_lora.runtime.console import say
-from asr_lora.runtime.errors import ChoiceError, WorldError
-from asr_lora.runtime.files import cache_dir
+from asr_lora.runtime.errors import ChoiceError, WorldError, listed
+from asr_lora.runtime.files import cache_dir, existing
 
 BROKEN = (OSError, DatasetsError, pyarrow.ArrowException, ValueError, RuntimeError, HfHubHTTPError)
 

@@ -1,20 +1,83 @@
-"""A table of one's own and the recordings that it names: CSV, TSV or JSON lines, in a folder or named itself.
+"""A user's own table and the recordings that it names, in a folder or named itself.
 
-Of several tables in a folder those called after splits are taken; an audiofolder (metadata.csv beside the recordings,
-in one folder or a folder a split) is such a table too.
-"""
+CSV with its quotes, TSV raw, JSON an object a line (NeMo's manifests); columns are called as `data.columns` says, or as
+such tables usually call them. Of several tables in a folder those called after splits are taken; an audiofolder
+(metadata.csv beside the recordings, in one folder or a folder a split) is such a table too."""
 
-from collections.abc import Mapping, Sequence
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
-from asr_lora.corpus.columns import Columns
-from asr_lora.corpus.common_voice import listed
-from asr_lora.corpus.formats import is_table, read
-from asr_lora.corpus.records import Gathered, cut_name, inside, utterance
-from asr_lora.corpus.speech import UNSPLIT, Corpus, by_split, split_called
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.corpus.records import (
+    UNSPLIT,
+    Corpus,
+    Gathered,
+    Row,
+    by_split,
+    cut_name,
+    inside,
+    lines_of,
+    split_called,
+    text_of,
+    utterance,
+)
+from asr_lora.runtime.errors import ChoiceError, listed
 
 METADATA = "metadata"  # the table of an audiofolder
+LONGEST_CELL = 1 << 27  # characters; csv's own limit, 131,072, is less than a cell may hold
+DELIMITERS = ",;\t|"  # of what is called .csv, the first that the header holds
+# By what a column is to us: its usual names, the likeliest first (Common Voice, NeMo, audiofolder, DeepSpeech, ...).
+USUAL = {
+    "path": (
+        "path", "audio_filepath", "audio_file", "audio_path", "file", "file_name", "filename", "file_path", "filepath",
+        "audio", "wav", "wav_filename",
+    ),
+    "text": ("sentence", "text", "transcript", "transcription"),
+    "speaker": ("client_id", "speaker", "speaker_id"),
+    "start": ("start", "offset"),
+    "end": ("end",),
+    "duration": ("duration", "duration_ms", "duration[ms]"),
+    "split": ("split",),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names that the settings give, by what they are to us; those not named are guessed."""
+
+    named: Mapping[str, str] = field(default_factory=dict)
+
+    def found_in(self, header: Sequence[str], table: str, needed: Sequence[str] = ("path", "text")) -> dict[str, str]:
+        """The columns of `header` by what they are to us, capitals aside where they are guessed.
+
+        Raises ChoiceError where one that is named is not there and cannot be guessed, or none is found for a `needed`.
+        """
+        plain = {column.strip().lower(): column for column in reversed(header)}
+        found: dict[str, str] = {}
+        for meaning, usual in USUAL.items():
+            name = self.named.get(meaning)
+            guess = next((plain[each] for each in usual if each in plain), None)
+            if name in header:
+                found[meaning] = str(name)
+            elif guess is not None:
+                found[meaning] = guess
+            elif name is not None:
+                raise ChoiceError(f"data.columns: {meaning}={name} is no column of {table} (got: {', '.join(header)})")
+        if lacking := [meaning for meaning in needed if meaning not in found]:
+            names = " or ".join(", ".join(USUAL[meaning]) for meaning in lacking)
+            says = ",".join(f"{meaning}: <its name>" for meaning in lacking)
+            raise ChoiceError(
+                f"data.columns: no column of {table} tells the {' and the '.join(lacking)}, such as {names} "
+                f"(got: {', '.join(header) or 'nothing'}); say 'data.columns={{{says}}}'"
+            )
+        return found
+
+
+GUESSED = Columns()
 
 
 def is_listing(source: Path) -> bool:
@@ -108,3 +171,97 @@ def _chosen(folder: Path) -> Mapping[str, Sequence[Path]]:
             "the one that is meant"
         )
     return named
+
+
+class Read(NamedTuple):
+    """The header, the rows with their line numbers, and the lines left out."""
+
+    header: list[str]
+    rows: list[tuple[int, Row]]
+    malformed: list[str]
+
+
+def is_table(path: Path) -> bool:
+    return path.suffix.lower() in READERS
+
+
+def read(path: Path) -> Read:
+    """Raises ChoiceError for what is not UTF-8, or no such table."""
+    return READERS[path.suffix.lower()](path)
+
+
+def _tsv(path: Path) -> Read:
+    lines = lines_of(path)
+    return _by_header([(at, at, line.split("\t")) for at, line in enumerate(lines, start=1) if line])
+
+
+def _csv(path: Path) -> Read:
+    text = text_of(path)
+    first = text.partition("\n")[0]
+    delimiter = next((mark for mark in DELIMITERS if mark in first), ",")
+    before = csv.field_size_limit(LONGEST_CELL)
+    table, begins = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 1
+    lines: list[tuple[int, int, list[str]]] = []
+    try:
+        for cells in table:
+            if cells:
+                lines.append((begins, table.line_num, cells))
+            begins = table.line_num + 1
+    except csv.Error as error:
+        raise ChoiceError(
+            f"data.source: the quotes of {path} do not match, in what begins on line {begins} ({error}); mend it there "
+            "(a quote inside quotes is doubled), or save the table with tabs as .tsv, which has no quotes"
+        ) from error
+    finally:
+        csv.field_size_limit(before)
+    return _by_header(lines)
+
+
+def _by_header(lines: list[tuple[int, int, list[str]]]) -> Read:
+    """From the first and last line number of every row, and its cells."""
+    if not lines:
+        return Read([], [], [])
+    header = lines[0][2]
+    rows: list[tuple[int, Row]] = []
+    malformed: list[str] = []
+    for first, last, cells in lines[1:]:
+        if last > first:  # what quotes that do not match leave behind: rows that became one
+            malformed.append(f"lines {first} to {last}: one row, for a quote is open at the end of a line")
+        elif len(cells) != len(header):
+            malformed.append(f"line {first}: {len(cells)} columns, not {len(header)}")
+        else:
+            rows.append((first, dict(zip(header, cells, strict=True))))
+    return Read(header, rows, malformed)
+
+
+def _json_lines(path: Path) -> Read:
+    found: list[tuple[int, dict[str, Any]]] = []
+    malformed: list[str] = []
+    for number, line in enumerate(lines_of(path), start=1):
+        try:
+            value = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError) as error:
+            malformed.append(f"line {number}: no JSON ({error})")
+            continue
+        if isinstance(value, dict):
+            found.append((number, value))
+        elif line.strip():
+            malformed.append(f"line {number}: no JSON object")
+    header = list(dict.fromkeys(name for _, row in found for name in row))
+    rows = [(number, {name: as_cell(row.get(name)) for name in header}) for number, row in found]
+    return Read(header, rows, malformed)
+
+
+def as_cell(value: object) -> str:
+    """A value as a table of strings has it; empty for none."""
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+READERS: dict[str, Callable[[Path], Read]] = {
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".jsonl": _json_lines,
+    ".json": _json_lines,  # what NeMo calls its manifests
+}

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from asr_lora.corpus.ranges import is_url, read_clip
+from asr_lora.corpus.shards import is_url, read_clip
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import plain_suffix, read_jsonl
 from asr_lora.speech import audio
-from asr_lora.speech.listening import Heard, Place, listen
+from asr_lora.speech.audio import Heard, Place, listen
 
 Row = Mapping[str, str]  # a row of the corpus's table, raw
 Clip = dict[str, Any]  # a line of the manifest

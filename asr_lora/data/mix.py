@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from asr_lora.corpus import Corpus
-from asr_lora.corpus.clips import Clips
-from asr_lora.corpus.tables import Row
+from asr_lora.corpus.records import Clips, Row
 
 
 class Part(NamedTuple):

@@ -16,8 +16,7 @@ import numpy as np
 import regex
 
 from asr_lora.data.manifest import Clip
-from asr_lora.speech.audio import SAMPLE_RATE
-from asr_lora.speech.listening import Heard
+from asr_lora.speech.audio import SAMPLE_RATE, Heard
 
 # Speech is levelled to -26 dB of full scale where its quality is tested (ITU-T P.56): 20 dB less is quiet. What is
 # below -60 is no louder than the hiss of an ordinary microphone.

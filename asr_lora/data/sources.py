@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asr_lora.corpus import Columns, Corpus, open_corpus
-from asr_lora.corpus.common_voice import CLIPS, existing
+from asr_lora.corpus.common_voice import CLIPS
+from asr_lora.corpus.records import Row
 from asr_lora.corpus.streaming import Stream, held_out, open_stream
-from asr_lora.corpus.tables import Row
 from asr_lora.data.manifest import Clip, as_row, clip_id, gone, name_in_corpus
 from asr_lora.data.mix import Part, mixed
 from asr_lora.data.splits import with_splits
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import ChoiceError, WorldError
-from asr_lora.runtime.files import cache_dir, read_json, read_jsonl, whole_file
+from asr_lora.runtime.files import cache_dir, existing, read_json, read_jsonl, whole_file
 
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config

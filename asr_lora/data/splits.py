@@ -8,10 +8,10 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from asr_lora.corpus import UNSPLIT, Corpus
-from asr_lora.corpus.common_voice import NUMBERED_ONCE, listed
-from asr_lora.corpus.tables import Row
+from asr_lora.corpus.common_voice import NUMBERED_ONCE
+from asr_lora.corpus.records import Row
 from asr_lora.runtime.console import say
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.errors import ChoiceError, listed
 from asr_lora.speech.normalizer import marks
 
 if TYPE_CHECKING:

@@ -19,18 +19,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from asr_lora.config.schema import TrainingConfig
+from asr_lora.corpus.records import Row
 from asr_lora.corpus.streaming import Split, Told
-from asr_lora.corpus.tables import Row
 from asr_lora.data.dataset import Making
 from asr_lora.data.features import token_ids
 from asr_lora.data.manifest import Clip, clip_id
 from asr_lora.data.sampler import WINDOW, Order
 from asr_lora.data.splits import Barred
-from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.errors import WorldError, check
 from asr_lora.runtime.files import write_jsonl
-from asr_lora.runtime.rules import check
 from asr_lora.speech import audio
-from asr_lora.speech.listening import LONGEST_READ, unusable
+from asr_lora.speech.audio import LONGEST_READ, unusable
 from asr_lora.training.callbacks import logged
 
 Step = tuple[list[dict[str, Tensor]], dict[str, Any]]  # its batches, and what is recorded of it

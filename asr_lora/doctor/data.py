@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 
 from asr_lora.corpus import Corpus, is_path, is_quick
 from asr_lora.corpus.archive import known_tables, walk
-from asr_lora.corpus.common_voice import AUDIOS, CLIPS, SPONTANEOUS, existing
+from asr_lora.corpus.common_voice import AUDIOS, CLIPS, SPONTANEOUS
 from asr_lora.corpus.huggingface import is_dataset
-from asr_lora.corpus.ranges import is_url
 from asr_lora.corpus.shards import PREFIX as SHARDS
+from asr_lora.corpus.shards import is_url
 from asr_lora.data.manifest import Clip, Draw, draw_order, gone, in_shard
 from asr_lora.data.sources import named_source, opened
 from asr_lora.prepare import enough
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ChoiceError, UserError
-from asr_lora.runtime.files import read_json, read_jsonl
+from asr_lora.runtime.files import existing, read_json, read_jsonl
 
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config

@@ -18,7 +18,7 @@ from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import alone, cache_dir, read_json, whole_folder, write_json, write_jsonl
 from asr_lora.speech.audio import SAMPLE_RATE, Waveform
-from asr_lora.speech.noise import hiss, hum, rumble
+from asr_lora.speech.augment import hiss, hum, rumble
 from asr_lora.speech.normalizer import Normalizer
 
 if TYPE_CHECKING:

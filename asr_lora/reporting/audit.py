@@ -33,7 +33,7 @@ from asr_lora.runs.launch import quoted
 from asr_lora.runtime.console import progress, say
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import read_json, whole_folder, write_json, write_text
-from asr_lora.speech.listening import Listener, Place
+from asr_lora.speech.audio import Listener, Place
 from asr_lora.speech.normalizer import Normalizer, leading
 
 SHOWN = 6  # clips of every kind, with their sound

@@ -1,10 +1,14 @@
-"""Errors that a person can mend: shown as one line at the command line; anything else is a bug and keeps its traceback.
+"""Errors that a user can fix, shown as one line at the command line, and checks of a value.
 
+Anything else is a bug and keeps its traceback.
 A message says name, rule, value and the way out:
 `data.source: no clips directory under /x; a Common Voice release has clips/ and train.tsv (got: a.txt, b.txt)`.
 """
 
+import re
 import unicodedata
+from collections.abc import Collection, Iterable
+from typing import Any
 
 MOST_SHOWN = 1_500  # characters: a damaged file can put a megabyte into the value that is told
 
@@ -60,3 +64,34 @@ class RegressionError(UserError):
     """Fine-tuning cost more than was allowed; everything that was asked for is done and written."""
 
     status = 3
+
+
+def check(name: str, value: Any, rule: str, holds: bool) -> None:
+    """Raises ChoiceError `name: must be rule, got value` unless it holds."""
+    if not holds:
+        raise ChoiceError(f"{name}: must be {rule}, got {value}")
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise ChoiceError(f"{name}: {value} is none of {', '.join(choices)}")
+
+
+def check_range(name: str, bounds: list[float], most: float) -> None:
+    holds = len(bounds) == 2 and 0 <= bounds[0] <= bounds[1] <= most
+    check(name, bounds, f"two numbers of seconds, the lesser first, within 0 to {most}", holds)
+
+
+def check_locale(name: str, value: str) -> None:
+    """It becomes a part of paths in the cache, and of a set's folder."""
+    check(name, repr(value), "a locale such as nl or sv-SE", re.fullmatch(r"\w+(-\w+)*", value) is not None)
+
+
+def check_word(name: str, value: str) -> None:
+    """It becomes a part of run_name, where a hyphen parts the parts."""
+    check(name, repr(value), "letters, digits, _ and . alone", re.fullmatch(r"[\w.]+", value) is not None)
+
+
+def listed(things: Iterable[object], most: int = 8) -> str:
+    words = [str(thing) for thing in things]
+    return ", ".join(words[:most] + ["..."] * (len(words) > most)) or "nothing"

@@ -1,5 +1,6 @@
 """Files that are whole or absent: a write goes to a temporary name beside its target and is renamed when complete."""
 
+import difflib
 import json
 import os
 import re
@@ -252,3 +253,19 @@ def _is(value: Any, kind: type) -> bool:
 def _short(value: Any) -> str:
     shown = repr(value) if not isinstance(value, int) or abs(value) < MOST_NUMBER else "a very large number"
     return shown if len(shown) <= 60 else f"{shown[:60]}..."
+
+
+def existing(source: Path, setting: str = "data.source") -> Path:
+    """The absolute path of `source`, in which a leading ~ is the home folder unless a file is called so.
+
+    Raises ChoiceError, with the name of the `setting` that asked for it, when nothing is there.
+    """
+    if source.parts[:1] == ("~",) and not source.exists():
+        source = source.expanduser()
+    source = source.resolve()
+    if source.exists():
+        return source
+    siblings = [child.name for child in source.parent.iterdir()] if source.parent.is_dir() else []
+    nearest = difflib.get_close_matches(source.name, siblings, n=1)
+    way_out = f"did you mean {source.parent / nearest[0]}?" if nearest else "name one that is there"
+    raise ChoiceError(f"{setting}: no file or folder {source}; {way_out}")

@@ -13,8 +13,7 @@ from support.releases import clip_names, refusal, write_lines
 from asr_lora.corpus import Columns, open_corpus
 from asr_lora.data.manifest import place, waveform
 from asr_lora.runtime.errors import ChoiceError
-from asr_lora.speech.audio import PREROLL
-from asr_lora.speech.listening import listen
+from asr_lora.speech.audio import PREROLL, listen
 
 # --- tables of one's own ----------------------------------------------------------------------------------------------
 

@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader
 from transformers import WhisperProcessor
 
 from asr_lora import train
-from asr_lora.corpus import open_corpus, ranges
-from asr_lora.data import shard_writer as shards
+from asr_lora.corpus import open_corpus, shards
+from asr_lora.data import shard_writer
 from asr_lora.data.dataset import Steps
 from asr_lora.data.manifest import sound, waveform
 from asr_lora.data.shard_writer import write_shards
@@ -48,8 +48,8 @@ SPLITS = ("train", "dev", "test")
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several shards of a few clips each, and no long waits for a server."""
-    monkeypatch.setattr(shards, "SHARD_BYTES", SMALL)
-    monkeypatch.setattr(ranges, "PAUSE", 0.01)
+    monkeypatch.setattr(shard_writer, "SHARD_BYTES", SMALL)
+    monkeypatch.setattr(shards, "PAUSE", 0.01)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> lis
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("ASR_LORA_CACHE", str(folder / "cache"))
-        patched.setattr(shards, "SHARD_BYTES", SMALL)
+        patched.setattr(shard_writer, "SHARD_BYTES", SMALL)
         prepare(load(words))
     return words
 
@@ -216,7 +216,7 @@ def test_an_interrupted_writing_keeps_the_complete_shards_and_goes_on(
     from_files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = prepared([*from_files, f"shards_dir={tmp_path / 'whole'}"])
-    really, left = shards.sound, [20]
+    really, left = shard_writer.sound, [20]
 
     def interrupted(clip: Any) -> bytes:
         if not left[0]:
@@ -227,7 +227,7 @@ def test_an_interrupted_writing_keeps_the_complete_shards_and_goes_on(
     asked = {split: manifest(whole, split) for split in SPLITS}
     folder = tmp_path / "cut"
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(shards, "sound", interrupted)
+        patched.setattr(shard_writer, "sound", interrupted)
         write_shards(asked, folder, "release", "nl")
     assert not (folder / "index.json").exists()
     kept = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
@@ -526,7 +526,7 @@ def test_a_shard_that_became_shorter_or_went_is_told(from_shards: list[str]) -> 
 
 def test_a_server_that_recovers_is_waited_for(from_shards: list[str], server: Server) -> None:
     clip = stored(over_http(from_shards, server))
-    server.failing = ranges.TRIES - 1
+    server.failing = shards.TRIES - 1
     assert len(sound(clip)) == clip["bytes"]
 
 

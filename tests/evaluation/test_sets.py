@@ -12,7 +12,7 @@ from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_jsonl
 from asr_lora.speech import audio
-from asr_lora.speech.noise import LOUDNESS
+from asr_lora.speech.augment import LOUDNESS
 from asr_lora.train import train
 
 

@@ -22,8 +22,8 @@ from asr_lora.reporting.doubts import Doubt
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl, write_jsonl
-from asr_lora.speech import listening
-from asr_lora.speech.listening import Heard
+from asr_lora.speech import audio
+from asr_lora.speech.audio import Heard
 from asr_lora.speech.normalizer import Normalizer
 
 HEBREW = "שלום"
@@ -141,7 +141,7 @@ def test_nothing_is_heard_twice(faulty: Audited, its_cache: None, monkeypatch: p
     def heard_again(place: object) -> Heard:
         raise AssertionError(f"{place} is heard again")
 
-    monkeypatch.setattr(listening, "listen", heard_again)
+    monkeypatch.setattr(audio, "listen", heard_again)
     audit(faulty.config)
 
 

@@ -23,7 +23,7 @@ from asr_lora.prepare import prepare
 from asr_lora.runs.launch import load, quoted
 from asr_lora.runtime.files import write_jsonl
 from asr_lora.speech import audio
-from asr_lora.speech.listening import Place, listen
+from asr_lora.speech.audio import Place, listen
 
 # ---- overrides ----
 

@@ -9,8 +9,8 @@ import pytest
 import soundfile
 from support.releases import tone
 
-from asr_lora.speech import listening
-from asr_lora.speech.listening import Heard, Listener, Place, listen
+from asr_lora.speech import audio
+from asr_lora.speech.audio import Heard, Listener, Place, listen
 
 
 @pytest.fixture
@@ -25,14 +25,14 @@ def clips(tmp_path: Path) -> list[Path]:
 def ears(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Grows by every clip that is decoded."""
     heard: list[Path] = []
-    really = listening.listen
+    really = audio.listen
 
     def watched(place: Place | None) -> Heard:
         if place is not None:
             heard.append(place.file)
         return really(place)
 
-    monkeypatch.setattr(listening, "listen", watched)
+    monkeypatch.setattr(audio, "listen", watched)
     return heard
 
 
