@@ -20,8 +20,7 @@ from asr_lora.decoding import generate as decode
 from asr_lora.evaluation import adapter_strength as dial
 from asr_lora.evaluation import error_analysis as findings
 from asr_lora.evaluation import gate, metrics
-from asr_lora.evaluation.eval_sets import Set, evaluated, normalizer
-from asr_lora.evaluation.hearing import heard, precision
+from asr_lora.evaluation.eval_sets import Set, evaluated, heard, normalizer
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware, look_together
 from asr_lora.reporting import tables
@@ -88,7 +87,7 @@ def _score(
     named = ", ".join(f"{each.name} ({len(each.clips)} clips)" for each in sets)
     say(f"{config.run_name}: {named}, untouched and tuned, on {hardware.name}")
     before, after = heard(config, hardware, sets, None), heard(config, hardware, sets, tuned)
-    common = {**common, "precision": precision(hardware), "versions": run.versions()}
+    common = {**common, "precision": hardware.merged_precision, "versions": run.versions()}
     ranks.first_does(lambda: _write(config, sets, before, after, asked, common))
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from markupsafe import Markup
 
 from asr_lora.config.compose import Config
-from asr_lora.data.leaks import shared
 from asr_lora.data.manifest import extension, sound
+from asr_lora.data.splits import shared
 from asr_lora.evaluation import error_analysis as findings
 from asr_lora.model.hardware import known_gpu
 from asr_lora.plan import facts as hardware_facts

@@ -22,9 +22,9 @@ from transformers import TrainerCallback
 from asr_lora.config.compose import Config
 from asr_lora.corpus import SPLITS
 from asr_lora.data.manifest import Clip, read_manifest
+from asr_lora.decoding.generate import decoding
 from asr_lora.eval import evaluate
 from asr_lora.evaluation.eval_sets import refuse_unclear
-from asr_lora.evaluation.hearing import decoding
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware, device_of, free_memory, keeping_memory, look_together, peak_memory_bytes
 from asr_lora.model.memory import is_out_of_memory

@@ -6,31 +6,43 @@ by recording, the adapter of its language, given (transcribe.language) or heard.
 transcribe.out, and what came through standard input to standard output.
 """
 
+import glob
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import soundfile
+
 from asr_lora.config.compose import Config
 from asr_lora.decoding import generate as decode
-from asr_lora.decoding import subtitles
 from asr_lora.decoding import transcriber as ears
-from asr_lora.decoding.generate import Worn
-from asr_lora.decoding.recordings import STDIN, Recording, recordings
-from asr_lora.decoding.subtitles import FORMATS, Segment
-from asr_lora.decoding.transcriber import Ears, Part
-from asr_lora.decoding.voice import stretches
+from asr_lora.decoding.generate import Segment, Worn
+from asr_lora.decoding.transcriber import FORMATS, Ears, Part, stretches
 from asr_lora.model.adapter import BASE
 from asr_lora.model.hardware import look
 from asr_lora.prepare import language
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch, named_run, words_of_job
 from asr_lora.runtime.console import progress, say
-from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import write_text
 from asr_lora.speech import audio
+
+STDIN = "-"
+SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".aif", ".oga", ".opus"}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A file, and the `name` of what is made of it: its place below the folder that was named, without its suffix."""
+
+    path: Path
+    name: str
 
 
 def transcribe(config: Config) -> None:
@@ -130,7 +142,7 @@ def _write(config: Config, recording: Recording, segments: list[Segment], facts:
     if cut := sum(segment.cut for segment in segments):
         say(f"{recording.name}: {cut} of {len(segments)} segments ran away and were cut; look at them")
     made = {
-        name: FORMATS[name](segments) if name in FORMATS else subtitles.as_json(segments, facts)
+        name: FORMATS[name](segments) if name in FORMATS else ears.as_json(segments, facts)
         for name in config.transcribe.formats
     }
     if config.audio == STDIN:
@@ -140,6 +152,56 @@ def _write(config: Config, recording: Recording, segments: list[Segment], facts:
         file = Path(config.transcribe.out).expanduser() / f"{recording.name}.{name}"
         write_text(file, text)
         say(f"{name}: {file}")
+
+
+@contextmanager
+def recordings(audio: str | None) -> Iterator[list[Recording]]:
+    """Those that `audio` names, in order; what came through standard input (`-`) is a file for as long as this lasts.
+
+    Of a folder all that libsndfile may read, by their suffixes; of a pattern (`*`, `?`, `**`) whatever it matches.
+    Raises ChoiceError where there are none.
+    """
+    if audio == STDIN:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "stdin"
+            file.write_bytes(sys.stdin.buffer.read())
+            if not file.stat().st_size:
+                raise ChoiceError("audio: - takes a recording from standard input, got nothing; cat it | ... audio=-")
+            yield [Recording(file, "stdin")]
+        return
+    yield _named(audio)
+
+
+def _named(audio: str | None) -> list[Recording]:
+    if not audio:
+        raise ChoiceError("audio: names no recording; audio=/path/to/file, a folder, a pattern, or -")
+    root = Path(audio).expanduser()
+    if root.is_dir():
+        found = sorted(file for file in root.rglob("*") if file.is_file() and file.suffix.lower() in SUFFIXES)
+        if not found:
+            raise ChoiceError(f"audio: no recordings in {root} (of {', '.join(sorted(SUFFIXES)[:8])}, ...)")
+    elif root.is_file():
+        root, found = root.parent, [root]
+    else:
+        matched = glob.glob(str(root), recursive=True)  # noqa: PTH207 (Path.glob takes no pattern that begins at the root)
+        found = sorted(file for file in map(Path, matched) if file.is_file())
+        root = _common([file.parent for file in found])
+        if not found:
+            raise ChoiceError(f"audio: no file, folder or pattern of files {audio}; name one that is there")
+    stems = [str(file.relative_to(root).with_suffix("")) for file in found]
+    # Two that differ in their suffix alone keep it.
+    return [
+        Recording(file, stem if stems.count(stem) == 1 else str(file.relative_to(root)))
+        for file, stem in zip(found, stems, strict=True)
+    ]
+
+
+def _common(folders: list[Path]) -> Path:
+    """The deepest folder that holds them all."""
+    root = folders[0] if folders else Path()
+    while not all(folder.is_relative_to(root) for folder in folders):
+        root = root.parent
+    return root
 
 
 if __name__ == "__main__":

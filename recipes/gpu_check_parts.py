@@ -16,7 +16,6 @@ from transformers import TrainerCallback
 
 from asr_lora.config.compose import Config
 from asr_lora.decoding import generate as decode
-from asr_lora.evaluation import hearing
 from asr_lora.model import adapter, cost, whisper
 from asr_lora.model.hardware import Hardware, free_memory, known_gpu, look, peak_memory_bytes
 from asr_lora.model.pretrained import load_config, load_processor
@@ -168,7 +167,7 @@ def decoded(bench: Bench, model: str, precision: str, name: str, merged: bool) -
     """The test clips, greedily: by the merged model as eval does, or unmerged as dev is decoded while training."""
     config = bench.config(model, precision, "dynamic", 1)
     hardware, rows, processor = look(config), bench.clips("test"), load_processor(config.model.checkpoint)
-    settings = hearing.decoding(config, hardware, LANGUAGE, short=name == "short")
+    settings = decode.decoding(config, hardware, LANGUAGE, short=name == "short")
     settings = replace(settings, max_new_tokens=NEW_TOKENS)
     dtype = None if merged else hardware.autocast
     base = whisper.load(config.model.checkpoint, precision, hardware.device, hardware.autocast or torch.float32)

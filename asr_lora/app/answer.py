@@ -6,7 +6,8 @@ from typing import Any
 
 from asr_lora.app.models import Heard
 from asr_lora.config.schema import EvalConfig
-from asr_lora.decoding.subtitles import FORMATS, Segment
+from asr_lora.decoding.generate import Segment
+from asr_lora.decoding.transcriber import FORMATS
 from asr_lora.evaluation import error_analysis as findings
 from asr_lora.evaluation import metrics
 from asr_lora.evaluation.error_analysis import Chunk

@@ -11,9 +11,8 @@ from asr_lora.config.compose import Config
 from asr_lora.config.schema import EvalConfig
 from asr_lora.data.manifest import Clip, gone, read_manifest
 from asr_lora.decoding import transcriber as ears
-from asr_lora.decoding.subtitles import Segment
-from asr_lora.decoding.transcriber import Ears
-from asr_lora.decoding.voice import stretches
+from asr_lora.decoding.generate import Segment
+from asr_lora.decoding.transcriber import Ears, stretches
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware
 from asr_lora.model.pretrained import language_tokens

@@ -1,4 +1,4 @@
-"""Releases of Common Voice: where their tables and clips lie, and what the tables hold (UTF-8, raw strings, no quoting).
+"""Releases of Common Voice: where tables and clips lie, and what the tables hold (UTF-8, raw strings, no quoting).
 
 `<release>/<language>/{clips/*.mp3,train.tsv,...}`; one of Spontaneous Speech, in which speakers answer questions, is
 `sps-corpus-<version>-<date>-<language>/{audios/*.mp3,ss-corpus-<language>.tsv}`. Marks such as [laugh] in its

@@ -1,4 +1,4 @@
-"""A corpus: tables of utterances by split and a way to their clips; utterances checked, what is unusable left out and named."""
+"""A corpus: tables of utterances by split and their clips; what of a source is unusable is left out and named."""
 
 import math
 import re

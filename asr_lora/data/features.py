@@ -1,15 +1,20 @@
 """Waveforms become log-mel input_features, sentences become labels, and both become a batch; nothing goes to disk."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 
+from asr_lora.data.sampler import Batch, Row
 from asr_lora.speech import audio
+from asr_lora.speech.augment import augmented
 
+Table = Mapping[str, list[Any]]  # of clips: `waveform` and `text`
 IGNORED = -100  # a label that the loss leaves out
 UNSPACED = ("zh", "yue", "ja")  # languages that write no space between sentences
 
@@ -115,3 +120,52 @@ def collate(
         frames = [-(-len(example.waveform) // processor.feature_extractor.hop_length) for example in examples]
         batch["attention_mask"] = (torch.arange(features.shape[-1]) < torch.tensor(frames)[:, None]).long()
     return batch
+
+
+@dataclass(frozen=True)
+class Making:
+    """How clips become the batches of a step, each `input_features`, `decoder_input_ids` and `labels`.
+
+    `processor` holds the tokenizer whose prompt every label sequence opens with. `augment` is a kind of augmentation,
+    drawn for every clip from (seed, step, clip); None leaves clips as they are. With `attention_mask` a batch says
+    which of its frames carry a clip, for Whisper's SpecAugment.
+    """
+
+    processor: WhisperProcessor
+    augment: str | None = None
+    seed: int = 0
+    attention_mask: bool = False
+
+    def step(self, step: int, batches: Sequence[Batch], clips: Callable[[list[int]], Table]) -> list[dict[str, Tensor]]:
+        """`clips` gives those of the numbers that the batches name."""
+        made = []
+        for batch in batches:
+            examples = [self.example(row, clips(list(row.clips)), step, batch.seconds) for row in batch.rows]
+            made.append(collate(examples, self.processor, batch.seconds, self.attention_mask))
+        return made
+
+    def example(self, row: Row, clips: Table, step: int, seconds: float) -> Example:
+        tokenizer, waveforms = self.processor.tokenizer, clips["waveform"]
+        if self.augment is not None:
+            waveforms = self._augmented(waveforms, self.augment, row, step, seconds)
+        return Example(np.concatenate(waveforms), _ids(waveforms, clips["text"], row.timestamps, tokenizer))
+
+    def _augmented(
+        self, waveforms: Sequence[audio.Waveform], kind: str, row: Row, step: int, seconds: float
+    ) -> list[audio.Waveform]:
+        """The clips of a row, none of them slower than what lets them all fit its context of so many seconds."""
+        stretch = seconds * audio.SAMPLE_RATE / sum(map(len, waveforms))
+        streams = [np.random.default_rng((self.seed, step, clip, *b"augment")) for clip in row.clips]
+        return [
+            augmented(waveform, kind, rng, longest=int(len(waveform) * stretch))
+            for waveform, rng in zip(waveforms, streams, strict=True)
+        ]
+
+
+def _ids(
+    waveforms: Sequence[audio.Waveform], sentences: Sequence[str], timestamps: bool, tokenizer: WhisperTokenizer
+) -> list[int]:
+    if timestamps:
+        seconds = [len(waveform) / audio.SAMPLE_RATE for waveform in waveforms]
+        return joined_ids(sentences, seconds, tokenizer)
+    return token_ids(joined_sentence(sentences, tokenizer), tokenizer)

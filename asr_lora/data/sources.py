@@ -3,18 +3,18 @@
 import hashlib
 import re
 import shutil
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from asr_lora.corpus import Columns, Corpus, open_corpus
 from asr_lora.corpus.common_voice import CLIPS
-from asr_lora.corpus.records import Row
+from asr_lora.corpus.records import Clips, Row
 from asr_lora.corpus.streaming import Stream, held_out, open_stream
 from asr_lora.data.manifest import Clip, as_row, clip_id, gone, name_in_corpus
-from asr_lora.data.mix import Part, mixed
 from asr_lora.data.splits import with_splits
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import say
@@ -172,3 +172,56 @@ def _is_for_clips(path: Path, cache: Path) -> bool:
     """Whether a path is one that clips are put at: corpora/<archive>/<language>/clips/ or clips/ in the cache."""
     parts = path.relative_to(cache).parts if path.is_relative_to(cache) else ()
     return len(parts) > 2 and (parts[0] == CLIPS or (parts[0] == "corpora" and parts[-2] == CLIPS))
+
+
+class Part(NamedTuple):
+    """A corpus in a mixture: the name that its rows get as `source`, and how often an epoch hears each of its clips."""
+
+    name: str
+    corpus: Corpus
+    weight: float
+
+
+def mixed(parts: Sequence[Part]) -> Corpus:
+    """The tables of all parts one behind the other; an epoch of training hears a clip `weight` times."""
+    tables: dict[str, list[Row]] = defaultdict(list)
+    malformed: dict[str, list[str]] = defaultdict(list)
+    durations: dict[str, float] = {}
+    for name, corpus, weight in parts:
+        for table, rows in corpus.tables.items():
+            own = {"source": name, "weight": f"{weight:g}"}
+            tables[table] += [row | own | {"path": f"{name}/{row['path']}"} for row in rows]
+        durations |= {f"{name}/{clip}": seconds for clip, seconds in corpus.durations.items()}
+        for table, lines in corpus.malformed.items():
+            malformed[table] += [f"{name}: {line}" for line in lines]
+    return Corpus(
+        source=" + ".join(corpus.source for _, corpus, _ in parts),
+        release=" + ".join(corpus.release for _, corpus, _ in parts),
+        language=parts[0].corpus.language,
+        tables=dict(tables),
+        durations=durations,
+        malformed=dict(malformed),
+        clips=_Mixed({part.name: part.corpus.clips for part in parts}),
+    )
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    parts: Mapping[str, Clips]
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        return {f"{name}/{clip}": size for name, clips in self.parts.items() for clip, size in clips.sizes.items()}
+
+    def fetch(self, names: Sequence[str]) -> dict[str, Path]:
+        wanted: dict[str, list[str]] = defaultdict(list)
+        for each in names:
+            name, _, clip = each.partition("/")
+            wanted[name].append(clip)
+        found = {
+            f"{name}/{clip}": file
+            for name, clips in wanted.items()
+            if name in self.parts
+            for clip, file in self.parts[name].fetch(clips).items()
+        }
+        return {name: found[name] for name in names if name in found}

@@ -2,17 +2,23 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from itertools import combinations
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from asr_lora.corpus import UNSPLIT, Corpus
+from asr_lora.corpus import SPLITS, UNSPLIT, Corpus
 from asr_lora.corpus.common_voice import NUMBERED_ONCE
 from asr_lora.corpus.records import Row
+from asr_lora.corpus.streaming import Told
+from asr_lora.data.manifest import Clip, clip_id, name_in_corpus, read_manifest
+from asr_lora.runs import folder as run
 from asr_lora.runtime.console import say
-from asr_lora.runtime.errors import ChoiceError, listed
-from asr_lora.speech.normalizer import marks
+from asr_lora.runtime.errors import ChoiceError, WorldError, listed
+from asr_lora.speech import audio
+from asr_lora.speech.audio import LONGEST_READ, unusable
+from asr_lora.speech.normalizer import Normalizer, marks
 
 if TYPE_CHECKING:
     from asr_lora.config.schema import DataConfig
@@ -124,3 +130,71 @@ def identity(name: str) -> str:
     releases and languages, other names mean something in their own source alone."""
     plain = PurePosixPath(name).name
     return plain if plain.startswith(NUMBERED_ONCE) else name
+
+
+def shared(folder: Path, language: str) -> dict[str, dict[str, int]]:
+    """Of each two splits of the run in `folder`, dev and test too (dev chooses the adapter): how much is in both.
+
+    `{"train and dev": {"speakers": 0, "sentences": 0, "clips": 0}, ...}`; sentences as `marks` leaves them in Whisper's
+    `language`, clips by name in their corpus (Common Voice's in any) or by content.
+    """
+    held_out = {split: read_manifest(run.manifest(folder, split)) for split in SPLITS if split != "train"}
+    manifests = {"train": run.trained_on(folder), **held_out}
+    return {
+        f"{one} and {other}": _in_both(manifests[one], manifests[other], Normalizer("marks", language))
+        for one, other in combinations(SPLITS, 2)
+    }
+
+
+def _in_both(one: Sequence[Clip], other: Sequence[Clip], normal: Normalizer) -> dict[str, int]:
+    speakers, sentences, names, contents = (
+        {fact(clip) for clip in one} & {fact(clip) for clip in other} - {""}
+        for fact in (
+            lambda clip: clip["speaker"],
+            lambda clip: normal(clip["text"]),
+            _identity,
+            lambda clip: clip["sha256"],
+        )
+    )
+    clips = [clip for clip in other if _identity(clip) in names or clip["sha256"] in contents]
+    return {"speakers": len(speakers), "sentences": len(sentences), "clips": len(clips)}
+
+
+def _identity(clip: Clip) -> str:
+    return identity(name_in_corpus(clip))
+
+
+@dataclass(frozen=True)
+class Sieve:
+    """What of a stream may be heard: no leak, nothing that preparing would have left out. `refuse` is for sentences."""
+
+    barred: Barred
+    sounds: frozenset[str]  # SHA-256 of clips that are held out
+    refuse: Callable[[str], str | None]
+
+    @classmethod
+    def by(cls, held_out: Iterable[Row], refuse: Callable[[str], str | None]) -> "Sieve":
+        """Rows with a `sha256` where it is known."""
+        rows = list(held_out)
+        return cls(Barred.by(rows), frozenset(row["sha256"] for row in rows if row.get("sha256")), refuse)
+
+    def clip(self, told: Told) -> tuple[Clip, audio.Waveform]:
+        """The clip as a manifest would have it, and its waveform. Raises ValueError, with the reason alone."""
+        row, said = told.row, told.said
+        if reason := self.refuse(row["sentence"]):
+            raise ValueError(reason)
+        sha256 = hashlib.sha256(told.content).hexdigest()
+        if shared := self.barred.shared(row) or ("clip" if sha256 in self.sounds else None):
+            raise ValueError(f"shares a {shared} with what is held out")
+        try:
+            samples, rate = audio.decode(told.content, said.start, said.end, LONGEST_READ)
+        except WorldError as error:
+            raise ValueError(str(error)) from error
+        if problem := unusable(samples, rate):
+            raise ValueError(problem)
+        waveform = audio.resampled(samples, rate)
+        line = {
+            "id": clip_id(row), "path": row["path"], "text": row["sentence"].strip(),
+            "duration": round(len(samples) / rate, 3), "speaker": row.get("client_id", ""), "sha256": sha256,
+        }  # fmt: skip
+        return line, waveform

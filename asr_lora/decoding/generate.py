@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -20,14 +20,17 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from asr_lora.data import features
 from asr_lora.data.manifest import Clip, waveform
 from asr_lora.data.sampler import forwards, rounded_up
-from asr_lora.decoding.subtitles import Segment
+from asr_lora.model.hardware import Hardware
 from asr_lora.model.memory import Capacity, is_out_of_memory
+from asr_lora.model.pretrained import load_config
 from asr_lora.model.whisper import context, seconds_of
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import say
-from asr_lora.runtime.errors import WorldError, reason
+from asr_lora.runtime.errors import ChoiceError, WorldError, reason
 from asr_lora.speech import audio
 
+if TYPE_CHECKING:
+    from asr_lora.config.compose import Config
 PROMPT_TOKENS = 4  # start, language, task, no timestamps
 VERSION = 3  # it rises whenever the same settings hear the same clips otherwise
 SPARE_TOKENS = 24  # beside what a clip's seconds allow: a clip of one second may hold a long word
@@ -57,6 +60,28 @@ class Worn(NamedTuple):
     adapter: str
 
 
+def decoding(config: "Config", hardware: Hardware, language: str, short: bool) -> Decoding:
+    """The run's way of making hypotheses, in Whisper's `language`.
+
+    `short` where the model was trained on contexts of less than 30 s. An untouched model is always heard at 30 s, as
+    everybody else hears it.
+    Raises ChoiceError for what the checkpoint cannot do.
+    """
+    asked = config.decoding.max_new_tokens
+    most = load_config(config.model.checkpoint).max_target_positions - PROMPT_TOKENS
+    if asked is not None and asked > most:
+        raise ChoiceError(f"decoding.max_new_tokens: must be at most {most} with this checkpoint, got {asked}")
+    return Decoding(
+        language=language,
+        task=config.model.task,
+        num_beams=config.decoding.num_beams,
+        max_new_tokens=asked or most,
+        tokens_per_second=config.decoding.tokens_per_second,
+        margin=config.decoding.margin if short and config.decoding.context == "auto" else None,
+        batch_size=at_once(hardware.decode_batch, config.decoding.num_beams),
+    )
+
+
 @dataclass(frozen=True)
 class Hypothesis:
     """What the model heard: its tokens, the text that they spell, and whether it was still talking when it was cut.
@@ -79,6 +104,16 @@ class Suppressed:
     def __call__(self, _: Tensor, scores: Tensor) -> Tensor:
         """Scores are (rows, vocabulary)."""
         return scores.index_fill(-1, self.tokens, -math.inf)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`start` and `end` in seconds; `cut` where the model ran away and was stopped."""
+
+    start: float
+    end: float
+    text: str
+    cut: bool = False
 
 
 def suppressing(model: Any) -> dict[str, Any]:

@@ -1,19 +1,21 @@
 """The models that hear recordings: one base in memory, untouched, tuned, or with adapters that are swapped."""
 
+import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from silero_vad import get_speech_timestamps, load_silero_vad
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora.data import features
 from asr_lora.data.manifest import Clip
-from asr_lora.decoding.generate import Decoding, Hypothesis, Worn, transcribe, transcribe_once
-from asr_lora.decoding.subtitles import Segment
-from asr_lora.evaluation.hearing import decoding, precision
+from asr_lora.decoding.generate import Decoding, Hypothesis, Segment, Worn, decoding, transcribe, transcribe_once
 from asr_lora.model import adapter, whisper
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware
@@ -25,9 +27,8 @@ from asr_lora.speech.audio import MAX_SECONDS, SAMPLE_RATE, Waveform
 
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config
-
-
 Part = tuple[Path, float, float]  # a recording, and where in it a stretch begins and ends, in seconds
+AROUND = 0.2  # seconds kept before and after what is said: a word's end is quieter than its middle
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def _segments(parts: Sequence[Part], heard: Sequence[Hypothesis]) -> list[Segmen
 def untouched(config: "Config", hardware: Hardware) -> Ears:
     """The checkpoint that the settings name, as it is. Raises ChoiceError for a language that it has no token for."""
     _refuse_unknown_language(config)
-    model = whisper.load(config.model.checkpoint, precision(hardware), hardware.device)
+    model = whisper.load(config.model.checkpoint, hardware.merged_precision, hardware.device)
     return Ears(config, hardware, model, load_processor(config.model.checkpoint), {None: False})
 
 
@@ -119,7 +120,7 @@ def of_run(config: "Config", recorded: "Config", hardware: Hardware) -> Ears:
         raise ChoiceError(f"run_dir: no adapter in {recorded.run}/train; train it first, or transcribe.untouched=true")
     config = replace(config, model=run.pinned(recorded).model)
     _refuse_unknown_language(config)
-    model = adapter.load(config.model.checkpoint, tuned, precision(hardware), hardware.device)
+    model = adapter.load(config.model.checkpoint, tuned, hardware.merged_precision, hardware.device)
     short = stored.trained_on_short(tuned)
     return Ears(config, hardware, model, load_processor(config.model.checkpoint), {None: short})
 
@@ -144,7 +145,7 @@ def with_adapters(config: "Config", adapters: Mapping[str, str] | Sequence[str],
             config = replace(config, model=replace(config.model, **run.settings(folder)["model"]))
     run.refuse_bases(bases, "transcribe them one after the other")
     _refuse_unknown_language(config)
-    base = whisper.load(config.model.checkpoint, precision(hardware), hardware.device)
+    base = whisper.load(config.model.checkpoint, hardware.merged_precision, hardware.device)
     short: dict[str | None, bool] = {name: stored.trained_on_short(folder) for name, folder in folders.items()}
     model = adapter.beside_each_other(base, folders)
     return Ears(config, hardware, model, load_processor(config.model.checkpoint), short | {None: False})
@@ -154,3 +155,75 @@ def _refuse_unknown_language(config: "Config") -> None:
     asked, tokens = config.transcribe.language, language_tokens(config.model.checkpoint)
     if asked is not None and asked not in tokens:
         raise ChoiceError(f"transcribe.language: this Whisper has no token {asked!r}; {', '.join(sorted(tokens))}")
+
+
+def txt(segments: Sequence[Segment]) -> str:
+    """A line a segment."""
+    return "".join(f"{segment.text}\n" for segment in segments)
+
+
+def srt(segments: Sequence[Segment]) -> str:
+    """SubRip: numbered blocks, the milliseconds after a comma."""
+    blocks = (
+        f"{number}\n{_clock(segment.start, ',')} --> {_clock(segment.end, ',')}\n{_shown(segment.text)}\n"
+        for number, segment in enumerate(segments, start=1)
+    )
+    return "\n".join(blocks)
+
+
+def vtt(segments: Sequence[Segment]) -> str:
+    """WebVTT (W3C), in which & and < mean something."""
+    blocks = (
+        f"{_clock(segment.start, '.')} --> {_clock(segment.end, '.')}\n"
+        f"{_shown(segment.text).replace('&', '&amp;').replace('<', '&lt;')}\n"
+        for segment in segments
+    )
+    return "\n".join(["WEBVTT\n", *blocks])
+
+
+def as_json(segments: Sequence[Segment], facts: Mapping[str, object]) -> str:
+    """`facts` about the recording, then its text and segments."""
+    told = {**facts, "text": " ".join(segment.text for segment in segments), "segments": list(map(asdict, segments))}
+    return json.dumps(told, ensure_ascii=False, indent=2) + "\n"
+
+
+FORMATS: Mapping[str, Callable[[Sequence[Segment]], str]] = {"txt": txt, "srt": srt, "vtt": vtt}
+
+
+def _clock(seconds: float, point: str) -> str:
+    thousandths = round(1000 * seconds)
+    minutes, rest = divmod(thousandths, 60_000)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{rest // 1000:02}{point}{rest % 1000:03}"
+
+
+def _shown(text: str) -> str:
+    """--> would end the times of a block."""
+    return text.replace("-->", "->")
+
+
+def stretches(waveform: Waveform, longest: float) -> list[tuple[float, float]]:
+    """Beginning and end in seconds of what is said in (samples,) at 16 kHz, in order, none longer than `longest`.
+
+    Utterances are those of Silero's voice activity detector (snakers4/silero-vad); neighbours are joined while they
+    fit, and one that is longer is cut at its longest pause.
+    """
+    utterances = get_speech_timestamps(
+        torch.from_numpy(waveform), _detector(), sampling_rate=SAMPLE_RATE, max_speech_duration_s=longest - 2 * AROUND,
+        speech_pad_ms=round(1000 * AROUND),
+    )  # fmt: skip
+    joined: list[tuple[float, float]] = []
+    for each in utterances:
+        start, end = each["start"] / SAMPLE_RATE, each["end"] / SAMPLE_RATE
+        if joined and end - joined[-1][0] <= longest:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    return joined
+
+
+@cache
+def _detector() -> Any:
+    with warnings.catch_warnings():
+        # 2026-11: silero-vad 6.2 is TorchScript, which torch 2.11 would rather see no more.
+        warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", DeprecationWarning)
+        return load_silero_vad()

@@ -6,8 +6,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from asr_lora.evaluation import metrics
-from asr_lora.evaluation.eval_sets import Set, normalizer
-from asr_lora.evaluation.hearing import heard
+from asr_lora.evaluation.eval_sets import Set, heard, normalizer
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model import arithmetic
 from asr_lora.model.hardware import Hardware

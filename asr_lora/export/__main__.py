@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from asr_lora.config.compose import Config
-from asr_lora.evaluation.hearing import heard
+from asr_lora.evaluation.eval_sets import heard
 from asr_lora.export import hf, hub, proof
 from asr_lora.export import verify as source
 from asr_lora.export.verify import Source

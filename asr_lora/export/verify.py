@@ -10,8 +10,7 @@ import torch
 
 from asr_lora.evaluation import adapter_strength as dial
 from asr_lora.evaluation import metrics
-from asr_lora.evaluation.eval_sets import Set, normalizer
-from asr_lora.evaluation.hearing import heard
+from asr_lora.evaluation.eval_sets import Set, heard, normalizer
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model import arithmetic, whisper
 from asr_lora.model.hardware import Hardware

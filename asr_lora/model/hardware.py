@@ -59,6 +59,11 @@ class Hardware:
         """As conf/hardware/ says it: fp16 or bf16."""
         return next((name for name, dtype in DTYPES.items() if dtype is self.autocast), None)
 
+    @property
+    def merged_precision(self) -> str:
+        """Of a merged model: never quantized, since merging into 8 bits rounds the adapter away and decodes slower."""
+        return "fp16" if self.device.type == "cuda" else "fp32"
+
 
 def look(config: "Config", shape: cost.Shape | None = None) -> Hardware:
     """Decides what is left to the machine. Raises ChoiceError or WorldError for what it cannot do.

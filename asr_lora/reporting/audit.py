@@ -21,8 +21,7 @@ from asr_lora.data import quality as faults
 from asr_lora.data.manifest import extension, read_manifest, sound
 from asr_lora.data.quality import KINDS, Fault, Utterance
 from asr_lora.evaluation.error_analysis import alignments
-from asr_lora.evaluation.eval_sets import Set
-from asr_lora.evaluation.hearing import heard
+from asr_lora.evaluation.eval_sets import Set, heard
 from asr_lora.model.hardware import look
 from asr_lora.prepare import language
 from asr_lora.reporting import charts, doubts

@@ -9,11 +9,14 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from asr_lora.runtime.errors import ChoiceError, WorldError
+
+if TYPE_CHECKING:
+    pass
 
 ANEW = "put back the file that was written, or remove {}, which the same command makes anew"
 LONGEST_NAME, LONGEST_PATH = 255, 4_000  # bytes of a file's name, characters of a path or URL
@@ -269,3 +272,27 @@ def existing(source: Path, setting: str = "data.source") -> Path:
     nearest = difflib.get_close_matches(source.name, siblings, n=1)
     way_out = f"did you mean {source.parent / nearest[0]}?" if nearest else "name one that is there"
     raise ChoiceError(f"{setting}: no file or folder {source}; {way_out}")
+
+
+WAY_OUT = "name a folder for caches in ASR_LORA_CACHE, or set HOME"
+
+
+def _temporary() -> Path:
+    """The user's own folder in the temporary one, where another user could have made one of this name before."""
+    try:
+        folder = Path(tempfile.gettempdir()) / f"asr_lora-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        state = folder.lstat()
+    except OSError as error:
+        raise SystemExit(
+            f"error: HOME: none that can be written, nor a temporary folder ({error}); {WAY_OUT}"
+        ) from error
+    if folder.is_symlink() or state.st_uid != os.getuid() or state.st_mode & 0o077:
+        raise SystemExit(f"error: HOME: none that can be written, and {folder} is not this user's alone; {WAY_OUT}")
+    return folder
+
+
+def logged(log: Path) -> list[dict[str, Any]]:
+    """What is in the log, but for a last line that a kill cut short."""
+    whole = log.read_text(encoding="utf-8").rpartition("\n")[0] if log.exists() else ""
+    return [json.loads(line) for line in whole.split("\n") if line]

@@ -11,14 +11,14 @@ from transformers.integrations import TensorBoardCallback
 
 from asr_lora.config.compose import Config
 from asr_lora.corpus import SPLITS
-from asr_lora.data.dataset import Making, Steps
-from asr_lora.data.features import prompted, token_ids
+from asr_lora.data.dataset import Steps, StreamedSteps
+from asr_lora.data.features import Making, prompted, token_ids
 from asr_lora.data.manifest import Clip, as_row, read_manifest
 from asr_lora.data.sampler import Order
 from asr_lora.data.sources import excluded, streamed
-from asr_lora.data.streamed import Sieve, StreamedSteps
+from asr_lora.data.splits import Sieve
+from asr_lora.decoding.generate import decoding
 from asr_lora.evaluation.eval_sets import evaluated
-from asr_lora.evaluation.hearing import decoding
 from asr_lora.model import adapter, whisper
 from asr_lora.model.hardware import Hardware
 from asr_lora.model.methods import method

@@ -13,7 +13,7 @@ from transformers.trainer_callback import ExportableState
 
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import Bar, say
-from asr_lora.runtime.files import write_jsonl
+from asr_lora.runtime.files import logged, write_jsonl
 from asr_lora.training.budget import Budget
 
 if TYPE_CHECKING:
@@ -196,12 +196,6 @@ class Journal(TrainerCallback, ExportableState):
 
 def _rank(entry: dict[str, Any]) -> tuple[bool, float]:
     return "trouble" in entry, entry["wer"]
-
-
-def logged(log: Path) -> list[dict[str, Any]]:
-    """What is in the log, but for a last line that a kill cut short."""
-    whole = log.read_text(encoding="utf-8").rpartition("\n")[0] if log.exists() else ""
-    return [json.loads(line) for line in whole.split("\n") if line]
 
 
 _TRAVELLING = (

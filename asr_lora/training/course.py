@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from asr_lora.config.compose import Config
+from asr_lora.data.dataset import seen
 from asr_lora.data.manifest import Clip
-from asr_lora.data.streamed import seen
 from asr_lora.model import adapter
 from asr_lora.model.hardware import Hardware
 from asr_lora.prepare import language

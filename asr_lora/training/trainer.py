@@ -21,9 +21,9 @@ from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, Traine
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
+from asr_lora.data.dataset import Stream, StreamedSteps
 from asr_lora.data.features import IGNORED
 from asr_lora.data.sampler import forwards
-from asr_lora.data.streamed import Stream, StreamedSteps
 from asr_lora.model import adapter
 from asr_lora.model.memory import is_out_of_memory
 from asr_lora.model.methods import Method

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from support.releases import tone, write_lines
 
-from asr_lora.data.leaks import shared
+from asr_lora.data.splits import shared
 from asr_lora.prepare import prepare
 from asr_lora.runs.folder import manifest
 from asr_lora.runs.launch import load

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 from transformers import WhisperProcessor
 
 from asr_lora import train
-from asr_lora.data.dataset import Making
-from asr_lora.data.streamed import Stream, StreamedSteps
+from asr_lora.data.dataset import Stream, StreamedSteps
+from asr_lora.data.features import Making
 from asr_lora.eval import evaluate
 from asr_lora.prepare import prepare
 from asr_lora.report import report

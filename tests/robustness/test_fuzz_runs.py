@@ -18,8 +18,8 @@ from support.releases import write_release
 from support.runs import tiny_run
 
 from asr_lora.config.compose import Config
-from asr_lora.data.leaks import shared
 from asr_lora.data.manifest import extension, read_manifest, sound, waveform
+from asr_lora.data.splits import shared
 from asr_lora.model import adapter, arithmetic, whisper
 from asr_lora.model import adapter_folder as stored
 from asr_lora.plan import durations

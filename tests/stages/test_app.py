@@ -34,8 +34,7 @@ from asr_lora.app.models import WHICHEVER, Heard, Pair
 from asr_lora.config.compose import Config
 from asr_lora.data.manifest import read_manifest
 from asr_lora.decoding import transcriber as ears
-from asr_lora.decoding.generate import transcribe_once
-from asr_lora.decoding.subtitles import Segment
+from asr_lora.decoding.generate import Segment, transcribe_once
 from asr_lora.demo.espeak import RATE, Utterance, speak
 from asr_lora.model import adapter, arithmetic
 from asr_lora.model.hardware import look

@@ -8,7 +8,7 @@ import pytest
 from support.releases import utterances, write_release
 
 from asr_lora.eval import evaluate
-from asr_lora.evaluation import hearing
+from asr_lora.evaluation import eval_sets
 from asr_lora.evaluation.error_analysis import SMALL
 from asr_lora.evaluation.eval_sets import Set
 from asr_lora.model.adapter_folder import trained_on_short
@@ -56,7 +56,7 @@ def test_a_set_that_is_named_later_is_scored_alone(trained: list[str], monkeypat
     config = load(trained)
     evaluate(config)
     asked: list[str] = []
-    real = hearing.heard
+    real = eval_sets.heard
 
     def heard(config: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
         asked.extend(each.name for each in sets)

@@ -16,12 +16,9 @@ from support.releases import write_release
 from support.runs import tiny_run
 
 from asr_lora.decoding import transcriber as ears
-from asr_lora.decoding.generate import Worn, transcribe_once
-from asr_lora.decoding.recordings import recordings
-from asr_lora.decoding.subtitles import Segment, srt, txt, vtt
-from asr_lora.decoding.voice import stretches
+from asr_lora.decoding.generate import Segment, Worn, decoding, transcribe_once
+from asr_lora.decoding.transcriber import srt, stretches, txt, vtt
 from asr_lora.demo.espeak import RATE, Utterance, speak
-from asr_lora.evaluation.hearing import decoding
 from asr_lora.model import adapter, whisper
 from asr_lora.model.adapter import BASE
 from asr_lora.model.hardware import look
@@ -31,7 +28,7 @@ from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.speech import audio
 from asr_lora.train import train
-from asr_lora.transcribe import transcribe
+from asr_lora.transcribe import recordings, transcribe
 
 SENTENCES = ["de trein vertrekt om drie uur", "morgen gaat het regenen in het noorden", "zij leest een boek"]
 
