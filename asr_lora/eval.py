@@ -19,12 +19,12 @@ from asr_lora.data.manifest import PLACE
 from asr_lora.decoding import generate as decode
 from asr_lora.evaluation import adapter_strength as dial
 from asr_lora.evaluation import error_analysis as findings
-from asr_lora.evaluation import gate, metrics
+from asr_lora.evaluation import metrics
 from asr_lora.evaluation.eval_sets import Set, evaluated, heard, normalizer
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware, look_together
 from asr_lora.reporting import tables
-from asr_lora.reporting.card import write_card
+from asr_lora.reporting.pages import write_card
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch, named_run, words_of_job
 from asr_lora.runtime import distributed as ranks
@@ -68,7 +68,7 @@ def _told(config: Config, sets: Sequence[Set], tuned: Path) -> dict[str, Any]:
         _write_card(config, tuned)
     tables.show_run(config.run_name, facts)
     if config.eval.max_regression is not None:
-        gate.refuse_regressions(facts, config.eval.max_regression, config.eval.strict)
+        metrics.refuse_regressions(facts, config.eval.max_regression, config.eval.strict)
     return facts[config.eval.split]
 
 

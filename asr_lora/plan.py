@@ -5,152 +5,55 @@ the other ways to tune would train, save and hold.
 Nothing is downloaded, nothing is written. With plan.calibrate=true this machine's hours come from timing a few steps.
 """
 
-import math
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-import torch
-from huggingface_hub import try_to_load_from_cache
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora.config.compose import Config, conf_dir
-from asr_lora.config.schema import HardwareConfig
-from asr_lora.corpus import SPLITS, Columns, is_path, is_quick, open_corpus
-from asr_lora.data.manifest import draw_order, read_manifest
-from asr_lora.data.splits import with_splits
-from asr_lora.decoding.generate import at_once
+from asr_lora.config.compose import Config, gpu_settings, tuning_settings
+from asr_lora.config.schema import LORA_KEYS, PREFIX, LoraConfig, decided
+from asr_lora.config.stages import HardwareConfig
 from asr_lora.model import cost
-from asr_lora.model.hardware import GPUS, Hardware, decode_rows, device_of, fitting, known_gpu, look
-from asr_lora.model.memory import is_out_of_memory
-from asr_lora.model.pretrained import is_local, resolve
+from asr_lora.model.hardware import GPUS, LABEL_TOKENS
 from asr_lora.planning import timing as clock
-from asr_lora.planning import ways
-from asr_lora.planning.estimate import STAGES, Forecast, Job, cut, flop, forecast_on, job
-from asr_lora.planning.timing import Clocks
-from asr_lora.prepare import language
+from asr_lora.planning.devices import HERE, durations, here, on_gpu, settled_here
+from asr_lora.planning.estimate import (
+    STAGES,
+    Forecast,
+    Job,
+    architecture,
+    flop,
+    job,
+    saved_bytes,
+    trained_parameters,
+)
+from asr_lora.reporting.tables import tuned_by
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import launch
-from asr_lora.runtime.errors import ChoiceError, UserError, WorldError, reason
-from asr_lora.speech import audio
-
-HERE = "this machine"
-CLIPS = {"train": 46_392, "dev": 12_247, "test": 12_247}  # of Dutch Common Voice 25.0
-SPREAD = 0.35  # of the logarithm of a clip's seconds, a guess of what read sentences have
+from asr_lora.runs.launch import launch, words_of_job
+from asr_lora.speech.audio import MAX_SECONDS
 
 
 def plan(config: Config, named: Mapping[str, Any]) -> None:
     """Prints both tables. `named` are the settings of hardware.* that were asked for: they hold on every GPU."""
     seconds, origin = durations(config)
     work = job(config, seconds)
-    gpus = {gpu: replace(facts(gpu), **named) for gpu in GPUS}
+    gpus = {gpu: replace(gpu_settings(gpu), **named) for gpu in GPUS}
     forecasts = {gpu: on_gpu(replace(config, hardware=hardware), work) for gpu, hardware in gpus.items()}
     forecasts[HERE] = here(config, work)
     dollars = {gpu: hardware.dollars_per_hour for gpu, hardware in gpus.items()}
     on_gpus, on_this = (each.model.precision for each, _ in (run.settled(config, "cuda"), settled_here(config)))
     bases = dict.fromkeys(gpus, on_gpus) | {HERE: on_this}
-    table = _table(config, work, forecasts, dollars | {HERE: config.hardware.dollars_per_hour}, bases)
+    stages = _stages(config, work, forecasts, dollars | {HERE: config.hardware.dollars_per_hour}, bases)
     prices = ", ".join(sorted({str(hardware.price_source) for hardware in gpus.values()}))
     timed = "estimated, here timed" if config.plan.calibrate else "estimated (plan.calibrate=true times them here)"
-    table.caption = (
+    stages.caption = (
         f"clips: {origin}; hours: {timed}, fetching not counted; prices: {prices}; below each device the precision of "
         f"the base (model.precision={config.model.precision}){_cost_of_bits(config, work, gpus, forecasts)}"
     )
-    Console().print(table)
-    Console().print(ways.table(config, work.shape))
-
-
-def predict(config: Config, hardware: Hardware, seconds: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
-    """What training will take on this device, to stand beside what it took; None where no facts are known of it.
-
-    `seconds` of the clips of the splits `train`, `dev` and `test`. Keys are those of train/metrics.json.
-    """
-    if not config.plan.calibrate and known_gpu(hardware.name) is None:
-        return None
-    work = job(config, seconds)
-    forecast = _forecast_here(config, work, hardware)
-    if not forecast.seconds:
-        return None
-    return {
-        "train_seconds": forecast.seconds["train"],
-        "dev_seconds": forecast.seconds["dev"],
-        "peak_memory_bytes": forecast.memory["train"],
-        "floating_point_work": flop(work, hardware.gradient_checkpointing)["train"],
-        "basis": "steps timed before" if config.plan.calibrate else f"conf/hardware/{known_gpu(hardware.name)}.yaml",
-    }
-
-
-# ---- the job ----
-
-
-def durations(config: Config) -> tuple[dict[str, list[float]], str]:
-    """Seconds of the clips of every split, and where they are from: the manifest, the corpus, or what is typical.
-
-    An archive is neither opened, as to find its tables may take minutes, nor downloaded; nor is parquet converted.
-    """
-    if run.summary(config.run).is_file() and not config.data.streaming:
-        lines = {split: read_manifest(run.manifest(config.run, split)) for split in SPLITS}
-        return {split: [line["duration"] for line in lines[split]] for split in SPLITS}, "the manifest"
-    named = config.data.source
-    source = Path(named).expanduser() if named and is_path(named) else None
-    if source and (is_quick(source) or not source.exists()) and (told := _corpus_seconds(source, config)):
-        seconds, origin = told, str(source)
-    else:
-        rng, mean = np.random.default_rng(config.data.seed), config.plan.clip_seconds
-        center = math.log(mean) - SPREAD**2 / 2  # a log-normal's mean lies above its median
-        drawn = {split: rng.lognormal(center, SPREAD, clips) for split, clips in CLIPS.items()}
-        seconds = {split: np.minimum(drawn[split], audio.MAX_SECONDS).tolist() for split in SPLITS}
-        origin = f"typical, {mean:g} s each (Common Voice's nl; plan.clip_seconds)"
-    train = seconds["train"]
-    if config.data.hours is not None:
-        train = train[: int(np.searchsorted(np.cumsum(train), config.data.hours * 3600)) + 1]
-    limited = {"dev": seconds["dev"][: config.data.dev_clips], "test": seconds["test"][: config.eval.limit]}
-    return {"train": train, **limited}, origin
-
-
-def _corpus_seconds(source: Path, config: Config) -> dict[str, list[float]] | None:
-    """In the order of the draw; None where the corpus does not say how long its clips are."""
-    corpus = with_splits(open_corpus(source, config.data.language, Columns(config.data.columns or {})), config.data)
-    if not corpus.durations or not all(corpus.tables[split] for split in SPLITS):
-        return None
-    rows = {split: draw_order(corpus.tables[split], config.data.seed) for split in SPLITS}
-    mean = sum(corpus.durations.values()) / len(corpus.durations)
-    return {split: [corpus.durations.get(row["path"]) or mean for row in rows[split]] for split in SPLITS}
-
-
-# ---- the devices ----
-
-
-def facts(gpu: str) -> HardwareConfig:
-    """What conf/hardware/ knows of it."""
-    settings: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "hardware" / f"{gpu}.yaml"))
-    return HardwareConfig(**settings)
-
-
-def on_gpu(config: Config, work: Job) -> Forecast:
-    """On the GPU whose facts config.hardware holds, with as much in one forward as fits it."""
-    config, _ = run.settled(config, "cuda")
-    asked, precision = config.hardware, config.model.precision
-    arithmetic = _arithmetic(precision, asked.autocast)
-    if arithmetic not in asked.rates or asked.memory is None:
-        return Forecast({}, {}, f"no {precision} there: it has {', '.join(asked.rates)}")
-    half = precision != "fp32" or asked.autocast in ("fp16", "bf16")
-    memory = asked.memory * 1e9
-    rows, checkpointing = fitting(
-        memory, asked.gradient_checkpointing, precision, work.shape, half, **config.lora.memory
-    )
-    capacity = (asked.micro_batch or rows) * audio.MAX_SECONDS
-    clocks = _by_rates(config, work, asked.rates, arithmetic, checkpointing, True)
-    return forecast_on(
-        config, work, clocks, memory, capacity, asked.decode_batch or decode_rows(memory, work.shape),
-        half=half, checkpointing=checkpointing, on_gpu=True,
-    )  # fmt: skip
+    Console().print(stages)
+    Console().print(_ways(config, work.shape))
 
 
 def _cost_of_bits(
@@ -175,98 +78,10 @@ def _cost_of_bits(
     )
 
 
-def here(config: Config, work: Job) -> Forecast:
-    """On this machine, as training would run on it.
-
-    Raises ChoiceError where steps are to be timed and the weights are not on this machine.
-    """
-    if config.plan.calibrate:
-        _refuse_to_fetch(config.model.checkpoint)
-    config, _ = settled_here(config)
-    try:
-        hardware = look(config, work.shape)
-    except UserError as refused:  # the plan for other machines holds all the same
-        return Forecast({}, {}, str(refused))
-    return _forecast_here(config, work, hardware)
-
-
-def settled_here(config: Config) -> tuple[Config, str]:
-    """`run.settled` on this machine; as asked where its device cannot be used, which `look` then says."""
-    try:
-        device = device_of(config)
-    except UserError:
-        return config, f"model.precision={config.model.precision}"
-    return run.settled(config, device.type)
-
-
-def _forecast_here(config: Config, work: Job, hardware: Hardware) -> Forecast:
-    device, cuda = hardware.device, hardware.device.type == "cuda"
-    if config.plan.calibrate:
-        clocks = _by_timing(config, work, hardware)
-    else:
-        known = known_gpu(hardware.name)
-        measured = facts(known).rates if known else clock.matrix_rates(device, hardware.autocast)
-        rates = {**measured, **config.hardware.rates}
-        arithmetic = _arithmetic(config.model.precision, hardware.autocast_name)
-        if arithmetic not in rates:
-            return Forecast({}, {}, f"no rate for {arithmetic}: hardware.rates has {', '.join(rates)}")
-        clocks = _by_rates(config, work, rates, arithmetic, hardware.gradient_checkpointing, cuda)
-    there = torch.cuda.mem_get_info(device)[1] if cuda else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    memory = config.hardware.memory * 1e9 if config.hardware.memory else float(there)
-    return forecast_on(
-        config, work, clocks, memory, hardware.capacity, hardware.decode_batch,
-        half=hardware.autocast is not None, checkpointing=hardware.gradient_checkpointing, on_gpu=cuda,
-    )  # fmt: skip
-
-
-def _arithmetic(precision: str, autocast: str | None) -> str:
-    """Whose rate counts: that of the base, but an fp32 base under autocast multiplies in half precision."""
-    return autocast if precision == "fp32" and autocast in ("fp16", "bf16") else precision
-
-
-def _by_rates(
-    config: Config, work: Job, rates: Mapping[str, float], arithmetic: str, checkpointing: bool, cuda: bool
-) -> Clocks:
-    return clock.by_rates(
-        work.shape, work.trainable, work.kind, rates, arithmetic,
-        checkpointing=checkpointing, beams=config.decoding.num_beams, on_gpu=cuda,
-    )  # fmt: skip
-
-
-def _refuse_to_fetch(checkpoint: str) -> None:
-    if not is_local(checkpoint):
-        name, revision = resolve(checkpoint)
-        weights = ("model.safetensors", "pytorch_model.bin")
-        cached = [try_to_load_from_cache(name, file, revision=revision) for file in weights]
-        if not any(isinstance(file, str) for file in cached):
-            raise ChoiceError(
-                f"plan.calibrate: the weights of {checkpoint} are not on this machine, and a plan fetches nothing; "
-                "name a directory that holds them (model.checkpoint=...), or plan without"
-            )
-
-
-def _by_timing(config: Config, work: Job, hardware: Hardware) -> Clocks:
-    rows = at_once(hardware.decode_batch, config.decoding.num_beams)
-    dev, scored = work.decoding("dev", rows), work.decoding("eval", rows)
-    try:
-        return clock.by_timing(
-            config.model.checkpoint, config.model.precision, config.lora, language(config), hardware,
-            beams=config.decoding.num_beams, trained=cut(work.trained, hardware.capacity),
-            developed=dev, evaluated=scored or dev,
-        )  # fmt: skip
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise WorldError(
-            f"plan.calibrate: memory ran out while timing ({reason(error)}); say hardware.micro_batch=1 and a small "
-            "hardware.decode_batch"
-        ) from error
-
-
 # ---- the table ----
 
 
-def _table(
+def _stages(
     config: Config, work: Job, forecasts: Mapping[str, Forecast], dollars: Mapping[str, float | None],
     bases: Mapping[str, str],
 ) -> Table:  # fmt: skip
@@ -304,9 +119,60 @@ def _gigabytes(held: float) -> str:
     return f"{held / 1e9:.1f} GB"
 
 
+@dataclass(frozen=True)
+class Way:
+    """A kind of tuning in figures: parameters, bytes on the disk, bytes held on a GPU."""
+
+    lora: LoraConfig
+    precision: str
+    trainable: int
+    saved: float
+    held: float  # with one clip at 30 s in a forward, in half-precision arithmetic, activations kept
+
+
+def ways(config: Config, shape: cost.Shape) -> list[Way]:
+    """The run's own as it was asked for, the others as conf/lora/ has them; of model.precision=auto that of a GPU."""
+    known = architecture(config.model.checkpoint)
+    found = []
+    for kind in LORA_KEYS:
+        lora, precision = _settings(config, kind)
+        trainable = trained_parameters(known, lora)
+        held = cost.training_bytes(
+            shape, precision, 1, MAX_SECONDS, LABEL_TOKENS, autocast=True, checkpointing=False, trainable=trainable,
+            on_gpu=True, **lora.memory,
+        )  # fmt: skip
+        found.append(Way(lora, precision, trainable, saved_bytes(lora, trainable, shape, precision), held))
+    return found
+
+
+def _settings(config: Config, kind: str) -> tuple[LoraConfig, str]:
+    if kind == config.lora.kind:
+        return config.lora, run.settled(config, "cuda")[0].model.precision
+    lora, precision = tuning_settings(kind)
+    return lora, decided(precision or config.model.precision, "cuda")[0]
+
+
+def _ways(config: Config, shape: cost.Shape) -> Table:
+    """A row a way. The caption says what the columns leave open, and what cannot be."""
+    made = Table(title=f"ways to tune {config.model.checkpoint}")
+    for heading in ("lora=", "what it is", "base", "trainable", "of all", "saved", "memory"):
+        made.add_column(heading, justify="left" if heading in ("lora=", "what it is", "base") else "right")
+    for way in ways(config, shape):
+        share, place = way.trainable / cost.parameters(shape), "model/" if way.lora.whole else "adapter/"
+        saved = f"{place} {way.saved / 1e6:,.1f} MB"
+        cells = (f"{way.trainable:,}", f"{share:.2%}", saved, f"{way.held / 1e9:.1f} GB")
+        made.add_row(way.lora.kind, tuned_by(asdict(way.lora)), way.precision, *cells)
+    made.add_row("prefix", "prefix tuning", "", "cannot be", "", "", "")
+    made.caption = (
+        "memory: predicted for a GPU, one clip at 30 s in a forward, half-precision arithmetic; lora.adam=8bit takes 6 "
+        f"bytes a parameter from full's. prefix: {PREFIX}"
+    )
+    return made
+
+
 def main(config: Config) -> None:
     """Plans with the settings of the command line."""
-    words = [word.lstrip("+").partition("=")[0] for word in HydraConfig.get().overrides.task]
+    words = [word.lstrip("+").partition("=")[0] for word in words_of_job()]
     keys = [word.split(".")[1] for word in words if word.startswith("hardware.")]
     plan(config, {key: getattr(config.hardware, key) for key in keys})
 

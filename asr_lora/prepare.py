@@ -6,37 +6,17 @@ With audit=true it also leaves audit/index.html: what is odd about the clips (as
 shards=true it also writes the clips as shards, into data/shards/ or shards_dir.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from transformers import WhisperTokenizer
-
-from asr_lora.config.compose import Config, plain
-from asr_lora.config.naming import science
-from asr_lora.corpus import SPLITS, UNSPLIT, Columns, Corpus, open_corpus
-from asr_lora.corpus.records import Row
-from asr_lora.data.features import prompted, token_ids
-from asr_lora.data.manifest import EXCLUDED, Clip, Draw, as_row, draw_order, read_manifest
+from asr_lora.config.compose import Config
+from asr_lora.corpus import SPLITS
+from asr_lora.data.manifest import read_manifest
+from asr_lora.data.preparation import make_manifest
 from asr_lora.data.shard_writer import write_shards
-from asr_lora.data.sources import excluded, opened, put_back, recorded, rows_for, streamed
-from asr_lora.data.splits import apart, without_leaks
-from asr_lora.model.pretrained import language_tokens, load_config, load_processor
+from asr_lora.reporting.audit import audit
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch
-from asr_lora.runtime.console import progress, say
-from asr_lora.runtime.errors import ChoiceError, WorldError
-from asr_lora.runtime.files import check_links, read_json, whole_folder, write_json, write_jsonl
-from asr_lora.speech import audio
-from asr_lora.speech.audio import Listener
-from asr_lora.speech.language import check_language, whisper_language
-from asr_lora.speech.normalizer import marks
-
-MOST_BAD = 0.05  # a corpus of which more than this share must be left out is not what it seems
-LONGEST_SENTENCE = 10_000  # characters: nobody says more in 30 s, and a tokenizer may take minutes over a megabyte
-BYTES_PER_SECOND = 8_000  # mp3 at 64 kbit/s, Common Voice's upper end: guesses short where there are no durations
+from asr_lora.runtime.files import check_links, read_json
 
 
 def prepare(config: Config) -> None:
@@ -45,7 +25,7 @@ def prepare(config: Config) -> None:
     Raises ChoiceError and WorldError as its parts do.
     """
     check_links(config.run)
-    _make_manifest(config)
+    make_manifest(config)
     if config.shards:
         splits = {split: read_manifest(run.manifest(config.run, split)) for split in SPLITS}
         folder = Path(config.shards_dir).expanduser() if config.shards_dir else config.run / "data" / "shards"
@@ -53,291 +33,11 @@ def prepare(config: Config) -> None:
         write_shards(splits, folder.absolute(), release, config.data.language)
 
 
-def _make_manifest(config: Config) -> None:
-    language(config)
-    if run.summary(config.run).is_file():
-        run.refuse_other(config.run, read_json(run.summary(config.run))["settings"], _settings(config))
-        put_back(config, [line for split in SPLITS for line in read_manifest(run.manifest(config.run, split))])
-        return
-    if (config.run / "data").exists():  # which would be replaced
-        raise ChoiceError(
-            f"run_dir: {config.run / 'data'} holds no manifest (no summary.json), so it is another's; name another "
-            "folder for this run, or move that one away"
-        )
-    if config.data.streaming:
-        _hold_out_of_stream(config)
-        return
-    corpus, elsewhere = opened(config), excluded(config)
-    train, leaks = without_leaks(
-        _rows(corpus, "train"), [row for split in ("dev", "test") for row in _rows(corpus, split)]
-    )
-    train, shared = apart(train, elsewhere)
-    available = {"train": len(train), **{split: len(_rows(corpus, split)) for split in ("dev", "test")}}
-    if not train:
-        raise ChoiceError(
-            f"data.source: nothing is left to train on: every train clip of {corpus.source} shares something with dev "
-            f"or test ({_counts(leaks)}); take splits that do not"
-        )
-    if corpus.durations:  # then too much is refused before a clip is fetched; one not in the table may be of any length
-        enough(config, corpus, sum(corpus.durations.get(row["path"]) or audio.MAX_SECONDS for row in train))
-    seconds = None if config.data.hours is None else config.data.hours * 3600
-    sounds = frozenset(row["sha256"] for row in elsewhere if row.get("sha256"))
-    draws = [
-        Draw("train", draw_order(train, config.data.seed), seconds=seconds, excluded=sounds),
-        _held_out(config, corpus, "dev", config.data.dev_clips),
-        _held_out(config, corpus, "test", config.eval.limit),
-    ]
-    _fill(draws, corpus, label_rule(config))
-    facts = {"leaks_dropped_from_train": leaks, "excluded": {"by": config.data.exclude, **shared}}
-    _write(config, corpus, draws, facts, available)
-
-
-def _hold_out_of_stream(config: Config) -> None:
-    """Dev and test of what is streamed, kept as any clips are; train is not listed, only said to be a stream."""
-    stream = streamed(config)
-    train = stream.split(config.data.train_split, "train")
-    corpus, asked = opened(config), {"dev": config.data.dev_clips, "test": config.eval.limit}
-    draws = [_held_out(config, corpus, split, limit) for split, limit in asked.items()]
-    _fill(draws, corpus, label_rule(config))
-    available: dict[str, int | None] = {"train": None}
-    for draw in draws:
-        rows = len(corpus.tables[draw.split]) + len(corpus.malformed.get(draw.split, []))
-        # Where a row was not looked at, or none was the last, training may hear what shares something with the rest.
-        whole = not draw.waiting and rows != rows_for(asked[draw.split])
-        available[draw.split] = len(corpus.tables[draw.split]) if whole else None
-    facts = {
-        "split": config.data.train_split, "fingerprint": stream.fingerprint, "files": train.data.num_shards,
-        "features": {name: str(feature) for name, feature in train.data.features.items()},
-    }  # fmt: skip
-    dropped = {"leaks_dropped_from_train": {}, "excluded": {"by": config.data.exclude}}
-    _write(config, corpus, [Draw("train", []), *draws], dropped, available, {"streamed": facts, "asked": asked})
-
-
-def language(config: Config, locale: str | None = None) -> str:
-    """Whisper's token for the run, or for a corpus of another `locale`.
-
-    Raises ChoiceError when the checkpoint has none, naming the way out.
-    """
-    tokens = language_tokens(config.model.checkpoint)
-    locale = locale or config.data.language
-    if locale == config.data.language and config.model.language is not None:
-        return check_language(config.model.language, tokens)
-    return whisper_language(locale, tokens)
-
-
-def clips(config: Config, split: str, limit: int | None) -> list[Clip]:
-    """The first `limit` clips of a split (None: all), drawn from the corpus again where the manifest holds fewer.
-
-    The manifest itself is never touched: a longer draw is a file of its own, data/test-all.jsonl for one.
-    """
-    drawn = read_manifest(run.manifest(config.run, split))
-    facts = read_json(run.summary(config.run))["splits"][split]
-    held = facts["clips"] + sum(map(len, facts["left_out"].values()))
-    if facts["available"] is None:
-        most = facts["asked"]
-        if limit is None or limit > most:
-            raise ChoiceError(
-                f"eval.limit: of {split} the first {most} clips of the stream were kept, and training may have heard "
-                f"what shares something with others; say eval.limit={most}, or give a new run a larger limit"
-            )
-    elif (limit is None or limit > len(drawn)) and held < facts["available"]:
-        longer = run.manifest(config.run, f"{split}-{limit or 'all'}")
-        if not longer.is_file():
-            corpus = recorded(config)
-            draw = _held_out(config, corpus, split, limit)
-            _fill([draw], corpus, label_rule(config))
-            write_jsonl(longer, draw.chosen)
-        drawn = read_manifest(longer)
-    put_back(config, drawn[:limit])
-    return drawn[:limit]
-
-
-def drawn_from(
-    config: Config, source: str, locale: str, split: str, limit: int | None
-) -> tuple[list[Clip], int, dict[str, int]]:
-    """Clips of another corpus: the first `limit` (None: all) of a split in the order of the run's seed.
-
-    And how many it has, and how many were left out because training heard their speaker, sentence or clip: another
-    release of one corpus may hold as test what this one holds as train. Raises as `prepare` does.
-    """
-    try:
-        corpus = open_corpus(source, locale, Columns(config.data.columns or {}))
-        rows = corpus.tables.get(split) or corpus.tables.get(UNSPLIT, [])
-        if not rows:
-            there = ", ".join(name for name, held in corpus.tables.items() if held)
-            raise ChoiceError(f"{split}.tsv of {corpus.source} has no clips, but {there}; say split=... of it")
-        unheard, leaks = without_leaks(rows, [as_row(clip) for clip in run.trained_on(config.run)])
-        draw = Draw(split, draw_order(unheard, config.data.seed), clips=limit)
-        _fill([draw], corpus, label_rule(config))
-        if not draw.chosen:
-            raise ChoiceError(
-                f"no usable clip of {split} in {corpus.source} that training has not heard ({_counts(leaks)})"
-            )
-    except (ChoiceError, WorldError) as error:
-        raise type(error)(f"eval.sets: {error}") from error
-    return draw.chosen, len(rows), leaks
-
-
-# ---- the draw ----
-
-
-def _rows(corpus: Corpus, split: str) -> list[Row]:
-    rows = corpus.tables.get(split, [])
-    if not rows:
-        raise ChoiceError(f"data.source: {split}.tsv of {corpus.source} has no clips; a run needs train, dev and test")
-    return rows
-
-
-def _held_out(config: Config, corpus: Corpus, split: str, limit: int | None) -> Draw:
-    return Draw(split, draw_order(_rows(corpus, split), config.data.seed), clips=limit)
-
-
-def enough(config: Config, corpus: Corpus, seconds: float) -> None:
-    """Refuses to ask for more hours than the training clips last, `seconds`."""
-    if config.data.hours is not None and seconds < config.data.hours * 3600:
-        raise ChoiceError(
-            f"data.hours: {config.data.hours:g} is more than there is, {_length(seconds)} of training clips in "
-            f"{corpus.source}; ask for less, or data.hours=null for all"
-        )
-
-
-def label_rule(config: Config) -> Callable[[str], str | None]:
-    """What is wrong with a sentence as a label, if anything."""
-    processor = load_processor(config.model.checkpoint)
-    limit = load_config(config.model.checkpoint).max_target_positions
-    tokenizer = prompted(processor.tokenizer, language(config), config.model.task)
-
-    return partial(_refused, tokenizer=tokenizer, limit=limit)
-
-
-def _refused(sentence: str, tokenizer: WhisperTokenizer, limit: int) -> str | None:
-    if not sentence.strip():
-        return "empty sentence"
-    if not marks(sentence):
-        return "sentence without a letter or digit"
-    if len(sentence) > LONGEST_SENTENCE:
-        return f"sentence longer than {LONGEST_SENTENCE:,} characters"
-    # The decoder sees all but the last token, the end.
-    return f"label longer than {limit} tokens" if len(token_ids(sentence, tokenizer)) - 1 > limit else None
-
-
-def _fill(draws: Sequence[Draw], corpus: Corpus, refuse: Callable[[str], str | None]) -> None:
-    """Fetches what the draws want, listens to it, and goes on until each is full or nothing waits.
-
-    Raises WorldError as soon as more than MOST_BAD of all clips looked at proved unusable.
-    """
-
-    def duration(name: str) -> float:
-        return corpus.durations.get(name) or corpus.sizes.get(name, 0) / BYTES_PER_SECOND
-
-    with Listener(corpus.source) as listener:
-        while any(wants := [draw.wanted(duration) for draw in draws]):
-            files = corpus.fetch(
-                [name for draw, names in zip(draws, wants, strict=True) for name in draw.to_fetch(names)]
-            )
-            for draw, names in zip(draws, wants, strict=True):
-                if names:
-                    with progress(f"listening to {draw.split}", total=len(names)) as bar:
-                        draw.look_at(names, files, corpus.durations, refuse, bar.advance, listener.each)
-            _usable(draws, corpus)
-
-
-def _usable(draws: Sequence[Draw], corpus: Corpus) -> None:
-    left_out: dict[str, list[str]] = defaultdict(list)
-    for draw in draws:
-        for reason, names in draw.left_out.items():
-            if reason != EXCLUDED:
-                left_out[reason] += names
-    bad = sum(map(len, left_out.values()))
-    looked = bad + sum(len(draw.chosen) for draw in draws)
-    if bad > MOST_BAD * looked:
-        reasons = ", ".join(f"{reason}: {len(names)} ({names[0]}, ...)" for reason, names in left_out.items())
-        raise WorldError(
-            f"data.source: {bad} of {looked} clips of {corpus.source} are unusable ({reasons}); "
-            f"more than {MOST_BAD:.0%} means a damaged download or another language: fetch it again or mend it"
-        )
-
-
-# ---- the manifest ----
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    return {key: value for key, value in science(plain(config)).items() if key.startswith("data.")}
-
-
-def _write(
-    config: Config, corpus: Corpus, draws: Sequence[Draw], dropped: dict[str, Any],
-    available: Mapping[str, int | None], stream: Mapping[str, Any] | None = None,
-) -> None:  # fmt: skip
-    """`stream` says what is `streamed` in place of train, and how many clips were `asked` for of the other splits."""
-    enough(config, corpus, draws[0].drawn_seconds)
-    if empty := [draw.split for draw in draws if not draw.chosen and not (stream and draw.split == "train")]:
-        raise ChoiceError(f"data.source: no usable clip of {' or '.join(empty)} in {corpus.source}; a run needs them")
-    splits = {
-        draw.split: {
-            "clips": len(draw.chosen),
-            "hours": round(draw.drawn_seconds / 3600, 4),
-            "speakers": len({clip["speaker"] for clip in draw.chosen}),
-            "available": available[draw.split],
-            "left_out": draw.left_out,
-            "malformed_rows": corpus.malformed.get(draw.split, []),
-        }
-        for draw in draws
-    }
-    for split, limit in (stream["asked"] if stream else {}).items():
-        splits[split]["asked"] = limit
-    if stream:
-        splits["train"]["streamed"] = stream["streamed"]
-    facts = {
-        "release": corpus.release,
-        "source": corpus.source,
-        "seed": config.data.seed,
-        "settings": _settings(config),
-        **dropped,
-        "splits": splits,
-        "versions": run.versions(),
-    }
-    with whole_folder(config.run / "data") as folder:
-        for draw in draws:
-            write_jsonl(folder / f"{draw.split}.jsonl", draw.chosen)
-        write_json(folder / "summary.json", facts)
-    if stream:
-        told = stream["streamed"]
-        say(
-            f"train: {told['split']} of {corpus.source} is streamed, from {told['files']} files; what shares a "
-            "speaker, sentence or clip with dev or test is dropped while it is heard"
-        )
-        draws = [draw for draw in draws if draw.split != "train"]
-    for draw in draws:
-        fact, out = splits[draw.split], sum(map(len, draw.left_out.values()))
-        lasting = _length(draw.drawn_seconds)
-        say(f"{draw.split}: {fact['clips']} clips, {lasting}, {fact['speakers']} speakers, {out} left out")
-    leaks = dropped["leaks_dropped_from_train"]
-    if not stream:
-        say(f"dropped from train for what dev or test hold too: {sum(leaks.values())} ({_counts(leaks)})")
-    if config.data.exclude is not None and not stream:
-        shared = {kind: len(names) for kind, names in dropped["excluded"].items() if kind != "by"}
-        shared["sound"] = len(draws[0].left_out.get(EXCLUDED, []))
-        say(f"dropped from train for what {config.data.exclude} holds too: {sum(shared.values())} ({_counts(shared)})")
-    say(f"manifest: {config.run / 'data'}")
-
-
-def _length(seconds: float) -> str:
-    hours = f"{seconds / 3600:.2f} h"
-    return hours if seconds >= 3600 else f"{seconds / 60:.1f} min ({hours})"
-
-
-def _counts(leaks: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in leaks.items())
-
-
 def main(config: Config) -> None:
     """Prepares; then, where it is asked for, shows what is odd about the clips."""
     with run.held(config.run):
         prepare(config)
         if config.audit:
-            from asr_lora.reporting.audit import audit  # noqa: PLC0415 (it scores, and whatever scores prepares)
-
             audit(config)
 
 

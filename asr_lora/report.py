@@ -10,15 +10,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from asr_lora.config.compose import Config
+from asr_lora.config.compose import Config, gpu_settings
 from asr_lora.data.manifest import extension, sound
 from asr_lora.data.splits import shared
 from asr_lora.evaluation import error_analysis as findings
+from asr_lora.evaluation import metrics
 from asr_lora.model.hardware import known_gpu
-from asr_lora.plan import facts as hardware_facts
 from asr_lora.reporting import charts, comparison
-from asr_lora.reporting.pages import environment
-from asr_lora.reporting.sharing import shared_value
+from asr_lora.reporting.pages import environment, shared_value
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch, named_run
 from asr_lora.runtime.console import say
@@ -66,7 +65,7 @@ def report(folder: Path, price: float | None = None) -> Path:
                 log, trained["dev"], trained["dev_normalizer"]
             )],
             durations=_durations(facts[split]), strengths=_strengths(folder, facts[split]), price=price, source=source,
-            cost=dollars_of(price, trained, facts), least=findings.SMALL,
+            cost=dollars_of(price, trained, facts), least=metrics.SMALL,
             shared=shared(folder, facts[split]["language"]),
         )  # fmt: skip
         write_text(page / "index.html", text)
@@ -144,7 +143,7 @@ def price_of(asked: float | None, settings: Mapping[str, Any], device: str) -> t
         return asked, None
     if recorded["dollars_per_hour"] is not None or gpu is None:
         return recorded["dollars_per_hour"], recorded["price_source"]
-    known = hardware_facts(gpu)
+    known = gpu_settings(gpu)
     return known.dollars_per_hour, known.price_source
 
 

@@ -28,9 +28,9 @@ from asr_lora.evaluation.eval_sets import refuse_unclear
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware, device_of, free_memory, keeping_memory, look_together, peak_memory_bytes
 from asr_lora.model.memory import is_out_of_memory
-from asr_lora.model.pretrained import identity
-from asr_lora.plan import predict
-from asr_lora.prepare import language, prepare
+from asr_lora.model.pretrained import identity, language_token
+from asr_lora.planning.devices import predict
+from asr_lora.prepare import prepare
 from asr_lora.reporting import comparison
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch, words_of_job
@@ -60,7 +60,7 @@ def train(config: Config, command: Sequence[str] | None = None, callbacks: Seque
     steps = f"{config.max_steps} steps of {config.training.batch_size} clips"
     about = f"{config.run_name}: {steps} on {hardware.name}, {base}"
     # What these refuse should not wait for the first dev decoding, or for the end.
-    decoding(config, hardware, language(config), short=False)
+    decoding(config, hardware, language_token(config.model, config.data.language), short=False)
     if config.eval.after:
         refuse_unclear(config)
     with run.held(config.run):

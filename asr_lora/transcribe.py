@@ -25,7 +25,7 @@ from asr_lora.decoding.generate import Segment, Worn
 from asr_lora.decoding.transcriber import FORMATS, Ears, Part, stretches
 from asr_lora.model.adapter import BASE
 from asr_lora.model.hardware import look
-from asr_lora.prepare import language
+from asr_lora.model.pretrained import language_token
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch, named_run, words_of_job
 from asr_lora.runtime.console import progress, say
@@ -57,7 +57,10 @@ def transcribe(config: Config) -> None:
         else:
             folder = named_run(config)
             recorded = run.as_recorded(folder, config, words_of_job())
-            hearing, given = ears.of_run(config, recorded, hardware), given or language(recorded)
+            hearing, given = (
+                ears.of_run(config, recorded, hardware),
+                given or language_token(recorded.model, recorded.data.language),
+            )
             say(f"run: {folder}")
         began = time.perf_counter()
         each = _together if config.transcribe.together else _one_by_one

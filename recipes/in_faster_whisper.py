@@ -14,7 +14,7 @@ from faster_whisper import WhisperModel
 from asr_lora.data.manifest import read_manifest, waveform
 from asr_lora.evaluation import metrics
 from asr_lora.evaluation.eval_sets import Set, normalizer
-from asr_lora.prepare import language
+from asr_lora.model.pretrained import language_token
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import load
 from asr_lora.runtime.console import say
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs=2)
     asked = parser.parse_args()
     config = run.as_recorded(asked.run, load(), [])
-    clips, told = read_manifest(run.manifest(asked.run, "test")), language(config)
+    clips, told = read_manifest(run.manifest(asked.run, "test")), language_token(config.model, config.data.language)
     normal = normalizer(config, Set("test", "test", told, clips, len(clips)))
     references, speakers = [clip["text"] for clip in clips], [clip["speaker"] for clip in clips]
     heard = []

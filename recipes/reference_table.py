@@ -10,10 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
-from asr_lora.evaluation.metrics import delta_interval
+from asr_lora.evaluation.metrics import delta_interval, interval, percent, points
 from asr_lora.report import dollars_of, price_of
 from asr_lora.reporting.comparison import is_complete
-from asr_lora.reporting.tables import interval, percent, points
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import say
 from asr_lora.runtime.files import read_json, write_text

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from asr_lora.app.models import Heard
-from asr_lora.config.schema import EvalConfig
+from asr_lora.config.stages import EvalConfig
 from asr_lora.decoding.generate import Segment
 from asr_lora.decoding.transcriber import FORMATS
 from asr_lora.evaluation import error_analysis as findings

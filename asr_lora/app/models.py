@@ -8,15 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asr_lora.config.compose import Config
-from asr_lora.config.schema import EvalConfig
+from asr_lora.config.stages import EvalConfig
 from asr_lora.data.manifest import Clip, gone, read_manifest
 from asr_lora.decoding import transcriber as ears
 from asr_lora.decoding.generate import Segment
 from asr_lora.decoding.transcriber import Ears, stretches
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware
-from asr_lora.model.pretrained import language_tokens
-from asr_lora.prepare import language
+from asr_lora.model.pretrained import language_token, language_tokens
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.speech import audio
@@ -114,10 +113,15 @@ def of_run(config: Config, recorded: Config, hardware: Hardware) -> Pair:
         raise ChoiceError(f"run_dir: no adapter in {recorded.run}/train; train it first, with make train")
     config, kind = replace(config, model=run.pinned(recorded).model), recorded.lora.kind
     if stored.is_whole(tuned):
-        voice = Voice(None, language(recorded), False, test_clips(recorded.run))
+        voice = Voice(None, language_token(recorded.model, recorded.data.language), False, test_clips(recorded.run))
         models = ears.untouched(config, hardware), ears.of_run(config, recorded, hardware)
     else:
-        voice = Voice(TUNED, language(recorded), stored.scales(tuned), test_clips(recorded.run))
+        voice = Voice(
+            TUNED,
+            language_token(recorded.model, recorded.data.language),
+            stored.scales(tuned),
+            test_clips(recorded.run),
+        )
         models = (ears.with_adapters(config, {TUNED: str(tuned)}, hardware),) * 2
     return Pair(*models, {recorded.run.resolve().name: voice}, kind, recorded.eval)
 
@@ -130,7 +134,9 @@ def with_adapters(config: Config, adapters: Mapping[str, str], hardware: Hardwar
         if run.settings_file(folder).is_file():
             recorded = run.as_recorded(folder, config, words)
             scales = stored.scales(run.adapter(folder))
-            voices[name] = Voice(name, language(recorded), scales, test_clips(folder))
+            voices[name] = Voice(
+                name, language_token(recorded.model, recorded.data.language), scales, test_clips(folder)
+            )
         else:
             told = name if name in language_tokens(both.config.model.checkpoint) else None
             voices[name] = Voice(name, told, stored.scales(folder), [])

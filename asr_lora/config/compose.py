@@ -13,19 +13,25 @@ from omegaconf import DictConfig, OmegaConf
 
 from asr_lora.config.naming import run_name
 from asr_lora.config.schema import (
+    SCALABLE,
     DataConfig,
     DecodingConfig,
-    EvalConfig,
     GuardConfig,
-    HardwareConfig,
+    LoraConfig,
     ModelConfig,
+    TrainingConfig,
+    check_base,
+)
+from asr_lora.config.stages import (
+    AppConfig,
+    EvalConfig,
+    ExportConfig,
+    HardwareConfig,
     PlanConfig,
     ReportConfig,
     SearchConfig,
-    TrainingConfig,
+    TranscribeConfig,
 )
-from asr_lora.config.stages import AppConfig, ExportConfig, TranscribeConfig
-from asr_lora.config.tuning import SCALABLE, LoraConfig, check_base
 from asr_lora.runtime.errors import ChoiceError, check, check_word
 
 
@@ -119,6 +125,19 @@ def conf_dir() -> Path:
     return checkout if (checkout / "config.yaml").is_file() and (checkout / "lora").is_dir() else package / "conf"
 
 
+def gpu_settings(name: str) -> HardwareConfig:
+    """What conf/hardware/ knows of a GPU."""
+    settings: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "hardware" / f"{name}.yaml"))
+    return HardwareConfig(**settings)
+
+
+def tuning_settings(kind: str) -> tuple[LoraConfig, str | None]:
+    """What conf/lora/ has for a kind of tuning, and the precision of the base that it asks for, if it does."""
+    said: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "lora" / f"{kind}.yaml"))
+    of_others = {field.name: None for field in fields(LoraConfig)}
+    return LoraConfig(**{**of_others, **said.get("lora", said)}), said.get("model", {}).get("precision")
+
+
 def typed(cfg: DictConfig) -> Config:
     """Checks a composed tree once and turns it into plain dataclasses, with run_name and run_dir filled in.
 
@@ -136,7 +155,7 @@ def typed(cfg: DictConfig) -> Config:
         if name in {file.stem for file in (conf_dir() / group).glob("*.yaml")}
     ]
     config = _checked(cfg)
-    name = config.run_name or run_name(config, usual=_checked(compose("config", known)))
+    name = config.run_name or run_name(asdict(config), usual=asdict(_checked(compose("config", known))))
     runs_dir = Path(config.runs_dir).expanduser()
     folder = Path(config.run_dir).expanduser() if config.run_dir else runs_dir / name
     return replace(config, runs_dir=str(runs_dir), run_name=name, run_dir=str(folder))

@@ -3,34 +3,31 @@
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from asr_lora.config.compose import Config
 
 RUN_NAME_LIMIT = 80  # characters
 GROUPS = ("data", "model", "lora", "training", "guard", "decoding")  # of settings that a result depends on
 
 
-def run_name(config: "Config", usual: "Config") -> str:
+def run_name(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
     """Language, hours, model, kind of tuning, r if it has one, seed, then what else differs from the usual and matters.
 
     Over 80 characters the tail becomes eight hexadecimal digits of the whole: no two experiments share a name. It
-    follows from the words alone, never from what lies on the disk, so that the same words always find the same run.
+    follows from the settings alone, never from what lies on the disk: the same settings always find the same run.
+    Both are nested dictionaries, as `compose.plain` makes them.
     """
-    hours = "all" if config.data.hours is None else f"{np.format_float_positional(config.data.hours, trim='-')}h"
-    lora = config.lora
-    rank = [] if lora.r is None else [f"r{lora.r}"]
-    parts = [config.data.language, hours, config.model.name, lora.kind, *rank, f"s{config.seed}"]
-    if config.experiment_name:
-        parts.append(config.experiment_name)
+    data, lora, experiment = settings["data"], settings["lora"], settings["experiment_name"]
+    hours = "all" if data["hours"] is None else f"{np.format_float_positional(data['hours'], trim='-')}h"
+    rank = [] if lora["r"] is None else [f"r{lora['r']}"]
+    parts = [data["language"], hours, settings["model"]["name"], lora["kind"], *rank, f"s{settings['seed']}"]
+    if experiment:
+        parts.append(experiment)
     named = {"data.language", "data.hours", "model.name", "lora.kind", "lora.r", "seed"}
-    settings, ordinary = science(asdict(config)), science(asdict(usual))
-    parts += [_short(key, value) for key, value in settings.items() if key not in named and value != ordinary[key]]
+    flat, ordinary = science(settings), science(usual)
+    parts += [_short(key, value) for key, value in flat.items() if key not in named and value != ordinary[key]]
     name = "-".join(parts)
     if len(name) > RUN_NAME_LIMIT:
         name = f"{name[: RUN_NAME_LIMIT - 9]}-{_digest(name)}"

@@ -1,9 +1,10 @@
 """The branches of the settings' tree: what each holds, and what its values must be. The tree is in compose.py."""
 
-import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from asr_lora.runtime.errors import check, check_choice, check_locale, check_range, check_word
+from asr_lora.runtime.errors import ChoiceError, check, check_choice, check_locale, check_range, check_word
 from asr_lora.speech.audio import MAX_SECONDS
 from asr_lora.speech.augment import KINDS
 from asr_lora.speech.normalizer import NORMALIZERS
@@ -163,50 +164,6 @@ class DecodingConfig:
 
 
 @dataclass
-class HardwareConfig:
-    device: str
-    autocast: str
-    micro_batch: int | None
-    gradient_checkpointing: bool | None
-    workers: int | None
-    decode_batch: int | None
-    memory: float | None
-    rates: dict[str, float]
-    dollars_per_hour: float | None
-    price_source: str | None
-
-    def __post_init__(self) -> None:
-        check_choice("hardware.device", self.device, ("auto", "cpu", "cuda"))
-        check_choice("hardware.autocast", self.autocast, ("auto", "fp16", "bf16", "none"))
-        for name, least in (("micro_batch", 1), ("workers", 0), ("decode_batch", 1)):
-            value = getattr(self, name)
-            check(f"hardware.{name}", value, f"at least {least}", value is None or value >= least)
-        memory, price = self.memory, self.dollars_per_hour
-        check("hardware.memory", memory, "more than 0 (GB)", memory is None or memory > 0)
-        check("hardware.dollars_per_hour", price, "at least 0", price is None or price >= 0)
-        for precision, rate in self.rates.items():
-            check(f"hardware.rates.{precision}", rate, "more than 0 (TFLOP/s)", rate > 0)
-
-
-@dataclass
-class SearchConfig:
-    """`space` holds settings and their values in the words of Hydra's sweeps: `lora.r=choice(4,8)`."""
-
-    trials: int
-    max_hours: float | None
-    startup: int
-    warmup: float
-    space: list[str]
-
-    def __post_init__(self) -> None:
-        check("search.trials", self.trials, "at least 1", self.trials >= 1)
-        hours = self.max_hours
-        check("search.max_hours", hours, "more than 0, or null for no limit", hours is None or hours > 0)
-        check("search.startup", self.startup, "at least 0", self.startup >= 0)
-        check("search.warmup", self.warmup, "a share in [0, 1]", 0 <= self.warmup <= 1)
-
-
-@dataclass
 class GuardConfig:
     bad_step: str
     spike: float | None
@@ -222,66 +179,135 @@ class GuardConfig:
         check("guard.lower", self.lower, "a share in (0, 1)", 0 < self.lower < 1)
 
 
+_LORA = ("r", "scaling", "dropout", "target_modules")
+LORA_KEYS: Mapping[str, tuple[str, ...]] = {  # of every kind of tuning: what conf/lora/<kind>.yaml holds beside `kind`
+    "qv": _LORA,
+    "all_linear": _LORA,
+    "encoder": _LORA,
+    "decoder": _LORA,
+    "rslora": ("r", "alpha", "dropout", "target_modules"),
+    "dora": _LORA,
+    "pissa": _LORA,
+    "lora_plus": (*_LORA, "b_rate"),
+    "adalora": (*_LORA, "tinit", "tfinal", "orthogonality"),
+    "qlora": (*_LORA, "double_quantisation"),
+    "ia3": ("target_modules", "feedforward_modules"),
+    "bitfit": (),
+    "full": ("adam",),
+}
+# What model.precision=auto is, by type of device: on a GPU as published; on a CPU int8 takes several times as long.
+AUTO: Mapping[str, str] = {"cuda": "int8", "cpu": "fp32"}
+DEVICES = {"cuda": "GPU", "cpu": "CPU"}
+WHOLE = ("bitfit", "full")  # tune the base's own weights: a model is saved, no adapter
+UNSCALABLE = ("dora", "adalora", "ia3")  # by eval.strength
+SCALABLE = tuple(kind for kind in LORA_KEYS if kind not in UNSCALABLE)
+PREFIX = (
+    "peft 0.21 cannot put prefixes on Whisper: it asks for input_ids or inputs_embeds, where Whisper takes "
+    "input_features; of its other kinds ia3 is as small"
+)
+
+
 @dataclass
-class PlanConfig:
-    calibrate: bool
-    clip_seconds: float
+class LoraConfig:
+    """How the model is tuned. A kind has the settings of LORA_KEYS; the others are None, and not in conf/."""
+
+    kind: str
+    r: int | None
+    scaling: float | None
+    alpha: float | None
+    dropout: float | None
+    target_modules: list[str] | None
+    feedforward_modules: list[str] | None
+    b_rate: float | None
+    tinit: float | None
+    tfinal: float | None
+    orthogonality: float | None
+    double_quantisation: bool | None
+    adam: str | None
 
     def __post_init__(self) -> None:
-        mean = self.clip_seconds
-        check("plan.clip_seconds", mean, f"0.1 to {MAX_SECONDS:g} (seconds)", 0.1 <= mean <= MAX_SECONDS)
+        if self.kind == "prefix":
+            raise ChoiceError(f"lora.kind: {PREFIX}")
+        check_choice("lora.kind", self.kind, LORA_KEYS)
+        for name, value in asdict(self).items():
+            if name != "kind" and value is not None and name not in LORA_KEYS[self.kind]:
+                raise ChoiceError(no_such_lora_key(name, self.kind))
+            missing = name in LORA_KEYS[self.kind] and value is None
+            check(f"lora.{name}", value, f"something under lora={self.kind}", not missing)
+        check("lora.r", self.r, "at least 1", self.r is None or self.r >= 1)
+        for name in ("scaling", "alpha", "b_rate"):
+            value = getattr(self, name)
+            check(f"lora.{name}", value, "more than 0", value is None or 0 < value < float("inf"))
+        check("lora.dropout", self.dropout, "in [0, 1)", self.dropout is None or 0 <= self.dropout < 1)
+        targets, inner = self.target_modules, self.feedforward_modules
+        check("lora.target_modules", targets, "at least one module name", targets is None or bool(targets))
+        within = inner is None or set(inner) <= set(targets or [])
+        check("lora.feedforward_modules", inner, "some of lora.target_modules, or []", within)
+        shares = [share for share in (self.tinit, self.tfinal) if share is not None]
+        holds = all(share >= 0 for share in shares) and sum(shares) < 1
+        check("lora.tinit and lora.tfinal", shares, "shares of the steps, together less than 1", holds)
+        weight = self.orthogonality
+        check("lora.orthogonality", weight, "at least 0", weight is None or 0 <= weight < float("inf"))
+        if self.adam is not None:
+            check_choice("lora.adam", self.adam, ("32bit", "8bit"))
+
+    @property
+    def whole(self) -> bool:
+        """Whether a whole model is saved, for want of an adapter."""
+        return self.kind in WHOLE
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What memory depends on beside the parameters that train, as asr_lora/model/cost.py calls it."""
+        return {"kind": self.kind, "eight_bit": self.adam == "8bit"}
 
 
-@dataclass
-class EvalSet:
-    """An item of a list, which conf/ cannot give values to: what is not said is None, and the split test.
+def no_such_lora_key(name: str, kind: str) -> str:
+    """What to tell somebody who gives a kind of tuning a setting of another."""
+    there = ", ".join(f"lora.{key}" for key in LORA_KEYS.get(kind, ())) or "none but its kind"
+    return f"lora.{name}: is no setting of lora={kind}; it has {there}"
 
-    `language` is the corpus's locale, `token` the language that Whisper is told where it has no token for that one.
+
+def decided(asked: str, device: str, begun: str | None = None) -> tuple[str, str]:
+    """The precision of the base on a type of device (cuda or cpu), and that in words: `auto` is resolved here.
+
+    `begun` is the precision that the run was begun in, where it was: training goes on with those weights.
     """
-
-    source: str
-    language: str | None = None
-    name: str | None = None
-    split: str = "test"
-    token: str | None = None
-
-    def __post_init__(self) -> None:
-        check("eval.sets.source", repr(self.source), "a path, silence or noise", self.source != "")
-        folder = self.name is None or re.fullmatch(r"\w[\w.-]*", self.name) is not None
-        check("eval.sets.name", repr(self.name), "letters, digits, _, . and - alone, a letter first", folder)
-        check_choice("eval.sets.split", self.split, ("train", "dev", "test"))
-        if self.language is not None:
-            check_locale("eval.sets.language", self.language)
+    if asked != "auto":
+        return asked, f"model.precision={asked}"
+    new = f"{AUTO[device]} on this {DEVICES[device]}"
+    if begun is None or begun == AUTO[device]:
+        return AUTO[device], f"model.precision=auto: {new}"
+    return begun, f"model.precision=auto: {begun}, as this run was begun (a new one: {new})"
 
 
-@dataclass
-class EvalConfig:
-    split: str
-    limit: int | None
-    after: bool
-    normalizer: str
-    numbers: bool
-    sets: list[EvalSet]
-    max_regression: float | None
-    strict: bool
-    strength: float
-    strengths: list[float]
-    average: int | None
+def check_base(kind: str, precision: str) -> None:
+    """Raises ChoiceError where a kind of tuning cannot stand on a base of this precision, with the reason.
 
-    def __post_init__(self) -> None:
-        # As recorded they are plain dictionaries.
-        self.sets = [each if isinstance(each, EvalSet) else EvalSet(**each) for each in self.sets]
-        most = self.max_regression
-        check("eval.max_regression", most, "a share of at least 0, such as 0.01", most is None or 0 <= most < 1)
-        for name, strengths in (("strength", [self.strength]), ("strengths", self.strengths)):
-            check(f"eval.{name}", strengths, "within 0 (untouched) to 2", all(0 <= each <= 2 for each in strengths))
-        check("eval.average", self.average, "at least 1", self.average is None or self.average >= 1)
-        check_choice("eval.split", self.split, ("test", "dev"))
-        check("eval.limit", self.limit, "at least 1, or null for all", self.limit is None or self.limit >= 1)
-        check_choice("eval.normalizer", self.normalizer, NORMALIZERS)
+    `auto` must be possible on every type of device: the same settings are valid on all machines.
+    """
+    if precision != "auto":
+        if why := _unfit(kind, precision):
+            raise ChoiceError(f"model.precision: cannot be {precision} under lora={kind}: {why}")
+        return
+    for device, each in AUTO.items():
+        if why := _unfit(kind, each):
+            raise ChoiceError(
+                f"model.precision: cannot be auto, which is {each} on a {DEVICES[device]}, under lora={kind}: {why}"
+            )
 
 
-@dataclass
-class ReportConfig:
-    runs: str | None
-    license: str | None
+def _unfit(kind: str, precision: str) -> str | None:
+    quantised = precision in ("int8", "nf4")
+    if kind == "full" and precision != "fp32":
+        lost = "has no gradients" if quantised else "loses steps smaller than it resolves"
+        return f"a weight in {precision} {lost}; take fp32, and hardware.autocast for half-precision arithmetic"
+    if kind == "pissa" and quantised:
+        return f"it begins with singular parts of the weights, and {precision} keeps none; take fp32, or fp16 on a GPU"
+    if kind == "bitfit" and quantised:
+        return f"the trainer takes a base in {precision} only with an adapter on it; take fp32, or fp16 on a GPU"
+    if kind == "dora" and precision == "int8":
+        return "bitsandbytes loses the scales of an int8 weight once peft's DoRA has read it; take nf4, fp16 or fp32"
+    if kind == "qlora" and precision != "nf4":
+        return "QLoRA is a base in nf4; on another it is plain LoRA, lora=qv"
+    return None

@@ -3,8 +3,9 @@
 import re
 from dataclasses import dataclass
 
-from asr_lora.runtime.errors import ChoiceError, check, check_choice
+from asr_lora.runtime.errors import ChoiceError, check, check_choice, check_locale
 from asr_lora.speech.audio import MAX_SECONDS
+from asr_lora.speech.normalizer import NORMALIZERS
 
 EXPORTS = ("hf", "ct2", "ct2-int8", "ct2-int8_float16", "ggml", "ggml-q8_0", "ggml-q5_0")
 NO_ONNX = (
@@ -79,3 +80,112 @@ class AppConfig:
             check(f"app.{name}", value, "more than 0, up to 1440 (a day)", 0 < value <= 1440)
         for name, least in (("max_megabytes", 1), ("max_waiting", 1), ("clips", 0)):
             check(f"app.{name}", getattr(self, name), f"at least {least}", getattr(self, name) >= least)
+
+
+@dataclass
+class HardwareConfig:
+    device: str
+    autocast: str
+    micro_batch: int | None
+    gradient_checkpointing: bool | None
+    workers: int | None
+    decode_batch: int | None
+    memory: float | None
+    rates: dict[str, float]
+    dollars_per_hour: float | None
+    price_source: str | None
+
+    def __post_init__(self) -> None:
+        check_choice("hardware.device", self.device, ("auto", "cpu", "cuda"))
+        check_choice("hardware.autocast", self.autocast, ("auto", "fp16", "bf16", "none"))
+        for name, least in (("micro_batch", 1), ("workers", 0), ("decode_batch", 1)):
+            value = getattr(self, name)
+            check(f"hardware.{name}", value, f"at least {least}", value is None or value >= least)
+        memory, price = self.memory, self.dollars_per_hour
+        check("hardware.memory", memory, "more than 0 (GB)", memory is None or memory > 0)
+        check("hardware.dollars_per_hour", price, "at least 0", price is None or price >= 0)
+        for precision, rate in self.rates.items():
+            check(f"hardware.rates.{precision}", rate, "more than 0 (TFLOP/s)", rate > 0)
+
+
+@dataclass
+class SearchConfig:
+    """`space` holds settings and their values in the words of Hydra's sweeps: `lora.r=choice(4,8)`."""
+
+    trials: int
+    max_hours: float | None
+    startup: int
+    warmup: float
+    space: list[str]
+
+    def __post_init__(self) -> None:
+        check("search.trials", self.trials, "at least 1", self.trials >= 1)
+        hours = self.max_hours
+        check("search.max_hours", hours, "more than 0, or null for no limit", hours is None or hours > 0)
+        check("search.startup", self.startup, "at least 0", self.startup >= 0)
+        check("search.warmup", self.warmup, "a share in [0, 1]", 0 <= self.warmup <= 1)
+
+
+@dataclass
+class PlanConfig:
+    calibrate: bool
+    clip_seconds: float
+
+    def __post_init__(self) -> None:
+        mean = self.clip_seconds
+        check("plan.clip_seconds", mean, f"0.1 to {MAX_SECONDS:g} (seconds)", 0.1 <= mean <= MAX_SECONDS)
+
+
+@dataclass
+class EvalSet:
+    """An item of a list, which conf/ cannot give values to: what is not said is None, and the split test.
+
+    `language` is the corpus's locale, `token` the language that Whisper is told where it has no token for that one.
+    """
+
+    source: str
+    language: str | None = None
+    name: str | None = None
+    split: str = "test"
+    token: str | None = None
+
+    def __post_init__(self) -> None:
+        check("eval.sets.source", repr(self.source), "a path, silence or noise", self.source != "")
+        folder = self.name is None or re.fullmatch(r"\w[\w.-]*", self.name) is not None
+        check("eval.sets.name", repr(self.name), "letters, digits, _, . and - alone, a letter first", folder)
+        check_choice("eval.sets.split", self.split, ("train", "dev", "test"))
+        if self.language is not None:
+            check_locale("eval.sets.language", self.language)
+
+
+@dataclass
+class EvalConfig:
+    split: str
+    limit: int | None
+    after: bool
+    normalizer: str
+    numbers: bool
+    sets: list[EvalSet]
+    max_regression: float | None
+    strict: bool
+    strength: float
+    strengths: list[float]
+    average: int | None
+
+    def __post_init__(self) -> None:
+        # As recorded they are plain dictionaries.
+        self.sets = [each if isinstance(each, EvalSet) else EvalSet(**each) for each in self.sets]
+        most = self.max_regression
+        check("eval.max_regression", most, "a share of at least 0, such as 0.01", most is None or 0 <= most < 1)
+        for name, strengths in (("strength", [self.strength]), ("strengths", self.strengths)):
+            check(f"eval.{name}", strengths, "within 0 (untouched) to 2", all(0 <= each <= 2 for each in strengths))
+        check("eval.average", self.average, "at least 1", self.average is None or self.average >= 1)
+        check_choice("eval.split", self.split, ("test", "dev"))
+        check("eval.limit", self.limit, "at least 1, or null for all", self.limit is None or self.limit >= 1)
+        check_choice("eval.normalizer", self.normalizer, NORMALIZERS)
+
+
+@dataclass
+class ReportConfig:
+    runs: str | None
+    license: str | None

@@ -60,7 +60,7 @@ def examine(config: "Config", scratch: Path, versions: Check) -> Examination:
     """All checks of a run, `versions` the first of them; `scratch` is for files that nobody wants afterwards."""
     from asr_lora.doctor import lesson, means  # noqa: PLC0415 (they import what `versions` had to try first)
     from asr_lora.doctor import machine as checks  # noqa: PLC0415 (they import what `versions` had to try first)
-    from asr_lora.plan import settled_here  # noqa: PLC0415 (as above)
+    from asr_lora.planning.devices import settled_here  # noqa: PLC0415 (as above)
 
     config, base = settled_here(config)
     found = Examination(versions)

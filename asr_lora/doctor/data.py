@@ -18,8 +18,8 @@ from asr_lora.corpus.huggingface import is_dataset
 from asr_lora.corpus.shards import PREFIX as SHARDS
 from asr_lora.corpus.shards import is_url
 from asr_lora.data.manifest import Clip, Draw, draw_order, gone, in_shard
+from asr_lora.data.preparation import enough
 from asr_lora.data.sources import named_source, opened
-from asr_lora.prepare import enough
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ChoiceError, UserError
 from asr_lora.runtime.files import existing, read_json, read_jsonl

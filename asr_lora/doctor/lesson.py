@@ -10,10 +10,10 @@ from transformers import WhisperConfig
 
 from asr_lora.data.dataset import Steps
 from asr_lora.data.features import IGNORED, log_mel, prompted
+from asr_lora.data.preparation import MOST_BAD, label_rule
 from asr_lora.doctor.check import FAIL, OK, WARN, Check
 from asr_lora.doctor.data import Sight, UnseenError, counted, look, share_unusable
-from asr_lora.model.pretrained import load_generation_config, load_processor
-from asr_lora.prepare import MOST_BAD, label_rule, language
+from asr_lora.model.pretrained import language_token, load_generation_config, load_processor
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.speech import audio
 from asr_lora.training.builder import order
@@ -61,7 +61,7 @@ def labels(config: "Config", sight: Sight) -> tuple[Check, int]:
 
 def token(config: "Config") -> tuple[Check, str]:
     """Whisper's token for the language. Raises ChoiceError where there is none, naming the way out."""
-    code = language(config)
+    code = language_token(config.model, config.data.language)
     return Check("language", OK, f"{config.data.language} is <|{code}|>, to {config.model.task}"), code
 
 

@@ -10,13 +10,14 @@ import psutil
 import torch
 from huggingface_hub import constants
 
+from asr_lora.config.compose import gpu_settings
 from asr_lora.corpus import is_path, is_quick
 from asr_lora.doctor.check import FAIL, OK, WARN, Check
 from asr_lora.doctor.data import Sight
 from asr_lora.doctor.machine import weights_are_here
 from asr_lora.model import cost
 from asr_lora.model.hardware import Hardware, known_gpu
-from asr_lora.plan import durations, facts, here
+from asr_lora.planning.devices import durations, here
 from asr_lora.planning.estimate import STAGES, Forecast, Job, job
 from asr_lora.runtime.files import cache_dir
 
@@ -107,7 +108,7 @@ def hours(config: "Config", hardware: Hardware, prediction: Prediction) -> tuple
     whole, known = sum(forecast.seconds.values()) / 3600, known_gpu(hardware.name)
     price = config.hardware.dollars_per_hour
     if price is None and known:
-        price = facts(known).dollars_per_hour
+        price = gpu_settings(known).dollars_per_hour
     money = "no price known (hardware.dollars_per_hour)" if price is None else f"${whole * price:.2f}"
     stages = ", ".join(f"{stage} {_time(forecast.seconds[stage])}" for stage in STAGES)
     found = f"{_time(whole * 3600)} ({stages}), {money}; clips: {prediction.origin}"

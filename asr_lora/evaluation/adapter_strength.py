@@ -5,12 +5,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from asr_lora.data.preparation import clips
 from asr_lora.evaluation import metrics
 from asr_lora.evaluation.eval_sets import Set, heard, normalizer
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model import arithmetic
 from asr_lora.model.hardware import Hardware
-from asr_lora.prepare import clips, language
+from asr_lora.model.pretrained import language_token
 from asr_lora.reporting import tables
 from asr_lora.runs import folder as run
 from asr_lora.runtime import distributed as ranks
@@ -75,12 +76,12 @@ def _best(config: "Config", hardware: Hardware, source: Path, others: Sequence[S
     context. Where the adapter as trained knows them, it is compared at its own too, as it would be used.
     """
     dev = ranks.first_does(lambda: clips(config, "dev", config.data.dev_clips))
-    sets = [Set("dev", "dev", language(config), dev, len(dev)), *others]
+    sets = [Set("dev", "dev", language_token(config.model, config.data.language), dev, len(dev)), *others]
     points = [(strength, "full") for strength in sorted(set(config.eval.strengths))]
     if _context(config, source) == "short":
         points.append((1.0, "short"))
     curve = [_point(config, hardware, source, sets, *point) for point in points]
-    rate = leading(language(config))
+    rate = leading(language_token(config.model, config.data.language))
     if curve[0]["sets"]["dev"][rate] is None:
         raise ChoiceError(f"eval.normalizer: {config.eval.normalizer} leaves no word of the dev references")
     best = min(curve, key=lambda point: (point["sets"]["dev"][rate], point["strength"], point["context"] != "short"))

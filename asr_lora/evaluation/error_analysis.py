@@ -14,7 +14,7 @@ import jiwer
 import numpy as np
 import regex
 
-from asr_lora.evaluation.metrics import bootstrap
+from asr_lora.evaluation.metrics import SMALL, bootstrap
 from asr_lora.speech.normalizer import UNSPACED
 
 # OpenAI's own threshold: text that zlib shortens more repeats itself (openai/whisper, transcribe.py).
@@ -29,7 +29,6 @@ WORDS_PER_SECOND = 7.0  # read speech has 2 to 4
 SIGNS = ("compression", "loop", "rate", "limit", "silence")
 COLUMNS = ("age", "gender", "accents", "accent", "variant", "speaker")  # of Common Voice's tables, by release
 BUCKETS = (2.0, 4.0, 6.0, 8.0, 12.0)  # seconds, where groups of duration part
-SMALL = 30  # clips: a group of fewer is marked
 SHOWN_GROUPS = 20  # of a column, those of the most clips; the others are one group together
 TOP = 20  # confusions of a kind
 

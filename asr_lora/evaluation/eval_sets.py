@@ -14,17 +14,17 @@ import numpy as np
 import soundfile
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora.config.schema import EvalSet
+from asr_lora.config.stages import EvalSet
 from asr_lora.corpus import is_path, mdc
 from asr_lora.data.manifest import Clip, gone, read_manifest
+from asr_lora.data.preparation import clips, drawn_from
 from asr_lora.decoding import generate as decode
 from asr_lora.decoding.generate import decoding
 from asr_lora.model import adapter, whisper
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware, free_memory
 from asr_lora.model.memory import Capacity
-from asr_lora.model.pretrained import identity, language_tokens, load_processor
-from asr_lora.prepare import clips, drawn_from, language
+from asr_lora.model.pretrained import identity, language_token, language_tokens, load_processor
 from asr_lora.runs import folder as run
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import progress, say
@@ -62,7 +62,7 @@ def evaluated(config: "Config") -> list[Set]:
     split = config.eval.split
     own = clips(config, split, config.eval.limit)
     available = read_json(run.summary(config.run))["splits"][split]["available"]
-    found = [Set(split, split, language(config), own, available)]
+    found = [Set(split, split, language_token(config.model, config.data.language), own, available)]
     refuse_unclear(config)
     for asked in config.eval.sets:
         found.append(_wordless(config, asked.source) if asked.source in WORDLESS else _corpus(config, asked))
@@ -75,7 +75,7 @@ def normalizer(config: "Config", each: Set) -> Normalizer:
 
 def refuse_unclear(config: "Config") -> None:
     """Raises ChoiceError for whatever of `eval.sets` can be told before anything is drawn, so before training too."""
-    Normalizer(config.eval.normalizer, language(config), config.eval.numbers)
+    Normalizer(config.eval.normalizer, language_token(config.model, config.data.language), config.eval.numbers)
     for asked in config.eval.sets:
         if asked.source in WORDLESS:
             if asked != EvalSet(asked.source):
@@ -112,11 +112,13 @@ def _locale(config: "Config", asked: EvalSet) -> str:
 def _spoken(config: "Config", asked: EvalSet) -> str:
     """Whisper's token for the set."""
     if asked.token is None:
+        locale = _locale(config, asked)
+        model = config.model if locale == config.data.language else replace(config.model, language=None)
         try:
-            return language(config, _locale(config, asked))
+            return language_token(model, locale)
         except ChoiceError as error:
             raise ChoiceError(
-                f"eval.sets: the checkpoint has no token for {_locale(config, asked)}; say in which language it is to "
+                f"eval.sets: the checkpoint has no token for {locale}; say in which language it is to "
                 "be heard, token=nl in that set"
             ) from error
     tokens = language_tokens(config.model.checkpoint)
@@ -190,7 +192,7 @@ def _wordless(config: "Config", name: str) -> Set:
             "id": path.stem, "path": str(path), "text": "", "duration": float(seconds), "speaker": "",
             "sha256": sha256(path.read_bytes()).hexdigest(),
         })  # fmt: skip
-    return Set(name, "made", language(config), rows, len(rows))
+    return Set(name, "made", language_token(config.model, config.data.language), rows, len(rows))
 
 
 def heard(config: "Config", hardware: Hardware, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware, free_memory, look
 from asr_lora.model.pretrained import named
 from asr_lora.reporting import tables
-from asr_lora.reporting.card import write_card
+from asr_lora.reporting.pages import write_card
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch, named_run, words_of_job
 from asr_lora.runtime.console import say

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from asr_lora.data.preparation import clips
 from asr_lora.evaluation import adapter_strength as dial
 from asr_lora.evaluation import metrics
 from asr_lora.evaluation.eval_sets import Set, heard, normalizer
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model import arithmetic, whisper
 from asr_lora.model.hardware import Hardware
-from asr_lora.prepare import clips, language
+from asr_lora.model.pretrained import language_token
 from asr_lora.reporting import tables
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import say
@@ -82,7 +83,7 @@ def _place(asked: "Config", folders: Mapping[str, Path], shares: Sequence[float]
 
 def _test(config: "Config", name: str, limit: int | None) -> Set:
     chosen = clips(config, "test", limit)
-    return Set(name, "test", language(config), chosen, len(chosen))
+    return Set(name, "test", language_token(config.model, config.data.language), chosen, len(chosen))
 
 
 def _scored(name: str, config: "Config", hardware: Hardware, combined: Path) -> dict[str, Any]:

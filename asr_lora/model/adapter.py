@@ -24,7 +24,7 @@ from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import read_json, write_json
 
 if TYPE_CHECKING:
-    from asr_lora.config.tuning import LoraConfig as LoraSettings
+    from asr_lora.config.schema import LoraConfig as LoraSettings
 
 Tuned: TypeAlias = PeftModel | WhisperForConditionalGeneration  # the latter where the base's own weights train
 

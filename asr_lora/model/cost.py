@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from asr_lora.config.tuning import WHOLE
+from asr_lora.config.schema import WHOLE
 
 POSITIONS_PER_SECOND = 50  # of the encoder: 100 mel frames a second, halved by the second convolution
 SPACING = 16  # positions of silence that one kept behind a short context stands for (model/silence.py); 0.32 s

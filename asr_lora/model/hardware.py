@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from asr_lora.config.tuning import decided
+from asr_lora.config.schema import decided
 from asr_lora.model import cost
 from asr_lora.model.pretrained import load_config
 from asr_lora.model.whisper import DTYPES

@@ -15,7 +15,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 if TYPE_CHECKING:
-    from asr_lora.config.tuning import LoraConfig as LoraSettings
+    from asr_lora.config.schema import LoraConfig as LoraSettings
 
 T = TypeVar("T")
 

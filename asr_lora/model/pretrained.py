@@ -10,9 +10,11 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperProcessor
 
+from asr_lora.config.schema import ModelConfig
 from asr_lora.model.convert_ctranslate2 import convert
 from asr_lora.runtime.errors import ChoiceError, WorldError, reason
 from asr_lora.runtime.files import alone, cache_dir, writing
+from asr_lora.speech.language import check_language, whisper_language
 
 WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")  # whole or sharded, as Hugging Face names them
 HUB_ID = re.compile(r"(?P<name>(\w[\w.-]*/)?\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
@@ -100,6 +102,15 @@ def drop_forced_tokens(settings: WhisperConfig | GenerationConfig) -> None:
 def language_tokens(checkpoint: str) -> set[str]:
     """The languages that it has a token for, without its brackets. Raises as `load_generation_config` does."""
     return {token.strip("<|>") for token in load_generation_config(checkpoint).lang_to_id}
+
+
+def language_token(model: ModelConfig, locale: str) -> str:
+    """Whisper's token, without its brackets: `model.language` where it is set, else the one of Common Voice's `locale`.
+
+    Raises ChoiceError when the checkpoint has none, naming the way out.
+    """
+    tokens = language_tokens(model.checkpoint)
+    return whisper_language(locale, tokens) if model.language is None else check_language(model.language, tokens)
 
 
 def load_processor(checkpoint: str) -> WhisperProcessor:

@@ -19,7 +19,7 @@ from asr_lora.model.adapter import Tuned
 from asr_lora.model.methods import method
 
 if TYPE_CHECKING:
-    from asr_lora.config.tuning import LoraConfig as LoraSettings
+    from asr_lora.config.schema import LoraConfig as LoraSettings
 
 WIDTH = 256  # of the layer whose product is tried
 BLOCK = 64  # the width of a head, and of what bitsandbytes quantises at once

@@ -23,7 +23,7 @@ from asr_lora.training.callbacks import eval_steps, is_judged
 
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config
-    from asr_lora.config.tuning import LoraConfig
+    from asr_lora.config.schema import LoraConfig
 
 STAGES = ("prepare", "train", "dev", "eval")
 PROMPT_TOKENS, TOKENS_PER_SECOND = 5, 4.0  # of labels: what is beside the words, and what is said (Dutch)

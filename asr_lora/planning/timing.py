@@ -22,7 +22,7 @@ from asr_lora.speech import audio
 from asr_lora.training.trainer import token_loss
 
 if TYPE_CHECKING:
-    from asr_lora.config.tuning import LoraConfig
+    from asr_lora.config.schema import LoraConfig
 
 # Seconds that the host needs to launch a layer's kernels, which no GPU undercuts: forward and backward of training, and
 # one token of decoding (estimated from Hugging Face's Whisper in eager mode; twice that for a quantised base).

@@ -9,6 +9,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ from asr_lora.config.compose import Config
 from asr_lora.corpus import SPLITS
 from asr_lora.data import quality as faults
 from asr_lora.data.manifest import extension, read_manifest, sound
-from asr_lora.data.quality import KINDS, Fault, Utterance
-from asr_lora.evaluation.error_analysis import alignments
+from asr_lora.data.quality import KINDS, OUTLIER, Fault, Utterance, bounds
+from asr_lora.evaluation.error_analysis import alignments, runaway
 from asr_lora.evaluation.eval_sets import Set, heard
+from asr_lora.evaluation.metrics import clip_errors
 from asr_lora.model.hardware import look
-from asr_lora.prepare import language
-from asr_lora.reporting import charts, doubts
-from asr_lora.reporting.doubts import Doubt
+from asr_lora.model.pretrained import language_token
+from asr_lora.reporting import charts
 from asr_lora.reporting.pages import environment
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import quoted
@@ -40,14 +41,33 @@ SHOWN_DOUBTS = 20  # of the transcripts that the model contradicts
 ALWAYS = ("unheard", "truncated", "silent")  # kinds that are suspect whatever a model hears
 
 
+@dataclass(frozen=True)
+class LabelIssue:
+    """A transcript and what a model heard in its place, both normalised; `at` is the clip's place among all."""
+
+    at: int
+    hypothesis: str
+    reference: str
+    heard: str
+    errors: int  # characters
+    characters: int  # of the reference; 0: it has no word
+    short: bool  # too short for the model to be believed
+    signs: Sequence[str]  # of a hypothesis that ran away
+
+    @property
+    def rate(self) -> float:
+        """The character error rate; where the transcript has no word nothing can be said, and it is 0."""
+        return self.errors / self.characters if self.characters else 0.0
+
+
 def audit(config: Config) -> Path:
     """Writes the page of a run whose manifest is there, and returns where it is."""
-    summary, token = read_json(run.summary(config.run)), language(config)
+    summary, token = read_json(run.summary(config.run)), language_token(config.model, config.data.language)
     normal, unit = _normalizer(config, token), "characters" if leading(token) == "cer" else "words"
     utterances = _utterances(config, summary["source"], normal)
     odd = faults.odd(utterances, unit)
     contradicted = _contradicted(config, utterances, token, normal, unit)
-    limit = doubts.threshold(contradicted)
+    limit = suspect_threshold(contradicted)
     facts = _facts(utterances, odd, unit) | {
         "normalizer": str(normal), "decoded": _decoded(utterances, contradicted, limit),
         **_suspects(utterances, odd, contradicted, limit),
@@ -59,7 +79,7 @@ def audit(config: Config) -> Path:
         clips.mkdir()
         text = environment(autoescape=True).get_template("audit.html").render(
             name=config.run.name, summary=summary, facts=facts, kinds=KINDS, drop=config.data.drop,
-            rule=doubts.rule(unit), apply=_apply(config, folder), charts=_charts(utterances, unit, contradicted, limit),
+            rule=suspect_rule(unit), apply=_apply(config, folder), charts=_charts(utterances, unit, contradicted, limit),
             shown={kind: [_example(utterances[at], said, clips) for at, said in own[:SHOWN]]
                    for kind, own in odd.items()},
             doubted=_shown_doubts(utterances, contradicted, limit, token, clips),
@@ -101,7 +121,7 @@ def _utterances(config: Config, source: str, normal: Normalizer) -> list[Utteran
 
 def _contradicted(
     config: Config, utterances: Sequence[Utterance], token: str, normal: Normalizer, unit: str
-) -> list[Doubt]:
+) -> list[LabelIssue]:
     """What the untouched model hears in the first `audit_decode` training clips and all of dev and test."""
     if config.audit_decode is None:
         return []
@@ -119,19 +139,19 @@ def _contradicted(
     return [
         doubt
         for each, model in zip(sets, models, strict=True)
-        for doubt in doubts.doubts(places[each.name], utterances, model, normal, unit)
+        for doubt in label_issues(places[each.name], utterances, model, normal, unit)
     ]
 
 
-# ---- the list ----
-
-
 def _suspects(
-    utterances: Sequence[Utterance], odd: Mapping[str, Sequence[Fault]], contradicted: Sequence[Doubt], limit: float
+    utterances: Sequence[Utterance],
+    odd: Mapping[str, Sequence[Fault]],
+    contradicted: Sequence[LabelIssue],
+    limit: float,
 ) -> dict[str, Any]:
     """`suspects`, the ids that data.drop would take, in the manifest's order; and how many of each split."""
     sure = {fault.at for kind in ALWAYS for fault in odd[kind]}
-    places = sorted(sure | {doubt.at for doubt in contradicted if doubts.suspect(doubt, limit)})
+    places = sorted(sure | {doubt.at for doubt in contradicted if is_suspect(doubt, limit)})
     ids = [utterances[at].clip["id"] for at in places]
     return {"suspects": ids, "suspects_by_split": _by_split(utterances, places)}
 
@@ -162,9 +182,6 @@ def _apply(config: Config, folder: Path) -> str:
         hours = "all" if config.data.hours is None else f"{config.data.hours:g}"
         return f"make train LANG={config.data.language} HOURS={hours} ... ARGS='data.drop={listed}'"
     return f"python -m asr_lora.train ... {shlex.quote(f'data.drop={quoted(listed)}')}"
-
-
-# ---- numbers ----
 
 
 def _facts(utterances: Sequence[Utterance], odd: Mapping[str, Sequence[Fault]], unit: str) -> dict[str, Any]:
@@ -203,30 +220,31 @@ def _by_split(utterances: Sequence[Utterance], places: Sequence[int]) -> dict[st
     return {split: counted[split] for split in SPLITS}
 
 
-def _decoded(utterances: Sequence[Utterance], contradicted: Sequence[Doubt], limit: float) -> dict[str, Any] | None:
+def _decoded(
+    utterances: Sequence[Utterance], contradicted: Sequence[LabelIssue], limit: float
+) -> dict[str, Any] | None:
     if not contradicted:
         return None
-    rates, ranked = doubts.rates(contradicted), doubts.ranked(contradicted)
+    rates, ranked = trusted_rates(contradicted), rank_issues(contradicted)
     return {
         "clips": _by_split(utterances, [each.at for each in contradicted]),
         "median_cer": float(np.median(rates)) if rates else None,
         "threshold": limit,
-        "suspect": {utterances[each.at].clip["id"]: each.rate for each in contradicted if doubts.suspect(each, limit)},
+        "suspect": {utterances[each.at].clip["id"]: each.rate for each in contradicted if is_suspect(each, limit)},
         "short": {utterances[each.at].clip["id"]: each.rate for each in ranked["short"] if each.rate > limit},
         "ran_away": {utterances[each.at].clip["id"]: list(each.signs) for each in ranked["ran_away"]},
-        "lacking": doubts.lacking(contradicted),
+        "lacking": missing_symbols(contradicted),
     }  # fmt: skip
 
 
-# ---- the page ----
-
-
-def _charts(utterances: Sequence[Utterance], unit: str, contradicted: Sequence[Doubt], limit: float) -> dict[str, Any]:
+def _charts(
+    utterances: Sequence[Utterance], unit: str, contradicted: Sequence[LabelIssue], limit: float
+) -> dict[str, Any]:
     """`durations`: titles and SVGs; `pace` and the model's `error`: SVGs, None where there is nothing to draw."""
     pace = faults.pace(utterances, unit)[2]
     durations = {split: [each.seconds for each in utterances if each.split == split] for split in SPLITS}
     drawn = [(split, charts.histogram(own, "seconds")) for split, own in durations.items()]
-    outside, rates = [pace["low"], pace["high"]], doubts.rates(contradicted)
+    outside, rates = [pace["low"], pace["high"]], trusted_rates(contradicted)
     return {
         "durations": [(title, Markup(svg)) for title, svg in drawn],
         "pace": Markup(charts.histogram(pace["rates"], f"{unit} a second", outside)) if pace["rates"] else None,
@@ -242,22 +260,21 @@ def _example(each: Utterance, said: str, clips: Path) -> dict[str, Any]:
 
 
 def _shown_doubts(
-    utterances: Sequence[Utterance], contradicted: Sequence[Doubt], limit: float, token: str, clips: Path
+    utterances: Sequence[Utterance], contradicted: Sequence[LabelIssue], limit: float, token: str, clips: Path
 ) -> dict[str, list[dict[str, Any]]]:
     """As doubts.ranked has them, each a clip with its alignment; where no spaces are written, by characters."""
     by_character = Normalizer("characters", token) if leading(token) == "cer" else str
 
-    def shown(each: Doubt) -> dict[str, Any]:
+    def shown(each: LabelIssue) -> dict[str, Any]:
         (chunks,) = alignments([by_character(each.reference)], [by_character(each.heard)])
         rate = f"{each.rate:.0%}: {each.errors} of {each.characters} characters"
-        said = ", ".join(doubts.SIGNS[sign] for sign in each.signs) or rate
-        drawn = {"suspect": doubts.suspect(each, limit), "chunks": chunks}
+        said = ", ".join(SIGNS[sign] for sign in each.signs) or rate
+        drawn = {"suspect": is_suspect(each, limit), "chunks": chunks}
         return _example(utterances[each.at], said, clips) | drawn
 
     most = {"worst": SHOWN_DOUBTS}
     return {
-        name: [shown(each) for each in own[: most.get(name, SHOWN)]]
-        for name, own in doubts.ranked(contradicted).items()
+        name: [shown(each) for each in own[: most.get(name, SHOWN)]] for name, own in rank_issues(contradicted).items()
     }
 
 
@@ -273,3 +290,93 @@ def _sound(each: Utterance, clips: Path) -> str | None:
             say(f"{each.clip['id']} cannot be played on the page: {error}")
             return None
     return f"clips/{target.name}"
+
+
+LEAST = 0.5  # of the characters: below it, it is spelling and accents as often as other words
+# Characters: with one word to go by a model errs by itself. Of eleven transcripts of real Spanish that whisper-base
+# contradicted by half, nine were shorter: single numbers and spelt letters, misheard.
+SHORT = {"words": 12, "characters": 4}
+SIGNS = {
+    "compression": "repeats itself", "loop": "the same words over and over", "rate": "more words than can be said",
+    "limit": "was cut while talking", "silence": "text without a transcript",
+}  # fmt: skip
+MANY = 5  # clips in which the model writes something before its absence from the transcripts is worth a word
+LACKING = 0.2  # times as many clips of the corpus
+MOST_LACKING = 20
+
+
+def label_issues(
+    places: Sequence[int], utterances: Sequence[Utterance], model: Mapping[str, Any], normal: Normalizer, unit: str
+) -> list[LabelIssue]:
+    """A doubt a clip of `places`, in which `model` (an item of hearing.heard) heard its hypotheses, in their order.
+
+    `unit` is what the language is written in, "words" or "characters".
+    """
+    references = [utterances[at].words for at in places]
+    heard = [normal(text) for text in model["hypotheses"]]
+    errors, characters = clip_errors(references, heard, normal.language or "", "cer")
+    return [
+        LabelIssue(
+            at, hypothesis, reference, said, wrong, count, count < SHORT[unit],
+            runaway(said, reference, float(utterances[at].clip["duration"]), cut),
+        )
+        for at, hypothesis, reference, said, wrong, count, cut in zip(
+            places, model["hypotheses"], references, heard, errors, characters, model["cut"], strict=True
+        )
+    ]  # fmt: skip
+
+
+def trusted_rates(found: Sequence[LabelIssue]) -> list[float]:
+    """The character error rates that tell of the model and the corpus: of what it can be believed in."""
+    return [each.rate for each in found if not each.short and not each.signs]
+
+
+def suspect_threshold(found: Sequence[LabelIssue]) -> float:
+    """The character error rate beyond which a transcript is suspect; a model that is wrong everywhere suspects few."""
+    believed = trusted_rates(found)
+    return max(LEAST, bounds(believed)[1]) if believed else LEAST
+
+
+def suspect_rule(unit: str) -> str:
+    return (
+        f"more than {LEAST:.0%} of the characters, and more than the median by {OUTLIER:g} robust standard deviations "
+        f"(MAD / 0.6745), in a transcript of at least {SHORT[unit]} characters"
+    )
+
+
+def rank_issues(found: Sequence[LabelIssue]) -> dict[str, list[LabelIssue]]:
+    """The strongest first: `worst`, `short`, and `ran_away`, where the model itself is wrong."""
+    order = sorted(found, key=lambda each: (-each.rate, -each.errors, each.at))
+    contradicted = [each for each in order if each.errors and not each.signs]
+    return {
+        "worst": [each for each in contradicted if not each.short],
+        "short": [each for each in contradicted if each.short],
+        "ran_away": [each for each in order if each.signs],
+    }
+
+
+def is_suspect(each: LabelIssue, limit: float) -> bool:
+    return not each.signs and not each.short and each.rate > limit
+
+
+def missing_symbols(found: Sequence[LabelIssue]) -> dict[str, list[dict[str, Any]]]:
+    """`letters` and `words` that the model writes in many clips and the transcripts of the same clips in few.
+
+    Each with `it`, and in how many clips it was `heard` and is `written`. A corpus without accents shows here, and one
+    whose speakers say what was not written down.
+    """
+    trusted = [each for each in found if not each.signs]
+    return {
+        "letters": _lacking([(set(filter(str.isalpha, each.heard)), set(each.reference)) for each in trusted]),
+        "words": _lacking([(set(each.heard.split()), set(each.reference.split())) for each in trusted]),
+    }
+
+
+def _lacking(pairs: Sequence[tuple[set[str], set[str]]]) -> list[dict[str, Any]]:
+    heard = Counter(it for own, _ in pairs for it in own)
+    written = Counter(it for _, own in pairs for it in own)
+    return [
+        {"it": it, "heard": clips, "written": written[it]}
+        for it, clips in heard.most_common()
+        if clips >= MANY and written[it] <= LACKING * clips
+    ][:MOST_LACKING]

@@ -1,5 +1,6 @@
 """Several runs side by side, on the screen and on one page: which can be compared, and seeds folded into one row."""
 
+import json
 import os
 import shlex
 import sys
@@ -11,11 +12,11 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from asr_lora.config.naming import science
 from asr_lora.evaluation import metrics
+from asr_lora.evaluation.metrics import spread
 from asr_lora.reporting import charts, tables
-from asr_lora.reporting.pages import environment
-from asr_lora.reporting.seeds import spread, together
-from asr_lora.reporting.sharing import shared_command
+from asr_lora.reporting.pages import environment, shared_command
 from asr_lora.runs import folder as run
 from asr_lora.runs.sweep import Job
 from asr_lora.runtime.console import say
@@ -126,8 +127,8 @@ def _folded(runs: Sequence[Mapping[str, Any]], rate: str) -> dict[str, Any]:
     row |= {"runs": list(runs), "minutes": spread([each["trained"]["train_seconds"] / 60 for each in runs]).mean}
     if len(runs) == 1:
         return row | {
-            "mean": rates[0], "tuned": tables.percent(rates[0]), "sure": tables.interval(first["own"][f"{rate}_ci95"]),
-            "difference": tables.difference(first["own"]["delta"], rate),
+            "mean": rates[0], "tuned": metrics.percent(rates[0]), "sure": metrics.interval(first["own"][f"{rate}_ci95"]),
+            "difference": metrics.difference(first["own"]["delta"], rate),
             "bounds": first["own"][f"{rate}_ci95"],
         }  # fmt: skip
     seeds = ", ".join(str(each["settings"]["seed"]) for each in runs[1:])
@@ -135,8 +136,8 @@ def _folded(runs: Sequence[Mapping[str, Any]], rate: str) -> dict[str, Any]:
     apart = figures.deviation or 0.0
     return row | {
         "name": f"{first['name']} and seed{'s' if len(runs) > 2 else ''} {seeds}",
-        "mean": figures.mean, "tuned": tables.percent(figures.mean), "sure": tables.apart(figures),
-        "difference": f"{tables.points(gained.mean)} points ({tables.apart(gained)})",
+        "mean": figures.mean, "tuned": metrics.percent(figures.mean), "sure": tables.apart(figures),
+        "difference": f"{metrics.points(gained.mean)} points ({tables.apart(gained)})",
         "bounds": [figures.mean - apart, figures.mean + apart],
     }  # fmt: skip
 
@@ -164,7 +165,7 @@ def _set(best: Mapping[str, Any], row: Mapping[str, Any], name: str) -> str:
         figures, gained = (spread(list(values)) for values in (
             [each[rate] for each in scored], [each["delta"][rate] for each in scored]
         ))  # fmt: skip
-        cell = f"{tables.percent(figures.mean)}, {tables.points(gained.mean)} points ({tables.apart(gained)})"
+        cell = f"{metrics.percent(figures.mean)}, {metrics.points(gained.mean)} points ({tables.apart(gained)})"
     else:
         cell = "; ".join(f"{tables.heard(each, each['language'])}, {tables.change(each)}" for each in scored)
     same = other is None or scored[0]["asked"]["clips_sha256"] == other["asked"]["clips_sha256"]
@@ -192,4 +193,21 @@ def _paired(best: Mapping[str, Any], row: Mapping[str, Any], rate: str) -> str:
     change = (sides[1] - sides[0])[spoken]
     interval, _ = metrics.bootstrap(change, units[spoken], speakers, seed=0)
     difference = float(change.sum() / units.sum())
-    return f"{tables.points(difference)} points ({tables.interval(interval, tables.points)})"
+    return f"{metrics.points(difference)} points ({metrics.interval(interval, metrics.points)})"
+
+
+def together(settings: Sequence[Mapping[str, Any]], scored: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """The places of runs that differ in their seed alone, in order of seed; one by one those that do not.
+
+    `settings` are those of each run as recorded, `scored` its metrics: an adapter that was turned down, or was heard
+    otherwise, is another. Two runs of one seed are no two seeds, and never stand together.
+    """
+    found: dict[tuple[str, int], list[int]] = defaultdict(list)
+    times: dict[tuple[str, int], int] = defaultdict(int)
+    for place, (own, figures) in enumerate(zip(settings, scored, strict=True)):
+        apart_from_seed = {name: value for name, value in science(own).items() if name != "seed"}
+        heard = {name: figures.get(name) for name in ("context", "strength", "average")}
+        alike = json.dumps([apart_from_seed, heard, figures["asked"]["decoding"]], sort_keys=True)
+        found[alike, times[alike, own["seed"]]].append(place)
+        times[alike, own["seed"]] += 1
+    return [sorted(places, key=lambda place: settings[place]["seed"]) for places in found.values()]

@@ -1,14 +1,28 @@
 """Templates of the page, the comparison and the model card, and what all of them may call."""
 
 import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from asr_lora.evaluation import metrics
+from asr_lora.model.adapter_folder import is_whole
+from asr_lora.model.cost import PUBLISHED, shape_of
+from asr_lora.model.pretrained import is_hub_id, is_local, load_config, resolve
 from asr_lora.reporting import tables
-from asr_lora.reporting.sharing import shared_command, shared_value
+from asr_lora.reporting.tables import leading_first, normalised
+from asr_lora.runs import folder as run
+from asr_lora.runtime.files import write_text
 from asr_lora.speech import normalizer as text
+
+if TYPE_CHECKING:
+    from asr_lora.config.compose import Config
 
 
 def unbroken(text: str) -> Markup:
@@ -25,8 +39,8 @@ def environment(autoescape: bool) -> Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     made.filters |= {
-        "percent": tables.percent, "points": tables.points, "interval": tables.interval,
-        "interval_points": lambda bounds: tables.interval(bounds, tables.points), "difference": tables.difference,
+        "percent": metrics.percent, "points": metrics.points, "interval": metrics.interval,
+        "interval_points": lambda bounds: metrics.interval(bounds, metrics.points), "difference": metrics.difference,
         "unbroken": unbroken, "shared_command": shared_command,
     }  # fmt: skip
     made.globals |= {
@@ -38,3 +52,123 @@ def environment(autoescape: bool) -> Environment:
         "CHOSEN_ON_DEV": tables.CHOSEN_ON_DEV, "FOLDED": tables.FOLDED, "tuned_by": tables.tuned_by,
     }  # fmt: skip
     return made
+
+
+TASK = "automatic-speech-recognition"
+
+
+def hub_id(checkpoint: str) -> str | None:
+    """Where anyone else finds the base: a Hub id itself, or what OpenAI published under a folder's name and shape.
+
+    None for a folder of another name, or whose sizes are not those: what is in it nobody else may have.
+    """
+    if not is_local(checkpoint):
+        return resolve(checkpoint)[0]
+    folder = Path(checkpoint).expanduser()
+    named = f"openai/whisper-{folder.name.removeprefix('faster-').removeprefix('whisper-')}"
+    return named if PUBLISHED.get(named) == shape_of(load_config(checkpoint).to_dict()) else None
+
+
+def write_card(
+    folder: Path, config: "Config", trained: Mapping[str, Any], summary: Mapping[str, Any],
+    facts: Mapping[str, Mapping[str, Any]],
+) -> None:  # fmt: skip
+    """Writes README.md into the `folder` of an adapter, or of a whole model.
+
+    `trained` is train/metrics.json, `summary` data/summary.json, and `facts` are the metrics of every set, the run's
+    own first.
+    """
+    settings, published = run.settings(config.run), hub_id(config.model.checkpoint)
+    base = published or Path(config.model.checkpoint).expanduser().name
+    split, own = next(iter(facts.items()))
+    results = [
+        EvalResult(
+            task_type=TASK, task_name="Speech recognition", dataset_type=summary["release"] if name == split else name,
+            dataset_name=summary["release"] if name == split else name, dataset_config=scored["language"],
+            dataset_split=scored["split"], metric_type=rate, metric_value=round(100 * scored[rate], 2),
+            metric_name=f"{rate.upper()} (%), normalised by {normalised(scored)}",
+        )
+        for name, scored in facts.items()
+        for rate in leading_first(scored["language"])
+        if scored[rate] is not None
+    ]  # fmt: skip
+    whole = is_whole(folder)
+    data = ModelCardData(
+        # The corpus's own language, where Whisper was told another for want of a token; the Hub knows no regions.
+        language=config.data.language.partition("-")[0],
+        base_model=base, library_name="transformers" if whole else "peft", license=config.report.license,
+        datasets=[summary["release"]], metrics=["wer", "cer"], pipeline_tag=TASK,
+        tags=["whisper", "fine-tuned" if whole else "lora", "asr_lora"],
+        model_name=config.run_name, eval_results=results,
+    )  # fmt: skip
+    text = environment(autoescape=False).get_template("card.md").render(
+        base=base, published=published, split=split, own=own, facts=facts, settings=settings, trained=trained,
+        summary=summary, whole=whole, merged=whole and not config.lora.whole,
+        this="this model" if whole else "with this adapter",
+    )  # fmt: skip
+    file, card = folder / "README.md", str(ModelCard(f"---\n{data}\n---\n\n{text}"))
+    if not file.is_file() or file.read_text(encoding="utf-8") != card:
+        write_text(file, card)
+
+
+# A value in Hydra's grammar, cut into what stands in quotes, what is between the marks of lists and dictionaries (an
+# interpolation is no such mark), and those marks.
+PIECE = re.compile(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|(?:\$\{[^}]*\}|\\.|[^,{}\[\]"'])+|.""", re.DOTALL)
+NAMED = re.compile(r"(\s*(?:[\w.+-]+:\s*)*)(.*?)(\s*)", re.DOTALL)  # `path: ` and `shards:` before what they are of
+ELSEWHERE = ("hf:", "mdc:")  # what is behind them is a name on a server
+NOT_PATHS = ("export.push", "data.columns")  # settings whose slashes mean something else
+
+
+def shared_command(command: str) -> str:
+    """A command as it is typed, its settings as `shared_value` has them."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quote that does not end: of a run from elsewhere
+        words = command.split()
+    return shlex.join(map(_word, words))
+
+
+def _word(word: str) -> str:
+    key, equals, value = word.partition("=")
+    if not equals:
+        return word if word.startswith("~") else _place(word)  # ~key takes a setting out
+    return f"{key}={shared_value(key.lstrip('+'), value)}"
+
+
+def shared_value(key: str, value: str) -> str:
+    """The value of a setting with every local path in it cut to its last part; a Hub id stays, and so does a URL.
+
+    A URL loses what may be secret in it, a password and the query.
+    """
+    if key in NOT_PATHS or (key == "model.checkpoint" and is_hub_id(value.strip("\"'"))):
+        return value
+    return "".join(map(_piece, PIECE.findall(value)))
+
+
+def _piece(piece: str) -> str:
+    if piece[0] in "\"'" and len(piece) > 1:
+        return f"{piece[0]}{_piece(piece[1:-1])}{piece[-1]}" if piece[1:-1] else piece
+    found = NAMED.fullmatch(piece)
+    if found is None:
+        return piece
+    before, rest, after = found.groups()
+    if before.endswith(ELSEWHERE):
+        return piece
+    if rest.startswith("//"):
+        scheme = re.split(r":\s*", before)[-2]
+        return f"{before.removesuffix(f'{scheme}:')}{_url(f'{scheme}:{rest}')}{after}"
+    return f"{before}{_place(rest)}{after}"
+
+
+def _url(address: str) -> str:
+    parts = urlsplit(address)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
+
+
+def _place(path: str) -> str:
+    if path.startswith("~") and "/" not in path:  # another user's home would name that user
+        return "~"
+    if "/" not in path:
+        return path
+    home = path.rstrip("/") in ("", str(Path.home()))
+    return "~" if home and path.strip("/") else PurePosixPath(path).name or path

@@ -1,14 +1,12 @@
 """What an evaluation found, as tables on standard output; a rate is printed as percent, a difference as points."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora.evaluation.error_analysis import SMALL
-from asr_lora.evaluation.metrics import delta_interval
-from asr_lora.reporting.seeds import Spread
+from asr_lora.evaluation.metrics import SMALL, Spread, delta_interval, difference, interval, percent, points
 from asr_lora.speech.normalizer import leading
 
 SHORT_OF_SPEAKERS = "intervals over clips: too few known speakers for them to say anything about other speakers"
@@ -206,22 +204,3 @@ def small(scored: Mapping[str, Any]) -> str:
 
 def runaways(scored: Mapping[str, Any]) -> str:
     return f"{scored['baseline']['runaways']['clips']} to {scored['runaways']['clips']}"
-
-
-def difference(delta: Mapping[str, Any], rate: str) -> str:
-    """`-21.0 points (-31.4 to -13.0)`."""
-    if delta[rate] is None:
-        return "no words"
-    return f"{points(delta[rate])} points ({interval(delta_interval(delta, rate), points)})"
-
-
-def percent(rate: float | None) -> str:
-    return "-" if rate is None else f"{rate:.1%}"
-
-
-def points(difference: float | None) -> str:
-    return "-" if difference is None else f"{difference * 100:+.1f}"
-
-
-def interval(bounds: Sequence[float] | None, shown: Callable[[float], str] = percent) -> str:
-    return "-" if bounds is None else " to ".join(map(shown, bounds))

@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 
 from asr_lora.config.compose import Config, from_plain, plain
 from asr_lora.config.naming import GROUPS, science
-from asr_lora.config.schema import DecodingConfig, EvalConfig, ReportConfig
-from asr_lora.config.tuning import decided
+from asr_lora.config.schema import DecodingConfig, decided
+from asr_lora.config.stages import EvalConfig, ReportConfig
 from asr_lora.data.manifest import NOT_OF_ALL, read_manifest
 from asr_lora.model.pretrained import identity
 from asr_lora.runtime import distributed as ranks

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from asr_lora import NO_HOME
 from asr_lora.config.compose import Config, conf_dir, typed
-from asr_lora.config.tuning import PREFIX, LoraConfig, no_such_lora_key
+from asr_lora.config.schema import PREFIX, LoraConfig, no_such_lora_key
 from asr_lora.runs import folder as run
 from asr_lora.runs import sweep
 from asr_lora.runs.sweep import Job

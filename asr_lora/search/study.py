@@ -15,8 +15,8 @@ from optuna.visualization import matplotlib as plots
 from rich.console import Console
 from rich.table import Table
 
+from asr_lora.evaluation.metrics import percent
 from asr_lora.reporting.pages import environment
-from asr_lora.reporting.tables import percent
 from asr_lora.runtime.files import write_text
 from asr_lora.search.space import Setting, typed
 

@@ -14,6 +14,7 @@ from asr_lora.corpus import SPLITS
 from asr_lora.data.dataset import Steps, StreamedSteps
 from asr_lora.data.features import Making, prompted, token_ids
 from asr_lora.data.manifest import Clip, as_row, read_manifest
+from asr_lora.data.preparation import label_rule
 from asr_lora.data.sampler import Order
 from asr_lora.data.sources import excluded, streamed
 from asr_lora.data.splits import Sieve
@@ -22,9 +23,8 @@ from asr_lora.evaluation.eval_sets import evaluated
 from asr_lora.model import adapter, whisper
 from asr_lora.model.hardware import Hardware
 from asr_lora.model.methods import method
-from asr_lora.model.pretrained import load_config, load_processor
+from asr_lora.model.pretrained import language_token, load_config, load_processor
 from asr_lora.planning.estimate import flop, job
-from asr_lora.prepare import label_rule, language
 from asr_lora.runs import folder as run
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import Bar, say
@@ -45,7 +45,9 @@ def build(
     """
     building = time.monotonic()
     processor = load_processor(config.model.checkpoint)
-    processor.tokenizer = prompted(processor.tokenizer, language(config), config.model.task)
+    processor.tokenizer = prompted(
+        processor.tokenizer, language_token(config.model, config.data.language), config.model.task
+    )
     base = whisper.load(
         config.model.checkpoint, config.model.precision, hardware.device, hardware.autocast or torch.float32,
         double_quantisation=bool(config.lora.double_quantisation),
@@ -73,7 +75,9 @@ def build(
             rows, order(config, rows), config.max_steps, processor, *place,
             augment=config.data.augment, seed=config.seed, attention_mask=masks,
         )  # fmt: skip
-    heard_short = decoding(config, hardware, language(config), short=config.training.context == "dynamic")
+    heard_short = decoding(
+        config, hardware, language_token(config.model, config.data.language), short=config.training.context == "dynamic"
+    )
     way = method(config.lora, config.max_steps)
     model = adapter.attach(base, config.lora, config.seed, config.max_steps)
     optimiser = way.optimiser and way.optimiser(model, learning_rate, config.training.weight_decay)

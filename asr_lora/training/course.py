@@ -11,7 +11,7 @@ from asr_lora.data.dataset import seen
 from asr_lora.data.manifest import Clip
 from asr_lora.model import adapter
 from asr_lora.model.hardware import Hardware
-from asr_lora.prepare import language
+from asr_lora.model.pretrained import language_token
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import say
 from asr_lora.runtime.files import read_jsonl
@@ -56,7 +56,7 @@ def heard(config: Config, hardware: Hardware, rows: Sequence[Clip], steps: int) 
 def setting(config: Config, hardware: Hardware) -> dict[str, Any]:
     """What it ran on, and as what."""
     return {
-        "dev_normalizer": str(normalizer(config, language(config))),
+        "dev_normalizer": str(normalizer(config, language_token(config.model, config.data.language))),
         "device": hardware.name,
         "processes": hardware.processes,
         "precision": config.model.precision,

@@ -161,7 +161,7 @@ def test_no_two_experiments_share_a_name(usual: Config) -> None:
     made_with: dict[str, dict[str, Any]] = {}
     for changes in [{}, *singles, *several]:
         config = changed(usual, changes)
-        name, settings = run_name(config, usual), science(plain(config))
+        name, settings = run_name(plain(config), plain(usual)), science(plain(config))
         assert made_with.setdefault(name, settings) == settings, f"{name} is two experiments"
         assert len(name) <= RUN_NAME_LIMIT and "/" not in name
     assert len(made_with) > 900

@@ -30,7 +30,7 @@ from support.releases import RELEASE, pack, write_release
 
 from asr_lora.corpus import mdc
 from asr_lora.evaluation.eval_sets import evaluated, refuse_unclear
-from asr_lora.plan import durations
+from asr_lora.planning.devices import durations
 from asr_lora.prepare import prepare
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError

@@ -14,7 +14,8 @@ import soundfile
 from support.releases import Row, pack, tone, utterances, write_lines, write_release
 
 from asr_lora.corpus import archive
-from asr_lora.prepare import clips, prepare
+from asr_lora.data.preparation import clips
+from asr_lora.prepare import prepare
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl

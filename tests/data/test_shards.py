@@ -29,9 +29,10 @@ from asr_lora.corpus import open_corpus, shards
 from asr_lora.data import shard_writer
 from asr_lora.data.dataset import Steps
 from asr_lora.data.manifest import sound, waveform
+from asr_lora.data.preparation import clips
 from asr_lora.data.shard_writer import write_shards
 from asr_lora.data.sources import put_back
-from asr_lora.prepare import clips, prepare
+from asr_lora.prepare import prepare
 from asr_lora.report import _example
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import load

@@ -35,8 +35,9 @@ from support.releases import clip_names, pack, refusal, write_lines
 
 from asr_lora.corpus import is_path, is_quick, open_corpus
 from asr_lora.data.manifest import waveform
-from asr_lora.plan import durations
-from asr_lora.prepare import drawn_from, prepare
+from asr_lora.data.preparation import drawn_from
+from asr_lora.planning.devices import durations
+from asr_lora.prepare import prepare
 from asr_lora.runs.launch import load
 from asr_lora.runtime.files import read_json
 

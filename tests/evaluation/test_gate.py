@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from asr_lora.evaluation.error_analysis import SMALL
-from asr_lora.evaluation.gate import SMALL_SILENT, judged, refuse_regressions
+from asr_lora.evaluation.metrics import SMALL, SMALL_SILENT, judged, refuse_regressions
 from asr_lora.runtime.errors import RegressionError
 
 

@@ -6,7 +6,6 @@ import bitsandbytes
 import pytest
 import torch
 
-from asr_lora import plan
 from asr_lora.corpus import SPLITS
 from asr_lora.doctor import machine as checks
 from asr_lora.model import adapter_folder as stored
@@ -14,6 +13,7 @@ from asr_lora.model import whisper
 from asr_lora.model.hardware import look
 from asr_lora.model.memory import is_out_of_memory
 from asr_lora.model.pretrained import load_config
+from asr_lora.planning import devices
 from asr_lora.planning.estimate import job
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import WorldError
@@ -86,7 +86,7 @@ def test_a_plan_and_the_doctor_tell_it_in_one_line_with_the_reason(
     config = load([*words, "plan.calibrate=true"])
     rows = {split: [1.0, 2.0] for split in SPLITS}
     with pytest.raises(WorldError, match=r"plan\.calibrate: memory ran out .*ALLOC_FAILED.*hardware\.micro_batch=1"):
-        plan.here(config, job(config, rows))
+        devices.here(config, job(config, rows))
     known = load_config(config.model.checkpoint)
     with pytest.raises(WorldError, match=r"gradients: memory ran out .*ALLOC_FAILED.*end what else holds the GPU"):
         checks.gradients(config, known, look(config), None, tmp_path)

@@ -13,7 +13,7 @@ from support.runs import killed
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora.config.compose import conf_dir
-from asr_lora.config.tuning import LORA_KEYS, WHOLE, LoraConfig
+from asr_lora.config.schema import LORA_KEYS, WHOLE, LoraConfig
 from asr_lora.eval import evaluate
 from asr_lora.model import adapter, arithmetic, cost, whisper
 from asr_lora.model import adapter_folder as stored

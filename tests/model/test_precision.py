@@ -9,14 +9,15 @@ import torch
 from support.runs import torchrun
 
 from asr_lora import plan
-from asr_lora.config import tuning
+from asr_lora.config import schema
 from asr_lora.config.compose import Config
 from asr_lora.doctor.__main__ import examine
 from asr_lora.doctor.check import Check
 from asr_lora.model import hardware
 from asr_lora.model.cost import PUBLISHED
 from asr_lora.model.pretrained import identity
-from asr_lora.planning.ways import ways
+from asr_lora.plan import ways
+from asr_lora.planning import devices
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
@@ -121,7 +122,7 @@ def test_auto_leaves_no_part_in_a_name_and_int8_does() -> None:
 def test_auto_is_decided_by_the_device_or_by_how_the_run_was_begun(
     asked: str, device: str, recorded: str | None, precision: str, told: str
 ) -> None:
-    assert tuning.decided(asked, device, recorded) == (precision, told)
+    assert schema.decided(asked, device, recorded) == (precision, told)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_on_a_machine_with_a_gpu_it_is_int8_unless_a_cpu_is_asked_for(
 ) -> None:
     config = load([*bare, *hardware_words])
     assert run.settled(config, hardware.device_of(config).type)[0].model.precision == precision
-    assert plan.settled_here(config)[0].model.precision == precision
+    assert devices.settled_here(config)[0].model.precision == precision
 
 
 @pytest.mark.parametrize("kind", ["pissa", "dora", "full", "bitfit", "qlora"])
@@ -199,7 +200,7 @@ def test_a_plan_has_the_precision_of_every_device(
     def devices(*words: str) -> list[str]:
         plan.plan(load([*bare, *words]), {})
         cells = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if "│" in line]
-        names = [*hardware.GPUS, plan.HERE]
+        names = [*hardware.GPUS, devices.HERE]
         return [cells[cells.index(name) + 1] for name in names]
 
     monkeypatch.setenv("COLUMNS", "160")

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from asr_lora.config.compose import Config
+from asr_lora.config.compose import Config, gpu_settings
 from asr_lora.model import adapter, whisper
 from asr_lora.model.hardware import GPUS, look
-from asr_lora.plan import durations, facts, here, on_gpu, plan, predict
+from asr_lora.plan import plan
+from asr_lora.planning.devices import durations, here, on_gpu, predict
 from asr_lora.planning.estimate import cut, job
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
@@ -75,7 +76,7 @@ def test_a_precision_that_a_gpu_lacks_is_said() -> None:
 
 def test_every_gpu_has_its_facts_with_a_dated_price() -> None:
     for gpu in GPUS:
-        hardware = facts(gpu)
+        hardware = gpu_settings(gpu)
         assert hardware.memory and hardware.rates["int8"] < hardware.rates["fp16"] and hardware.dollars_per_hour
         assert "2026-" in (hardware.price_source or "")
 

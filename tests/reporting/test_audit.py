@@ -16,9 +16,7 @@ from asr_lora.data import quality as faults
 from asr_lora.data.quality import KINDS, Utterance
 from asr_lora.prepare import main, prepare
 from asr_lora.reporting import audit as room
-from asr_lora.reporting import doubts
-from asr_lora.reporting.audit import audit
-from asr_lora.reporting.doubts import Doubt
+from asr_lora.reporting.audit import LabelIssue, audit
 from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl, write_jsonl
@@ -214,8 +212,8 @@ def model_of(hypotheses: Sequence[str]) -> Mapping[str, Any]:
     return {"hypotheses": hypotheses, "cut": [False] * len(hypotheses)}
 
 
-def doubted(said: Sequence[str], heard: Sequence[str], unit: str = "words") -> list[Doubt]:
-    return doubts.doubts(range(len(said)), of(said, 5.0), model_of(heard), Normalizer("marks"), unit)
+def doubted(said: Sequence[str], heard: Sequence[str], unit: str = "words") -> list[LabelIssue]:
+    return room.label_issues(range(len(said)), of(said, 5.0), model_of(heard), Normalizer("marks"), unit)
 
 
 def test_a_wrong_transcript_leads_and_a_runaway_and_a_short_one_stand_apart() -> None:
@@ -229,10 +227,10 @@ def test_a_wrong_transcript_leads_and_a_runaway_and_a_short_one_stand_apart() ->
         "nee hoor",
     ]
     found = doubted(said, heard)
-    limit = doubts.threshold(found)
-    ranked = doubts.ranked(found)
+    limit = room.suspect_threshold(found)
+    ranked = room.ranked(found)
     assert [each.at for each in ranked["worst"]] == [4, 3] and [
-        each.at for each in found if doubts.suspect(each, limit)
+        each.at for each in found if room.is_suspect(each, limit)
     ] == [4]
     assert [each.at for each in ranked["ran_away"]] == [5] and "loop" in ranked["ran_away"][0].signs
     assert [each.at for each in ranked["short"]] == [6]
@@ -241,12 +239,14 @@ def test_a_wrong_transcript_leads_and_a_runaway_and_a_short_one_stand_apart() ->
 def test_a_model_that_is_wrong_everywhere_makes_nothing_suspect() -> None:
     said = [f"{word} een twee drie vier" for word in "a b c d e f".split()]
     found = doubted(said, ["xyz qrs uvw mno kl"] * 6)
-    assert doubts.threshold(found) > 0.5 and not any(doubts.suspect(each, doubts.threshold(found)) for each in found)
+    assert room.suspect_threshold(found) > 0.5 and not any(
+        room.is_suspect(each, room.suspect_threshold(found)) for each in found
+    )
 
 
 def test_letters_and_words_that_the_transcripts_lack_are_counted() -> None:
     found = doubted([f"numero {at} mas" for at in "abcdef"], [f"el número {at} más" for at in "abcdef"])
-    lacking = doubts.lacking(found)
+    lacking = room.missing_symbols(found)
     assert {row["it"] for row in lacking["letters"]} == {"ú", "á", "l"}
     assert {"it": "número", "heard": 6, "written": 0} in lacking["words"]
 

@@ -14,8 +14,7 @@ from transformers import WhisperConfig
 
 from asr_lora.model.cost import PUBLISHED
 from asr_lora.report import compare, report
-from asr_lora.reporting.card import hub_id
-from asr_lora.reporting.pages import unbroken
+from asr_lora.reporting.pages import hub_id, unbroken
 from asr_lora.reporting.tables import show_run
 from asr_lora.runs import folder as run
 from asr_lora.runs.folder import FIGURES

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from asr_lora.config.compose import plain
-from asr_lora.reporting.seeds import spread, together
+from asr_lora.evaluation.metrics import spread
+from asr_lora.reporting.comparison import together
 from asr_lora.runs.launch import load
 
 SCORED = {"context": "short", "strength": 1.0, "average": None, "asked": {"decoding": {"num_beams": 1}}}

@@ -12,7 +12,7 @@ from asr_lora.config.compose import Config
 from asr_lora.export import ct2, ggml, hub
 from asr_lora.export.__main__ import main as export
 from asr_lora.report import compare, report
-from asr_lora.reporting.sharing import shared_command, shared_value
+from asr_lora.reporting.pages import shared_command, shared_value
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import load, quoted
 from asr_lora.train import train

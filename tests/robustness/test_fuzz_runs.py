@@ -22,7 +22,7 @@ from asr_lora.data.manifest import extension, read_manifest, sound, waveform
 from asr_lora.data.splits import shared
 from asr_lora.model import adapter, arithmetic, whisper
 from asr_lora.model import adapter_folder as stored
-from asr_lora.plan import durations
+from asr_lora.planning.devices import durations
 from asr_lora.prepare import prepare
 from asr_lora.report import report
 from asr_lora.reporting.comparison import compare

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from support.releases import pack, utterances, write_release
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 
-from asr_lora.config.tuning import LORA_KEYS
+from asr_lora.config.schema import LORA_KEYS
 from asr_lora.data.dataset import Steps
 from asr_lora.data.features import Example, collate, token_ids
 from asr_lora.doctor import data as glimpse

@@ -9,8 +9,8 @@ from support.releases import utterances, write_release
 
 from asr_lora.eval import evaluate
 from asr_lora.evaluation import eval_sets
-from asr_lora.evaluation.error_analysis import SMALL
 from asr_lora.evaluation.eval_sets import Set
+from asr_lora.evaluation.metrics import SMALL
 from asr_lora.model.adapter_folder import trained_on_short
 from asr_lora.report import report
 from asr_lora.runs.folder import as_recorded

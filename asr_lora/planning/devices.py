@@ -1,0 +1,200 @@
+"""Estimates for the GPUs that conf/hardware/ knows and for this machine."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import try_to_load_from_cache
+
+from asr_lora.config.compose import Config, gpu_settings
+from asr_lora.corpus import SPLITS, Columns, is_path, is_quick, open_corpus
+from asr_lora.data.manifest import draw_order, read_manifest
+from asr_lora.data.splits import with_splits
+from asr_lora.decoding.generate import at_once
+from asr_lora.model.hardware import Hardware, decode_rows, device_of, fitting, known_gpu, look
+from asr_lora.model.memory import is_out_of_memory
+from asr_lora.model.pretrained import is_local, language_token, resolve
+from asr_lora.planning import timing as clock
+from asr_lora.planning.estimate import (
+    Forecast,
+    Job,
+    cut,
+    flop,
+    forecast_on,
+    job,
+)
+from asr_lora.planning.timing import Clocks
+from asr_lora.runs import folder as run
+from asr_lora.runtime.errors import ChoiceError, UserError, WorldError, reason
+from asr_lora.speech import audio
+
+HERE = "this machine"
+CLIPS = {"train": 46_392, "dev": 12_247, "test": 12_247}  # of Dutch Common Voice 25.0
+SPREAD = 0.35  # of the logarithm of a clip's seconds, a guess of what read sentences have
+
+
+def predict(config: Config, hardware: Hardware, seconds: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
+    """What training will take on this device, to stand beside what it took; None where no facts are known of it.
+
+    `seconds` of the clips of the splits `train`, `dev` and `test`. Keys are those of train/metrics.json.
+    """
+    if not config.plan.calibrate and known_gpu(hardware.name) is None:
+        return None
+    work = job(config, seconds)
+    forecast = _forecast_here(config, work, hardware)
+    if not forecast.seconds:
+        return None
+    return {
+        "train_seconds": forecast.seconds["train"],
+        "dev_seconds": forecast.seconds["dev"],
+        "peak_memory_bytes": forecast.memory["train"],
+        "floating_point_work": flop(work, hardware.gradient_checkpointing)["train"],
+        "basis": "steps timed before" if config.plan.calibrate else f"conf/hardware/{known_gpu(hardware.name)}.yaml",
+    }
+
+
+def durations(config: Config) -> tuple[dict[str, list[float]], str]:
+    """Seconds of the clips of every split, and where they are from: the manifest, the corpus, or what is typical.
+
+    An archive is neither opened, as to find its tables may take minutes, nor downloaded; nor is parquet converted.
+    """
+    if run.summary(config.run).is_file() and not config.data.streaming:
+        lines = {split: read_manifest(run.manifest(config.run, split)) for split in SPLITS}
+        return {split: [line["duration"] for line in lines[split]] for split in SPLITS}, "the manifest"
+    named = config.data.source
+    source = Path(named).expanduser() if named and is_path(named) else None
+    if source and (is_quick(source) or not source.exists()) and (told := _corpus_seconds(source, config)):
+        seconds, origin = told, str(source)
+    else:
+        rng, mean = np.random.default_rng(config.data.seed), config.plan.clip_seconds
+        center = math.log(mean) - SPREAD**2 / 2  # a log-normal's mean lies above its median
+        drawn = {split: rng.lognormal(center, SPREAD, clips) for split, clips in CLIPS.items()}
+        seconds = {split: np.minimum(drawn[split], audio.MAX_SECONDS).tolist() for split in SPLITS}
+        origin = f"typical, {mean:g} s each (Common Voice's nl; plan.clip_seconds)"
+    train = seconds["train"]
+    if config.data.hours is not None:
+        train = train[: int(np.searchsorted(np.cumsum(train), config.data.hours * 3600)) + 1]
+    limited = {"dev": seconds["dev"][: config.data.dev_clips], "test": seconds["test"][: config.eval.limit]}
+    return {"train": train, **limited}, origin
+
+
+def _corpus_seconds(source: Path, config: Config) -> dict[str, list[float]] | None:
+    """In the order of the draw; None where the corpus does not say how long its clips are."""
+    corpus = with_splits(open_corpus(source, config.data.language, Columns(config.data.columns or {})), config.data)
+    if not corpus.durations or not all(corpus.tables[split] for split in SPLITS):
+        return None
+    rows = {split: draw_order(corpus.tables[split], config.data.seed) for split in SPLITS}
+    mean = sum(corpus.durations.values()) / len(corpus.durations)
+    return {split: [corpus.durations.get(row["path"]) or mean for row in rows[split]] for split in SPLITS}
+
+
+def on_gpu(config: Config, work: Job) -> Forecast:
+    """On the GPU whose facts config.hardware holds, with as much in one forward as fits it."""
+    config, _ = run.settled(config, "cuda")
+    asked, precision = config.hardware, config.model.precision
+    arithmetic = _arithmetic(precision, asked.autocast)
+    if arithmetic not in asked.rates or asked.memory is None:
+        return Forecast({}, {}, f"no {precision} there: it has {', '.join(asked.rates)}")
+    half = precision != "fp32" or asked.autocast in ("fp16", "bf16")
+    memory = asked.memory * 1e9
+    rows, checkpointing = fitting(
+        memory, asked.gradient_checkpointing, precision, work.shape, half, **config.lora.memory
+    )
+    capacity = (asked.micro_batch or rows) * audio.MAX_SECONDS
+    clocks = _by_rates(config, work, asked.rates, arithmetic, checkpointing, True)
+    return forecast_on(
+        config, work, clocks, memory, capacity, asked.decode_batch or decode_rows(memory, work.shape),
+        half=half, checkpointing=checkpointing, on_gpu=True,
+    )  # fmt: skip
+
+
+def here(config: Config, work: Job) -> Forecast:
+    """On this machine, as training would run on it.
+
+    Raises ChoiceError where steps are to be timed and the weights are not on this machine.
+    """
+    if config.plan.calibrate:
+        _refuse_to_fetch(config.model.checkpoint)
+    config, _ = settled_here(config)
+    try:
+        hardware = look(config, work.shape)
+    except UserError as refused:  # the plan for other machines holds all the same
+        return Forecast({}, {}, str(refused))
+    return _forecast_here(config, work, hardware)
+
+
+def settled_here(config: Config) -> tuple[Config, str]:
+    """`run.settled` on this machine; as asked where its device cannot be used, which `look` then says."""
+    try:
+        device = device_of(config)
+    except UserError:
+        return config, f"model.precision={config.model.precision}"
+    return run.settled(config, device.type)
+
+
+def _forecast_here(config: Config, work: Job, hardware: Hardware) -> Forecast:
+    device, cuda = hardware.device, hardware.device.type == "cuda"
+    if config.plan.calibrate:
+        clocks = _by_timing(config, work, hardware)
+    else:
+        known = known_gpu(hardware.name)
+        measured = gpu_settings(known).rates if known else clock.matrix_rates(device, hardware.autocast)
+        rates = {**measured, **config.hardware.rates}
+        arithmetic = _arithmetic(config.model.precision, hardware.autocast_name)
+        if arithmetic not in rates:
+            return Forecast({}, {}, f"no rate for {arithmetic}: hardware.rates has {', '.join(rates)}")
+        clocks = _by_rates(config, work, rates, arithmetic, hardware.gradient_checkpointing, cuda)
+    there = torch.cuda.mem_get_info(device)[1] if cuda else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = config.hardware.memory * 1e9 if config.hardware.memory else float(there)
+    return forecast_on(
+        config, work, clocks, memory, hardware.capacity, hardware.decode_batch,
+        half=hardware.autocast is not None, checkpointing=hardware.gradient_checkpointing, on_gpu=cuda,
+    )  # fmt: skip
+
+
+def _arithmetic(precision: str, autocast: str | None) -> str:
+    """Whose rate counts: that of the base, but an fp32 base under autocast multiplies in half precision."""
+    return autocast if precision == "fp32" and autocast in ("fp16", "bf16") else precision
+
+
+def _by_rates(
+    config: Config, work: Job, rates: Mapping[str, float], arithmetic: str, checkpointing: bool, cuda: bool
+) -> Clocks:
+    return clock.by_rates(
+        work.shape, work.trainable, work.kind, rates, arithmetic,
+        checkpointing=checkpointing, beams=config.decoding.num_beams, on_gpu=cuda,
+    )  # fmt: skip
+
+
+def _refuse_to_fetch(checkpoint: str) -> None:
+    if not is_local(checkpoint):
+        name, revision = resolve(checkpoint)
+        weights = ("model.safetensors", "pytorch_model.bin")
+        cached = [try_to_load_from_cache(name, file, revision=revision) for file in weights]
+        if not any(isinstance(file, str) for file in cached):
+            raise ChoiceError(
+                f"plan.calibrate: the weights of {checkpoint} are not on this machine, and a plan fetches nothing; "
+                "name a directory that holds them (model.checkpoint=...), or plan without"
+            )
+
+
+def _by_timing(config: Config, work: Job, hardware: Hardware) -> Clocks:
+    rows = at_once(hardware.decode_batch, config.decoding.num_beams)
+    dev, scored = work.decoding("dev", rows), work.decoding("eval", rows)
+    try:
+        return clock.by_timing(
+            config.model.checkpoint, config.model.precision, config.lora, language_token(config.model, config.data.language), hardware,
+            beams=config.decoding.num_beams, trained=cut(work.trained, hardware.capacity),
+            developed=dev, evaluated=scored or dev,
+        )  # fmt: skip
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise WorldError(
+            f"plan.calibrate: memory ran out while timing ({reason(error)}); say hardware.micro_batch=1 and a small "
+            "hardware.decode_batch"
+        ) from error
