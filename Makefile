@@ -14,7 +14,7 @@ PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed-
 
 # A path meets two grammars: the shell takes a single-quoted string literally, Hydra a double-quoted one, but for ${ and
-# for backslashes before that, before a quote or at the end. asr_lora.runs.launch.quoted does the same in Python.
+# for backslashes before that, before a quote or at the end. asr_lora.config.compose.quoted does the same in Python.
 shell_string = '$(subst ','\'',$(1))'
 hydra_string = "$(shell printf %s $(call shell_string,$(1)) | sed 's/\(\\*\)\$${/\1\1\\$${/g; s/\(\\*\)"/\1\1\\"/g; s/\\*$$/&&/')"
 source = $(if $(value DATA),$(call shell_string,data.source=$(call hydra_string,$(value DATA))))

@@ -14,8 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from asr_lora.config.compose import Config, plain
-from asr_lora.data.manifest import PLACE
+from asr_lora.config.compose import Config, plain, words_of_job
+from asr_lora.data.manifest import PLACE, training_clips
 from asr_lora.decoding import generate as decode
 from asr_lora.evaluation import adapter_strength as dial
 from asr_lora.evaluation import error_analysis as findings
@@ -26,7 +26,7 @@ from asr_lora.model.hardware import Hardware, look_together
 from asr_lora.reporting import tables
 from asr_lora.reporting.pages import write_card
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import launch, named_run, words_of_job
+from asr_lora.runs.launch import launch, named_run
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import ChoiceError
@@ -51,7 +51,9 @@ def evaluate(config: Config, command: Sequence[str] | None = None) -> dict[str, 
 
 def _evaluate(config: Config, hardware: Hardware, typed: str) -> dict[str, Any]:
     sets = ranks.first_does(lambda: evaluated(config))
-    tuned, strength = dial.chosen(config, hardware, sets[1:])
+    tuned, strength, curve = dial.chosen(config, hardware, sets[1:])
+    if curve:
+        ranks.first_does(lambda: tables.show_strengths(curve))
     asked = ranks.first_does(lambda: {each.name: _asked(config, each, tuned) for each in sets})
     if missing := ranks.first_does(lambda: [each for each in sets if not _is_scored(config, each, asked[each.name])]):
         common = {"strength": strength, "average": config.eval.average, "command": typed}
@@ -95,7 +97,7 @@ def _write(
     config: Config, sets: Sequence[Set], before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]],
     asked: Mapping[str, Mapping[str, Any]], common: Mapping[str, Any],
 ) -> None:  # fmt: skip
-    trained_on = [row["text"] for row in run.trained_on(config.run)]
+    trained_on = [row["text"] for row in training_clips(config.run)]
     for each, untouched, own in zip(sets, before, after, strict=True):
         facts, lines = _scored(config, each, untouched, own, trained_on)
         facts |= {**common, "asked": asked[each.name]}

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora.config.compose import Config, gpu_settings, tuning_settings
+from asr_lora.config.compose import Config, gpu_settings, tuning_settings, words_of_job
 from asr_lora.config.schema import LORA_KEYS, PREFIX, LoraConfig, decided
 from asr_lora.config.stages import HardwareConfig
 from asr_lora.model import cost
@@ -31,7 +31,7 @@ from asr_lora.planning.estimate import (
 )
 from asr_lora.reporting.tables import tuned_by
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import launch, words_of_job
+from asr_lora.runs.launch import launch
 from asr_lora.speech.audio import MAX_SECONDS
 
 

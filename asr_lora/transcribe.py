@@ -18,7 +18,7 @@ from pathlib import Path
 
 import soundfile
 
-from asr_lora.config.compose import Config
+from asr_lora.config.compose import Config, words_of_job
 from asr_lora.decoding import generate as decode
 from asr_lora.decoding import transcriber as ears
 from asr_lora.decoding.generate import Segment, Worn
@@ -27,7 +27,7 @@ from asr_lora.model.adapter import BASE
 from asr_lora.model.hardware import look
 from asr_lora.model.pretrained import language_token
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import launch, named_run, words_of_job
+from asr_lora.runs.launch import launch, named_run
 from asr_lora.runtime.console import progress, say
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import write_text

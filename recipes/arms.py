@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from asr_lora.config.compose import Config
+from asr_lora.config.compose import Config, quoted
 from asr_lora.model.hardware import look
 from asr_lora.model.pretrained import language_token, load_generation_config, load_processor, resolve
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import quoted
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import read_json, read_jsonl, whole_folder, write_json

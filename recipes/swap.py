@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from asr_lora.model import adapter, whisper
-from asr_lora.runs.sweep import resident_bytes
+from asr_lora.runs.launch import resident_bytes
 from asr_lora.runtime.console import hush_libraries, say
 
 

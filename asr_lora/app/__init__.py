@@ -1,1 +1,1 @@
-"""The page where people speak to a model: `python -m asr_lora.app`. Only `layout.py` knows gradio."""
+"""The web page that compares base and fine-tuned model."""

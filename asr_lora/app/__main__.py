@@ -17,11 +17,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from asr_lora.app import models as pair
-from asr_lora.config.compose import Config
+from asr_lora.config.compose import Config, words_of_job
 from asr_lora.config.stages import AppConfig
 from asr_lora.model.hardware import look
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import launch, named_run, words_of_job
+from asr_lora.runs.launch import launch, named_run
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import ChoiceError, WorldError, to_install
 

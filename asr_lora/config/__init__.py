@@ -1,1 +1,1 @@
-"""Settings."""
+"""Settings: their types and rules, run names, and how conf/ is composed."""

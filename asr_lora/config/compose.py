@@ -3,16 +3,26 @@
 Values live in conf/, types and rules here. The way in is asr_lora/runs/launch.py.
 """
 
-from collections.abc import Mapping
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Sweep
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from asr_lora.config.naming import run_name
 from asr_lora.config.schema import (
+    PREFIX,
     SCALABLE,
     DataConfig,
     DecodingConfig,
@@ -21,6 +31,7 @@ from asr_lora.config.schema import (
     ModelConfig,
     TrainingConfig,
     check_base,
+    no_such_lora_key,
 )
 from asr_lora.config.stages import (
     AppConfig,
@@ -182,3 +193,110 @@ def from_plain(settings: Mapping[str, Any]) -> Config:
         value = settings[field.name]
         values[field.name] = field.type(**value) if isinstance(field.type, type) and is_dataclass(field.type) else value
     return Config(**values)
+
+
+def load(overrides: Sequence[str] = ()) -> Config:
+    """Composes the settings as the command line does. Raises ChoiceError for whatever does not hold."""
+    refuse_misread(overrides)
+    try:
+        if GlobalHydra.instance().is_initialized():  # within a job of Hydra's
+            return typed(compose("config", list(overrides)))
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return typed(compose("config", list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ChoiceError(one_line(error, overrides)) from error
+
+
+def words_of_job() -> list[str]:
+    """The overrides of the command line, in a sweep those of the job alone; none where no command line was."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def refuse_misread(words: Sequence[str]) -> None:
+    """Raises ChoiceError for words that Hydra has no error for: no name before the =, no name of a file of conf/."""
+    groups = {folder.name for folder in conf_dir().iterdir() if folder.is_dir()}
+    for word in words:
+        group, _, value = word.lstrip("+~").partition("=")
+        if "=" in word and not group.strip("~ "):
+            raise ChoiceError(f"{word}: must be setting=value, for instance data.hours=1; --help says more")
+        if (group in groups or "/" in group) and _parses(word):  # hydra/launcher is a group too
+            chosen = OverridesParser.create().parse_override(word).value()
+            names = chosen if isinstance(chosen, list) else [chosen]
+            if "=" in word and not all(isinstance(name, str | Sweep) and "\0" not in str(name) for name in names):
+                raise ChoiceError(f"{group}: {value} is none of {_choices(group)}")
+
+
+def _choices(group: str) -> str:
+    if not (conf_dir() / group).is_dir():
+        return "its names, which Hydra or a plugin brings"
+    return ", ".join(sorted(file.stem for file in (conf_dir() / group).glob("*.yaml")))
+
+
+def one_line(error: BaseException, overrides: Sequence[str]) -> str:
+    """Hydra's or OmegaConf's complaint as `name: rule, value; way out`."""
+    text = str(error)
+    full_key = re.search(r"full_key: (\S+)", text)
+    unknown = re.search(r"Could not override '([^']+)'", text) or (full_key if "not in" in text else None)
+    if unknown:
+        group, _, name = unknown[1].partition(".")
+        if group == "lora" and name in LoraConfig.__dataclass_fields__:
+            kind = next((word[5:] for word in reversed(overrides) if word.startswith("lora=")), "qv")
+            return no_such_lora_key(name, kind)
+        if group == "hydra":
+            return f"{unknown[1]}: not among the settings of Hydra or of the launcher; +{unknown[1]}=... adds it"
+        near = get_close_matches(unknown[1], _all_keys(), n=1)
+        return f"{unknown[1]}: no such setting; " + (f"did you mean {near[0]}?" if near else "--cfg job prints all")
+    if launcher := re.search(r"Could not find 'hydra/launcher/([^']+)'", text):
+        return (
+            f"hydra/launcher: {launcher[1]} is not installed; `uv sync --inexact --extra ray` brings ray, "
+            "--extra slurm brings submitit_slurm and submitit_local"
+        )
+    if choice := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
+        if choice[1] == "lora" and choice[2] == "prefix":
+            return f"lora: {PREFIX}"
+        return f"{choice[1]}: {choice[2]} is none of {_choices(choice[1])}"
+    if absent := re.match(r"Could not delete .*?'([^']*)'", text):
+        return f"~{absent[1]}: no such setting to take out; --cfg job prints all"
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals and (f"'{override}'" in text or not _parses(override)):
+            return f"{override or repr(override)}: must be setting=value, for instance data.hours=1; --help says more"
+        misread = full_key and full_key[1] == key and ("Cannot convert" in text or "nterpolation" in text)
+        if equals and (misread or override in text or not _parses(override)):
+            literal = shlex.quote(f"{key}={quoted(value)}")
+            sweep = "; to try several values: -m" if "Ambiguous" in text else ""
+            return f"{key}: {value} holds characters that mean something here; to be taken as it is: {literal}{sweep}"
+    if full_key and "missing mandatory value" in text:
+        return f"{full_key[1]}: has no value; give it one: {full_key[1]}=..."
+    if full_key and "is not a ListConfig" in text:
+        return f"{full_key[1]}: must be a list, for instance '{full_key[1]}=[a,b]'"
+    return " ".join(f"{full_key[1]}: {text.splitlines()[0]}".split() if full_key else f"command line: {text}".split())
+
+
+def _parses(override: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
+
+
+def fixed_overrides(words: Sequence[str]) -> list[str]:
+    """Those of a sweep's overrides that are the same for every job."""
+    parser = OverridesParser.create()
+    return [word for word in words if _parses(word) and not parser.parse_override(word).is_sweep_override()]
+
+
+def quoted(value: str) -> str:
+    """`value` as Hydra's grammar takes it literally, whatever its characters. The Makefile does the same with sed."""
+    # OmegaConf would interpolate ${; then Hydra unescapes backslashes, but only before a quote or at the end.
+    inner = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    inner = re.sub(r'(\\*)("|$)', lambda end: end[1] * 2 + end[2].replace('"', '\\"'), inner)
+    return f'"{inner}"'
+
+
+def _all_keys() -> list[str]:
+    keys = ["experiment"]
+    for name, field in Config.__dataclass_fields__.items():
+        keys += [name, *(f"{name}.{key}" for key in getattr(field.type, "__dataclass_fields__", ()))]
+    return keys

@@ -1,4 +1,4 @@
-"""Speech with its sentences, from wherever it lies, as one table of utterances a split."""
+"""Speech with transcripts, one module a kind of source."""
 
 from dataclasses import replace
 from pathlib import Path

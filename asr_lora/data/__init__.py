@@ -1,1 +1,1 @@
-"""From a corpus to batches."""
+"""From a corpus to batches: the manifest, its splits, features, the sampler, the collator."""

@@ -8,6 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from asr_lora.corpus.shards import is_url, read_clip
+from asr_lora.runs import folder
+from asr_lora.runs.folder import LINE, NOT_OF_ALL
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import plain_suffix, read_jsonl
 from asr_lora.speech import audio
@@ -19,10 +21,6 @@ EXCLUDED = "the same sound as a clip of data.exclude"
 PLACE = ("path", "start", "end", "offset", "bytes", "member", "sha256")  # of a clip: where its sound is, and whether
 IN_SHARD = ("shard", "member", "offset", "bytes", "sha256")  # of a row: in which shard, a path or URL, and where in it
 MOST_APART = 0.5  # s, between a duration that a table tells and what is heard
-
-
-LINE = {"id": Path, "path": Path, "text": str, "duration": float, "speaker": str, "sha256": str}  # what it has, and
-NOT_OF_ALL = {"start": float, "end": float, "offset": int, "bytes": int, "clip": Path}  # what some have
 
 
 def read_manifest(file: Path) -> list[Clip]:
@@ -224,3 +222,16 @@ def _line(row: Row, where: str, duration: float, sha256: str) -> Clip:
     # A table of one's own may have an offset and bytes that mean something else.
     taken = {"client_id", "sentence", "offset", "bytes", *line} | ({"shard"} if in_shard(row) else set())
     return line | {name: row[name] for name in row if name not in taken}
+
+
+def trained_files(run: Path) -> list[Path]:
+    """The files that say what training hears: the manifest, or where a stream was heard its record."""
+    return sorted(folder.streamed_record(run, 0).parent.glob("rank-*.jsonl")) or [folder.manifest(run, "train")]
+
+
+def training_clips(run: Path) -> list[dict[str, Any]]:
+    """The training clips, as lines of a manifest; of a stream those that were heard, as often as they were."""
+    files = trained_files(run)
+    if files == [folder.manifest(run, "train")]:
+        return read_manifest(files[0])
+    return [clip for file in files for line in read_jsonl(file) for clip in line["clips"]]

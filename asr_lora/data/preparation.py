@@ -12,7 +12,15 @@ from asr_lora.config.naming import science
 from asr_lora.corpus import SPLITS, UNSPLIT, Columns, Corpus, open_corpus
 from asr_lora.corpus.records import Row
 from asr_lora.data.features import prompted, token_ids
-from asr_lora.data.manifest import EXCLUDED, Clip, Draw, as_row, draw_order, read_manifest
+from asr_lora.data.manifest import (
+    EXCLUDED,
+    Clip,
+    Draw,
+    as_row,
+    draw_order,
+    read_manifest,
+    training_clips,
+)
 from asr_lora.data.sources import excluded, opened, put_back, recorded, rows_for, streamed
 from asr_lora.data.splits import apart, without_leaks
 from asr_lora.model.pretrained import language_token, load_config, load_processor
@@ -130,7 +138,7 @@ def drawn_from(
         if not rows:
             there = ", ".join(name for name, held in corpus.tables.items() if held)
             raise ChoiceError(f"{split}.tsv of {corpus.source} has no clips, but {there}; say split=... of it")
-        unheard, leaks = without_leaks(rows, [as_row(clip) for clip in run.trained_on(config.run)])
+        unheard, leaks = without_leaks(rows, [as_row(clip) for clip in training_clips(config.run)])
         draw = Draw(split, draw_order(unheard, config.data.seed), clips=limit)
         _fill([draw], corpus, label_rule(config))
         if not draw.chosen:

@@ -12,7 +12,7 @@ from asr_lora.corpus import SPLITS, UNSPLIT, Corpus
 from asr_lora.corpus.common_voice import NUMBERED_ONCE
 from asr_lora.corpus.records import Row
 from asr_lora.corpus.streaming import Told
-from asr_lora.data.manifest import Clip, clip_id, name_in_corpus, read_manifest
+from asr_lora.data.manifest import Clip, clip_id, name_in_corpus, read_manifest, training_clips
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import ChoiceError, WorldError, listed
@@ -139,7 +139,7 @@ def shared(folder: Path, language: str) -> dict[str, dict[str, int]]:
     `language`, clips by name in their corpus (Common Voice's in any) or by content.
     """
     held_out = {split: read_manifest(run.manifest(folder, split)) for split in SPLITS if split != "train"}
-    manifests = {"train": run.trained_on(folder), **held_out}
+    manifests = {"train": training_clips(folder), **held_out}
     return {
         f"{one} and {other}": _in_both(manifests[one], manifests[other], Normalizer("marks", language))
         for one, other in combinations(SPLITS, 2)

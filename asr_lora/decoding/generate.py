@@ -20,8 +20,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from asr_lora.data import features
 from asr_lora.data.manifest import Clip, waveform
 from asr_lora.data.sampler import forwards, rounded_up
-from asr_lora.model.hardware import Hardware
-from asr_lora.model.memory import Capacity, is_out_of_memory
+from asr_lora.model.hardware import Capacity, Hardware, is_out_of_memory
 from asr_lora.model.pretrained import load_config
 from asr_lora.model.whisper import context, seconds_of
 from asr_lora.runtime import distributed as ranks

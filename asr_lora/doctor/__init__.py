@@ -1,1 +1,1 @@
-"""Looks a run over before anything costs: `python -m asr_lora.doctor`. Imports nothing: it may be broken."""
+"""Checks a run before it costs anything."""

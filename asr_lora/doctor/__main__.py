@@ -13,8 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, TypeVar
 
-from asr_lora.doctor import installed
-from asr_lora.doctor.check import FAIL, WARN, Check, refused, told
+from asr_lora.doctor.check import FAIL, WARN, Check, check_versions, refused, told
 from asr_lora.runtime.errors import UserError, WorldError
 
 if TYPE_CHECKING:
@@ -58,36 +57,37 @@ class Examination:
 
 def examine(config: "Config", scratch: Path, versions: Check) -> Examination:
     """All checks of a run, `versions` the first of them; `scratch` is for files that nobody wants afterwards."""
-    from asr_lora.doctor import lesson, means  # noqa: PLC0415 (they import what `versions` had to try first)
-    from asr_lora.doctor import machine as checks  # noqa: PLC0415 (they import what `versions` had to try first)
+    from asr_lora.doctor import data, machine  # noqa: PLC0415 (they import what `versions` had to try first)
     from asr_lora.planning.devices import settled_here  # noqa: PLC0415 (as above)
 
     config, base = settled_here(config)
     found = Examination(versions)
-    known = found.look("checkpoint", partial(checks.checkpoint, config, base))
-    hub = found.look("Hub", partial(checks.hub, config))
-    hardware = found.look("device", partial(checks.device, config), {"checkpoint": known})
-    found.look("bitsandbytes", partial(checks.bitsandbytes, config), {"device": hardware})
-    found.look("mel bins", lambda hub, known: lesson.mel_bins(config, known), {"Hub": hub, "checkpoint": known})
-    code = found.look("language", lambda hub: lesson.token(config), {"Hub": hub})
-    sight = found.look("data", partial(lesson.data, config, scratch))
+    known = found.look("checkpoint", partial(machine.checkpoint, config, base))
+    hub = found.look("Hub", partial(machine.hub, config))
+    hardware = found.look("device", partial(machine.device, config), {"checkpoint": known})
+    found.look("bitsandbytes", partial(machine.bitsandbytes, config), {"device": hardware})
+    found.look("mel bins", lambda hub, known: data.mel_bins(config, known), {"Hub": hub, "checkpoint": known})
+    code = found.look("language", lambda hub: data.token(config), {"Hub": hub})
+    sight = found.look("data", partial(data.data, config, scratch))
     counted = None if "data" in found.failed else (sight,)  # clips that could not be seen are guessed at
-    found.look("labels", lambda sight, _: lesson.labels(config, sight), {"data": sight, "language": code})
-    batch = found.look("batch", partial(lesson.batch, config), {"data": sight, "language": code})
+    found.look("labels", lambda sight, _: data.labels(config, sight), {"data": sight, "language": code})
+    batch = found.look("batch", partial(data.batch, config), {"data": sight, "language": code})
     trial = found.look(
         "gradients",
-        lambda known, hardware: checks.gradients(config, known, hardware, batch, scratch),
+        lambda known, hardware: machine.gradients(config, known, hardware, batch, scratch),
         {"checkpoint": known, "device": hardware},
     )
     whole = {"Hub": hub} if config.lora.whole else {}  # saved with its tokenizer
-    found.look("save, reload", lambda trial, *_: checks.reloaded(config, trial, scratch), {"gradients": trial, **whole})
+    found.look(
+        "save, reload", lambda trial, *_: machine.reloaded(config, trial, scratch), {"gradients": trial, **whole}
+    )
     prediction = found.look(
         "memory",
-        lambda hardware, counted: means.memory(config, hardware, *counted),
+        lambda hardware, counted: machine.memory(config, hardware, *counted),
         {"device": hardware, "data": counted},
     )
-    found.look("disk", partial(means.disk, config), {"memory": prediction})
-    found.look("hours", partial(means.hours, config), {"device": hardware, "memory": prediction})
+    found.look("disk", partial(machine.disk, config), {"memory": prediction})
+    found.look("hours", partial(machine.hours, config), {"device": hardware, "memory": prediction})
     return found
 
 
@@ -105,7 +105,7 @@ def main() -> None:
     """The command line: --json is ours, all other words are settings, as every stage takes them."""
     as_json = AS_JSON in sys.argv
     sys.argv[1:] = [word for word in sys.argv[1:] if word != AS_JSON]
-    versions = installed.check()
+    versions = check_versions()
     if versions.verdict == FAIL:  # nothing else of ours can be imported
         told([versions], 0.0, as_json)
         raise SystemExit(1)

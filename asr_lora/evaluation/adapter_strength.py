@@ -12,7 +12,6 @@ from asr_lora.model import adapter_folder as stored
 from asr_lora.model import arithmetic
 from asr_lora.model.hardware import Hardware
 from asr_lora.model.pretrained import language_token
-from asr_lora.reporting import tables
 from asr_lora.runs import folder as run
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import say
@@ -28,22 +27,24 @@ SHOWN = (
 )  # fmt: skip
 
 
-def chosen(config: "Config", hardware: Hardware, others: Sequence[Set]) -> tuple[Path, float]:
+def chosen(config: "Config", hardware: Hardware, others: Sequence[Set]) -> tuple[Path, float, dict[str, Any] | None]:
     """The folder of the adapter, an ordinary one beside the run's own unless it is that, and its strength.
 
-    With `eval.strengths` the best on dev, after a table of all of them on dev and on the `others`.
+    With `eval.strengths` the best on dev, and the curve of all of them on dev and on the `others`, which is kept in
+    eval/strengths.json; else no curve.
     Raises ChoiceError for what training has not kept, or what does not scale to the untouched model.
     """
     source = ranks.first_does(lambda: _source(config))
-    strength, context = config.eval.strength, _context(config, source)
+    strength, context, curve = config.eval.strength, _context(config, source), None
     if config.eval.strengths:
-        strength, context = _best(config, hardware, source, others)
+        curve = _curve(config, hardware, source, others)
+        strength, context = curve["best"], curve["best_context"]
     if strength == 1 and context == _context(config, source):
-        return source, strength
+        return source, strength, curve
     scaled = source.with_name(f"{source.name}-strength{strength:g}")
     ranks.first_does(lambda: arithmetic.scaled(source, strength, scaled, config.model.checkpoint))
     say(f"at strength {strength:g}, heard at 30 s: {scaled}")
-    return scaled, strength
+    return scaled, strength, curve
 
 
 def _source(config: "Config") -> Path:
@@ -69,11 +70,12 @@ def _context(config: "Config", source: Path) -> str:
     return "short" if stored.trained_on_short(source) and config.decoding.context == "auto" else "full"
 
 
-def _best(config: "Config", hardware: Hardware, source: Path, others: Sequence[Set]) -> tuple[float, str]:
-    """The strength and context of the lowest error rate on dev; of equals the least strength, and the shorter context.
+def _curve(config: "Config", hardware: Hardware, source: Path, others: Sequence[Set]) -> dict[str, Any]:
+    """Every strength's figures, and which is the best: the lowest error rate on dev.
 
-    Scaled adapters are heard at 30 s, 0 being the untouched model: at less than full strength a model knows no short
-    context. Where the adapter as trained knows them, it is compared at its own too, as it would be used.
+    Of equals it is the least strength, and the shorter context. Scaled adapters are decoded at 30 s, 0 being the base
+    model: at less than full strength a model knows no short context. Where the adapter as trained knows them, it is
+    compared at its own too, as it would be used.
     """
     dev = ranks.first_does(lambda: clips(config, "dev", config.data.dev_clips))
     sets = [Set("dev", "dev", language_token(config.model, config.data.language), dev, len(dev)), *others]
@@ -90,13 +92,8 @@ def _best(config: "Config", hardware: Hardware, source: Path, others: Sequence[S
         "adapter_sha256": stored.digest(source), "average": config.eval.average,
         "normalizer": str(normalizer(config, sets[0])), "figures": run.FIGURES,
     }  # fmt: skip
-    ranks.first_does(lambda: _tell(config, found))
-    return best["strength"], best["context"]
-
-
-def _tell(config: "Config", found: dict[str, Any]) -> None:
-    write_json(config.run / "eval" / "strengths.json", found)
-    tables.show_strengths(found)
+    ranks.first_does(lambda: write_json(config.run / "eval" / "strengths.json", found))
+    return found
 
 
 def _point(

@@ -16,14 +16,13 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora.config.stages import EvalSet
 from asr_lora.corpus import is_path, mdc
-from asr_lora.data.manifest import Clip, gone, read_manifest
+from asr_lora.data.manifest import Clip, gone, read_manifest, trained_files
 from asr_lora.data.preparation import clips, drawn_from
 from asr_lora.decoding import generate as decode
 from asr_lora.decoding.generate import decoding
 from asr_lora.model import adapter, whisper
 from asr_lora.model import adapter_folder as stored
-from asr_lora.model.hardware import Hardware, free_memory
-from asr_lora.model.memory import Capacity
+from asr_lora.model.hardware import Capacity, Hardware, free_memory
 from asr_lora.model.pretrained import identity, language_token, language_tokens, load_processor
 from asr_lora.runs import folder as run
 from asr_lora.runtime import distributed as ranks
@@ -145,7 +144,7 @@ def _corpus(config: "Config", asked: EvalSet) -> Set:
     follows_from = {
         "source": source, "changed": max((file.stat().st_mtime for file in files), default=None),
         "language": locale, "split": asked.split, "limit": config.eval.limit, "seed": config.data.seed,
-        "train": sha256(b"".join(file.read_bytes() for file in run.trained_files(config.run))).hexdigest(),
+        "train": sha256(b"".join(file.read_bytes() for file in trained_files(config.run))).hexdigest(),
     }  # fmt: skip
     drawn = config.run / "eval" / name / "drawn"
     if not drawn.is_dir() or read_json(drawn / "summary.json")["follows_from"] != follows_from:

@@ -26,6 +26,11 @@ DRAWN_AT_ONCE = 1_000_000  # units: 8 MB a table, where all draws of 12,000 clip
 # Fewer make too narrow an interval: over 6 speakers a "95 %" one covers 83 %, over 2 46 % (simulated).
 MIN_SPEAKERS = 20
 ALIGNERS: dict[str, Callable[..., Any]] = {"wer": jiwer.process_words, "cer": jiwer.process_characters}
+SMALL = 30  # clips: a group of fewer is marked
+# Our silence has eight clips, one of every length that matters: a list to go through, not a sample of anything. A
+# bootstrap over eight is certain (at 95 %) only when three of them changed for the worse, which is enough to ask for.
+SMALL_SILENT = 8
+GRAVEST_LAST = ("held", "undecided", "exceeded")
 
 
 def score(
@@ -203,9 +208,6 @@ def _counted(
     return np.array(errors), np.array([len(units) for units in aligned.references])
 
 
-SMALL = 30  # clips: a group of fewer is marked
-
-
 class Spread(NamedTuple):
     """`deviation` is the sample's standard deviation (over seeds - 1); None of a single value."""
 
@@ -236,12 +238,6 @@ def points(difference: float | None) -> str:
 
 def interval(bounds: Sequence[float] | None, shown: Callable[[float], str] = percent) -> str:
     return "-" if bounds is None else " to ".join(map(shown, bounds))
-
-
-# Our silence has eight clips, one of every length that matters: a list to go through, not a sample of anything. A
-# bootstrap over eight is certain (at 95 %) only when three of them changed for the worse, which is enough to ask for.
-SMALL_SILENT = 8
-GRAVEST_LAST = ("held", "undecided", "exceeded")
 
 
 class Verdict(NamedTuple):

@@ -15,13 +15,15 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from asr_lora.config.compose import Config
+from asr_lora.config.compose import Config, words_of_job
 from asr_lora.evaluation.eval_sets import heard
-from asr_lora.export import hf, hub, proof
+from asr_lora.export import hf
 from asr_lora.export import verify as source
 from asr_lora.export.verify import Source
 from asr_lora.model import adapter
@@ -31,13 +33,17 @@ from asr_lora.model.pretrained import named
 from asr_lora.reporting import tables
 from asr_lora.reporting.pages import write_card
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import launch, named_run, words_of_job
+from asr_lora.runs.launch import launch, named_run
 from asr_lora.runtime.console import say
-from asr_lora.runtime.errors import ChoiceError, WorldError, to_install
-from asr_lora.runtime.files import put_in_place, read_json, write_json, write_jsonl
+from asr_lora.runtime.errors import ChoiceError, WorldError, reason, to_install
+from asr_lora.runtime.files import check_links, put_in_place, read_json, write_json, write_jsonl
+
+if TYPE_CHECKING:
+    from asr_lora.config.stages import ExportConfig
 
 NEEDS = {"ct2": ("faster_whisper", "faster-whisper"), "ggml": ("pywhispercpp", "whispercpp")}  # module, extra
 UNPROVEN = ".unproven-"  # folders that an interruption may leave; the next export removes them
+NETWORK = (OSError, HfHubHTTPError, OfflineModeIsEnabled)  # httpx's own errors are wrapped by huggingface_hub
 
 
 def main(config: Config) -> None:
@@ -95,7 +101,7 @@ def export(exported: Source, hardware: Hardware) -> None:
         raise WorldError(f"export: {told}; what was heard is in {out / 'proofs'}")
     if asked.push:
         folder = exported.folder if asked.pushed == "adapter" else out / asked.pushed
-        hub.push(folder, asked)
+        push(folder, asked)
 
 
 def _made(exported: Source, hardware: Hardware) -> list[dict[str, Any]]:
@@ -182,12 +188,14 @@ def _tried(
     """The row of an export, and a line of every clip that it has heard."""
     free_memory()
     config, room = exported.config, _room(name)
-    texts, seconds, device = proof.heard(name, room, folder, exported.sets, config.model.task, hardware.device)
-    figures, lines = proof.compared(config, exported.sets, ours, texts)
+    texts, seconds, device = source.transcribe_sets(
+        name, room, folder, exported.sets, config.model.task, hardware.device
+    )
+    figures, lines = source.compare(config, exported.sets, ours, texts)
     row = {
         "format": name, "runtime": room.runtime(), "device": device.type, "bytes": _bytes(folder), "seconds": seconds,
         "our_seconds": sum(each["seconds"] for each in ours), "sets": figures,
-        "doubts": proof.doubts(figures, config.export.tolerance),
+        "doubts": source.parity_failures(figures, config.export.tolerance),
     }  # fmt: skip
     return row, lines
 
@@ -203,6 +211,52 @@ def _placed(out: Path, name: str, made: Path, row: dict[str, Any], lines: list[d
     write_json(_record(out, name), row)
     say(f"{name}: {place}")
     return place
+
+
+def push(folder: Path, asked: "ExportConfig") -> None:
+    """Shows what goes from `folder` to asked.push, and unless asked.dry_run sends it, as one commit.
+
+    The token is the one that `hf auth login` or HF_TOKEN has given huggingface_hub; it is neither read by us nor kept.
+    Raises ChoiceError without one, without a model card of results, or for a link to a file elsewhere; WorldError where
+    the Hub does not take it.
+    """
+    check_links(folder, "export.push")
+    card = folder / "README.md"
+    if not card.is_file() or "model-index:" not in card.read_text(encoding="utf-8"):
+        raise ChoiceError(f"export.push: the card of {folder} has no results yet; python -m asr_lora.eval writes them")
+    files = {file.relative_to(folder): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
+    whose = "private" if asked.private else "public"
+    say(f"{'would go' if asked.dry_run else 'goes'} to {asked.push} ({whose}), {_size(sum(files.values()))}:")
+    for name, size in files.items():
+        say(f"  {_size(size):>9}  {name}")
+    _tell_paths(folder, files)
+    if asked.dry_run:
+        say("nothing was sent; export.dry_run=false sends it")
+        return
+    if get_token() is None:
+        raise ChoiceError("export.push: no token of the Hub's on this machine; `hf auth login`, or set HF_TOKEN")
+    try:
+        api = HfApi()
+        api.create_repo(str(asked.push), private=asked.private, exist_ok=True)
+        sent = api.upload_folder(
+            repo_id=str(asked.push), folder_path=folder, commit_message=f"{folder.name}, by asr_lora"
+        )
+    except NETWORK as error:
+        raise WorldError(f"export.push: {asked.push} did not take it ({reason(error)}); what is here stays") from error
+    say(f"sent: {sent.commit_url}")
+
+
+def _tell_paths(folder: Path, files: Mapping[Path, int]) -> None:
+    """What we write names no folder of this machine; what somebody has put beside it or into the card may."""
+    home = str(Path.home())
+    texts = [name for name in files if name.suffix in (".md", ".json") and name.name != "tokenizer.json"]
+    for name in texts:
+        if home in (folder / name).read_text(encoding="utf-8"):
+            say(f"  mind: {name} names {home}")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} KB"
 
 
 if __name__ == "__main__":

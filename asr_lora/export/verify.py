@@ -1,15 +1,19 @@
 """What is exported: what a run has learnt, or one adapter made of those of several runs, scored on each one's test."""
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from asr_lora.data.manifest import Clip, waveform
 from asr_lora.data.preparation import clips
 from asr_lora.evaluation import adapter_strength as dial
+from asr_lora.evaluation import error_analysis as findings
 from asr_lora.evaluation import metrics
 from asr_lora.evaluation.eval_sets import Set, heard, normalizer
 from asr_lora.model import adapter_folder as stored
@@ -18,13 +22,17 @@ from asr_lora.model.hardware import Hardware
 from asr_lora.model.pretrained import language_token
 from asr_lora.reporting import tables
 from asr_lora.runs import folder as run
-from asr_lora.runtime.console import say
+from asr_lora.runtime.console import minutes, progress, say
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import check_links, write_json
-from asr_lora.speech.normalizer import leading
+from asr_lora.speech.normalizer import Normalizer, in_units, leading
 
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config
+if TYPE_CHECKING:
+    from asr_lora.config.compose import Config
+
+FIRST = 3.0  # seconds of clips by which the length of a proof is estimated
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,9 @@ def of_run(config: "Config", hardware: Hardware) -> Source:
     if not run.tuned(config.run).is_dir():
         raise ChoiceError(f"run_dir: no adapter in {config.run}/train; train it first")
     config = run.pinned(config)
-    folder, _ = dial.chosen(config, hardware, [])
+    folder, _, curve = dial.chosen(config, hardware, [])
+    if curve:
+        tables.show_strengths(curve)
     out = Path(config.export.out).expanduser() if config.export.out else config.run / "export"
     return Source(config, folder, [_test(config, "test", config.export.clips)], out)
 
@@ -107,3 +117,88 @@ def digest(source: Source) -> dict[str, Any]:
         "clips_sha256": hashlib.sha256(repr(said).encode()).hexdigest(),
         "task": source.config.model.task,
     }
+
+
+def transcribe_sets(
+    name: str, room: ModuleType, folder: Path, sets: Sequence[Set], task: str, device: torch.device
+) -> tuple[list[list[str]], float, torch.device]:
+    """What the export in `folder` hears in the clips of every set, one after the other, the seconds it took, and where.
+
+    Loading is not among the seconds; decoding the clips' files is. `device` is the run's, where the runtime can use it.
+    Every clip costs a window of 30 s, so the first ones show how long all take.
+    """
+    texts, seconds, done = [], 0.0, 0
+    total = sum(len(each.clips) for each in sets)
+    speech = minutes(sum(clip["duration"] for each in sets for clip in each.clips))
+    device = room.runs_on(folder, device)
+    say(f"{name}: transcribing {total} clips ({speech} of speech) in {room.runtime()} on {device.type}")
+    estimated = False
+    with progress(f"{name}, hearing in {room.runtime()}", total=total) as bar:
+        for each in sets:
+            hear = room.hearing(folder, each.language, task, device)
+            started, own = time.perf_counter(), []
+            for clip in each.clips:
+                own.append(hear(waveform(clip)))
+                bar.advance()
+                done, spent = done + 1, seconds + time.perf_counter() - started
+                if not estimated and spent > FIRST:
+                    say(f"{name}: about {minutes(spent / done * total)} for all {total} clips, by the first {done}")
+                    estimated = True
+            texts.append(own)
+            seconds += time.perf_counter() - started
+    return texts, seconds, device
+
+
+def compare(
+    config: "Config", sets: Sequence[Set], ours: Sequence[Mapping[str, Any]], theirs: Sequence[Sequence[str]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The figures of every set, and a line a clip: what was said, what we heard and what the export heard.
+
+    `ours` are what `eval_sets.heard` gave. `rate` is the one that leads in the language, and `ci95` the interval of its
+    difference, paired. A text runs away by the signs of findings.runaway; where ours does too, the export is not to
+    blame.
+    """
+    figures, lines = [], []
+    for each, own, other in zip(sets, ours, theirs, strict=True):
+        normal, rate = normalizer(config, each), leading(each.language)
+        references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
+        both = own["hypotheses"], other
+        rates = [metrics.score(references, texts, speakers, normal, config.seed)[rate] for texts in both]
+        delta = metrics.paired_delta(references, *both, speakers, normal, config.seed)
+        of_set = [
+            _line(each, normal, *clip) for clip in zip(each.clips, own["hypotheses"], own["cut"], other, strict=True)
+        ]
+        figures.append({
+            "set": each.name, "language": each.language, "clips": len(each.clips), "rate": rate, "ours": rates[0],
+            "theirs": rates[1], "ci95": metrics.delta_interval(delta, rate), "normalizer": str(normal),
+            "equal": sum(line["equal"] for line in of_set), "run_away": sum(bool(line["runaway"]) for line in of_set),
+        })  # fmt: skip
+        lines += of_set
+    return figures, lines
+
+
+def _line(each: Set, normal: Normalizer, clip: Clip, ours: str, cut: bool, theirs: str) -> dict[str, Any]:
+    said, here, there = (in_units(normal(text), each.language) for text in (clip["text"], ours, theirs))
+    blameless = findings.runaway(here, said, clip["duration"], cut)
+    signs = [] if blameless else findings.runaway(there, said, clip["duration"], cut=False)
+    return {
+        "set": each.name, "id": clip["id"], "reference": clip["text"], "ours": ours, "theirs": theirs,
+        "equal": here == there, "runaway": signs,
+    }  # fmt: skip
+
+
+def parity_failures(figures: Sequence[Mapping[str, Any]], tolerance: float) -> list[str]:
+    """Why an export is not trusted, in words; none where it is.
+
+    A difference counts that is larger than the `tolerance` and beyond chance, as for eval.max_regression: of few words
+    one is many points.
+    """
+    found = []
+    for each in figures:
+        rate, ours, theirs, bounds = each["rate"].upper(), each["ours"], each["theirs"], each["ci95"]
+        if ours is not None and abs(theirs - ours) > tolerance and not bounds[0] <= 0 <= bounds[1]:
+            told = f"{rate} of {each['set']} is {100 * theirs:.1f} %, ours {100 * ours:.1f} %"
+            found.append(f"{told}, which is more than export.tolerance={tolerance:g} and chance")
+        if each["run_away"]:
+            found.append(f"{each['run_away']} of {each['clips']} texts of {each['set']} run away, where ours do not")
+    return found

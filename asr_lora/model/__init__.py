@@ -1,1 +1,1 @@
-"""The model: Whisper in the asked precision, and what is learnt of it. Only this room knows peft and bitsandbytes."""
+"""Whisper, its adapters, and the device that holds them; the only folder that knows peft and bitsandbytes."""

@@ -13,11 +13,11 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.warning import PeftWarning
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model import whisper
-from asr_lora.model.dropout import Dropout
 from asr_lora.model.methods import Method, method
 from asr_lora.model.pretrained import is_local, load_processor, named, resolve
 from asr_lora.runtime.errors import ChoiceError, WorldError
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from asr_lora.config.schema import LoraConfig as LoraSettings
 
 Tuned: TypeAlias = PeftModel | WhisperForConditionalGeneration  # the latter where the base's own weights train
-
 HEAD = """---
 base_model: {base}
 library_name: {library}
@@ -42,6 +41,7 @@ WHOLE_CARD = """{base} as tuned by asr_lora: `WhisperForConditionalGeneration.fr
 TRAINED = "trained.safetensors"  # of a checkpoint: what trains, as it is, and what the method remembers
 BASE = "__base__"  # peft's name for a row of a batch that wears no adapter
 OF_METHOD = "method:"  # before its names there
+BITS = 16  # of randomness for an element: four elements share one draw of 64
 
 
 def attach(model: WhisperForConditionalGeneration, lora: "LoraSettings", seed: int, steps: int = 1) -> Tuned:
@@ -247,3 +247,20 @@ def quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", r"Adapter 'default': \d+ LoRA tensor\(s\) have invalid shape", PeftWarning)
         warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
         yield
+
+
+class Dropout(torch.nn.Dropout):
+    """torch.nn.Dropout (Srivastava et al. 2014), on a CPU with a mask of its own making, in half the time.
+
+    There p is rounded to a multiple of 2^-16. Drawn from torch's default generator, as the original is.
+    """
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Any shape; each element is 0 with probability p, else divided by 1 - p, so that the mean stays."""
+        if not self.training or self.p == 0 or values.device.type != "cpu":
+            return super().forward(values)
+        draws = torch.empty(-(-values.numel() * BITS // 64), dtype=torch.int64).random_(-(2**63), None)
+        numbers = draws.view(torch.int16)[: values.numel()].view(values.shape)  # uniform over -2^15 .. 2^15 - 1
+        kept = numbers >= round(self.p * 2**BITS) - 2 ** (BITS - 1)
+        mask: Tensor = kept * (1 / (1 - self.p))
+        return values * mask.to(values.dtype)

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from asr_lora.model.memory import is_out_of_memory
+from asr_lora.model.hardware import is_out_of_memory
 from asr_lora.runtime.errors import WorldError, reason
 from asr_lora.runtime.files import read_json
 

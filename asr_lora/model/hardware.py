@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import math
 import os
 import re
 import resource
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 
 from asr_lora.config.schema import decided
 from asr_lora.model import cost
 from asr_lora.model.pretrained import load_config
 from asr_lora.model.whisper import DTYPES
 from asr_lora.runtime import distributed as ranks
-from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
 from asr_lora.speech.audio import MAX_SECONDS
 
 if TYPE_CHECKING:
@@ -39,6 +41,20 @@ WSL_DEVICE = "dev/dxg"
 WSL_NVIDIA = ("usr/lib/wsl/lib/libcuda.so*", "usr/lib/wsl/lib/nvidia-smi", "usr/lib/wsl/drivers/nv*/libcuda*")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc, see mallopt(3)
 USUAL_THRESHOLD = 128 * 1024  # bytes, of both
+# What accelerate 1.15 does not know, in the words of torch 2.11, its CUDA libraries and bitsandbytes 0.50.
+ALLOCATIONS = (
+    "CUDA error: out of memory",  # outside of torch's own allocator: a kernel that is loaded, pinned memory
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",  # cuDNN 8
+    "ALLOCATION_FAILED",  # cuDNN 9: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, or HOST
+    "std::bad_alloc",  # of torch's own structures on a CPU
+)
+# What may have another cause. Work that is halved for it in vain ends at a single row, in an error that repeats it.
+UNCLEAR = (
+    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # a thread's first product, which allocates
+    "cublasLt ran into an error",  # bitsandbytes says so whatever the status of an int8 product was
+    "unable to find an engine to execute this computation",  # torch passes over cuDNN's whose workspace does not fit
+)
 
 
 @dataclass(frozen=True)
@@ -281,3 +297,26 @@ def keeping_memory() -> Iterator[None]:
     finally:
         libc.mallopt(M_MMAP_THRESHOLD, USUAL_THRESHOLD)
         libc.mallopt(M_TRIM_THRESHOLD, USUAL_THRESHOLD)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says, or may say, that memory has run out, so that less at once is worth trying.
+
+    Not what is ours already: a UserError has been put into words.
+    """
+    if isinstance(error, UserError) or not isinstance(error, RuntimeError):
+        return False
+    text = str(error)
+    known = should_reduce_batch_size(RuntimeError(text))  # of an error with other arguments than its text it says no
+    return isinstance(error, torch.OutOfMemoryError) or known or any(words in text for words in ALLOCATIONS + UNCLEAR)
+
+
+@dataclass
+class Capacity:
+    """The most seconds of context that are tried at once in this process, rows and beams counted; less once it ran out.
+
+    `reported` is that of which the user knows.
+    """
+
+    seconds: float = math.inf
+    reported: float = math.inf

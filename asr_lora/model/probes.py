@@ -13,7 +13,7 @@ from peft import PeftModel, prepare_model_for_kbit_training
 from torch import Tensor
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from asr_lora.model import adapter, quantized, silence, whisper
+from asr_lora.model import adapter, quantized, whisper
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.adapter import Tuned
 from asr_lora.model.methods import method
@@ -133,7 +133,7 @@ def saved_and_reloaded(
     usual = way.optimiser(model, STEP, 0.0) if way.optimiser else torch.optim.AdamW(trained, lr=STEP)
     usual.step()
     if lora.whole:
-        silence.remember(model.eval())  # as whoever loads it will hear it
+        whisper.remember(model.eval())  # as whoever loads it will hear it
     learnt = _logits(model, base, batch)
     adapter.save(model, folder, named, "full")
     fresh = base.load()

@@ -15,8 +15,7 @@ from asr_lora.corpus import SPLITS, Columns, is_path, is_quick, open_corpus
 from asr_lora.data.manifest import draw_order, read_manifest
 from asr_lora.data.splits import with_splits
 from asr_lora.decoding.generate import at_once
-from asr_lora.model.hardware import Hardware, decode_rows, device_of, fitting, known_gpu, look
-from asr_lora.model.memory import is_out_of_memory
+from asr_lora.model.hardware import Hardware, decode_rows, device_of, fitting, is_out_of_memory, known_gpu, look
 from asr_lora.model.pretrained import is_local, language_token, resolve
 from asr_lora.planning import timing as clock
 from asr_lora.planning.estimate import (
@@ -187,7 +186,8 @@ def _by_timing(config: Config, work: Job, hardware: Hardware) -> Clocks:
     dev, scored = work.decoding("dev", rows), work.decoding("eval", rows)
     try:
         return clock.by_timing(
-            config.model.checkpoint, config.model.precision, config.lora, language_token(config.model, config.data.language), hardware,
+            config.model.checkpoint, config.model.precision, config.lora,
+            language_token(config.model, config.data.language), hardware,
             beams=config.decoding.num_beams, trained=cut(work.trained, hardware.capacity),
             developed=dev, evaluated=scored or dev,
         )  # fmt: skip

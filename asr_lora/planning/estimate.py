@@ -11,15 +11,19 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from asr_lora.corpus import SPLITS
+from asr_lora.data.manifest import read_manifest
 from asr_lora.data.sampler import Order, forwards
 from asr_lora.decoding.generate import at_once, batches
+from asr_lora.evaluation.eval_sets import evaluated
 from asr_lora.model import adapter, cost
 from asr_lora.model.methods import rank_before
 from asr_lora.model.pretrained import is_local, load_config, resolve
 from asr_lora.planning.timing import Clocks, Work
+from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json
-from asr_lora.training.callbacks import eval_steps, is_judged
+from asr_lora.training.callbacks import Budget
+from asr_lora.training.validation import eval_steps, is_judged
 
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config
@@ -240,3 +244,20 @@ def cut(works: Sequence[Work], capacity: float) -> list[Work]:
             rows = work.rows // count + (at < work.rows % count)
             parts.append(replace(work, rows=rows, heard=work.heard * rows / work.rows))
     return parts
+
+
+def time_budget(config: "Config", began: float) -> Budget | None:
+    """Of training.max_hours, which count from `began` (time.monotonic); None without a limit."""
+    hours = config.training.max_hours
+    if hours is None:
+        return None
+    lengths = {split: [row["duration"] for row in read_manifest(run.manifest(config.run, split))] for split in SPLITS}
+    lengths["train"] = lengths["train"] or lengths["dev"]  # of a stream nothing is known
+    scored = lengths["test"][: config.eval.limit] if config.eval.split == "test" else lengths["dev"]
+    if config.eval.after:
+        scored = scored + [clip["duration"] for each in evaluated(config)[1:] for clip in each.clips]
+    whole = replace(config, eval=replace(config.eval, limit=None, split="test"))
+    work = job(whole, {**lengths, "test": scored})
+    done = flop(work, checkpointing=False)
+    decoding = done["dev"] / (work.decodings + work.judged)
+    return Budget(hours, began, step=done["train"] / config.max_steps, dev=decoding, eval=done["eval"])

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from asr_lora.config.compose import Config
+from asr_lora.config.compose import Config, quoted
 from asr_lora.corpus import SPLITS
 from asr_lora.data import quality as faults
 from asr_lora.data.manifest import extension, read_manifest, sound
@@ -29,7 +29,6 @@ from asr_lora.model.pretrained import language_token
 from asr_lora.reporting import charts
 from asr_lora.reporting.pages import environment
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import quoted
 from asr_lora.runtime.console import progress, say
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import read_json, whole_folder, write_json, write_text
@@ -39,6 +38,17 @@ from asr_lora.speech.normalizer import Normalizer, leading
 SHOWN = 6  # clips of every kind, with their sound
 SHOWN_DOUBTS = 20  # of the transcripts that the model contradicts
 ALWAYS = ("unheard", "truncated", "silent")  # kinds that are suspect whatever a model hears
+LEAST = 0.5  # of the characters: below it, it is spelling and accents as often as other words
+# Characters: with one word to go by a model errs by itself. Of eleven transcripts of real Spanish that whisper-base
+# contradicted by half, nine were shorter: single numbers and spelt letters, misheard.
+SHORT = {"words": 12, "characters": 4}
+SIGNS = {
+    "compression": "repeats itself", "loop": "the same words over and over", "rate": "more words than can be said",
+    "limit": "was cut while talking", "silence": "text without a transcript",
+}  # fmt: skip
+MANY = 5  # clips in which the model writes something before its absence from the transcripts is worth a word
+LACKING = 0.2  # times as many clips of the corpus
+MOST_LACKING = 20
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,8 @@ def audit(config: Config) -> Path:
         clips.mkdir()
         text = environment(autoescape=True).get_template("audit.html").render(
             name=config.run.name, summary=summary, facts=facts, kinds=KINDS, drop=config.data.drop,
-            rule=suspect_rule(unit), apply=_apply(config, folder), charts=_charts(utterances, unit, contradicted, limit),
+            rule=suspect_rule(unit), apply=_apply(config, folder),
+            charts=_charts(utterances, unit, contradicted, limit),
             shown={kind: [_example(utterances[at], said, clips) for at, said in own[:SHOWN]]
                    for kind, own in odd.items()},
             doubted=_shown_doubts(utterances, contradicted, limit, token, clips),
@@ -290,19 +301,6 @@ def _sound(each: Utterance, clips: Path) -> str | None:
             say(f"{each.clip['id']} cannot be played on the page: {error}")
             return None
     return f"clips/{target.name}"
-
-
-LEAST = 0.5  # of the characters: below it, it is spelling and accents as often as other words
-# Characters: with one word to go by a model errs by itself. Of eleven transcripts of real Spanish that whisper-base
-# contradicted by half, nine were shorter: single numbers and spelt letters, misheard.
-SHORT = {"words": 12, "characters": 4}
-SIGNS = {
-    "compression": "repeats itself", "loop": "the same words over and over", "rate": "more words than can be said",
-    "limit": "was cut while talking", "silence": "text without a transcript",
-}  # fmt: skip
-MANY = 5  # clips in which the model writes something before its absence from the transcripts is worth a word
-LACKING = 0.2  # times as many clips of the corpus
-MOST_LACKING = 20
 
 
 def label_issues(

@@ -18,7 +18,7 @@ from asr_lora.evaluation.metrics import spread
 from asr_lora.reporting import charts, tables
 from asr_lora.reporting.pages import environment, shared_command
 from asr_lora.runs import folder as run
-from asr_lora.runs.sweep import Job
+from asr_lora.runs.launch import Job
 from asr_lora.runtime.console import say
 from asr_lora.runtime.files import check_links, read_json, write_text
 from asr_lora.speech.normalizer import leading
@@ -127,10 +127,12 @@ def _folded(runs: Sequence[Mapping[str, Any]], rate: str) -> dict[str, Any]:
     row |= {"runs": list(runs), "minutes": spread([each["trained"]["train_seconds"] / 60 for each in runs]).mean}
     if len(runs) == 1:
         return row | {
-            "mean": rates[0], "tuned": metrics.percent(rates[0]), "sure": metrics.interval(first["own"][f"{rate}_ci95"]),
+            "mean": rates[0],
+            "tuned": metrics.percent(rates[0]),
+            "sure": metrics.interval(first["own"][f"{rate}_ci95"]),
             "difference": metrics.difference(first["own"]["delta"], rate),
             "bounds": first["own"][f"{rate}_ci95"],
-        }  # fmt: skip
+        }
     seeds = ", ".join(str(each["settings"]["seed"]) for each in runs[1:])
     figures, gained = spread(rates), spread([each["own"]["delta"][rate] for each in runs])
     apart = figures.deviation or 0.0

@@ -24,6 +24,14 @@ from asr_lora.speech import normalizer as text
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config
 
+# A value in Hydra's grammar, cut into what stands in quotes, what is between the marks of lists and dictionaries (an
+# interpolation is no such mark), and those marks.
+PIECE = re.compile(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|(?:\$\{[^}]*\}|\\.|[^,{}\[\]"'])+|.""", re.DOTALL)
+TASK = "automatic-speech-recognition"
+NAMED = re.compile(r"(\s*(?:[\w.+-]+:\s*)*)(.*?)(\s*)", re.DOTALL)  # `path: ` and `shards:` before what they are of
+ELSEWHERE = ("hf:", "mdc:")  # what is behind them is a name on a server
+NOT_PATHS = ("export.push", "data.columns")  # settings whose slashes mean something else
+
 
 def unbroken(text: str) -> Markup:
     """The text as HTML in which no line ends within parentheses, so that an interval is read at one glance."""
@@ -52,9 +60,6 @@ def environment(autoescape: bool) -> Environment:
         "CHOSEN_ON_DEV": tables.CHOSEN_ON_DEV, "FOLDED": tables.FOLDED, "tuned_by": tables.tuned_by,
     }  # fmt: skip
     return made
-
-
-TASK = "automatic-speech-recognition"
 
 
 def hub_id(checkpoint: str) -> str | None:
@@ -109,14 +114,6 @@ def write_card(
     file, card = folder / "README.md", str(ModelCard(f"---\n{data}\n---\n\n{text}"))
     if not file.is_file() or file.read_text(encoding="utf-8") != card:
         write_text(file, card)
-
-
-# A value in Hydra's grammar, cut into what stands in quotes, what is between the marks of lists and dictionaries (an
-# interpolation is no such mark), and those marks.
-PIECE = re.compile(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|(?:\$\{[^}]*\}|\\.|[^,{}\[\]"'])+|.""", re.DOTALL)
-NAMED = re.compile(r"(\s*(?:[\w.+-]+:\s*)*)(.*?)(\s*)", re.DOTALL)  # `path: ` and `shards:` before what they are of
-ELSEWHERE = ("hf:", "mdc:")  # what is behind them is a name on a server
-NOT_PATHS = ("export.push", "data.columns")  # settings whose slashes mean something else
 
 
 def shared_command(command: str) -> str:

@@ -19,14 +19,12 @@ from asr_lora.config.compose import Config, from_plain, plain
 from asr_lora.config.naming import GROUPS, science
 from asr_lora.config.schema import DecodingConfig, decided
 from asr_lora.config.stages import EvalConfig, ReportConfig
-from asr_lora.data.manifest import NOT_OF_ALL, read_manifest
 from asr_lora.model.pretrained import identity
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import ANEW, check_links, damage, read_json, read_jsonl, settle, write_text
 
 Branch = TypeVar("Branch", EvalConfig, DecodingConfig, ReportConfig)
-
 SHARED_WITHIN = 60.0  # seconds: a network's disk may show a new file late
 FIGURES = 2  # of eval/<set>/metrics.json: it rises whenever the same hypotheses give other figures, or more of them
 HEARD = {  # of a line of hypotheses.jsonl
@@ -39,6 +37,8 @@ PACKAGES = (
     "asr_lora", "torch", "torchaudio", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate",
     "jiwer", "hydra-core", "soundfile", "numpy",
 )  # fmt: skip
+LINE = {"id": Path, "path": Path, "text": str, "duration": float, "speaker": str, "sha256": str}  # what it has, and
+NOT_OF_ALL = {"start": float, "end": float, "offset": int, "bytes": int, "clip": Path}  # what some have
 
 
 def manifest(run: Path, split: str) -> Path:
@@ -128,19 +128,6 @@ def _lock(run: Path, lock: BaseFileLock) -> None:
 def streamed_record(run: Path, rank: int) -> Path:
     """What training heard of a stream, a step a line."""
     return run / "train" / "streamed" / f"rank-{rank}.jsonl"
-
-
-def trained_files(run: Path) -> list[Path]:
-    """The files that say what training hears: the manifest, or where a stream was heard its record."""
-    return sorted(streamed_record(run, 0).parent.glob("rank-*.jsonl")) or [manifest(run, "train")]
-
-
-def trained_on(run: Path) -> list[dict[str, Any]]:
-    """The training clips, as lines of a manifest; of a stream those that were heard, as often as they were."""
-    files = trained_files(run)
-    if files == [manifest(run, "train")]:
-        return read_manifest(files[0])
-    return [clip for file in files for line in read_jsonl(file) for clip in line["clips"]]
 
 
 def heard(run: Path, split: str) -> list[dict[str, Any]]:

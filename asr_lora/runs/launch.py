@@ -2,35 +2,41 @@
 
 import os
 import platform
-import re
 import shlex
 import sys
+import textwrap
 import time
+import traceback
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import hydra
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+import psutil
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Sweep
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from asr_lora import NO_HOME
-from asr_lora.config.compose import Config, conf_dir, typed
-from asr_lora.config.schema import PREFIX, LoraConfig, no_such_lora_key
+from asr_lora.config.compose import (
+    Config,
+    conf_dir,
+    fixed_overrides,
+    load,
+    one_line,
+    refuse_misread,
+    typed,
+    words_of_job,
+)
 from asr_lora.runs import folder as run
-from asr_lora.runs import sweep
-from asr_lora.runs.sweep import Job
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import complain, hush_libraries, say
-from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
+from asr_lora.runtime.errors import ChoiceError, RegressionError, UserError, WorldError
+from asr_lora.runtime.files import read_json, write_json, write_text
 
 # Settings that say nothing about which run is meant.
 APART = ("eval", "decoding", "hardware", "report", "transcribe", "export", "app")
@@ -41,18 +47,30 @@ ANOTHER_ENDED = (
     "WORLD_SIZE: another process of this run has ended, which ends it; either it said why, or it was killed (by the "
     "system, where memory ran out); the same command goes on from the last checkpoint"
 )
+UNENDED = (
+    "came to no end: it was killed (by the system, where memory ran out, or at a queue's time limit), or runs still; "
+    "it goes on from its last checkpoint"
+)
 
 
-def load(overrides: Sequence[str] = ()) -> Config:
-    """Composes the settings as the command line does. Raises ChoiceError for whatever does not hold."""
-    refuse_misread(overrides)
-    try:
-        if GlobalHydra.instance().is_initialized():  # within a job of Hydra's
-            return typed(compose("config", list(overrides)))
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return typed(compose("config", list(overrides)))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ChoiceError(one_line(error, overrides)) from error
+@dataclass(frozen=True)
+class Job:
+    """`run` is the folder, None where the settings themselves were refused; `status` that of the command line.
+
+    `resident_bytes` is what the process held when the job had ended. A job that has begun is noted as UNENDED.
+    """
+
+    number: int
+    words: list[str]
+    run: str | None
+    status: int
+    error: str | None
+    seconds: float
+    resident_bytes: int
+
+    @property
+    def name(self) -> str:
+        return Path(self.run).name if self.run else shlex.join(self.words)
 
 
 def launch(
@@ -86,7 +104,7 @@ def launch(
             _go_to(place)
             if ranks.count() > 1:
                 _leave(ChoiceError(f"-m: a sweep takes one process, got {ranks.count()}; start it plainly"), words)
-            _of_sweep(stage, cfg, sweep.ledger(here[-1], began), words)
+            _of_sweep(stage, cfg, ledger_folder(here[-1], began), words)
             return
         try:
             stage(typed(cfg))
@@ -104,14 +122,14 @@ def launch(
         lost = _launched(job, words)
         ranks.leave()
         runs_dir = here[-1] if here else _runs_dir(words)
-        ledger = sweep.ledger(runs_dir, began)
-        if jobs := sweep.noted(ledger):
+        ledger = ledger_folder(runs_dir, began)
+        if jobs := noted_jobs(ledger):
             if after_sweep:
                 after_sweep(runs_dir, jobs)
-            sweep.tell_broken(jobs)
+            log_broken(jobs)
         if lost:
-            raise WorldError(f"hydra/launcher: {sweep.note_bug(ledger, 'launcher', lost)}; {QUEUED}") from lost
-        if status := sweep.status(jobs):
+            raise WorldError(f"hydra/launcher: {note_bug(ledger, 'launcher', lost)}; {QUEUED}") from lost
+        if status := sweep_status(jobs):
             raise SystemExit(status)
     except MENDABLE as error:
         _leave(error, words)
@@ -146,30 +164,24 @@ def _of_sweep(stage: Callable[[Config], object], cfg: DictConfig, ledger: Path, 
     try:
         config = typed(cfg)
         folder = str(config.run.resolve())
-        sweep.note(ledger, Job(number, words_of_job(), folder, 1, sweep.UNENDED, 0.0, 0))  # until it is known better
+        note_job(ledger, Job(number, words_of_job(), folder, 1, UNENDED, 0.0, 0))  # until it is known better
         stage(config)
     except KeyboardInterrupt as error:
         _leave(error, words)
     except MENDABLE as error:
         told, status = _told(error, words)
     except Exception as error:  # noqa: BLE001 (a bug that one run meets is none of the others')
-        told, status = sweep.note_bug(ledger, number, error), 1
-    memory, seconds = sweep.resident_bytes(), time.perf_counter() - started
+        told, status = note_bug(ledger, number, error), 1
+    memory, seconds = resident_bytes(), time.perf_counter() - started
     ended = Job(number, words_of_job(), folder, status, told, seconds, memory)
     if told:
         say(f"error: {ended.name}: {told}")
-    sweep.note(ledger, ended)
+    note_job(ledger, ended)
 
 
 def _runs_dir(words: Sequence[str]) -> Path:
     """Of a sweep whose jobs all ran in other processes: what its words say of it, but for those that vary."""
-    there = [word for word in words if _parses(word) and not _is_swept(word)]
-    return Path(load(there).runs_dir)
-
-
-def words_of_job() -> list[str]:
-    """The overrides of the command line, in a sweep those of the job alone; none where no command line was."""
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    return Path(load(fixed_overrides(words)).runs_dir)
 
 
 def named_run(config: Config) -> Path:
@@ -207,89 +219,46 @@ def _told(error: BaseException, words: Sequence[str]) -> tuple[str, int]:
     return " ".join(message.splitlines()), status
 
 
-def refuse_misread(words: Sequence[str]) -> None:
-    """Raises ChoiceError for words that Hydra has no error for: no name before the =, no name of a file of conf/."""
-    groups = {folder.name for folder in conf_dir().iterdir() if folder.is_dir()}
-    for word in words:
-        group, _, value = word.lstrip("+~").partition("=")
-        if "=" in word and not group.strip("~ "):
-            raise ChoiceError(f"{word}: must be setting=value, for instance data.hours=1; --help says more")
-        if (group in groups or "/" in group) and _parses(word):  # hydra/launcher is a group too
-            chosen = OverridesParser.create().parse_override(word).value()
-            names = chosen if isinstance(chosen, list) else [chosen]
-            if "=" in word and not all(isinstance(name, str | Sweep) and "\0" not in str(name) for name in names):
-                raise ChoiceError(f"{group}: {value} is none of {_choices(group)}")
+def ledger_folder(runs_dir: Path, began: float) -> Path:
+    """The folder of the sweep that began at so many seconds since 1970, told apart from another of the same second."""
+    moment = time.strftime("%Y-%m-%d_%H-%M-%S", time.gmtime(began))
+    return runs_dir / ".hydra" / f"{moment}.{int(began % 1 * 1e6):06}"
 
 
-def _choices(group: str) -> str:
-    if not (conf_dir() / group).is_dir():
-        return "its names, which Hydra or a plugin brings"
-    return ", ".join(sorted(file.stem for file in (conf_dir() / group).glob("*.yaml")))
+def note_job(folder: Path, job: Job) -> None:
+    write_json(folder / f"{job.number}.json", asdict(job))
 
 
-def one_line(error: BaseException, overrides: Sequence[str]) -> str:
-    """Hydra's or OmegaConf's complaint as `name: rule, value; way out`."""
-    text = str(error)
-    full_key = re.search(r"full_key: (\S+)", text)
-    unknown = re.search(r"Could not override '([^']+)'", text) or (full_key if "not in" in text else None)
-    if unknown:
-        group, _, name = unknown[1].partition(".")
-        if group == "lora" and name in LoraConfig.__dataclass_fields__:
-            kind = next((word[5:] for word in reversed(overrides) if word.startswith("lora=")), "qv")
-            return no_such_lora_key(name, kind)
-        if group == "hydra":
-            return f"{unknown[1]}: not among the settings of Hydra or of the launcher; +{unknown[1]}=... adds it"
-        near = get_close_matches(unknown[1], _all_keys(), n=1)
-        return f"{unknown[1]}: no such setting; " + (f"did you mean {near[0]}?" if near else "--cfg job prints all")
-    if launcher := re.search(r"Could not find 'hydra/launcher/([^']+)'", text):
-        return (
-            f"hydra/launcher: {launcher[1]} is not installed; `uv sync --inexact --extra ray` brings ray, "
-            "--extra slurm brings submitit_slurm and submitit_local"
-        )
-    if choice := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
-        if choice[1] == "lora" and choice[2] == "prefix":
-            return f"lora: {PREFIX}"
-        return f"{choice[1]}: {choice[2]} is none of {_choices(choice[1])}"
-    if absent := re.match(r"Could not delete .*?'([^']*)'", text):
-        return f"~{absent[1]}: no such setting to take out; --cfg job prints all"
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals and (f"'{override}'" in text or not _parses(override)):
-            return f"{override or repr(override)}: must be setting=value, for instance data.hours=1; --help says more"
-        misread = full_key and full_key[1] == key and ("Cannot convert" in text or "nterpolation" in text)
-        if equals and (misread or override in text or not _parses(override)):
-            literal = shlex.quote(f"{key}={quoted(value)}")
-            sweep = "; to try several values: -m" if "Ambiguous" in text else ""
-            return f"{key}: {value} holds characters that mean something here; to be taken as it is: {literal}{sweep}"
-    if full_key and "missing mandatory value" in text:
-        return f"{full_key[1]}: has no value; give it one: {full_key[1]}=..."
-    if full_key and "is not a ListConfig" in text:
-        return f"{full_key[1]}: must be a list, for instance '{full_key[1]}=[a,b]'"
-    return " ".join(f"{full_key[1]}: {text.splitlines()[0]}".split() if full_key else f"command line: {text}".split())
+def noted_jobs(folder: Path) -> list[Job]:
+    """In the order of the sweep."""
+    return sorted((Job(**read_json(file)) for file in folder.glob("*.json")), key=lambda job: job.number)
 
 
-def _parses(override: str) -> bool:
-    try:
-        OverridesParser.create().parse_override(override)
-    except HydraException:
-        return False
-    return True
+def note_bug(folder: Path, whose: int | str, error: BaseException) -> str:
+    """Keeps the traceback in a file, of a job by its number; what to tell of it."""
+    file = folder / f"{whose}.txt"
+    write_text(file, "".join(traceback.format_exception(error)))
+    said = textwrap.shorten(str(error), 300, placeholder=" ...")  # launchers quote whole logs
+    return f"{type(error).__name__}: {said}; nobody foresaw it: {file} has the traceback"
 
 
-def _is_swept(override: str) -> bool:
-    return bool(OverridesParser.create().parse_override(override).is_sweep_override())
+def resident_bytes() -> int:
+    """What this process holds in memory now."""
+    return int(psutil.Process().memory_info().rss)
 
 
-def quoted(value: str) -> str:
-    """`value` as Hydra's grammar takes it literally, whatever its characters. The Makefile does the same with sed."""
-    # OmegaConf would interpolate ${; then Hydra unescapes backslashes, but only before a quote or at the end.
-    inner = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
-    inner = re.sub(r'(\\*)("|$)', lambda end: end[1] * 2 + end[2].replace('"', '\\"'), inner)
-    return f'"{inner}"'
+def log_broken(jobs: Sequence[Job]) -> None:
+    """At the end of a sweep which jobs broke, why, and how to go on; nothing where none did."""
+    broken = [job for job in jobs if job.status]
+    if not broken:
+        return
+    say(f"error: {len(broken)} of {len(jobs)} runs of the sweep ended in an error:")
+    for job in broken:
+        say(f"  {job.name}: {job.error}")
+    say("once that is mended, the same command goes on where they broke, and finds the others complete")
 
 
-def _all_keys() -> list[str]:
-    keys = ["experiment"]
-    for name, field in Config.__dataclass_fields__.items():
-        keys += [name, *(f"{name}.{key}" for key in getattr(field.type, "__dataclass_fields__", ()))]
-    return keys
+def sweep_status(jobs: Sequence[Job]) -> int:
+    """Of the whole sweep: that of the first job that broke, a regression only where nothing worse happened."""
+    statuses = [job.status for job in jobs if job.status]
+    return next((each for each in statuses if each != RegressionError.status), statuses[0] if statuses else 0)

@@ -1,1 +1,1 @@
-"""What every program needs."""
+"""What every program needs: errors, files, messages, the processes of one run."""

@@ -17,14 +17,13 @@ import numpy as np
 from filelock import FileLock, Timeout
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from asr_lora.config.compose import Config, plain
+from asr_lora.config.compose import Config, load, plain, words_of_job
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import launch, load, words_of_job
+from asr_lora.runs.launch import launch
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import ChoiceError, UserError, to_install
 from asr_lora.runtime.files import check_links, read_json
-from asr_lora.search import space
-from asr_lora.search.space import Setting
+from asr_lora.search.study import Setting
 from asr_lora.train import train
 
 try:
@@ -50,10 +49,10 @@ def search(config: Config, words: Sequence[str] = ()) -> Path:
     """
     deadline = time.monotonic() + 3600 * (math.inf if config.search.max_hours is None else config.search.max_hours)
     about = [word for word in words if not word.startswith(("search.", "search=", "eval.after="))]
-    settings = space.parsed(config.search.space)
+    settings = trials.parsed(config.search.space)
     for end in ("first", "last"):  # refused now, not hours from now
-        load([*about, *space.words({name: getattr(setting, end) for name, setting in settings.items()})])
-    folder = Path(config.runs_dir) / "search" / f"{config.run_name}-{space.digest(settings)}"
+        load([*about, *trials.words({name: getattr(setting, end) for name, setting in settings.items()})])
+    folder = Path(config.runs_dir) / "search" / f"{config.run_name}-{trials.digest(settings)}"
     folder.mkdir(parents=True, exist_ok=True)
     check_links(folder.parent, "runs_dir", root=Path(config.runs_dir))
     try:
@@ -71,7 +70,7 @@ def _search(
     study = _study(config, folder)
     _go_on(study)
     if not study.trials:  # so that the best is never worse than what is there, by dev
-        study.enqueue_trial(space.usual(settings, plain(config)))
+        study.enqueue_trial(trials.usual(settings, plain(config)))
     ended = f"{_ended(study)} of {config.search.trials} trials ended"
     say(f"search by dev WER, test is not looked at; {ended}: {folder}")
     while _ended(study) < config.search.trials:
@@ -131,7 +130,7 @@ def _try(
     deadline: float,
 ) -> None:  # fmt: skip
     """One trial: a run, and what Optuna is told of it. Raises OutOfTimeError, and what is no fault of its settings."""
-    words = [*about, *space.words({name: _suggested(trial, name, setting) for name, setting in settings.items()})]
+    words = [*about, *trials.words({name: _suggested(trial, name, setting) for name, setting in settings.items()})]
     tried = load([*words, "eval.after=false"])
     folder, fresh = tried.run, not (tried.run / "train" / "checkpoints").exists()
     trial.set_user_attr("run", str(folder.resolve()))
@@ -162,7 +161,7 @@ def _try(
 def _suggested(trial: "optuna.Trial", name: str, setting: Setting) -> str:
     if setting.choices:
         return str(trial.suggest_categorical(name, setting.choices))
-    return space.typed(trial.suggest_float(name, setting.low, setting.high, log=setting.log))
+    return trials.typed(trial.suggest_float(name, setting.low, setting.high, log=setting.log))
 
 
 class _Watch(TrainerCallback):
@@ -211,7 +210,7 @@ def _best_command(study: "optuna.Study", about: Sequence[str]) -> str | None:
     best = _best(study)
     if best is None:
         return None
-    return shlex.join(["python", "-m", "asr_lora.train", *about, *space.words(best.params)])
+    return shlex.join(["python", "-m", "asr_lora.train", *about, *trials.words(best.params)])
 
 
 def main(config: Config) -> None:

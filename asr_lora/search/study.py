@@ -1,13 +1,19 @@
 """The trials of a search, as a table on the screen and as a page with Optuna's own plots."""
 
+import hashlib
 import io
+import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import optuna
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
+from hydra.errors import HydraException
 from markupsafe import Markup
 from matplotlib import pyplot
 from optuna.trial import FrozenTrial, TrialState
@@ -17,10 +23,32 @@ from rich.table import Table
 
 from asr_lora.evaluation.metrics import percent
 from asr_lora.reporting.pages import environment
+from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import write_text
-from asr_lora.search.space import Setting, typed
 
 NOTE = "Dev WER of what a trial kept, of one that did not end the lowest; test was not looked at"
+EXAMPLES = "choice(4,8,16), interval(0,0.2) or tag(log,interval(1e-4,1e-2))"
+DIGITS = 3  # of a number that is drawn: so many can be typed, and more make no difference
+GROUPS = ("lora", "training", "model")
+COMPARABLE = ("data.augment",)  # of data: the others change the clips that trials are compared by
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One of `choices`, as they are typed; or, where there are none, a number from `low` to `high`."""
+
+    choices: tuple[str, ...]
+    low: float
+    high: float
+    log: bool
+
+    @property
+    def first(self) -> str:
+        return self.choices[0] if self.choices else f"{self.low:g}"
+
+    @property
+    def last(self) -> str:
+        return self.choices[-1] if self.choices else f"{self.high:g}"
 
 
 def has_ended(trial: FrozenTrial) -> bool:
@@ -108,3 +136,60 @@ def _charts(study: optuna.Study) -> list[tuple[str, Markup]]:
             pyplot.close(figure)
             charts.append((title, Markup(file.getvalue()[file.getvalue().index("<svg") :])))
     return charts
+
+
+def parsed(space: Sequence[str]) -> dict[str, Setting]:
+    """The settings that vary, each `name=values`. Raises ChoiceError, also where there is none."""
+    if not space:
+        raise ChoiceError(f"search.space: must name a setting to try, got none; for instance lora.r={EXAMPLES}")
+    return dict(map(_parsed, space))
+
+
+def _parsed(said: str) -> tuple[str, Setting]:
+    name = said.partition("=")[0]
+    varies = name.partition(".")[0] in GROUPS or name in COMPARABLE
+    if not varies or name == "training.dev_normalizer":
+        raise ChoiceError(
+            f"search.space: {name} is none of the settings of {', '.join(GROUPS)} or {', '.join(COMPARABLE)}, which "
+            "leave the dev WER comparable"
+        )
+    try:
+        override = OverridesParser.create().parse_override(said)
+    except HydraException as error:
+        raise ChoiceError(f"search.space: {name} must be {EXAMPLES}, got {said}") from error
+    if override.is_discrete_sweep():
+        return name, Setting(tuple(override.sweep_string_iterator()), 0.0, 0.0, False)
+    value = override.value()
+    if not isinstance(value, IntervalSweep) or value.start is None or value.end is None or value.start >= value.end:
+        raise ChoiceError(f"search.space: {name} must be {EXAMPLES}, got {said}")
+    log = "log" in value.tags
+    if log and value.start <= 0:
+        raise ChoiceError(f"search.space: {name} must begin above 0 under tag(log,...), got {said}")
+    return name, Setting((), float(value.start), float(value.end), log)
+
+
+def typed(value: Any) -> str:
+    return f"{value:.{DIGITS}g}" if isinstance(value, float) else str(value)
+
+
+def words(values: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={typed(value)}" for name, value in values.items()]
+
+
+def usual(settings: Mapping[str, Setting], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the settings those values, as recorded in `config`, that the space holds."""
+    found: dict[str, Any] = {}
+    for name, setting in settings.items():
+        group, _, key = name.partition(".")
+        value = config[group][key] if key else None
+        if str(value) in setting.choices:
+            found[name] = str(value)
+        elif not setting.choices and isinstance(value, int | float) and setting.low <= value <= setting.high:
+            found[name] = float(value)
+    return found
+
+
+def digest(settings: Mapping[str, Setting]) -> str:
+    """Eight hexadecimal digits: no two spaces share a study."""
+    said = json.dumps({name: asdict(setting) for name, setting in settings.items()}, sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:8]

@@ -1,1 +1,1 @@
-"""Sound and text by themselves."""
+"""Sound and text by themselves: decode, resample, augment, normalize; languages."""

@@ -27,8 +27,12 @@ PREROLL = (
 )
 LOUDEST = 2.0**32  # floats may come at the scale of 32-bit integers; of more the features would not be finite
 MOST_KERNEL = 2**24  # of float32: 44,100 Hz takes 70,000, and 44,101, which nothing records at, 700 million (2.8 GB)
-
 Waveform = npt.NDArray[np.float32]  # (samples,) at SAMPLE_RATE, nominally in [-1, 1]
+VERSION = 1  # it rises whenever something else is found in the same clip
+SHORTEST = 0.05  # seconds: not even a syllable
+LONGEST_READ = MAX_SECONDS + 1  # seconds: enough to know that a recording is too long, however long it is
+SILENT = 2**-15  # of full scale, a step of 16 bits: below it there is no sound
+FULL_SCALE = 0.999  # of samples: what reaches it was most likely cut off
 
 
 def decode(
@@ -119,13 +123,6 @@ def _read(
             sound.seek(first - before)
         samples = sound.read(max(0, last - first) + before, dtype="float32", always_2d=True)
         return samples[before:], sound.samplerate
-
-
-VERSION = 1  # it rises whenever something else is found in the same clip
-SHORTEST = 0.05  # seconds: not even a syllable
-LONGEST_READ = MAX_SECONDS + 1  # seconds: enough to know that a recording is too long, however long it is
-SILENT = 2**-15  # of full scale, a step of 16 bits: below it there is no sound
-FULL_SCALE = 0.999  # of samples: what reaches it was most likely cut off
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from torchaudio.functional import add_noise, gain, highpass_biquad, lowpass_biqu
 from asr_lora.speech.audio import SAMPLE_RATE, Waveform
 
 KINDS = ("light", "noisy", "telephone")
-
 QUIETEST = 2**-15  # of full scale, a step of 16 bits; below it there is no sound
 SPEED = 10  # percent slower or faster at the most, as Ko et al. 2015, "Audio augmentation for speech recognition"
 GAINS = (-10.0, 10.0)  # dB; as far as one microphone is from the next, but never beyond full scale
@@ -31,6 +30,7 @@ LINE_RATE = 8_000  # Hz
 LINE_BAND = (300.0, 3400.0)  # Hz, of a telephone channel (ITU-T G.712)
 LINE_CODECS = ("ULAW", "ALAW", "GSM610")  # G.711 of America and of Europe, and the first mobile phones' (GSM 06.10)
 SMOOTH = 4096  # samples; a Fourier transform of a multiple of it is fast, one of a large prime is not
+LOUDNESS = 0.05  # root mean square of full scale: as loud as quiet speech
 
 
 def augmented(waveform: Waveform, kind: str, rng: np.random.Generator, longest: int | None = None) -> Waveform:
@@ -122,9 +122,6 @@ def _over_a_line(sound: Tensor, rng: np.random.Generator) -> Tensor:
     received, _ = soundfile.read(wire, dtype="float32")  # GSM speaks in whole frames and may bring some silence
     changed: Tensor = resample(torch.from_numpy(received), LINE_RATE, SAMPLE_RATE)[: len(sound)]
     return changed
-
-
-LOUDNESS = 0.05  # root mean square of full scale: as loud as quiet speech
 
 
 def hiss(rng: np.random.Generator, samples: int) -> Waveform:

@@ -1,1 +1,1 @@
-"""The training loop."""
+"""The training loop: trainer, callbacks, dev decoding, checkpoints."""

@@ -10,7 +10,6 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from asr_lora.config.compose import Config
-from asr_lora.corpus import SPLITS
 from asr_lora.data.dataset import Steps, StreamedSteps
 from asr_lora.data.features import Making, prompted, token_ids
 from asr_lora.data.manifest import Clip, as_row, read_manifest
@@ -19,30 +18,23 @@ from asr_lora.data.sampler import Order
 from asr_lora.data.sources import excluded, streamed
 from asr_lora.data.splits import Sieve
 from asr_lora.decoding.generate import decoding
-from asr_lora.evaluation.eval_sets import evaluated
 from asr_lora.model import adapter, whisper
 from asr_lora.model.hardware import Hardware
 from asr_lora.model.methods import method
 from asr_lora.model.pretrained import language_token, load_config, load_processor
-from asr_lora.planning.estimate import flop, job
 from asr_lora.runs import folder as run
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import Bar, say
 from asr_lora.runtime.files import read_json
-from asr_lora.training.budget import Budget
-from asr_lora.training.callbacks import Journal, eval_steps
-from asr_lora.training.guard import Guard
+from asr_lora.training.callbacks import Budget, Guard, Journal, KeepAdapters
 from asr_lora.training.trainer import WhisperTrainer
-from asr_lora.training.validation import Dev
+from asr_lora.training.validation import Dev, eval_steps
 
 
 def build(
-    config: Config, hardware: Hardware, rows: Sequence[Clip], bar: Bar, began: float | None = None, rate: float = 1.0
+    config: Config, hardware: Hardware, rows: Sequence[Clip], bar: Bar, budget: Budget | None = None, rate: float = 1.0
 ) -> WhisperTrainer:
-    """The trainer of a prepared run, with the model and a fresh adapter in it, at `rate` times the learning rate.
-
-    `began` is the moment (time.monotonic) that training.max_hours count from; None: now.
-    """
+    """The trainer of a prepared run, with the model and a fresh adapter in it, at `rate` times the learning rate."""
     building = time.monotonic()
     processor = load_processor(config.model.checkpoint)
     processor.tokenizer = prompted(
@@ -63,7 +55,7 @@ def build(
         eval_steps=eval_steps(config.training, config.max_steps, len(dev)),
         dev_share=config.training.dev_share,
         patience=config.training.patience,
-        budget=ranks.first_does(lambda: _budget(config, began or building, time.monotonic() - building)),
+        budget=budget and replace(budget, loading=time.monotonic() - building),
     )
     arguments = _arguments(config, hardware, learning_rate, steady)
     place = arguments.process_index, arguments.world_size
@@ -91,30 +83,18 @@ def build(
         journal=journal,
         guard=Guard(config.guard, steady),
         dev=Dev(config, hardware, processor, dev, heard_short, run.untouched_dev(config.run)),
-        save_adapter=lambda tuned, where: adapter.save(tuned, where, config.model.checkpoint, config.training.context),
-        best=run.best_so_far(config.run),
-        kept=run.kept_adapters(config.run),
-        keep=config.training.keep_adapters,
         record=run.streamed_record(config.run, arguments.process_index),
-        callbacks=[TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))] if ranks.first() else [],
+        callbacks=[
+            KeepAdapters(
+                journal,
+                lambda tuned, where: adapter.save(tuned, where, config.model.checkpoint, config.training.context),
+                run.best_so_far(config.run),
+                run.kept_adapters(config.run),
+                config.training.keep_adapters,
+            ),
+            *([TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))] if ranks.first() else []),
+        ],
     )
-
-
-def _budget(config: Config, began: float, loading: float) -> Budget | None:
-    """Of training.max_hours; `loading` are the seconds that the model took to load."""
-    hours = config.training.max_hours
-    if hours is None:
-        return None
-    lengths = {split: [row["duration"] for row in read_manifest(run.manifest(config.run, split))] for split in SPLITS}
-    lengths["train"] = lengths["train"] or lengths["dev"]  # of a stream nothing is known
-    scored = lengths["test"][: config.eval.limit] if config.eval.split == "test" else lengths["dev"]
-    if config.eval.after:
-        scored = scored + [clip["duration"] for each in evaluated(config)[1:] for clip in each.clips]
-    whole = replace(config, eval=replace(config.eval, limit=None, split="test"))
-    work = job(whole, {**lengths, "test": scored})
-    done = flop(work, checkpointing=False)
-    decoding = done["dev"] / (work.decodings + work.judged)
-    return Budget(hours, began, loading, done["train"] / config.max_steps, decoding, done["eval"])
 
 
 def _arguments(config: Config, hardware: Hardware, learning_rate: float, warmup_steps: int) -> Seq2SeqTrainingArguments:

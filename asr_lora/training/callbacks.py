@@ -1,10 +1,13 @@
-"""The clock and log of a training run: what each step took and said, when dev is decoded, and when to stop early."""
+"""Callbacks of the trainer: log and clock, early stopping and time limit; divergence guard; which adapters are kept."""
 
 import json
 import math
+import shutil
+import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,40 +16,85 @@ from transformers.trainer_callback import ExportableState
 
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import Bar, say
-from asr_lora.runtime.files import logged, write_jsonl
-from asr_lora.training.budget import Budget
+from asr_lora.runtime.files import logged, whole_folder, write_jsonl
 
 if TYPE_CHECKING:
-    from asr_lora.config.compose import Config
-    from asr_lora.config.schema import TrainingConfig
+    from asr_lora.config.schema import GuardConfig
     from asr_lora.training.validation import Judged
 
-# Seconds to decode a clip over seconds to train on it, at equal contexts (0.6 measured on a CPU): plans dev decodings.
-DECODE_OVER_TRAIN = 0.6
+# Times what is expected of dev decoding and evaluation: their texts' lengths are not known before they are heard.
+SPARE = 1.1
+ENDING = 10.0  # seconds for what is not measured: tables, the card, the end of the process
+REMEMBERED = 50  # steps whose losses tell what is usual
+FEW = 10  # of them tell nothing yet
+OVERFLOWS = 20  # in a row: the scale of fp16's gradients has fallen from its 65,536 to below 1
 
 
-def eval_steps(training: "TrainingConfig", max_steps: int, dev_clips: int) -> int:
-    """Steps between dev decodings: as asked, else evenly spread so that dev takes about dev_share of the time."""
-    if training.eval_steps is not None:
-        return training.eval_steps
-    affordable = training.dev_share * max_steps * training.batch_size
-    decodings = int(affordable / (dev_clips * DECODE_OVER_TRAIN))
-    return -(-max_steps // min(max(decodings, 1), 20))
+@dataclass(frozen=True)
+class Budget:
+    """The time that a command was given, training.max_hours: when to stop so that saving and evaluation fit in it.
+
+    `began` is when the hours count from (time.monotonic), `loading` the seconds that a model takes to load.
+
+    `step`, `dev` and `eval` are the floating-point work of a mean step, of one dev decoding and of evaluation (0 where
+    there is none). So what a dev decoding has taken tells what evaluation will, a little too much: most of that is the
+    encoder's work at 30 s, which is done faster than the decoder's.
+    """
+
+    hours: float
+    began: float
+    step: float
+    dev: float
+    eval: float
+    loading: float = 0.0
+
+    def is_over(self, steps: Sequence[float], decodings: Sequence[float], saves: Sequence[float]) -> bool:
+        """Whether one more step is one too many; told the seconds of all steps, dev decodings and saves so far."""
+        dev = max(decodings) if decodings else statistics.median(steps) * self.dev / self.step
+        evaluation = dev * self.eval / self.dev + 2 * self.loading * (self.eval > 0)
+        after = max(steps) + max(saves, default=0.0) + SPARE * (dev + evaluation) + ENDING
+        return self.spent() + after > 3600 * self.hours
+
+    def spent(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self.began
 
 
-def is_judged(config: "Config", dev_clips: int) -> bool:
-    """Whether the untouched model hears dev too, for the guard: not where the first decoding is the last step's."""
-    decoded = eval_steps(config.training, config.max_steps, dev_clips) < config.max_steps
-    return decoded and config.guard.collapse != "go_on"
+class CollapsedError(Exception):
+    """Training has gone wrong; `action` is back or stop."""
+
+    def __init__(self, step: int, reason: str, action: str) -> None:
+        super().__init__(reason)
+        self.step, self.reason, self.action = step, reason, action
 
 
-class Journal(TrainerCallback, ExportableState):
+class _Saved(TrainerCallback, ExportableState):
+    """A callback whose attributes SAVED travel in every checkpoint: a resumed run goes on from them."""
+
+    SAVED: tuple[str, ...]
+
+    def state(self) -> dict[str, Any]:
+        return {"attributes": {name: getattr(self, name) for name in self.SAVED}}
+
+    def restore(self, state: TrainerState) -> None:
+        """Takes back what a checkpoint holds; one from elsewhere changes nothing else."""
+        saved = state.stateful_callbacks[type(self).__name__]["attributes"]
+        for name in self.SAVED:
+            setattr(self, name, saved.get(name, getattr(self, name)))
+
+
+class Journal(_Saved):
     """Clock and log of a run: log.jsonl, the progress bar, when dev is decoded, and when to stop early.
 
     Dev is decoded every `eval_steps` and at the end; one that comes due while dev has had more than `dev_share` of
     the training time is skipped and counted. The figures travel in every checkpoint: a resumed run counts on.
     What is decided by the clock, or asked of one process alone (to stop), all processes of a run decide alike.
     """
+
+    SAVED = (
+        "step_seconds", "train_seconds", "data_wait", "dev", "lowest_errors", "dev_took", "save_took", "dev_skipped",
+        "out_of_memory",
+    )  # fmt: skip
 
     def __init__(
         self, log: Path, bar: Bar, eval_steps: int, dev_share: float, patience: int | None, budget: Budget | None = None
@@ -73,9 +121,6 @@ class Journal(TrainerCallback, ExportableState):
         self._mark = 0.0
         self._steps_before = 0  # of other commands, perhaps on other machines
 
-    def state(self) -> dict[str, Any]:
-        return {"attributes": {name: getattr(self, name) for name in _TRAVELLING}}
-
     @property
     def dev_seconds(self) -> float:
         return sum(self.dev_took)
@@ -95,8 +140,8 @@ class Journal(TrainerCallback, ExportableState):
         """The dev decoding with the lowest WER, the earliest of equals; one in trouble only where all are."""
         return min(self.dev, key=_rank)
 
-    def decoded(self, step: int, judged: "Judged") -> bool:
-        """Takes down a dev decoding; whether it is the best so far."""
+    def decoded(self, step: int, judged: "Judged") -> None:
+        """Takes down a dev decoding."""
         entry: dict[str, Any] = {"step": step, "wer": judged.wer}
         if judged.trouble:
             entry["trouble"] = judged.trouble
@@ -105,7 +150,6 @@ class Journal(TrainerCallback, ExportableState):
             self.lowest_errors = list(judged.errors)
         elif judged.worse:
             entry["worse"] = True
-        return self.best is entry
 
     @contextmanager
     def dev_clock(self) -> Iterator[None]:
@@ -123,9 +167,7 @@ class Journal(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        saved = state.stateful_callbacks[type(self).__name__]["attributes"]
-        for name in _TRAVELLING:  # a checkpoint from elsewhere changes nothing else
-            setattr(self, name, saved.get(name, getattr(self, name)))
+        self.restore(state)
         # What was logged after the checkpoint will be logged again.
         if state.is_world_process_zero:
             write_jsonl(self.log, [line for line in logged(self.log) if line["step"] <= state.global_step])
@@ -198,7 +240,104 @@ def _rank(entry: dict[str, Any]) -> tuple[bool, float]:
     return "trouble" in entry, entry["wer"]
 
 
-_TRAVELLING = (
-    "step_seconds", "train_seconds", "data_wait", "dev", "lowest_errors", "dev_took", "save_took", "dev_skipped",
-    "out_of_memory",
-)  # fmt: skip
+class Guard(_Saved):
+    """Judges every step and every dev decoding, and acts as `guard` in the settings says.
+
+    A bad step is one whose loss or gradient is no number, or whose loss is a spike; a collapse is a row of them, or a
+    dev decoding that is worse than the untouched model's beyond chance. `warmup` steps long no dev decoding is judged.
+    All processes of a run give it the same figures.
+    """
+
+    SAVED = ("losses", "bad_in_a_row", "overflows_in_a_row", "events")
+
+    def __init__(self, settings: "GuardConfig", warmup: int) -> None:
+        self.settings = settings
+        self.warmup = warmup
+        self.losses: list[float] = []
+        self.bad_in_a_row = 0
+        self.overflows_in_a_row = 0
+        self.events: list[dict[str, Any]] = []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.restore(state)
+
+    def takes(self, step: int, loss: float, gradient_norm: float) -> bool:
+        """Whether the optimiser is to take this step. Raises CollapsedError where skipping it would not do.
+
+        `loss` in nats per token.
+        """
+        what = self._bad(loss, gradient_norm)
+        if what is None:
+            self.losses = [*self.losses, loss][-REMEMBERED:]
+            self.bad_in_a_row = 0
+            return True
+        self.bad_in_a_row += 1
+        if self.settings.bad_step != "skip":
+            raise self._collapse(step, what, self.settings.bad_step)
+        if self.bad_in_a_row >= self.settings.in_a_row:
+            self._collapsed(step, f"{self.bad_in_a_row} bad steps in a row, the last of them: {what}")
+        else:
+            self._note(step, what, "skipped: its clips change nothing")
+        return False
+
+    def overflowed(self, step: int, overflowed: bool) -> None:
+        """Told after every step that it took whether fp16's gradients overflowed 16 bits: nothing was learnt then.
+
+        The scale of the gradients is halved then, which is as it should be a few times. Raises CollapsedError.
+        """
+        self.overflows_in_a_row = self.overflows_in_a_row + 1 if overflowed else 0
+        if self.overflows_in_a_row == OVERFLOWS:
+            self._collapsed(step, f"fp16's gradients have overflowed {OVERFLOWS} times in a row")
+
+    def judge_dev(self, step: int, trouble: str | None) -> None:
+        """`trouble` is what makes a dev decoding worse than the untouched model's. Raises CollapsedError."""
+        if trouble and step >= self.warmup:
+            self._collapsed(step, trouble)
+
+    def _bad(self, loss: float, gradient_norm: float) -> str | None:
+        if not math.isfinite(loss):
+            return "the loss is no number"
+        if not math.isfinite(gradient_norm):
+            return "a gradient is no number"
+        if self.settings.spike is None or len(self.losses) < FEW:
+            return None
+        usual = statistics.median(self.losses)
+        return f"a loss of {loss:.2f} where {usual:.2f} is usual" if loss > usual + self.settings.spike else None
+
+    def _collapsed(self, step: int, reason: str) -> None:
+        if self.settings.collapse != "go_on":
+            raise self._collapse(step, reason, self.settings.collapse)
+        self._note(step, reason, "guard.collapse=go_on")
+
+    def _collapse(self, step: int, reason: str, action: str) -> CollapsedError:
+        self._note(step, reason, action)
+        return CollapsedError(step, reason, action)
+
+    def _note(self, step: int, what: str, done: str) -> None:
+        self.events.append({"step": step, "what": what, "done": done})
+        say(f"guard: step {step}: {what}; {done}")
+
+
+class KeepAdapters(TrainerCallback):
+    """Keeps the adapter of the best dev decoding in the folder `best`, and those of the last checkpoints in `kept`.
+
+    `save(model, folder)` writes what is learned; `last` is how many of `kept` stay (step-000100, ...). `journal` tells
+    whether the newest dev decoding is the best.
+    """
+
+    def __init__(self, journal: Journal, save: Callable[[Any, Path], None], best: Path, kept: Path, last: int) -> None:
+        self.journal, self.save, self.best, self.kept, self.last = journal, save, best, kept, last
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if args.should_save and self.journal.best is self.journal.dev[-1]:
+            with whole_folder(self.best) as partial:
+                self.save(kwargs["model"], partial)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if args.should_save and self.last:
+            with whole_folder(self.kept / f"step-{state.global_step:06d}") as partial:
+                self.save(kwargs["model"], partial)
+            for old in sorted(self.kept.glob("step-*"))[: -self.last]:
+                shutil.rmtree(old)

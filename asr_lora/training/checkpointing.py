@@ -5,11 +5,13 @@ import re
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import say
-from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import is_plain, read_json, write_json
 
 SEAL = "checksums.json"  # SHA-256 by file name: the last file of a checkpoint
@@ -88,3 +90,38 @@ def _damage(checkpoint: Path) -> str | None:
 def _sha256(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """What the guard has done to a run: kept in a file, for going back forgets what the checkpoints know.
+
+    `rate` is what is left of the learning rate, `step` where training was taken back to (None: never), `events` those
+    that came after it, and `over` why training is not to go on at all. While `pending`, later checkpoints may be there.
+    """
+
+    rate: float = 1.0
+    step: int | None = None
+    pending: bool = False
+    events: list[dict[str, Any]] = field(default_factory=list)
+    over: str | None = None
+
+
+def read_rollback(file: Path) -> Rollback:
+    return Rollback(**read_json(file)) if file.is_file() else Rollback()
+
+
+def write_rollback(file: Path, retreat: Rollback) -> None:
+    write_json(file, asdict(retreat))
+
+
+def finish_rollback(file: Path, folder: Path) -> Rollback:
+    """What is known, and done to its end with the checkpoints in `folder`. Raises ChoiceError when training is over."""
+    retreat = read_rollback(file)
+    if retreat.over:
+        raise ChoiceError(retreat.over)
+    if retreat.pending and retreat.step is not None:
+        drop_after(folder, retreat.step)
+        retreat = replace(retreat, pending=False)
+        write_rollback(file, retreat)
+    return retreat

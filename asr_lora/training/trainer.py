@@ -1,10 +1,9 @@
 """Hugging Face's Seq2SeqTrainer with what Whisper needs: the loss scaled right, our order of batches, real dev WER."""
 
 import os
-import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -25,16 +24,14 @@ from asr_lora.data.dataset import Stream, StreamedSteps
 from asr_lora.data.features import IGNORED
 from asr_lora.data.sampler import forwards
 from asr_lora.model import adapter
-from asr_lora.model.memory import is_out_of_memory
+from asr_lora.model.hardware import is_out_of_memory
 from asr_lora.model.methods import Method
 from asr_lora.model.whisper import context, seconds_of
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import WorldError
-from asr_lora.runtime.files import whole_folder
 from asr_lora.training import checkpointing as checkpoints
-from asr_lora.training.callbacks import Journal
-from asr_lora.training.guard import Guard
+from asr_lora.training.callbacks import Guard, Journal
 from asr_lora.training.validation import Dev
 
 # Checkpoints, the newest: should one be damaged, there is the one before. Beside them stays the best one by dev.
@@ -67,9 +64,10 @@ class WhisperTrainer(Seq2SeqTrainer):
     may differ in what fits them.
     `method` is the way of tuning: its checkpoints hold what trains and what it remembers, its penalty joins the loss
     once a step, and it is asked after every step. `guard` is asked whether a step may be taken; train() raises its
-    CollapsedError. `save_adapter(model, folder)` writes what was learnt into `best` whenever that is what a run would
-    keep, and that of the last `keep` checkpoints into `kept`. What is heard of a stream is written to `record`.
+    CollapsedError. What is heard of a stream is written to `record`.
     """
+
+    control: TrainerControl
 
     def __init__(
         self,
@@ -79,10 +77,6 @@ class WhisperTrainer(Seq2SeqTrainer):
         journal: Journal,
         guard: Guard,
         dev: Dev,
-        save_adapter: Callable[[Any, Path], None],
-        best: Path,
-        kept: Path,
-        keep: int,
         record: Path,
         callbacks: Sequence[TrainerCallback] = (),
         **rest: Any,
@@ -94,9 +88,6 @@ class WhisperTrainer(Seq2SeqTrainer):
         self.journal = journal
         self.guard = guard
         self.dev = dev
-        self.save_adapter = save_adapter
-        self.best = best
-        self.kept, self.keep = kept, keep
         self.record = record
         self.first_step = 0
         self.step_taken = True  # whether the guard has let the optimiser have the last one
@@ -245,11 +236,9 @@ class WhisperTrainer(Seq2SeqTrainer):
         step = self.state.global_step
         with self.journal.dev_clock():
             judged = self.dev.judged(self.model, self.journal.lowest_errors)
-            best = self.journal.decoded(step, judged)
-            if best and self.args.should_save:
-                with whole_folder(self.best) as partial:
-                    self.save_adapter(self.model, partial)
-        metrics = {"eval_wer": judged.wer}
+            self.journal.decoded(step, judged)
+            metrics = {"eval_wer": judged.wer}
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.log(metrics)
         self.guard.judge_dev(step, judged.trouble)
         return metrics
@@ -273,14 +262,6 @@ class WhisperTrainer(Seq2SeqTrainer):
                 self._saving_in = None
             if self.args.should_save:
                 checkpoints.keep(folder, KEPT, also=[self.journal.best["step"]] if self.journal.dev else [])
-                self._keep_adapter()
-
-    def _keep_adapter(self) -> None:
-        if self.keep:
-            with whole_folder(self.kept / f"step-{self.state.global_step:06d}") as partial:
-                self.save_adapter(self.model, partial)
-            for old in sorted(self.kept.glob("step-*"))[: -self.keep]:
-                shutil.rmtree(old)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         adapter.save_training(self.model, self.method, Path(output_dir or self.args.output_dir))

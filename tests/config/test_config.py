@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from asr_lora.config.compose import Config, conf_dir, plain
+from asr_lora.config.compose import Config, conf_dir, load, plain
 from asr_lora.config.naming import RUN_NAME_LIMIT, run_name, science
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 
 CHOICES = sorted(f"{file.parent.name}={file.stem}" for file in conf_dir().glob("*/*.yaml"))

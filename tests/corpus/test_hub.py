@@ -9,9 +9,9 @@ import pytest
 from support.corpora import COMMON, lines_of, parquet, prepared
 from support.releases import refusal, tone
 
+from asr_lora.config.compose import load
 from asr_lora.corpus import open_corpus
 from asr_lora.prepare import prepare
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, UserError
 from asr_lora.runtime.files import read_json
 

@@ -28,11 +28,11 @@ from typing import Any
 import pytest
 from support.releases import RELEASE, pack, write_release
 
+from asr_lora.config.compose import load
 from asr_lora.corpus import mdc
 from asr_lora.evaluation.eval_sets import evaluated, refuse_unclear
 from asr_lora.planning.devices import durations
 from asr_lora.prepare import prepare
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl
 

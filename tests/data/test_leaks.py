@@ -4,10 +4,10 @@ from pathlib import Path
 
 from support.releases import tone, write_lines
 
+from asr_lora.config.compose import load
 from asr_lora.data.splits import shared
 from asr_lora.prepare import prepare
 from asr_lora.runs.folder import manifest
-from asr_lora.runs.launch import load
 from asr_lora.runtime.files import write_jsonl
 
 

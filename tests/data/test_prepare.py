@@ -13,10 +13,10 @@ import pytest
 import soundfile
 from support.releases import Row, pack, tone, utterances, write_lines, write_release
 
+from asr_lora.config.compose import load
 from asr_lora.corpus import archive
 from asr_lora.data.preparation import clips
 from asr_lora.prepare import prepare
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.speech.normalizer import marks
@@ -345,7 +345,7 @@ def test_an_interrupted_prepare_leaves_no_half_manifest(words: list[str], monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("asr_lora.prepare.write_json", interrupted)
+        patched.setattr("asr_lora.data.preparation.write_json", interrupted)
         prepared(words)
     assert not list(load(words).run.iterdir())
     assert len(names(prepared(words))) == 12

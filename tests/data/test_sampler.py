@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from asr_lora.config.compose import load
 from asr_lora.config.schema import TrainingConfig
 from asr_lora.data import sampler as batches_room
 from asr_lora.data.manifest import Clip
 from asr_lora.data.sampler import Batch, Order, Row, rounded_up, share
-from asr_lora.runs.launch import load
 from asr_lora.training.builder import order as order_of_run
 
 KINDS = ("full", "dynamic", "packed")

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from transformers import WhisperProcessor
 
 from asr_lora import train
+from asr_lora.config.compose import load
 from asr_lora.corpus import open_corpus, shards
 from asr_lora.data import shard_writer
 from asr_lora.data.dataset import Steps
@@ -35,7 +36,6 @@ from asr_lora.data.sources import put_back
 from asr_lora.prepare import prepare
 from asr_lora.report import _example
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.speech import audio

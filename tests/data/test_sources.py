@@ -33,12 +33,12 @@ from support.corpora import (
 )
 from support.releases import clip_names, pack, refusal, write_lines
 
+from asr_lora.config.compose import load
 from asr_lora.corpus import is_path, is_quick, open_corpus
 from asr_lora.data.manifest import waveform
 from asr_lora.data.preparation import drawn_from
 from asr_lora.planning.devices import durations
 from asr_lora.prepare import prepare
-from asr_lora.runs.launch import load
 from asr_lora.runtime.files import read_json
 
 WITH_SPLITS = [tsv_of_splits, nemo, kaldi, spontaneous, spontaneous_archive, parquet, audiofolder,

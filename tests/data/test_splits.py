@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from support.releases import Row, utterances, write_lines, write_release
 
+from asr_lora.config.compose import load
 from asr_lora.corpus import Corpus, open_corpus
 from asr_lora.data.sources import names_of
 from asr_lora.data.splits import with_splits, without_leaks
 from asr_lora.prepare import prepare
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.training.builder import order

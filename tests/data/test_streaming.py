@@ -19,13 +19,14 @@ from torch.utils.data import DataLoader
 from transformers import WhisperProcessor
 
 from asr_lora import train
+from asr_lora.config.compose import load
+from asr_lora.data import manifest
 from asr_lora.data.dataset import Stream, StreamedSteps
 from asr_lora.data.features import Making
 from asr_lora.eval import evaluate
 from asr_lora.prepare import prepare
 from asr_lora.report import report
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.training import builder as assembly
@@ -244,7 +245,7 @@ def test_a_streamed_run_trains_evaluates_and_reports(asked: list[str], capsys: p
         "clips": 32, "speakers": 8, "epochs": 2, "resumed_at": [], "left_out": {}, "workers": 0,
     }  # fmt: skip
     assert facts["audio_seconds_seen"] == pytest.approx(36 * 0.4, rel=0.1) and 0 < facts["padding_fraction"] < 1
-    assert len(run.trained_on(config.run)) == 36
+    assert len(manifest.training_clips(config.run)) == 36
     scored = read_json(config.run / "eval" / "test" / "metrics.json")
     assert scored["clips"] == 3 and scored["groups"]
     page = report(config.run).read_text(encoding="utf-8")

@@ -16,10 +16,10 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora.data.features import log_mel
 from asr_lora.decoding.generate import Decoding, Worn, batches, transcribe, transcribe_long, transcribe_once
+from asr_lora.demo.assets import whisper_base_from_wheels
 from asr_lora.demo.espeak import RATE, Utterance, speak
-from asr_lora.demo.wheels import whisper_base_from_wheels
 from asr_lora.model import whisper
-from asr_lora.model.memory import Capacity
+from asr_lora.model.hardware import Capacity
 from asr_lora.model.pretrained import load_processor
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import WorldError

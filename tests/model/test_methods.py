@@ -12,7 +12,7 @@ from support.models import tiny_tokenizer, tiny_whisper
 from support.runs import killed
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora.config.compose import conf_dir
+from asr_lora.config.compose import conf_dir, load
 from asr_lora.config.schema import LORA_KEYS, WHOLE, LoraConfig
 from asr_lora.eval import evaluate
 from asr_lora.model import adapter, arithmetic, cost, whisper
@@ -24,7 +24,6 @@ from asr_lora.planning.estimate import saved_bytes
 from asr_lora.prepare import prepare
 from asr_lora.report import report
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl

@@ -11,9 +11,9 @@ from support.models import tiny_tokenizer, tiny_whisper
 from torch.nn.functional import cross_entropy
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from asr_lora.model import adapter, arithmetic, silence, whisper
+from asr_lora.config.compose import load
+from asr_lora.model import adapter, arithmetic, whisper
 from asr_lora.model import adapter_folder as stored
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, write_json
 
@@ -146,9 +146,9 @@ def test_silence_is_heard_at_a_short_context_as_at_thirty_seconds(
     wrapped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the last position but that which the edge of the convolutions reaches, where every one of it is kept."""
-    monkeypatch.setattr(silence, "SPACING", 1)
+    monkeypatch.setattr(whisper, "SPACING", 1)
     model = tiny_whisper(tiny_tokenizer())
-    silent = torch.full((2, 80, 3000), silence.SILENT)
+    silent = torch.full((2, 80, 3000), whisper.SILENT)
     ours = adapter.attach(model, QV, seed=0).eval() if wrapped else model
     with torch.inference_mode():
         full = ours.get_encoder()(silent).last_hidden_state
@@ -165,7 +165,7 @@ def test_a_position_of_silence_weighs_as_much_as_all_that_it_stands_for() -> Non
         encoder.layers[0].self_attn,
         torch.randn(2, clip, 16, generator=torch.Generator().manual_seed(0)),
     )
-    kept = encoder.silence[0][clip // silence.SPACING :].repeat_interleave(silence.SPACING, dim=0)
+    kept = encoder.silence[0][clip // whisper.SPACING :].repeat_interleave(whisper.SPACING, dim=0)
     everything = torch.cat([states, kept.expand(2, -1, -1)], dim=1)
     with torch.inference_mode():
         expected, _ = attention(hidden_states=states, key_value_states=everything)

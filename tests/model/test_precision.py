@@ -10,7 +10,7 @@ from support.runs import torchrun
 
 from asr_lora import plan
 from asr_lora.config import schema
-from asr_lora.config.compose import Config
+from asr_lora.config.compose import Config, load
 from asr_lora.doctor.__main__ import examine
 from asr_lora.doctor.check import Check
 from asr_lora.model import hardware
@@ -19,7 +19,6 @@ from asr_lora.model.pretrained import identity
 from asr_lora.plan import ways
 from asr_lora.planning import devices
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json
 from asr_lora.train import train

@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from asr_lora.config.compose import Config, gpu_settings
+from asr_lora.config.compose import Config, gpu_settings, load
 from asr_lora.model import adapter, whisper
 from asr_lora.model.hardware import GPUS, look
 from asr_lora.plan import plan
 from asr_lora.planning.devices import durations, here, on_gpu, predict
 from asr_lora.planning.estimate import cut, job
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
+from asr_lora.config.compose import load
 from asr_lora.config.schema import LORA_KEYS
 from asr_lora.model import adapter, cost
 from asr_lora.plan import plan, ways
 from asr_lora.planning.devices import durations, on_gpu
 from asr_lora.planning.estimate import architecture, job, trained_parameters
-from asr_lora.runs.launch import load
 
 BASE, LARGE = (f"openai/whisper-{name}" for name in ("base", "large-v2"))
 

@@ -12,9 +12,9 @@ import pytest
 from support.makefile import INSTALLED
 from support.releases import write_release
 
+from asr_lora.config.compose import load
 from asr_lora.model.pretrained import load_config, load_generation_config, load_processor
 from asr_lora.prepare import prepare
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import read_json, write_json
 

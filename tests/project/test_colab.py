@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from support.makefile import composed, make
 
-from asr_lora.demo.wheels import whisper_base_from_wheels
+from asr_lora.demo.assets import whisper_base_from_wheels
 from asr_lora.runtime.files import read_json
 
 ROOT = Path(__file__).parents[2]

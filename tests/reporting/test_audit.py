@@ -12,12 +12,12 @@ from support.pages import HOSTILE, Page, opened, seconds_of_players
 from support.releases import SAMPLE_RATE, tone, utterances, write_release
 from support.runs import tiny_run
 
+from asr_lora.config.compose import load
 from asr_lora.data import quality as faults
 from asr_lora.data.quality import KINDS, Utterance
 from asr_lora.prepare import main, prepare
 from asr_lora.reporting import audit as room
 from asr_lora.reporting.audit import LabelIssue, audit
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl, write_jsonl
 from asr_lora.speech import audio
@@ -228,7 +228,7 @@ def test_a_wrong_transcript_leads_and_a_runaway_and_a_short_one_stand_apart() ->
     ]
     found = doubted(said, heard)
     limit = room.suspect_threshold(found)
-    ranked = room.ranked(found)
+    ranked = room.rank_issues(found)
     assert [each.at for each in ranked["worst"]] == [4, 3] and [
         each.at for each in found if room.is_suspect(each, limit)
     ] == [4]

@@ -12,13 +12,13 @@ from support.releases import utterances, write_release
 from support.runs import tiny_run
 from transformers import WhisperConfig
 
+from asr_lora.config.compose import load
 from asr_lora.model.cost import PUBLISHED
 from asr_lora.report import compare, report
 from asr_lora.reporting.pages import hub_id, unbroken
 from asr_lora.reporting.tables import show_run
 from asr_lora.runs import folder as run
 from asr_lora.runs.folder import FIGURES
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl, write_json, write_jsonl
 from asr_lora.train import train

@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
-from asr_lora.config.compose import plain
+from asr_lora.config.compose import load, plain
 from asr_lora.evaluation.metrics import spread
 from asr_lora.reporting.comparison import together
-from asr_lora.runs.launch import load
 
 SCORED = {"context": "short", "strength": 1.0, "average": None, "asked": {"decoding": {"num_beams": 1}}}
 

@@ -8,13 +8,13 @@ import pytest
 from support.releases import RELEASE, write_release
 from support.runs import tiny_run
 
-from asr_lora.config.compose import Config
-from asr_lora.export import ct2, ggml, hub
+from asr_lora.config.compose import Config, load, quoted
+from asr_lora.export import __main__ as command
+from asr_lora.export import ct2, ggml
 from asr_lora.export.__main__ import main as export
 from asr_lora.report import compare, report
 from asr_lora.reporting.pages import shared_command, shared_value
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load, quoted
 from asr_lora.train import train
 
 SAME = "hf:owner/name:nl", "mdc:a/b", "silence", "3e-4", "[0,0.25,1]", "null", "{text: said}", "sv-SE", "${seed}", ""
@@ -120,7 +120,7 @@ def test_what_a_run_leaves_for_others_names_no_folder_of_this_machine(
     for folder in folders[:2]:
         card = (folder / "README.md").read_text()
         assert f'[{{path: "{RELEASE}",weight: 2}}]' in card and "runs_dir=runs" in card
-        hub.push(folder, replace(trained.export, push="owner/name"))
+        command.push(folder, replace(trained.export, push="owner/name"))
     assert USER not in capsys.readouterr().err.replace(str(trained.run), "")
 
 

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.models import tiny_whisper
 
+from asr_lora.config.compose import load
 from asr_lora.data import manifest
 from asr_lora.model import adapter
 from asr_lora.model import adapter_folder as stored
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import read_json, write_json
 

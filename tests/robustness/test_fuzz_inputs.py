@@ -15,12 +15,11 @@ from support.fuzzing import EDITS, SPOT, WORDS, Packed, campaign, edited
 from support.releases import tone
 from support.runs import tiny_run
 
-from asr_lora.config.compose import Config, plain
+from asr_lora.config.compose import Config, load, plain, quoted
 from asr_lora.corpus import Corpus, open_corpus
 from asr_lora.data.manifest import Draw, draw_order
 from asr_lora.data.splits import without_leaks
 from asr_lora.prepare import prepare
-from asr_lora.runs.launch import load, quoted
 from asr_lora.runtime.files import write_jsonl
 from asr_lora.speech import audio
 from asr_lora.speech.audio import Place, listen

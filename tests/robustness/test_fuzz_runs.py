@@ -17,7 +17,7 @@ from support.fuzzing import CHANGES, EDITS, SPOT, campaign, changed, edited
 from support.releases import write_release
 from support.runs import tiny_run
 
-from asr_lora.config.compose import Config
+from asr_lora.config.compose import Config, load
 from asr_lora.data.manifest import extension, read_manifest, sound, waveform
 from asr_lora.data.splits import shared
 from asr_lora.model import adapter, arithmetic, whisper
@@ -27,7 +27,6 @@ from asr_lora.prepare import prepare
 from asr_lora.report import report
 from asr_lora.reporting.comparison import compare
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.train import train
 
 

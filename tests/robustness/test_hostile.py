@@ -20,25 +20,24 @@ from support.runs import tiny_run
 from transformers import TrainerState, WhisperProcessor
 
 from asr_lora.app.ui import extension
+from asr_lora.config.compose import load
 from asr_lora.corpus import open_corpus
 from asr_lora.data.manifest import clip_id, sound
 from asr_lora.data.shard_writer import write_shards
 from asr_lora.eval import evaluate
-from asr_lora.export import hub
+from asr_lora.export import __main__ as export_command
 from asr_lora.export.__main__ import main as export
 from asr_lora.model import adapter
 from asr_lora.model.pretrained import load_processor
 from asr_lora.prepare import prepare
 from asr_lora.report import report
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
 from asr_lora.runtime.files import is_plain, is_sha256, plain_suffix, read_json, read_jsonl, write_json, write_jsonl
 from asr_lora.train import train
 from asr_lora.training import checkpointing as checkpoints
-from asr_lora.training.callbacks import Journal
-from asr_lora.training.guard import Guard
+from asr_lora.training.callbacks import Guard, Journal
 
 LONG = "x" * 5_000
 NO_NAMES = ["", ".", "..", "../x", "/tmp/x", "a/b", "a\0b", "a\nb", "\ud800", LONG]
@@ -369,9 +368,9 @@ def test_what_goes_to_the_hub_lies_in_its_folder(given: list[str], outside: Path
     config = load([*given, "export.push=owner/name"])
     folder = run.adapter(config.run)
     assert "model-index:" in (folder / "README.md").read_text()
-    hub.push(folder, config.export)
+    export_command.push(folder, config.export)
     (folder / "more.json").symlink_to(outside / "secret.txt")
-    assert "more.json" in refusal(lambda: hub.push(folder, config.export))
+    assert "more.json" in refusal(lambda: export_command.push(folder, config.export))
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"/a\0b\n", b"\xff\n", f"/{LONG}".encode(), b"/a\n/b\n"])

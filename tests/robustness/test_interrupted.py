@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from asr_lora import train as stage
+from asr_lora.training import fit
+from asr_lora.config.compose import load
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
 from asr_lora.training.trainer import _leave_interruptions
@@ -210,12 +210,12 @@ def test_a_loader_leaves_sigterm_to_its_trainer_and_ends_when_that_one_says_so()
 def test_a_second_signal_stops_at_once_unless_it_is_the_first_ones_copy(
     signalled: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "ECHO", 0.2)
+    monkeypatch.setattr(fit, "ECHO", 0.2)
     usual = signal.signal(signalled, signal.default_int_handler)
     trainer: Any = SimpleNamespace(journal=SimpleNamespace(stop_asked=False))
     copied = False
     try:
-        with pytest.raises(KeyboardInterrupt), stage._stopping_cleanly(trainer):
+        with pytest.raises(KeyboardInterrupt), fit._stopping_cleanly(trainer):
             signal.raise_signal(signalled)
             signal.raise_signal(signalled)
             copied = trainer.journal.stop_asked

@@ -11,9 +11,9 @@ import pytest
 import soundfile
 from support.releases import pack, refusal, tone, utterances, write_lines, write_release
 
+from asr_lora.config.compose import load
 from asr_lora.corpus import archive
 from asr_lora.prepare import prepare
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import UserError
 from asr_lora.runtime.files import read_json, read_jsonl
 

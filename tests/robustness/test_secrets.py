@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from asr_lora.runs.launch import load
+from asr_lora.config.compose import load
 
 SECRETS = {
     name: f"planted-{name.lower()}-5f0c"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from asr_lora.config.compose import load, quoted
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load, quoted
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from asr_lora.runs import sweep
-from asr_lora.runs.sweep import Job
+from asr_lora.runs import launch
+from asr_lora.runs.launch import Job
 
 STAGE = """
 import os, signal, sys
@@ -150,15 +150,15 @@ def job(number: int, status: int) -> Job:
 
 
 def test_the_ledger_keeps_jobs_in_order_and_sweeps_apart(tmp_path: Path) -> None:
-    one, other = (sweep.ledger(tmp_path, began) for began in (1e9, 1e9 + 0.5))
+    one, other = (launch.ledger_folder(tmp_path, began) for began in (1e9, 1e9 + 0.5))
     for number in (10, 9):
-        sweep.note(one, job(number, 0))
-    assert [each.number for each in sweep.noted(one)] == [9, 10] and sweep.noted(one)[0] == job(9, 0)
-    assert sweep.noted(other) == []
+        launch.note_job(one, job(number, 0))
+    assert [each.number for each in launch.noted_jobs(one)] == [9, 10] and launch.noted_jobs(one)[0] == job(9, 0)
+    assert launch.noted_jobs(other) == []
 
 
 @pytest.mark.parametrize(("statuses", "whole"), [([0, 0], 0), ([0, 3], 3), ([3, 2, 1], 2), ([0, 1], 1)])
 def test_the_status_of_a_sweep_is_a_regression_only_where_nothing_worse_happened(
     statuses: list[int], whole: int
 ) -> None:
-    assert sweep.status([job(number, status) for number, status in enumerate(statuses)]) == whole
+    assert launch.sweep_status([job(number, status) for number, status in enumerate(statuses)]) == whole

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from asr_lora.config.compose import load
 from asr_lora.prepare import main as prepare
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import put_in_place, settle, whole_folder, write_text
 

@@ -14,6 +14,7 @@ from transformers import WhisperProcessor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from asr_lora import train
+from asr_lora.config.compose import load
 from asr_lora.data import dataset as loader
 from asr_lora.data.dataset import Steps
 from asr_lora.data.features import Example, collate, token_ids
@@ -23,7 +24,6 @@ from asr_lora.model.hardware import look
 from asr_lora.model.pretrained import load_config
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl

@@ -26,12 +26,11 @@ from support.releases import write_release
 from support.runs import tiny_run
 from transformers import GenerationConfig
 
-from asr_lora.app import answer
 from asr_lora.app import models as pair
 from asr_lora.app import ui as layout
 from asr_lora.app.__main__ import app, forget, is_loopback, refuse_taken
 from asr_lora.app.models import WHICHEVER, Heard, Pair
-from asr_lora.config.compose import Config
+from asr_lora.config.compose import Config, load
 from asr_lora.data.manifest import read_manifest
 from asr_lora.decoding import transcriber as ears
 from asr_lora.decoding.generate import Segment, transcribe_once
@@ -40,7 +39,6 @@ from asr_lora.model import adapter, arithmetic
 from asr_lora.model.hardware import look
 from asr_lora.model.pretrained import load_processor
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.speech.normalizer import Normalizer
 from asr_lora.train import train
@@ -283,7 +281,7 @@ def said(untouched: str, tuned: str) -> Heard:
 
 
 def test_words_that_differ_are_marked_on_both_sides_and_not_by_color_alone() -> None:
-    page = answer.shown(said("De trijn, vertrekt - om drie", "de trein vertrekt om drie uur"), SCORING, None)
+    page = layout.render_result(said("De trijn, vertrekt - om drie", "de trein vertrekt om drie uur"), SCORING, None)
     assert "<del>trijn,</del>" in page and "<ins>trein</ins>" in page and "<ins>uur</ins>" in page
     assert "<del>-</del>" in page  # no word: its own key
     assert "<del>De" not in page and "Against the reference" not in page
@@ -291,31 +289,31 @@ def test_words_that_differ_are_marked_on_both_sides_and_not_by_color_alone() -> 
 
 
 def test_against_a_reference_stand_the_errors_and_rates_that_scoring_counts() -> None:
-    page = answer.shown(said("de trijn", "de trein"), SCORING, "De trein vertrekt.")
+    page = layout.render_result(said("de trijn", "de trein"), SCORING, "De trein vertrekt.")
     assert re.search(r"<del>\w+</del> +<del>|<del>vertrekt</del>", page) and "<ins>trijn</ins>" in page
     assert re.findall(r"([\d.]+%) <span class=\"small\">(\d of \d words)", page) == [
         ("66.7%", "2 of 3 words"), ("33.3%", "1 of 3 words")
     ]  # fmt: skip
-    silent = answer.shown(said("de", ""), SCORING, "...")
+    silent = layout.render_result(said("de", ""), SCORING, "...")
     assert "(nobody speaks)" in silent and "(nothing)" in silent
 
 
 def test_where_no_spaces_are_written_characters_are_compared() -> None:
     heard = Heard("run", "ja", 1.0, 2.0, [Segment(0, 2, "今日は雨")], [Segment(0, 2, "今日は雪")])
-    page = answer.shown(heard, SCORING, "今日は雪。")
+    page = layout.render_result(heard, SCORING, "今日は雪。")
     assert "<del>雨</del>" in page and "<ins>雪</ins>" in page
     assert "25.0%" in page and "1 of 4 characters" in page
 
 
 def test_what_a_model_or_a_corpus_says_stays_text(tmp_path: Path) -> None:
-    (tmp_path / "page.html").write_text(answer.shown(said(HOSTILE, "x"), SCORING, HOSTILE), encoding="utf-8")
+    (tmp_path / "page.html").write_text(layout.render_result(said(HOSTILE, "x"), SCORING, HOSTILE), encoding="utf-8")
     page = Page(tmp_path / "page.html")
     assert "script" not in {tag for tag, _ in page.tags} and "<script>1</script>" in page.text
 
 
 def test_differences_keep_every_word_as_it_was_written() -> None:
     untouched, tuned = "Ja -- auto's, die? kom!", "ja auto's dié kom dan"
-    chunks = answer.differences(untouched, tuned, Normalizer("marks", "nl"))
+    chunks = layout.differences(untouched, tuned, Normalizer("marks", "nl"))
     assert " ".join(word for chunk in chunks for word in chunk.reference) == untouched
     assert " ".join(word for chunk in chunks for word in chunk.hypothesis) == tuned
     assert [chunk.hypothesis for chunk in chunks if chunk.kind == "equal"] == [["ja"], ["auto's"], ["kom"]]

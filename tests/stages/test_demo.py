@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from asr_lora.config.compose import Config
+from asr_lora.config.compose import Config, load
 from asr_lora.demo import __main__ as demo_stage
 from asr_lora.demo.__main__ import demo
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.files import read_json, read_jsonl
 
 

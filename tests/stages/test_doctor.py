@@ -16,15 +16,14 @@ from safetensors.torch import load_file, save_file
 from support.releases import pack, utterances, write_release
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 
+from asr_lora.config.compose import load
 from asr_lora.config.schema import LORA_KEYS
 from asr_lora.data.dataset import Steps
 from asr_lora.data.features import Example, collate, token_ids
 from asr_lora.doctor import data as glimpse
-from asr_lora.doctor import lesson, means
 from asr_lora.doctor import machine as checks
 from asr_lora.doctor.__main__ import doctor, examine, main
-from asr_lora.doctor.check import Check
-from asr_lora.doctor.installed import check, paired
+from asr_lora.doctor.check import Check, check_versions, paired
 from asr_lora.model import adapter
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model import probes as probe
@@ -33,7 +32,6 @@ from asr_lora.model.pretrained import load_config, load_processor
 from asr_lora.model.probes import Base
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import read_jsonl
 from asr_lora.training.builder import order
@@ -112,7 +110,7 @@ def test_a_torchaudio_that_is_not_torch_s_is_told_before_anything_breaks_on_it(
 def test_a_pair_is_of_one_release_and_one_build() -> None:
     assert paired("2.11.0", "2.11.0+cu130") and paired("2.11.1+cpu", "2.11.0+cpu")
     assert not paired("2.11.0+cpu", "2.11.0+cu130") and not paired("2.11.0", "2.1.0")
-    assert check().verdict == "ok"
+    assert check_versions().verdict == "ok"
 
 
 # ---- the data ----
@@ -216,9 +214,9 @@ def test_wrong_labels_are_told(spoil: Any, trouble: str, processor: WhisperProce
     silence = torch.zeros(16_000).numpy()
     prompt, end = ids[:3], processor.tokenizer.eos_token_id
     right = collate([Example(silence, ids), Example(silence, ids[:4] + ids[-1:])], processor, 1.0)
-    assert lesson.troubles(right, prompt, end, len(processor.tokenizer)) == []
+    assert glimpse.troubles(right, prompt, end, len(processor.tokenizer)) == []
     wrong = collate([Example(silence, spoil(ids)), Example(silence, ids)], processor, 1.0)
-    (told,) = lesson.troubles(wrong, prompt, end, len(processor.tokenizer))
+    (told,) = glimpse.troubles(wrong, prompt, end, len(processor.tokenizer))
     assert trouble in told
 
 
@@ -292,7 +290,7 @@ def test_features_of_another_whisper_fail(words: list[str], tiny_checkpoint: Pat
     shutil.copytree(tiny_checkpoint, other)
     processor = WhisperProcessor.from_pretrained(other)
     WhisperProcessor(WhisperFeatureExtractor(feature_size=128), processor.tokenizer).save_pretrained(other)
-    told, _ = lesson.mel_bins(load([*words, f"model.checkpoint={other}"]), load_config(str(other)))
+    told, _ = glimpse.mel_bins(load([*words, f"model.checkpoint={other}"]), load_config(str(other)))
     assert told.verdict == "fail" and told.found == "features have 128, the model hears 80"
 
 
@@ -300,9 +298,9 @@ def test_a_full_disk_fails_and_names_the_other_disks(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load(words)
-    prediction = means.predicted(config, None)
-    monkeypatch.setattr(means, "disk_usage", lambda place: SimpleNamespace(free=100))
-    told, _ = means.disk(config, prediction)
+    prediction = checks.predicted(config, None)
+    monkeypatch.setattr(checks, "disk_usage", lambda place: SimpleNamespace(free=100))
+    told, _ = checks.disk(config, prediction)
     assert told.verdict == "fail" and "ASR_LORA_CACHE" in told.way_out
 
 

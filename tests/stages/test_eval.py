@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from support.releases import utterances, write_release
 
+from asr_lora.config.compose import load
 from asr_lora.eval import evaluate
 from asr_lora.evaluation import eval_sets
 from asr_lora.evaluation.eval_sets import Set
@@ -14,7 +15,7 @@ from asr_lora.evaluation.metrics import SMALL
 from asr_lora.model.adapter_folder import trained_on_short
 from asr_lora.report import report
 from asr_lora.runs.folder import as_recorded
-from asr_lora.runs.launch import _leave, load
+from asr_lora.runs.launch import _leave
 from asr_lora.runtime.errors import ChoiceError, RegressionError, UserError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl, write_jsonl
 from asr_lora.train import train

@@ -23,17 +23,17 @@ from support.releases import write_release
 from support.runs import tiny_run
 from transformers import WhisperForConditionalGeneration, pipeline
 
-from asr_lora.config.compose import Config
+from asr_lora.config.compose import Config, load
 from asr_lora.eval import evaluate
 from asr_lora.evaluation.eval_sets import Set
-from asr_lora.export import ct2, ggml, hf, hub, proof
+from asr_lora.export import __main__ as command
+from asr_lora.export import ct2, ggml, hf
 from asr_lora.export import verify as source
 from asr_lora.export.__main__ import main
 from asr_lora.model import adapter, arithmetic, whisper
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.pretrained import load_generation_config, load_processor
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl, write_json
 from asr_lora.train import train
@@ -331,9 +331,9 @@ def test_what_differs_beyond_tolerance_and_chance_is_doubted_and_one_word_of_few
     ours = [{"hypotheses": right, "cut": [False] * 4, "seconds": 1.0}]
 
     def doubts(theirs: list[str]) -> list[str]:
-        figures, lines = proof.compared(config, [each], ours, [theirs])
+        figures, lines = source.compare(config, [each], ours, [theirs])
         assert figures[0]["equal"] == sum(line["equal"] for line in lines)
-        return proof.doubts(figures, 0.03)
+        return source.parity_failures(figures, 0.03)
 
     assert doubts(right) == []
     assert doubts(["De trein, vertrekt om drie uur.", "zij leest een boek", "het regent", "ik kwam"]) == []
@@ -341,7 +341,7 @@ def test_what_differs_beyond_tolerance_and_chance_is_doubted_and_one_word_of_few
     assert len(wrong) == 1 and wrong[0].startswith("WER of test is ") and "ours 0.0 %" in wrong[0]
     assert doubts([right[0] + " uur" * 40, *right[1:]])[-1].startswith("1 of 4 texts of test run away")
     ours[0]["hypotheses"] = [right[0] + " uur" * 40, *right[1:]]
-    assert proof.compared(config, [each], ours, [ours[0]["hypotheses"]])[0][0]["run_away"] == 0  # ours does too
+    assert source.compare(config, [each], ours, [ours[0]["hypotheses"]])[0][0]["run_away"] == 0  # ours does too
 
 
 # ---- where a proof runs ----
@@ -388,14 +388,14 @@ def test_ctranslate2_runs_on_the_gpu_of_the_run_where_it_can(of_ct2: Path, monke
 def test_a_proof_says_what_runs_where_and_by_its_first_clips_how_long_it_takes(
     asked: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proof, "FIRST", 1e9)
+    monkeypatch.setattr(source, "FIRST", 1e9)
     main(asked("export.formats=[hf]"))
     err = capsys.readouterr().err
     assert re.search(r"hf: transcribing 2 clips \(0:0\d min of speech\) in transformers [\d.]+ on cpu\n", err)
     assert "about" not in err  # it was over before so much time had passed
     assert read_json(tmp_path / "out" / "exports.json")["hf"]["device"] == "cpu"
     shutil.rmtree(tmp_path / "out")
-    monkeypatch.setattr(proof, "FIRST", 0.0)
+    monkeypatch.setattr(source, "FIRST", 0.0)
     main(asked("export.formats=[hf]"))
     assert re.findall(r"hf: about \d+:\d\d min for all 2 clips, by the first (\d)\n", capsys.readouterr().err) == ["1"]
 
@@ -538,7 +538,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeHub]]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "HfApi", partial(HfApi, endpoint))
+    monkeypatch.setattr(command, "HfApi", partial(HfApi, endpoint))
     monkeypatch.setenv("HF_TOKEN", "hf_planted")
     yield FakeHub
     server.shutdown()
@@ -573,11 +573,11 @@ def test_the_hub_without_results_a_token_or_a_network_is_one_line(
 ) -> None:
     sends = replace(load().export, push="me/model", dry_run=False)
     with pytest.raises(ChoiceError, match=r"export.push: the card of .* has no results yet"):
-        hub.push(run.adapter(runs[0]), sends)
-    monkeypatch.setattr(hub, "get_token", lambda: None)
+        command.push(run.adapter(runs[0]), sends)
+    monkeypatch.setattr(command, "get_token", lambda: None)
     with pytest.raises(ChoiceError, match=r"export.push: no token of the Hub's"):
-        hub.push(run.adapter(runs[1]), sends)
-    monkeypatch.setattr(hub, "get_token", lambda: "hf_planted")
+        command.push(run.adapter(runs[1]), sends)
+    monkeypatch.setattr(command, "get_token", lambda: "hf_planted")
     with pytest.raises(WorldError, match=r"export.push: me/model did not take it") as error:
-        hub.push(run.adapter(runs[1]), sends)
+        command.push(run.adapter(runs[1]), sends)
     assert "hf_planted" not in str(error.value)

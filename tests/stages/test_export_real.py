@@ -14,12 +14,12 @@ import torch
 from faster_whisper import WhisperModel
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+from asr_lora.config.compose import load
 from asr_lora.config.stages import EXPORTS
 from asr_lora.demo import __main__ as demo_stage
 from asr_lora.export.__main__ import main
 from asr_lora.model.pretrained import load_generation_config
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.speech.audio import SAMPLE_RATE
 from asr_lora.speech.audio import load as load_audio

@@ -11,10 +11,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from asr_lora.config.compose import load
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, WorldError
-from asr_lora.search import space
+from asr_lora.search import study
 from asr_lora.search.__main__ import search
 from asr_lora.training.trainer import WhisperTrainer
 from asr_lora.training.validation import Dev, Judged
@@ -176,9 +176,9 @@ def test_a_space_that_cannot_be_is_refused_before_anything_runs(words: list[str]
 
 
 def test_the_usual_settings_are_tried_as_far_as_the_space_holds_them() -> None:
-    settings = space.parsed(["lora.r=choice(2,4)", "lora.dropout=interval(0,0.1)", "training.warmup=range(2)"])
+    settings = study.parsed(["lora.r=choice(2,4)", "lora.dropout=interval(0,0.1)", "training.warmup=range(2)"])
     recorded = {"lora": {"r": 4, "dropout": 0.5}, "training": {"warmup": 0.1}}
-    assert space.usual(settings, recorded) == {"lora.r": "4"}
+    assert study.usual(settings, recorded) == {"lora.r": "4"}
 
 
 @pytest.mark.slow

@@ -17,10 +17,10 @@ from support.models import tiny_tokenizer, tiny_whisper
 from support.releases import utterances, write_release
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 
+from asr_lora.config.compose import load, quoted
 from asr_lora.eval import evaluate
 from asr_lora.model.pretrained import identity
 from asr_lora.runs.folder import as_recorded, settings
-from asr_lora.runs.launch import load, quoted
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train

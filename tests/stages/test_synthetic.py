@@ -9,9 +9,8 @@ import pytest
 import soundfile
 
 from asr_lora.demo import assets as archive
-from asr_lora.demo.assets import RELEASE, write_demo_corpus
+from asr_lora.demo.assets import RELEASE, SLOTS, TEMPLATES, draw_sentences, write_demo_corpus
 from asr_lora.demo.espeak import EspeakError, Utterance, speak
-from asr_lora.demo.sentences import SLOTS, TEMPLATES, draw_sentences
 from asr_lora.runtime.errors import WorldError
 from asr_lora.speech.normalizer import Normalizer
 

@@ -15,6 +15,7 @@ import torch
 from support.releases import write_release
 from support.runs import tiny_run
 
+from asr_lora.config.compose import load
 from asr_lora.decoding import transcriber as ears
 from asr_lora.decoding.generate import Segment, Worn, decoding, transcribe_once
 from asr_lora.decoding.transcriber import srt, stretches, txt, vtt
@@ -24,7 +25,6 @@ from asr_lora.model.adapter import BASE
 from asr_lora.model.hardware import look
 from asr_lora.model.pretrained import load_processor
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.speech import audio
 from asr_lora.train import train

@@ -12,8 +12,8 @@ import pyarrow.parquet
 import soundfile
 from support.releases import pack, tone, utterances, write_lines
 
+from asr_lora.config.compose import load
 from asr_lora.prepare import prepare
-from asr_lora.runs.launch import load
 from asr_lora.runtime.files import read_jsonl
 
 ROWS = utterances("said", 24, 6, seconds=0.3)

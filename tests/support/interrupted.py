@@ -17,7 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from asr_lora.runs.launch import launch, load
+from asr_lora.config.compose import load
+from asr_lora.runs.launch import launch
 from asr_lora.train import train
 
 WRITES = {"open", "os.rename", "os.mkdir", "shutil.rmtree", "shutil.copytree"}

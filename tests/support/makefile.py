@@ -6,8 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from asr_lora.config.compose import Config
-from asr_lora.runs.launch import load
+from asr_lora.config.compose import Config, load
 
 ROOT = Path(__file__).parents[2]
 

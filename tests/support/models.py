@@ -5,7 +5,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperTokenizer
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from asr_lora.model import silence
+from asr_lora.model import whisper
 
 
 def tiny_tokenizer() -> WhisperTokenizer:
@@ -42,5 +42,5 @@ def tiny_whisper(tokenizer: WhisperTokenizer, mels: int = 80, **settings: int) -
         lang_to_id={f"<|{code}|>": ids[f"<|{code}|>"] for code in LANGUAGES},
         task_to_id={"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},
     )  # fmt: skip
-    silence.remember(model.eval())
+    whisper.remember(model.eval())
     return model

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from asr_lora.config.compose import Config
+from asr_lora.config.compose import Config, load
 from asr_lora.data.sampler import Batch
 from asr_lora.model.hardware import look
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.files import read_jsonl
 from asr_lora.training.builder import build

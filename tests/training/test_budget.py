@@ -4,11 +4,11 @@ import time
 
 import pytest
 
+from asr_lora.config.compose import load
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
-from asr_lora.training.budget import ENDING, Budget
+from asr_lora.training.callbacks import ENDING, Budget
 
 
 def over(hours: float, spent: float, evaluation: float = 10.0, **took: list[float]) -> bool:

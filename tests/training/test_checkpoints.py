@@ -6,10 +6,10 @@ import pytest
 from filelock import FileLock
 from support.runs import killed
 
+from asr_lora.config.compose import load
 from asr_lora.eval import evaluate
 from asr_lora.prepare import main as prepare_alone
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train

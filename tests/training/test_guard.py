@@ -9,14 +9,14 @@ import pytest
 import torch
 from support.runs import killed
 
+from asr_lora.config.compose import load
 from asr_lora.config.schema import GuardConfig
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
-from asr_lora.training import guard, trainer
-from asr_lora.training.guard import CollapsedError, Guard
+from asr_lora.training import callbacks, checkpointing, trainer
+from asr_lora.training.callbacks import CollapsedError, Guard
 from asr_lora.training.validation import Dev, Judged
 
 WORSE = "dev WER is +9.9 points above the untouched model's (+5.0 to +15.0)"
@@ -96,10 +96,10 @@ def test_a_bad_step_is_answered_as_the_settings_say(action: str) -> None:
 
 def test_gradients_that_overflow_now_and_then_are_fp16s_way_and_without_end_a_collapse() -> None:
     watch = watching()
-    for step in range(1, 2 * guard.OVERFLOWS):
-        watch.overflowed(step, step != guard.OVERFLOWS)
-    with pytest.raises(CollapsedError, match=f"overflowed {guard.OVERFLOWS} times in a row"):
-        watch.overflowed(2 * guard.OVERFLOWS, True)
+    for step in range(1, 2 * callbacks.OVERFLOWS):
+        watch.overflowed(step, step != callbacks.OVERFLOWS)
+    with pytest.raises(CollapsedError, match=f"overflowed {callbacks.OVERFLOWS} times in a row"):
+        watch.overflowed(2 * callbacks.OVERFLOWS, True)
 
 
 def test_a_poisoned_batch_changes_nothing_and_the_run_says_so(
@@ -165,11 +165,13 @@ def test_a_run_that_went_back_and_is_then_killed_goes_on_at_the_lower_rate_to_th
     config = load(judged)
     hears(monkeypatch, verdicts[0])
     killed(judged, step=3)
-    guard.note(run.retreat(config.run), guard.Retreat(0.3, 2, pending=True, events=[{"step": 4}]))
+    checkpointing.write_rollback(
+        run.retreat(config.run), checkpointing.Rollback(0.3, 2, pending=True, events=[{"step": 4}])
+    )
     hears(monkeypatch, *verdicts[2:])
     train(config)
     assert log(config.run) == log(steady.run)
-    assert not guard.known(run.retreat(config.run)).pending
+    assert not checkpointing.read_rollback(run.retreat(config.run)).pending
 
 
 def test_a_second_collapse_ends_training_and_what_was_best_is_kept(

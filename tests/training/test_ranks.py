@@ -18,13 +18,13 @@ from support.releases import write_uneven
 from support.runs import torchrun
 
 from asr_lora import train
-from asr_lora.config.compose import Config
+from asr_lora.config.compose import Config, load
 from asr_lora.data.sampler import share
 from asr_lora.eval import evaluate
 from asr_lora.prepare import prepare
 from asr_lora.report import report
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import launch, load
+from asr_lora.runs.launch import launch
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.training import builder as assembly
 

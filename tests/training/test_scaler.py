@@ -15,14 +15,13 @@ from support.releases import write_uneven
 from support.runs import killed
 from transformers import TrainerCallback
 
-from asr_lora import train as stage
+from asr_lora.config.compose import load
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
 from asr_lora.training import builder as assembly
-from asr_lora.training import trainer
-from asr_lora.training.guard import FEW, Guard
+from asr_lora.training import fit, trainer
+from asr_lora.training.callbacks import FEW, Guard
 from asr_lora.training.trainer import WhisperTrainer
 
 SCALE = 2.0**12  # at which no gradient of these runs overflows
@@ -114,7 +113,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Has every trainer of this process made by a Course."""
 
     def follow(course: Course) -> Course:
-        monkeypatch.setattr(stage, "build", course.build)
+        monkeypatch.setattr(fit, "build", course.build)
         monkeypatch.setattr(support_runs, "build", course.build)
         monkeypatch.setattr(trainer, "token_loss", course.loss)
         return course

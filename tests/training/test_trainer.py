@@ -12,17 +12,17 @@ from support.releases import write_uneven
 from support.runs import killed
 
 from asr_lora import train
+from asr_lora.config.compose import load
 from asr_lora.model.hardware import look
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import load
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import WorldError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.training import builder as assembly
-from asr_lora.training.callbacks import eval_steps
+from asr_lora.training import fit
 from asr_lora.training.trainer import WhisperTrainer
-from asr_lora.training.validation import Dev, Judged
+from asr_lora.training.validation import Dev, Judged, eval_steps
 
 STEPS = 3
 
@@ -101,7 +101,7 @@ class Within:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, memory: Small) -> None:
         self.memory = memory
-        monkeypatch.setattr(train, "build", self)
+        monkeypatch.setattr(fit, "build", self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> WhisperTrainer:
         self.made = assembly.build(*args, **kwargs)
@@ -191,7 +191,7 @@ def test_what_a_dev_decoding_had_no_memory_for_is_not_tried_in_the_next(
         made.model.get_encoder().conv1.register_forward_pre_hook(small)
         return made
 
-    monkeypatch.setattr(train, "build", build)
+    monkeypatch.setattr(fit, "build", build)
     folder = trained([*uneven, "training.eval_steps=1", "training.dev_share=1"])
     assert len(read_json(run.train_metrics(folder))["dev"]) >= 2
     assert sizes.count(2) == 1  # of all, the base model's own too

@@ -1,0 +1,287 @@
+"""Trains a prepared run to its end: from the last checkpoint, and back to an earlier one when training diverges.
+
+Leaves what was learned and train/metrics.json in the run folder.
+"""
+
+import shutil
+import signal
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from asr_lora.config.compose import Config
+from asr_lora.data.dataset import Steps, seen
+from asr_lora.data.manifest import Clip, read_manifest
+from asr_lora.model import adapter
+from asr_lora.model import adapter_folder as stored
+from asr_lora.model.hardware import Hardware, free_memory, is_out_of_memory, keeping_memory, peak_memory_bytes
+from asr_lora.model.pretrained import language_token
+from asr_lora.runs import folder as run
+from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime.console import progress, say
+from asr_lora.runtime.errors import ChoiceError, WorldError, reason
+from asr_lora.runtime.files import read_jsonl, whole_folder, write_json
+from asr_lora.training import checkpointing as checkpoints
+from asr_lora.training.builder import build
+from asr_lora.training.callbacks import Budget, CollapsedError
+from asr_lora.training.checkpointing import Rollback, finish_rollback, read_rollback, write_rollback
+from asr_lora.training.trainer import WhisperTrainer
+from asr_lora.training.validation import is_judged, normalizer
+
+ECHO = 1.0  # seconds within which a signal is the first one's copy: `timeout` signals its child, and then the group
+
+
+def fit(
+    config: Config, hardware: Hardware, predicted: Mapping[str, Any] | None = None, budget: Budget | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> None:  # fmt: skip
+    """Trains to the last step, or to where time, patience or the guard ends it.
+
+    `predicted` stands in train/metrics.json beside what training took. `callbacks` watch the training, and may end it.
+    Raises ChoiceError where training collapses before it has learned anything, WorldError where memory runs out for a
+    single clip, KeyboardInterrupt after Ctrl-C or SIGTERM, with a checkpoint.
+    """
+    started = time.perf_counter()
+    run.refuse_unshared(config.run)
+    free_memory()
+    rows = read_manifest(run.manifest(config.run, "train"))
+    if config.data.streaming:
+        say(
+            f"data.streaming: clips are heard as they come, shuffled among {config.data.shuffle_buffer:,} rows; a "
+            "run that is resumed begins the stream anew in another order, so it is not exact"
+        )
+    while (trainer := _trained(config, hardware, rows, budget, callbacks)) is None:
+        free_memory()  # the guard has taken training back, and it begins anew from there
+
+    peak = max(ranks.gathered(peak_memory_bytes(hardware.device)))  # all have left their last checkpoint, too
+    counted = {"predicted": predicted, "peak_memory_bytes": peak}
+    ranks.first_does(lambda: _finish(config, hardware, rows, trainer, counted, started))
+
+
+def _trained(
+    config: Config, hardware: Hardware, rows: Sequence[Clip], budget: Budget | None,
+    callbacks: Sequence[TrainerCallback],
+) -> WhisperTrainer | None:  # fmt: skip
+    """The trainer at its end; None where the guard has taken training back."""
+    folder = run.checkpoints(config.run)
+    before = ranks.first_does(lambda: finish_rollback(run.retreat(config.run), folder))
+    with progress("training", total=config.max_steps) as bar:
+        trainer = build(config, hardware, rows, bar, budget=budget, rate=before.rate)
+        for callback in callbacks:
+            trainer.add_callback(callback)
+        trained, share = trainable(trainer.model)
+        say(f"{trained:,} parameters train ({share:.1%})")
+        checkpoint = ranks.first_does(lambda: checkpoints.last(folder))
+        if checkpoint:
+            say(f"resuming from {checkpoint}{_inexact(config, hardware, checkpoint)}")
+        try:
+            with _stopping_cleanly(trainer), keeping_memory():
+                if checkpoint is None and is_judged(config, len(trainer.dev.clips)):
+                    trainer.dev.hear_untouched(trainer.model)
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except CollapsedError as collapse:
+            ended = ranks.first_does(partial(_roll_back, config, trainer, before, collapse))
+            return trainer if ended else None
+    return trainer
+
+
+def _roll_back(config: Config, trainer: WhisperTrainer, before: Rollback, collapse: CollapsedError) -> bool:
+    """Takes training back to the best dev decoding at a lower rate, once; whether training ends here instead.
+
+    Raises ChoiceError when it ends and nothing was learnt that is not worse than the untouched model.
+    """
+    journal, file = trainer.journal, run.retreat(config.run)
+    best = journal.best["step"] if journal.dev and "trouble" not in journal.best else None
+    once_before = before.step is not None
+    if collapse.action == "back" and not once_before:
+        step, rate = best or 0, config.guard.lower
+        lost = [event for event in trainer.guard.events if event["step"] > step]
+        write_rollback(file, Rollback(rate, step, pending=True, events=[*before.events, *lost]))
+        say(f"guard: back to step {step}, with {rate:g} of the learning rate from there on")
+        return False
+    trainer.journal.ended_by = collapse.reason
+    if best is not None:
+        say(f"guard: training ends here; the best adapter, of step {best}, is kept")
+        return True
+    again = f" and, with {before.rate:g} of the learning rate, once more" if once_before else ""
+    over = (
+        f"training.learning_rate: must be lower than {config.training.learning_rate:g} here: training collapsed{again} "
+        f"(step {collapse.step}: {collapse.reason}) before it had learnt anything; take "
+        f"{'a tenth' if once_before else 'a third'} of it, say"
+    )
+    write_rollback(file, replace(before, over=over))
+    write_json(run.train_metrics(config.run), {"finished": False, **_course(config, trainer)})
+    raise ChoiceError(over)
+
+
+def _finish(
+    config: Config, hardware: Hardware, rows: Sequence[Clip], trainer: WhisperTrainer, counted: Mapping[str, Any],
+    started: float,
+) -> None:  # fmt: skip
+    """Leaves what was learnt and how that went, `counted` beside it, and clears away what led there.
+
+    Where time alone has ended it, what led there is what the same command goes on from.
+    """
+    learnt = run.whole_model(config.run) if config.lora.whole else run.adapter(config.run)
+    with whole_folder(learnt) as partial:
+        shutil.copytree(run.best_so_far(config.run), partial, dirs_exist_ok=True)
+    journal, written = trainer.journal, stored.weights_file(learnt).stat().st_size
+    facts = {
+        "finished": not journal.out_of_time,
+        **counted,
+        "adapter_bytes": written,
+        **_course(config, trainer),
+        **_seen(config, hardware, rows, trainer),
+        **_setting(config, hardware),
+        "total_seconds": journal.earlier_seconds + time.perf_counter() - started,
+    }
+    write_json(run.train_metrics(config.run), facts)
+    if facts["finished"]:
+        clear_away(config)
+    say(
+        f"{stored.described(learnt)}: {learnt} ({written / 1e6:.1f} MB), best at step {journal.best['step']}, dev WER "
+        f"{journal.best['wer']:.1%} ({facts['dev_normalizer']}), {journal.train_seconds:.0f} s of training"
+    )
+
+
+def _course(config: Config, trainer: WhisperTrainer) -> dict[str, Any]:
+    """How it went in time, what dev said of it, and what the guard has done."""
+    journal, steps = trainer.journal, trainer.state.global_step
+    seconds, retreat = journal.train_seconds, read_rollback(run.retreat(config.run))
+    trained, share = trainable(trainer.model)
+    return {
+        "trainable_parameters": trained,
+        "trainable_share": share,
+        "ended_by": journal.ended_by,
+        "best_step": journal.best["step"] if journal.dev else None,
+        "dev": journal.dev,
+        "dev_decodings_skipped": journal.dev_skipped,
+        "guard": {
+            "rate": retreat.rate, "back_to": retreat.step, "events": [*retreat.events, *trainer.guard.events],
+        },
+        "steps": steps,
+        "max_steps": trainer.state.max_steps,
+        "train_seconds": seconds,
+        "dev_seconds": journal.dev_seconds + trainer.dev.untouched_seconds,
+        "save_seconds": sum(journal.save_took),
+        "seconds_per_step": statistics.median(journal.step_seconds) if steps else None,
+        "clips_per_second": steps * config.training.batch_size / seconds if steps else None,
+        "data_wait_fraction": journal.data_wait / seconds if steps else None,
+        "out_of_memory": journal.out_of_memory,
+    }  # fmt: skip
+
+
+def _seen(config: Config, hardware: Hardware, rows: Sequence[Clip], trainer: WhisperTrainer) -> dict[str, Any]:
+    """Clips and seconds of training, and the share of encoder positions that carried none of it."""
+    if not isinstance(trainer.train_dataset, Steps):
+        return _seen_of_stream(config, hardware)
+    batches, steps = trainer.train_dataset.order, trainer.state.global_step
+    clips = [clip for step in range(steps) for batch in batches.step(step) for row in batch.rows for clip in row.clips]
+    return {
+        "clips_seen": len(clips),
+        "audio_seconds_seen": sum(rows[clip]["duration"] for clip in clips),
+        "padding_fraction": batches.padding_fraction(steps),
+        "order": "seeded",
+        "resume": "exact",
+    }
+
+
+def _setting(config: Config, hardware: Hardware) -> dict[str, Any]:
+    """What it ran on, and as what."""
+    return {
+        "dev_normalizer": str(normalizer(config, language_token(config.model, config.data.language))),
+        "device": hardware.name,
+        "processes": hardware.processes,
+        "precision": config.model.precision,
+        "autocast": hardware.autocast_name,
+        "context": config.training.context,
+        "augment": config.data.augment,
+        "spec_augment": config.training.spec_augment,
+        "versions": run.versions(),
+    }
+
+
+def _seen_of_stream(config: Config, hardware: Hardware) -> dict[str, Any]:
+    records = [read_jsonl(run.streamed_record(config.run, rank)) for rank in range(hardware.processes)]
+    found = seen([line for record in records for line in record], hardware.workers)
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in found["streamed"]["left_out"].items()) or "nothing"
+    say(f"the stream gave {found['clips_seen']:,} clips; left out: {reasons}")
+    return found
+
+
+def trainable(model: torch.nn.Module) -> tuple[int, float]:
+    """Parameters that train, and their share."""
+    trainable = adapter.trainable_parameters(model)
+    return trainable, trainable / sum(parameter.numel() for parameter in model.parameters())
+
+
+def _inexact(config: Config, hardware: Hardware, checkpoint: Path) -> str:
+    """What keeps a resumed run from being the same to the last bit, in words; nothing where it is."""
+    if config.data.streaming:
+        return ", not exactly: the stream begins anew, in another order"
+    before = len(list(checkpoint.glob("rng_state*.pth")))  # a process each
+    if before == hardware.processes:
+        return ""
+    return (
+        f" (processes: {hardware.processes}, before {before}): the same clips in the same order, but dropout is drawn "
+        "anew and sums round otherwise, so not to the last bit"
+    )
+
+
+def clear_away(config: Config) -> None:
+    """What training has no more use for once it has ended."""
+    for used_up in (run.best_so_far(config.run), run.checkpoints(config.run)):
+        shutil.rmtree(used_up, ignore_errors=True)
+
+
+@contextmanager
+def _stopping_cleanly(trainer: WhisperTrainer) -> Iterator[None]:
+    """Ctrl-C or SIGTERM ends the step, saves a checkpoint and says so; one that comes later than ECHO stops at once.
+
+    Raised in the middle of a step it might also be lost: libsndfile's callbacks swallow exceptions. Of several
+    processes each is signalled by what started them, which waits half a minute; they end the same step.
+    """
+
+    first: float | None = None
+
+    def stop(number: int, _: object) -> None:
+        nonlocal first
+        trainer.journal.stop_asked = True
+        if ranks.count() > 1:
+            return
+        if first is None:
+            first = time.monotonic()
+            say("stopping at the end of this step, with a checkpoint; Ctrl-C again stops at once")
+        elif time.monotonic() > first + ECHO:
+            for each, before in usual.items():
+                signal.signal(each, before)
+            signal.raise_signal(number)
+
+    usual = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+        if trainer.journal.stop_asked and trainer.state.global_step < trainer.state.max_steps:
+            say(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps}: {trainer.args.output_dir}")
+            raise KeyboardInterrupt
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise WorldError(
+                f"hardware: not even one clip at a time fits in memory ({reason(error)}); take "
+                "hardware.gradient_checkpointing=true, model.precision=int8 or a smaller model"
+            ) from error
+        if ranks.lost_another(error):
+            usual.clear()  # what started this process is about to end it: not before it has said why
+        raise
+    finally:
+        if first is not None:  # a copy of the signal may still be on its way
+            time.sleep(max(0.0, first + ECHO - time.monotonic()))
+        for number, before in usual.items():
+            signal.signal(number, before)
