@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from asr_lora.training import fit
 from asr_lora.config.compose import load
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
+from asr_lora.training import fit
 from asr_lora.training.trainer import _leave_interruptions
 
 SCRIPT = Path(__file__).parents[1] / "support" / "interrupted.py"
