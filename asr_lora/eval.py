@@ -22,7 +22,7 @@ from asr_lora.evaluation import error_analysis as findings
 from asr_lora.evaluation import metrics
 from asr_lora.evaluation.eval_sets import Set, evaluated, heard, normalizer
 from asr_lora.model import adapter_folder as stored
-from asr_lora.model.hardware import Hardware, look_together
+from asr_lora.model.hardware import Hardware, resolve_hardware, shared
 from asr_lora.reporting import tables
 from asr_lora.reporting.pages import write_card
 from asr_lora.runs import folder as run
@@ -43,7 +43,7 @@ def evaluate(config: Config, command: Sequence[str] | None = None) -> dict[str, 
     """
     if not run.tuned(config.run).is_dir():
         raise ChoiceError(f"run_dir: no adapter in {config.run}/train; the same words with asr_lora.train finish it")
-    hardware = look_together(config)
+    hardware = shared(resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size))
     with run.held(config.run):
         config = ranks.first_does(lambda: run.pinned(config))
         return _evaluate(config, hardware, shlex.join(command or ["python", "-m", "asr_lora.eval", *words_of_job()]))

@@ -25,7 +25,7 @@ def prepare(config: Config) -> None:
     Raises ChoiceError and WorldError as its parts do.
     """
     check_links(config.run)
-    make_manifest(config)
+    make_manifest(config.run, config.data, config.model, test_limit=config.eval.limit)
     if config.shards:
         splits = {split: read_manifest(run.manifest(config.run, split)) for split in SPLITS}
         folder = Path(config.shards_dir).expanduser() if config.shards_dir else config.run / "data" / "shards"

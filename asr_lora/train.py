@@ -21,7 +21,7 @@ from asr_lora.data.manifest import read_manifest
 from asr_lora.decoding.generate import decoding
 from asr_lora.eval import evaluate
 from asr_lora.evaluation.eval_sets import refuse_unclear
-from asr_lora.model.hardware import Hardware, device_of, free_memory, look_together
+from asr_lora.model.hardware import Hardware, find_device, free_memory, resolve_hardware, shared
 from asr_lora.model.pretrained import identity, language_token
 from asr_lora.planning.devices import predict
 from asr_lora.planning.estimate import time_budget
@@ -43,7 +43,7 @@ def train(config: Config, command: Sequence[str] | None = None, callbacks: Seque
     began = time.monotonic()
     typed = command or ["python", "-m", "asr_lora.train", *words_of_job()]
     config, base = _settled(config)
-    hardware = look_together(config)
+    hardware = shared(resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size))
     steps = f"{config.max_steps} steps of {config.training.batch_size} clips"
     about = f"{config.run_name}: {steps} on {hardware.name}, {base}"
     # What these refuse should not wait for the first dev decoding, or for the end.
@@ -68,7 +68,7 @@ def train(config: Config, command: Sequence[str] | None = None, callbacks: Seque
 
 def _settled(config: Config) -> tuple[Config, str]:
     """`run.settled` as the first process has it, so that all processes train one precision."""
-    device = device_of(config)
+    device = find_device(config.hardware.device)
     ranks.join(device)
     return ranks.first_does(lambda: run.settled(config, device.type))
 

@@ -24,7 +24,7 @@ from asr_lora.decoding import transcriber as ears
 from asr_lora.decoding.generate import Segment, Worn
 from asr_lora.decoding.transcriber import FORMATS, Ears, Part, stretches
 from asr_lora.model.adapter import BASE
-from asr_lora.model.hardware import look
+from asr_lora.model.hardware import resolve_hardware
 from asr_lora.model.pretrained import language_token
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch, named_run
@@ -47,7 +47,7 @@ class Recording:
 
 def transcribe(config: Config) -> None:
     """Raises WorldError at the end where some recordings could not be heard; the others are written by then."""
-    hardware = look(config)
+    hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size)
     with recordings(config.audio) as found:
         given = config.transcribe.language
         if config.adapters:

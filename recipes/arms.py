@@ -14,7 +14,7 @@ import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from asr_lora.config.compose import Config, quoted
-from asr_lora.model.hardware import look
+from asr_lora.model.hardware import resolve_hardware
 from asr_lora.model.pretrained import language_token, load_generation_config, load_processor, resolve
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import say
@@ -49,7 +49,11 @@ def tutorial(config: Config, words: Sequence[str], folder: Path) -> Facts:
 
 def tutorial_settings(config: Config) -> Facts:
     """settings.json of recipes/tutorial.py; `lora` and `training` in the words of peft and of the Trainer."""
-    training, lora, hardware = config.training, config.lora, look(config)
+    training, lora, hardware = (
+        config.training,
+        config.lora,
+        resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size),
+    )
     return {
         "checkpoint": resolve(config.model.checkpoint)[0],
         "precision": config.model.precision,

@@ -20,7 +20,7 @@ from rich.table import Table
 from asr_lora.config.compose import Config, load, quoted
 from asr_lora.demo.assets import RELEASE, whisper_base_from_wheels, write_demo_corpus
 from asr_lora.evaluation import metrics
-from asr_lora.model.hardware import look
+from asr_lora.model.hardware import resolve_hardware
 from asr_lora.model.pretrained import language_token, resolve
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
@@ -36,7 +36,7 @@ def benchmark(asked: argparse.Namespace) -> Facts:
     words = _words(asked)
     _recognise(work, words)
     config = load([*words, f"run_dir={quoted(str(work / 'prepared'))}", f"runs_dir={quoted(str(work))}"])
-    hardware = look(config)
+    hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size)
     prepare(config)
     write_json(work / "settings.json", {"words": words})
     results: Facts = {"words": words, "machine": hardware.name, "versions": run.versions()}

@@ -12,7 +12,7 @@ from arms import RECIPES, Facts
 from gpu_check_assets import COMMAND, Bench
 from transformers import TrainerCallback
 
-from asr_lora.model.hardware import keeping_memory, look
+from asr_lora.model.hardware import keeping_memory, resolve_hardware
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import WorldError
@@ -67,7 +67,12 @@ def skipped(bench: Bench, model: str, precision: str) -> Facts:
     """
     config = bench.config(model, precision, "dynamic", LAST_STEP, "guard.spike=null")
     with progress("training", total=LAST_STEP) as bar, keeping_memory():
-        trainer = build(config, look(config), bench.clips("train"), bar)
+        trainer = build(
+            config,
+            resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size),
+            bench.clips("train"),
+            bar,
+        )
         if not bench.on_gpu:
             trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
         scaler = trainer.accelerator.scaler
@@ -122,7 +127,9 @@ def running_out(bench: Bench, model: str, precision: str) -> Facts:
     rows, steps = 4, 2
     if bench.on_gpu:
         many = bench.config(model, precision, "full", steps, "training.batch_size=1024")
-        rows = TOO_MANY * int(look(many).capacity / MAX_SECONDS)
+        rows = TOO_MANY * int(
+            resolve_hardware(many.hardware, many.model, many.lora, many.training.batch_size).capacity / MAX_SECONDS
+        )
     asked = f"training.batch_size={rows}", f"hardware.micro_batch={rows}"
     config = bench.config(model, precision, "full", steps, *asked)
     train(config, COMMAND, [] if bench.on_gpu else [Short(rows // 4)])

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from asr_lora.config.compose import Config, gpu_settings
 from asr_lora.decoding import generate as decode
 from asr_lora.model import adapter, cost, whisper
-from asr_lora.model.hardware import Hardware, free_memory, known_gpu, look, peak_memory_bytes
+from asr_lora.model.hardware import Hardware, free_memory, known_gpu, peak_memory_bytes, resolve_hardware
 from asr_lora.model.pretrained import load_config, load_processor
 from asr_lora.planning import timing as clock
 from asr_lora.planning.devices import durations, here
@@ -123,7 +123,7 @@ class Steps(TrainerCallback):
 def training(bench: Bench, model: str, precision: str, context: str, steps: int) -> Facts:
     """The median step of a few by asr_lora.train, after a warm-up, beside what the plan expects of them."""
     config = bench.config(model, precision, context, steps)
-    hardware = look(config)
+    hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size)
     expected = _forecast(config)
     watch = Steps(hardware, bench.until)
     train(config, COMMAND, [watch])
@@ -166,7 +166,11 @@ def _beside(name: str, measured: float, expected: float | None) -> Facts:
 def decoded(bench: Bench, model: str, precision: str, name: str, merged: bool) -> Facts:
     """The test clips, greedily: by the merged model as eval does, or unmerged as dev is decoded while training."""
     config = bench.config(model, precision, "dynamic", 1)
-    hardware, rows, processor = look(config), bench.clips("test"), load_processor(config.model.checkpoint)
+    hardware, rows, processor = (
+        resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size),
+        bench.clips("test"),
+        load_processor(config.model.checkpoint),
+    )
     settings = decode.decoding(config, hardware, LANGUAGE, short=name == "short")
     settings = replace(settings, max_new_tokens=NEW_TOKENS)
     dtype = None if merged else hardware.autocast

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from asr_lora.app import models as pair
 from asr_lora.config.compose import Config, words_of_job
 from asr_lora.config.stages import AppConfig
-from asr_lora.model.hardware import look
+from asr_lora.model.hardware import resolve_hardware
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch, named_run
 from asr_lora.runtime.console import say
@@ -38,7 +38,10 @@ EVERY = 30.0  # seconds between two looks at how old recordings are
 def app(config: Config) -> None:
     """Serves the page until Ctrl-C or SIGTERM. Raises ChoiceError or WorldError for what it cannot be opened with."""
     refuse_taken(config.app)
-    hardware, words = look(config), words_of_job()
+    hardware, words = (
+        resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size),
+        words_of_job(),
+    )
     if config.adapters:
         both = pair.with_adapters(config, config.adapters, hardware, words)
     else:

@@ -2,13 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from transformers import WhisperTokenizer
 
-from asr_lora.config.compose import Config, plain
-from asr_lora.config.naming import science
+from asr_lora.config.schema import DataConfig, ModelConfig
 from asr_lora.corpus import SPLITS, UNSPLIT, Columns, Corpus, open_corpus
 from asr_lora.corpus.records import Row
 from asr_lora.data.features import prompted, token_ids
@@ -21,10 +22,17 @@ from asr_lora.data.manifest import (
     read_manifest,
     training_clips,
 )
-from asr_lora.data.sources import excluded, opened, put_back, recorded, rows_for, streamed
+from asr_lora.data.sources import (
+    excluded_rows,
+    open_recorded,
+    open_sources,
+    open_streamed,
+    restore_clips,
+    rows_for,
+)
 from asr_lora.data.splits import apart, without_leaks
 from asr_lora.model.pretrained import language_token, load_config, load_processor
-from asr_lora.runs import folder as run
+from asr_lora.runs import folder
 from asr_lora.runtime.console import progress, say
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import read_json, whole_folder, write_json, write_jsonl
@@ -37,21 +45,25 @@ LONGEST_SENTENCE = 10_000  # characters: nobody says more in 30 s, and a tokeniz
 BYTES_PER_SECOND = 8_000  # mp3 at 64 kbit/s, Common Voice's upper end: guesses short where there are no durations
 
 
-def make_manifest(config: Config) -> None:
-    language_token(config.model, config.data.language)
-    if run.summary(config.run).is_file():
-        run.refuse_other(config.run, read_json(run.summary(config.run))["settings"], _settings(config))
-        put_back(config, [line for split in SPLITS for line in read_manifest(run.manifest(config.run, split))])
+def make_manifest(run: Path, data: DataConfig, model: ModelConfig, test_limit: int | None) -> None:
+    """Draws the clips of a run into data/ of its folder; one that is there must be of the same settings.
+
+    `test_limit` is how many test clips are drawn (None: all). Raises ChoiceError and WorldError as its parts do.
+    """
+    language_token(model, data.language)
+    if folder.summary(run).is_file():
+        folder.refuse_other(run, read_json(folder.summary(run))["settings"], _settings(data))
+        restore_clips(run, data, [line for split in SPLITS for line in read_manifest(folder.manifest(run, split))])
         return
-    if (config.run / "data").exists():  # which would be replaced
+    if (run / "data").exists():  # which would be replaced
         raise ChoiceError(
-            f"run_dir: {config.run / 'data'} holds no manifest (no summary.json), so it is another's; name another "
+            f"run_dir: {run / 'data'} holds no manifest (no summary.json), so it is another's; name another "
             "folder for this run, or move that one away"
         )
-    if config.data.streaming:
-        _hold_out_of_stream(config)
+    if data.streaming:
+        _hold_out_of_stream(run, data, model, test_limit)
         return
-    corpus, elsewhere = opened(config), excluded(config)
+    corpus, elsewhere = open_sources(data, test_limit), excluded_rows(data)
     train, leaks = without_leaks(
         _rows(corpus, "train"), [row for split in ("dev", "test") for row in _rows(corpus, split)]
     )
@@ -63,26 +75,26 @@ def make_manifest(config: Config) -> None:
             f"or test ({_counts(leaks)}); take splits that do not"
         )
     if corpus.durations:  # then too much is refused before a clip is fetched; one not in the table may be of any length
-        enough(config, corpus, sum(corpus.durations.get(row["path"]) or audio.MAX_SECONDS for row in train))
-    seconds = None if config.data.hours is None else config.data.hours * 3600
+        check_hours(data.hours, corpus, sum(corpus.durations.get(row["path"]) or audio.MAX_SECONDS for row in train))
+    seconds = None if data.hours is None else data.hours * 3600
     sounds = frozenset(row["sha256"] for row in elsewhere if row.get("sha256"))
     draws = [
-        Draw("train", draw_order(train, config.data.seed), seconds=seconds, excluded=sounds),
-        _held_out(config, corpus, "dev", config.data.dev_clips),
-        _held_out(config, corpus, "test", config.eval.limit),
+        Draw("train", draw_order(train, data.seed), seconds=seconds, excluded=sounds),
+        _held_out(corpus, "dev", data.dev_clips, data.seed),
+        _held_out(corpus, "test", test_limit, data.seed),
     ]
-    _fill(draws, corpus, label_rule(config))
-    facts = {"leaks_dropped_from_train": leaks, "excluded": {"by": config.data.exclude, **shared}}
-    _write(config, corpus, draws, facts, available)
+    _fill(draws, corpus, label_filter(model, data.language))
+    facts = {"leaks_dropped_from_train": leaks, "excluded": {"by": data.exclude, **shared}}
+    _write(run, data, corpus, draws, facts, available)
 
 
-def _hold_out_of_stream(config: Config) -> None:
+def _hold_out_of_stream(run: Path, data: DataConfig, model: ModelConfig, test_limit: int | None) -> None:
     """Dev and test of what is streamed, kept as any clips are; train is not listed, only said to be a stream."""
-    stream = streamed(config)
-    train = stream.split(config.data.train_split, "train")
-    corpus, asked = opened(config), {"dev": config.data.dev_clips, "test": config.eval.limit}
-    draws = [_held_out(config, corpus, split, limit) for split, limit in asked.items()]
-    _fill(draws, corpus, label_rule(config))
+    stream = open_streamed(data)
+    train = stream.split(data.train_split, "train")
+    corpus, asked = open_sources(data, test_limit), {"dev": data.dev_clips, "test": test_limit}
+    draws = [_held_out(corpus, split, limit, data.seed) for split, limit in asked.items()]
+    _fill(draws, corpus, label_filter(model, data.language))
     available: dict[str, int | None] = {"train": None}
     for draw in draws:
         rows = len(corpus.tables[draw.split]) + len(corpus.malformed.get(draw.split, []))
@@ -90,20 +102,20 @@ def _hold_out_of_stream(config: Config) -> None:
         whole = not draw.waiting and rows != rows_for(asked[draw.split])
         available[draw.split] = len(corpus.tables[draw.split]) if whole else None
     facts = {
-        "split": config.data.train_split, "fingerprint": stream.fingerprint, "files": train.data.num_shards,
+        "split": data.train_split, "fingerprint": stream.fingerprint, "files": train.data.num_shards,
         "features": {name: str(feature) for name, feature in train.data.features.items()},
     }  # fmt: skip
-    dropped = {"leaks_dropped_from_train": {}, "excluded": {"by": config.data.exclude}}
-    _write(config, corpus, [Draw("train", []), *draws], dropped, available, {"streamed": facts, "asked": asked})
+    dropped = {"leaks_dropped_from_train": {}, "excluded": {"by": data.exclude}}
+    _write(run, data, corpus, [Draw("train", []), *draws], dropped, available, {"streamed": facts, "asked": asked})
 
 
-def clips(config: Config, split: str, limit: int | None) -> list[Clip]:
+def split_clips(run: Path, data: DataConfig, model: ModelConfig, split: str, limit: int | None) -> list[Clip]:
     """The first `limit` clips of a split (None: all), drawn from the corpus again where the manifest holds fewer.
 
     The manifest itself is never touched: a longer draw is a file of its own, data/test-all.jsonl for one.
     """
-    drawn = read_manifest(run.manifest(config.run, split))
-    facts = read_json(run.summary(config.run))["splits"][split]
+    drawn = read_manifest(folder.manifest(run, split))
+    facts = read_json(folder.summary(run))["splits"][split]
     held = facts["clips"] + sum(map(len, facts["left_out"].values()))
     if facts["available"] is None:
         most = facts["asked"]
@@ -113,19 +125,19 @@ def clips(config: Config, split: str, limit: int | None) -> list[Clip]:
                 f"what shares something with others; say eval.limit={most}, or give a new run a larger limit"
             )
     elif (limit is None or limit > len(drawn)) and held < facts["available"]:
-        longer = run.manifest(config.run, f"{split}-{limit or 'all'}")
+        longer = folder.manifest(run, f"{split}-{limit or 'all'}")
         if not longer.is_file():
-            corpus = recorded(config)
-            draw = _held_out(config, corpus, split, limit)
-            _fill([draw], corpus, label_rule(config))
+            corpus = open_recorded(data, run)
+            draw = _held_out(corpus, split, limit, data.seed)
+            _fill([draw], corpus, label_filter(model, data.language))
             write_jsonl(longer, draw.chosen)
         drawn = read_manifest(longer)
-    put_back(config, drawn[:limit])
+    restore_clips(run, data, drawn[:limit])
     return drawn[:limit]
 
 
-def drawn_from(
-    config: Config, source: str, locale: str, split: str, limit: int | None
+def draw_from_corpus(
+    run: Path, data: DataConfig, model: ModelConfig, source: str, locale: str, split: str, limit: int | None
 ) -> tuple[list[Clip], int, dict[str, int]]:
     """Clips of another corpus: the first `limit` (None: all) of a split in the order of the run's seed.
 
@@ -133,14 +145,14 @@ def drawn_from(
     release of one corpus may hold as test what this one holds as train. Raises as `prepare` does.
     """
     try:
-        corpus = open_corpus(source, locale, Columns(config.data.columns or {}))
+        corpus = open_corpus(source, locale, Columns(data.columns or {}))
         rows = corpus.tables.get(split) or corpus.tables.get(UNSPLIT, [])
         if not rows:
             there = ", ".join(name for name, held in corpus.tables.items() if held)
             raise ChoiceError(f"{split}.tsv of {corpus.source} has no clips, but {there}; say split=... of it")
-        unheard, leaks = without_leaks(rows, [as_row(clip) for clip in training_clips(config.run)])
-        draw = Draw(split, draw_order(unheard, config.data.seed), clips=limit)
-        _fill([draw], corpus, label_rule(config))
+        unheard, leaks = without_leaks(rows, [as_row(clip) for clip in training_clips(run)])
+        draw = Draw(split, draw_order(unheard, data.seed), clips=limit)
+        _fill([draw], corpus, label_filter(model, data.language))
         if not draw.chosen:
             raise ChoiceError(
                 f"no usable clip of {split} in {corpus.source} that training has not heard ({_counts(leaks)})"
@@ -157,25 +169,24 @@ def _rows(corpus: Corpus, split: str) -> list[Row]:
     return rows
 
 
-def _held_out(config: Config, corpus: Corpus, split: str, limit: int | None) -> Draw:
-    return Draw(split, draw_order(_rows(corpus, split), config.data.seed), clips=limit)
+def _held_out(corpus: Corpus, split: str, limit: int | None, seed: int) -> Draw:
+    return Draw(split, draw_order(_rows(corpus, split), seed), clips=limit)
 
 
-def enough(config: Config, corpus: Corpus, seconds: float) -> None:
-    """Refuses to ask for more hours than the training clips last, `seconds`."""
-    if config.data.hours is not None and seconds < config.data.hours * 3600:
+def check_hours(hours: float | None, corpus: Corpus, seconds: float) -> None:
+    """Raises ChoiceError where more hours are asked for than the training clips last, `seconds`."""
+    if hours is not None and seconds < hours * 3600:
         raise ChoiceError(
-            f"data.hours: {config.data.hours:g} is more than there is, {_length(seconds)} of training clips in "
+            f"data.hours: {hours:g} is more than there is, {_length(seconds)} of training clips in "
             f"{corpus.source}; ask for less, or data.hours=null for all"
         )
 
 
-def label_rule(config: Config) -> Callable[[str], str | None]:
-    """What is wrong with a sentence as a label, if anything."""
-    processor = load_processor(config.model.checkpoint)
-    limit = load_config(config.model.checkpoint).max_target_positions
-    tokenizer = prompted(processor.tokenizer, language_token(config.model, config.data.language), config.model.task)
-
+def label_filter(model: ModelConfig, locale: str) -> Callable[[str], str | None]:
+    """Tells what is wrong with a sentence as a label, if anything; `locale` is that of the run's corpus."""
+    processor = load_processor(model.checkpoint)
+    limit = load_config(model.checkpoint).max_target_positions
+    tokenizer = prompted(processor.tokenizer, language_token(model, locale), model.task)
     return partial(_refused, tokenizer=tokenizer, limit=limit)
 
 
@@ -227,16 +238,16 @@ def _usable(draws: Sequence[Draw], corpus: Corpus) -> None:
         )
 
 
-def _settings(config: Config) -> dict[str, Any]:
-    return {key: value for key, value in science(plain(config)).items() if key.startswith("data.")}
+def _settings(data: DataConfig) -> dict[str, Any]:
+    return {f"data.{key}": value for key, value in asdict(data).items()}
 
 
 def _write(
-    config: Config, corpus: Corpus, draws: Sequence[Draw], dropped: dict[str, Any],
+    run: Path, data: DataConfig, corpus: Corpus, draws: Sequence[Draw], dropped: dict[str, Any],
     available: Mapping[str, int | None], stream: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """`stream` says what is `streamed` in place of train, and how many clips were `asked` for of the other splits."""
-    enough(config, corpus, draws[0].drawn_seconds)
+    check_hours(data.hours, corpus, draws[0].drawn_seconds)
     if empty := [draw.split for draw in draws if not draw.chosen and not (stream and draw.split == "train")]:
         raise ChoiceError(f"data.source: no usable clip of {' or '.join(empty)} in {corpus.source}; a run needs them")
     splits = {
@@ -257,16 +268,16 @@ def _write(
     facts = {
         "release": corpus.release,
         "source": corpus.source,
-        "seed": config.data.seed,
-        "settings": _settings(config),
+        "seed": data.seed,
+        "settings": _settings(data),
         **dropped,
         "splits": splits,
-        "versions": run.versions(),
+        "versions": folder.versions(),
     }
-    with whole_folder(config.run / "data") as folder:
+    with whole_folder(run / "data") as made:
         for draw in draws:
-            write_jsonl(folder / f"{draw.split}.jsonl", draw.chosen)
-        write_json(folder / "summary.json", facts)
+            write_jsonl(made / f"{draw.split}.jsonl", draw.chosen)
+        write_json(made / "summary.json", facts)
     if stream:
         told = stream["streamed"]
         say(
@@ -281,11 +292,11 @@ def _write(
     leaks = dropped["leaks_dropped_from_train"]
     if not stream:
         say(f"dropped from train for what dev or test hold too: {sum(leaks.values())} ({_counts(leaks)})")
-    if config.data.exclude is not None and not stream:
+    if data.exclude is not None and not stream:
         shared = {kind: len(names) for kind, names in dropped["excluded"].items() if kind != "by"}
         shared["sound"] = len(draws[0].left_out.get(EXCLUDED, []))
-        say(f"dropped from train for what {config.data.exclude} holds too: {sum(shared.values())} ({_counts(shared)})")
-    say(f"manifest: {config.run / 'data'}")
+        say(f"dropped from train for what {data.exclude} holds too: {sum(shared.values())} ({_counts(shared)})")
+    say(f"manifest: {run / 'data'}")
 
 
 def _length(seconds: float) -> str:

@@ -8,42 +8,42 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from asr_lora.config.schema import DataConfig
 from asr_lora.corpus import Columns, Corpus, open_corpus
 from asr_lora.corpus.common_voice import CLIPS
 from asr_lora.corpus.records import Clips, Row
 from asr_lora.corpus.streaming import Stream, held_out, open_stream
 from asr_lora.data.manifest import Clip, as_row, clip_id, gone, name_in_corpus
 from asr_lora.data.splits import with_splits
-from asr_lora.runs import folder as run
+from asr_lora.runs import folder
 from asr_lora.runtime.console import say
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import cache_dir, existing, read_json, read_jsonl, whole_file
-
-if TYPE_CHECKING:
-    from asr_lora.config.compose import Config
 
 AS_ROW = {"path": Path, "text": str, "speaker": str, "clip": Path, "sha256": str}  # what lines of data.exclude may hold
 ANOTHER_MANIFEST = "data.exclude takes a manifest as asr_lora.prepare writes it, or a corpus"
 
 
-def opened(config: "Config") -> Corpus:
-    """The corpus of the run, with the tables train, dev and test; several are one. Clips of data.drop are out of it.
+def open_sources(data: DataConfig, test_limit: int | None) -> Corpus:
+    """The corpus of a run, with the tables train, dev and test; several are one. Clips of data.drop are out of it.
 
+    Of a stream `test_limit` is how many clips of test are drawn from it (None: all).
     Raises ChoiceError and WorldError as opening and splitting do.
     """
-    return _opened(config, None if config.data.sources else named_source(config))
+    return _open(data, None if data.sources else find_source(data), {"dev": data.dev_clips, "test": test_limit})
 
 
-def recorded(config: "Config") -> Corpus:
-    """What the manifest was drawn from, whatever newer release has come since."""
-    return _opened(config, read_json(run.summary(config.run))["source"])
+def open_recorded(data: DataConfig, run: Path) -> Corpus:
+    """What the manifest of a run was drawn from, whatever newer release has come since."""
+    summary = read_json(folder.summary(run))
+    return _open(data, summary["source"], {split: facts.get("asked") for split, facts in summary["splits"].items()})
 
 
-def streamed(config: "Config") -> Stream:
+def open_streamed(data: DataConfig) -> Stream:
     """The data set that the settings stream. Raises ChoiceError and WorldError as opening it does."""
-    return open_stream(config.data.source or "", Columns(config.data.columns or {}))
+    return open_stream(data.source or "", Columns(data.columns or {}))
 
 
 def rows_for(clips: int | None) -> int | None:
@@ -58,12 +58,12 @@ def names_of(sources: Sequence[str]) -> list[str]:
     return [f"{stem}-{at}" if stem in twice else stem for at, stem in enumerate(stems, start=1)]
 
 
-def _opened(config: "Config", source: str | None) -> Corpus:
-    data = config.data
+def _open(data: DataConfig, source: str | None, limits: Mapping[str, int | None]) -> Corpus:
+    """`limits` are the clips that are drawn of dev and test, of a stream alone."""
     columns = Columns(data.columns or {})
     if data.streaming:
-        wanted = {"dev": rows_for(data.dev_clips), "test": rows_for(config.eval.limit)}
-        return held_out(streamed(config), data.language, wanted, data.seed, data.shuffle_buffer)
+        wanted = {split: rows_for(limits[split]) for split in ("dev", "test")}
+        return held_out(open_streamed(data), data.language, wanted, data.seed, data.shuffle_buffer)
     if data.sources:
         each = [
             with_splits(open_corpus(one.path, one.language or data.language, columns), data) for one in data.sources
@@ -91,16 +91,20 @@ def _without(corpus: Corpus, listing: Path) -> Corpus:
     return replace(corpus, tables=tables)
 
 
-def named_source(config: "Config") -> str:
-    if config.data.source is not None:
-        return config.data.source
-    folder, code = Path(config.data.search_dir).expanduser(), config.data.language
+def find_source(data: DataConfig) -> str:
+    """`data.source`, else the newest Common Voice release of the language in `data.search_dir`.
+
+    Raises ChoiceError where there is none.
+    """
+    if data.source is not None:
+        return data.source
+    place, code = Path(data.search_dir).expanduser(), data.language
     # Neither a longer code (tr, trw) nor what a browser has not downloaded to its end (nl.tar.gz.part).
-    found = [path for end in ("", ".tar.gz", ".tgz", ".tar") for path in folder.glob(f"cv-corpus-*-{code}{end}")]
-    found += [path.parent for path in folder.glob(f"cv-corpus-*/{code}")]
+    found = [path for end in ("", ".tar.gz", ".tgz", ".tar") for path in place.glob(f"cv-corpus-*-{code}{end}")]
+    found += [path.parent for path in place.glob(f"cv-corpus-*/{code}")]
     if not found:
         raise ChoiceError(
-            f"data.source: no Common Voice release for {code} ({folder.absolute()}/cv-corpus-*-{code}*); get one from "
+            f"data.source: no Common Voice release for {code} ({place.absolute()}/cv-corpus-*-{code}*); get one from "
             "Mozilla Data Collective (mozilladatacollective.com, free account), put it there or name it "
             "(make train DATA=/path/to/archive), or try without any: make demo"
         )
@@ -109,17 +113,17 @@ def named_source(config: "Config") -> str:
     return str(newest)
 
 
-def excluded(config: "Config") -> list[Row]:
+def excluded_rows(data: DataConfig) -> list[Row]:
     """What training must not hear beside dev and test: the rows of `data.exclude`, with `sha256` where known.
 
     All lines of a manifest (.jsonl), dev and test of a run, or dev and test of a corpus (all of one without splits).
     """
-    if config.data.exclude is None:
+    if data.exclude is None:
         return []
-    path = existing(Path(config.data.exclude), "data.exclude")
+    path = existing(Path(data.exclude), "data.exclude")
     manifests = [path] if path.suffix == ".jsonl" else [path / "data" / f"{split}.jsonl" for split in ("dev", "test")]
     if not all(manifest.is_file() for manifest in manifests):
-        tables = open_corpus(path, config.data.language, Columns(config.data.columns or {})).tables
+        tables = open_corpus(path, data.language, Columns(data.columns or {})).tables
         held_out = [row for split in ("dev", "test") for row in tables.get(split, [])]
         return held_out or [row for rows in tables.values() for row in rows]
     lines = [line for manifest in manifests for line in read_jsonl(manifest, maybe=AS_ROW, way_out=ANOTHER_MANIFEST)]
@@ -130,7 +134,7 @@ def excluded(config: "Config") -> list[Row]:
     return [as_row(line) for line in lines]
 
 
-def put_back(config: "Config", lines: Sequence[Clip]) -> None:
+def restore_clips(run: Path, data: DataConfig, lines: Sequence[Clip]) -> None:
     """Clips of an archive lie in a cache: where that was emptied, the same clips are put there again.
 
     Raises WorldError when the source no longer holds them, or they never lay in the cache.
@@ -139,7 +143,7 @@ def put_back(config: "Config", lines: Sequence[Clip]) -> None:
     if not absent:
         return
     say(f"{len(absent)} clips of the manifest are no longer where they were; fetching them again")
-    corpus = recorded(config)
+    corpus = open_recorded(data, run)
     # A clip that a shard lacks cannot be put back into it.
     found = corpus.fetch([name for name, line in absent.items() if "offset" not in line])
 
@@ -151,7 +155,7 @@ def put_back(config: "Config", lines: Sequence[Clip]) -> None:
 
     if lost := [name for name in absent if not is_back(name)]:
         raise WorldError(
-            f"data.source: {corpus.source} lacks {len(lost)} clips of {config.run}/data ({lost[0]}, ...); "
+            f"data.source: {corpus.source} lacks {len(lost)} clips of {run}/data ({lost[0]}, ...); "
             "put back the release that the run was made from"
         )
     # Where the archive was written anew its clips lie elsewhere in the cache.
@@ -160,7 +164,7 @@ def put_back(config: "Config", lines: Sequence[Clip]) -> None:
     cache = cache_dir().resolve()
     if outside := [path for path in misplaced.values() if not _is_for_clips(path.resolve(), cache)]:
         raise WorldError(
-            f"data.source: {len(outside)} clips of {config.run}/data lay outside of the cache for clips in {cache} and "
+            f"data.source: {len(outside)} clips of {run}/data lay outside of the cache for clips in {cache} and "
             f"are gone ({outside[0]}, ...); put them back, or name the cache that they lay in: ASR_LORA_CACHE"
         )
     for name, path in misplaced.items():

@@ -24,8 +24,8 @@ from asr_lora.corpus.shards import is_url
 from asr_lora.data.dataset import Steps
 from asr_lora.data.features import IGNORED, log_mel, prompted
 from asr_lora.data.manifest import Clip, Draw, draw_order, gone, in_shard
-from asr_lora.data.preparation import MOST_BAD, enough, label_rule
-from asr_lora.data.sources import named_source, opened
+from asr_lora.data.preparation import MOST_BAD, check_hours, label_filter
+from asr_lora.data.sources import find_source, open_sources
 from asr_lora.doctor.check import FAIL, OK, WARN, Check
 from asr_lora.model.pretrained import language_token, load_generation_config, load_processor
 from asr_lora.runs import folder as run
@@ -77,7 +77,7 @@ def look(config: "Config", scratch: Path) -> Sight:
         return _of_manifest(config)
     if config.data.streaming:
         raise UnseenError(f"{config.data.source} is streamed")
-    named = [each.path for each in config.data.sources] or [named_source(config)]
+    named = [each.path for each in config.data.sources] or [find_source(config.data)]
     languages = [each.language or config.data.language for each in config.data.sources] or [config.data.language]
     places = [_place(*each, scratch / str(at)) for at, each in enumerate(zip(named, languages, strict=True))]
     if config.data.sources:
@@ -86,7 +86,7 @@ def look(config: "Config", scratch: Path) -> Sight:
     else:
         data = replace(config.data, source=places[0].path)
     try:
-        corpus = opened(replace(config, data=data))
+        corpus = open_sources(data, config.eval.limit)
     except UserError as error:
         if not all(place.every_table for place in places):
             raise UnseenError("its tables lie beyond its beginning") from error
@@ -118,7 +118,11 @@ def _of_corpus(config: "Config", corpus: Corpus, named: str, complete: bool, sou
     if not rows:
         raise ChoiceError(f"data.source: train.tsv of {named} has no clips; a run needs train, dev and test")
     if corpus.durations and source:
-        enough(config, replace(corpus, source=named), sum(corpus.durations.get(row["path"], 30.0) for row in rows))
+        check_hours(
+            config.data.hours,
+            replace(corpus, source=named),
+            sum(corpus.durations.get(row["path"], 30.0) for row in rows),
+        )
     asked = rows[:HEARD] if complete else rows
     files = corpus.fetch([row["path"] for row in asked if not in_shard(row)])
     heard = asked if complete else [row for row in rows if row["path"] in files][:HEARD]
@@ -221,7 +225,7 @@ def data(config: "Config", scratch: Path) -> tuple[Check, Sight | None]:
 
 def labels(config: "Config", sight: Sight) -> tuple[Check, int]:
     """How many sentences would be dropped for what they are as labels."""
-    sentences, refuse = sight.sentences[:SENTENCES], label_rule(config)
+    sentences, refuse = sight.sentences[:SENTENCES], label_filter(config.model, config.data.language)
     dropped = [reason for sentence in sentences if (reason := refuse(sentence))]
     if not dropped:
         return Check("labels", OK, f"none of {len(sentences):,} would be dropped"), 0
@@ -251,7 +255,7 @@ def mel_bins(config: "Config", known: WhisperConfig) -> tuple[Check, int]:
 
 def batch(config: "Config", sight: Sight, code: str) -> tuple[Check, Batch | None]:
     """The first batch that the run would make of the clips that were seen; None where its labels are wrong."""
-    refuse = label_rule(config)
+    refuse = label_filter(config.model, config.data.language)
     rows = [clip for clip in sight.clips if not refuse(clip["text"])]
     if not rows:
         raise ChoiceError(f"data.source: none of {len(sight.clips)} clips has a sentence that can be a label")

@@ -26,7 +26,7 @@ from asr_lora.doctor.data import Sight
 from asr_lora.model import cost
 from asr_lora.model import probes as probe
 from asr_lora.model.adapter import Tuned
-from asr_lora.model.hardware import Hardware, cpu_has_bf16, is_out_of_memory, known_gpu, look
+from asr_lora.model.hardware import Hardware, cpu_has_bf16, is_out_of_memory, known_gpu, resolve_hardware
 from asr_lora.model.pretrained import is_local, resolve
 from asr_lora.model.probes import Base
 from asr_lora.planning.devices import durations, here
@@ -103,7 +103,8 @@ def _cached(checkpoint: str, file: str) -> bool:
 
 def device(config: "Config", known: WhisperConfig) -> tuple[Check, Hardware]:
     """Raises ChoiceError and WorldError for what it cannot do."""
-    hardware, precision = look(config, cost.shape_of(known.to_dict())), config.model.precision
+    shape, precision = cost.shape_of(known.to_dict()), config.model.precision
+    hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size, shape)
     on_gpu = hardware.device.type == "cuda"
     bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_has_bf16()
     found = f"{hardware.name}, {hardware.autocast_name or 'fp32'} arithmetic{'' if bf16 else '; it has no bf16'}"

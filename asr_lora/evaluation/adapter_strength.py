@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from asr_lora.data.preparation import clips
+from asr_lora.data.preparation import split_clips
 from asr_lora.evaluation import metrics
 from asr_lora.evaluation.eval_sets import Set, heard, normalizer
 from asr_lora.model import adapter_folder as stored
@@ -77,7 +77,7 @@ def _curve(config: "Config", hardware: Hardware, source: Path, others: Sequence[
     model: at less than full strength a model knows no short context. Where the adapter as trained knows them, it is
     compared at its own too, as it would be used.
     """
-    dev = ranks.first_does(lambda: clips(config, "dev", config.data.dev_clips))
+    dev = ranks.first_does(lambda: split_clips(config.run, config.data, config.model, "dev", config.data.dev_clips))
     sets = [Set("dev", "dev", language_token(config.model, config.data.language), dev, len(dev)), *others]
     points = [(strength, "full") for strength in sorted(set(config.eval.strengths))]
     if _context(config, source) == "short":

@@ -17,7 +17,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from asr_lora.config.stages import EvalSet
 from asr_lora.corpus import is_path, mdc
 from asr_lora.data.manifest import Clip, gone, read_manifest, trained_files
-from asr_lora.data.preparation import clips, drawn_from
+from asr_lora.data.preparation import draw_from_corpus, split_clips
 from asr_lora.decoding import generate as decode
 from asr_lora.decoding.generate import decoding
 from asr_lora.model import adapter, whisper
@@ -59,7 +59,7 @@ def evaluated(config: "Config") -> list[Set]:
     Raises ChoiceError for a set that cannot be drawn, or two of one name, and WorldError as reading a corpus does.
     """
     split = config.eval.split
-    own = clips(config, split, config.eval.limit)
+    own = split_clips(config.run, config.data, config.model, split, config.eval.limit)
     available = read_json(run.summary(config.run))["splits"][split]["available"]
     found = [Set(split, split, language_token(config.model, config.data.language), own, available)]
     refuse_unclear(config)
@@ -148,7 +148,9 @@ def _corpus(config: "Config", asked: EvalSet) -> Set:
     }  # fmt: skip
     drawn = config.run / "eval" / name / "drawn"
     if not drawn.is_dir() or read_json(drawn / "summary.json")["follows_from"] != follows_from:
-        chosen, available, leaks = drawn_from(config, source, locale, asked.split, config.eval.limit)
+        chosen, available, leaks = draw_from_corpus(
+            config.run, config.data, config.model, source, locale, asked.split, config.eval.limit
+        )
         with whole_folder(drawn) as partial:
             write_jsonl(partial / "clips.jsonl", chosen)
             made = {"follows_from": follows_from, "available": available, "leaks_dropped": leaks}

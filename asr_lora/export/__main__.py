@@ -28,7 +28,7 @@ from asr_lora.export import verify as source
 from asr_lora.export.verify import Source
 from asr_lora.model import adapter
 from asr_lora.model import adapter_folder as stored
-from asr_lora.model.hardware import Hardware, free_memory, look
+from asr_lora.model.hardware import Hardware, free_memory, resolve_hardware
 from asr_lora.model.pretrained import named
 from asr_lora.reporting import tables
 from asr_lora.reporting.pages import write_card
@@ -51,14 +51,15 @@ def main(config: Config) -> None:
     _refuse_missing(config.export.formats)
     if config.adapters:
         configs = _to_combine(config)
-        hardware = look(next(iter(configs.values())))
+        first = next(iter(configs.values()))
+        hardware = resolve_hardware(first.hardware, first.model, first.lora, first.training.batch_size)
         export(source.of_several(configs, config, hardware), hardware)
         return
     folder = named_run(config)
     say(f"run: {folder}")
     recorded = run.as_recorded(folder, config, words_of_job())
     with run.held(recorded.run):
-        hardware = look(recorded)
+        hardware = resolve_hardware(recorded.hardware, recorded.model, recorded.lora, recorded.training.batch_size)
         export(source.of_run(recorded, hardware), hardware)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from asr_lora.data.manifest import Clip, waveform
-from asr_lora.data.preparation import clips
+from asr_lora.data.preparation import split_clips
 from asr_lora.evaluation import adapter_strength as dial
 from asr_lora.evaluation import error_analysis as findings
 from asr_lora.evaluation import metrics
@@ -92,7 +92,7 @@ def _place(asked: "Config", folders: Mapping[str, Path], shares: Sequence[float]
 
 
 def _test(config: "Config", name: str, limit: int | None) -> Set:
-    chosen = clips(config, "test", limit)
+    chosen = split_clips(config.run, config.data, config.model, "test", limit)
     return Set(name, "test", language_token(config.model, config.data.language), chosen, len(chosen))
 
 

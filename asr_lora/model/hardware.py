@@ -11,21 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
-from asr_lora.config.schema import decided
+from asr_lora.config.schema import LoraConfig, ModelConfig, decided
+from asr_lora.config.stages import HardwareConfig
 from asr_lora.model import cost
 from asr_lora.model.pretrained import load_config
 from asr_lora.model.whisper import DTYPES
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
 from asr_lora.speech.audio import MAX_SECONDS
-
-if TYPE_CHECKING:
-    from asr_lora.config.compose import Config
 
 GPUS = ("t4", "l4", "a10", "a100", "h100")  # what is known of them is in conf/hardware/
 CPU_MICRO_BATCH = 2  # clips at 30 s: more only take memory; whisper-base is as fast with one as with eight
@@ -81,15 +78,16 @@ class Hardware:
         return "fp16" if self.device.type == "cuda" else "fp32"
 
 
-def look(config: "Config", shape: cost.Shape | None = None) -> Hardware:
+def resolve_hardware(
+    asked: HardwareConfig, model: ModelConfig, lora: LoraConfig, batch_size: int, shape: cost.Shape | None = None
+) -> Hardware:
     """Decides what is left to the machine. Raises ChoiceError or WorldError for what it cannot do.
 
     The model's `shape`, by default the checkpoint's, tells what fits a GPU; where that proves too bold, training and
-    decoding take less at once.
+    decoding take less at once. `batch_size` is the clips of a training step.
     """
-    asked, batch_size = config.hardware, config.training.batch_size
-    device = device_of(config)
-    precision, _ = decided(config.model.precision, device.type)
+    device = find_device(asked.device)
+    precision, _ = decided(model.precision, device.type)
     on_gpu = device.type == "cuda"
     if precision == "fp16" and not on_gpu:
         raise ChoiceError("model.precision: fp16 trains on a GPU only; on a CPU take fp32, bf16 or int8")
@@ -105,20 +103,20 @@ def look(config: "Config", shape: cost.Shape | None = None) -> Hardware:
     share = max(1, batch_size // processes)
     rows, checkpointing, decoded = CPU_MICRO_BATCH, False, CPU_DECODE_BATCH
     if on_gpu:
-        shape = shape or cost.shape_of(load_config(config.model.checkpoint).to_dict())
+        shape = shape or cost.shape_of(load_config(model.checkpoint).to_dict())
         free_memory()  # or what a job before this one left would count as used
         free = torch.cuda.mem_get_info(device)[0]
         available = min(free, asked.memory * 1e9) if asked.memory else free
         half = autocast is not None
-        rows, checkpointing = fitting(
-            available, asked.gradient_checkpointing, precision, shape, half, **config.lora.memory
-        )
+        rows, checkpointing = fitting(available, asked.gradient_checkpointing, precision, shape, half, **lora.memory)
         decoded = decode_rows(available, shape)
     if batch_size % processes:
         raise ChoiceError(f"training.batch_size: must be a multiple of the {processes} processes, got {batch_size}")
     return Hardware(
         device=device,
-        name=torch.cuda.get_device_name() if on_gpu else f"{_processor()} ({torch.get_num_threads()} threads)",
+        name=torch.cuda.get_device_name()
+        if on_gpu
+        else f"{_cpu_fact('model name') or 'CPU'} ({torch.get_num_threads()} threads)",
         autocast=autocast,
         processes=processes,
         capacity=min(asked.micro_batch or rows, share) * MAX_SECONDS,
@@ -128,16 +126,10 @@ def look(config: "Config", shape: cost.Shape | None = None) -> Hardware:
     )
 
 
-def look_together(config: "Config") -> Hardware:
-    """The same in a run that several processes share, which from here on go together; raises as `look` does."""
-    found = look(config)
+def shared(found: Hardware) -> Hardware:
+    """The same in a run that several processes share, which from here on go together."""
     ranks.join(found.device)
     return replace(found, decode_batch=min(ranks.gathered(found.decode_batch)))  # all decode the same batches
-
-
-def device_of(config: "Config") -> torch.device:
-    """The device alone, which decides model.precision=auto before `look` can. Raises as `look` does for a device."""
-    return _device(config.hardware.device)
 
 
 def known_gpu(name: str) -> str | None:
@@ -145,7 +137,8 @@ def known_gpu(name: str) -> str | None:
     return next((gpu for gpu in GPUS if re.search(rf"\b{gpu}\b", name, re.IGNORECASE)), None)
 
 
-def _device(asked: str) -> torch.device:
+def find_device(asked: str) -> torch.device:
+    """The device of `hardware.device`. Raises ChoiceError or WorldError for one that is absent or cannot be used."""
     if asked != "cpu" and torch.cuda.is_available():
         own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if own >= there:
@@ -244,14 +237,15 @@ def cpu_has_bf16() -> bool:
 
     Emulated it is slower, and by Intel's AVX512-BF16 alone too: steps of whisper-base 2.04 s, in float32 1.21 s.
     """
-    by_vectors = torch.cpu._is_avx512_bf16_supported() and _processor("vendor_id") == "AuthenticAMD"
+    by_vectors = torch.cpu._is_avx512_bf16_supported() and _cpu_fact("vendor_id") == "AuthenticAMD"
     return bool(by_vectors or torch.cpu._is_amx_tile_supported())
 
 
-def _processor(fact: str = "model name") -> str:
+def _cpu_fact(fact: str) -> str | None:
+    """What Linux says of the first core; None where it does not."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(fact)), "CPU")
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(fact)), None)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -15,7 +15,15 @@ from asr_lora.corpus import SPLITS, Columns, is_path, is_quick, open_corpus
 from asr_lora.data.manifest import draw_order, read_manifest
 from asr_lora.data.splits import with_splits
 from asr_lora.decoding.generate import at_once
-from asr_lora.model.hardware import Hardware, decode_rows, device_of, fitting, is_out_of_memory, known_gpu, look
+from asr_lora.model.hardware import (
+    Hardware,
+    decode_rows,
+    find_device,
+    fitting,
+    is_out_of_memory,
+    known_gpu,
+    resolve_hardware,
+)
 from asr_lora.model.pretrained import is_local, language_token, resolve
 from asr_lora.planning import timing as clock
 from asr_lora.planning.estimate import (
@@ -120,7 +128,7 @@ def here(config: Config, work: Job) -> Forecast:
         _refuse_to_fetch(config.model.checkpoint)
     config, _ = settled_here(config)
     try:
-        hardware = look(config, work.shape)
+        hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size, work.shape)
     except UserError as refused:  # the plan for other machines holds all the same
         return Forecast({}, {}, str(refused))
     return _forecast_here(config, work, hardware)
@@ -129,7 +137,7 @@ def here(config: Config, work: Job) -> Forecast:
 def settled_here(config: Config) -> tuple[Config, str]:
     """`run.settled` on this machine; as asked where its device cannot be used, which `look` then says."""
     try:
-        device = device_of(config)
+        device = find_device(config.hardware.device)
     except UserError:
         return config, f"model.precision={config.model.precision}"
     return run.settled(config, device.type)

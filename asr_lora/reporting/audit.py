@@ -24,7 +24,7 @@ from asr_lora.data.quality import KINDS, OUTLIER, Fault, Utterance, bounds
 from asr_lora.evaluation.error_analysis import alignments, runaway
 from asr_lora.evaluation.eval_sets import Set, heard
 from asr_lora.evaluation.metrics import clip_errors
-from asr_lora.model.hardware import look
+from asr_lora.model.hardware import resolve_hardware
 from asr_lora.model.pretrained import language_token
 from asr_lora.reporting import charts
 from asr_lora.reporting.pages import environment
@@ -144,7 +144,7 @@ def _contradicted(
     sets = [
         Set(split, split, token, [utterances[at].clip for at in own], len(own)) for split, own in places.items() if own
     ]
-    hardware = look(config)
+    hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size)
     say(f"the untouched model hears {', '.join(f'{len(each.clips)} of {each.name}' for each in sets)}, {hardware.name}")
     models = heard(config, hardware, sets, None)
     return [

@@ -13,9 +13,9 @@ from asr_lora.config.compose import Config
 from asr_lora.data.dataset import Steps, StreamedSteps
 from asr_lora.data.features import Making, prompted, token_ids
 from asr_lora.data.manifest import Clip, as_row, read_manifest
-from asr_lora.data.preparation import label_rule
+from asr_lora.data.preparation import label_filter
 from asr_lora.data.sampler import Order
-from asr_lora.data.sources import excluded, streamed
+from asr_lora.data.sources import excluded_rows, open_streamed
 from asr_lora.data.splits import Sieve
 from asr_lora.decoding.generate import decoding
 from asr_lora.model import adapter, whisper
@@ -145,12 +145,13 @@ def order(config: Config, rows: Sequence[Clip]) -> Order:
 
 def of_stream(config: Config, making: Making, rank: int = 0, world_size: int = 1) -> StreamedSteps:
     """The steps of a run that streams. Raises ChoiceError and WorldError as opening the data set does."""
-    stream, known = streamed(config), read_json(run.summary(config.run))["splits"]["train"]["streamed"]
+    stream, known = open_streamed(config.data), read_json(run.summary(config.run))["splits"]["train"]["streamed"]
     if stream.fingerprint != known["fingerprint"]:
         say(f"data.source: {stream.source} is another version of the data set than dev and test were drawn from")
     held_out = [as_row(clip) for split in ("dev", "test") for clip in read_manifest(run.manifest(config.run, split))]
     return StreamedSteps(
-        stream.split(config.data.train_split, "train"), Sieve.by([*held_out, *excluded(config)], label_rule(config)),
+        stream.split(config.data.train_split, "train"), Sieve.by([*held_out, *excluded_rows(config.data)],
+        label_filter(config.model, config.data.language)),
         config.training, making, load_config(config.model.checkpoint).max_target_positions,
         config.data.shuffle_buffer, rank, world_size,
     )  # fmt: skip

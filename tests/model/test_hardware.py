@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.runs import hardware_of
 
 from asr_lora.config.compose import load
 from asr_lora.model import hardware
@@ -19,7 +20,7 @@ LARGE = PUBLISHED["openai/whisper-large-v2"]
 
 
 def look(*words: str, precision: str = "fp32", batch_size: int = 8) -> hardware.Hardware:
-    return hardware.look(load([*words, f"model.precision={precision}", f"training.batch_size={batch_size}"]))
+    return hardware_of(load([*words, f"model.precision={precision}", f"training.batch_size={batch_size}"]))
 
 
 @pytest.mark.parametrize(("multiplies", "autocast"), [(True, torch.bfloat16), (False, None)])
@@ -175,5 +176,5 @@ def test_a_cpu_takes_bf16_only_where_it_multiplies_it_faster(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
-    monkeypatch.setattr(hardware, "_processor", lambda fact: {"vendor_id": vendor}[fact])
+    monkeypatch.setattr(hardware, "_cpu_fact", lambda fact: {"vendor_id": vendor}[fact])
     assert hardware.cpu_has_bf16() == faster

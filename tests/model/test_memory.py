@@ -5,13 +5,14 @@ from pathlib import Path
 import bitsandbytes
 import pytest
 import torch
+from support.runs import hardware_of
 
 from asr_lora.config.compose import load
 from asr_lora.corpus import SPLITS
 from asr_lora.doctor import machine as checks
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model import whisper
-from asr_lora.model.hardware import is_out_of_memory, look
+from asr_lora.model.hardware import is_out_of_memory
 from asr_lora.model.pretrained import load_config
 from asr_lora.planning import devices
 from asr_lora.planning.estimate import job
@@ -88,7 +89,7 @@ def test_a_plan_and_the_doctor_tell_it_in_one_line_with_the_reason(
         devices.here(config, job(config, rows))
     known = load_config(config.model.checkpoint)
     with pytest.raises(WorldError, match=r"gradients: memory ran out .*ALLOC_FAILED.*end what else holds the GPU"):
-        checks.gradients(config, known, look(config), None, tmp_path)
+        checks.gradients(config, known, hardware_of(config), None, tmp_path)
 
 
 def test_bitsandbytes_still_says_so_of_an_int8_product_that_failed() -> None:

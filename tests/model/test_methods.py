@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from peft import AdaLoraModel, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file
 from support.models import tiny_tokenizer, tiny_whisper
-from support.runs import killed
+from support.runs import hardware_of, killed
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora.config.compose import conf_dir, load
@@ -17,7 +17,6 @@ from asr_lora.config.schema import LORA_KEYS, WHOLE, LoraConfig
 from asr_lora.eval import evaluate
 from asr_lora.model import adapter, arithmetic, cost, whisper
 from asr_lora.model import adapter_folder as stored
-from asr_lora.model.hardware import look
 from asr_lora.model.methods import Method, method
 from asr_lora.model.pretrained import load_config
 from asr_lora.planning.estimate import saved_bytes
@@ -215,7 +214,7 @@ def test_loras_b_has_its_own_rate_under_lora_plus(words: list[str], of_64: Path)
     config = load(tuned_by("lora_plus", words, of_64))
     prepare(config)
     with progress("training", total=1) as bar:
-        trainer = build(config, look(config), read_jsonl(run.manifest(config.run, "train")), bar)
+        trainer = build(config, hardware_of(config), read_jsonl(run.manifest(config.run, "train")), bar)
     rates = {id(each): group["lr"] for group in trainer.optimizer.param_groups for each in group["params"]}
     named = {name: rates[id(each)] for name, each in trainer.model.named_parameters() if each.requires_grad}
     assert {rate for name, rate in named.items() if "lora_B" in name} == {16 * 1e-2}

@@ -132,7 +132,7 @@ def test_on_a_machine_with_a_gpu_it_is_int8_unless_a_cpu_is_asked_for(
     gpu: None, bare: list[str], hardware_words: list[str], precision: str
 ) -> None:
     config = load([*bare, *hardware_words])
-    assert run.settled(config, hardware.device_of(config).type)[0].model.precision == precision
+    assert run.settled(config, hardware.find_device(config.hardware.device).type)[0].model.precision == precision
     assert devices.settled_here(config)[0].model.precision == precision
 
 

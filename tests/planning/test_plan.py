@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.runs import hardware_of
 
 from asr_lora.config.compose import Config, gpu_settings, load
 from asr_lora.model import adapter, whisper
-from asr_lora.model.hardware import GPUS, look
+from asr_lora.model.hardware import GPUS
 from asr_lora.plan import plan
 from asr_lora.planning.devices import durations, here, on_gpu, predict
 from asr_lora.planning.estimate import cut, job
@@ -125,12 +126,12 @@ def test_a_model_whose_sizes_nobody_knows_is_refused() -> None:
 
 def test_a_calibrated_prediction_has_the_names_of_the_training_metrics(words: list[str]) -> None:
     config = load([*words, "plan.calibrate=true"])
-    hardware = look(config)
+    hardware = hardware_of(config)
     told = predict(config, hardware, durations(config)[0])
     assert told is not None and told["basis"] == "steps timed before"
     assert 0 < told["train_seconds"] < 60 and told["peak_memory_bytes"] > 0
 
 
 def test_without_facts_and_without_timing_there_is_no_prediction(few: Config) -> None:
-    hardware = look(few)
+    hardware = hardware_of(few)
     assert predict(few, hardware, durations(few)[0]) is None

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.releases import tone
-from support.runs import Fixed
+from support.runs import Fixed, hardware_of
 from transformers import WhisperProcessor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -20,7 +20,6 @@ from asr_lora.data.dataset import Steps
 from asr_lora.data.features import Example, collate, token_ids
 from asr_lora.data.sampler import Batch, Order, Row
 from asr_lora.model import adapter, whisper
-from asr_lora.model.hardware import look
 from asr_lora.model.pretrained import load_config
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
@@ -297,7 +296,7 @@ def test_spec_augment_masks_clips_in_training_alone(words: list[str], context: s
     prepare(config)
     seen: list[tuple[bool, torch.Tensor]] = []
     with progress("training", total=2) as bar:
-        trainer = assembly.build(config, look(config), read_jsonl(run.manifest(config.run, "train")), bar)
+        trainer = assembly.build(config, hardware_of(config), read_jsonl(run.manifest(config.run, "train")), bar)
         (encoder,) = (module for module in trainer.model.modules() if isinstance(module, WhisperEncoder))
         encoder.conv1.register_forward_pre_hook(lambda module, args: seen.append((module.training, args[0].clone())))
         given: list[bool] = []

@@ -23,7 +23,7 @@ import soundfile
 import torch
 from support.pages import HOSTILE, Page
 from support.releases import write_release
-from support.runs import tiny_run
+from support.runs import hardware_of, tiny_run
 from transformers import GenerationConfig
 
 from asr_lora.app import models as pair
@@ -36,7 +36,6 @@ from asr_lora.decoding import transcriber as ears
 from asr_lora.decoding.generate import Segment, transcribe_once
 from asr_lora.demo.espeak import RATE, Utterance, speak
 from asr_lora.model import adapter, arithmetic
-from asr_lora.model.hardware import look
 from asr_lora.model.pretrained import load_processor
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ChoiceError, WorldError
@@ -95,7 +94,7 @@ def words_of(folder: Path, *more: str) -> Config:
 
 def both_of(folder: Path, *more: str) -> Pair:
     config = words_of(folder, *more)
-    return pair.of_run(config, run.as_recorded(folder, config, []), look(config))
+    return pair.of_run(config, run.as_recorded(folder, config, []), hardware_of(config))
 
 
 def quietly(which: str, done: int, of: int) -> None:
@@ -118,8 +117,8 @@ def test_one_base_is_held_and_hears_as_the_run_and_the_checkpoint_do(made: Calla
 
     config, spoken = words_of(folder), [(each.start, each.end) for each in heard.tuned]
     base = f"model.checkpoint={run.settings(folder)['model']['checkpoint']}"
-    alone = ears.untouched(words_of(folder, base), look(config))
-    merged = ears.of_run(config, run.as_recorded(folder, config, []), look(config))
+    alone = ears.untouched(words_of(folder, base), hardware_of(config))
+    merged = ears.of_run(config, run.as_recorded(folder, config, []), hardware_of(config))
     for model, expected in ((alone, heard.untouched), (merged, heard.tuned)):
         with model.hearing("nl", None) as settings:
             assert model.segments([(talk, *part) for part in spoken], settings) == expected
@@ -167,7 +166,7 @@ def test_several_adapters_are_chosen_by_name_or_by_the_language_that_is_heard(
     adapters = f"adapters={{nl: {made('nl')}, de: {run.adapter(made('de', 'seed=1'))}}}"
     for asked, fits in (("nl", True), ("es", False)):
         config = load([adapters, "hardware=cpu", "decoding.max_new_tokens=8", f"transcribe.language={asked}"])
-        both = pair.with_adapters(config, config.adapters or {}, look(config), [])
+        both = pair.with_adapters(config, config.adapters or {}, hardware_of(config), [])
         assert [(name, each.language) for name, each in both.voices.items()] == [("nl", "nl"), ("de", "de")]
         assert both.voices["nl"].clips and not both.voices["de"].clips  # an adapter alone has no manifest
         if fits:
@@ -182,7 +181,7 @@ def test_several_adapters_are_chosen_by_name_or_by_the_language_that_is_heard(
 def test_a_run_that_was_not_trained_is_refused(words: list[str], tmp_path: Path) -> None:
     config = load(words)
     with pytest.raises(ChoiceError, match=r"run_dir: no adapter in .*; train it first, with make train"):
-        pair.of_run(config, config, look(config))
+        pair.of_run(config, config, hardware_of(config))
 
 
 def test_a_run_of_a_version_that_had_no_such_page_is_heard(made: Callable[..., Path], tmp_path: Path) -> None:

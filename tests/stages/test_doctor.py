@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.releases import pack, utterances, write_release
+from support.runs import hardware_of
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 
 from asr_lora.config.compose import load
@@ -27,7 +28,6 @@ from asr_lora.doctor.check import Check, check_versions, paired
 from asr_lora.model import adapter
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model import probes as probe
-from asr_lora.model.hardware import look
 from asr_lora.model.pretrained import load_config, load_processor
 from asr_lora.model.probes import Base
 from asr_lora.prepare import prepare
@@ -253,7 +253,7 @@ def test_every_way_of_tuning_has_gradients_and_comes_back(kind: str, words: list
     mine = [word for word in words if word != "lora.r=4" or "r" in LORA_KEYS[kind]]
     config = load([*mine, f"lora={kind}", "training.max_steps=10"])
     known = load_config(config.model.checkpoint)
-    gradients, trial = checks.gradients(config, known, look(config), None, tmp_path)
+    gradients, trial = checks.gradients(config, known, hardware_of(config), None, tmp_path)
     assert gradients.verdict == "ok" and trial is not None, gradients
     back, _ = checks.reloaded(config, trial, tmp_path)
     assert back.verdict == "ok", back

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 from support.releases import write_release
-from support.runs import tiny_run
+from support.runs import hardware_of, tiny_run
 
 from asr_lora.config.compose import load
 from asr_lora.decoding import transcriber as ears
@@ -22,7 +22,6 @@ from asr_lora.decoding.transcriber import srt, stretches, txt, vtt
 from asr_lora.demo.espeak import RATE, Utterance, speak
 from asr_lora.model import adapter, whisper
 from asr_lora.model.adapter import BASE
-from asr_lora.model.hardware import look
 from asr_lora.model.pretrained import load_processor
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ChoiceError, WorldError
@@ -91,7 +90,7 @@ def test_a_folder_is_heard_file_by_file_and_a_bad_one_does_not_stop_the_rest(
 
 def test_what_one_recording_had_no_memory_for_is_not_tried_with_the_next(words: list[str], talk: Path) -> None:
     config, sizes = load(words), []
-    base = ears.untouched(config, look(config))
+    base = ears.untouched(config, hardware_of(config))
 
     def small(module: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
         sizes.append(len(args[0]))
@@ -109,7 +108,7 @@ def test_each_language_is_heard_with_its_adapter_as_if_that_were_merged(
     words: list[str], talk: Path, runs: dict[str, Path]
 ) -> None:
     config = load([*words, f"adapters={{nl: {runs['nl']}, de: {runs['de']}}}"])
-    both = ears.with_adapters(config, config.adapters or {}, look(config))
+    both = ears.with_adapters(config, config.adapters or {}, hardware_of(config))
     clips = [{"path": str(talk), "start": 0.0, "end": 2.0, "duration": 2.0}]
     heard = {}
     for name in ("nl", "de", None, "nl"):  # and back
@@ -132,7 +131,7 @@ def test_rows_of_one_batch_wear_their_own_adapters_and_languages(
 ) -> None:
     both = f"adapters={{nl: {runs['nl']}, de: {runs['de']}}}"
     config = load([*words, both, f"decoding={way}", "decoding.context=full"])
-    several = ears.with_adapters(config, config.adapters, look(config))
+    several = ears.with_adapters(config, config.adapters, hardware_of(config))
     clips = [{"path": str(talk), "start": start, "end": start + 2, "duration": 2.0} for start in (0.0, 0.0, 0.0, 2.0)]
     worn = [Worn("nl", "nl"), Worn("de", "de"), Worn("nl", BASE), Worn("de", "nl")]
     settings = decoding(config, several.hardware, "nl", short=False)
@@ -242,7 +241,7 @@ def test_no_recording_is_one_clear_line(words: list[str], word: str, told: str) 
 def test_a_folder_without_an_adapter_is_refused(words: list[str], tmp_path: Path) -> None:
     config = load(words)
     with pytest.raises(ChoiceError, match=r"adapters\.nl: no adapter in "):
-        ears.with_adapters(config, {"nl": str(tmp_path)}, look(config))
+        ears.with_adapters(config, {"nl": str(tmp_path)}, hardware_of(config))
 
 
 def test_runs_of_two_bases_are_refused(words: list[str], runs: dict[str, Path], tmp_path: Path) -> None:
@@ -251,7 +250,7 @@ def test_runs_of_two_bases_are_refused(words: list[str], runs: dict[str, Path], 
     settings.write_text(settings.read_text().replace("base: ", "base: 0"))
     config = load(words)
     with pytest.raises(ChoiceError, match=r"adapters: must be of one base, got nl on \w+, de on 0"):
-        ears.with_adapters(config, {"nl": str(runs["nl"]), "de": str(tmp_path / "de")}, look(config))
+        ears.with_adapters(config, {"nl": str(runs["nl"]), "de": str(tmp_path / "de")}, hardware_of(config))
 
 
 def test_names_that_differ_in_their_suffix_alone_keep_it(tmp_path: Path) -> None:

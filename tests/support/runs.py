@@ -11,7 +11,7 @@ import torch
 
 from asr_lora.config.compose import Config, load
 from asr_lora.data.sampler import Batch
-from asr_lora.model.hardware import look
+from asr_lora.model.hardware import Hardware, resolve_hardware
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import progress
@@ -38,13 +38,18 @@ def tiny_run(release: Path, checkpoint: Path, runs: Path) -> list[str]:
     ]  # fmt: skip
 
 
+def hardware_of(config: Config) -> Hardware:
+    """The device that a run's settings come to."""
+    return resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size)
+
+
 def killed(words: list[str], step: int) -> Config:
     """A run, prepared and trained until it is killed after so many steps."""
     config = load(words)
     prepare(config)
     rows = read_jsonl(run.manifest(config.run, "train"))
     with progress("training", total=config.max_steps) as bar:
-        trainer = build(config, look(config), rows, bar)
+        trainer = build(config, hardware_of(config), rows, bar)
         usual = trainer.training_step
 
         def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:

@@ -9,11 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.releases import write_uneven
-from support.runs import killed
+from support.runs import hardware_of, killed
 
 from asr_lora import train
 from asr_lora.config.compose import load
-from asr_lora.model.hardware import look
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import progress
@@ -114,7 +113,7 @@ def trained_within(words: list[str], memory: Small) -> dict[str, Any]:
     config = load(words)
     prepare(config)
     with progress("training", total=STEPS) as bar:
-        trainer = assembly.build(config, look(config), read_jsonl(run.manifest(config.run, "train")), bar)
+        trainer = assembly.build(config, hardware_of(config), read_jsonl(run.manifest(config.run, "train")), bar)
         trainer.model.register_forward_pre_hook(memory, with_kwargs=True)
         trainer.train()
     return trainer.journal.state()["attributes"]
