@@ -17,10 +17,10 @@ from typing import Any
 from asr_lora.config.compose import Config, plain, words_of_job
 from asr_lora.data.manifest import PLACE, training_clips
 from asr_lora.decoding import generate as decode
-from asr_lora.evaluation import adapter_strength as dial
 from asr_lora.evaluation import error_analysis as findings
 from asr_lora.evaluation import metrics
-from asr_lora.evaluation.eval_sets import Set, evaluated, heard, normalizer
+from asr_lora.evaluation.adapter_strength import AdapterChoice
+from asr_lora.evaluation.eval_sets import Set, decode_sets, eval_sets, normalizer
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware, resolve_hardware, shared
 from asr_lora.reporting import tables
@@ -50,8 +50,9 @@ def evaluate(config: Config, command: Sequence[str] | None = None) -> dict[str, 
 
 
 def _evaluate(config: Config, hardware: Hardware, typed: str) -> dict[str, Any]:
-    sets = ranks.first_does(lambda: evaluated(config))
-    tuned, strength, curve = dial.chosen(config, hardware, sets[1:])
+    sets = ranks.first_does(lambda: eval_sets(config.run, config.eval, config.data, config.model))
+    choice = AdapterChoice(config.run, config.eval, config.data, config.model, config.decoding, hardware, config.seed)
+    tuned, strength, curve = choice.choose(sets[1:])
     if curve:
         ranks.first_does(lambda: tables.show_strengths(curve))
     asked = ranks.first_does(lambda: {each.name: _asked(config, each, tuned) for each in sets})
@@ -88,7 +89,7 @@ def _score(
     """Decodes and writes; `common` stands in the metrics of every set."""
     named = ", ".join(f"{each.name} ({len(each.clips)} clips)" for each in sets)
     say(f"{config.run_name}: {named}, untouched and tuned, on {hardware.name}")
-    before, after = heard(config, hardware, sets, None), heard(config, hardware, sets, tuned)
+    before, after = (decode_sets(config.model, config.decoding, hardware, sets, each) for each in (None, tuned))
     common = {**common, "precision": hardware.merged_precision, "versions": run.versions()}
     ranks.first_does(lambda: _write(config, sets, before, after, asked, common))
 
@@ -112,7 +113,7 @@ def _scored(
     config: Config, each: Set, untouched: Mapping[str, Any], tuned: Mapping[str, Any], trained_on: Sequence[str]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The metrics of a set, and the lines of its hypotheses.jsonl."""
-    normal = normalizer(config, each)
+    normal = normalizer(config.eval, each)
     references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
     clean = [normal(reference) for reference in references]
     (before, base), (after, own) = (_judged(config, each, model, normal, clean) for model in (untouched, tuned))
@@ -191,7 +192,7 @@ def _asked(config: Config, each: Set, tuned: Path) -> dict[str, Any]:
         "figures": run.FIGURES,
         "asr_lora": version("asr_lora"),
         "language": each.language,
-        "normalizer": str(normalizer(config, each)),
+        "normalizer": str(normalizer(config.eval, each)),
         "decoding": plain(config)["decoding"],
     }
 
@@ -204,7 +205,7 @@ def _is_scored(config: Config, each: Set, asked: Mapping[str, Any]) -> bool:
 def _write_card(config: Config, tuned: Path) -> None:
     """From every set that this adapter was scored on in the same way, now or before."""
     trained, drawn = read_json(run.train_metrics(config.run)), read_json(run.summary(config.run))
-    write_card(tuned, config, trained, drawn, run.scored(config.run))
+    write_card(tuned, config.run, config.report.license, trained, drawn, run.scored(config.run))
 
 
 def main(config: Config) -> None:

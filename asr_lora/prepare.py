@@ -6,16 +6,23 @@ With audit=true it also leaves audit/index.html: what is odd about the clips (as
 shards=true it also writes the clips as shards, into data/shards/ or shards_dir.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from asr_lora.config.compose import Config
 from asr_lora.corpus import SPLITS
 from asr_lora.data.manifest import read_manifest
 from asr_lora.data.preparation import make_manifest
 from asr_lora.data.shard_writer import write_shards
+from asr_lora.evaluation.eval_sets import Set, decode_sets
+from asr_lora.model.hardware import resolve_hardware
+from asr_lora.model.pretrained import language_token
 from asr_lora.reporting.audit import audit
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch
+from asr_lora.runtime.console import say
 from asr_lora.runtime.files import check_links, read_json
 
 
@@ -38,7 +45,16 @@ def main(config: Config) -> None:
     with run.held(config.run):
         prepare(config)
         if config.audit:
-            audit(config)
+            token, decode = language_token(config.model, config.data.language), None
+            if config.audit_decode is not None:
+                decode = partial(_decode_base, config)
+            audit(config.run, config.data, token, config.eval.normalizer, decode, config.audit_decode or 0)
+
+
+def _decode_base(config: Config, sets: Sequence[Set]) -> list[dict[str, Any]]:
+    hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size)
+    say(f"the untouched model hears {', '.join(f'{len(each.clips)} of {each.name}' for each in sets)}, {hardware.name}")
+    return decode_sets(config.model, config.decoding, hardware, sets, None)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from transformers import TrainerCallback
 from asr_lora.config.compose import Config, words_of_job
 from asr_lora.corpus import SPLITS
 from asr_lora.data.manifest import read_manifest
-from asr_lora.decoding.generate import decoding
+from asr_lora.decoding.generate import decoding_options
 from asr_lora.eval import evaluate
-from asr_lora.evaluation.eval_sets import refuse_unclear
+from asr_lora.evaluation.eval_sets import check_eval_sets
 from asr_lora.model.hardware import Hardware, find_device, free_memory, resolve_hardware, shared
 from asr_lora.model.pretrained import identity, language_token
 from asr_lora.planning.devices import predict
@@ -47,9 +47,10 @@ def train(config: Config, command: Sequence[str] | None = None, callbacks: Seque
     steps = f"{config.max_steps} steps of {config.training.batch_size} clips"
     about = f"{config.run_name}: {steps} on {hardware.name}, {base}"
     # What these refuse should not wait for the first dev decoding, or for the end.
-    decoding(config, hardware, language_token(config.model, config.data.language), short=False)
+    language = language_token(config.model, config.data.language)
+    decoding_options(config.decoding, config.model, hardware, language, short=False)
     if config.eval.after:
-        refuse_unclear(config)
+        check_eval_sets(config.eval, config.data, config.model)
     with run.held(config.run):
         if ranks.first_does(lambda: _is_trained(config, typed, about)):
             say(f"already trained: {run.tuned(config.run)}")

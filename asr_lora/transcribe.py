@@ -51,20 +51,19 @@ def transcribe(config: Config) -> None:
     with recordings(config.audio) as found:
         given = config.transcribe.language
         if config.adapters:
-            hearing = ears.with_adapters(config, config.adapters, hardware)
+            hearing = ears.with_adapters(config.adapters, config.model, config.decoding, hardware, given)
         elif config.transcribe.untouched:
-            hearing = ears.untouched(config, hardware)
+            hearing = ears.with_base(config.model, config.decoding, hardware, given)
         else:
             folder = named_run(config)
             recorded = run.as_recorded(folder, config, words_of_job())
-            hearing, given = (
-                ears.of_run(config, recorded, hardware),
-                given or language_token(recorded.model, recorded.data.language),
-            )
+            base = run.pinned(recorded).model
+            hearing = ears.with_run(recorded.run, base, config.decoding, hardware, given)
+            given = given or language_token(recorded.model, recorded.data.language)
             say(f"run: {folder}")
         began = time.perf_counter()
         each = _together if config.transcribe.together else _one_by_one
-        seconds, bad = each(hearing, found, given)
+        seconds, bad = each(config, hearing, found, given)
     took = time.perf_counter() - began
     if seconds:
         whole = f"{len(found) - bad} of {len(found)} recordings"
@@ -90,26 +89,28 @@ class Listened:
         }  # fmt: skip
 
 
-def _listened(hearing: Ears, recording: Recording, given: str | None, waveform: audio.Waveform) -> Listened:
-    spoken, adapters = given or hearing.language_of(waveform), hearing.config.adapters
+def _listened(
+    config: Config, hearing: Ears, recording: Recording, given: str | None, waveform: audio.Waveform
+) -> Listened:
+    spoken, adapters = given or hearing.language_of(waveform), config.adapters
     name = spoken if adapters and spoken in adapters else None
     if adapters:
         say(f"{recording.name}: {spoken}, {f'adapter {name}' if name else 'no adapter of it: the untouched base'}")
-    config = hearing.config.transcribe
-    found = [] if config.windows else stretches(waveform, config.longest)
+    asked = config.transcribe
+    found = [] if asked.windows else stretches(waveform, asked.longest)
     parts = [(recording.path, *part) for part in found]
     return Listened(recording, len(waveform) / audio.SAMPLE_RATE, spoken, name, parts)
 
 
-def _one_by_one(hearing: Ears, found: Sequence[Recording], given: str | None) -> tuple[float, int]:
+def _one_by_one(config: Config, hearing: Ears, found: Sequence[Recording], given: str | None) -> tuple[float, int]:
     """Hears and writes every recording; seconds heard, and how many could not be."""
     seconds, bad = 0.0, 0
     for recording in found:
         try:
             waveform = audio.load(recording.path)
-            known = _listened(hearing, recording, given, waveform)
+            known = _listened(config, hearing, recording, given, waveform)
             with hearing.hearing(known.language, known.adapter) as settings:
-                if hearing.config.transcribe.windows:
+                if config.transcribe.windows:
                     segments = decode.transcribe_long(hearing.model, hearing.processor, waveform, settings)
                 else:
                     with progress(f"hearing {recording.name}", total=len(known.parts)) as bar:
@@ -118,17 +119,17 @@ def _one_by_one(hearing: Ears, found: Sequence[Recording], given: str | None) ->
             bad += 1
             say(f"left out: {error}")
             continue
-        _write(hearing.config, recording, segments, known.facts())
+        _write(config, recording, segments, known.facts())
         seconds += known.seconds
     return seconds, bad
 
 
-def _together(hearing: Ears, found: Sequence[Recording], given: str | None) -> tuple[float, int]:
+def _together(config: Config, hearing: Ears, found: Sequence[Recording], given: str | None) -> tuple[float, int]:
     """The same in batches of all recordings, whatever their languages; written when all are heard."""
     known = []
     for recording in found:
         try:
-            known.append(_listened(hearing, recording, given, audio.load(recording.path)))
+            known.append(_listened(config, hearing, recording, given, audio.load(recording.path)))
         except WorldError as error:
             say(f"left out: {error}")
     parts = [part for each in known for part in each.parts]
@@ -137,7 +138,7 @@ def _together(hearing: Ears, found: Sequence[Recording], given: str | None) -> t
         segments = hearing.together(parts, worn, bar.advance) if parts else []
     left = iter(segments)
     for each in known:
-        _write(hearing.config, each.recording, list(islice(left, len(each.parts))), each.facts())
+        _write(config, each.recording, list(islice(left, len(each.parts))), each.facts())
     return sum(each.seconds for each in known), len(found) - len(known)
 
 

@@ -171,7 +171,7 @@ def decoded(bench: Bench, model: str, precision: str, name: str, merged: bool) -
         bench.clips("test"),
         load_processor(config.model.checkpoint),
     )
-    settings = decode.decoding(config, hardware, LANGUAGE, short=name == "short")
+    settings = decode.decoding_options(config.decoding, config.model, hardware, LANGUAGE, short=name == "short")
     settings = replace(settings, max_new_tokens=NEW_TOKENS)
     dtype = None if merged else hardware.autocast
     base = whisper.load(config.model.checkpoint, precision, hardware.device, hardware.autocast or torch.float32)

@@ -27,7 +27,7 @@ def main() -> None:
     asked = parser.parse_args()
     config = run.as_recorded(asked.run, load(), [])
     clips, told = read_manifest(run.manifest(asked.run, "test")), language_token(config.model, config.data.language)
-    normal = normalizer(config, Set("test", "test", told, clips, len(clips)))
+    normal = normalizer(config.eval, Set("test", "test", told, clips, len(clips)))
     references, speakers = [clip["text"] for clip in clips], [clip["speaker"] for clip in clips]
     heard = []
     for folder in asked.folders:

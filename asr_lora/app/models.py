@@ -4,11 +4,11 @@ An adapter is worn by the base that hears without it: one model in memory. Of lo
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from asr_lora.config.compose import Config
-from asr_lora.config.stages import EvalConfig
+from asr_lora.config.stages import EvalConfig, TranscribeConfig
 from asr_lora.data.manifest import Clip, gone, read_manifest
 from asr_lora.decoding import transcriber as ears
 from asr_lora.decoding.generate import Segment
@@ -53,13 +53,15 @@ class Heard:
 
 @dataclass(frozen=True)
 class Pair:
-    """`voices` by the names that people choose; `kind` of tuning where it is one run's; `scoring` of references."""
+    """`voices` by the names that people choose; `kind` of tuning where it is one run's; `scoring` of
+    references; `listening` tells the language, where it is given, and the longest piece."""
 
     untouched: Ears
     tuned: Ears
     voices: Mapping[str, Voice]
     kind: str | None
     scoring: EvalConfig
+    listening: TranscribeConfig
 
     def hear(self, path: Path, voice: str, strength: float, most: float, whole: bool, advance: Progress) -> Heard:
         """What both hear in a recording of at most `most` minutes: `whole` (a test clip), or where people speak in it.
@@ -68,7 +70,7 @@ class Pair:
         """
         waveform = _read(path, most)
         seconds = len(waveform) / audio.SAMPLE_RATE
-        spoken = [(0.0, seconds)] if whole else stretches(waveform, self.untouched.config.transcribe.longest)
+        spoken = [(0.0, seconds)] if whole else stretches(waveform, self.listening.longest)
         if not spoken:
             raise WorldError("nobody speaks in this recording, as far as Silero's detector hears")
         voice, told = self._chosen(voice, waveform)
@@ -94,7 +96,7 @@ class Pair:
 
     def _chosen(self, voice: str, waveform: audio.Waveform) -> tuple[str, str]:
         """The name of a voice, and Whisper's language. Raises ChoiceError where no voice is of what is heard."""
-        asked = self.untouched.config.transcribe.language
+        asked = self.listening.language
         if voice != WHICHEVER:
             return voice, asked or self.voices[voice].language or self.untouched.language_of(waveform)
         told = asked or self.untouched.language_of(waveform)
@@ -111,24 +113,22 @@ def of_run(config: Config, recorded: Config, hardware: Hardware) -> Pair:
     tuned = run.tuned(recorded.run)
     if not tuned.is_dir():
         raise ChoiceError(f"run_dir: no adapter in {recorded.run}/train; train it first, with make train")
-    config, kind = replace(config, model=run.pinned(recorded).model), recorded.lora.kind
+    base, kind, told = run.pinned(recorded).model, recorded.lora.kind, config.transcribe.language
+    language, clips = language_token(recorded.model, recorded.data.language), test_clips(recorded.run)
     if stored.is_whole(tuned):
-        voice = Voice(None, language_token(recorded.model, recorded.data.language), False, test_clips(recorded.run))
-        models = ears.untouched(config, hardware), ears.of_run(config, recorded, hardware)
+        voice = Voice(None, language, False, clips)
+        alone = ears.with_base(base, config.decoding, hardware, told)
+        models = alone, ears.with_run(recorded.run, base, config.decoding, hardware, told)
     else:
-        voice = Voice(
-            TUNED,
-            language_token(recorded.model, recorded.data.language),
-            stored.scales(tuned),
-            test_clips(recorded.run),
-        )
-        models = (ears.with_adapters(config, {TUNED: str(tuned)}, hardware),) * 2
-    return Pair(*models, {recorded.run.resolve().name: voice}, kind, recorded.eval)
+        voice = Voice(TUNED, language, stored.scales(tuned), clips)
+        models = (ears.with_adapters({TUNED: str(tuned)}, base, config.decoding, hardware, told),) * 2
+    return Pair(*models, {recorded.run.resolve().name: voice}, kind, recorded.eval, config.transcribe)
 
 
 def with_adapters(config: Config, adapters: Mapping[str, str], hardware: Hardware, words: Sequence[str]) -> Pair:
     """One base and several adapters, by name: folders of runs or of adapters, as ears.with_adapters takes them."""
-    both, voices = ears.with_adapters(config, adapters, hardware), {}
+    told, voices = config.transcribe.language, {}
+    both = ears.with_adapters(adapters, config.model, config.decoding, hardware, told)
     for name, place in adapters.items():
         folder = Path(place).expanduser()
         if run.settings_file(folder).is_file():
@@ -138,9 +138,9 @@ def with_adapters(config: Config, adapters: Mapping[str, str], hardware: Hardwar
                 name, language_token(recorded.model, recorded.data.language), scales, test_clips(folder)
             )
         else:
-            told = name if name in language_tokens(both.config.model.checkpoint) else None
-            voices[name] = Voice(name, told, stored.scales(folder), [])
-    return Pair(both, both, voices, None, config.eval)
+            spoken = name if name in language_tokens(both.base.checkpoint) else None
+            voices[name] = Voice(name, spoken, stored.scales(folder), [])
+    return Pair(both, both, voices, None, config.eval, config.transcribe)
 
 
 def test_clips(folder: Path) -> list[Clip]:

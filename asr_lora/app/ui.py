@@ -166,7 +166,7 @@ def told(error: UserError) -> Any:
 def _head(acts: Acts, opened: bool) -> str:
     pair = acts.pair
     return environment(autoescape=True).get_template("app.html").render(
-        names=", ".join(pair.voices), base=PurePath(pair.untouched.config.model.checkpoint).name, asked=acts.asked,
+        names=", ".join(pair.voices), base=PurePath(pair.untouched.base.checkpoint).name, asked=acts.asked,
         opened=opened, two=pair.untouched is not pair.tuned,
     )  # fmt: skip
 

@@ -17,6 +17,7 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+from asr_lora.config.schema import DecodingConfig, ModelConfig
 from asr_lora.data import features
 from asr_lora.data.manifest import Clip, waveform
 from asr_lora.data.sampler import forwards, rounded_up
@@ -29,7 +30,7 @@ from asr_lora.runtime.errors import ChoiceError, WorldError, reason
 from asr_lora.speech import audio
 
 if TYPE_CHECKING:
-    from asr_lora.config.compose import Config
+    pass
 PROMPT_TOKENS = 4  # start, language, task, no timestamps
 VERSION = 3  # it rises whenever the same settings hear the same clips otherwise
 SPARE_TOKENS = 24  # beside what a clip's seconds allow: a clip of one second may hold a long word
@@ -59,25 +60,27 @@ class Worn(NamedTuple):
     adapter: str
 
 
-def decoding(config: "Config", hardware: Hardware, language: str, short: bool) -> Decoding:
-    """The run's way of making hypotheses, in Whisper's `language`.
+def decoding_options(
+    decoding: DecodingConfig, model: ModelConfig, hardware: Hardware, language: str, short: bool
+) -> Decoding:
+    """How hypotheses are made, in Whisper's `language`.
 
     `short` where the model was trained on contexts of less than 30 s. An untouched model is always heard at 30 s, as
     everybody else hears it.
     Raises ChoiceError for what the checkpoint cannot do.
     """
-    asked = config.decoding.max_new_tokens
-    most = load_config(config.model.checkpoint).max_target_positions - PROMPT_TOKENS
+    asked = decoding.max_new_tokens
+    most = load_config(model.checkpoint).max_target_positions - PROMPT_TOKENS
     if asked is not None and asked > most:
         raise ChoiceError(f"decoding.max_new_tokens: must be at most {most} with this checkpoint, got {asked}")
     return Decoding(
         language=language,
-        task=config.model.task,
-        num_beams=config.decoding.num_beams,
+        task=model.task,
+        num_beams=decoding.num_beams,
         max_new_tokens=asked or most,
-        tokens_per_second=config.decoding.tokens_per_second,
-        margin=config.decoding.margin if short and config.decoding.context == "auto" else None,
-        batch_size=at_once(hardware.decode_batch, config.decoding.num_beams),
+        tokens_per_second=decoding.tokens_per_second,
+        margin=decoding.margin if short and decoding.context == "auto" else None,
+        batch_size=at_once(hardware.decode_batch, decoding.num_beams),
     )
 
 

@@ -7,15 +7,24 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from silero_vad import get_speech_timestamps, load_silero_vad
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+from asr_lora.config.schema import DecodingConfig, ModelConfig
 from asr_lora.data import features
 from asr_lora.data.manifest import Clip
-from asr_lora.decoding.generate import Decoding, Hypothesis, Segment, Worn, decoding, transcribe, transcribe_once
+from asr_lora.decoding.generate import (
+    Decoding,
+    Hypothesis,
+    Segment,
+    Worn,
+    decoding_options,
+    transcribe,
+    transcribe_once,
+)
 from asr_lora.model import adapter, whisper
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Capacity, Hardware
@@ -24,8 +33,6 @@ from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.speech.audio import MAX_SECONDS, SAMPLE_RATE, Waveform
 
-if TYPE_CHECKING:
-    from asr_lora.config.compose import Config
 Part = tuple[Path, float, float]  # a recording, and where in it a stretch begins and ends, in seconds
 AROUND = 0.2  # seconds kept before and after what is said: a word's end is quieter than its middle
 
@@ -34,10 +41,11 @@ AROUND = 0.2  # seconds kept before and after what is said: a word's end is quie
 class Ears:
     """`short` says of every adapter whether it knows contexts of less than 30 s; without a name the model hears alone.
 
-    `config` has the base's own checkpoint, which may be a run's.
+    `base` has the base's own checkpoint, which may be a run's.
     """
 
-    config: "Config"
+    base: ModelConfig
+    decoding: DecodingConfig
     hardware: Hardware
     model: WhisperForConditionalGeneration
     processor: WhisperProcessor
@@ -50,7 +58,8 @@ class Ears:
 
         At another `strength` than 1, which it must scale to, contexts are of 30 s: it then knows no short ones.
         """
-        settings = decoding(self.config, self.hardware, language, self.short[name] and strength == 1)
+        short = self.short[name] and strength == 1
+        settings = decoding_options(self.decoding, self.base, self.hardware, language, short)
         if len(self.short) == 1:
             yield settings
             return
@@ -82,7 +91,7 @@ class Ears:
 
         In batches in which rows wear different adapters (peft's adapter_names), so without swapping.
         """
-        settings = decoding(self.config, self.hardware, worn[0].language, short=False)
+        settings = decoding_options(self.decoding, self.base, self.hardware, worn[0].language, short=False)
         heard = transcribe_once(self.model, self.processor, _clips(parts), settings, advance, worn, self.capacity)
         return _segments(parts, heard)
 
@@ -102,33 +111,37 @@ def _segments(parts: Sequence[Part], heard: Sequence[Hypothesis]) -> list[Segmen
     return [Segment(start, end, each.text, each.cut) for (_, start, end), each in zip(parts, heard, strict=True)]
 
 
-def untouched(config: "Config", hardware: Hardware) -> Ears:
-    """The checkpoint that the settings name, as it is. Raises ChoiceError for a language that it has no token for."""
-    _refuse_unknown_language(config)
-    model = whisper.load(config.model.checkpoint, hardware.merged_precision, hardware.device)
-    return Ears(config, hardware, model, load_processor(config.model.checkpoint), {None: False})
+def with_base(base: ModelConfig, decoding: DecodingConfig, hardware: Hardware, language: str | None = None) -> Ears:
+    """The base model alone. Raises ChoiceError for a `language` that it has no token for."""
+    _check_token(language, base)
+    model = whisper.load(base.checkpoint, hardware.merged_precision, hardware.device)
+    return Ears(base, decoding, hardware, model, load_processor(base.checkpoint), {None: False})
 
 
-def of_run(config: "Config", recorded: "Config", hardware: Hardware) -> Ears:
-    """What a run has learnt, merged; `recorded` are its own settings.
+def with_run(
+    folder: Path, base: ModelConfig, decoding: DecodingConfig, hardware: Hardware, language: str | None = None
+) -> Ears:
+    """What the run in `folder` has learned, merged into its `base`.
 
-    Raises ChoiceError where it has nothing yet, and as `untouched` does.
+    Raises ChoiceError where it has nothing yet, and as `with_base` does.
     """
-    tuned = run.tuned(recorded.run)
+    tuned = run.tuned(folder)
     if not tuned.is_dir():
-        raise ChoiceError(f"run_dir: no adapter in {recorded.run}/train; train it first, or transcribe.untouched=true")
-    config = replace(config, model=run.pinned(recorded).model)
-    _refuse_unknown_language(config)
-    model = adapter.load(config.model.checkpoint, tuned, hardware.merged_precision, hardware.device)
+        raise ChoiceError(f"run_dir: no adapter in {folder}/train; train it first, or transcribe.untouched=true")
+    _check_token(language, base)
+    model = adapter.load(base.checkpoint, tuned, hardware.merged_precision, hardware.device)
     short = stored.trained_on_short(tuned)
-    return Ears(config, hardware, model, load_processor(config.model.checkpoint), {None: short})
+    return Ears(base, decoding, hardware, model, load_processor(base.checkpoint), {None: short})
 
 
-def with_adapters(config: "Config", adapters: Mapping[str, str] | Sequence[str], hardware: Hardware) -> Ears:
+def with_adapters(
+    adapters: Mapping[str, str] | Sequence[str], base: ModelConfig, decoding: DecodingConfig, hardware: Hardware,
+    language: str | None = None,
+) -> Ears:  # fmt: skip
     """One base with all of `adapters`, by name: folders of runs, which know their base, or of adapters.
 
     Raises ChoiceError for adapters without a name, a folder that holds none, or a run of another base, and as
-    `untouched` does.
+    `with_base` does.
     """
     if not isinstance(adapters, Mapping):
         raise ChoiceError(f"adapters: must say whose each is, {{nl: runs/nl-..., es: ...}}, got {list(adapters)}")
@@ -141,17 +154,17 @@ def with_adapters(config: "Config", adapters: Mapping[str, str] | Sequence[str],
             raise ChoiceError(f"adapters.{name}: no adapter in {folder}; name a run's folder, or its train/adapter")
         if of_a_run:
             bases[name] = run.settings(folder).get("base") or run.settings(folder)["model"]["checkpoint"]
-            config = replace(config, model=replace(config.model, **run.settings(folder)["model"]))
+            base = replace(base, **run.settings(folder)["model"])
     run.refuse_bases(bases, "transcribe them one after the other")
-    _refuse_unknown_language(config)
-    base = whisper.load(config.model.checkpoint, hardware.merged_precision, hardware.device)
+    _check_token(language, base)
+    loaded = whisper.load(base.checkpoint, hardware.merged_precision, hardware.device)
     short: dict[str | None, bool] = {name: stored.trained_on_short(folder) for name, folder in folders.items()}
-    model = adapter.beside_each_other(base, folders)
-    return Ears(config, hardware, model, load_processor(config.model.checkpoint), short | {None: False})
+    model = adapter.beside_each_other(loaded, folders)
+    return Ears(base, decoding, hardware, model, load_processor(base.checkpoint), short | {None: False})
 
 
-def _refuse_unknown_language(config: "Config") -> None:
-    asked, tokens = config.transcribe.language, language_tokens(config.model.checkpoint)
+def _check_token(asked: str | None, base: ModelConfig) -> None:
+    tokens = language_tokens(base.checkpoint)
     if asked is not None and asked not in tokens:
         raise ChoiceError(f"transcribe.language: this Whisper has no token {asked!r}; {', '.join(sorted(tokens))}")
 

@@ -22,7 +22,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from asr_lora.config.compose import Config, words_of_job
-from asr_lora.evaluation.eval_sets import heard
+from asr_lora.evaluation.eval_sets import decode_sets
 from asr_lora.export import hf
 from asr_lora.export import verify as source
 from asr_lora.export.verify import Source
@@ -117,8 +117,8 @@ def _made(exported: Source, hardware: Hardware) -> list[dict[str, Any]]:
     if len(before) == len(formats):
         return list(before.values())
     # As those tools hear: 30 s, the likeliest token. Decoded once and kept, as for an evaluation.
-    as_they_hear = replace(config, decoding=replace(config.decoding, context="full", num_beams=1))
-    ours, rows = heard(as_they_hear, hardware, exported.sets, exported.folder), []
+    greedy = replace(config.decoding, context="full", num_beams=1)
+    ours, rows = decode_sets(config.model, greedy, hardware, exported.sets, exported.folder), []
     merged = out / "hf" if "hf" in before else None
     with TemporaryDirectory(dir=out, prefix=UNPROVEN) as scratch:
         for name in formats:
@@ -171,7 +171,7 @@ def _merged(exported: Source, folder: Path) -> Path:
     scored, adapter_sha256 = run.scored(config.run), stored.digest(exported.folder)
     if any(facts["asked"]["adapter_sha256"] == adapter_sha256 for facts in scored.values()):
         facts = read_json(run.train_metrics(config.run)), read_json(run.summary(config.run)), scored
-        write_card(folder, config, *facts)
+        write_card(folder, config.run, config.report.license, *facts)
     else:
         adapter.write_card(folder, named(config.model.checkpoint), "transformers", "fine-tuned", adapter.WHOLE_CARD)
     return folder
@@ -192,7 +192,7 @@ def _tried(
     texts, seconds, device = source.transcribe_sets(
         name, room, folder, exported.sets, config.model.task, hardware.device
     )
-    figures, lines = source.compare(config, exported.sets, ours, texts)
+    figures, lines = source.compare(config.eval, config.seed, exported.sets, ours, texts)
     row = {
         "format": name, "runtime": room.runtime(), "device": device.type, "bytes": _bytes(folder), "seconds": seconds,
         "our_seconds": sum(each["seconds"] for each in ours), "sets": figures,

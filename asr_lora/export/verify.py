@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from asr_lora.config.stages import EvalConfig
 from asr_lora.data.manifest import Clip, waveform
 from asr_lora.data.preparation import split_clips
-from asr_lora.evaluation import adapter_strength as dial
 from asr_lora.evaluation import error_analysis as findings
 from asr_lora.evaluation import metrics
-from asr_lora.evaluation.eval_sets import Set, heard, normalizer
+from asr_lora.evaluation.adapter_strength import AdapterChoice
+from asr_lora.evaluation.eval_sets import Set, decode_sets, normalizer
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model import arithmetic, whisper
 from asr_lora.model.hardware import Hardware
@@ -27,8 +28,6 @@ from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import check_links, write_json
 from asr_lora.speech.normalizer import Normalizer, in_units, leading
 
-if TYPE_CHECKING:
-    from asr_lora.config.compose import Config
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config
 
@@ -50,7 +49,8 @@ def of_run(config: "Config", hardware: Hardware) -> Source:
     if not run.tuned(config.run).is_dir():
         raise ChoiceError(f"run_dir: no adapter in {config.run}/train; train it first")
     config = run.pinned(config)
-    folder, _, curve = dial.chosen(config, hardware, [])
+    choice = AdapterChoice(config.run, config.eval, config.data, config.model, config.decoding, hardware, config.seed)
+    folder, _, curve = choice.choose([])
     if curve:
         tables.show_strengths(curve)
     out = Path(config.export.out).expanduser() if config.export.out else config.run / "export"
@@ -102,10 +102,16 @@ def _scored(name: str, config: "Config", hardware: Hardware, combined: Path) -> 
     references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
     rate = leading(each.language)
     for model, folder in (("untouched", None), ("own", run.adapter(config.run)), ("combined", combined)):
-        (found,) = heard(config, hardware, [each], folder)
-        scored = metrics.score(references, found["hypotheses"], speakers, normalizer(config, each), config.seed)
+        (found,) = decode_sets(config.model, config.decoding, hardware, [each], folder)
+        scored = metrics.score(references, found["hypotheses"], speakers, normalizer(config.eval, each), config.seed)
         rates[model] = scored[rate]
-    return {"set": name, "clips": len(each.clips), "rate": rate, **rates, "normalizer": str(normalizer(config, each))}
+    return {
+        "set": name,
+        "clips": len(each.clips),
+        "rate": rate,
+        **rates,
+        "normalizer": str(normalizer(config.eval, each)),
+    }
 
 
 def digest(source: Source) -> dict[str, Any]:
@@ -150,21 +156,25 @@ def transcribe_sets(
 
 
 def compare(
-    config: "Config", sets: Sequence[Set], ours: Sequence[Mapping[str, Any]], theirs: Sequence[Sequence[str]]
+    asked: EvalConfig,
+    seed: int,
+    sets: Sequence[Set],
+    ours: Sequence[Mapping[str, Any]],
+    theirs: Sequence[Sequence[str]],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The figures of every set, and a line a clip: what was said, what we heard and what the export heard.
 
-    `ours` are what `eval_sets.heard` gave. `rate` is the one that leads in the language, and `ci95` the interval of its
+    `ours` are what `decode_sets` gave. `rate` is the one that leads in the language, and `ci95` the interval of its
     difference, paired. A text runs away by the signs of findings.runaway; where ours does too, the export is not to
     blame.
     """
     figures, lines = [], []
     for each, own, other in zip(sets, ours, theirs, strict=True):
-        normal, rate = normalizer(config, each), leading(each.language)
+        normal, rate = normalizer(asked, each), leading(each.language)
         references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
         both = own["hypotheses"], other
-        rates = [metrics.score(references, texts, speakers, normal, config.seed)[rate] for texts in both]
-        delta = metrics.paired_delta(references, *both, speakers, normal, config.seed)
+        rates = [metrics.score(references, texts, speakers, normal, seed)[rate] for texts in both]
+        delta = metrics.paired_delta(references, *both, speakers, normal, seed)
         of_set = [
             _line(each, normal, *clip) for clip in zip(each.clips, own["hypotheses"], own["cut"], other, strict=True)
         ]

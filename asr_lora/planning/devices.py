@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from asr_lora.config.compose import Config, gpu_settings
+from asr_lora.config.schema import DataConfig
 from asr_lora.corpus import SPLITS, Columns, is_path, is_quick, open_corpus
 from asr_lora.data.manifest import draw_order, read_manifest
 from asr_lora.data.splits import with_splits
@@ -27,6 +28,7 @@ from asr_lora.model.hardware import (
 from asr_lora.model.pretrained import is_local, language_token, resolve
 from asr_lora.planning import timing as clock
 from asr_lora.planning.estimate import (
+    Device,
     Forecast,
     Job,
     cut,
@@ -74,7 +76,7 @@ def durations(config: Config) -> tuple[dict[str, list[float]], str]:
         return {split: [line["duration"] for line in lines[split]] for split in SPLITS}, "the manifest"
     named = config.data.source
     source = Path(named).expanduser() if named and is_path(named) else None
-    if source and (is_quick(source) or not source.exists()) and (told := _corpus_seconds(source, config)):
+    if source and (is_quick(source) or not source.exists()) and (told := _corpus_seconds(source, config.data)):
         seconds, origin = told, str(source)
     else:
         rng, mean = np.random.default_rng(config.data.seed), config.plan.clip_seconds
@@ -89,12 +91,12 @@ def durations(config: Config) -> tuple[dict[str, list[float]], str]:
     return {"train": train, **limited}, origin
 
 
-def _corpus_seconds(source: Path, config: Config) -> dict[str, list[float]] | None:
+def _corpus_seconds(source: Path, data: DataConfig) -> dict[str, list[float]] | None:
     """In the order of the draw; None where the corpus does not say how long its clips are."""
-    corpus = with_splits(open_corpus(source, config.data.language, Columns(config.data.columns or {})), config.data)
+    corpus = with_splits(open_corpus(source, data.language, Columns(data.columns or {})), data)
     if not corpus.durations or not all(corpus.tables[split] for split in SPLITS):
         return None
-    rows = {split: draw_order(corpus.tables[split], config.data.seed) for split in SPLITS}
+    rows = {split: draw_order(corpus.tables[split], data.seed) for split in SPLITS}
     mean = sum(corpus.durations.values()) / len(corpus.durations)
     return {split: [corpus.durations.get(row["path"]) or mean for row in rows[split]] for split in SPLITS}
 
@@ -112,11 +114,9 @@ def on_gpu(config: Config, work: Job) -> Forecast:
         memory, asked.gradient_checkpointing, precision, work.shape, half, **config.lora.memory
     )
     capacity = (asked.micro_batch or rows) * audio.MAX_SECONDS
-    clocks = _by_rates(config, work, asked.rates, arithmetic, checkpointing, True)
-    return forecast_on(
-        config, work, clocks, memory, capacity, asked.decode_batch or decode_rows(memory, work.shape),
-        half=half, checkpointing=checkpointing, on_gpu=True,
-    )  # fmt: skip
+    rows = asked.decode_batch or decode_rows(memory, work.shape)
+    device = Device(memory, capacity, rows, half, checkpointing, on_gpu=True)
+    return forecast_on(work, device, precision, _by_rates(work, device, asked.rates, arithmetic))
 
 
 def here(config: Config, work: Job) -> Forecast:
@@ -135,7 +135,7 @@ def here(config: Config, work: Job) -> Forecast:
 
 
 def settled_here(config: Config) -> tuple[Config, str]:
-    """`run.settled` on this machine; as asked where its device cannot be used, which `look` then says."""
+    """`run.settled` on this machine; as asked where its device cannot be used, which `resolve_hardware` then says."""
     try:
         device = find_device(config.hardware.device)
     except UserError:
@@ -144,23 +144,24 @@ def settled_here(config: Config) -> tuple[Config, str]:
 
 
 def _forecast_here(config: Config, work: Job, hardware: Hardware) -> Forecast:
-    device, cuda = hardware.device, hardware.device.type == "cuda"
+    cuda = hardware.device.type == "cuda"
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if cuda:
+        there = torch.cuda.mem_get_info(hardware.device)[1]
+    memory = config.hardware.memory * 1e9 if config.hardware.memory else float(there)
+    half, checkpointing = hardware.autocast is not None, hardware.gradient_checkpointing
+    device = Device(memory, hardware.capacity, hardware.decode_batch, half, checkpointing, on_gpu=cuda)
     if config.plan.calibrate:
         clocks = _by_timing(config, work, hardware)
     else:
         known = known_gpu(hardware.name)
-        measured = gpu_settings(known).rates if known else clock.matrix_rates(device, hardware.autocast)
+        measured = gpu_settings(known).rates if known else clock.matrix_rates(hardware.device, hardware.autocast)
         rates = {**measured, **config.hardware.rates}
         arithmetic = _arithmetic(config.model.precision, hardware.autocast_name)
         if arithmetic not in rates:
             return Forecast({}, {}, f"no rate for {arithmetic}: hardware.rates has {', '.join(rates)}")
-        clocks = _by_rates(config, work, rates, arithmetic, hardware.gradient_checkpointing, cuda)
-    there = torch.cuda.mem_get_info(device)[1] if cuda else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    memory = config.hardware.memory * 1e9 if config.hardware.memory else float(there)
-    return forecast_on(
-        config, work, clocks, memory, hardware.capacity, hardware.decode_batch,
-        half=hardware.autocast is not None, checkpointing=hardware.gradient_checkpointing, on_gpu=cuda,
-    )  # fmt: skip
+        clocks = _by_rates(work, device, rates, arithmetic)
+    return forecast_on(work, device, config.model.precision, clocks)
 
 
 def _arithmetic(precision: str, autocast: str | None) -> str:
@@ -168,12 +169,10 @@ def _arithmetic(precision: str, autocast: str | None) -> str:
     return autocast if precision == "fp32" and autocast in ("fp16", "bf16") else precision
 
 
-def _by_rates(
-    config: Config, work: Job, rates: Mapping[str, float], arithmetic: str, checkpointing: bool, cuda: bool
-) -> Clocks:
+def _by_rates(work: Job, device: Device, rates: Mapping[str, float], arithmetic: str) -> Clocks:
     return clock.by_rates(
         work.shape, work.trainable, work.kind, rates, arithmetic,
-        checkpointing=checkpointing, beams=config.decoding.num_beams, on_gpu=cuda,
+        checkpointing=device.checkpointing, beams=work.beams, on_gpu=device.on_gpu,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -14,7 +14,7 @@ from asr_lora.corpus import SPLITS
 from asr_lora.data.manifest import read_manifest
 from asr_lora.data.sampler import Order, forwards
 from asr_lora.decoding.generate import at_once, batches
-from asr_lora.evaluation.eval_sets import evaluated
+from asr_lora.evaluation.eval_sets import eval_sets
 from asr_lora.model import adapter, cost
 from asr_lora.model.methods import rank_before
 from asr_lora.model.pretrained import is_local, load_config, resolve
@@ -53,9 +53,12 @@ class Job:
     clips: dict[str, int]  # by stage, as all what follows
     trained: list[Work]
     decoded: dict[str, list[Pass]]  # dev: of one decoding; eval: untouched and tuned
+    beams: int
     decodings: int  # of dev while training, at most
+    dev_share: float  # of training's time, at most
     judged: bool  # whether the untouched model hears dev too
     disk: dict[str, float]
+    kept: dict[str, Any]  # what memory depends on in the settings of tuning, as LoraConfig.memory has it
 
     def decoding(self, stage: str, rows: int) -> list[Work]:
         """The batches of a stage's passes on a device that decodes so many rows at 30 s at once."""
@@ -82,7 +85,8 @@ def job(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Job:
     trainable = trained_parameters(known, config.lora)
     train, dev, test = (seconds[split] for split in SPLITS)
     steps, batch_size, training = config.max_steps, config.training.batch_size, config.training
-    decodings, judged = -(-steps // eval_steps(training, steps, len(dev))), is_judged(config, len(dev))
+    decodings = -(-steps // eval_steps(training, steps, len(dev)))
+    judged = is_judged(training, config.guard, steps, len(dev))
     scored = (test if config.eval.split == "test" else dev)[: config.eval.limit]
     margin = config.decoding.margin if training.context == "dynamic" and config.decoding.context == "auto" else None
     heard = sum(map(sum, (train, dev, test)))
@@ -94,8 +98,11 @@ def job(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Job:
     # The base as published, in fp16; what is saved twice, and two checkpoints with the optimiser's moments.
     kept = 2 * saved_bytes(config.lora, trainable, shape, config.model.precision) + 2 * 3 * 4 * trainable
     disk = {"prepare": heard * MP3_RATE, "train": 2 * cost.parameters(shape) + kept, "dev": 0, "eval": 0}
-    trained = _trained(train, config, known.max_target_positions)
-    return Job(shape, trainable, config.lora.kind, counts, trained, decoded, decodings, judged, disk)
+    order = Order(train, [_tokens(each) for each in train], training, config.seed, known.max_target_positions)
+    return Job(
+        shape, trainable, config.lora.kind, counts, _trained(train, order, steps), decoded, config.decoding.num_beams,
+        decodings, training.dev_share, judged, disk, config.lora.memory,
+    )  # fmt: skip
 
 
 def architecture(checkpoint: str) -> WhisperConfig:
@@ -149,12 +156,9 @@ def saved_bytes(lora: "LoraConfig", trainable: int, shape: cost.Shape, precision
     return 4 * trainable * (2 if lora.kind == "pissa" else 1)
 
 
-def _trained(seconds: Sequence[float], config: "Config", token_limit: int) -> list[Work]:
-    training = config.training
-    tokens = [_tokens(each) for each in seconds]
-    order = Order(seconds, tokens, training, config.seed, token_limit)
+def _trained(seconds: Sequence[float], order: Order, steps: int) -> list[Work]:
     works = []
-    for batch in (batch for step in range(config.max_steps) for batch in order.step(step)):
+    for batch in (batch for step in range(steps) for batch in order.step(step)):
         heard = [sum(seconds[clip] for clip in row.clips) for row in batch.rows]
         works.append(Work(len(batch.rows), batch.seconds, _tokens(max(heard)), sum(heard)))
     return works
@@ -187,42 +191,55 @@ def flop(work: Job, checkpointing: bool) -> dict[str, float]:
 # ---- on a device ----
 
 
-def forecast_on(
-    config: "Config", work: Job, clocks: Clocks, memory: float, capacity: float, decode_rows: int, *,
-    half: bool, checkpointing: bool, on_gpu: bool,
-) -> Forecast:  # fmt: skip
-    """`capacity` seconds of training in one forward, `decode_rows` of decoding (clips at 30 s, times beams)."""
-    train, beams = cut(work.trained, capacity), config.decoding.num_beams
-    dev, scored = (work.decoding(stage, at_once(decode_rows, beams)) for stage in ("dev", "eval"))
+@dataclass(frozen=True)
+class Device:
+    """`memory` in bytes, what is done of a run at once in it, and how.
+
+    `capacity` seconds of training in one forward, `decode_rows` of decoding (clips at 30 s, times beams); `half`
+    precision arithmetic.
+    """
+
+    memory: float
+    capacity: float
+    decode_rows: int
+    half: bool
+    checkpointing: bool
+    on_gpu: bool
+
+
+def forecast_on(work: Job, device: Device, precision: str, clocks: Clocks) -> Forecast:
+    """With the base in `precision`, and forwards that take as long as `clocks` say."""
+    train, beams, on_gpu = cut(work.trained, device.capacity), work.beams, device.on_gpu
+    dev, scored = (work.decoding(stage, at_once(device.decode_rows, beams)) for stage in ("dev", "eval"))
     seconds = {
         "prepare": work.clips["prepare"] / LISTENED,
         "train": sum(map(clocks.train, train)),
         "eval": sum(map(clocks.eval, scored)),
     }
     once = sum(map(clocks.dev, dev))
-    seconds["dev"] = (
-        _dev_seconds(once, seconds["train"], work.decodings, config.training.dev_share) + once * work.judged
-    )
+    seconds["dev"] = _dev_seconds(once, seconds["train"], work.decodings, work.dev_share) + once * work.judged
 
     def training(each: Work) -> float:
         return cost.training_bytes(
-            work.shape, config.model.precision, each.rows, each.seconds, each.tokens,
-            autocast=half, checkpointing=checkpointing, trainable=work.trainable, on_gpu=on_gpu,
-            **config.lora.memory,
+            work.shape, precision, each.rows, each.seconds, each.tokens,
+            autocast=device.half, checkpointing=device.checkpointing, trainable=work.trainable, on_gpu=on_gpu,
+            **work.kept,
         )  # fmt: skip
 
     def decoding(each: Work, weights: float, half: bool) -> float:
         return cost.decoding_bytes(work.shape, weights, each.rows * beams, each.seconds, each.tokens, half)
 
-    trained, merged = cost.weight_bytes(work.shape, config.model.precision), 2 if on_gpu else 4
+    trained, merged = cost.weight_bytes(work.shape, precision), 2 if on_gpu else 4
     held = {
         "prepare": cost.PROCESS_BYTES,
         "train": max(map(training, set(train))),
-        "dev": max(decoding(each, trained, half) for each in dev),
+        "dev": max(decoding(each, trained, device.half) for each in dev),
         "eval": max((decoding(each, merged * cost.parameters(work.shape), on_gpu) for each in scored), default=0),
     }
     most = max(held.values())
-    trouble = f"does not fit: {most / 1e9:.1f} of {memory / 1e9:.0f} GB" if most > memory else None
+    trouble = None
+    if most > device.memory:
+        trouble = f"does not fit: {most / 1e9:.1f} of {device.memory / 1e9:.0f} GB"
     return Forecast(seconds, held, trouble)
 
 
@@ -255,7 +272,11 @@ def time_budget(config: "Config", began: float) -> Budget | None:
     lengths["train"] = lengths["train"] or lengths["dev"]  # of a stream nothing is known
     scored = lengths["test"][: config.eval.limit] if config.eval.split == "test" else lengths["dev"]
     if config.eval.after:
-        scored = scored + [clip["duration"] for each in evaluated(config)[1:] for clip in each.clips]
+        scored = scored + [
+            clip["duration"]
+            for each in eval_sets(config.run, config.eval, config.data, config.model)[1:]
+            for clip in each.clips
+        ]
     whole = replace(config, eval=replace(config.eval, limit=None, split="test"))
     work = job(whole, {**lengths, "test": scored})
     done = flop(work, checkpointing=False)

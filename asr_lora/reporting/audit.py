@@ -8,7 +8,7 @@ was heard when the clips were drawn, and is remembered.
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,18 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from asr_lora.config.compose import Config, quoted
+from asr_lora.config.compose import quoted
+from asr_lora.config.schema import DataConfig
 from asr_lora.corpus import SPLITS
 from asr_lora.data import quality as faults
 from asr_lora.data.manifest import extension, read_manifest, sound
 from asr_lora.data.quality import KINDS, OUTLIER, Fault, Utterance, bounds
 from asr_lora.evaluation.error_analysis import alignments, runaway
-from asr_lora.evaluation.eval_sets import Set, heard
+from asr_lora.evaluation.eval_sets import Set
 from asr_lora.evaluation.metrics import clip_errors
-from asr_lora.model.hardware import resolve_hardware
-from asr_lora.model.pretrained import language_token
 from asr_lora.reporting import charts
 from asr_lora.reporting.pages import environment
-from asr_lora.runs import folder as run
+from asr_lora.runs import folder
 from asr_lora.runtime.console import progress, say
 from asr_lora.runtime.errors import ChoiceError, WorldError
 from asr_lora.runtime.files import read_json, whole_folder, write_json, write_text
@@ -70,26 +69,33 @@ class LabelIssue:
         return self.errors / self.characters if self.characters else 0.0
 
 
-def audit(config: Config) -> Path:
-    """Writes the page of a run whose manifest is there, and returns where it is."""
-    summary, token = read_json(run.summary(config.run)), language_token(config.model, config.data.language)
-    normal, unit = _normalizer(config, token), "characters" if leading(token) == "cer" else "words"
-    utterances = _utterances(config, summary["source"], normal)
+def audit(
+    run: Path, data: DataConfig, token: str, normalizer: str,
+    decode: Callable[[Sequence[Set]], Sequence[Mapping[str, Any]]] | None = None, most: int = 0,
+) -> Path:  # fmt: skip
+    """Writes the page of a run whose manifest is there, and returns where it is.
+
+    `token` is Whisper's language. `decode` gives the base model's hypotheses of sets, as `decode_sets` does: of the
+    first `most` training clips and all of dev and test; without it no model is asked.
+    """
+    summary = read_json(folder.summary(run))
+    normal, unit = _normalizer(normalizer, token), "characters" if leading(token) == "cer" else "words"
+    utterances = _utterances(run, summary["source"], normal)
     odd = faults.odd(utterances, unit)
-    contradicted = _contradicted(config, utterances, token, normal, unit)
+    contradicted = _contradicted(decode, most, utterances, token, normal, unit) if decode else []
     limit = suspect_threshold(contradicted)
     facts = _facts(utterances, odd, unit) | {
         "normalizer": str(normal), "decoded": _decoded(utterances, contradicted, limit),
         **_suspects(utterances, odd, contradicted, limit),
     }  # fmt: skip
-    folder = config.run / "audit"
-    edited = _edited(folder)
-    with whole_folder(folder) as partial:
+    made = run / "audit"
+    edited = _edited(made)
+    with whole_folder(made) as partial:
         clips = partial / "clips"
         clips.mkdir()
         text = environment(autoescape=True).get_template("audit.html").render(
-            name=config.run.name, summary=summary, facts=facts, kinds=KINDS, drop=config.data.drop,
-            rule=suspect_rule(unit), apply=_apply(config, folder),
+            name=run.name, summary=summary, facts=facts, kinds=KINDS, drop=data.drop,
+            rule=suspect_rule(unit), apply=_apply(data, made),
             charts=_charts(utterances, unit, contradicted, limit),
             shown={kind: [_example(utterances[at], said, clips) for at, said in own[:SHOWN]]
                    for kind, own in odd.items()},
@@ -99,27 +105,27 @@ def audit(config: Config) -> Path:
         write_json(partial / "audit.json", facts)
         _write_suspects(partial, facts["suspects"], edited)
     if edited is not None:
-        say(f"{folder / 'suspects.txt'} was changed by hand and stays; today's list is suspects-new.txt beside it")
-    then = f"; listen to them, then {_apply(config, folder)}" if facts["suspects"] else ""
+        say(f"{made / 'suspects.txt'} was changed by hand and stays; today's list is suspects-new.txt beside it")
+    then = f"; listen to them, then {_apply(data, made)}" if facts["suspects"] else ""
     say(f"suspects: {len(facts['suspects'])} of {len(utterances)} clips{then}")
-    say(f"page: {folder / 'index.html'}")
-    return folder / "index.html"
+    say(f"page: {made / 'index.html'}")
+    return made / "index.html"
 
 
-def _normalizer(config: Config, token: str) -> Normalizer:
+def _normalizer(name: str, token: str) -> Normalizer:
     """The run's own, with digits read as words where that can be done: 7 for seven is no wrong transcript."""
     try:
-        return Normalizer(config.eval.normalizer, token, numbers=True)
+        return Normalizer(name, token, numbers=True)
     except ChoiceError:  # num2words does not know the language
-        return Normalizer(config.eval.normalizer, token)
+        return Normalizer(name, token)
 
 
-def _utterances(config: Config, source: str, normal: Normalizer) -> list[Utterance]:
+def _utterances(run: Path, source: str, normal: Normalizer) -> list[Utterance]:
     """All clips of the manifest, in its order, with what was heard in them; what the cache remembers is not heard."""
-    lines = [(split, clip) for split in SPLITS for clip in read_manifest(run.manifest(config.run, split))]
+    lines = [(split, clip) for split in SPLITS for clip in read_manifest(folder.manifest(run, split))]
     if in_shards := [clip for _, clip in lines if "offset" in clip]:
         raise ChoiceError(
-            f"audit: {len(in_shards)} clips of {config.run} lie in shards; audit the run that they were written from"
+            f"audit: {len(in_shards)} clips of {run} lie in shards; audit the run that they were written from"
         )
     places = [Place(Path(clip["path"]), clip.get("start"), clip.get("end")) for _, clip in lines]
     found = []
@@ -131,22 +137,18 @@ def _utterances(config: Config, source: str, normal: Normalizer) -> list[Utteran
 
 
 def _contradicted(
-    config: Config, utterances: Sequence[Utterance], token: str, normal: Normalizer, unit: str
-) -> list[LabelIssue]:
-    """What the untouched model hears in the first `audit_decode` training clips and all of dev and test."""
-    if config.audit_decode is None:
-        return []
+    decode: Callable[[Sequence[Set]], Sequence[Mapping[str, Any]]], most: int, utterances: Sequence[Utterance],
+    token: str, normal: Normalizer, unit: str,
+) -> list[LabelIssue]:  # fmt: skip
     places: dict[str, list[int]] = {split: [] for split in SPLITS}
     for at, each in enumerate(utterances):
         if not each.heard.problem:
             places[each.split].append(at)
-    places["train"] = places["train"][: config.audit_decode]
+    places["train"] = places["train"][:most]
     sets = [
         Set(split, split, token, [utterances[at].clip for at in own], len(own)) for split, own in places.items() if own
     ]
-    hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size)
-    say(f"the untouched model hears {', '.join(f'{len(each.clips)} of {each.name}' for each in sets)}, {hardware.name}")
-    models = heard(config, hardware, sets, None)
+    models = decode(sets)
     return [
         doubt
         for each, model in zip(sets, models, strict=True)
@@ -186,12 +188,12 @@ def _listing(suspects: Sequence[str]) -> str:
     return "".join(f"{name}\n" for name in suspects)
 
 
-def _apply(config: Config, folder: Path) -> str:
+def _apply(data: DataConfig, folder: Path) -> str:
     """The words that leave the listed clips out."""
     listed = str(folder / "suspects.txt")
     if re.fullmatch(r"[\w./+-]+", listed, re.ASCII):
-        hours = "all" if config.data.hours is None else f"{config.data.hours:g}"
-        return f"make train LANG={config.data.language} HOURS={hours} ... ARGS='data.drop={listed}'"
+        hours = "all" if data.hours is None else f"{data.hours:g}"
+        return f"make train LANG={data.language} HOURS={hours} ... ARGS='data.drop={listed}'"
     return f"python -m asr_lora.train ... {shlex.quote(f'data.drop={quoted(listed)}')}"
 
 

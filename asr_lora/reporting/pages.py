@@ -4,25 +4,23 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from asr_lora.config.schema import WHOLE
 from asr_lora.evaluation import metrics
 from asr_lora.model.adapter_folder import is_whole
 from asr_lora.model.cost import PUBLISHED, shape_of
 from asr_lora.model.pretrained import is_hub_id, is_local, load_config, resolve
 from asr_lora.reporting import tables
 from asr_lora.reporting.tables import leading_first, normalised
-from asr_lora.runs import folder as run
+from asr_lora.runs.folder import settings as recorded_settings
 from asr_lora.runtime.files import write_text
 from asr_lora.speech import normalizer as text
-
-if TYPE_CHECKING:
-    from asr_lora.config.compose import Config
 
 # A value in Hydra's grammar, cut into what stands in quotes, what is between the marks of lists and dictionaries (an
 # interpolation is no such mark), and those marks.
@@ -75,16 +73,17 @@ def hub_id(checkpoint: str) -> str | None:
 
 
 def write_card(
-    folder: Path, config: "Config", trained: Mapping[str, Any], summary: Mapping[str, Any],
+    folder: Path, run: Path, license_name: str | None, trained: Mapping[str, Any], summary: Mapping[str, Any],
     facts: Mapping[str, Mapping[str, Any]],
 ) -> None:  # fmt: skip
-    """Writes README.md into the `folder` of an adapter, or of a whole model.
+    """Writes README.md into the `folder` of an adapter, or of a whole model, of the run in the folder `run`.
 
     `trained` is train/metrics.json, `summary` data/summary.json, and `facts` are the metrics of every set, the run's
     own first.
     """
-    settings, published = run.settings(config.run), hub_id(config.model.checkpoint)
-    base = published or Path(config.model.checkpoint).expanduser().name
+    settings = recorded_settings(run)
+    checkpoint = settings["model"]["checkpoint"]
+    base = hub_id(checkpoint) or Path(checkpoint).expanduser().name
     split, own = next(iter(facts.items()))
     results = [
         EvalResult(
@@ -100,15 +99,15 @@ def write_card(
     whole = is_whole(folder)
     data = ModelCardData(
         # The corpus's own language, where Whisper was told another for want of a token; the Hub knows no regions.
-        language=config.data.language.partition("-")[0],
-        base_model=base, library_name="transformers" if whole else "peft", license=config.report.license,
+        language=settings["data"]["language"].partition("-")[0],
+        base_model=base, library_name="transformers" if whole else "peft", license=license_name,
         datasets=[summary["release"]], metrics=["wer", "cer"], pipeline_tag=TASK,
         tags=["whisper", "fine-tuned" if whole else "lora", "asr_lora"],
-        model_name=config.run_name, eval_results=results,
+        model_name=settings["run_name"], eval_results=results,
     )  # fmt: skip
     text = environment(autoescape=False).get_template("card.md").render(
-        base=base, published=published, split=split, own=own, facts=facts, settings=settings, trained=trained,
-        summary=summary, whole=whole, merged=whole and not config.lora.whole,
+        base=base, published=hub_id(checkpoint), split=split, own=own, facts=facts, settings=settings, trained=trained,
+        summary=summary, whole=whole, merged=whole and settings["lora"]["kind"] not in WHOLE,
         this="this model" if whole else "with this adapter",
     )  # fmt: skip
     file, card = folder / "README.md", str(ModelCard(f"---\n{data}\n---\n\n{text}"))

@@ -17,7 +17,7 @@ from asr_lora.data.preparation import label_filter
 from asr_lora.data.sampler import Order
 from asr_lora.data.sources import excluded_rows, open_streamed
 from asr_lora.data.splits import Sieve
-from asr_lora.decoding.generate import decoding
+from asr_lora.decoding.generate import decoding_options
 from asr_lora.model import adapter, whisper
 from asr_lora.model.hardware import Hardware
 from asr_lora.model.methods import method
@@ -28,7 +28,7 @@ from asr_lora.runtime.console import Bar, say
 from asr_lora.runtime.files import read_json
 from asr_lora.training.callbacks import Budget, Guard, Journal, KeepAdapters
 from asr_lora.training.trainer import WhisperTrainer
-from asr_lora.training.validation import Dev, eval_steps
+from asr_lora.training.validation import Dev, dev_normalizer, eval_steps
 
 
 def build(
@@ -37,9 +37,8 @@ def build(
     """The trainer of a prepared run, with the model and a fresh adapter in it, at `rate` times the learning rate."""
     building = time.monotonic()
     processor = load_processor(config.model.checkpoint)
-    processor.tokenizer = prompted(
-        processor.tokenizer, language_token(config.model, config.data.language), config.model.task
-    )
+    language = language_token(config.model, config.data.language)
+    processor.tokenizer = prompted(processor.tokenizer, language, config.model.task)
     base = whisper.load(
         config.model.checkpoint, config.model.precision, hardware.device, hardware.autocast or torch.float32,
         double_quantisation=bool(config.lora.double_quantisation),
@@ -67,9 +66,8 @@ def build(
             rows, order(config, rows), config.max_steps, processor, *place,
             augment=config.data.augment, seed=config.seed, attention_mask=masks,
         )  # fmt: skip
-    heard_short = decoding(
-        config, hardware, language_token(config.model, config.data.language), short=config.training.context == "dynamic"
-    )
+    short = config.training.context == "dynamic"
+    options = decoding_options(config.decoding, config.model, hardware, language, short)
     way = method(config.lora, config.max_steps)
     model = adapter.attach(base, config.lora, config.seed, config.max_steps)
     optimiser = way.optimiser and way.optimiser(model, learning_rate, config.training.weight_decay)
@@ -82,7 +80,15 @@ def build(
         capacity=hardware.capacity,
         journal=journal,
         guard=Guard(config.guard, steady),
-        dev=Dev(config, hardware, processor, dev, heard_short, run.untouched_dev(config.run)),
+        dev=Dev(
+            hardware,
+            processor,
+            dev,
+            options,
+            run.untouched_dev(config.run),
+            dev_normalizer(config.training.dev_normalizer, language),
+            config.seed,
+        ),
         record=run.streamed_record(config.run, arguments.process_index),
         callbacks=[
             KeepAdapters(

@@ -23,7 +23,6 @@ from asr_lora.data.manifest import Clip, read_manifest
 from asr_lora.model import adapter
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware, free_memory, is_out_of_memory, keeping_memory, peak_memory_bytes
-from asr_lora.model.pretrained import language_token
 from asr_lora.runs import folder as run
 from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.console import progress, say
@@ -34,7 +33,7 @@ from asr_lora.training.builder import build
 from asr_lora.training.callbacks import Budget, CollapsedError
 from asr_lora.training.checkpointing import Rollback, finish_rollback, read_rollback, write_rollback
 from asr_lora.training.trainer import WhisperTrainer
-from asr_lora.training.validation import is_judged, normalizer
+from asr_lora.training.validation import is_judged
 
 ECHO = 1.0  # seconds within which a signal is the first one's copy: `timeout` signals its child, and then the group
 
@@ -84,7 +83,9 @@ def _trained(
             say(f"resuming from {checkpoint}{_inexact(config, hardware, checkpoint)}")
         try:
             with _stopping_cleanly(trainer), keeping_memory():
-                if checkpoint is None and is_judged(config, len(trainer.dev.clips)):
+                if checkpoint is None and is_judged(
+                    config.training, config.guard, config.max_steps, len(trainer.dev.clips)
+                ):
                     trainer.dev.hear_untouched(trainer.model)
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except CollapsedError as collapse:
@@ -140,7 +141,7 @@ def _finish(
         "adapter_bytes": written,
         **_course(config, trainer),
         **_seen(config, hardware, rows, trainer),
-        **_setting(config, hardware),
+        **_setting(config, hardware, trainer),
         "total_seconds": journal.earlier_seconds + time.perf_counter() - started,
     }
     write_json(run.train_metrics(config.run), facts)
@@ -194,10 +195,10 @@ def _seen(config: Config, hardware: Hardware, rows: Sequence[Clip], trainer: Whi
     }
 
 
-def _setting(config: Config, hardware: Hardware) -> dict[str, Any]:
+def _setting(config: Config, hardware: Hardware, trainer: WhisperTrainer) -> dict[str, Any]:
     """What it ran on, and as what."""
     return {
-        "dev_normalizer": str(normalizer(config, language_token(config.model, config.data.language))),
+        "dev_normalizer": str(trainer.dev.normalizer),
         "device": hardware.name,
         "processes": hardware.processes,
         "precision": config.model.precision,

@@ -3,12 +3,13 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import WhisperProcessor
 
+from asr_lora.config.schema import GuardConfig, TrainingConfig
 from asr_lora.data.manifest import Clip
 from asr_lora.decoding import generate as decode
 from asr_lora.decoding.generate import Decoding
@@ -19,10 +20,6 @@ from asr_lora.runtime import distributed as ranks
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, write_json
 from asr_lora.speech.normalizer import Normalizer, leading
-
-if TYPE_CHECKING:
-    from asr_lora.config.compose import Config
-    from asr_lora.config.schema import TrainingConfig
 
 
 class Judged(NamedTuple):
@@ -45,13 +42,13 @@ class Dev:
     """
 
     def __init__(
-        self, config: "Config", hardware: Hardware, processor: WhisperProcessor, clips: Sequence[Clip],
-        decoding: Decoding, kept: Path,
+        self, hardware: Hardware, processor: WhisperProcessor, clips: Sequence[Clip], decoding: Decoding, kept: Path,
+        normalizer: Normalizer, seed: int,
     ) -> None:  # fmt: skip
         self.clips, self.kept = clips, kept
         self._hardware, self._processor, self._decoding = hardware, processor, decoding
         self._capacity = Capacity()  # of all decodings: what did not fit in one does not fit in the next
-        self._normal, self._seed = normalizer(config, decoding.language), config.seed
+        self.normalizer, self._seed = normalizer, seed
         self._references = [clip["text"] for clip in clips]
         self._speakers = [clip["speaker"] for clip in clips]
 
@@ -76,12 +73,12 @@ class Dev:
         return ranks.first_does(lambda: self._judged(heard, lowest))
 
     def _judged(self, heard: Mapping[str, Any], lowest: Sequence[int]) -> Judged:
-        wer = metrics.score(self._references, heard["hypotheses"], self._speakers, self._normal, self._seed)["wer"]
+        wer = metrics.score(self._references, heard["hypotheses"], self._speakers, self.normalizer, self._seed)["wer"]
         if wer is None:
-            name = self._normal.name
+            name = self.normalizer.name
             raise ChoiceError(f"training.dev_normalizer: {name} leaves no word of the dev references; take another")
         trouble = self._trouble(heard, read_json(self.kept)) if self.kept.is_file() else None
-        clean, said = ([self._normal(text) for text in texts] for texts in (self._references, heard["hypotheses"]))
+        clean, said = ([self.normalizer(text) for text in texts] for texts in (self._references, heard["hypotheses"]))
         errors, words = metrics.clip_errors(clean, said, self._decoding.language, "wer")
         return Judged(float(wer), trouble, errors, self._is_worse(errors, lowest or errors, words))
 
@@ -94,7 +91,7 @@ class Dev:
     def _trouble(self, heard: Mapping[str, Any], untouched: Mapping[str, Any]) -> str | None:
         """By the paired bootstrap of the report: a dev set of dozens of clips moves by a point from nothing."""
         delta = metrics.paired_delta(
-            self._references, untouched["hypotheses"], heard["hypotheses"], self._speakers, self._normal, self._seed
+            self._references, untouched["hypotheses"], heard["hypotheses"], self._speakers, self.normalizer, self._seed
         )
         if delta["ci95"][0] > 0:
             low, high = (f"{bound * 100:+.1f}" for bound in delta["ci95"])
@@ -117,17 +114,20 @@ class Dev:
         return {"hypotheses": [each.text for each in heard], "cut": [each.cut for each in heard]}
 
 
-def normalizer(config: "Config", language: str) -> Normalizer:
-    """Where no spaces part words, each character counts as one: errors of phrases would tell adapters apart badly."""
+def dev_normalizer(asked: str | None, language: str) -> Normalizer:
+    """`training.dev_normalizer`, else by Whisper's language: where no spaces part words, each character is a unit.
+
+    Errors of whole phrases would tell adapters apart badly.
+    """
     usual = "characters" if leading(language) == "cer" else "marks"
-    return Normalizer(config.training.dev_normalizer or usual, language)
+    return Normalizer(asked or usual, language)
 
 
 # Seconds to decode a clip over seconds to train on it, at equal contexts (0.6 measured on a CPU): plans dev decodings.
 DECODE_OVER_TRAIN = 0.6
 
 
-def eval_steps(training: "TrainingConfig", max_steps: int, dev_clips: int) -> int:
+def eval_steps(training: TrainingConfig, max_steps: int, dev_clips: int) -> int:
     """Steps between dev decodings: as asked, else evenly spread so that dev takes about dev_share of the time."""
     if training.eval_steps is not None:
         return training.eval_steps
@@ -136,7 +136,6 @@ def eval_steps(training: "TrainingConfig", max_steps: int, dev_clips: int) -> in
     return -(-max_steps // min(max(decodings, 1), 20))
 
 
-def is_judged(config: "Config", dev_clips: int) -> bool:
+def is_judged(training: TrainingConfig, guard: GuardConfig, max_steps: int, dev_clips: int) -> bool:
     """Whether the untouched model hears dev too, for the guard: not where the first decoding is the last step's."""
-    decoded = eval_steps(config.training, config.max_steps, dev_clips) < config.max_steps
-    return decoded and config.guard.collapse != "go_on"
+    return eval_steps(training, max_steps, dev_clips) < max_steps and guard.collapse != "go_on"

@@ -27,10 +27,11 @@ from typing import Any
 
 import pytest
 from support.releases import RELEASE, pack, write_release
+from support.runs import sets_of
 
 from asr_lora.config.compose import load
 from asr_lora.corpus import mdc
-from asr_lora.evaluation.eval_sets import evaluated, refuse_unclear
+from asr_lora.evaluation.eval_sets import check_eval_sets
 from asr_lora.planning.devices import durations
 from asr_lora.prepare import prepare
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
@@ -214,7 +215,7 @@ def test_a_set_to_score_may_come_from_there_too(site: Site, words: list[str], re
     site.details |= {"sizeBytes": len(site.content), "checksum": hashlib.sha256(site.content).hexdigest()}
     asked = [*words, f"eval.sets=[{{source: 'mdc:{SLUG}', language: en}}]"]
     prepare(load(words))
-    other = evaluated(load(asked))[1]
+    other = sets_of(load(asked))[1]
     assert (other.name, other.language, len(other.clips)) == (f"{SLUG}-en", "en", 4)
 
 
@@ -234,8 +235,9 @@ def test_a_set_without_a_key_is_refused_before_training(
     site: Site, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MDC_API_KEY")
+    config = load([*words, f"eval.sets=[{{source: 'mdc:{SLUG}'}}]"])
     with pytest.raises(ChoiceError, match="MDC_API_KEY: not set"):
-        refuse_unclear(load([*words, f"eval.sets=[{{source: 'mdc:{SLUG}'}}]"]))
+        check_eval_sets(config.eval, config.data, config.model)
     assert site.asked == []
 
 

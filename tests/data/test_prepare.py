@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 from support.releases import Row, pack, tone, utterances, write_lines, write_release
+from support.runs import clips_of
 
 from asr_lora.config.compose import load
 from asr_lora.corpus import archive
-from asr_lora.data.preparation import clips
 from asr_lora.prepare import prepare
 from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
 from asr_lora.runtime.files import read_json, read_jsonl
@@ -364,19 +364,19 @@ def test_each_split_is_told_in_minutes_and_hours(words: list[str], capsys: pytes
 def test_more_test_clips_than_were_drawn_are_a_file_of_their_own(words: list[str]) -> None:
     run, config = prepared(words), load(words)
     before = state(run / "data")
-    everything = clips(config, "test", None)
+    everything = clips_of(config, "test", None)
     assert len(everything) == 6 and everything == read_jsonl(run / "data" / "test-all.jsonl")
-    assert everything[:4] == read_jsonl(run / "data" / "test.jsonl") == clips(config, "test", 4)
-    assert clips(config, "test", 5) == everything[:5] and clips(config, "test", 2) == everything[:2]
+    assert everything[:4] == read_jsonl(run / "data" / "test.jsonl") == clips_of(config, "test", 4)
+    assert clips_of(config, "test", 5) == everything[:5] and clips_of(config, "test", 2) == everything[:2]
     after = state(run / "data")
     assert after | before == after
-    clips(config, "test", None)
+    clips_of(config, "test", None)
     assert state(run / "data") == after
 
 
 def test_a_split_that_was_drawn_whole_is_never_drawn_again(words: list[str]) -> None:
     run = prepared(words, "eval.limit=null")
-    assert len(clips(load(words), "test", 99)) == 6
+    assert len(clips_of(load(words), "test", 99)) == 6
     assert {file.name for file in (run / "data").iterdir()} == {
         "train.jsonl", "dev.jsonl", "test.jsonl", "summary.json"
     }  # fmt: skip
@@ -391,7 +391,7 @@ def test_a_longer_draw_comes_from_the_release_of_the_run_though_a_newer_one_has_
     newer = {split: utterances(f"new-{split}", 6, 3) for split in ("train", "dev", "test")}
     write_release(tmp_path / "data" / "cv-corpus-10.0", splits=newer)
     prepared(asked)
-    assert all("new" not in line["id"] for line in clips(load(asked), "test", None))
+    assert all("new" not in line["id"] for line in clips_of(load(asked), "test", None))
 
 
 def test_clips_gone_from_the_cache_are_put_back_by_prepare_and_by_who_asks_for_them(
@@ -400,13 +400,13 @@ def test_clips_gone_from_the_cache_are_put_back_by_prepare_and_by_who_asks_for_t
     asked = [*words, f"data.source={pack(release, tmp_path / 'x.tar.gz')}"]
     run = prepared(asked)
     before = state(run / "data")
-    paths = [Path(line["path"]) for split in ("train", "dev", "test") for line in clips(load(asked), split, None)]
+    paths = [Path(line["path"]) for split in ("train", "dev", "test") for line in clips_of(load(asked), split, None)]
     contents = [path.read_bytes() for path in paths]
     shutil.rmtree(private_cache)
-    clips(load(asked), "test", 4)
+    clips_of(load(asked), "test", 4)
     assert sum(path.is_file() for path in paths) == 4
     prepared(asked)
-    clips(load(asked), "test", None), clips(load(asked), "dev", None)
+    clips_of(load(asked), "test", None), clips_of(load(asked), "dev", None)
     assert [path.read_bytes() for path in paths] == contents
     after = state(run / "data")
     assert after | before == after
@@ -469,5 +469,5 @@ def test_a_real_archive_loses_its_leaking_sentences(
     # Clips of nine sentences, some said twice; two of the nine differ from dev's or test's in punctuation alone.
     assert summary["leaks_dropped_from_train"] == {"speaker": 0, "sentence": 11, "clip": 0}
     assert len(passes) == 2
-    held_out = {marks(line["text"]) for split in ("dev", "test") for line in clips(load(asked), split, None)}
-    assert not held_out & {marks(line["text"]) for line in clips(load(asked), "train", None)}
+    held_out = {marks(line["text"]) for split in ("dev", "test") for line in clips_of(load(asked), split, None)}
+    assert not held_out & {marks(line["text"]) for line in clips_of(load(asked), "train", None)}

@@ -20,7 +20,7 @@ import pytest
 import soundfile
 import torch
 from support.releases import tone, utterances, write_release
-from support.runs import killed, tiny_run
+from support.runs import clips_of, killed, tiny_run
 from torch.utils.data import DataLoader
 from transformers import WhisperProcessor
 
@@ -30,9 +30,8 @@ from asr_lora.corpus import open_corpus, shards
 from asr_lora.data import shard_writer
 from asr_lora.data.dataset import Steps
 from asr_lora.data.manifest import sound, waveform
-from asr_lora.data.preparation import clips
 from asr_lora.data.shard_writer import write_shards
-from asr_lora.data.sources import put_back
+from asr_lora.data.sources import restore_clips
 from asr_lora.prepare import prepare
 from asr_lora.report import _example
 from asr_lora.runs import folder as run
@@ -449,9 +448,9 @@ def test_clips_on_a_server_are_not_taken_for_gone(
     config = load(asked)
     lines = manifest(prepared(asked))
     server.asked.clear()
-    put_back(config, lines)
+    restore_clips(config.run, config.data, lines)
     prepare(config)
-    assert clips(config, "test", None) == manifest(config.run, "test")
+    assert clips_of(config, "test", None) == manifest(config.run, "test")
     assert not server.asked and "no longer where they were" not in capsys.readouterr().err
 
 

@@ -36,7 +36,7 @@ from support.releases import clip_names, pack, refusal, write_lines
 from asr_lora.config.compose import load
 from asr_lora.corpus import is_path, is_quick, open_corpus
 from asr_lora.data.manifest import waveform
-from asr_lora.data.preparation import drawn_from
+from asr_lora.data.preparation import draw_from_corpus
 from asr_lora.planning.devices import durations
 from asr_lora.prepare import prepare
 from asr_lora.runtime.files import read_json
@@ -70,7 +70,9 @@ def test_a_source_without_splits_is_split_by_whole_speakers(words: list[str], tm
 def test_another_corpus_is_scored_from_every_kind(words: list[str], tmp_path: Path, kind: Kind) -> None:
     config = load(words)
     prepare(config)
-    clips, available, _ = drawn_from(config, str(kind(tmp_path / "speech")), "nl", "test", 3)
+    clips, available, _ = draw_from_corpus(
+        config.run, config.data, config.model, str(kind(tmp_path / "speech")), "nl", "test", 3
+    )
     assert len(clips) == 3 and available in (4, 24)
 
 

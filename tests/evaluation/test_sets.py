@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.releases import utterances, write_release
+from support.runs import sets_of
 
 from asr_lora.config.compose import load
-from asr_lora.evaluation.eval_sets import WORDLESS, WORDLESS_SECONDS, evaluated
+from asr_lora.evaluation.eval_sets import WORDLESS, WORDLESS_SECONDS
 from asr_lora.prepare import prepare
 from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_jsonl
@@ -30,7 +31,7 @@ def prepared(words: list[str], *more: str) -> None:
 @pytest.mark.parametrize("name", ["silence", "noise"])
 def test_wordless_clips_have_no_reference_and_are_the_same_every_time(words: list[str], name: str) -> None:
     prepared(words)
-    own, wordless = evaluated(load([*words, f"eval.sets=[{{source: {name}}}]"]))
+    own, wordless = sets_of(load([*words, f"eval.sets=[{{source: {name}}}]"]))
     assert (own.name, own.language, len(own.clips)) == ("test", "nl", 4)
     assert (wordless.name, wordless.language) == (name, "nl")
     assert len(wordless.clips) == len(WORDLESS[name]) * len(WORDLESS_SECONDS)
@@ -39,16 +40,16 @@ def test_wordless_clips_have_no_reference_and_are_the_same_every_time(words: lis
         assert clip["text"] == "" and len(sound) / audio.SAMPLE_RATE == clip["duration"]
         loudness = float(np.sqrt(np.mean(sound**2)))
         assert loudness == 0 if name == "silence" else LOUDNESS / 2 < loudness < 2 * LOUDNESS
-    again = evaluated(load([*words, f"eval.sets=[{{source: {name}}}]"]))[1]
+    again = sets_of(load([*words, f"eval.sets=[{{source: {name}}}]"]))[1]
     assert again == wordless
 
 
 def test_another_corpus_has_its_own_name_language_and_draw(words: list[str], english: Path) -> None:
     prepared(words)
     asked = f"eval.sets=[{{source: {english}, language: en}}]"
-    other = evaluated(load([*words, asked]))[1]
+    other = sets_of(load([*words, asked]))[1]
     assert (other.name, other.language, len(other.clips), other.available) == ("english-en", "en", 4, 5)
-    every = evaluated(load([*words, asked, "eval.limit=null"]))[1]
+    every = sets_of(load([*words, asked, "eval.limit=null"]))[1]
     assert {clip["id"] for clip in other.clips} < {clip["id"] for clip in every.clips} and len(every.clips) == 5
 
 
@@ -89,17 +90,17 @@ def test_a_set_that_its_corpus_does_not_have_is_refused(words: list[str], tmp_pa
     prepared(words)
     write_release(tmp_path / "no-dev", "en", {name: utterances(f"en-{name}", 3, 3) for name in ("train", "test")})
     with pytest.raises(ChoiceError, match=says):
-        evaluated(load([*words, f"eval.sets={sets.replace('ENGLISH', str(tmp_path / 'no-dev'))}"]))
+        sets_of(load([*words, f"eval.sets={sets.replace('ENGLISH', str(tmp_path / 'no-dev'))}"]))
 
 
 def test_what_training_heard_is_no_test_of_it(words: list[str], release: Path) -> None:
     prepared(words)
     with pytest.raises(ChoiceError, match=r"eval.sets: no usable clip of train .* that training has not heard \("):
-        evaluated(load([*words, f"eval.sets=[{{source: {release}, split: train, name: again}}]"]))
+        sets_of(load([*words, f"eval.sets=[{{source: {release}, split: train, name: again}}]"]))
     tests = utterances("other", 6, 6)
     tests[0]["client_id"] = read_jsonl(load(words).run / "data" / "train.jsonl")[0]["speaker"]
     tests[1]["sentence"] = read_jsonl(load(words).run / "data" / "train.jsonl")[0]["text"].upper()
     other = release.parent / "other-release"
     write_release(other, "nl", {"train": utterances("a", 3, 3), "dev": utterances("b", 3, 3), "test": tests})
-    again = evaluated(load([*words, f"eval.sets=[{{source: {other}}}]", "eval.limit=null"]))[1]
+    again = sets_of(load([*words, f"eval.sets=[{{source: {other}}}]", "eval.limit=null"]))[1]
     assert again.leaks == {"speaker": 1, "sentence": 1, "clip": 0} and len(again.clips) == 4

@@ -255,7 +255,7 @@ def test_letters_and_words_that_the_transcripts_lack_are_counted() -> None:
 def dishonest(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that hears every sentence as it is written, but for two clips."""
 
-    def hears(config: Any, hardware: Any, sets: Sequence[Any], tuned: Any) -> list[dict[str, Any]]:
+    def hears(base: Any, decoding: Any, hardware: Any, sets: Sequence[Any], tuned: Any) -> list[dict[str, Any]]:
         assert tuned is None
         said = {
             "common_voice_test_00001": "heel iets anders dan dat",
@@ -263,7 +263,7 @@ def dishonest(monkeypatch: pytest.MonkeyPatch) -> None:
         }
         return [model_of([said.get(clip["id"], clip["text"]) for clip in each.clips]) for each in sets]
 
-    monkeypatch.setattr(room, "heard", hears)
+    monkeypatch.setattr("asr_lora.prepare.decode_sets", hears)
 
 
 def test_what_the_model_contradicts_is_listed_and_what_ran_away_is_not(

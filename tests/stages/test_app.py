@@ -117,8 +117,9 @@ def test_one_base_is_held_and_hears_as_the_run_and_the_checkpoint_do(made: Calla
 
     config, spoken = words_of(folder), [(each.start, each.end) for each in heard.tuned]
     base = f"model.checkpoint={run.settings(folder)['model']['checkpoint']}"
-    alone = ears.untouched(words_of(folder, base), hardware_of(config))
-    merged = ears.of_run(config, run.as_recorded(folder, config, []), hardware_of(config))
+    other, recorded = words_of(folder, base), run.as_recorded(folder, config, [])
+    alone = ears.with_base(other.model, other.decoding, hardware_of(config))
+    merged = ears.with_run(folder, run.pinned(recorded).model, config.decoding, hardware_of(config))
     for model, expected in ((alone, heard.untouched), (merged, heard.tuned)):
         with model.hearing("nl", None) as settings:
             assert model.segments([(talk, *part) for part in spoken], settings) == expected
@@ -129,7 +130,7 @@ def test_a_strength_hears_as_an_adapter_that_was_scaled_for_good_and_none_is_unt
 ) -> None:
     folder = made("nl")
     both = both_of(folder)
-    checkpoint = both.untouched.config.model.checkpoint
+    checkpoint = both.untouched.base.checkpoint
     arithmetic.scaled(run.adapter(folder), 0.5, tmp_path / "half", checkpoint)
     half = adapter.load(checkpoint, tmp_path / "half", "fp32", torch.device("cpu"))
     clips = [{"path": str(talk), "start": 0.0, "end": 2.0, "duration": 2.0}]

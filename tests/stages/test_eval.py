@@ -57,13 +57,13 @@ def test_a_set_that_is_named_later_is_scored_alone(trained: list[str], monkeypat
     config = load(trained)
     evaluate(config)
     asked: list[str] = []
-    real = eval_sets.heard
+    real = eval_sets.decode_sets
 
-    def heard(config: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
+    def heard(base: Any, decoding: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
         asked.extend(each.name for each in sets)
-        return real(config, hardware, sets, tuned)
+        return real(base, decoding, hardware, sets, tuned)
 
-    monkeypatch.setattr("asr_lora.eval.heard", heard)
+    monkeypatch.setattr("asr_lora.eval.decode_sets", heard)
     more = ["eval.sets=[{source: noise}]"]
     evaluate(as_recorded(config.run, load([*more, "hardware=cpu"]), more))
     assert set(asked) == {"noise"}
@@ -84,7 +84,7 @@ def test_where_characters_lead_they_are_aligned_counted_and_confused(
     chinese = [*words, f"data.source={tmp_path / 'chinese'}", "data.language=zh-CN"]
     train(load([*chinese, "eval.after=false"]))
 
-    def heard(config: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
+    def heard(base: Any, decoding: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
         (own,) = sets
         said = [
             clip["text"].replace("气", "汽" if tuned else "器").replace("好", "好" if tuned else "")
@@ -97,7 +97,7 @@ def test_where_characters_lead_they_are_aligned_counted_and_confused(
             }
         ]  # fmt: skip
 
-    monkeypatch.setattr("asr_lora.eval.heard", heard)
+    monkeypatch.setattr("asr_lora.eval.decode_sets", heard)
     facts = evaluate(load(chinese))
     assert (facts["cer"], facts["baseline"]["cer"]) == (1 / 8, 3 / 8)
     assert facts["confusions"]["substitutions"] == [["气", "汽", 1]]
@@ -118,7 +118,7 @@ def test_where_characters_lead_they_are_aligned_counted_and_confused(
 def worse(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tuned model that gets every other word wrong and speaks in silence, where the untouched one is always right."""
 
-    def heard(config: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
+    def heard(base: Any, decoding: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
         def said(text: str) -> str:
             words = text.split() or ["en"]
             return text if tuned is None else " ".join(w if at % 2 else "anders" for at, w in enumerate(words))
@@ -133,7 +133,7 @@ def worse(monkeypatch: pytest.MonkeyPatch) -> None:
             for each in sets
         ]  # fmt: skip
 
-    monkeypatch.setattr("asr_lora.eval.heard", heard)
+    monkeypatch.setattr("asr_lora.eval.decode_sets", heard)
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_strengths_are_compared_on_dev_and_the_best_alone_is_scored_on_test(trai
 def test_the_adapter_as_trained_is_scored_at_the_context_that_was_best_on_dev(
     trained: list[str], monkeypatch: pytest.MonkeyPatch, wrong: dict[str, float], best: str
 ) -> None:
-    def heard(config: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
+    def heard(base: Any, decoding: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
         context = "short" if tuned is not None and trained_on_short(tuned) else "full"
         return [
             {
@@ -215,8 +215,8 @@ def test_the_adapter_as_trained_is_scored_at_the_context_that_was_best_on_dev(
             for each in sets
         ]  # fmt: skip
 
-    monkeypatch.setattr("asr_lora.eval.heard", heard)
-    monkeypatch.setattr("asr_lora.evaluation.adapter_strength.heard", heard)
+    monkeypatch.setattr("asr_lora.eval.decode_sets", heard)
+    monkeypatch.setattr("asr_lora.evaluation.adapter_strength.decode_sets", heard)
     config = load([*trained, "eval.strengths=[0,1]"])
     facts = evaluate(config)
     assert (facts["strength"], facts["context"]) == (1, best)

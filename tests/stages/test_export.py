@@ -331,7 +331,7 @@ def test_what_differs_beyond_tolerance_and_chance_is_doubted_and_one_word_of_few
     ours = [{"hypotheses": right, "cut": [False] * 4, "seconds": 1.0}]
 
     def doubts(theirs: list[str]) -> list[str]:
-        figures, lines = source.compare(config, [each], ours, [theirs])
+        figures, lines = source.compare(config.eval, config.seed, [each], ours, [theirs])
         assert figures[0]["equal"] == sum(line["equal"] for line in lines)
         return source.parity_failures(figures, 0.03)
 
@@ -341,7 +341,9 @@ def test_what_differs_beyond_tolerance_and_chance_is_doubted_and_one_word_of_few
     assert len(wrong) == 1 and wrong[0].startswith("WER of test is ") and "ours 0.0 %" in wrong[0]
     assert doubts([right[0] + " uur" * 40, *right[1:]])[-1].startswith("1 of 4 texts of test run away")
     ours[0]["hypotheses"] = [right[0] + " uur" * 40, *right[1:]]
-    assert source.compare(config, [each], ours, [ours[0]["hypotheses"]])[0][0]["run_away"] == 0  # ours does too
+    assert (
+        source.compare(config.eval, config.seed, [each], ours, [ours[0]["hypotheses"]])[0][0]["run_away"] == 0
+    )  # ours does too
 
 
 # ---- where a proof runs ----

@@ -17,7 +17,7 @@ from support.runs import hardware_of, tiny_run
 
 from asr_lora.config.compose import load
 from asr_lora.decoding import transcriber as ears
-from asr_lora.decoding.generate import Segment, Worn, decoding, transcribe_once
+from asr_lora.decoding.generate import Segment, Worn, decoding_options, transcribe_once
 from asr_lora.decoding.transcriber import srt, stretches, txt, vtt
 from asr_lora.demo.espeak import RATE, Utterance, speak
 from asr_lora.model import adapter, whisper
@@ -90,7 +90,7 @@ def test_a_folder_is_heard_file_by_file_and_a_bad_one_does_not_stop_the_rest(
 
 def test_what_one_recording_had_no_memory_for_is_not_tried_with_the_next(words: list[str], talk: Path) -> None:
     config, sizes = load(words), []
-    base = ears.untouched(config, hardware_of(config))
+    base = ears.with_base(config.model, config.decoding, hardware_of(config))
 
     def small(module: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
         sizes.append(len(args[0]))
@@ -108,7 +108,7 @@ def test_each_language_is_heard_with_its_adapter_as_if_that_were_merged(
     words: list[str], talk: Path, runs: dict[str, Path]
 ) -> None:
     config = load([*words, f"adapters={{nl: {runs['nl']}, de: {runs['de']}}}"])
-    both = ears.with_adapters(config, config.adapters or {}, hardware_of(config))
+    both = ears.with_adapters(config.adapters or {}, config.model, config.decoding, hardware_of(config))
     clips = [{"path": str(talk), "start": 0.0, "end": 2.0, "duration": 2.0}]
     heard = {}
     for name in ("nl", "de", None, "nl"):  # and back
@@ -131,10 +131,10 @@ def test_rows_of_one_batch_wear_their_own_adapters_and_languages(
 ) -> None:
     both = f"adapters={{nl: {runs['nl']}, de: {runs['de']}}}"
     config = load([*words, both, f"decoding={way}", "decoding.context=full"])
-    several = ears.with_adapters(config, config.adapters, hardware_of(config))
+    several = ears.with_adapters(config.adapters, config.model, config.decoding, hardware_of(config))
     clips = [{"path": str(talk), "start": start, "end": start + 2, "duration": 2.0} for start in (0.0, 0.0, 0.0, 2.0)]
     worn = [Worn("nl", "nl"), Worn("de", "de"), Worn("nl", BASE), Worn("de", "nl")]
-    settings = decoding(config, several.hardware, "nl", short=False)
+    settings = decoding_options(config.decoding, config.model, several.hardware, "nl", short=False)
     together = transcribe_once(several.model, several.processor, clips, settings, worn=worn)
     for clip, each, hypothesis in zip(clips, worn, together, strict=True):
         alone = (
@@ -241,7 +241,7 @@ def test_no_recording_is_one_clear_line(words: list[str], word: str, told: str) 
 def test_a_folder_without_an_adapter_is_refused(words: list[str], tmp_path: Path) -> None:
     config = load(words)
     with pytest.raises(ChoiceError, match=r"adapters\.nl: no adapter in "):
-        ears.with_adapters(config, {"nl": str(tmp_path)}, hardware_of(config))
+        ears.with_adapters({"nl": str(tmp_path)}, config.model, config.decoding, hardware_of(config))
 
 
 def test_runs_of_two_bases_are_refused(words: list[str], runs: dict[str, Path], tmp_path: Path) -> None:
@@ -250,7 +250,9 @@ def test_runs_of_two_bases_are_refused(words: list[str], runs: dict[str, Path], 
     settings.write_text(settings.read_text().replace("base: ", "base: 0"))
     config = load(words)
     with pytest.raises(ChoiceError, match=r"adapters: must be of one base, got nl on \w+, de on 0"):
-        ears.with_adapters(config, {"nl": str(runs["nl"]), "de": str(tmp_path / "de")}, hardware_of(config))
+        ears.with_adapters(
+            {"nl": str(runs["nl"]), "de": str(tmp_path / "de")}, config.model, config.decoding, hardware_of(config)
+        )
 
 
 def test_names_that_differ_in_their_suffix_alone_keep_it(tmp_path: Path) -> None:

@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from asr_lora.config.compose import Config, load
+from asr_lora.data.manifest import Clip
+from asr_lora.data.preparation import split_clips
 from asr_lora.data.sampler import Batch
+from asr_lora.evaluation.eval_sets import Set, eval_sets
 from asr_lora.model.hardware import Hardware, resolve_hardware
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
@@ -41,6 +44,16 @@ def tiny_run(release: Path, checkpoint: Path, runs: Path) -> list[str]:
 def hardware_of(config: Config) -> Hardware:
     """The device that a run's settings come to."""
     return resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size)
+
+
+def sets_of(config: Config) -> list[Set]:
+    """What a run is scored on."""
+    return eval_sets(config.run, config.eval, config.data, config.model)
+
+
+def clips_of(config: Config, split: str, limit: int | None) -> list[Clip]:
+    """The first clips of a run's split; None: all of the corpus."""
+    return split_clips(config.run, config.data, config.model, split, limit)
 
 
 def killed(words: list[str], step: int) -> Config:
