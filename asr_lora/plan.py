@@ -137,10 +137,10 @@ def ways(config: Config, shape: cost.Shape) -> list[Way]:
     for kind in LORA_KEYS:
         lora, precision = _settings(config, kind)
         trainable = trained_parameters(known, lora)
-        held = cost.training_bytes(
-            shape, precision, 1, MAX_SECONDS, LABEL_TOKENS, autocast=True, checkpointing=False, trainable=trainable,
-            on_gpu=True, **lora.memory,
-        )  # fmt: skip
+        mode = cost.TrainingMode(
+            precision, autocast=True, checkpointing=False, trainable=trainable, on_gpu=True, **lora.memory
+        )
+        held = cost.training_bytes(shape, mode, 1, MAX_SECONDS, LABEL_TOKENS)
         found.append(Way(lora, precision, trainable, saved_bytes(lora, trainable, shape, precision), held))
     return found
 

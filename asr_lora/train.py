@@ -83,7 +83,7 @@ def _is_trained(config: Config, typed: Sequence[str], about: str) -> bool:
     run.record(config, typed, base=identity(config.model.checkpoint))
     if not run.is_trained(config.run):
         return False
-    clear_away(config)  # where a kill came between
+    clear_away(config.run)  # where a kill came between
     return True
 
 

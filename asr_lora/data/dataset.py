@@ -13,7 +13,6 @@ from datasets import Dataset
 from datasets.distributed import split_dataset_by_node
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
-from transformers import WhisperProcessor
 
 from asr_lora.config.schema import TrainingConfig
 from asr_lora.corpus.streaming import Split
@@ -27,15 +26,13 @@ from asr_lora.speech import audio
 
 
 class Steps(torch.utils.data.Dataset[list[dict[str, Tensor]]]):
-    """Step -> its batches, this rank's rows of them; what the other arguments mean, `Making` says."""
+    """Step -> its batches, this rank's rows of them."""
 
     def __init__(
-        self, rows: Sequence[Clip], order: Order, steps: int, processor: WhisperProcessor,
-        rank: int = 0, world_size: int = 1, augment: str | None = None, seed: int = 0, attention_mask: bool = False,
-    ) -> None:  # fmt: skip
-        self.clips, self.order, self.steps = _clips(rows), order, steps
+        self, rows: Sequence[Clip], order: Order, steps: int, making: Making, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.clips, self.order, self.steps, self.making = _clips(rows), order, steps, making
         self.rank, self.world_size = rank, world_size
-        self.making = Making(processor, augment, seed, attention_mask)
 
     def __len__(self) -> int:
         return self.steps

@@ -22,7 +22,7 @@ from asr_lora.corpus.huggingface import is_dataset
 from asr_lora.corpus.shards import PREFIX as SHARDS
 from asr_lora.corpus.shards import is_url
 from asr_lora.data.dataset import Steps
-from asr_lora.data.features import IGNORED, log_mel, prompted
+from asr_lora.data.features import IGNORED, Making, log_mel, prompted
 from asr_lora.data.manifest import Clip, Draw, draw_order, gone, in_shard
 from asr_lora.data.preparation import MOST_BAD, check_hours, label_filter
 from asr_lora.data.sources import find_source, open_sources
@@ -261,11 +261,9 @@ def batch(config: "Config", sight: Sight, code: str) -> tuple[Check, Batch | Non
         raise ChoiceError(f"data.source: none of {len(sight.clips)} clips has a sentence that can be a label")
     processor = load_processor(config.model.checkpoint)
     processor.tokenizer = prompted(processor.tokenizer, code, config.model.task)
-    steps = Steps(
-        rows, order(config, rows), 1, processor,
-        augment=config.data.augment, seed=config.seed, attention_mask=config.training.spec_augment,
-    )  # fmt: skip
-    batches, generation = steps[0], load_generation_config(config.model.checkpoint)
+    making = Making(processor, config.data.augment, config.seed, config.training.spec_augment)
+    batches = Steps(rows, order(config, rows), 1, making)[0]
+    generation = load_generation_config(config.model.checkpoint)
     first, end = generation.decoder_start_token_id, generation.eos_token_id
     prompt = (first, generation.lang_to_id[f"<|{code}|>"], generation.task_to_id[config.model.task])
     if wrong := [trouble for each in batches for trouble in troubles(each, prompt, end, len(processor.tokenizer))]:

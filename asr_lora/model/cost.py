@@ -178,45 +178,51 @@ def kept_bytes(
     return shape.encoder_layers * encoder + shape.decoder_layers * decoder
 
 
-def training_bytes(
-    shape: Shape, precision: str, rows: int, seconds: float, tokens: float, *,
-    autocast: bool, checkpointing: bool, trainable: int, on_gpu: bool, kind: str = "qv", eight_bit: bool = False,
-) -> float:  # fmt: skip
-    """Most bytes held in a training step with so many `rows` in one forward: weights, adapter, optimiser, activations.
+@dataclass(frozen=True)
+class TrainingMode:
+    """What the memory of a training step depends on beside its clips.
 
-    `autocast` says whether arithmetic is in half precision, `eight_bit` whether the optimiser's moments are in 8 bits.
+    `precision` of the base; `autocast`: arithmetic in half precision; `trainable` parameters; `kind` of tuning;
+    `eight_bit`: the optimizer's moments are in 8 bits.
+    """
+
+    precision: str
+    autocast: bool
+    checkpointing: bool
+    trainable: int
+    on_gpu: bool
+    kind: str = "qv"
+    eight_bit: bool = False
+
+
+def training_bytes(shape: Shape, mode: TrainingMode, rows: int, seconds: float, tokens: float) -> float:
+    """Most bytes held in a training step with so many `rows` in one forward: weights, adapter, optimizer, activations.
+
     What backward needs is `kept_bytes`, within a tenth of what was counted in every precision; with checkpointing it is
     estimated.
     """
-    half = autocast or precision in ("fp16", "bf16")
-    kept = kept_bytes(shape, seconds, tokens, half=half, on_gpu=on_gpu, checkpointing=checkpointing, kind=kind)
+    precision, kind = mode.precision, mode.kind
+    half = mode.autocast or precision in ("fp16", "bf16")
+    kept = kept_bytes(
+        shape, seconds, tokens, half=half, on_gpu=mode.on_gpu, checkpointing=mode.checkpointing, kind=kind
+    )
     # Of the layer that backward is in, and logits: themselves, their softmax and their gradient.
     working = 3 * seconds * POSITIONS_PER_SECOND * shape.ffn * (2 if half else 4)
     activations = rows * (kept + working + 3 * 4 * tokens * shape.vocabulary)
     copies = 0.0  # in half precision, of what autocast multiplies: an fp32 base, or a quantized one's embedding
-    if autocast and precision not in ("fp16", "bf16"):
+    if mode.autocast and precision not in ("fp16", "bf16"):
         copies = 2 * (parameters(shape) if precision == "fp32" else shape.vocabulary * shape.d_model)
-    slack = GPU_SLACK if on_gpu else CPU_SLACK
+    slack = GPU_SLACK if mode.on_gpu else CPU_SLACK
     # A whole model's own weights are counted already.
-    each = OPTIMISER_BYTES - 4 * (kind in WHOLE) - MOMENT_BYTES_SAVED * eight_bit
-    fixed = weight_bytes(shape, precision, kind == "qlora") + copies + each * trainable
+    each = OPTIMISER_BYTES - 4 * (kind in WHOLE) - MOMENT_BYTES_SAVED * mode.eight_bit
+    fixed = weight_bytes(shape, precision, kind == "qlora") + copies + each * mode.trainable
     return PROCESS_BYTES + fixed + slack * activations
 
 
-def rows_that_fit(
-    available: float, shape: Shape, precision: str, seconds: float, tokens: float, *,
-    autocast: bool, checkpointing: bool, trainable: int, on_gpu: bool, kind: str = "qv", eight_bit: bool = False,
-) -> int:  # fmt: skip
+def rows_that_fit(available: float, shape: Shape, mode: TrainingMode, seconds: float, tokens: float) -> int:
     """The most rows in one forward of training within `available` bytes; 0 when not even one fits."""
-
-    def held(rows: int) -> float:
-        return training_bytes(
-            shape, precision, rows, seconds, tokens,
-            autocast=autocast, checkpointing=checkpointing, trainable=trainable, on_gpu=on_gpu, kind=kind,
-            eight_bit=eight_bit,
-        )  # fmt: skip
-
-    return max(0, int((available - held(0)) / (held(1) - held(0))))
+    none, one = (training_bytes(shape, mode, rows, seconds, tokens) for rows in (0, 1))
+    return max(0, int((available - none) / (one - none)))
 
 
 def decoding_bytes(shape: Shape, weights: float, rows: int, seconds: float, tokens: float, half: bool) -> float:

@@ -197,11 +197,8 @@ def fitting(
     trained = cost.parameters(shape) if kind == "full" else 0
 
     def rows(checkpointing: bool) -> int:
-        return cost.rows_that_fit(
-            available, shape, precision, MAX_SECONDS, LABEL_TOKENS,
-            autocast=autocast, checkpointing=checkpointing, trainable=trained, on_gpu=True, kind=kind,
-            eight_bit=eight_bit,
-        )  # fmt: skip
+        mode = cost.TrainingMode(precision, autocast, checkpointing, trained, True, kind, eight_bit)
+        return cost.rows_that_fit(available, shape, mode, MAX_SECONDS, LABEL_TOKENS)
 
     if checkpointing is None:
         checkpointing = rows(False) == 0

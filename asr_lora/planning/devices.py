@@ -193,7 +193,7 @@ def _by_timing(config: Config, work: Job, hardware: Hardware) -> Clocks:
     dev, scored = work.decoding("dev", rows), work.decoding("eval", rows)
     try:
         return clock.by_timing(
-            config.model.checkpoint, config.model.precision, config.lora,
+            config.model, config.lora,
             language_token(config.model, config.data.language), hardware,
             beams=config.decoding.num_beams, trained=cut(work.trained, hardware.capacity),
             developed=dev, evaluated=scored or dev,

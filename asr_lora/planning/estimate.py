@@ -219,12 +219,10 @@ def forecast_on(work: Job, device: Device, precision: str, clocks: Clocks) -> Fo
     once = sum(map(clocks.dev, dev))
     seconds["dev"] = _dev_seconds(once, seconds["train"], work.decodings, work.dev_share) + once * work.judged
 
+    mode = cost.TrainingMode(precision, device.half, device.checkpointing, work.trainable, on_gpu, **work.kept)
+
     def training(each: Work) -> float:
-        return cost.training_bytes(
-            work.shape, precision, each.rows, each.seconds, each.tokens,
-            autocast=device.half, checkpointing=device.checkpointing, trainable=work.trainable, on_gpu=on_gpu,
-            **work.kept,
-        )  # fmt: skip
+        return cost.training_bytes(work.shape, mode, each.rows, each.seconds, each.tokens)
 
     def decoding(each: Work, weights: float, half: bool) -> float:
         return cost.decoding_bytes(work.shape, weights, each.rows * beams, each.seconds, each.tokens, half)

@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import soundfile
 import torch
 from transformers import WhisperProcessor
 
+from asr_lora.config.schema import LoraConfig, ModelConfig
 from asr_lora.data.features import log_mel
 from asr_lora.decoding.generate import suppressing
 from asr_lora.model import adapter, cost, whisper
@@ -20,9 +21,6 @@ from asr_lora.model.pretrained import load_processor
 from asr_lora.runtime.console import Bar, progress
 from asr_lora.speech import audio
 from asr_lora.training.trainer import token_loss
-
-if TYPE_CHECKING:
-    from asr_lora.config.schema import LoraConfig
 
 # Seconds that the host needs to launch a layer's kernels, which no GPU undercuts: forward and backward of training, and
 # one token of decoding (estimated from Hugging Face's Whisper in eager mode; twice that for a quantised base).
@@ -92,7 +90,7 @@ def matrix_rates(device: torch.device, autocast: torch.dtype | None) -> dict[str
 
 
 def by_timing(
-    checkpoint: str, precision: str, lora: "LoraConfig", language: str, hardware: Hardware, *,
+    asked: ModelConfig, lora: LoraConfig, language: str, hardware: Hardware, *,
     beams: int, trained: Sequence[Work], developed: Sequence[Work], evaluated: Sequence[Work],
 ) -> Clocks:  # fmt: skip
     """Times shapes between the smallest and the largest of each kind, on noise; others are interpolated by their work.
@@ -100,11 +98,15 @@ def by_timing(
     Training is timed through the same pieces as the trainer's: clip decoding, log-mel, the model at its context, loss,
     backward, optimiser. Only speed is asked, so labels are random and decoding goes on to the length that is expected.
     """
-    processor = load_processor(checkpoint)
+    processor = load_processor(asked.checkpoint)
     free_memory()
     with progress("timing steps", total=3 * POINTS) as bar, keeping_memory():
         base = whisper.load(
-            checkpoint, precision, hardware.device, hardware.autocast or torch.float32, bool(lora.double_quantisation)
+            asked.checkpoint,
+            asked.precision,
+            hardware.device,
+            hardware.autocast or torch.float32,
+            bool(lora.double_quantisation),
         )
         model = adapter.attach(base, lora, seed=0)
         train = _interpolated(trained, _training_step(model, processor, hardware), hardware, bar)
@@ -112,7 +114,7 @@ def by_timing(
         dev = _interpolated(developed, _decoding(model, processor, hardware, language, beams, True), hardware, bar)
         del base, model
         free_memory()
-        merged = whisper.load(checkpoint, "fp16" if hardware.device.type == "cuda" else "fp32", hardware.device)
+        merged = whisper.load(asked.checkpoint, hardware.merged_precision, hardware.device)
         final = _interpolated(evaluated, _decoding(merged, processor, hardware, language, beams, False), hardware, bar)
     del merged
     free_memory()

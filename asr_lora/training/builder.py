@@ -58,14 +58,12 @@ def build(
     )
     arguments = _arguments(config, hardware, learning_rate, steady)
     place = arguments.process_index, arguments.world_size
+    making = Making(processor, config.data.augment, config.seed, masks)
     steps: Steps | StreamedSteps
     if config.data.streaming:
-        steps = of_stream(config, Making(processor, config.data.augment, config.seed, masks), *place)
+        steps = of_stream(config, making, *place)
     else:
-        steps = Steps(
-            rows, order(config, rows), config.max_steps, processor, *place,
-            augment=config.data.augment, seed=config.seed, attention_mask=masks,
-        )  # fmt: skip
+        steps = Steps(rows, order(config, rows), config.max_steps, making, *place)
     short = config.training.context == "dynamic"
     options = decoding_options(config.decoding, config.model, hardware, language, short)
     way = method(config.lora, config.max_steps)

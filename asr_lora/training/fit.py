@@ -80,7 +80,7 @@ def _trained(
         say(f"{trained:,} parameters train ({share:.1%})")
         checkpoint = ranks.first_does(lambda: checkpoints.last(folder))
         if checkpoint:
-            say(f"resuming from {checkpoint}{_inexact(config, hardware, checkpoint)}")
+            say(f"resuming from {checkpoint}{_inexact(config.data.streaming, hardware, checkpoint)}")
         try:
             with _stopping_cleanly(trainer), keeping_memory():
                 if checkpoint is None and is_judged(
@@ -119,7 +119,9 @@ def _roll_back(config: Config, trainer: WhisperTrainer, before: Rollback, collap
         f"{'a tenth' if once_before else 'a third'} of it, say"
     )
     write_rollback(file, replace(before, over=over))
-    write_json(run.train_metrics(config.run), {"finished": False, **_course(config, trainer)})
+    write_json(
+        run.train_metrics(config.run), {"finished": False, **_course(config.run, config.training.batch_size, trainer)}
+    )
     raise ChoiceError(over)
 
 
@@ -139,24 +141,24 @@ def _finish(
         "finished": not journal.out_of_time,
         **counted,
         "adapter_bytes": written,
-        **_course(config, trainer),
-        **_seen(config, hardware, rows, trainer),
+        **_course(config.run, config.training.batch_size, trainer),
+        **_seen(config.run, hardware, rows, trainer),
         **_setting(config, hardware, trainer),
         "total_seconds": journal.earlier_seconds + time.perf_counter() - started,
     }
     write_json(run.train_metrics(config.run), facts)
     if facts["finished"]:
-        clear_away(config)
+        clear_away(config.run)
     say(
         f"{stored.described(learnt)}: {learnt} ({written / 1e6:.1f} MB), best at step {journal.best['step']}, dev WER "
         f"{journal.best['wer']:.1%} ({facts['dev_normalizer']}), {journal.train_seconds:.0f} s of training"
     )
 
 
-def _course(config: Config, trainer: WhisperTrainer) -> dict[str, Any]:
+def _course(folder: Path, batch_size: int, trainer: WhisperTrainer) -> dict[str, Any]:
     """How it went in time, what dev said of it, and what the guard has done."""
     journal, steps = trainer.journal, trainer.state.global_step
-    seconds, retreat = journal.train_seconds, read_rollback(run.retreat(config.run))
+    seconds, retreat = journal.train_seconds, read_rollback(run.retreat(folder))
     trained, share = trainable(trainer.model)
     return {
         "trainable_parameters": trained,
@@ -174,16 +176,16 @@ def _course(config: Config, trainer: WhisperTrainer) -> dict[str, Any]:
         "dev_seconds": journal.dev_seconds + trainer.dev.untouched_seconds,
         "save_seconds": sum(journal.save_took),
         "seconds_per_step": statistics.median(journal.step_seconds) if steps else None,
-        "clips_per_second": steps * config.training.batch_size / seconds if steps else None,
+        "clips_per_second": steps * batch_size / seconds if steps else None,
         "data_wait_fraction": journal.data_wait / seconds if steps else None,
         "out_of_memory": journal.out_of_memory,
     }  # fmt: skip
 
 
-def _seen(config: Config, hardware: Hardware, rows: Sequence[Clip], trainer: WhisperTrainer) -> dict[str, Any]:
+def _seen(folder: Path, hardware: Hardware, rows: Sequence[Clip], trainer: WhisperTrainer) -> dict[str, Any]:
     """Clips and seconds of training, and the share of encoder positions that carried none of it."""
     if not isinstance(trainer.train_dataset, Steps):
-        return _seen_of_stream(config, hardware)
+        return _seen_of_stream(folder, hardware)
     batches, steps = trainer.train_dataset.order, trainer.state.global_step
     clips = [clip for step in range(steps) for batch in batches.step(step) for row in batch.rows for clip in row.clips]
     return {
@@ -210,8 +212,8 @@ def _setting(config: Config, hardware: Hardware, trainer: WhisperTrainer) -> dic
     }
 
 
-def _seen_of_stream(config: Config, hardware: Hardware) -> dict[str, Any]:
-    records = [read_jsonl(run.streamed_record(config.run, rank)) for rank in range(hardware.processes)]
+def _seen_of_stream(folder: Path, hardware: Hardware) -> dict[str, Any]:
+    records = [read_jsonl(run.streamed_record(folder, rank)) for rank in range(hardware.processes)]
     found = seen([line for record in records for line in record], hardware.workers)
     reasons = ", ".join(f"{reason}: {count}" for reason, count in found["streamed"]["left_out"].items()) or "nothing"
     say(f"the stream gave {found['clips_seen']:,} clips; left out: {reasons}")
@@ -224,9 +226,9 @@ def trainable(model: torch.nn.Module) -> tuple[int, float]:
     return trainable, trainable / sum(parameter.numel() for parameter in model.parameters())
 
 
-def _inexact(config: Config, hardware: Hardware, checkpoint: Path) -> str:
+def _inexact(streaming: bool, hardware: Hardware, checkpoint: Path) -> str:
     """What keeps a resumed run from being the same to the last bit, in words; nothing where it is."""
-    if config.data.streaming:
+    if streaming:
         return ", not exactly: the stream begins anew, in another order"
     before = len(list(checkpoint.glob("rng_state*.pth")))  # a process each
     if before == hardware.processes:
@@ -237,9 +239,9 @@ def _inexact(config: Config, hardware: Hardware, checkpoint: Path) -> str:
     )
 
 
-def clear_away(config: Config) -> None:
+def clear_away(folder: Path) -> None:
     """What training has no more use for once it has ended."""
-    for used_up in (run.best_so_far(config.run), run.checkpoints(config.run)):
+    for used_up in (run.best_so_far(folder), run.checkpoints(folder)):
         shutil.rmtree(used_up, ignore_errors=True)
 
 

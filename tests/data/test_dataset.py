@@ -10,7 +10,7 @@ from support.runs import Fixed
 from transformers import WhisperProcessor
 
 from asr_lora.data.dataset import Steps
-from asr_lora.data.features import IGNORED, log_mel, token_ids
+from asr_lora.data.features import IGNORED, Making, log_mel, token_ids
 from asr_lora.data.sampler import Batch, Row
 from asr_lora.runtime.errors import WorldError
 from asr_lora.speech import audio
@@ -25,23 +25,23 @@ def rows(tmp_path: Path) -> list[dict[str, str]]:
 
 def test_each_batch_of_a_step_has_its_own_context(rows: list[dict[str, str]], processor: WhisperProcessor) -> None:
     order = Fixed(Batch((Row((0,)),), 30.0), Batch((Row((1,)), Row((2,))), 1.28))
-    long, short = Steps(rows, order, 1, processor)[0]
+    long, short = Steps(rows, order, 1, Making(processor))[0]
     assert long["input_features"].shape == (1, 80, 3000) and short["input_features"].shape == (2, 80, 128)
     assert short["labels"].shape == short["decoder_input_ids"].shape and short["labels"].dtype == torch.int64
 
 
 def test_a_rank_reads_its_own_rows_alone(rows: list[dict[str, str]], processor: WhisperProcessor) -> None:
     order = Fixed(Batch((Row((0,)), Row((3,))), 1.28))  # the other rank's clip cannot be read
-    (mine,) = Steps(rows, order, 1, processor, rank=0, world_size=2)[0]
+    (mine,) = Steps(rows, order, 1, Making(processor), rank=0, world_size=2)[0]
     assert len(mine["labels"]) == 1
     with pytest.raises(WorldError, match=r"gone\.mp3: clip cannot be read"):
-        Steps(rows, order, 1, processor, rank=1, world_size=2)[0]
+        Steps(rows, order, 1, Making(processor), rank=1, world_size=2)[0]
 
 
 def test_joined_clips_are_one_row_of_sound_and_one_of_text(
     rows: list[dict[str, str]], processor: WhisperProcessor
 ) -> None:
-    (batch,) = Steps(rows, Fixed(Batch((Row((2, 0)),), 30.0)), 1, processor)[0]
+    (batch,) = Steps(rows, Fixed(Batch((Row((2, 0)),), 30.0)), 1, Making(processor))[0]
     sound = np.concatenate([audio.load(Path(rows[clip]["path"])) for clip in (2, 0)])
     torch.testing.assert_close(batch["input_features"], log_mel([sound], processor.feature_extractor))
     ids = token_ids("zin c zin a", processor.tokenizer)
@@ -49,7 +49,7 @@ def test_joined_clips_are_one_row_of_sound_and_one_of_text(
 
 
 def test_the_times_of_joins_are_those_of_the_sound(rows: list[dict[str, str]], processor: WhisperProcessor) -> None:
-    (batch,) = Steps(rows, Fixed(Batch((Row((0, 1), timestamps=True),), 30.0)), 1, processor)[0]
+    (batch,) = Steps(rows, Fixed(Batch((Row((0, 1), timestamps=True),), 30.0)), 1, Making(processor))[0]
     said = processor.tokenizer.convert_ids_to_tokens(
         [label for label in batch["labels"][0].tolist() if label != IGNORED]
     )

@@ -29,6 +29,7 @@ from asr_lora.config.compose import load
 from asr_lora.corpus import open_corpus, shards
 from asr_lora.data import shard_writer
 from asr_lora.data.dataset import Steps
+from asr_lora.data.features import Making
 from asr_lora.data.manifest import sound, waveform
 from asr_lora.data.shard_writer import write_shards
 from asr_lora.data.sources import restore_clips
@@ -324,7 +325,7 @@ def steps(words: list[str], processor: WhisperProcessor, **ranks: int) -> list[A
     """The tensors of every step."""
     rows = manifest(prepared(words))
     config = load(words)
-    made = Steps(rows, assembly.order(config, rows), STEPS, processor, **ranks)
+    made = Steps(rows, assembly.order(config, rows), STEPS, Making(processor), **ranks)
     return [made[step] for step in range(STEPS)]
 
 
@@ -387,7 +388,7 @@ def test_loader_processes_read_the_same(
     whole = steps(from_files, processor)
     for asked in (from_shards, over_http(from_shards, server)):
         rows = manifest(prepared(asked))
-        made = Steps(rows, assembly.order(load(asked), rows), STEPS, processor)
+        made = Steps(rows, assembly.order(load(asked), rows), STEPS, Making(processor))
         assert_equal(list(DataLoader(made, batch_size=None, num_workers=2)), whole)  # type: ignore[arg-type]
 
 

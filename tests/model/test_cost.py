@@ -53,15 +53,14 @@ def test_the_shape_of_a_checkpoint_is_in_its_config(tiny_checkpoint: Path) -> No
 
 @pytest.mark.parametrize(("rows", "gigabytes"), [(4, 5.0), (8, 12.2)])
 def test_memory_on_a_cpu_is_near_what_was_measured_with_whisper_base(rows: int, gigabytes: float) -> None:
-    held = cost.training_bytes(
-        BASE, "fp32", rows, 30, 25, autocast=False, checkpointing=False, trainable=1_179_648, on_gpu=False
-    )
+    mode = cost.TrainingMode("fp32", autocast=False, checkpointing=False, trainable=1_179_648, on_gpu=False)
+    held = cost.training_bytes(BASE, mode, rows, 30, 25)
     assert held / 1e9 == pytest.approx(gigabytes, rel=0.2)
 
 
 def large(rows: int, seconds: float, checkpointing: bool) -> float:
-    settings = {"autocast": True, "checkpointing": checkpointing, "trainable": ADAPTER, "on_gpu": True}
-    return cost.training_bytes(LARGE, "int8", rows, seconds, TOKENS, **settings)
+    mode = cost.TrainingMode("int8", autocast=True, checkpointing=checkpointing, trainable=ADAPTER, on_gpu=True)
+    return cost.training_bytes(LARGE, mode, rows, seconds, TOKENS)
 
 
 def test_a_t4_holds_eight_padded_clips_with_checkpointing_alone_and_eight_short_ones_without() -> None:
@@ -71,7 +70,7 @@ def test_a_t4_holds_eight_padded_clips_with_checkpointing_alone_and_eight_short_
 
 @pytest.mark.parametrize("available", [4e9, 15e9, 80e9])
 def test_one_row_more_than_fit_would_not_fit(available: float) -> None:
-    settings = {"autocast": True, "checkpointing": False, "trainable": ADAPTER, "on_gpu": True}
-    rows = cost.rows_that_fit(available, LARGE, "int8", 30, TOKENS, **settings)
+    mode = cost.TrainingMode("int8", autocast=True, checkpointing=False, trainable=ADAPTER, on_gpu=True)
+    rows = cost.rows_that_fit(available, LARGE, mode, 30, TOKENS)
     assert large(rows + 1, 30, checkpointing=False) > available
     assert rows == 0 or large(rows, 30, checkpointing=False) <= available

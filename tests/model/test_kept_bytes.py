@@ -120,9 +120,8 @@ def test_an_8_bit_base_is_planned_to_take_no_more_than_fp16_at_any_context(secon
     for rows in (1, 8, 64):
         held = [
             cost.training_bytes(
-                large, precision, rows, seconds, tokens,
-                autocast=True, checkpointing=checkpointing, trainable=15_728_640, on_gpu=True,
+                large, cost.TrainingMode(precision, True, checkpointing, 15_728_640, on_gpu=True), rows, seconds, tokens
             )
             for precision in ("int8", "fp16")
-        ]  # fmt: skip
+        ]
         assert held[0] <= held[1]

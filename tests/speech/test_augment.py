@@ -17,7 +17,7 @@ from asr_lora import train
 from asr_lora.config.compose import load
 from asr_lora.data import dataset as loader
 from asr_lora.data.dataset import Steps
-from asr_lora.data.features import Example, collate, token_ids
+from asr_lora.data.features import Example, Making, collate, token_ids
 from asr_lora.data.sampler import Batch, Order, Row
 from asr_lora.model import adapter, whisper
 from asr_lora.model.pretrained import load_config
@@ -178,7 +178,7 @@ def dynamic(rows: list[dict[str, Any]], *words: str) -> Order:
 
 
 def test_off_a_batch_is_what_it_ever_was(rows: list[dict[str, Any]], processor: WhisperProcessor) -> None:
-    (batch,) = Steps(rows, Fixed(Batch((Row((3,)), Row((5,))), 1.6)), 1, processor)[0]
+    (batch,) = Steps(rows, Fixed(Batch((Row((3,)), Row((5,))), 1.6)), 1, Making(processor))[0]
     examples = [
         Example(audio.load(Path(rows[at]["path"])), token_ids(rows[at]["text"], processor.tokenizer)) for at in (3, 5)
     ]
@@ -190,17 +190,17 @@ def test_off_a_batch_is_what_it_ever_was(rows: list[dict[str, Any]], processor: 
 def test_what_is_heard_follows_from_seed_step_and_clip_alone(
     rows: list[dict[str, Any]], processor: WhisperProcessor, kind: str
 ) -> None:
-    steps = Steps(rows, dynamic(rows), 6, processor, augment=kind, seed=1)
+    steps = Steps(rows, dynamic(rows), 6, Making(processor, kind, 1))
     alone, crew = (list(torch.utils.data.DataLoader(steps, batch_size=None, num_workers=workers)) for workers in (0, 2))
     assert all(equal(one, other) for one, other in zip(alone, crew, strict=True))
     assert equal(steps[4], alone[4])  # asked again, out of turn
     fixed = Fixed(Batch((Row((7,)), Row((8,))), 30.0))
-    (first,) = Steps(rows, fixed, 2, processor, augment=kind, seed=1)[0]
-    (later,) = Steps(rows, fixed, 2, processor, augment=kind, seed=1)[1]
-    (other,) = Steps(rows, fixed, 2, processor, augment=kind, seed=2)[0]
+    (first,) = Steps(rows, fixed, 2, Making(processor, kind, 1))[0]
+    (later,) = Steps(rows, fixed, 2, Making(processor, kind, 1))[1]
+    (other,) = Steps(rows, fixed, 2, Making(processor, kind, 2))[0]
     assert not torch.equal(first["input_features"], later["input_features"])
     assert not torch.equal(first["input_features"], other["input_features"])
-    (mine,) = Steps(rows, fixed, 2, processor, rank=1, world_size=2, augment=kind, seed=1)[0]
+    (mine,) = Steps(rows, fixed, 2, Making(processor, kind, 1), rank=1, world_size=2)[0]
     assert torch.equal(mine["input_features"], first["input_features"][1:])
 
 
@@ -212,7 +212,7 @@ def test_no_sample_is_cut_however_tight_the_context(
     monkeypatch.setattr("asr_lora.data.sampler.MAX_SECONDS", 3.0)  # so that packs are tight
     order = dynamic(rows, f"training.context={context}", "training.margin=[0,0]", "training.multiple=0.02",
                     "training.long_share=0")  # fmt: skip
-    steps, stretched = Steps(rows, order, 60, processor, augment="light"), []
+    steps, stretched = Steps(rows, order, 60, Making(processor, "light")), []
     for step in range(60):
         for batch in order.step(step):
             for row in batch.rows:
@@ -226,7 +226,7 @@ def test_the_times_of_joins_are_those_of_the_changed_sound(
     rows: list[dict[str, Any]], processor: WhisperProcessor
 ) -> None:
     row = Row((2, 9, 4), timestamps=True)
-    steps = Steps(rows, Fixed(Batch((row,), 30.0)), 9, processor, augment="light")
+    steps = Steps(rows, Fixed(Batch((row,), 30.0)), 9, Making(processor, "light"))
     for step in range(9):
         said = processor.tokenizer.convert_ids_to_tokens(
             steps.making.example(row, steps.clips[list(row.clips)], step, 30.0).ids

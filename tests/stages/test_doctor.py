@@ -20,7 +20,7 @@ from transformers import WhisperFeatureExtractor, WhisperProcessor
 from asr_lora.config.compose import load
 from asr_lora.config.schema import LORA_KEYS
 from asr_lora.data.dataset import Steps
-from asr_lora.data.features import Example, collate, token_ids
+from asr_lora.data.features import Example, Making, collate, token_ids
 from asr_lora.doctor import data as glimpse
 from asr_lora.doctor import machine as checks
 from asr_lora.doctor.__main__ import doctor, examine, main
@@ -239,7 +239,7 @@ def test_an_adapter_without_gradient_fails(words: list[str], tmp_path: Path) -> 
     model.get_base_model().model.encoder.register_forward_hook(lambda module, given, made: made.__class__(
         {name: value.detach() for name, value in made.items()}
     ))  # fmt: skip
-    (batch, *_) = Steps(rows, order(config, rows), 1, load_processor(config.model.checkpoint))[0]
+    (batch, *_) = Steps(rows, order(config, rows), 1, Making(load_processor(config.model.checkpoint)))[0]
     probe.back_propagate(model, base, batch)
     arrived = probe.gradients(model)
     assert arrived == {"encoder": (0, 4), "decoder": (8, 8)}
