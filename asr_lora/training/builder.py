@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
-from transformers import Seq2SeqTrainingArguments
+from transformers import Seq2SeqTrainingArguments, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.integrations import TensorBoardCallback
 
 from asr_lora.config.compose import Config
@@ -35,69 +35,80 @@ def build(
     config: Config, hardware: Hardware, rows: Sequence[Clip], bar: Bar, budget: Budget | None = None, rate: float = 1.0
 ) -> WhisperTrainer:
     """The trainer of a prepared run, with the model and a fresh adapter in it, at `rate` times the learning rate."""
-    building = time.monotonic()
+    training, folder, began = config.training, config.run, time.monotonic()
+    processor, base = _processor(config), _base(config, hardware)
+    dev = _dev(config, hardware, processor)
+    warmup, learning_rate = round(training.warmup * config.max_steps), rate * training.learning_rate
+    journal = Journal(
+        folder / "train" / "log.jsonl",
+        bar,
+        eval_steps=eval_steps(training, config.max_steps, len(dev.clips)),
+        dev_share=training.dev_share,
+        patience=training.patience,
+        budget=budget and replace(budget, loading=time.monotonic() - began),
+    )
+    arguments = _arguments(config, hardware, learning_rate, warmup)
+    making = Making(processor, config.data.augment, config.seed, training.spec_augment)
+    place = arguments.process_index, arguments.world_size
+    way = method(config.lora, config.max_steps)
+    model = adapter.attach(base, config.lora, config.seed, config.max_steps)
+    kept = KeepAdapters(
+        journal,
+        lambda tuned, where: adapter.save(tuned, where, config.model.checkpoint, training.context),
+        run.best_so_far(folder),
+        run.kept_adapters(folder),
+        training.keep_adapters,
+    )
+    tensorboard = [TensorBoardCallback(SummaryWriter(str(folder / "train" / "tensorboard")))] if ranks.first() else []
+    return WhisperTrainer(
+        model=model,
+        args=arguments,
+        optimizers=(way.optimiser and way.optimiser(model, learning_rate, training.weight_decay), None),
+        method=way,
+        train_dataset=(
+            of_stream(config, making, *place)
+            if config.data.streaming
+            else Steps(rows, order(config, rows), config.max_steps, making, *place)
+        ),
+        capacity=hardware.capacity,
+        journal=journal,
+        guard=Guard(config.guard, warmup),
+        dev=dev,
+        record=run.streamed_record(folder, arguments.process_index),
+        callbacks=[kept, *tensorboard],
+    )
+
+
+def _processor(config: Config) -> WhisperProcessor:
+    """Its tokenizer opens every label sequence with the run's language and task."""
     processor = load_processor(config.model.checkpoint)
     language = language_token(config.model, config.data.language)
     processor.tokenizer = prompted(processor.tokenizer, language, config.model.task)
+    return processor
+
+
+def _base(config: Config, hardware: Hardware) -> WhisperForConditionalGeneration:
+    training = config.training
     base = whisper.load(
         config.model.checkpoint, config.model.precision, hardware.device, hardware.autocast or torch.float32,
         double_quantisation=bool(config.lora.double_quantisation),
     )  # fmt: skip
-    masks = config.training.spec_augment
-    if masks:
-        whisper.mask_features(base, config.training.mask_time_prob, config.training.mask_feature_prob)
-    folder, dev = config.run / "train", read_manifest(run.manifest(config.run, "dev"))
-    steady, learning_rate = round(config.training.warmup * config.max_steps), rate * config.training.learning_rate
-    journal = Journal(
-        folder / "log.jsonl",
-        bar,
-        eval_steps=eval_steps(config.training, config.max_steps, len(dev)),
-        dev_share=config.training.dev_share,
-        patience=config.training.patience,
-        budget=budget and replace(budget, loading=time.monotonic() - building),
-    )
-    arguments = _arguments(config, hardware, learning_rate, steady)
-    place = arguments.process_index, arguments.world_size
-    making = Making(processor, config.data.augment, config.seed, masks)
-    steps: Steps | StreamedSteps
-    if config.data.streaming:
-        steps = of_stream(config, making, *place)
-    else:
-        steps = Steps(rows, order(config, rows), config.max_steps, making, *place)
+    if training.spec_augment:
+        whisper.mask_features(base, training.mask_time_prob, training.mask_feature_prob)
+    return base
+
+
+def _dev(config: Config, hardware: Hardware, processor: WhisperProcessor) -> Dev:
+    language = language_token(config.model, config.data.language)
     short = config.training.context == "dynamic"
-    options = decoding_options(config.decoding, config.model, hardware, language, short)
-    way = method(config.lora, config.max_steps)
-    model = adapter.attach(base, config.lora, config.seed, config.max_steps)
-    optimiser = way.optimiser and way.optimiser(model, learning_rate, config.training.weight_decay)
-    return WhisperTrainer(
-        model=model,
-        args=arguments,
-        optimizers=(optimiser, None),
-        method=way,
-        train_dataset=steps,
-        capacity=hardware.capacity,
-        journal=journal,
-        guard=Guard(config.guard, steady),
-        dev=Dev(
-            hardware,
-            processor,
-            dev,
-            options,
-            run.untouched_dev(config.run),
-            dev_normalizer(config.training.dev_normalizer, language),
-            config.seed,
-        ),
-        record=run.streamed_record(config.run, arguments.process_index),
-        callbacks=[
-            KeepAdapters(
-                journal,
-                lambda tuned, where: adapter.save(tuned, where, config.model.checkpoint, config.training.context),
-                run.best_so_far(config.run),
-                run.kept_adapters(config.run),
-                config.training.keep_adapters,
-            ),
-            *([TensorBoardCallback(SummaryWriter(str(folder / "tensorboard")))] if ranks.first() else []),
-        ],
+    return Dev(
+        hardware,
+        processor,
+        read_manifest(run.manifest(config.run, "dev")),
+        decoding_options(config.decoding, config.model, hardware, language, short),
+        run.untouched_dev(config.run),
+        dev_normalizer(config.training.dev_normalizer, language),
+        config.seed,
     )
 
 
