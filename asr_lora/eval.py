@@ -14,24 +14,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from asr_lora.config.compose import Config, plain, words_of_job
-from asr_lora.data.manifest import PLACE, training_clips
+from asr_lora.config.compose import Config, job_overrides, to_dict
+from asr_lora.data.manifest import LOCATION_FIELDS, training_clips
 from asr_lora.decoding import generate as decode
 from asr_lora.evaluation import error_analysis as findings
 from asr_lora.evaluation import metrics
 from asr_lora.evaluation.adapter_strength import AdapterChoice
-from asr_lora.evaluation.eval_sets import Set, decode_sets, eval_sets, normalizer
+from asr_lora.evaluation.eval_sets import EvalSet, decode_sets, eval_sets, set_normalizer
 from asr_lora.model import adapter_folder as stored
-from asr_lora.model.hardware import Hardware, resolve_hardware, shared
+from asr_lora.model.hardware import Hardware, agreed, resolve_hardware
 from asr_lora.reporting import tables
 from asr_lora.reporting.pages import write_card
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import launch, named_run
+from asr_lora.runs.launch import find_run, launch
 from asr_lora.runtime import distributed as ranks
-from asr_lora.runtime.console import say
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.console import log
+from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, write_json, write_jsonl
-from asr_lora.speech.normalizer import Normalizer, in_units
+from asr_lora.speech.normalizer import Normalizer, scoring_units
 
 
 def evaluate(config: Config, command: Sequence[str] | None = None) -> dict[str, Any]:
@@ -42,40 +42,40 @@ def evaluate(config: Config, command: Sequence[str] | None = None) -> dict[str, 
     written, when fine-tuning cost more on a set than `eval.max_regression`.
     """
     if not run.tuned(config.run).is_dir():
-        raise ChoiceError(f"run_dir: no adapter in {config.run}/train; the same words with asr_lora.train finish it")
-    hardware = shared(resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size))
-    with run.held(config.run):
-        config = ranks.first_does(lambda: run.pinned(config))
-        return _evaluate(config, hardware, shlex.join(command or ["python", "-m", "asr_lora.eval", *words_of_job()]))
+        raise ConfigError(f"run_dir: no adapter in {config.run}/train; the same words with asr_lora.train finish it")
+    hardware = agreed(resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size))
+    with run.lock(config.run):
+        config = ranks.rank_zero(lambda: run.with_pinned_base(config))
+        return _evaluate(config, hardware, shlex.join(command or ["python", "-m", "asr_lora.eval", *job_overrides()]))
 
 
 def _evaluate(config: Config, hardware: Hardware, typed: str) -> dict[str, Any]:
-    sets = ranks.first_does(lambda: eval_sets(config.run, config.eval, config.data, config.model))
+    sets = ranks.rank_zero(lambda: eval_sets(config.run, config.eval, config.data, config.model))
     choice = AdapterChoice(config.run, config.eval, config.data, config.model, config.decoding, hardware, config.seed)
     tuned, strength, curve = choice.choose(sets[1:])
     if curve:
-        ranks.first_does(lambda: tables.show_strengths(curve))
-    asked = ranks.first_does(lambda: {each.name: _asked(config, each, tuned) for each in sets})
-    if missing := ranks.first_does(lambda: [each for each in sets if not _is_scored(config, each, asked[each.name])]):
+        ranks.rank_zero(lambda: tables.show_strengths(curve))
+    asked = ranks.rank_zero(lambda: {each.name: _asked(config, each, tuned) for each in sets})
+    if missing := ranks.rank_zero(lambda: [each for each in sets if not _is_scored(config, each, asked[each.name])]):
         common = {"strength": strength, "average": config.eval.average, "command": typed}
         _score(config, hardware, missing, tuned, asked, common)
     else:
-        say(f"already evaluated: {config.run / 'eval'}")
-    return ranks.first_does(lambda: _told(config, sets, tuned))
+        log(f"already evaluated: {config.run / 'eval'}")
+    return ranks.rank_zero(lambda: _told(config, sets, tuned))
 
 
-def _told(config: Config, sets: Sequence[Set], tuned: Path) -> dict[str, Any]:
+def _told(config: Config, sets: Sequence[EvalSet], tuned: Path) -> dict[str, Any]:
     """Shows what was scored, on the card too, and returns the metrics of `eval.split`."""
     facts = {each.name: read_json(_folder(config, each) / "metrics.json") for each in sets}
     if config.eval.split == "test":  # a card tells nothing of the clips that chose the adapter
         _write_card(config, tuned)
     tables.show_run(config.run_name, facts)
     if config.eval.max_regression is not None:
-        metrics.refuse_regressions(facts, config.eval.max_regression, config.eval.strict)
+        metrics.check_regressions(facts, config.eval.max_regression, config.eval.strict)
     return facts[config.eval.split]
 
 
-def _folder(config: Config, each: Set) -> Path:
+def _folder(config: Config, each: EvalSet) -> Path:
     return config.run / "eval" / each.name
 
 
@@ -83,19 +83,19 @@ def _folder(config: Config, each: Set) -> Path:
 
 
 def _score(
-    config: Config, hardware: Hardware, sets: Sequence[Set], tuned: Path, asked: Mapping[str, Mapping[str, Any]],
+    config: Config, hardware: Hardware, sets: Sequence[EvalSet], tuned: Path, asked: Mapping[str, Mapping[str, Any]],
     common: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Decodes and writes; `common` stands in the metrics of every set."""
     named = ", ".join(f"{each.name} ({len(each.clips)} clips)" for each in sets)
-    say(f"{config.run_name}: {named}, untouched and tuned, on {hardware.name}")
+    log(f"{config.run_name}: {named}, untouched and tuned, on {hardware.name}")
     before, after = (decode_sets(config.model, config.decoding, hardware, sets, each) for each in (None, tuned))
     common = {**common, "precision": hardware.merged_precision, "versions": run.versions()}
-    ranks.first_does(lambda: _write(config, sets, before, after, asked, common))
+    ranks.rank_zero(lambda: _write(config, sets, before, after, asked, common))
 
 
 def _write(
-    config: Config, sets: Sequence[Set], before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]],
+    config: Config, sets: Sequence[EvalSet], before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]],
     asked: Mapping[str, Mapping[str, Any]], common: Mapping[str, Any],
 ) -> None:  # fmt: skip
     trained_on = [row["text"] for row in training_clips(config.run)]
@@ -106,14 +106,14 @@ def _write(
         (folder / "metrics.json").unlink(missing_ok=True)  # or an interruption here would leave it beside other lines
         write_jsonl(folder / "hypotheses.jsonl", lines)
         write_json(folder / "metrics.json", facts)
-        say(f"hypotheses and metrics: {folder}")
+        log(f"hypotheses and metrics: {folder}")
 
 
 def _scored(
-    config: Config, each: Set, untouched: Mapping[str, Any], tuned: Mapping[str, Any], trained_on: Sequence[str]
+    config: Config, each: EvalSet, untouched: Mapping[str, Any], tuned: Mapping[str, Any], trained_on: Sequence[str]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The metrics of a set, and the lines of its hypotheses.jsonl."""
-    normal = normalizer(config.eval, each)
+    normal = set_normalizer(config.eval, each)
     references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
     clean = [normal(reference) for reference in references]
     (before, base), (after, own) = (_judged(config, each, model, normal, clean) for model in (untouched, tuned))
@@ -125,7 +125,7 @@ def _scored(
     lines = _lines(each, clean, own | {f"baseline_{name}": values for name, values in base.items()})
     described = [clip | line for clip, line in zip(each.clips, lines, strict=True)]
     seen = {normal(sentence) for sentence in trained_on}
-    # Of single characters where their rate leads; a line's `errors` are those of its alignment, which leaves a Latin
+    # Of single characters where their rate leads; a line's `count_edits` are those of its alignment, which leaves a Latin
     # word among them whole.
     (base_errors, units), (own_errors, _) = (
         metrics.clip_errors(clean, side["hypothesis_normalized"], each.language) for side in (base, own)
@@ -145,35 +145,41 @@ def _scored(
 
 
 def _judged(
-    config: Config, each: Set, model: Mapping[str, Any], normal: Normalizer, clean: Sequence[str]
+    config: Config, each: EvalSet, model: Mapping[str, Any], normal: Normalizer, clean: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """What the metrics say of a model, and the columns that it has in hypotheses.jsonl; `clean` are the references."""
     said = [normal(text) for text in model["hypotheses"]]
-    apart = [in_units(reference, each.language) for reference in clean]
-    aligned = findings.alignments(apart, [in_units(text, each.language) for text in said])
+    apart = [scoring_units(reference, each.language) for reference in clean]
+    aligned = findings.alignments(apart, [scoring_units(text, each.language) for text in said])
     signs = [
-        findings.runaway(text, reference, clip["duration"], cut)
+        findings.runaway_signs(text, reference, clip["duration"], cut)
         for text, reference, clip, cut in zip(said, clean, each.clips, model["cut"], strict=True)
     ]
     references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
     facts = {
         **metrics.score(references, model["hypotheses"], speakers, normal, config.seed),
         **{name: value for name, value in model.items() if name not in ("hypotheses", "cut")},
-        "runaways": findings.runaways(signs),
-        **findings.kinds([chunks for chunks, reference in zip(aligned, apart, strict=True) if reference.strip()]),
+        "runaways": findings.count_runaways(signs),
+        **findings.error_counts(
+            [chunks for chunks, reference in zip(aligned, apart, strict=True) if reference.strip()]
+        ),
     }
-    wrong = [findings.errors(chunks) for chunks in aligned]
+    wrong = [findings.count_edits(chunks) for chunks in aligned]
     return facts, {
         "hypothesis": list(model["hypotheses"]), "hypothesis_normalized": said, "errors": wrong, "runaway": signs,
     }  # fmt: skip
 
 
-def _lines(each: Set, clean: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+def _lines(each: EvalSet, clean: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Of hypotheses.jsonl, a clip each: where it is, its reference, and what the columns hold of it."""
     return [
         {
             **{name: clip[name] for name in ("id", "path", "duration", "speaker")},
-            **({name: clip[name] for name in PLACE if name in clip} if {"start", "offset"} & set(clip) else {}),
+            **(
+                {name: clip[name] for name in LOCATION_FIELDS if name in clip}
+                if {"start", "offset"} & set(clip)
+                else {}
+            ),
             "reference": clip["text"],
             "reference_normalized": clean[at],
             **{name: values[at] for name, values in columns.items()},
@@ -182,22 +188,22 @@ def _lines(each: Set, clean: Sequence[str], columns: Mapping[str, Sequence[Any]]
     ]
 
 
-def _asked(config: Config, each: Set, tuned: Path) -> dict[str, Any]:
+def _asked(config: Config, each: EvalSet, tuned: Path) -> dict[str, Any]:
     """What the result depends on."""
     said = [[clip[name] for name in ("sha256", "text", "speaker")] for clip in each.clips]
     return {
-        "adapter_sha256": stored.digest(tuned),
+        "adapter_sha256": stored.fingerprint(tuned),
         "clips_sha256": hashlib.sha256(json.dumps(said).encode()).hexdigest(),
         "decoder": decode.VERSION,
         "figures": run.FIGURES,
         "asr_lora": version("asr_lora"),
         "language": each.language,
-        "normalizer": str(normalizer(config.eval, each)),
-        "decoding": plain(config)["decoding"],
+        "normalizer": str(set_normalizer(config.eval, each)),
+        "decoding": to_dict(config)["decoding"],
     }
 
 
-def _is_scored(config: Config, each: Set, asked: Mapping[str, Any]) -> bool:
+def _is_scored(config: Config, each: EvalSet, asked: Mapping[str, Any]) -> bool:
     kept = _folder(config, each) / "metrics.json"
     return kept.is_file() and read_json(kept)["asked"] == asked
 
@@ -205,14 +211,14 @@ def _is_scored(config: Config, each: Set, asked: Mapping[str, Any]) -> bool:
 def _write_card(config: Config, tuned: Path) -> None:
     """From every set that this adapter was scored on in the same way, now or before."""
     trained, drawn = read_json(run.train_metrics(config.run)), read_json(run.summary(config.run))
-    write_card(tuned, config.run, config.report.license, trained, drawn, run.scored(config.run))
+    write_card(tuned, config.run, config.report.license, trained, drawn, run.read_scores(config.run))
 
 
 def main(config: Config) -> None:
     """Scores the run that the words mean, with its own settings."""
-    folder = named_run(config)
-    say(f"run: {folder}")
-    evaluate(run.as_recorded(folder, config, words_of_job()))
+    folder = find_run(config)
+    log(f"run: {folder}")
+    evaluate(run.recorded_config(folder, config, job_overrides()))
 
 
 if __name__ == "__main__":

@@ -12,24 +12,24 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora.config.compose import Config, gpu_settings, tuning_settings, words_of_job
-from asr_lora.config.schema import LORA_KEYS, PREFIX, LoraConfig, decided
+from asr_lora.config.compose import Config, gpu_settings, job_overrides, tuning_settings
+from asr_lora.config.schema import LORA_KEYS, PREFIX, LoraConfig, resolve_precision
 from asr_lora.config.stages import HardwareConfig
 from asr_lora.model import cost
 from asr_lora.model.hardware import GPUS, LABEL_TOKENS
 from asr_lora.planning import timing as clock
-from asr_lora.planning.devices import HERE, durations, here, on_gpu, settled_here
+from asr_lora.planning.devices import HERE, durations, estimate_here, estimate_on_gpu, settle_here
 from asr_lora.planning.estimate import (
     STAGES,
-    Forecast,
-    Job,
+    Estimate,
+    Workload,
     architecture,
-    flop,
-    job,
+    flops,
     saved_bytes,
     trained_parameters,
+    workload,
 )
-from asr_lora.reporting.tables import tuned_by
+from asr_lora.reporting.tables import tuning_label
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch
 from asr_lora.speech.audio import MAX_SECONDS
@@ -38,12 +38,12 @@ from asr_lora.speech.audio import MAX_SECONDS
 def plan(config: Config, named: Mapping[str, Any]) -> None:
     """Prints both tables. `named` are the settings of hardware.* that were asked for: they hold on every GPU."""
     seconds, origin = durations(config)
-    work = job(config, seconds)
+    work = workload(config, seconds)
     gpus = {gpu: replace(gpu_settings(gpu), **named) for gpu in GPUS}
-    forecasts = {gpu: on_gpu(replace(config, hardware=hardware), work) for gpu, hardware in gpus.items()}
-    forecasts[HERE] = here(config, work)
+    forecasts = {gpu: estimate_on_gpu(replace(config, hardware=hardware), work) for gpu, hardware in gpus.items()}
+    forecasts[HERE] = estimate_here(config, work)
     dollars = {gpu: hardware.dollars_per_hour for gpu, hardware in gpus.items()}
-    on_gpus, on_this = (each.model.precision for each, _ in (run.settled(config, "cuda"), settled_here(config)))
+    on_gpus, on_this = (each.model.precision for each, _ in (run.with_precision(config, "cuda"), settle_here(config)))
     bases = dict.fromkeys(gpus, on_gpus) | {HERE: on_this}
     stages = _stages(config, work, forecasts, dollars | {HERE: config.hardware.dollars_per_hour}, bases)
     prices = ", ".join(sorted({str(hardware.price_source) for hardware in gpus.values()}))
@@ -57,17 +57,17 @@ def plan(config: Config, named: Mapping[str, Any]) -> None:
 
 
 def _cost_of_bits(
-    config: Config, work: Job, gpus: Mapping[str, HardwareConfig], forecasts: Mapping[str, Forecast]
+    config: Config, work: Workload, gpus: Mapping[str, HardwareConfig], forecasts: Mapping[str, Estimate]
 ) -> str:
     """How many times as long as on an fp16 base a quantized one trains on each GPU, as a sentence's end; else empty."""
-    precision = run.settled(config, "cuda")[0].model.precision
+    precision = run.with_precision(config, "cuda")[0].model.precision
     if precision not in clock.SLOWER or config.lora.kind == "qlora":
         return ""
     in_half = replace(config, model=replace(config.model, precision="fp16"))
     times = []
     for gpu, hardware in gpus.items():
-        ours, half = forecasts[gpu], on_gpu(replace(in_half, hardware=hardware), work)
-        if ours.seconds and half.seconds and not half.trouble:
+        ours, half = forecasts[gpu], estimate_on_gpu(replace(in_half, hardware=hardware), work)
+        if ours.seconds and half.seconds and not half.problem:
             times.append(f"{ours.seconds['train'] / half.seconds['train']:.1f} ({gpu})")
     if not times:
         return ""
@@ -82,7 +82,7 @@ def _cost_of_bits(
 
 
 def _stages(
-    config: Config, work: Job, forecasts: Mapping[str, Forecast], dollars: Mapping[str, float | None],
+    config: Config, work: Workload, forecasts: Mapping[str, Estimate], dollars: Mapping[str, float | None],
     bases: Mapping[str, str],
 ) -> Table:  # fmt: skip
     """`forecasts`, `dollars` an hour and precisions of the `bases` are by device, a row each."""
@@ -91,18 +91,18 @@ def _stages(
     table = Table(title=title, show_lines=True, min_width=len(title))  # a narrower one would break its title
     for heading in ("", *STAGES, "all"):
         table.add_column(heading, justify="left" if not heading else "right")
-    done = flop(work, checkpointing=False)
+    done = flops(work, checkpointing=False)
     cells = [f"{work.clips[stage]:,}\n{_work(done[stage])}\n{_gigabytes(work.disk[stage])}" for stage in STAGES]
     table.add_row("clips\nwork\ndisk", *cells, f"\n{_work(sum(done.values()))}\n{_gigabytes(sum(work.disk.values()))}")
     for name, forecast in forecasts.items():
         label = f"{name}\n{bases[name]}"
         if not forecast.seconds:
-            table.add_row(label, *("-" for _ in STAGES), forecast.trouble)
+            table.add_row(label, *("-" for _ in STAGES), forecast.problem)
             continue
         price, whole = dollars[name], sum(forecast.seconds.values())
         cells = [_cell(forecast.seconds[stage], price, forecast.memory[stage]) for stage in STAGES]
         whole_cell = _cell(whole, price, max(forecast.memory.values()))
-        table.add_row(label, *cells, f"{whole_cell}\n{forecast.trouble}" if forecast.trouble else whole_cell)
+        table.add_row(label, *cells, f"{whole_cell}\n{forecast.problem}" if forecast.problem else whole_cell)
     return table
 
 
@@ -130,7 +130,7 @@ class Way:
     held: float  # with one clip at 30 s in a forward, in half-precision arithmetic, activations kept
 
 
-def ways(config: Config, shape: cost.Shape) -> list[Way]:
+def ways(config: Config, shape: cost.ModelDimensions) -> list[Way]:
     """The run's own as it was asked for, the others as conf/lora/ has them; of model.precision=auto that of a GPU."""
     known = architecture(config.model.checkpoint)
     found = []
@@ -147,12 +147,12 @@ def ways(config: Config, shape: cost.Shape) -> list[Way]:
 
 def _settings(config: Config, kind: str) -> tuple[LoraConfig, str]:
     if kind == config.lora.kind:
-        return config.lora, run.settled(config, "cuda")[0].model.precision
+        return config.lora, run.with_precision(config, "cuda")[0].model.precision
     lora, precision = tuning_settings(kind)
-    return lora, decided(precision or config.model.precision, "cuda")[0]
+    return lora, resolve_precision(precision or config.model.precision, "cuda")[0]
 
 
-def _ways(config: Config, shape: cost.Shape) -> Table:
+def _ways(config: Config, shape: cost.ModelDimensions) -> Table:
     """A row a way. The caption says what the columns leave open, and what cannot be."""
     made = Table(title=f"ways to tune {config.model.checkpoint}")
     for heading in ("lora=", "what it is", "base", "trainable", "of all", "saved", "memory"):
@@ -161,7 +161,7 @@ def _ways(config: Config, shape: cost.Shape) -> Table:
         share, place = way.trainable / cost.parameters(shape), "model/" if way.lora.whole else "adapter/"
         saved = f"{place} {way.saved / 1e6:,.1f} MB"
         cells = (f"{way.trainable:,}", f"{share:.2%}", saved, f"{way.held / 1e9:.1f} GB")
-        made.add_row(way.lora.kind, tuned_by(asdict(way.lora)), way.precision, *cells)
+        made.add_row(way.lora.kind, tuning_label(asdict(way.lora)), way.precision, *cells)
     made.add_row("prefix", "prefix tuning", "", "cannot be", "", "", "")
     made.caption = (
         "memory: predicted for a GPU, one clip at 30 s in a forward, half-precision arithmetic; lora.adam=8bit takes 6 "
@@ -172,7 +172,7 @@ def _ways(config: Config, shape: cost.Shape) -> Table:
 
 def main(config: Config) -> None:
     """Plans with the settings of the command line."""
-    words = [word.lstrip("+").partition("=")[0] for word in words_of_job()]
+    words = [word.lstrip("+").partition("=")[0] for word in job_overrides()]
     keys = [word.split(".")[1] for word in words if word.startswith("hardware.")]
     plan(config, {key: getattr(config.hardware, key) for key in keys})
 

@@ -16,13 +16,13 @@ from asr_lora.corpus import SPLITS
 from asr_lora.data.manifest import read_manifest
 from asr_lora.data.preparation import make_manifest
 from asr_lora.data.shard_writer import write_shards
-from asr_lora.evaluation.eval_sets import Set, decode_sets
+from asr_lora.evaluation.eval_sets import EvalSet, decode_sets
 from asr_lora.model.hardware import resolve_hardware
 from asr_lora.model.pretrained import language_token
 from asr_lora.reporting.audit import audit
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch
-from asr_lora.runtime.console import say
+from asr_lora.runtime.console import log
 from asr_lora.runtime.files import check_links, read_json
 
 
@@ -42,7 +42,7 @@ def prepare(config: Config) -> None:
 
 def main(config: Config) -> None:
     """Prepares; then, where it is asked for, shows what is odd about the clips."""
-    with run.held(config.run):
+    with run.lock(config.run):
         prepare(config)
         if config.audit:
             token, decode = language_token(config.model, config.data.language), None
@@ -51,9 +51,9 @@ def main(config: Config) -> None:
             audit(config.run, config.data, token, config.eval.normalizer, decode, config.audit_decode or 0)
 
 
-def _decode_base(config: Config, sets: Sequence[Set]) -> list[dict[str, Any]]:
+def _decode_base(config: Config, sets: Sequence[EvalSet]) -> list[dict[str, Any]]:
     hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size)
-    say(f"the untouched model hears {', '.join(f'{len(each.clips)} of {each.name}' for each in sets)}, {hardware.name}")
+    log(f"the untouched model hears {', '.join(f'{len(each.clips)} of {each.name}' for each in sets)}, {hardware.name}")
     return decode_sets(config.model, config.decoding, hardware, sets, None)
 
 

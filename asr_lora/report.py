@@ -11,19 +11,19 @@ from typing import Any
 from markupsafe import Markup
 
 from asr_lora.config.compose import Config, gpu_settings
-from asr_lora.data.manifest import extension, sound
-from asr_lora.data.splits import shared
+from asr_lora.data.manifest import audio_suffix, encoded_audio
+from asr_lora.data.splits import count_overlap
 from asr_lora.evaluation import error_analysis as findings
 from asr_lora.evaluation import metrics
 from asr_lora.model.hardware import known_gpu
 from asr_lora.reporting import charts, comparison
 from asr_lora.reporting.pages import environment, shared_value
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import launch, named_run
-from asr_lora.runtime.console import say
-from asr_lora.runtime.errors import ChoiceError, WorldError
-from asr_lora.runtime.files import check_links, read_json, read_jsonl, whole_folder, write_text
-from asr_lora.speech.normalizer import in_units, leading
+from asr_lora.runs.launch import find_run, launch
+from asr_lora.runtime.console import log
+from asr_lora.runtime.errors import ConfigError, ExternalError
+from asr_lora.runtime.files import atomic_folder, check_links, read_json, read_jsonl, write_text
+from asr_lora.speech.normalizer import primary_metric, scoring_units
 
 SHOWN = 12  # clips most helped, and as many most harmed, with their sound
 SIGNS = {
@@ -39,19 +39,21 @@ def report(folder: Path, price: float | None = None) -> Path:
     Raises ChoiceError when it was not scored yet.
     """
     check_links(folder)
-    facts = run.scored(folder)
+    facts = run.read_scores(folder)
     if not run.train_metrics(folder).is_file() or not facts:
-        raise ChoiceError(
+        raise ConfigError(
             f"run_dir: {folder} was not trained and scored yet, or scored by an earlier version; python -m "
             "asr_lora.eval scores it, from the hypotheses that it has"
         )
     settings, trained = run.settings(folder), read_json(run.train_metrics(folder))
-    price, source = price_of(price, settings, trained["device"])
+    price, source = hourly_price(price, settings, trained["device"])
     summary = read_json(run.summary(folder))
-    split, log = next(iter(facts)), read_jsonl(folder / "train" / "log.jsonl")
-    lines = run.heard(folder, split)
-    helped, harmed = findings.changed([line["baseline_errors"] for line in lines], [line["errors"] for line in lines])
-    with whole_folder(folder / "report") as page:
+    split, steps = next(iter(facts)), read_jsonl(folder / "train" / "log.jsonl")
+    lines = run.read_hypotheses(folder, split)
+    helped, harmed = findings.most_changed(
+        [line["baseline_errors"] for line in lines], [line["errors"] for line in lines]
+    )
+    with atomic_folder(folder / "report") as page:
         (page / "clips").mkdir()
         shown = {"helped": helped[:SHOWN], "harmed": harmed[:SHOWN]}
         examples = {
@@ -62,20 +64,20 @@ def report(folder: Path, price: float | None = None) -> Path:
             name=folder.name, split=split, facts=facts, own=facts[split], settings=settings, trained=trained,
             summary=summary, examples=examples, lines=[_row(line) for line in lines], signs=SIGNS,
             charts=[(title, Markup(svg)) for title, svg in charts.training(
-                log, trained["dev"], trained["dev_normalizer"]
+                steps, trained["dev"], trained["dev_normalizer"]
             )],
             durations=_durations(facts[split]), strengths=_strengths(folder, facts[split]), price=price, source=source,
-            cost=dollars_of(price, trained, facts), least=metrics.SMALL,
-            shared=shared(folder, facts[split]["language"]),
+            cost=run_cost(price, trained, facts), least=metrics.SMALL,
+            shared=count_overlap(folder, facts[split]["language"]),
         )  # fmt: skip
         write_text(page / "index.html", text)
     silent = sum(example["sound"] is None for examples in examples.values() for example in examples)
     if silent:
-        say(f"{silent} of the shown clips are no longer where they were, and cannot be played")
+        log(f"{silent} of the shown clips are no longer where they were, and cannot be played")
     every = {path.parent.name for path in folder.glob("eval/*/metrics.json")} - {"test", "dev"}
     if other := sorted(every - set(facts)):
-        say(f"left out, scored with another adapter, normaliser or decoding than {split}: {', '.join(other)}")
-    say(f"page: {folder / 'report' / 'index.html'}")
+        log(f"left out, scored with another adapter, normaliser or decoding than {split}: {', '.join(other)}")
+    log(f"page: {folder / 'report' / 'index.html'}")
     return folder / "report" / "index.html"
 
 
@@ -89,7 +91,7 @@ def compare(pattern: str, runs_dir: Path) -> Path:
         path for path in sorted(Path(anchor.anchor).glob(str(anchor.relative_to(anchor.anchor)))) if path.is_dir()
     ]
     if not any(comparison.is_complete(folder) for folder in folders):
-        raise ChoiceError(
+        raise ConfigError(
             f"report.runs: no scored run matches {pattern}; quote it as it is, 'report.runs=\"runs/nl-*\"'"
         )
     return comparison.compare(folders, shared_value("report.runs", pattern), runs_dir)
@@ -104,13 +106,13 @@ def _example(at: int, line: Mapping[str, Any], language: str, clips: Path) -> di
     The file is called after the clip's place `at` among all: an id may be longer than a file's name, or lead elsewhere.
     """
     names = ("reference_normalized", "baseline_hypothesis_normalized", "hypothesis_normalized")
-    reference, *both = (in_units(line[name], language) for name in names)
+    reference, *both = (scoring_units(line[name], language) for name in names)
     untouched, tuned = findings.alignments([reference] * 2, both)
-    file = clips / f"{at}.{extension(line)}"
+    file = clips / f"{at}.{audio_suffix(line)}"
     try:
-        file.write_bytes(sound(line))
-    except WorldError as error:
-        say(f"cannot be played: {error}")
+        file.write_bytes(encoded_audio(line))
+    except ExternalError as error:
+        log(f"cannot be played: {error}")
     return {**line, "untouched": untouched, "tuned": tuned, "sound": f"clips/{file.name}" if file.is_file() else None}
 
 
@@ -123,7 +125,7 @@ def _row(line: Mapping[str, Any]) -> dict[str, Any]:
 
 def _durations(own: Mapping[str, Any]) -> Markup | None:
     groups = own["groups"].get("duration")
-    return groups and Markup(charts.by_group(groups, leading(own["language"]).upper()))
+    return groups and Markup(charts.by_group(groups, primary_metric(own["language"]).upper()))
 
 
 def _strengths(folder: Path, own: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -136,7 +138,7 @@ def _strengths(folder: Path, own: Mapping[str, Any]) -> dict[str, Any] | None:
     return found if same else None
 
 
-def price_of(asked: float | None, settings: Mapping[str, Any], device: str) -> tuple[float | None, str | None]:
+def hourly_price(asked: float | None, settings: Mapping[str, Any], device: str) -> tuple[float | None, str | None]:
     """Dollars an hour of the machine that trained, and whose price it is."""
     recorded, gpu = settings["hardware"], known_gpu(device)
     if asked is not None:
@@ -147,7 +149,7 @@ def price_of(asked: float | None, settings: Mapping[str, Any], device: str) -> t
     return known.dollars_per_hour, known.price_source
 
 
-def dollars_of(price: float | None, trained: Mapping[str, Any], facts: Mapping[str, Any]) -> float | None:
+def run_cost(price: float | None, trained: Mapping[str, Any], facts: Mapping[str, Any]) -> float | None:
     """Dollars of training and of decoding every set."""
     if price is None:
         return None
@@ -160,7 +162,7 @@ def main(config: Config) -> None:
     if config.report.runs is not None:
         compare(config.report.runs, Path(config.runs_dir))
     else:
-        report(named_run(config), config.hardware.dollars_per_hour)
+        report(find_run(config), config.hardware.dollars_per_hour)
 
 
 if __name__ == "__main__":

@@ -18,18 +18,18 @@ from pathlib import Path
 
 import soundfile
 
-from asr_lora.config.compose import Config, words_of_job
+from asr_lora.config.compose import Config, job_overrides
 from asr_lora.decoding import generate as decode
 from asr_lora.decoding import transcriber as ears
-from asr_lora.decoding.generate import Segment, Worn
-from asr_lora.decoding.transcriber import FORMATS, Ears, Part, stretches
+from asr_lora.decoding.generate import RowAdapter, Segment
+from asr_lora.decoding.transcriber import FORMATS, Part, Transcriber, speech_segments
 from asr_lora.model.adapter import BASE
 from asr_lora.model.hardware import resolve_hardware
 from asr_lora.model.pretrained import language_token
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import launch, named_run
-from asr_lora.runtime.console import progress, say
-from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runs.launch import find_run, launch
+from asr_lora.runtime.console import log, progress
+from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import write_text
 from asr_lora.speech import audio
 
@@ -55,21 +55,21 @@ def transcribe(config: Config) -> None:
         elif config.transcribe.untouched:
             hearing = ears.with_base(config.model, config.decoding, hardware, given)
         else:
-            folder = named_run(config)
-            recorded = run.as_recorded(folder, config, words_of_job())
-            base = run.pinned(recorded).model
+            folder = find_run(config)
+            recorded = run.recorded_config(folder, config, job_overrides())
+            base = run.with_pinned_base(recorded).model
             hearing = ears.with_run(recorded.run, base, config.decoding, hardware, given)
             given = given or language_token(recorded.model, recorded.data.language)
-            say(f"run: {folder}")
+            log(f"run: {folder}")
         began = time.perf_counter()
         each = _together if config.transcribe.together else _one_by_one
         seconds, bad = each(config, hearing, found, given)
     took = time.perf_counter() - began
     if seconds:
         whole = f"{len(found) - bad} of {len(found)} recordings"
-        say(f"{whole}: {seconds / 60:.1f} min in {took:.0f} s, {seconds / took:.1f} times real time")
+        log(f"{whole}: {seconds / 60:.1f} min in {took:.0f} s, {seconds / took:.1f} times real time")
     if bad:
-        raise WorldError(f"audio: {bad} of {len(found)} recordings could not be heard (told above)")
+        raise ExternalError(f"audio: {bad} of {len(found)} recordings could not be heard (told above)")
 
 
 @dataclass(frozen=True)
@@ -90,52 +90,54 @@ class Listened:
 
 
 def _listened(
-    config: Config, hearing: Ears, recording: Recording, given: str | None, waveform: audio.Waveform
+    config: Config, hearing: Transcriber, recording: Recording, given: str | None, waveform: audio.Waveform
 ) -> Listened:
-    spoken, adapters = given or hearing.language_of(waveform), config.adapters
+    spoken, adapters = given or hearing.detect_language(waveform), config.adapters
     name = spoken if adapters and spoken in adapters else None
     if adapters:
-        say(f"{recording.name}: {spoken}, {f'adapter {name}' if name else 'no adapter of it: the untouched base'}")
+        log(f"{recording.name}: {spoken}, {f'adapter {name}' if name else 'no adapter of it: the untouched base'}")
     asked = config.transcribe
-    found = [] if asked.windows else stretches(waveform, asked.longest)
+    found = [] if asked.windows else speech_segments(waveform, asked.longest)
     parts = [(recording.path, *part) for part in found]
     return Listened(recording, len(waveform) / audio.SAMPLE_RATE, spoken, name, parts)
 
 
-def _one_by_one(config: Config, hearing: Ears, found: Sequence[Recording], given: str | None) -> tuple[float, int]:
+def _one_by_one(
+    config: Config, hearing: Transcriber, found: Sequence[Recording], given: str | None
+) -> tuple[float, int]:
     """Hears and writes every recording; seconds heard, and how many could not be."""
     seconds, bad = 0.0, 0
     for recording in found:
         try:
             waveform = audio.load(recording.path)
             known = _listened(config, hearing, recording, given, waveform)
-            with hearing.hearing(known.language, known.adapter) as settings:
+            with hearing.session(known.language, known.adapter) as settings:
                 if config.transcribe.windows:
-                    segments = decode.transcribe_long(hearing.model, hearing.processor, waveform, settings)
+                    segments = decode.decode_long_form(hearing.model, hearing.processor, waveform, settings)
                 else:
                     with progress(f"hearing {recording.name}", total=len(known.parts)) as bar:
-                        segments = hearing.segments(known.parts, settings, bar.advance, bar.expect)
-        except WorldError as error:
+                        segments = hearing.segments(known.parts, settings, bar.advance, bar.extend)
+        except ExternalError as error:
             bad += 1
-            say(f"left out: {error}")
+            log(f"left out: {error}")
             continue
         _write(config, recording, segments, known.facts())
         seconds += known.seconds
     return seconds, bad
 
 
-def _together(config: Config, hearing: Ears, found: Sequence[Recording], given: str | None) -> tuple[float, int]:
+def _together(config: Config, hearing: Transcriber, found: Sequence[Recording], given: str | None) -> tuple[float, int]:
     """The same in batches of all recordings, whatever their languages; written when all are heard."""
     known = []
     for recording in found:
         try:
             known.append(_listened(config, hearing, recording, given, audio.load(recording.path)))
-        except WorldError as error:
-            say(f"left out: {error}")
+        except ExternalError as error:
+            log(f"left out: {error}")
     parts = [part for each in known for part in each.parts]
-    worn = [Worn(each.language, each.adapter or BASE) for each in known for _ in each.parts]
+    worn = [RowAdapter(each.language, each.adapter or BASE) for each in known for _ in each.parts]
     with progress("hearing all together", total=len(parts)) as bar:
-        segments = hearing.together(parts, worn, bar.advance) if parts else []
+        segments = hearing.segments_mixed(parts, worn, bar.advance) if parts else []
     left = iter(segments)
     for each in known:
         _write(config, each.recording, list(islice(left, len(each.parts))), each.facts())
@@ -143,8 +145,8 @@ def _together(config: Config, hearing: Ears, found: Sequence[Recording], given: 
 
 
 def _write(config: Config, recording: Recording, segments: list[Segment], facts: dict[str, object]) -> None:
-    if cut := sum(segment.cut for segment in segments):
-        say(f"{recording.name}: {cut} of {len(segments)} segments ran away and were cut; look at them")
+    if cut := sum(segment.truncated for segment in segments):
+        log(f"{recording.name}: {cut} of {len(segments)} segments ran away and were cut; look at them")
     made = {
         name: FORMATS[name](segments) if name in FORMATS else ears.as_json(segments, facts)
         for name in config.transcribe.formats
@@ -155,7 +157,7 @@ def _write(config: Config, recording: Recording, segments: list[Segment], facts:
     for name, text in made.items():
         file = Path(config.transcribe.out).expanduser() / f"{recording.name}.{name}"
         write_text(file, text)
-        say(f"{name}: {file}")
+        log(f"{name}: {file}")
 
 
 @contextmanager
@@ -170,7 +172,7 @@ def recordings(audio: str | None) -> Iterator[list[Recording]]:
             file = Path(folder) / "stdin"
             file.write_bytes(sys.stdin.buffer.read())
             if not file.stat().st_size:
-                raise ChoiceError("audio: - takes a recording from standard input, got nothing; cat it | ... audio=-")
+                raise ConfigError("audio: - takes a recording from standard input, got nothing; cat it | ... audio=-")
             yield [Recording(file, "stdin")]
         return
     yield _named(audio)
@@ -178,12 +180,12 @@ def recordings(audio: str | None) -> Iterator[list[Recording]]:
 
 def _named(audio: str | None) -> list[Recording]:
     if not audio:
-        raise ChoiceError("audio: names no recording; audio=/path/to/file, a folder, a pattern, or -")
+        raise ConfigError("audio: names no recording; audio=/path/to/file, a folder, a pattern, or -")
     root = Path(audio).expanduser()
     if root.is_dir():
         found = sorted(file for file in root.rglob("*") if file.is_file() and file.suffix.lower() in SUFFIXES)
         if not found:
-            raise ChoiceError(f"audio: no recordings in {root} (of {', '.join(sorted(SUFFIXES)[:8])}, ...)")
+            raise ConfigError(f"audio: no recordings in {root} (of {', '.join(sorted(SUFFIXES)[:8])}, ...)")
     elif root.is_file():
         root, found = root.parent, [root]
     else:
@@ -191,7 +193,7 @@ def _named(audio: str | None) -> list[Recording]:
         found = sorted(file for file in map(Path, matched) if file.is_file())
         root = _common([file.parent for file in found])
         if not found:
-            raise ChoiceError(f"audio: no file, folder or pattern of files {audio}; name one that is there")
+            raise ConfigError(f"audio: no file, folder or pattern of files {audio}; name one that is there")
     stems = [str(file.relative_to(root).with_suffix("")) for file in found]
     # Two that differ in their suffix alone keep it.
     return [

@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 
 from asr_lora.runtime import distributed as ranks
-from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.errors import ExternalError
 from asr_lora.runtime.files import write_json
 
 MATRIX = 32 * 1280  # of an adapter of rank 32 in large-v2
@@ -29,37 +29,37 @@ def main() -> None:
     parser.add_argument("--matrices", type=int, default=MATRICES, help=f"of {MATRIX:,} numbers each (%(default)s)")
     asked = parser.parse_args()
     device = torch.device("cpu")
-    if torch.cuda.device_count() >= ranks.count():
+    if torch.cuda.device_count() >= ranks.world_size():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    ranks.join(device)
+    ranks.init(device)
     parameters = [torch.nn.Parameter(torch.zeros(MATRIX, device=device)) for _ in range(asked.matrices)]
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, ranks.rank() + 1)
     ranks.sum_gradients(parameters)
-    expected = sum(range(1, ranks.count() + 1))
+    expected = sum(range(1, ranks.world_size() + 1))
     if any(parameter.grad is None or bool(parameter.grad.ne(expected).any()) for parameter in parameters):
-        raise WorldError(f"all_reduce: {ranks.count()} processes must sum to {expected}, and did not")
+        raise ExternalError(f"all_reduce: {ranks.world_size()} processes must sum to {expected}, and did not")
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)  # or sums of sums would overflow
-    sums = math.ceil(asked.seconds / max(ranks.gathered(timed(parameters, WARM_UP, device) / WARM_UP)))
+    sums = math.ceil(asked.seconds / max(ranks.all_gather(timed(parameters, WARM_UP, device) / WARM_UP)))
     seconds = timed(parameters, sums, device) / sums
-    if ranks.first():
+    if ranks.is_rank_zero():
         size = 4 * MATRIX * asked.matrices
         write_json(
             asked.out,
             {
                 "backend": "nccl" if device.type == "cuda" else "gloo",
-                "processes": ranks.count(),
+                "processes": ranks.world_size(),
                 "bytes_per_sum": size,
                 "sums": sums,
                 "seconds_per_sum": seconds,
                 # What each link carries in a ring: 2 (N - 1) / N times what is summed.
-                "link_bytes_per_second": 2 * (ranks.count() - 1) / ranks.count() * size / seconds,
+                "link_bytes_per_second": 2 * (ranks.world_size() - 1) / ranks.world_size() * size / seconds,
             },
         )
     distributed.barrier()
-    ranks.leave()
+    ranks.shut_down()
 
 
 def timed(parameters: list[torch.nn.Parameter], sums: int, device: torch.device) -> float:

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from asr_lora.config.compose import Config, quoted
+from asr_lora.config.compose import Config, quote_override
 from asr_lora.model.hardware import resolve_hardware
 from asr_lora.model.pretrained import language_token, load_generation_config, load_processor, resolve
 from asr_lora.runs import folder as run
-from asr_lora.runtime.console import say
-from asr_lora.runtime.errors import WorldError
-from asr_lora.runtime.files import read_json, read_jsonl, whole_folder, write_json
+from asr_lora.runtime.console import log
+from asr_lora.runtime.errors import ExternalError
+from asr_lora.runtime.files import atomic_folder, read_json, read_jsonl, write_json
 
 RECIPES = Path(__file__).parent
 T4_GIGABYTES = 15  # what a T4's 16 leave to a process
@@ -87,7 +87,7 @@ def tutorial_settings(config: Config) -> Facts:
 def ours(config: Config, words: Sequence[str], folder: Path) -> Facts:
     """The commands that a person types, on the manifest that is there, in a cache where nothing was ever decoded."""
     shutil.copytree(config.run / "data", folder / "data")
-    words = [*words, f"run_dir={quoted(str(folder))}", f"runs_dir={quoted(str(folder))}"]
+    words = [*words, f"run_dir={quote_override(str(folder))}", f"runs_dir={quote_override(str(folder))}"]
     command = [sys.executable, "-m"]
     spent = timed("ours, training", [*command, "asr_lora.train", *words, "eval.after=false"], folder)
     decoding = timed("ours, evaluation", [*command, "asr_lora.eval", *words], folder)
@@ -127,17 +127,17 @@ def large(config: Config, words: Sequence[str], folder: Path, sizes: Facts = LAR
             cell = folder / f"{precision}-{context}"
             shutil.copytree(config.run / "data", cell / "data")
             changed = [
-                f"model.checkpoint={quoted(str(checkpoint))}", "model.name=large_v2", f"model.precision={precision}",
+                f"model.checkpoint={quote_override(str(checkpoint))}", "model.name=large_v2", f"model.precision={precision}",
                 f"hardware={'t4' if on_gpu else 'cpu'}", f"training.context={context}",
                 f"training.max_steps={LARGE_STEPS}", f"training.eval_steps={LARGE_STEPS}",
                 "decoding.max_new_tokens=8", "eval.after=false",
-                f"run_dir={quoted(str(cell))}", f"runs_dir={quoted(str(folder))}",
+                f"run_dir={quote_override(str(cell))}", f"runs_dir={quote_override(str(folder))}",
             ]  # fmt: skip
             command = [sys.executable, str(RECIPES / "capped.py"), str(T4_GIGABYTES), *words, *changed]
             try:
                 timed(f"large, {precision}, {context}", command, folder)
-            except WorldError as error:
-                say(f"{error}: a cell of the table without figures")
+            except ExternalError as error:
+                log(f"{error}: a cell of the table without figures")
                 cells[cell.name] = None
             else:
                 found = read_json(run.train_metrics(cell))
@@ -156,7 +156,7 @@ def write_random(target: Path, base: str, sizes: Facts) -> None:
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = WhisperForConditionalGeneration(settings).half()
     model.generation_config = load_generation_config(base)
-    with whole_folder(target) as partial:
+    with atomic_folder(target) as partial:
         model.save_pretrained(partial)
         load_processor(base).save_pretrained(partial)
 
@@ -171,7 +171,7 @@ ARMS: dict[str, Callable[[Config, Sequence[str], Path], Facts]] = {
 
 def timed(name: str, command: Sequence[str], folder: Path) -> Facts:
     """Runs a command to its end: its seconds by the clock outside, its most memory at once, what it wrote."""
-    say(f"{name} ...")
+    log(f"{name} ...")
     started = time.monotonic()
     process = subprocess.Popen(command, env=os.environ | {"ASR_LORA_CACHE": str(folder / "cache")})
     try:
@@ -185,8 +185,8 @@ def timed(name: str, command: Sequence[str], folder: Path) -> Facts:
     if process.returncode == 128 + signal.SIGINT:
         raise KeyboardInterrupt
     if process.returncode:
-        raise WorldError(f"{name}: ended with status {process.returncode} and the reason above")
-    say(f"{name}: {seconds:.1f} s")
+        raise ExternalError(f"{name}: ended with status {process.returncode} and the reason above")
+    log(f"{name}: {seconds:.1f} s")
     return {
         "command_seconds": seconds,
         "resident_bytes": used.ru_maxrss * (1 if sys.platform == "darwin" else 1024),  # macOS counts bytes, Linux KiB

@@ -17,15 +17,15 @@ from arms import ARMS, LARGE_STEPS, T4_GIGABYTES, Facts
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora.config.compose import Config, load, quoted
+from asr_lora.config.compose import Config, load, quote_override
 from asr_lora.demo.assets import RELEASE, whisper_base_from_wheels, write_demo_corpus
 from asr_lora.evaluation import metrics
 from asr_lora.model.hardware import resolve_hardware
 from asr_lora.model.pretrained import language_token, resolve
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
-from asr_lora.runtime.console import hush_libraries, say
-from asr_lora.runtime.errors import ChoiceError, UserError
+from asr_lora.runtime.console import log, quiet_libraries
+from asr_lora.runtime.errors import ConfigError, UserError
 from asr_lora.runtime.files import cache_dir, read_json, read_jsonl, write_json
 from asr_lora.speech.normalizer import Normalizer
 
@@ -35,7 +35,9 @@ def benchmark(asked: argparse.Namespace) -> Facts:
     work: Path = asked.work.expanduser().absolute()
     words = _words(asked)
     _recognise(work, words)
-    config = load([*words, f"run_dir={quoted(str(work / 'prepared'))}", f"runs_dir={quoted(str(work))}"])
+    config = load(
+        [*words, f"run_dir={quote_override(str(work / 'prepared'))}", f"runs_dir={quote_override(str(work))}"]
+    )
     hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size)
     prepare(config)
     write_json(work / "settings.json", {"words": words})
@@ -43,7 +45,7 @@ def benchmark(asked: argparse.Namespace) -> Facts:
     for arm in asked.arms:
         kept = work / f"{arm}.json"
         if kept.is_file():
-            say(f"{arm}: measured before, {kept}")
+            log(f"{arm}: measured before, {kept}")
         else:
             shutil.rmtree(work / arm, ignore_errors=True)
             (work / arm).mkdir()
@@ -55,7 +57,7 @@ def benchmark(asked: argparse.Namespace) -> Facts:
     if "large" in results:
         _show_large(results["large"])
     write_json(work / "results.json", results)
-    say(f"everything measured: {work / 'results.json'}")
+    log(f"everything measured: {work / 'results.json'}")
     return results
 
 
@@ -163,10 +165,10 @@ def _words(asked: argparse.Namespace) -> list[str]:
     source = _demo_corpus() if asked.source is None else asked.source.expanduser().absolute()
     checkpoint = resolve(asked.checkpoint or str(whisper_base_from_wheels()))[0]
     return [
-        f"data.source={quoted(str(source))}",
-        f"data.language={quoted(asked.language)}",
+        f"data.source={quote_override(str(source))}",
+        f"data.language={quote_override(asked.language)}",
         "data.hours=null",
-        f"model.checkpoint={quoted(checkpoint)}",
+        f"model.checkpoint={quote_override(checkpoint)}",
         f"model.name={re.sub(r'[^a-zA-Z0-9_.]+', '_', Path(checkpoint).name)}",
         f"model.precision={asked.precision}",
         f"training.max_steps={asked.steps}",
@@ -187,22 +189,22 @@ def _recognise(work: Path, words: Sequence[str]) -> None:
     """Raises ChoiceError when the work folder holds what was measured with other settings."""
     note = work / "settings.json"
     if note.is_file() and (changed := set(read_json(note)["words"]) ^ set(words)):
-        raise ChoiceError(
+        raise ConfigError(
             f"--work: {work} was measured with other settings ({', '.join(sorted(changed))}); name another folder, or "
             "remove that one"
         )
 
 
 def main() -> None:
-    hush_libraries()
+    quiet_libraries()
     try:
         benchmark(parsed())
     except KeyboardInterrupt:
-        say("interrupted; whole arms are kept, and the same command goes on with the next")
+        log("interrupted; whole arms are kept, and the same command goes on with the next")
         raise SystemExit(130) from None
     except (UserError, OSError) as error:
-        say(f"error: {' '.join(str(error).splitlines())}")
-        raise SystemExit(2 if isinstance(error, ChoiceError) else 1) from error
+        log(f"error: {' '.join(str(error).splitlines())}")
+        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from error
 
 
 if __name__ == "__main__":

@@ -32,8 +32,8 @@ from rich.table import Table
 
 from asr_lora.model.hardware import GPUS, ROOT, free_memory, nvidia_sign
 from asr_lora.runs import folder as run
-from asr_lora.runtime.console import hush_libraries, say
-from asr_lora.runtime.errors import ChoiceError, UserError, WorldError, reason
+from asr_lora.runtime.console import log, quiet_libraries
+from asr_lora.runtime.errors import ConfigError, ExternalError, UserError, first_line
 from asr_lora.runtime.files import write_json
 
 DISK_BYTES = 5e9  # large-v2 and whisper-small in fp16, and what the runs leave
@@ -52,7 +52,7 @@ def check(asked: argparse.Namespace, spent: float = 0.0) -> Facts:
     out.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(out.parent).free
     if on_gpu and free < DISK_BYTES:
-        raise WorldError(f"--out: {out.parent} has {free / 1e9:.1f} GB free, and this takes {DISK_BYTES / 1e9:.0f}")
+        raise ExternalError(f"--out: {out.parent} has {free / 1e9:.1f} GB free, and this takes {DISK_BYTES / 1e9:.0f}")
     found: Facts = {
         "command": shlex.join(["python", *sys.argv]),
         "commit": _output("git", "-C", str(RECIPES), "describe", "--always", "--dirty", "--abbrev=40"),
@@ -63,10 +63,10 @@ def check(asked: argparse.Namespace, spent: float = 0.0) -> Facts:
     cap = found["machine"].get("memory_cap_bytes")
     if on_gpu:
         torch.cuda.set_per_process_memory_fraction(cap / found["machine"]["memory_bytes"])
-        say(f"{found['machine']['device_name']}, {cap / 1e9:.1f} GB of it, {asked.minutes:g} minutes")
+        log(f"{found['machine']['device_name']}, {cap / 1e9:.1f} GB of it, {asked.minutes:g} minutes")
     else:
         torch.set_num_threads(1)  # tiny matrices gain nothing from more, which on a busy machine wait for one another
-        say("on the CPU, with tiny weights: this shows that the parts work, and says nothing about a GPU")
+        log("on the CPU, with tiny weights: this shows that the parts work, and says nothing about a GPU")
     until = time.monotonic() + asked.minutes * 60 - spent
     with tempfile.TemporaryDirectory(prefix=".gpu-check-", dir=out.parent) as folder, _cache(Path(folder) / "cache"):
         memory, hardware = (cap or 0) / 1e9, asked.hardware if on_gpu else "cpu"
@@ -90,7 +90,7 @@ def measure(every: Sequence[Part], until: float, found: Facts, out: Path) -> Fac
         elif needed > left:
             row = {"result": "not reached", "reason": f"needs about {needed:.0f} s, {max(0, left):.0f} s were left"}
         else:
-            say(f"{part.name} ...")
+            log(f"{part.name} ...")
             row = _measured(part, found)
             if row["result"] == "measured":
                 expected, taken = expected + part.seconds, taken + row["part_seconds"]
@@ -111,8 +111,8 @@ def _measured(part: Part, found: Facts) -> Facts:
         result, why = "interrupted", "Ctrl-C"
     except Exception as error:  # noqa: BLE001 (the other parts have nothing to do with it; the table says what broke)
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        result, why = "failed", kind + reason(error)
-        say(f"{part.name}: {why}")
+        result, why = "failed", kind + first_line(error)
+        log(f"{part.name}: {why}")
     free_memory()  # not within `except`, where the error's frames still hold what the part had
     return {"result": result, "reason": why, "part_seconds": time.monotonic() - started, **figures}
 
@@ -260,17 +260,17 @@ def _positive(text: str) -> float:
 
 
 def main() -> None:
-    hush_libraries()
+    quiet_libraries()
     asked = parsed()
     try:
         found = check(asked, spent=time.time() - psutil.Process().create_time())
     except (UserError, OSError) as error:
-        say(f"error: {' '.join(str(error).splitlines())}")
-        raise SystemExit(2 if isinstance(error, ChoiceError) else 1) from error
+        log(f"error: {' '.join(str(error).splitlines())}")
+        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from error
     show(found)
     if asked.markdown:
         Console().print(markdown(found), markup=False, highlight=False, soft_wrap=True)
-    say(f"all figures: {asked.out}")
+    log(f"all figures: {asked.out}")
     if found["interrupted"]:
         raise SystemExit(130)
     if any(row["result"] == "failed" for row in found["parts"]):

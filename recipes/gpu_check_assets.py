@@ -21,11 +21,11 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from asr_lora.config.compose import Config, load, quoted
+from asr_lora.config.compose import Config, load, quote_override
 from asr_lora.data.manifest import Clip, read_manifest
 from asr_lora.model import cost
 from asr_lora.runs import folder as run
-from asr_lora.runtime.files import whole_folder
+from asr_lora.runtime.files import atomic_folder
 
 LANGUAGE = "nl"
 SPLITS = {"train": (24, 12), "dev": (2, 2), "test": (16, 4)}  # clips, speakers; dev is decoded after what is timed
@@ -35,7 +35,7 @@ LETTERS = "abcdefghijklmnoprstuvwz"
 LETTERS_PER_SECOND = 4.0  # a token each, so that labels are as long as the plan expects of Dutch
 DEV_TOKENS = 8  # of a clip at most, where dev is decoded after training: it is not what is timed
 COMMAND = ("python", "recipes/gpu_check.py")
-TINY = cost.Shape(d_model=16, ffn=32, encoder_layers=2, decoder_layers=2, mels=80, vocabulary=2_000)
+TINY = cost.ModelDimensions(d_model=16, ffn=32, encoder_layers=2, decoder_layers=2, mels=80, vocabulary=2_000)
 SHAPES = {
     "large-v2": cost.PUBLISHED["openai/whisper-large-v2"],
     "small": cost.PUBLISHED["openai/whisper-small"],
@@ -63,12 +63,12 @@ class Bench:
         if not (self.folder / name).is_dir() and (self.folder / "prepared").is_dir():
             shutil.copytree(self.folder / "prepared" / "data", self.folder / name / "data")
         return load([
-            f"data.source={quoted(str(self.folder / 'cv-corpus-noise-1.0'))}", f"data.language={LANGUAGE}",
-            "data.hours=null", "data.dev_clips=2", f"model.checkpoint={quoted(str(self.folder / model))}",
+            f"data.source={quote_override(str(self.folder / 'cv-corpus-noise-1.0'))}", f"data.language={LANGUAGE}",
+            "data.hours=null", "data.dev_clips=2", f"model.checkpoint={quote_override(str(self.folder / model))}",
             f"model.name={model.replace('-', '_')}", f"model.precision={precision}", f"hardware={self.hardware}",
             *size, f"training.context={context}", f"training.max_steps={steps}", f"training.eval_steps={steps}",
-            f"decoding.max_new_tokens={DEV_TOKENS}", "eval.after=false", f"runs_dir={quoted(str(self.folder))}",
-            f"run_dir={quoted(str(self.folder / name))}", *more,
+            f"decoding.max_new_tokens={DEV_TOKENS}", "eval.after=false", f"runs_dir={quote_override(str(self.folder))}",
+            f"run_dir={quote_override(str(self.folder / name))}", *more,
         ])  # fmt: skip
 
     def clips(self, split: str) -> list[Clip]:
@@ -123,7 +123,7 @@ def write_tiny(target: Path) -> None:
         lang_to_id={f"<|{code}|>": ids[f"<|{code}|>"] for code in LANGUAGES},
         task_to_id={"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},
     )  # fmt: skip
-    with whole_folder(target) as partial:
+    with atomic_folder(target) as partial:
         model.save_pretrained(partial)
         WhisperProcessor(feature_extractor=WhisperFeatureExtractor(), tokenizer=tokenizer).save_pretrained(partial)
 
@@ -140,7 +140,7 @@ def write_weights(folder: Path, model: str) -> None:
         write_random(folder / model, str(tiny), _sizes(SHAPES[model]))
 
 
-def _sizes(shape: cost.Shape) -> dict[str, int]:
+def _sizes(shape: cost.ModelDimensions) -> dict[str, int]:
     """As WhisperConfig calls them; a head is 64 wide in all published models."""
     heads = max(2, shape.d_model // 64)
     return {

@@ -12,14 +12,14 @@ from arms import RECIPES, Facts
 from gpu_check_assets import COMMAND, Bench
 from transformers import TrainerCallback
 
-from asr_lora.model.hardware import keeping_memory, resolve_hardware
+from asr_lora.model.hardware import keep_freed_memory, resolve_hardware
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import progress
-from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.errors import ExternalError
 from asr_lora.runtime.files import read_json
 from asr_lora.speech.audio import MAX_SECONDS
 from asr_lora.train import train
-from asr_lora.training.builder import build
+from asr_lora.training.builder import build_trainer
 
 NAN_STEP, OVERFLOW_STEP, LAST_STEP = 2, 4, 12
 OVERFLOWING = 2.0**26  # a loss scale at which fp16's gradients overflow, and no longer once it was halved a few times
@@ -66,8 +66,8 @@ def skipped(bench: Bench, model: str, precision: str) -> Facts:
     A CPU trains in fp32, here with a loss scaler all the same.
     """
     config = bench.config(model, precision, "dynamic", LAST_STEP, "guard.spike=null")
-    with progress("training", total=LAST_STEP) as bar, keeping_memory():
-        trainer = build(
+    with progress("training", total=LAST_STEP) as bar, keep_freed_memory():
+        trainer = build_trainer(
             config,
             resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size),
             bench.clips("train"),
@@ -77,7 +77,7 @@ def skipped(bench: Bench, model: str, precision: str) -> Facts:
             trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
         scaler = trainer.accelerator.scaler
         if scaler is None:
-            raise WorldError(f"{precision} training has no loss scaler; it must have one")
+            raise ExternalError(f"{precision} training has no loss scaler; it must have one")
         faults = Faults(scaler, OVERFLOWING if bench.on_gpu else OVERFLOWING_FP32)
         trainer.add_callback(faults)
         trainer.train()
@@ -94,7 +94,7 @@ def skipped(bench: Bench, model: str, precision: str) -> Facts:
         ),
     ):
         if not holds:
-            raise WorldError(broken)
+            raise ExternalError(broken)
     return {
         "steps": LAST_STEP,
         "skipped_step": NAN_STEP,
@@ -135,7 +135,7 @@ def running_out(bench: Bench, model: str, precision: str) -> Facts:
     train(config, COMMAND, [] if bench.on_gpu else [Short(rows // 4)])
     told = read_json(run.train_metrics(config.run))
     if not told["out_of_memory"]:
-        raise WorldError(f"memory did not run out with {rows} rows at 30 s in one forward; the cap must be lower")
+        raise ExternalError(f"memory did not run out with {rows} rows at 30 s in one forward; the cap must be lower")
     return {
         "steps": told["steps"],
         "rows_at_first": rows,
@@ -157,10 +157,10 @@ def summed(bench: Bench) -> Facts:
     try:
         process.wait(timeout=max(30.0, bench.until - time.monotonic()))
     except subprocess.TimeoutExpired as error:
-        raise WorldError(f"recipes/all_reduce.py: {PROCESSES} processes came to no end in time") from error
+        raise ExternalError(f"recipes/all_reduce.py: {PROCESSES} processes came to no end in time") from error
     finally:
         process.terminate()  # it ends its processes with it
         process.wait()
     if process.returncode:
-        raise WorldError(f"recipes/all_reduce.py: ended with status {process.returncode} and the reason above")
+        raise ExternalError(f"recipes/all_reduce.py: ended with status {process.returncode} and the reason above")
     return read_json(out)

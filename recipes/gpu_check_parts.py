@@ -20,9 +20,9 @@ from asr_lora.model import adapter, cost, whisper
 from asr_lora.model.hardware import Hardware, free_memory, known_gpu, peak_memory_bytes, resolve_hardware
 from asr_lora.model.pretrained import load_config, load_processor
 from asr_lora.planning import timing as clock
-from asr_lora.planning.devices import durations, here
-from asr_lora.planning.estimate import Forecast, job, trained_parameters
-from asr_lora.planning.timing import Work
+from asr_lora.planning.devices import durations, estimate_here
+from asr_lora.planning.estimate import Estimate, trained_parameters, workload
+from asr_lora.planning.timing import Forward
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
 from asr_lora.runtime.files import read_json
@@ -141,12 +141,12 @@ def training(bench: Bench, model: str, precision: str, context: str, steps: int)
         "autocast": hardware.autocast_name,
         "gradient_checkpointing": hardware.gradient_checkpointing,
         "capacity_seconds": hardware.capacity,
-        "plan_says": expected.trouble,
+        "plan_says": expected.problem,
     }
 
 
-def _forecast(config: Config) -> Forecast:
-    return here(config, job(config, durations(config)[0]))
+def _forecast(config: Config) -> Estimate:
+    return estimate_here(config, workload(config, durations(config)[0]))
 
 
 def _memory(device: torch.device) -> Facts:
@@ -178,10 +178,10 @@ def decoded(bench: Bench, model: str, precision: str, name: str, merged: bool) -
     tuned = adapter.attach(base, config.lora, seed=0).eval()
     tuned = tuned.merge_and_unload() if merged else tuned
     with torch.autocast(hardware.device.type, dtype) if dtype else nullcontext():
-        decode.transcribe_once(tuned, processor, rows[:2], replace(settings, max_new_tokens=4))
+        decode.decode_once(tuned, processor, rows[:2], replace(settings, max_new_tokens=4))
         free_memory()
         started = time.perf_counter()
-        said = decode.transcribe_once(tuned, processor, rows, settings)  # on the host, so the device is done
+        said = decode.decode_once(tuned, processor, rows, settings)  # on the host, so the device is done
         seconds = time.perf_counter() - started
     memory, audio_seconds = _memory(hardware.device), sum(row["duration"] for row in rows)
     longest = max(len(each.tokens) for each in said)
@@ -202,16 +202,16 @@ def decoded(bench: Bench, model: str, precision: str, name: str, merged: bool) -
 
 
 def _expected_decoding(
-    config: Config, hardware: Hardware, settings: decode.Decoding, rows: Sequence[Mapping[str, Any]], tokens: int,
+    config: Config, hardware: Hardware, settings: decode.DecodingOptions, rows: Sequence[Mapping[str, Any]], tokens: int,
     merged: bool,
 ) -> dict[str, float | None]:  # fmt: skip
     """`seconds` and bytes of `memory` by the plan's own arithmetic; of the batches that there are."""
     known, on_gpu, precision = known_gpu(hardware.name), hardware.device.type == "cuda", config.model.precision
     architecture = load_config(config.model.checkpoint)
-    shape = cost.shape_of(architecture.to_dict())
+    shape = cost.dimensions(architecture.to_dict())
     lengths = [row["duration"] for row in rows]
     works = [
-        Work(len(batch), seconds, tokens, sum(lengths[at] for at in batch))
+        Forward(len(batch), seconds, tokens, sum(lengths[at] for at in batch))
         for batch, seconds in decode.batches(lengths, settings.batch_size, settings.margin)
     ]
     memory = max(
@@ -224,7 +224,7 @@ def _expected_decoding(
     rates = gpu_settings(known).rates if known else clock.matrix_rates(hardware.device, hardware.autocast)
     if precision not in rates:
         return {"seconds": None, "memory": memory}
-    clocks = clock.by_rates(
+    clocks = clock.from_tflops(
         shape, trained_parameters(architecture, config.lora), config.lora.kind, rates, precision,
         checkpointing=False, beams=1, on_gpu=on_gpu,
     )  # fmt: skip

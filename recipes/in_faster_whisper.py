@@ -14,10 +14,10 @@ from faster_whisper import WhisperModel
 from asr_lora.config.compose import load
 from asr_lora.data.manifest import read_manifest, waveform
 from asr_lora.evaluation import metrics
-from asr_lora.evaluation.eval_sets import Set, normalizer
+from asr_lora.evaluation.eval_sets import EvalSet, set_normalizer
 from asr_lora.model.pretrained import language_token
 from asr_lora.runs import folder as run
-from asr_lora.runtime.console import say
+from asr_lora.runtime.console import log
 
 
 def main() -> None:
@@ -25,9 +25,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("folders", type=Path, nargs=2)
     asked = parser.parse_args()
-    config = run.as_recorded(asked.run, load(), [])
+    config = run.recorded_config(asked.run, load(), [])
     clips, told = read_manifest(run.manifest(asked.run, "test")), language_token(config.model, config.data.language)
-    normal = normalizer(config.eval, Set("test", "test", told, clips, len(clips)))
+    normal = set_normalizer(config.eval, EvalSet("test", "test", told, clips, len(clips)))
     references, speakers = [clip["text"] for clip in clips], [clip["speaker"] for clip in clips]
     heard = []
     for folder in asked.folders:
@@ -39,11 +39,11 @@ def main() -> None:
         scored = metrics.score(references, texts, speakers, normal, config.seed)
         low, high = (100 * bound for bound in scored["wer_ci95"])
         took = f"{len(clips)} clips in {time.perf_counter() - started:.0f} s"
-        say(f"{folder}: WER {100 * scored['wer']:.1f} % ({low:.1f} to {high:.1f}), {took}")
+        log(f"{folder}: WER {100 * scored['wer']:.1f} % ({low:.1f} to {high:.1f}), {took}")
         heard.append(texts)
     delta = metrics.paired_delta(references, *heard, speakers, normal, config.seed)
     low, high = (100 * bound for bound in delta["ci95"])
-    say(f"difference: {100 * delta['wer']:+.1f} points ({low:+.1f} to {high:+.1f}), normalised by {normal}")
+    log(f"difference: {100 * delta['wer']:+.1f} points ({low:+.1f} to {high:+.1f}), normalised by {normal}")
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora.decoding.generate import Decoding, transcribe_once
+from asr_lora.decoding.generate import DecodingOptions, decode_once
 from asr_lora.evaluation import metrics
 from asr_lora.model import whisper
 from asr_lora.model.pretrained import load_processor
-from asr_lora.runtime.console import hush_libraries
+from asr_lora.runtime.console import quiet_libraries
 from asr_lora.runtime.files import read_jsonl
 from asr_lora.speech.normalizer import Normalizer
 
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--language", default="es", help="Whisper's token (%(default)s)")
     parser.add_argument("--clips", type=int, default=30, help="of each length, the first so many (%(default)s)")
     asked = parser.parse_args(arguments)
-    hush_libraries()
+    quiet_libraries()
     model, processor = whisper.load(asked.checkpoint, "fp32", torch.device("cpu")), load_processor(asked.checkpoint)
     every = read_jsonl(asked.manifest)
     table = Table(title="untouched: WER (insertions, clips cut), by seconds behind a clip")
@@ -46,10 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         references, speakers = [clip["text"] for clip in clips], [clip["speaker"] for clip in clips]
         cells = []
         for margin in MARGINS:
-            settings = Decoding(asked.language, "transcribe", 1, 444, 40, margin, 8)
-            heard = transcribe_once(model, processor, clips, settings)
+            settings = DecodingOptions(asked.language, "transcribe", 1, 444, 40, margin, 8)
+            heard = decode_once(model, processor, clips, settings)
             found = metrics.score(references, [each.text for each in heard], speakers, Normalizer("marks"), 0)
-            cut = sum(each.cut for each in heard)
+            cut = sum(each.truncated for each in heard)
             cells.append(f"{found['wer']:.1%} ({found['insertions']}, {cut})")
         table.add_row(f"{low:g} to {high:g} s: {len(clips)}", *cells)
     Console().print(table)

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from asr_lora.decoding.generate import Decoding, transcribe
+from asr_lora.decoding.generate import DecodingOptions, decode_clips
 from asr_lora.model import whisper
 from asr_lora.model.pretrained import load_processor
 from asr_lora.runs.launch import resident_bytes
-from asr_lora.runtime.console import hush_libraries, progress, say
+from asr_lora.runtime.console import log, progress, quiet_libraries
 from asr_lora.runtime.files import read_jsonl
 
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=5000, help="(%(default)s)")
     parser.add_argument("--tokens", type=int, default=64, help="at most so many a clip (%(default)s)")
     asked = parser.parse_args(arguments)
-    hush_libraries()
+    quiet_libraries()
     model, processor = whisper.load(asked.checkpoint, "fp32", torch.device("cpu")), load_processor(asked.checkpoint)
     clips = list(islice(cycle(read_jsonl(asked.manifest)), asked.clips))
     done, held = [0], [resident_bytes()]
@@ -40,14 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             done.append(done[-1] + count)
             held.append(resident_bytes())
 
-        transcribe(
-            model, processor, clips, Decoding(asked.language, "transcribe", 1, asked.tokens, 40, 1.0, 8), advance
+        decode_clips(
+            model, processor, clips, DecodingOptions(asked.language, "transcribe", 1, asked.tokens, 40, 1.0, 8), advance
         )
     steady = [at for at, count in enumerate(done) if count >= len(clips) / 10]
     slope = np.polyfit([done[at] for at in steady], [held[at] for at in steady], 1)[0]
     at_tenths = [held[int(share * (len(held) - 1))] for share in np.linspace(0, 1, 11)]
-    say(f"MB held, before and after every tenth: {', '.join(f'{each / 1e6:.0f}' for each in at_tenths)}")
-    say(f"slope: {slope * 1000 / 1e6:+.2f} MB per 1,000 clips")
+    log(f"MB held, before and after every tenth: {', '.join(f'{each / 1e6:.0f}' for each in at_tenths)}")
+    log(f"slope: {slope * 1000 / 1e6:+.2f} MB per 1,000 clips")
 
 
 if __name__ == "__main__":

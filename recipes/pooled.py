@@ -49,7 +49,7 @@ def counted(measured: Path) -> dict[str, Any]:
     for name, hypotheses in arms.items():
         aligned = findings.alignments(references, [clean(heard) for heard in hypotheses])
         found["arms"][name] = {
-            "errors": [findings.errors(chunks) for chunks in aligned],
+            "errors": [findings.count_edits(chunks) for chunks in aligned],
             "insertions": [sum(len(c.hypothesis) for c in chunks if c.kind == "insert") for chunks in aligned],
         }
         found["arms"][name] |= {

@@ -11,12 +11,12 @@ from typing import Any
 from rich.console import Console
 
 from asr_lora.evaluation.metrics import delta_interval, interval, percent, points
-from asr_lora.report import dollars_of, price_of
+from asr_lora.report import hourly_price, run_cost
 from asr_lora.reporting.comparison import is_complete
 from asr_lora.runs import folder as run
-from asr_lora.runtime.console import say
+from asr_lora.runtime.console import log
 from asr_lora.runtime.files import read_json, write_text
-from asr_lora.speech.normalizer import leading
+from asr_lora.speech.normalizer import primary_metric
 
 HEADINGS = (
     "data", "steps", "model", "tuning", "trains", "error rate (95 %)", "to untouched, points (95 %)",
@@ -35,17 +35,17 @@ def table(runs_dir: Path) -> str:
 
 def _untouched(folder: Path) -> tuple[str, ...]:
     settings, own = run.settings(folder), _own(folder)
-    rate, base = leading(own["language"]), own["baseline"]
+    rate, base = primary_metric(own["language"]), own["baseline"]
     wer = f"{percent(base[rate])} ({interval(base[f'{rate}_ci95'])})"
     return ("", "", settings["model"]["name"], "untouched", "", wer, "", "", "", "", "")
 
 
 def _tuned(folder: Path) -> tuple[str, ...]:
     settings, own, trained = run.settings(folder), _own(folder), read_json(run.train_metrics(folder))
-    rate, hours, kind = leading(own["language"]), settings["data"]["hours"], settings["lora"]["kind"]
-    price, _ = price_of(None, settings, trained["device"])
-    dollars = dollars_of(price, trained, run.scored(folder))
-    scoring = sum(each["seconds"] + each["baseline"]["seconds"] for each in run.scored(folder).values())
+    rate, hours, kind = primary_metric(own["language"]), settings["data"]["hours"], settings["lora"]["kind"]
+    price, _ = hourly_price(None, settings, trained["device"])
+    dollars = run_cost(price, trained, run.read_scores(folder))
+    scoring = sum(each["seconds"] + each["baseline"]["seconds"] for each in run.read_scores(folder).values())
     return (
         "all" if hours is None else f"{hours:g} h",
         f"{trained['steps']:,}",
@@ -62,7 +62,7 @@ def _tuned(folder: Path) -> tuple[str, ...]:
 
 
 def _own(folder: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = next(iter(run.scored(folder).values()))
+    facts: dict[str, Any] = next(iter(run.read_scores(folder).values()))
     return facts
 
 
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = table(runs_dir)
     write_text(runs_dir / "table.md", text)
     Console().print(text, markup=False, highlight=False, soft_wrap=True, end="")
-    say(f"written: {runs_dir / 'table.md'}")
+    log(f"written: {runs_dir / 'table.md'}")
 
 
 if __name__ == "__main__":

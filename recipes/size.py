@@ -16,10 +16,10 @@ from arms import Facts, timed
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora.config.compose import quoted
+from asr_lora.config.compose import quote_override
 from asr_lora.corpus import SPLITS, open_corpus
 from asr_lora.demo.assets import whisper_base_from_wheels
-from asr_lora.runtime.console import hush_libraries, say
+from asr_lora.runtime.console import log, quiet_libraries
 from asr_lora.runtime.errors import UserError
 from asr_lora.runtime.files import write_json
 
@@ -66,8 +66,8 @@ def measured(asked: argparse.Namespace) -> dict[str, Facts]:
     work.mkdir(parents=True)
     release = linked(asked.archive, asked.language, asked.clips, work)
     words = [
-        f"data.source={quoted(str(release))}", f"data.language={asked.language}", "model=whisper_base",
-        f"model.checkpoint={quoted(str(whisper_base_from_wheels()))}", f"runs_dir={quoted(str(work / 'runs'))}",
+        f"data.source={quote_override(str(release))}", f"data.language={asked.language}", "model=whisper_base",
+        f"model.checkpoint={quote_override(str(whisper_base_from_wheels()))}", f"runs_dir={quote_override(str(work / 'runs'))}",
     ]  # fmt: skip
     everything = ["data.hours=null", f"data.dev_clips={asked.clips}", "eval.limit=null"]
     prepare, found = [sys.executable, "-m", "asr_lora.prepare", *words], {}
@@ -111,13 +111,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=50_000, help="(%(default)s)")
     parser.add_argument("--work", type=Path, default=Path("runs/size"), help="emptied first (%(default)s)")
     asked = parser.parse_args(arguments)
-    hush_libraries()
+    quiet_libraries()
     try:
         show(measured(asked), asked.clips)
     except (UserError, OSError) as error:
-        say(f"error: {error}")
+        log(f"error: {error}")
         raise SystemExit(1) from error
-    say(f"everything of it: {asked.work}")
+    log(f"everything of it: {asked.work}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 
 from asr_lora.model import adapter, whisper
 from asr_lora.runs.launch import resident_bytes
-from asr_lora.runtime.console import hush_libraries, say
+from asr_lora.runtime.console import log, quiet_libraries
 
 
 def main() -> None:
@@ -24,20 +24,20 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=5)
     parser.add_argument("--swaps", type=int, default=200)
     asked = parser.parse_args()
-    hush_libraries()
+    quiet_libraries()
     model = whisper.load(asked.checkpoint, "fp32", torch.device("cpu"))
     names = [f"copy{number}" for number in range(asked.count)]
     if names:
-        model = adapter.beside_each_other(model, dict.fromkeys(names, asked.adapter))
+        model = adapter.load_adapters(model, dict.fromkeys(names, asked.adapter))
     gc.collect()
-    say(f"{asked.count} adapters: {resident_bytes() / 1e6:.0f} MB resident")
+    log(f"{asked.count} adapters: {resident_bytes() / 1e6:.0f} MB resident")
     took = []
     for number in range(asked.swaps if names else 0):
         started = time.perf_counter()
-        with adapter.using(model, names[number % len(names)]):
+        with adapter.active_adapter(model, names[number % len(names)]):
             took.append(time.perf_counter() - started)
     if took:
-        say(f"a swap: {1000 * statistics.median(took):.1f} ms in the middle, {1000 * max(took):.1f} ms at most")
+        log(f"a swap: {1000 * statistics.median(took):.1f} ms in the middle, {1000 * max(took):.1f} ms at most")
 
 
 if __name__ == "__main__":

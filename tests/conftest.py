@@ -21,7 +21,7 @@ from support.releases import write_release
 from support.runs import tiny_run
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 
-from asr_lora.data.features import prompted
+from asr_lora.data.features import with_prompt
 from asr_lora.model.pretrained import load_processor
 
 
@@ -46,7 +46,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def processor(tiny_checkpoint: Path) -> WhisperProcessor:
     """Of the tiny checkpoint, its labels opening with Dutch and transcription."""
     processor = load_processor(str(tiny_checkpoint))
-    processor.tokenizer = prompted(processor.tokenizer, "nl", "transcribe")
+    processor.tokenizer = with_prompt(processor.tokenizer, "nl", "transcribe")
     return processor
 
 

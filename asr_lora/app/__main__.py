@@ -17,13 +17,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from asr_lora.app import models as pair
-from asr_lora.config.compose import Config, words_of_job
+from asr_lora.config.compose import Config, job_overrides
 from asr_lora.config.stages import AppConfig
 from asr_lora.model.hardware import resolve_hardware
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import launch, named_run
-from asr_lora.runtime.console import say
-from asr_lora.runtime.errors import ChoiceError, WorldError, to_install
+from asr_lora.runs.launch import find_run, launch
+from asr_lora.runtime.console import log
+from asr_lora.runtime.errors import ConfigError, ExternalError, to_install
 
 try:
     from asr_lora.app import ui as layout
@@ -40,36 +40,36 @@ def app(config: Config) -> None:
     refuse_taken(config.app)
     hardware, words = (
         resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size),
-        words_of_job(),
+        job_overrides(),
     )
     if config.adapters:
         both = pair.with_adapters(config, config.adapters, hardware, words)
     else:
-        folder = named_run(config)
-        say(f"run: {folder}")
-        both = pair.of_run(config, run.as_recorded(folder, config, words), hardware)
-    if both.untouched is not both.tuned:
-        say(f"lora={both.kind} tunes the base's own weights: two whole models are held in memory")
+        folder = find_run(config)
+        log(f"run: {folder}")
+        both = pair.of_run(config, run.recorded_config(folder, config, words), hardware)
+    if both.base is not both.tuned:
+        log(f"lora={both.kind} tunes the base's own weights: two whole models are held in memory")
     with TemporaryDirectory(prefix="asr_lora-app-") as scratch:
         os.environ |= {"GRADIO_TEMP_DIR": scratch, "GRADIO_ANALYTICS_ENABLED": "False"}
         opened = not is_loopback(config.app.host)
-        acts = layout.Acts(both, config.app, Path(scratch))
+        acts = layout.Handlers(both, config.app, Path(scratch))
         page = layout.serve(layout.page(acts, opened), config.app)
         if opened:
-            say(
+            log(
                 f"app.host: {config.app.host} is more than this machine: whoever can reach it may speak to the model, "
                 "hear the run's test clips and read their texts, without a password and unencrypted; and browsers "
                 "allow a microphone only on localhost or over https"
             )
         with suppress(KeyboardInterrupt):
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that recordings go then, too
-            say(f"app: {address(config.app)} (Ctrl-C ends it)")
+            log(f"app: {address(config.app)} (Ctrl-C ends it)")
             while True:
                 time.sleep(EVERY)
                 forget(Path(scratch), 60 * config.app.keep_minutes)
         acts.end()
         page.close(verbose=False)
-    say("app: ended, and the recordings are deleted")
+    log("app: ended, and the recordings are deleted")
 
 
 def address(asked: AppConfig) -> str:
@@ -99,14 +99,14 @@ def refuse_taken(asked: AppConfig) -> None:
             probe.listen()
     except OSError as error:  # an unknown name is one, too
         if error.errno == errno.EADDRINUSE:
-            raise WorldError(
+            raise ExternalError(
                 f"app.port: another program has port {asked.port} of {asked.host}; end that, or name another port, "
                 f"app.port={asked.port % 65_535 + 1}"
             ) from error
         name, way_out = "app.host", "127.0.0.1 is this machine alone, 0.0.0.0 whoever can reach it"
         if error.errno == errno.EACCES:
             name, way_out = "app.port", "those below 1024 are the administrator's; app.port=7860 is nobody's"
-        raise ChoiceError(
+        raise ConfigError(
             f"{name}: must be one that can be had, got {asked.host}:{asked.port} ({error.strerror}); {way_out}"
         ) from error
 

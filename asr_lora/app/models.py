@@ -9,15 +9,15 @@ from pathlib import Path
 
 from asr_lora.config.compose import Config
 from asr_lora.config.stages import EvalConfig, TranscribeConfig
-from asr_lora.data.manifest import Clip, gone, read_manifest
+from asr_lora.data.manifest import Clip, missing_files, read_manifest
 from asr_lora.decoding import transcriber as ears
 from asr_lora.decoding.generate import Segment
-from asr_lora.decoding.transcriber import Ears, stretches
+from asr_lora.decoding.transcriber import Transcriber, speech_segments
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware
 from asr_lora.model.pretrained import language_token, language_tokens
 from asr_lora.runs import folder as run
-from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.speech import audio
 
 TUNED = "tuned"  # the adapter of a run that is alone: peft allows no dots in a name, and a run's may have some
@@ -27,7 +27,7 @@ Progress = Callable[[str, int, int], None]  # which model hears, stretches heard
 
 
 @dataclass(frozen=True)
-class Voice:
+class AdapterChoice:
     """A tuned model: the adapter `name` of Ears (None: the model itself), what it is told to hear, and its test clips.
 
     Without a `language` it is told the one that the untouched base hears.
@@ -40,47 +40,49 @@ class Voice:
 
 
 @dataclass(frozen=True)
-class Heard:
+class PairResult:
     """What both models said; `voice` is the tuned one's name, `seconds` the recording's length."""
 
     voice: str
     language: str
     strength: float
     seconds: float
-    untouched: list[Segment]
+    base: list[Segment]
     tuned: list[Segment]
 
 
 @dataclass(frozen=True)
-class Pair:
+class ModelPair:
     """`voices` by the names that people choose; `kind` of tuning where it is one run's; `scoring` of
     references; `listening` tells the language, where it is given, and the longest piece."""
 
-    untouched: Ears
-    tuned: Ears
-    voices: Mapping[str, Voice]
+    base: Transcriber
+    tuned: Transcriber
+    voices: Mapping[str, AdapterChoice]
     kind: str | None
     scoring: EvalConfig
     listening: TranscribeConfig
 
-    def hear(self, path: Path, voice: str, strength: float, most: float, whole: bool, advance: Progress) -> Heard:
+    def transcribe(
+        self, path: Path, voice: str, strength: float, most: float, whole: bool, advance: Progress
+    ) -> PairResult:
         """What both hear in a recording of at most `most` minutes: `whole` (a test clip), or where people speak in it.
 
         Raises ChoiceError or WorldError for what cannot be heard.
         """
         waveform = _read(path, most)
         seconds = len(waveform) / audio.SAMPLE_RATE
-        spoken = [(0.0, seconds)] if whole else stretches(waveform, self.listening.longest)
+        spoken = [(0.0, seconds)] if whole else speech_segments(waveform, self.listening.longest)
         if not spoken:
-            raise WorldError("nobody speaks in this recording, as far as Silero's detector hears")
+            raise ExternalError("nobody speaks in this recording, as far as Silero's detector hears")
         voice, told = self._chosen(voice, waveform)
         if strength != 1 and not self.voices[voice].scales:
-            raise ChoiceError(
+            raise ConfigError(
                 f"strength: must be 1 for {voice}, whose way of tuning has no strengths between 0 and that"
             )
         said = []
         for which, model, name, strong in (
-            ("untouched", self.untouched, None, 1.0), ("tuned", self.tuned, self.voices[voice].name, strength)
+            ("untouched", self.base, None, 1.0), ("tuned", self.tuned, self.voices[voice].name, strength)
         ):  # fmt: skip
             done = 0
 
@@ -90,64 +92,64 @@ class Pair:
                 advance(which, done, len(spoken))
 
             count(0)
-            with model.hearing(told, name, strong) as settings:
+            with model.session(told, name, strong) as settings:
                 said.append(model.segments([(path, *part) for part in spoken], settings, count))
-        return Heard(voice, told, strength, seconds, *said)
+        return PairResult(voice, told, strength, seconds, *said)
 
     def _chosen(self, voice: str, waveform: audio.Waveform) -> tuple[str, str]:
         """The name of a voice, and Whisper's language. Raises ChoiceError where no voice is of what is heard."""
         asked = self.listening.language
         if voice != WHICHEVER:
-            return voice, asked or self.voices[voice].language or self.untouched.language_of(waveform)
-        told = asked or self.untouched.language_of(waveform)
+            return voice, asked or self.voices[voice].language or self.base.detect_language(waveform)
+        told = asked or self.base.detect_language(waveform)
         fitting = [name for name, each in self.voices.items() if told in (each.language, name)]
         if not fitting:
-            raise ChoiceError(
+            raise ConfigError(
                 f"{told} is heard, and no adapter is of that language; choose one of {', '.join(self.voices)}"
             )
         return fitting[0], told
 
 
-def of_run(config: Config, recorded: Config, hardware: Hardware) -> Pair:
+def of_run(config: Config, recorded: Config, hardware: Hardware) -> ModelPair:
     """What a run has learnt, and its base; `recorded` are its own settings. Raises ChoiceError where it has none."""
     tuned = run.tuned(recorded.run)
     if not tuned.is_dir():
-        raise ChoiceError(f"run_dir: no adapter in {recorded.run}/train; train it first, with make train")
-    base, kind, told = run.pinned(recorded).model, recorded.lora.kind, config.transcribe.language
+        raise ConfigError(f"run_dir: no adapter in {recorded.run}/train; train it first, with make train")
+    base, kind, told = run.with_pinned_base(recorded).model, recorded.lora.kind, config.transcribe.language
     language, clips = language_token(recorded.model, recorded.data.language), test_clips(recorded.run)
     if stored.is_whole(tuned):
-        voice = Voice(None, language, False, clips)
+        voice = AdapterChoice(None, language, False, clips)
         alone = ears.with_base(base, config.decoding, hardware, told)
         models = alone, ears.with_run(recorded.run, base, config.decoding, hardware, told)
     else:
-        voice = Voice(TUNED, language, stored.scales(tuned), clips)
+        voice = AdapterChoice(TUNED, language, stored.is_scalable(tuned), clips)
         models = (ears.with_adapters({TUNED: str(tuned)}, base, config.decoding, hardware, told),) * 2
-    return Pair(*models, {recorded.run.resolve().name: voice}, kind, recorded.eval, config.transcribe)
+    return ModelPair(*models, {recorded.run.resolve().name: voice}, kind, recorded.eval, config.transcribe)
 
 
-def with_adapters(config: Config, adapters: Mapping[str, str], hardware: Hardware, words: Sequence[str]) -> Pair:
+def with_adapters(config: Config, adapters: Mapping[str, str], hardware: Hardware, words: Sequence[str]) -> ModelPair:
     """One base and several adapters, by name: folders of runs or of adapters, as ears.with_adapters takes them."""
     told, voices = config.transcribe.language, {}
     both = ears.with_adapters(adapters, config.model, config.decoding, hardware, told)
     for name, place in adapters.items():
         folder = Path(place).expanduser()
         if run.settings_file(folder).is_file():
-            recorded = run.as_recorded(folder, config, words)
-            scales = stored.scales(run.adapter(folder))
-            voices[name] = Voice(
+            recorded = run.recorded_config(folder, config, words)
+            scales = stored.is_scalable(run.adapter(folder))
+            voices[name] = AdapterChoice(
                 name, language_token(recorded.model, recorded.data.language), scales, test_clips(folder)
             )
         else:
             spoken = name if name in language_tokens(both.base.checkpoint) else None
-            voices[name] = Voice(name, spoken, stored.scales(folder), [])
-    return Pair(both, both, voices, None, config.eval, config.transcribe)
+            voices[name] = AdapterChoice(name, spoken, stored.is_scalable(folder), [])
+    return ModelPair(both, both, voices, None, config.eval, config.transcribe)
 
 
 def test_clips(folder: Path) -> list[Clip]:
     """Those of a run whose sound is still there, in the manifest's order."""
     file = run.manifest(folder, "test")
     clips = read_manifest(file) if file.is_file() else []
-    lost = {clip["id"] for clip in gone(clips)}
+    lost = {clip["id"] for clip in missing_files(clips)}
     return [clip for clip in clips if clip["id"] not in lost]
 
 
@@ -155,8 +157,8 @@ def _read(path: Path, most: float) -> audio.Waveform:
     """(samples,) at 16 kHz. Raises ChoiceError where it is longer than `most` minutes, of which no more is read."""
     try:
         samples, rate = audio.decode(path, most=60 * most + 1)
-    except WorldError as error:  # nobody on the page knows the path
-        raise WorldError(str(error).replace(str(path), path.name)) from error
+    except ExternalError as error:  # nobody on the page knows the path
+        raise ExternalError(str(error).replace(str(path), path.name)) from error
     if len(samples) > 60 * most * rate:
-        raise ChoiceError(f"{path.name}: is longer than {most:g} minutes (app.max_minutes)")
-    return audio.resampled(samples, rate)
+        raise ConfigError(f"{path.name}: is longer than {most:g} minutes (app.max_minutes)")
+    return audio.resample(samples, rate)

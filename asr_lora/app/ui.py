@@ -10,28 +10,28 @@ from typing import Any
 import gradio as gr
 from markupsafe import escape
 
-from asr_lora.app.models import WHICHEVER, Heard, Pair
+from asr_lora.app.models import WHICHEVER, ModelPair, PairResult
 from asr_lora.config.stages import AppConfig, EvalConfig
-from asr_lora.data.manifest import Clip, extension, sound
+from asr_lora.data.manifest import Clip, audio_suffix, encoded_audio
 from asr_lora.decoding.generate import Segment
 from asr_lora.decoding.transcriber import FORMATS
 from asr_lora.evaluation import error_analysis as findings
 from asr_lora.evaluation import metrics
-from asr_lora.evaluation.error_analysis import Chunk
+from asr_lora.evaluation.error_analysis import AlignmentChunk
 from asr_lora.reporting.pages import environment
-from asr_lora.runtime.errors import UserError, WorldError
+from asr_lora.runtime.errors import ExternalError, UserError
 from asr_lora.runtime.files import write_text
-from asr_lora.speech.normalizer import Normalizer, in_units, leading
+from asr_lora.speech.normalizer import Normalizer, primary_metric, scoring_units
 
 SHOWN = 80  # characters of a reference in the list of clips
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}  # of events that take no time
 
 
 @dataclass(frozen=True)
-class Acts:
+class Handlers:
     """What the page does when people touch it; files go below `scratch`, a folder each."""
 
-    pair: Pair
+    pair: ModelPair
     asked: AppConfig
     scratch: Path
     busy: threading.Lock = field(default_factory=threading.Lock)  # an adapter is worn by the one base that all share
@@ -64,10 +64,10 @@ class Acts:
             return gr.skip()
         clip = self._clip(voice, clip_id)
         try:
-            file = Path(mkdtemp(dir=self.scratch)) / f"clip.{extension(clip)}"
-            file.write_bytes(sound(clip))
+            file = Path(mkdtemp(dir=self.scratch)) / f"clip.{audio_suffix(clip)}"
+            file.write_bytes(encoded_audio(clip))
         except UserError as error:
-            raise told(error) from error
+            raise page_error(error) from error
         return str(file)
 
     def hear(
@@ -77,21 +77,21 @@ class Acts:
         try:
             file = self._usable(path)
             clip = None if clip_id is None else self._clip(voice, clip_id)
-            if clip and sound(clip) != file.read_bytes():
+            if clip and encoded_audio(clip) != file.read_bytes():
                 clip = None
 
             def advance(which: str, done: int, of: int) -> None:
                 if self.ended.is_set():
-                    raise WorldError("the app has ended")
+                    raise ExternalError("the app has ended")
                 bar((done, of), desc=f"{which} model", unit="pieces")
 
             with self.busy:
                 whole = clip is not None
-                heard = self.pair.hear(file, voice, strength, self.asked.max_minutes, whole, advance)
+                heard = self.pair.transcribe(file, voice, strength, self.asked.max_minutes, whole, advance)
             shown = render_result(heard, self.pair.scoring, clip["text"] if clip else None)
             return shown, [str(made) for made in files(heard.tuned, file.stem, Path(mkdtemp(dir=self.scratch)))]
         except UserError as error:
-            raise told(error) from error
+            raise page_error(error) from error
 
     def _clip(self, voice: str, clip_id: str) -> Clip:
         return next(clip for clip in self.pair.voices[voice].clips if clip["id"] == clip_id)
@@ -99,16 +99,16 @@ class Acts:
     def _usable(self, path: str | None) -> Path:
         """Raises WorldError where there is no file, or too large a one."""
         if path is None:
-            raise WorldError("there is nothing to hear yet; record something, or choose a file or a clip")
+            raise ExternalError("there is nothing to hear yet; record something, or choose a file or a clip")
         file = Path(path)
         if not file.is_file():
-            raise WorldError("this recording is deleted by now (app.keep_minutes); record or choose it again")
+            raise ExternalError("this recording is deleted by now (app.keep_minutes); record or choose it again")
         if file.stat().st_size > self.asked.max_megabytes * 1_000_000:
-            raise WorldError(f"{file.name}: is larger than {self.asked.max_megabytes} MB (app.max_megabytes)")
+            raise ExternalError(f"{file.name}: is larger than {self.asked.max_megabytes} MB (app.max_megabytes)")
         return file
 
 
-def page(acts: Acts, opened: bool) -> Any:
+def page(acts: Handlers, opened: bool) -> Any:
     """The page as a gr.Blocks; `opened` says that other machines can reach it."""
     first, *others = acts.pair.voices
     with gr.Blocks(title="asr_lora", analytics_enabled=False) as made:
@@ -158,16 +158,16 @@ def serve(made: Any, asked: AppConfig) -> Any:
     return made
 
 
-def told(error: UserError) -> Any:
+def page_error(error: UserError) -> Any:
     """As one line on the page; the app goes on."""
     return gr.Error(str(escape(error)), print_exception=False)
 
 
-def _head(acts: Acts, opened: bool) -> str:
+def _head(acts: Handlers, opened: bool) -> str:
     pair = acts.pair
     return environment(autoescape=True).get_template("app.html").render(
-        names=", ".join(pair.voices), base=PurePath(pair.untouched.base.checkpoint).name, asked=acts.asked,
-        opened=opened, two=pair.untouched is not pair.tuned,
+        names=", ".join(pair.voices), base=PurePath(pair.base.base.checkpoint).name, asked=acts.asked,
+        opened=opened, two=pair.base is not pair.tuned,
     )  # fmt: skip
 
 
@@ -192,17 +192,17 @@ def _theme() -> Any:
     return gr.themes.Base(**fonts).set(input_border_width="1px", **colors)
 
 
-def render_result(heard: Heard, scoring: EvalConfig, reference: str | None) -> str:
+def render_result(heard: PairResult, scoring: EvalConfig, reference: str | None) -> str:
     """HTML: both texts with the words in which they differ; with a `reference` each against that, and its error rate.
 
     Raises ChoiceError where `scoring` asks for numbers as words in a language whose numbers cannot be read.
     """
     normalizer = Normalizer(scoring.normalizer, heard.language, scoring.numbers)
-    said = {"untouched": joined(heard.untouched), "tuned": joined(heard.tuned)}
+    said = {"untouched": joined(heard.base), "tuned": joined(heard.tuned)}
     return environment(autoescape=True).get_template("app_result.html").render(
         heard=heard, chunks=differences(said["untouched"], said["tuned"], normalizer), normalizer=normalizer,
-        cut={name: sum(each.cut for each in getattr(heard, name)) for name in said},
-        scored=None if reference is None else scored(reference, said, normalizer), rate=leading(heard.language),
+        cut={name: sum(each.truncated for each in getattr(heard, name)) for name in said},
+        scored=None if reference is None else scored(reference, said, normalizer), rate=primary_metric(heard.language),
     )  # fmt: skip
 
 
@@ -210,16 +210,16 @@ def joined(segments: Sequence[Segment]) -> str:
     return " ".join(segment.text for segment in segments)
 
 
-def differences(untouched: str, tuned: str, normalizer: Normalizer) -> list[Chunk]:
+def differences(untouched: str, tuned: str, normalizer: Normalizer) -> list[AlignmentChunk]:
     """The two aligned word by word, as they were written; what normalising makes alike (capitals, commas) is equal."""
-    words = [in_units(text, normalizer.language).split() for text in (untouched, tuned)]
+    words = [scoring_units(text, normalizer.language).split() for text in (untouched, tuned)]
     # A key a word, so that what is aligned has the places of what is shown: a lone dash is its own.
     keys = [" ".join("".join(normalizer(word).split()) or word for word in side) for side in words]
     (aligned,), at, made = findings.alignments(keys[:1], keys[1:]), [0, 0], []
     for chunk in aligned:
         sides = [words[i][at[i] : at[i] + len(part)] for i, part in enumerate((chunk.reference, chunk.hypothesis))]
         at = [at[0] + len(sides[0]), at[1] + len(sides[1])]
-        made.append(Chunk(chunk.kind, *sides))
+        made.append(AlignmentChunk(chunk.kind, *sides))
     return made
 
 
@@ -229,7 +229,7 @@ def scored(reference: str, said: dict[str, str], normalizer: Normalizer) -> dict
     Without a word in the reference `units` is 0 and the rate None.
     """
     clean = {name: normalizer(text) for name, text in {"reference": reference, **said}.items()}
-    units = {name: in_units(text, normalizer.language) for name, text in clean.items()}
+    units = {name: scoring_units(text, normalizer.language) for name, text in clean.items()}
     found: dict[str, Any] = {"reference": clean["reference"]}
     for name in said:
         (errors,), (of,) = metrics.clip_errors([clean["reference"]], [clean[name]], str(normalizer.language))

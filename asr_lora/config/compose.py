@@ -31,7 +31,7 @@ from asr_lora.config.schema import (
     ModelConfig,
     TrainingConfig,
     check_base,
-    no_such_lora_key,
+    unknown_lora_key,
 )
 from asr_lora.config.stages import (
     AppConfig,
@@ -43,7 +43,7 @@ from asr_lora.config.stages import (
     SearchConfig,
     TranscribeConfig,
 )
-from asr_lora.runtime.errors import ChoiceError, check, check_word
+from asr_lora.runtime.errors import ConfigError, check, check_name
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Config:
         )
         keep, wanted = self.training.keep_adapters, self.eval.average
         check("eval.average", wanted, f"at most training.keep_adapters={keep}", wanted is None or wanted <= keep)
-        check_word("experiment_name", self.experiment_name or "none")
+        check_name("experiment_name", self.experiment_name or "none")
         for name in ("shards", "audit"):
             rule = "false under data.streaming=true, which lists no training clips"
             check(name, getattr(self, name), rule, not (self.data.streaming and getattr(self, name)))
@@ -100,7 +100,7 @@ class Config:
         check_base(self.lora.kind, self.model.precision)
         strengths = [self.eval.strength, *self.eval.strengths]
         if self.lora.kind not in SCALABLE and any(strength != 1 for strength in strengths):
-            raise ChoiceError(
+            raise ConfigError(
                 f"eval.strength: must be 1 under lora={self.lora.kind}, got {strengths}; at 0 its adapter is not the "
                 f"untouched model, or no plain scaling of weights leads there ({', '.join(SCALABLE)} can be scaled)"
             )
@@ -108,7 +108,7 @@ class Config:
             before = self.max_steps - int(self.lora.tfinal * self.max_steps)
             check("training.max_steps", self.max_steps, "enough for two steps before lora.tfinal", before >= 2)
         if self.lora.kind == "adalora" and wanted is not None:
-            raise ChoiceError(
+            raise ConfigError(
                 f"eval.average: must be null under lora=adalora, got {wanted}; its adapters keep different ranks"
             )
 
@@ -149,7 +149,7 @@ def tuning_settings(kind: str) -> tuple[LoraConfig, str | None]:
     return LoraConfig(**{**of_others, **said.get("lora", said)}), said.get("model", {}).get("precision")
 
 
-def typed(cfg: DictConfig) -> Config:
+def parse_config(cfg: DictConfig) -> Config:
     """Checks a composed tree once and turns it into plain dataclasses, with run_name and run_dir filled in.
 
     Needs Hydra initialised (inside a job or `launch.load`): the name depends on what the defaults would have been.
@@ -181,13 +181,13 @@ def _checked(cfg: DictConfig) -> Config:
     return config
 
 
-def plain(config: Config) -> dict[str, Any]:
+def to_dict(config: Config) -> dict[str, Any]:
     """The settings as nested dictionaries, as recorded in train/config.yaml."""
     return asdict(config)
 
 
-def from_plain(settings: Mapping[str, Any]) -> Config:
-    """The inverse of `plain`; a value is taken as it is, also one that holds an OmegaConf interpolation."""
+def from_dict(settings: Mapping[str, Any]) -> Config:
+    """The inverse of `to_dict`; a value is taken as it is, also one that holds an OmegaConf interpolation."""
     values: dict[str, Any] = {}
     for field in fields(Config):
         value = settings[field.name]
@@ -197,33 +197,33 @@ def from_plain(settings: Mapping[str, Any]) -> Config:
 
 def load(overrides: Sequence[str] = ()) -> Config:
     """Composes the settings as the command line does. Raises ChoiceError for whatever does not hold."""
-    refuse_misread(overrides)
+    check_overrides(overrides)
     try:
         if GlobalHydra.instance().is_initialized():  # within a job of Hydra's
-            return typed(compose("config", list(overrides)))
+            return parse_config(compose("config", list(overrides)))
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return typed(compose("config", list(overrides)))
+            return parse_config(compose("config", list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ChoiceError(one_line(error, overrides)) from error
+        raise ConfigError(explain_hydra_error(error, overrides)) from error
 
 
-def words_of_job() -> list[str]:
+def job_overrides() -> list[str]:
     """The overrides of the command line, in a sweep those of the job alone; none where no command line was."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
-def refuse_misread(words: Sequence[str]) -> None:
+def check_overrides(words: Sequence[str]) -> None:
     """Raises ChoiceError for words that Hydra has no error for: no name before the =, no name of a file of conf/."""
     groups = {folder.name for folder in conf_dir().iterdir() if folder.is_dir()}
     for word in words:
         group, _, value = word.lstrip("+~").partition("=")
         if "=" in word and not group.strip("~ "):
-            raise ChoiceError(f"{word}: must be setting=value, for instance data.hours=1; --help says more")
+            raise ConfigError(f"{word}: must be setting=value, for instance data.hours=1; --help says more")
         if (group in groups or "/" in group) and _parses(word):  # hydra/launcher is a group too
             chosen = OverridesParser.create().parse_override(word).value()
             names = chosen if isinstance(chosen, list) else [chosen]
             if "=" in word and not all(isinstance(name, str | Sweep) and "\0" not in str(name) for name in names):
-                raise ChoiceError(f"{group}: {value} is none of {_choices(group)}")
+                raise ConfigError(f"{group}: {value} is none of {_choices(group)}")
 
 
 def _choices(group: str) -> str:
@@ -232,7 +232,7 @@ def _choices(group: str) -> str:
     return ", ".join(sorted(file.stem for file in (conf_dir() / group).glob("*.yaml")))
 
 
-def one_line(error: BaseException, overrides: Sequence[str]) -> str:
+def explain_hydra_error(error: BaseException, overrides: Sequence[str]) -> str:
     """Hydra's or OmegaConf's complaint as `name: rule, value; way out`."""
     text = str(error)
     full_key = re.search(r"full_key: (\S+)", text)
@@ -241,7 +241,7 @@ def one_line(error: BaseException, overrides: Sequence[str]) -> str:
         group, _, name = unknown[1].partition(".")
         if group == "lora" and name in LoraConfig.__dataclass_fields__:
             kind = next((word[5:] for word in reversed(overrides) if word.startswith("lora=")), "qv")
-            return no_such_lora_key(name, kind)
+            return unknown_lora_key(name, kind)
         if group == "hydra":
             return f"{unknown[1]}: not among the settings of Hydra or of the launcher; +{unknown[1]}=... adds it"
         near = get_close_matches(unknown[1], _all_keys(), n=1)
@@ -263,7 +263,7 @@ def one_line(error: BaseException, overrides: Sequence[str]) -> str:
             return f"{override or repr(override)}: must be setting=value, for instance data.hours=1; --help says more"
         misread = full_key and full_key[1] == key and ("Cannot convert" in text or "nterpolation" in text)
         if equals and (misread or override in text or not _parses(override)):
-            literal = shlex.quote(f"{key}={quoted(value)}")
+            literal = shlex.quote(f"{key}={quote_override(value)}")
             sweep = "; to try several values: -m" if "Ambiguous" in text else ""
             return f"{key}: {value} holds characters that mean something here; to be taken as it is: {literal}{sweep}"
     if full_key and "missing mandatory value" in text:
@@ -287,7 +287,7 @@ def fixed_overrides(words: Sequence[str]) -> list[str]:
     return [word for word in words if _parses(word) and not parser.parse_override(word).is_sweep_override()]
 
 
-def quoted(value: str) -> str:
+def quote_override(value: str) -> str:
     """`value` as Hydra's grammar takes it literally, whatever its characters. The Makefile does the same with sed."""
     # OmegaConf would interpolate ${; then Hydra unescapes backslashes, but only before a quote or at the end.
     inner = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)

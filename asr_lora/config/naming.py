@@ -26,7 +26,7 @@ def run_name(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
     if experiment:
         parts.append(experiment)
     named = {"data.language", "data.hours", "model.name", "lora.kind", "lora.r", "seed"}
-    flat, ordinary = science(settings), science(usual)
+    flat, ordinary = result_settings(settings), result_settings(usual)
     parts += [_short(key, value) for key, value in flat.items() if key not in named and value != ordinary[key]]
     name = "-".join(parts)
     if len(name) > RUN_NAME_LIMIT:
@@ -34,7 +34,7 @@ def run_name(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
     return name
 
 
-def science(settings: Mapping[str, Any]) -> dict[str, Any]:
+def result_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that the result depends on, flat: `{"lora.r": 32, ...}`; never hardware, evaluation or names."""
     flat = {
         f"{group}.{key}": value

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from asr_lora.runtime.errors import ChoiceError, check, check_choice, check_locale, check_range, check_word
+from asr_lora.runtime.errors import ConfigError, check, check_choice, check_locale, check_name, check_range
 from asr_lora.speech.audio import MAX_SECONDS
 from asr_lora.speech.augment import KINDS
 from asr_lora.speech.normalizer import NORMALIZERS
@@ -87,7 +87,7 @@ class ModelConfig:
     precision: str
 
     def __post_init__(self) -> None:
-        check_word("model.name", self.name)
+        check_name("model.name", self.name)
         check_choice("model.task", self.task, ("transcribe", "translate"))
         check_choice("model.precision", self.precision, ("auto", "int8", "nf4", "fp16", "bf16", "fp32"))
 
@@ -227,11 +227,11 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if self.kind == "prefix":
-            raise ChoiceError(f"lora.kind: {PREFIX}")
+            raise ConfigError(f"lora.kind: {PREFIX}")
         check_choice("lora.kind", self.kind, LORA_KEYS)
         for name, value in asdict(self).items():
             if name != "kind" and value is not None and name not in LORA_KEYS[self.kind]:
-                raise ChoiceError(no_such_lora_key(name, self.kind))
+                raise ConfigError(unknown_lora_key(name, self.kind))
             missing = name in LORA_KEYS[self.kind] and value is None
             check(f"lora.{name}", value, f"something under lora={self.kind}", not missing)
         check("lora.r", self.r, "at least 1", self.r is None or self.r >= 1)
@@ -262,13 +262,13 @@ class LoraConfig:
         return {"kind": self.kind, "eight_bit": self.adam == "8bit"}
 
 
-def no_such_lora_key(name: str, kind: str) -> str:
+def unknown_lora_key(name: str, kind: str) -> str:
     """What to tell somebody who gives a kind of tuning a setting of another."""
     there = ", ".join(f"lora.{key}" for key in LORA_KEYS.get(kind, ())) or "none but its kind"
     return f"lora.{name}: is no setting of lora={kind}; it has {there}"
 
 
-def decided(asked: str, device: str, begun: str | None = None) -> tuple[str, str]:
+def resolve_precision(asked: str, device: str, begun: str | None = None) -> tuple[str, str]:
     """The precision of the base on a type of device (cuda or cpu), and that in words: `auto` is resolved here.
 
     `begun` is the precision that the run was begun in, where it was: training goes on with those weights.
@@ -288,11 +288,11 @@ def check_base(kind: str, precision: str) -> None:
     """
     if precision != "auto":
         if why := _unfit(kind, precision):
-            raise ChoiceError(f"model.precision: cannot be {precision} under lora={kind}: {why}")
+            raise ConfigError(f"model.precision: cannot be {precision} under lora={kind}: {why}")
         return
     for device, each in AUTO.items():
         if why := _unfit(kind, each):
-            raise ChoiceError(
+            raise ConfigError(
                 f"model.precision: cannot be auto, which is {each} on a {DEVICES[device]}, under lora={kind}: {why}"
             )
 

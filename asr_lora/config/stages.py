@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from asr_lora.runtime.errors import ChoiceError, check, check_choice, check_locale
+from asr_lora.runtime.errors import ConfigError, check, check_choice, check_locale
 from asr_lora.speech.audio import MAX_SECONDS
 from asr_lora.speech.normalizer import NORMALIZERS
 
@@ -50,7 +50,7 @@ class ExportConfig:
     def __post_init__(self) -> None:
         for name in self.formats:
             if name == "onnx":
-                raise ChoiceError(NO_ONNX)
+                raise ConfigError(NO_ONNX)
             check_choice("export.formats", name, EXPORTS)
         twice = len(set(self.formats)) < len(self.formats)
         check("export.formats", self.formats, "each of them once", not twice)
@@ -137,7 +137,7 @@ class PlanConfig:
 
 
 @dataclass
-class EvalSet:
+class EvalSetConfig:
     """An item of a list, which conf/ cannot give values to: what is not said is None, and the split test.
 
     `language` is the corpus's locale, `token` the language that Whisper is told where it has no token for that one.
@@ -165,7 +165,7 @@ class EvalConfig:
     after: bool
     normalizer: str
     numbers: bool
-    sets: list[EvalSet]
+    sets: list[EvalSetConfig]
     max_regression: float | None
     strict: bool
     strength: float
@@ -174,7 +174,7 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         # As recorded they are plain dictionaries.
-        self.sets = [each if isinstance(each, EvalSet) else EvalSet(**each) for each in self.sets]
+        self.sets = [each if isinstance(each, EvalSetConfig) else EvalSetConfig(**each) for each in self.sets]
         most = self.max_regression
         check("eval.max_regression", most, "a share of at least 0, such as 0.01", most is None or 0 <= most < 1)
         for name, strengths in (("strength", [self.strength]), ("strengths", self.strengths)):

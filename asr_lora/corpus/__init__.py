@@ -22,7 +22,7 @@ from asr_lora.corpus.common_voice import (
 from asr_lora.corpus.kaldi import is_kaldi, open_kaldi
 from asr_lora.corpus.records import SPLITS, TABLES, UNSPLIT, Clips, Corpus, Folder
 from asr_lora.corpus.tabular import GUESSED, Columns, is_listing, open_listing
-from asr_lora.runtime.errors import ChoiceError, WorldError, listed
+from asr_lora.runtime.errors import ConfigError, ExternalError, listed
 from asr_lora.runtime.files import existing
 
 __all__ = ["FETCHED", "SPLITS", "TABLES", "UNSPLIT", "Columns", "Corpus", "is_path", "is_quick", "open_corpus"]
@@ -60,7 +60,7 @@ def open_corpus(source: str | Path, language: str, columns: Columns = GUESSED) -
         path = existing(Path(source))
         return _folder(path, language, columns) if path.is_dir() else _file(path, language, columns)
     except OSError as error:
-        raise WorldError(f"data.source: cannot read {source}: {error}") from error
+        raise ExternalError(f"data.source: cannot read {source}: {error}") from error
 
 
 def _folder(source: Path, language: str, columns: Columns) -> Corpus:
@@ -78,9 +78,9 @@ def _folder(source: Path, language: str, columns: Columns) -> Corpus:
         return open_listing(source, language, columns)
     try:
         folder = language_folder(source, language)
-    except ChoiceError as error:
-        raise ChoiceError(f"{error}{OTHERS}") from error
-    raise ChoiceError(f"data.source: {folder} holds no table of its clips (got: {listed(sorted(folder.iterdir()))})")
+    except ConfigError as error:
+        raise ConfigError(f"{error}{OTHERS}") from error
+    raise ConfigError(f"data.source: {folder} holds no table of its clips (got: {listed(sorted(folder.iterdir()))})")
 
 
 def _file(source: Path, language: str, columns: Columns) -> Corpus:

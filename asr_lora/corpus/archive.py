@@ -21,17 +21,17 @@ from typing import NamedTuple, Self
 from asr_lora.corpus.common_voice import AUDIOS, CLIPS, PACKED, choose, no_release, spontaneous_language
 from asr_lora.corpus.records import Folder
 from asr_lora.runtime.console import progress
-from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import (
     NO_TEXT,
-    alone,
+    atomic_file,
+    atomic_folder,
     cache_dir,
+    disk_errors,
+    exclusive,
     is_plain,
     read_json,
-    whole_file,
-    whole_folder,
     write_json,
-    writing,
 )
 
 MEMBERS = "members.json"  # beside the tables: the release, and the clips with their sizes
@@ -59,9 +59,9 @@ def read_tables(source: Path, language: str) -> Tables:
     """
     folder, stem = _cached(source, language)
     if not _is_read(folder):
-        with writing(folder), alone(folder):
+        with disk_errors(folder), exclusive(folder):
             if not _is_read(folder):
-                with whole_folder(folder) as partial:
+                with atomic_folder(folder) as partial:
                     home, clips = _extract_tables(source, language, partial)
                     release = _release(home, stem)
                     write_json(partial / MEMBERS, {"release": release, "clips": clips, "within": str(home)})
@@ -98,15 +98,17 @@ def extract_clips(source: Path, within: PurePosixPath, names: set[str], folder: 
     def wanted(path: PurePosixPath) -> bool:
         return path.name in missing and path.parent == within
 
-    with writing(folder), closing(walk(source, "extracting clips", wanted)) as members:
+    with disk_errors(folder), closing(walk(source, "extracting clips", wanted)) as members:
         for path, _, content in members:
             if content is not None:
-                with whole_file(folder / path.name) as partial:
+                with atomic_file(folder / path.name) as partial:
                     partial.write_bytes(content)
                 missing.remove(path.name)
                 if not missing:
                     return
-    raise WorldError(f"data.source: {source} has changed since it was opened: {len(missing)} clips are gone; run again")
+    raise ExternalError(
+        f"data.source: {source} has changed since it was opened: {len(missing)} clips are gone; run again"
+    )
 
 
 def _extract_tables(source: Path, language: str, folder: Path) -> tuple[PurePosixPath, dict[str, int]]:
@@ -167,18 +169,18 @@ def walk(
                     _refuse_bomb(source, stream.tell(), total)
                 bar.move_to(total / 1e6)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, RecursionError) as error:  # headers of headers
-        raise WorldError(
+        raise ExternalError(
             f"data.source: {source} is cut short or damaged; download it again "
             f"({total:,} bytes, good to about {position:,}: {error})"
         ) from error
     except OSError as error:
-        raise WorldError(f"data.source: cannot read {source}: {error}") from error
+        raise ExternalError(f"data.source: cannot read {source}: {error}") from error
 
 
 def _refuse_bomb(source: Path, unpacked: int, packed: int) -> None:
     """Speech is compressed already: what unpacks to very much more than it takes would fill any disk and any memory."""
     if unpacked > MOST_UNPACKED * packed + UNPACKED_FREELY:
-        raise WorldError(
+        raise ExternalError(
             f"data.source: {source} unpacks to more than {MOST_UNPACKED} times its {packed:,} bytes, as no archive of "
             "speech does; it is damaged, or made to do harm"
         )
@@ -188,7 +190,7 @@ def _open_tar(source: Path, stream: gzip.GzipFile | BufferedReader) -> tarfile.T
     try:
         return tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header)
     except tarfile.TarError as error:
-        raise ChoiceError(
+        raise ConfigError(
             f"data.source: {source} is no .tar or .tar.gz archive ({error}); name a Common Voice archive or folder"
         ) from error
 

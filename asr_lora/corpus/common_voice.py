@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TypeVar
 
-from asr_lora.corpus.records import Clips, Corpus, Gathered, Row, lines_of, utterance
-from asr_lora.corpus.tabular import Columns, read
-from asr_lora.runtime.errors import ChoiceError, listed
+from asr_lora.corpus.records import Clips, Corpus, CorpusBuilder, Row, lines_of, parse_utterance
+from asr_lora.corpus.tabular import Columns, read_rows
+from asr_lora.runtime.errors import ConfigError, listed
 
 CLIPS = "clips"
 AUDIOS = "audios"  # of Spontaneous Speech
@@ -50,12 +50,12 @@ def choose(source: Path, language: str, spoken: Mapping[Place, str]) -> Place | 
     """The one place of `language` among those that a source holds; None where it holds none of any language."""
     found = sorted(place for place, its in spoken.items() if its == language)
     if len(found) > 1:
-        raise ChoiceError(
+        raise ConfigError(
             f"data.source: {source} holds {language} more than once; name one, unpacked ({listed(found)})"
         )
     if spoken and not found:
         others = sorted(set(spoken.values()))
-        raise ChoiceError(
+        raise ConfigError(
             f"data.language: {source} holds {listed(others)}, not {language}; "
             f"write data.language={others[0]}, or name another data.source"
         )
@@ -81,8 +81,8 @@ def spontaneous_language(path: PurePath) -> str | None:
     return path.stem.removeprefix(SPONTANEOUS) or None if ours else None
 
 
-def no_release(lacking: str, got: Iterable[str], others: str = "") -> ChoiceError:
-    return ChoiceError(
+def no_release(lacking: str, got: Iterable[str], others: str = "") -> ConfigError:
+    return ConfigError(
         f"data.source: no {lacking}; a Common Voice release has clips/ and train.tsv (got: {listed(got)}){others}"
     )
 
@@ -140,7 +140,7 @@ def read_table(path: Path, needed: Sequence[str] = ()) -> tuple[list[Row], list[
     """
     header, *lines = (line.split("\t") for line in lines_of(path))
     if lacking := [column for column in needed if column not in header]:
-        raise ChoiceError(
+        raise ConfigError(
             f"data.source: {path} has no column {' and no '.join(lacking)}; "
             f"this table needs {' and '.join(needed)} (got: {', '.join(header)})"
         )
@@ -173,18 +173,18 @@ def find_spontaneous(source: Path, language: str) -> Path | None:
     tables = [file for depth in ("", "*/", "*/*/") for file in source.glob(f"{depth}{SPONTANEOUS}*.tsv")]
     table = choose(source, language, {file: its for file in tables if (its := spontaneous_language(file))})
     if table is not None and not (table.parent / AUDIOS).is_dir():
-        raise ChoiceError(f"data.source: no {AUDIOS}/ beside {table}; a Spontaneous Speech release has both")
+        raise ConfigError(f"data.source: no {AUDIOS}/ beside {table}; a Spontaneous Speech release has both")
     return table
 
 
 def open_spontaneous(source: Path, release: str, table: Path, language: str, clips: Clips) -> Corpus:
     """From the table and the clips, wherever they were. Raises ChoiceError for a table that is another."""
-    gathered = Gathered(str(source))
-    header, rows, gathered.left_out[""] = read(table)
+    gathered = CorpusBuilder(str(source))
+    header, rows, gathered.left_out[""] = read_rows(table)
     columns = COLUMNS.found_in(header, str(table))
     for number, cells in rows:
         try:
-            told = utterance(cells, columns)
+            told = parse_utterance(cells, columns)
             if not told.text.strip():
                 raise ValueError("nobody has transcribed it")
         except ValueError as error:

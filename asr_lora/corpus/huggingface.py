@@ -19,11 +19,11 @@ import pyarrow.compute
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 
-from asr_lora.corpus.records import UNSPLIT, Corpus, Gathered, by_split, cut_name, utterance
+from asr_lora.corpus.records import UNSPLIT, Corpus, CorpusBuilder, by_split, parse_utterance, segment_name
 from asr_lora.corpus.tabular import Columns, as_cell, open_listing
 from asr_lora.runtime.console import progress
-from asr_lora.runtime.errors import ChoiceError, UserError, WorldError, listed
-from asr_lora.runtime.files import cache_dir, plain_suffix, whole_file, writing
+from asr_lora.runtime.errors import ConfigError, ExternalError, UserError, listed
+from asr_lora.runtime.files import atomic_file, cache_dir, disk_errors, plain_suffix
 
 PREFIX = "hf:"  # what data.source begins with
 PAGES = "https://huggingface.co/datasets"
@@ -51,7 +51,7 @@ def open_hub(named: str, language: str, columns: Columns) -> Corpus:
     """
     name, title = named.partition(":")[0], f"{PREFIX}{named}"
     builder = hub_builder(named)
-    with told_in_one_line(title, f"{PAGES}/{name}"):
+    with hub_errors(title, f"{PAGES}/{name}"):
         if not is_audiofolder(builder):
             builder.download_and_prepare()
             loaded = builder.as_dataset()
@@ -67,8 +67,8 @@ def hub_builder(named: str) -> Any:
     name, _, config = named.partition(":")
     title = f"{PREFIX}{named}"
     if not name or name.count("/") > 1:
-        raise ChoiceError(f"data.source: {title} must be hf:<owner>/<name>[:config], a data set's name on {PAGES}")
-    with told_in_one_line(title, f"{PAGES}/{name}"):
+        raise ConfigError(f"data.source: {title} must be hf:<owner>/<name>[:config], a data set's name on {PAGES}")
+    with hub_errors(title, f"{PAGES}/{name}"):
         return datasets.load_dataset_builder(name, config or None)
 
 
@@ -79,7 +79,7 @@ def is_audiofolder(builder: Any) -> bool:
 def open_local(source: Path, language: str, columns: Columns) -> Corpus:
     """Parquet or arrow files, or a folder of them. Raises as `open_hub` does."""
     cache = str(cache_dir() / "datasets")  # of the arrow files that are made of others
-    with told_in_one_line(str(source), LOCAL):
+    with hub_errors(str(source), LOCAL):
         if source.is_file():
             loaded = datasets.load_dataset(source.suffix[1:], data_files=str(source), cache_dir=cache)
         elif any((source / name).is_file() for name in SAVED):
@@ -93,32 +93,32 @@ def _corpus(loaded: Any, source: str, release: str, language: str, columns: Colu
     """From a `datasets.DatasetDict`, or a `Dataset`, which nobody has split."""
     splits: dict[str, Any] = dict(loaded) if isinstance(loaded, dict) else {UNSPLIT: loaded}
     parts = by_split({name: (name, data) for name, data in splits.items()}) or {UNSPLIT: list(splits.items())}
-    gathered, clips = Gathered(source), _Rows()
+    gathered, clips = CorpusBuilder(source), _Rows()
     for split, own in parts.items():
         for name, data in own:
             _gather(gathered, clips, split, name, data, columns)
     return gathered.corpus(release, language, clips)
 
 
-def _gather(gathered: Gathered, clips: "_Rows", split: str, name: str, data: Any, columns: Columns) -> None:
+def _gather(gathered: CorpusBuilder, clips: "_Rows", split: str, name: str, data: Any, columns: Columns) -> None:
     """One split of the data set. Its sound is not looked at, but for the names of the files that it came from."""
-    sound, plain, found = meant(data, columns, f"{gathered.of} ({name})")
+    sound, plain, found = resolve_columns(data, columns, f"{gathered.of} ({name})")
     alone = data.select_columns([sound]).cast_column(sound, datasets.Audio(decode=False))
     called = _names(alone, name, sound)
     values = (row for batch in data.select_columns(plain).with_format(None).iter(ROWS) for row in _unbatched(batch))
     for at, row in enumerate(values):
         clip = called[at] if called[at] not in clips.places else _numbered(name, at, called[at])
         try:
-            told = utterance({column: as_cell(value) for column, value in row.items()} | {sound: clip}, found)
+            told = parse_utterance({column: as_cell(value) for column, value in row.items()} | {sound: clip}, found)
         except ValueError as error:
             gathered.leave_out(split, f"{name} row {at}", error)
             continue
-        own = cut_name(clip, told)
+        own = segment_name(clip, told)
         gathered.add(split, own, told)
         clips.places[own] = (alone, at, sound)
 
 
-def meant(data: Any, columns: Columns, table: str) -> tuple[str, list[str], dict[str, str]]:
+def resolve_columns(data: Any, columns: Columns, table: str) -> tuple[str, list[str], dict[str, str]]:
     """The column of the sound, those of plain values, and by what they are to us the ones among all of these.
 
     Raises ChoiceError where a column that is needed is not there.
@@ -148,7 +148,7 @@ def _sound_column(data: Any, columns: Columns, table: str) -> str:
     holds = [column for column, feature in (data.features or {}).items() if _is_sound(feature)]
     named = columns.named.get("path", "audio" if "audio" in holds or not holds else holds[0])
     if named not in holds:
-        raise ChoiceError(
+        raise ConfigError(
             f"data.columns: {named} of {table} holds no sound as datasets keeps it, a file's bytes "
             f"(such are: {listed(holds)}; got: {listed(data.column_names or [])}); "
             "say 'data.columns={path: <its name>}'"
@@ -200,19 +200,19 @@ class _Rows:
                 sound, at, column = self.places[name]
                 value = sound[at][column] or {}
                 if value.get("bytes") is not None:
-                    found[name] = kept(value["bytes"], PurePosixPath(name).suffix)
+                    found[name] = cache_audio(value["bytes"], PurePosixPath(name).suffix)
                 elif value.get("path") and Path(value["path"]).is_file():
                     found[name] = Path(value["path"])
                 bar.advance()
         return found
 
 
-def kept(content: bytes, suffix: str) -> Path:
+def cache_audio(content: bytes, suffix: str) -> Path:
     """The file of these bytes in the cache. Raises WorldError where it cannot be written."""
     digest = hashlib.sha256(content).hexdigest()
     file = cache_dir() / "clips" / digest[:2] / f"{digest[:32]}{plain_suffix(suffix) or suffix_of(content)}"
     if not file.is_file():
-        with writing(file.parent), whole_file(file) as partial:
+        with disk_errors(file.parent), atomic_file(file) as partial:
             partial.write_bytes(content)
     return file
 
@@ -222,7 +222,7 @@ def suffix_of(content: bytes) -> str:
 
 
 @contextmanager
-def told_in_one_line(title: str, page: str) -> Iterator[None]:
+def hub_errors(title: str, page: str) -> Iterator[None]:
     """Turns what the Hugging Face libraries raise into one line with the way out."""
     try:
         yield
@@ -231,17 +231,17 @@ def told_in_one_line(title: str, page: str) -> Iterator[None]:
     except DatasetNotFoundError as error:
         gated = "gated" in str(error)
         what = "its terms are not accepted" if gated else "the Hub has no such data set, or does not show it to you"
-        raise ChoiceError(
+        raise ConfigError(
             f"data.source: {title}: {what} ({first_line(error)}); see {page}, accept its terms if it has any, and log "
             "in: hf auth login"
         ) from error
     except (ConnectionError, HfHubHTTPError) as error:
-        raise WorldError(
+        raise ExternalError(
             f"data.source: {title}: cannot reach the Hub ({first_line(error)}); look to the network and type the same "
             "again, or name a copy that is on this machine"
         ) from error
     except (DatasetsError, pyarrow.ArrowException, ValueError, RuntimeError, OSError, ImportError) as error:
-        raise ChoiceError(
+        raise ConfigError(
             f"data.source: {title}: datasets cannot read it ({first_line(error.__cause__ or error)}); see {page}"
         ) from error
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from asr_lora.corpus.records import UNSPLIT, Corpus, Gathered, Utterance, by_split, lines_of, within
-from asr_lora.runtime.errors import ChoiceError, listed
+from asr_lora.corpus.records import UNSPLIT, Corpus, CorpusBuilder, Utterance, by_split, check_times, lines_of
+from asr_lora.runtime.errors import ConfigError, listed
 
 RECORDINGS = "wav.scp"
 ARCHIVED = re.compile(r"\.ark:\d+$")  # a place within one of Kaldi's own archives
@@ -21,7 +21,7 @@ def is_kaldi(source: Path) -> bool:
 
 def open_kaldi(source: Path, language: str) -> Corpus:
     """Raises ChoiceError for what lacks a file or names a command; no command is ever run."""
-    gathered = Gathered(str(source))
+    gathered = CorpusBuilder(str(source))
     for split, folders in _folders(source).items():
         for folder in folders:
             _gather(gathered, folder, split)
@@ -35,18 +35,18 @@ def _folders(source: Path) -> Mapping[str, list[Path]]:
     folders = {file.parent.name: file.parent for file in sorted(source.glob(f"*/{RECORDINGS}"))}
     named = by_split(folders)
     if not named:
-        raise ChoiceError(
+        raise ConfigError(
             f"data.source: {source} holds Kaldi directories ({listed(folders)}), none called train, dev or test; name "
             "the one that is meant"
         )
     return named
 
 
-def _gather(gathered: Gathered, folder: Path, split: str) -> None:
+def _gather(gathered: CorpusBuilder, folder: Path, split: str) -> None:
     """One data directory. An utterance is called by its id, with the ending of its recording behind."""
     recordings = _recordings(folder)
     if not (folder / "text").is_file():
-        raise ChoiceError(
+        raise ConfigError(
             f"data.source: no text beside {folder / RECORDINGS}; it holds what is said in every utterance"
         )
     speakers, seconds = _column(folder / "utt2spk"), _column(folder / "utt2dur")
@@ -60,7 +60,7 @@ def _gather(gathered: Gathered, folder: Path, split: str) -> None:
                 raise ValueError(f"{recording} is not in {RECORDINGS}")
             lasting = _time(seconds[utt]) if utt in seconds else None
             file = recordings[recording]
-            told = within(Utterance(str(file), text, speakers.get(utt, ""), "", start, end, lasting))
+            told = check_times(Utterance(str(file), text, speakers.get(utt, ""), "", start, end, lasting))
             name = f"{utt}{file.suffix}"
             if gathered.files.get(name, file) != file:
                 raise ValueError(f"{utt} is another clip elsewhere in {gathered.of}")
@@ -77,7 +77,7 @@ def _recordings(folder: Path) -> dict[str, Path]:
         if place.endswith("|") or ARCHIVED.search(place):
             kind = "a command" if place.endswith("|") else "a place in an archive"
             shown = place if len(place) <= 60 else f"{place[:57]}..."
-            raise ChoiceError(
+            raise ConfigError(
                 f"data.source: line {number} of {folder / RECORDINGS} is {kind} and no file ({shown}), and none is run "
                 "or opened here; write the audio out once and name the files (a command that only decodes flac or mp3 "
                 "is not needed: name its file)"

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from asr_lora.runtime.console import progress, say
-from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
+from asr_lora.runtime.console import log, progress
+from asr_lora.runtime.errors import ConfigError, ExternalError, UserError
 from asr_lora.runtime.files import ANOTHER_CACHE, cache_dir, is_plain, read_json, write_json
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def download(name: str) -> Path:
     folder = _downloads()
     if archive := _complete(name, folder):
         return archive
-    with told(f"{PREFIX}{name}", folder, f"{SITE}/datasets/{name}"):
+    with mdc_errors(f"{PREFIX}{name}", folder, f"{SITE}/datasets/{name}"):
         release = _look_up(name)
-    with told(release.title, folder, release.page), _alone(folder / f"{release.id}.lock", release.title):
+    with mdc_errors(release.title, folder, release.page), _alone(folder / f"{release.id}.lock", release.title):
         # It may have come under its other name, or by the process that this one waited for.
         if archive := _complete(release.id, folder, release.sha256):
             _record(release, folder)
@@ -62,17 +62,17 @@ def check(name: str) -> None:
     if not NAME.fullmatch(name):
         last = name.rstrip("/").rpartition("/")[2]
         meant = f"did you mean {PREFIX}{last}?" if last != name and NAME.fullmatch(last) else WHERE_NAMES_ARE
-        raise ChoiceError(f"{PREFIX}{name}: must be a data set's id or slug, of letters, digits, _ - and .; {meant}")
+        raise ConfigError(f"{PREFIX}{name}: must be a data set's id or slug, of letters, digits, _ - and .; {meant}")
     if _complete(name, _downloads()):
         return
     _sdk()
     if not (key := os.environ.get(KEY)):
-        raise ChoiceError(
+        raise ConfigError(
             f"{KEY}: not set, and Mozilla Data Collective hands out {PREFIX}{name} to holders of a key alone; make one "
             f"at {KEYS_PAGE} (free account), then: export {KEY}=<the key>"
         )
     if not re.fullmatch("[!-~]+", key):  # such a header would be refused by the library, in its own words
-        raise ChoiceError(f"{KEY}: a key holds no spaces, line breaks or accents, but this value does; copy it anew")
+        raise ConfigError(f"{KEY}: a key holds no spaces, line breaks or accents, but this value does; copy it anew")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _sdk() -> None:
     try:
         import datacollective  # noqa: F401, PLC0415
     except ImportError as error:
-        raise WorldError(
+        raise ExternalError(
             f"{PREFIX}...: needs the package datacollective, and that Python 3.11.4 or newer ({error}); install it, or "
             "download the archive in a browser and name its path"
         ) from error
@@ -119,7 +119,7 @@ def _look_up(name: str) -> _Release:
     details: DatasetDetails = get_dataset_details(name)
     filename, size, checksum = details.filename or "", details.sizeBytes, details.checksum
     if not NAME.fullmatch(details.id) or not is_plain(filename) or filename.startswith(".") or not size:
-        raise WorldError(
+        raise ExternalError(
             f"{PREFIX}{name}: Mozilla Data Collective names no file to download (file {filename!r}, {size} bytes); "
             f"look at {_page(details)}"
         )
@@ -147,12 +147,12 @@ def _fetch(release: _Release, folder: Path) -> Path:
         held = _held(partial)
         _enough_room(release, folder, held)
         begun = f", going on from {_size(held)}" if held else "; interrupted, the same command goes on"
-        say(f"{release.title}: fetching {release.filename}, {_size(release.bytes)}, into {folder}{begun}")
+        log(f"{release.title}: fetching {release.filename}, {_size(release.bytes)}, into {folder}{begun}")
         with _watched(release, partial):
             got = download_dataset(release.id, download_directory=str(partial), show_progress=False)
     if wrong := _wrong(release, got):
         shutil.rmtree(partial)
-        raise WorldError(
+        raise ExternalError(
             f"{release.title}: {release.filename} came damaged, {wrong}; nothing of it was kept: type the same again, "
             "and if it stays so, tell Mozilla Data Collective"
         )
@@ -160,14 +160,14 @@ def _fetch(release: _Release, folder: Path) -> Path:
     _record(release, folder)  # before the move: what is recorded counts only once it is there
     got.replace(archive)
     shutil.rmtree(partial)
-    say(f"{release.title}: {archive}")
+    log(f"{release.title}: {archive}")
     return archive
 
 
 def _enough_room(release: _Release, folder: Path, held: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < release.bytes - held:
-        raise WorldError(
+        raise ExternalError(
             f"{release.title}: needs {_size(release.bytes - held)} more, and {folder} has {_size(free)} free; make "
             "room there, or name another cache in ASR_LORA_CACHE"
         )
@@ -179,7 +179,7 @@ def _wrong(release: _Release, file: Path) -> str | None:
     if size != release.bytes:
         return f"{size:,} bytes and not {release.bytes:,}"
     if release.sha256 is None:
-        say(f"{release.title}: Mozilla Data Collective states no checksum for it; its size is right")
+        log(f"{release.title}: Mozilla Data Collective states no checksum for it; its size is right")
         return None
     hashed = hashlib.sha256()
     with file.open("rb") as content, progress("checking (MB)", size / 1e6) as bar:
@@ -231,7 +231,7 @@ def _alone(lock: Path, title: str) -> Iterator[None]:
     try:
         held.acquire(blocking=False)
     except Timeout:
-        say(f"{title}: another process is fetching it; waiting for that")
+        log(f"{title}: another process is fetching it; waiting for that")
         held.acquire()
     try:
         yield
@@ -267,7 +267,7 @@ def _record(release: _Release, folder: Path) -> None:
 
 
 @contextmanager
-def told(title: str, folder: Path, page: str) -> Iterator[None]:
+def mdc_errors(title: str, folder: Path, page: str) -> Iterator[None]:
     """Turns what the SDK, the network and the disk raise into one line with the way out.
 
     `title` is what the user wrote, mdc:..., `folder` where it goes, `page` where its terms are.
@@ -284,7 +284,7 @@ def told(title: str, folder: Path, page: str) -> Iterator[None]:
             raise cause from None  # the SDK takes Ctrl-C for a failure
         if _status(cause) == 429 or _of_the_system(cause):
             raise _plain(title, folder, page, cause) from error
-        raise WorldError(
+        raise ExternalError(
             f"{title}: fetching it broke off ({_reason(cause)}); what came is kept: type the same again, and it goes "
             "on from there"
         ) from error
@@ -297,14 +297,14 @@ def _plain(title: str, folder: Path, page: str, error: BaseException) -> UserErr
     if status is not None:
         return _refused(title, page, status, error)
     if _of_the_system(error):
-        return WorldError(f"cannot write {folder}: {_reason(error)}; {ANOTHER_CACHE}")
+        return ExternalError(f"cannot write {folder}: {_reason(error)}; {ANOTHER_CACHE}")
     # What requests raises is an OSError, and a ValueError beside where it is no matter of the network.
     if isinstance(error, OSError) and not isinstance(error, ValueError):
-        return WorldError(
+        return ExternalError(
             f"{title}: cannot reach Mozilla Data Collective ({_reason(error)}); look to the network and type the same "
             "again, or download the archive elsewhere and name its path"
         )
-    return WorldError(
+    return ExternalError(
         f"{title}: the datacollective package cannot read what Mozilla Data Collective answered ({_reason(error)}); "
         "try a newer one, or download the archive in a browser and name its path"
     )
@@ -315,27 +315,27 @@ def _refused(title: str, page: str, status: int, error: BaseException) -> UserEr
     words = " ".join(str(error).partition(" — ")[2].split())  # where the SDK puts them
     said = f"HTTP {status}: {words}" if words else f"HTTP {status}"
     if status == 401:
-        return ChoiceError(
+        return ConfigError(
             f"{KEY}: Mozilla Data Collective does not take this key, it is wrong, expired or revoked ({said}); make a "
             f"new one at {KEYS_PAGE}"
         )
     if status == 402:
-        return ChoiceError(f"{title}: has to be paid for ({said}); see {page}")
+        return ConfigError(f"{title}: has to be paid for ({said}); see {page}")
     if status == 403:
-        return ChoiceError(
+        return ConfigError(
             f"{title}: its terms are not accepted, or you are not approved ({said}); sign in, accept them on {page}, "
             "and type the same again"
         )
     if status == 410:
-        return ChoiceError(f"{title}: was taken down ({said}); choose another at {SITE}/datasets")
+        return ConfigError(f"{title}: was taken down ({said}); choose another at {SITE}/datasets")
     if status in (400, 404):
-        return ChoiceError(f"{title}: Mozilla Data Collective has no such data set ({said}); {WHERE_NAMES_ARE}")
+        return ConfigError(f"{title}: Mozilla Data Collective has no such data set ({said}); {WHERE_NAMES_ARE}")
     if status == 429:
-        return WorldError(
+        return ExternalError(
             f"{title}: Mozilla Data Collective takes no more requests for now, or no more downloads by this key today "
             f"({said}); type the same again {_when(error)}"
         )
-    return WorldError(f"{title}: Mozilla Data Collective failed ({said}); try again later")
+    return ExternalError(f"{title}: Mozilla Data Collective failed ({said}); try again later")
 
 
 def _status(error: BaseException) -> int | None:

@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
 
-from asr_lora.runtime.console import say
-from asr_lora.runtime.errors import ChoiceError, listed
+from asr_lora.runtime.console import log
+from asr_lora.runtime.errors import ConfigError, listed
 from asr_lora.runtime.files import is_plain
 from asr_lora.speech.audio import MAX_SECONDS
 
@@ -131,7 +131,7 @@ class Utterance:
         return {"client_id": self.speaker, "path": name, "sentence": self.text, **times, **others}
 
 
-def utterance(cells: Row, columns: Mapping[str, str]) -> Utterance:
+def parse_utterance(cells: Row, columns: Mapping[str, str]) -> Utterance:
     """The utterance of a table's row. Raises ValueError, with the reason alone, for what cannot be one."""
     said = {meaning: cells[column] for meaning, column in columns.items()}
     if not said["path"].strip():
@@ -141,10 +141,10 @@ def utterance(cells: Row, columns: Mapping[str, str]) -> Utterance:
         seconds /= 1000
     others = {column: cell for column, cell in cells.items() if column not in columns.values()}
     who = said.get("speaker", ""), said.get("split", "")
-    return within(Utterance(said["path"], said["text"], *who, start, end, seconds, others))
+    return check_times(Utterance(said["path"], said["text"], *who, start, end, seconds, others))
 
 
-def within(told: Utterance) -> Utterance:
+def check_times(told: Utterance) -> Utterance:
     """The same with its times made sure of.
 
     Raises ValueError for times that cannot be or are more than Whisper hears, and for NUL characters.
@@ -181,7 +181,7 @@ def _seconds(cell: str, meaning: str) -> float | None:
     return value
 
 
-def cut_name(path: str, told: Utterance) -> str:
+def segment_name(path: str, told: Utterance) -> str:
     """The name of a clip: that of its recording, for a part of one with the milliseconds where it begins and ends."""
     if told.start is None:
         return path
@@ -191,7 +191,7 @@ def cut_name(path: str, told: Utterance) -> str:
 
 
 @dataclass
-class Gathered:
+class CorpusBuilder:
     """Utterances as they come, under their splits; `of` names the source in messages."""
 
     of: str
@@ -236,17 +236,17 @@ class Gathered:
         count = sum(map(len, out.values()))
         if not tables:
             lines = [line for own in out.values() for line in own]
-            raise ChoiceError(f"data.source: {self.of} has no row that can be used (left out: {listed(lines, 3)})")
+            raise ConfigError(f"data.source: {self.of} has no row that can be used (left out: {listed(lines, 3)})")
         if count:
             example = next(line for own in out.values() for line in own)
-            say(f"{self.of}: {count} of {count + sum(map(len, tables.values()))} rows left out ({example}, ...)")
+            log(f"{self.of}: {count} of {count + sum(map(len, tables.values()))} rows left out ({example}, ...)")
         return dict(tables), {table: out[table] for table in dict.fromkeys([*tables, *out])}
 
     def clips(self, rule: str) -> Files:
         """The files, once one of the first is seen to be there. Raises ChoiceError, with the `rule` for paths."""
         first = list(self.files.values())[:LOOKED_FOR]
         if first and not any(file.is_file() for file in first):
-            raise ChoiceError(f"data.source: none of the first {len(first)} files of {self.of} is there ({first[0]}, "
+            raise ConfigError(f"data.source: none of the first {len(first)} files of {self.of} is there ({first[0]}, "
                               f"...); {rule}")  # fmt: skip
         return Files(self.files)
 
@@ -275,4 +275,4 @@ def text_of(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ChoiceError(f"data.source: {path} is not UTF-8 (at byte {error.start}); save it as UTF-8") from error
+        raise ConfigError(f"data.source: {path} is not UTF-8 (at byte {error.start}); save it as UTF-8") from error

@@ -23,8 +23,8 @@ import fsspec
 
 from asr_lora.corpus.records import Corpus, Row
 from asr_lora.runtime.console import progress
-from asr_lora.runtime.errors import ChoiceError, WorldError, listed
-from asr_lora.runtime.files import Sha256, cache_dir, damage, existing, is_plain, parse_jsonl, plain_suffix, whole_file
+from asr_lora.runtime.errors import ConfigError, ExternalError, listed
+from asr_lora.runtime.files import Sha256, atomic_file, cache_dir, damage, existing, is_plain, parse_jsonl, plain_suffix
 
 PREFIX = "shards:"  # how data.source begins
 INDEX = "index.json"  # of all shards
@@ -55,7 +55,7 @@ def read_shards(place: str, language: str) -> Corpus:
     home = place if is_url(place) else str(existing(Path(place)))
     about = _about(home)
     if about["language"] != language:
-        raise ChoiceError(
+        raise ConfigError(
             f"data.language: {home} holds {about['language']}, not {language}; write data.language="
             f"{about['language']}, or name another data.source"
         )
@@ -117,7 +117,7 @@ class Stored:
                 found[name] = folder / row["sha256"][:2] / f"{row['sha256']}{plain_suffix(row['member'])}"
                 if not found[name].is_file():
                     content = read_clip(row["shard"], int(row["offset"]), int(row["bytes"]), row["sha256"])
-                    with whole_file(found[name]) as partial:
+                    with atomic_file(found[name]) as partial:
                         partial.write_bytes(content)
         return found
 
@@ -131,20 +131,20 @@ def _about(home: str) -> dict[str, Any]:
         version = about.get("version")
     except FileNotFoundError as error:
         there = "" if is_url(home) else f" (got: {listed(sorted(file.name for file in Path(home).iterdir()))})"
-        raise ChoiceError(f"data.source: no {INDEX} in {home}{there}; {WRITTEN}") from error
+        raise ConfigError(f"data.source: no {INDEX} in {home}{there}; {WRITTEN}") from error
     except NotADirectoryError as error:
-        raise ChoiceError(f"data.source: {home} is a file; name the folder of shards, which has an {INDEX}") from error
+        raise ConfigError(f"data.source: {home} is a file; name the folder of shards, which has an {INDEX}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ChoiceError(f"data.source: {place} is no index of shards ({error!r}); {WRITTEN}") from error
+        raise ConfigError(f"data.source: {place} is no index of shards ({error!r}); {WRITTEN}") from error
     if version != VERSION:
-        raise ChoiceError(
+        raise ConfigError(
             f"data.source: {place} is of version {version}, and this asr_lora reads {VERSION}; write the shards again"
         )
     if outside := [shard.get("shard") for shard in about["shards"] if not is_plain(shard.get("shard"))]:
-        raise ChoiceError(f"data.source: {place} names {outside[0]}, which is not in its folder; {WRITTEN}")
+        raise ConfigError(f"data.source: {place} names {outside[0]}, which is not in its folder; {WRITTEN}")
     for part, fields in ((about, ABOUT), *((shard, SHARD) for shard in about["shards"])):
         if found := damage(part, fields):
-            raise ChoiceError(f"data.source: {place} is no index of shards, it {found}; {WRITTEN}")
+            raise ConfigError(f"data.source: {place} is no index of shards, it {found}; {WRITTEN}")
     if not is_url(home):
         for shard in about["shards"]:
             _check_size(Path(home, shard["shard"]), shard["bytes"])
@@ -153,9 +153,9 @@ def _about(home: str) -> dict[str, Any]:
 
 def _check_size(file: Path, size: int) -> None:
     if not file.is_file():
-        raise WorldError(f"data.source: {file} is missing; put it back")
+        raise ExternalError(f"data.source: {file} is missing; put it back")
     if file.stat().st_size != size:
-        raise WorldError(
+        raise ExternalError(
             f"data.source: {file} has {file.stat().st_size:,} bytes, not {size:,} as {INDEX} says; copy it again"
         )
 
@@ -169,11 +169,11 @@ def _index(home: str, shard: Mapping[str, Any]) -> bytes:
     try:
         content = read_whole(place)
     except FileNotFoundError as error:
-        raise WorldError(f"data.source: {place} is missing; put it back") from error
+        raise ExternalError(f"data.source: {place} is missing; put it back") from error
     if hashlib.sha256(content).hexdigest() != digest:
-        raise WorldError(f"data.source: {place} is not the index that {INDEX} was written with; {AGAIN}")
+        raise ExternalError(f"data.source: {place} is not the index that {INDEX} was written with; {AGAIN}")
     if kept is not None:
-        with whole_file(kept) as partial:
+        with atomic_file(kept) as partial:
             partial.write_bytes(content)
     return content
 
@@ -183,7 +183,9 @@ def _lines(content: bytes, index: str, held: int) -> Iterator[dict[str, Any]]:
     lines = parse_jsonl(content.split(b"\n")[:-1], f"data.source: {index}", LINE, {}, AGAIN)
     for number, line in enumerate(lines, 1):
         if not 0 < line["bytes"] <= held - line["offset"]:
-            raise WorldError(f"data.source: {index}: line {number} is damaged, its clip lies beyond the shard; {AGAIN}")
+            raise ExternalError(
+                f"data.source: {index}: line {number} is damaged, its clip lies beyond the shard; {AGAIN}"
+            )
         yield line
 
 
@@ -209,7 +211,7 @@ def read_whole(place: str) -> bytes:
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
-        raise WorldError(f"{place}: cannot be read: {error.strerror}") from error
+        raise ExternalError(f"{place}: cannot be read: {error.strerror}") from error
 
 
 def read_range(place: str, offset: int, length: int) -> bytes:
@@ -223,11 +225,11 @@ def read_range(place: str, offset: int, length: int) -> bytes:
         else:
             content = _sought(place, offset, length)
     except FileNotFoundError as error:
-        raise WorldError(f"{place}: is gone; put it back") from error
+        raise ExternalError(f"{place}: is gone; put it back") from error
     except OSError as error:
-        raise WorldError(f"{place}: cannot be read: {error.strerror}") from error
+        raise ExternalError(f"{place}: cannot be read: {error.strerror}") from error
     if len(content) != length:
-        raise WorldError(
+        raise ExternalError(
             f"{place}: holds {len(content)} of the {length} bytes from {offset:,}; it is cut short: copy it again"
         )
     return content
@@ -237,7 +239,7 @@ def read_clip(shard: str, offset: int, length: int, sha256: str) -> bytes:
     """The bytes of a clip. Raises WorldError where they cannot be read or their hash is not `sha256`."""
     content = read_range(shard, offset, length)
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise WorldError(
+        raise ExternalError(
             f"{shard}: other bytes than its index says at {offset:,}; put back the shard that the index was written for"
         )
     return content
@@ -282,9 +284,9 @@ def _patiently(url: str, read: Callable[[], Read], attempt: int = 1) -> Read:
             raise FileNotFoundError(url) from error
         if attempt == TRIES or (status is not None and status not in PASSING):
             told = f"HTTP status {status}" if status else str(error) or type(error).__name__
-            raise WorldError(f"{url}: cannot be read ({told}); see whether it opens elsewhere, and retry") from error
+            raise ExternalError(f"{url}: cannot be read ({told}); see whether it opens elsewhere, and retry") from error
     except ValueError as error:  # fsspec's word for a server that answers a range with the whole file
-        raise WorldError(
+        raise ExternalError(
             f"{url}: the server sends whole files only (no HTTP ranges); serve the shards by one that takes ranges, "
             "such as nginx or an object store, or copy them here"
         ) from error

@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 from asr_lora.corpus.records import (
     UNSPLIT,
     Corpus,
-    Gathered,
+    CorpusBuilder,
     Row,
     by_split,
-    cut_name,
     inside,
     lines_of,
+    parse_utterance,
+    segment_name,
     split_called,
     text_of,
-    utterance,
 )
-from asr_lora.runtime.errors import ChoiceError, listed
+from asr_lora.runtime.errors import ConfigError, listed
 
 METADATA = "metadata"  # the table of an audiofolder
 LONGEST_CELL = 1 << 27  # characters; csv's own limit, 131,072, is less than a cell may hold
@@ -66,11 +66,11 @@ class Columns:
             elif guess is not None:
                 found[meaning] = guess
             elif name is not None:
-                raise ChoiceError(f"data.columns: {meaning}={name} is no column of {table} (got: {', '.join(header)})")
+                raise ConfigError(f"data.columns: {meaning}={name} is no column of {table} (got: {', '.join(header)})")
         if lacking := [meaning for meaning in needed if meaning not in found]:
             names = " or ".join(", ".join(USUAL[meaning]) for meaning in lacking)
             says = ",".join(f"{meaning}: <its name>" for meaning in lacking)
-            raise ChoiceError(
+            raise ConfigError(
                 f"data.columns: no column of {table} tells the {' and the '.join(lacking)}, such as {names} "
                 f"(got: {', '.join(header) or 'nothing'}); say 'data.columns={{{says}}}'"
             )
@@ -87,7 +87,7 @@ def is_listing(source: Path) -> bool:
 def open_listing(source: Path, language: str, columns: Columns) -> Corpus:
     """The tables of a folder, or one table. Raises ChoiceError for what cannot be read as such."""
     base = source.parent if source.is_file() else source
-    gathered = Gathered(str(source))
+    gathered = CorpusBuilder(str(source))
     tables = {UNSPLIT: [source]} if source.is_file() else _chosen(source)
     for split, files in tables.items():
         for file in files:
@@ -98,9 +98,9 @@ def open_listing(source: Path, language: str, columns: Columns) -> Corpus:
     return gathered.corpus(release, language, clips)
 
 
-def _gather(gathered: Gathered, table: Path, base: Path, split: str, columns: Columns, prefix: str) -> None:
+def _gather(gathered: CorpusBuilder, table: Path, base: Path, split: str, columns: Columns, prefix: str) -> None:
     """One table's rows, of `split` unless it is UNSPLIT: then a column may tell, or the folders of the recordings."""
-    header, rows, malformed = read(table)
+    header, rows, malformed = read_rows(table)
     found = columns.found_in(header, str(table))
     gathered.left_out[split] += [f"{prefix}{line}" for line in malformed]
     by_folder = (
@@ -109,13 +109,13 @@ def _gather(gathered: Gathered, table: Path, base: Path, split: str, columns: Co
     for number, cells in rows:
         line = f"{prefix}line {number}"
         try:
-            told = utterance(cells, found)
+            told = parse_utterance(cells, found)
             file, path = _place(told.path, table.parent, base)
         except ValueError as error:
             gathered.leave_out(split, line, error)
             continue
         named = PurePosixPath(told.path).parts[0] if by_folder else told.split
-        gathered.add(named if split == UNSPLIT else split, cut_name(path, told), told, file)
+        gathered.add(named if split == UNSPLIT else split, segment_name(path, told), told, file)
 
 
 def _place(cell: str, folder: Path, base: Path) -> tuple[Path, str]:
@@ -166,14 +166,14 @@ def _chosen(folder: Path) -> Mapping[str, Sequence[Path]]:
     named = by_split({file.stem if file.parent == folder else file.parent.name: file for file in tables})
     if not named:
         names = [file.relative_to(folder) for file in tables]
-        raise ChoiceError(
+        raise ConfigError(
             f"data.source: {folder} holds {len(tables)} tables ({listed(names)}), none called train, dev or test; name "
             "the one that is meant"
         )
     return named
 
 
-class Read(NamedTuple):
+class TableRows(NamedTuple):
     """The header, the rows with their line numbers, and the lines left out."""
 
     header: list[str]
@@ -185,17 +185,17 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in READERS
 
 
-def read(path: Path) -> Read:
+def read_rows(path: Path) -> TableRows:
     """Raises ChoiceError for what is not UTF-8, or no such table."""
     return READERS[path.suffix.lower()](path)
 
 
-def _tsv(path: Path) -> Read:
+def _tsv(path: Path) -> TableRows:
     lines = lines_of(path)
     return _by_header([(at, at, line.split("\t")) for at, line in enumerate(lines, start=1) if line])
 
 
-def _csv(path: Path) -> Read:
+def _csv(path: Path) -> TableRows:
     text = text_of(path)
     first = text.partition("\n")[0]
     delimiter = next((mark for mark in DELIMITERS if mark in first), ",")
@@ -208,7 +208,7 @@ def _csv(path: Path) -> Read:
                 lines.append((begins, table.line_num, cells))
             begins = table.line_num + 1
     except csv.Error as error:
-        raise ChoiceError(
+        raise ConfigError(
             f"data.source: the quotes of {path} do not match, in what begins on line {begins} ({error}); mend it there "
             "(a quote inside quotes is doubled), or save the table with tabs as .tsv, which has no quotes"
         ) from error
@@ -217,10 +217,10 @@ def _csv(path: Path) -> Read:
     return _by_header(lines)
 
 
-def _by_header(lines: list[tuple[int, int, list[str]]]) -> Read:
+def _by_header(lines: list[tuple[int, int, list[str]]]) -> TableRows:
     """From the first and last line number of every row, and its cells."""
     if not lines:
-        return Read([], [], [])
+        return TableRows([], [], [])
     header = lines[0][2]
     rows: list[tuple[int, Row]] = []
     malformed: list[str] = []
@@ -231,10 +231,10 @@ def _by_header(lines: list[tuple[int, int, list[str]]]) -> Read:
             malformed.append(f"line {first}: {len(cells)} columns, not {len(header)}")
         else:
             rows.append((first, dict(zip(header, cells, strict=True))))
-    return Read(header, rows, malformed)
+    return TableRows(header, rows, malformed)
 
 
-def _json_lines(path: Path) -> Read:
+def _json_lines(path: Path) -> TableRows:
     found: list[tuple[int, dict[str, Any]]] = []
     malformed: list[str] = []
     for number, line in enumerate(lines_of(path), start=1):
@@ -249,7 +249,7 @@ def _json_lines(path: Path) -> Read:
             malformed.append(f"line {number}: no JSON object")
     header = list(dict.fromkeys(name for _, row in found for name in row))
     rows = [(number, {name: as_cell(row.get(name)) for name in header}) for number, row in found]
-    return Read(header, rows, malformed)
+    return TableRows(header, rows, malformed)
 
 
 def as_cell(value: object) -> str:
@@ -259,7 +259,7 @@ def as_cell(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-READERS: dict[str, Callable[[Path], Read]] = {
+READERS: dict[str, Callable[[Path], TableRows]] = {
     ".csv": _csv,
     ".tsv": _tsv,
     ".jsonl": _json_lines,

@@ -16,20 +16,26 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from asr_lora.config.schema import TrainingConfig
 from asr_lora.corpus.streaming import Split
-from asr_lora.data.features import Making, token_ids
-from asr_lora.data.manifest import PLACE, Clip, waveform
-from asr_lora.data.sampler import WINDOW, Order, share
-from asr_lora.data.splits import Sieve
-from asr_lora.runtime.errors import WorldError, check
-from asr_lora.runtime.files import logged, write_jsonl
+from asr_lora.data.features import SpeechCollator, label_ids
+from asr_lora.data.manifest import LOCATION_FIELDS, Clip, waveform
+from asr_lora.data.sampler import WINDOW, StepSampler, shard_for_rank
+from asr_lora.data.splits import StreamFilter
+from asr_lora.runtime.errors import ExternalError, check
+from asr_lora.runtime.files import read_log, write_jsonl
 from asr_lora.speech import audio
 
 
-class Steps(torch.utils.data.Dataset[list[dict[str, Tensor]]]):
+class StepDataset(torch.utils.data.Dataset[list[dict[str, Tensor]]]):
     """Step -> its batches, this rank's rows of them."""
 
     def __init__(
-        self, rows: Sequence[Clip], order: Order, steps: int, making: Making, rank: int = 0, world_size: int = 1
+        self,
+        rows: Sequence[Clip],
+        order: StepSampler,
+        steps: int,
+        making: SpeechCollator,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.clips, self.order, self.steps, self.making = _clips(rows), order, steps, making
         self.rank, self.world_size = rank, world_size
@@ -38,7 +44,9 @@ class Steps(torch.utils.data.Dataset[list[dict[str, Tensor]]]):
         return self.steps
 
     def __getitem__(self, step: int) -> list[dict[str, Tensor]]:
-        return self.making.step(step, share(self.order.step(step), self.rank, self.world_size), self.clips.__getitem__)
+        return self.making.step(
+            step, shard_for_rank(self.order.step(step), self.rank, self.world_size), self.clips.__getitem__
+        )
 
 
 def _clips(rows: Sequence[Clip]) -> Dataset:
@@ -48,7 +56,7 @@ def _clips(rows: Sequence[Clip]) -> Dataset:
         places = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         return {"waveform": [waveform(place) for place in places], "text": batch["text"]}
 
-    columns = (*PLACE, "text")
+    columns = (*LOCATION_FIELDS, "text")
     return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows]).with_transform(decoded)
 
 
@@ -66,7 +74,7 @@ class _Heard:
         return {"waveform": [waveform for _, waveform in chosen], "text": [clip["text"] for clip, _ in chosen]}
 
 
-class StreamedSteps(torch.utils.data.IterableDataset[Step]):
+class StreamingStepDataset(torch.utils.data.IterableDataset[Step]):
     """The steps of an epoch, each time another epoch; of every step the rows of this rank alone.
 
     A rank hears its part of a step's clips from its part of the stream. WINDOW steps of clips are decoded, and sorted
@@ -75,7 +83,7 @@ class StreamedSteps(torch.utils.data.IterableDataset[Step]):
     """
 
     def __init__(
-        self, split: Split, sieve: Sieve, training: TrainingConfig, making: Making, token_limit: int, buffer: int,
+        self, split: Split, sieve: StreamFilter, training: TrainingConfig, making: SpeechCollator, token_limit: int, buffer: int,
         rank: int = 0, world_size: int = 1,
     ) -> None:  # fmt: skip
         self.split, self.sieve, self.making, self.token_limit, self.buffer = split, sieve, making, token_limit, buffer
@@ -117,9 +125,9 @@ class StreamedSteps(torch.utils.data.IterableDataset[Step]):
             return
         tokens = [0] * whole
         if self.training.context == "packed":  # where the labels' lengths matter too
-            tokens = [len(token_ids(clip["text"], self.making.processor.tokenizer)) for clip, _ in window.clips]
+            tokens = [len(label_ids(clip["text"], self.making.processor.tokenizer)) for clip, _ in window.clips]
         seconds = [len(waveform) / audio.SAMPLE_RATE for _, waveform in window.clips]
-        order = Order(seconds, tokens, self.training, self._seed(self._windows), self.token_limit)
+        order = StepSampler(seconds, tokens, self.training, self._seed(self._windows), self.token_limit)
         for clips in order.epoch(0):
             step = self._step()
             batches = order.batches(step, clips)
@@ -145,14 +153,14 @@ class StreamedSteps(torch.utils.data.IterableDataset[Step]):
         return int(np.random.SeedSequence((self.making.seed, self.first, at)).generate_state(1)[0])
 
 
-class Stream:
+class StreamingLoader:
     """The steps of all epochs, from `first` on, for the trainer; every one is recorded in `record` before it is heard.
 
     `loading` are a DataLoader's settings. `len` counts the steps of the whole run. Lines of `record` from `first` on,
     which an interrupted run left behind its last checkpoint, are taken out.
     """
 
-    def __init__(self, made: StreamedSteps, record: Path, first: int, steps: int, **loading: Any) -> None:
+    def __init__(self, made: StreamingStepDataset, record: Path, first: int, steps: int, **loading: Any) -> None:
         self.record, self.first, self.steps = record, first, steps
         made.first = first
         workers = min(loading.pop("num_workers"), made.rows(0).num_shards)  # one more would have nothing to read
@@ -167,7 +175,7 @@ class Stream:
     def __iter__(self) -> Iterator[list[dict[str, Tensor]]]:
         """Raises WorldError where an epoch gives no step, saying why."""
         self.record.parent.mkdir(parents=True, exist_ok=True)
-        write_jsonl(self.record, [line for line in logged(self.record) if line["step"] < self.first])
+        write_jsonl(self.record, [line for line in read_log(self.record) if line["step"] < self.first])
         step, epoch, left_out = self.first, 0, Counter[str]()
         while True:
             begun = step
@@ -180,7 +188,7 @@ class Stream:
                     step += 1
             if step == begun:
                 reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.most_common()) or "no rows"
-                raise WorldError(
+                raise ExternalError(
                     f"data.source: an epoch of the stream gives not one step of training.batch_size clips (left out: "
                     f"{reasons}); take a larger data set, a smaller batch, or fewer hardware.workers"
                 )
@@ -191,7 +199,7 @@ class Stream:
             lines.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def seen(lines: Sequence[Mapping[str, Any]], workers: int) -> dict[str, Any]:
+def stream_summary(lines: Sequence[Mapping[str, Any]], workers: int) -> dict[str, Any]:
     """What a run heard of a stream, by the lines of its record, for train/metrics.json."""
     clips = [clip for line in lines for clip in line["clips"]]
     left_out: Counter[str] = Counter()

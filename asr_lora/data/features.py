@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 
-from asr_lora.data.sampler import Batch, Row
+from asr_lora.data.sampler import Batch, RowSpec
 from asr_lora.speech import audio
-from asr_lora.speech.augment import augmented
+from asr_lora.speech.augment import augment
 
 Table = Mapping[str, list[Any]]  # of clips: `waveform` and `text`
-IGNORED = -100  # a label that the loss leaves out
+IGNORE_INDEX = -100  # a label that the loss leaves out
 UNSPACED = ("zh", "yue", "ja")  # languages that write no space between sentences
 
 
@@ -39,14 +39,14 @@ def log_mel(
     return spectrograms
 
 
-def prompted(tokenizer: WhisperTokenizer, language: str, task: str) -> WhisperTokenizer:
+def with_prompt(tokenizer: WhisperTokenizer, language: str, task: str) -> WhisperTokenizer:
     """A copy that opens every label sequence with this language and task, without timestamps."""
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)
     return tokenizer
 
 
-def token_ids(sentence: str, tokenizer: WhisperTokenizer) -> list[int]:
+def label_ids(sentence: str, tokenizer: WhisperTokenizer) -> list[int]:
     """The whole sequence that the decoder sees and says: start, language, task, no timestamps, the sentence, end.
 
     A sentence that spells a special token (`<|endoftext|>`) is text like any other.
@@ -55,7 +55,7 @@ def token_ids(sentence: str, tokenizer: WhisperTokenizer) -> list[int]:
     return ids
 
 
-def joined_ids(sentences: Sequence[str], seconds: Sequence[float], tokenizer: WhisperTokenizer) -> list[int]:
+def packed_label_ids(sentences: Sequence[str], seconds: Sequence[float], tokenizer: WhisperTokenizer) -> list[int]:
     """The sequence for clips joined into one row, with the time of every join, as Whisper itself tells it.
 
     start, language, task, then for each clip <|begin|> sentence <|end|>, times in steps of 0.02 s; end.
@@ -72,7 +72,7 @@ def joined_ids(sentences: Sequence[str], seconds: Sequence[float], tokenizer: Wh
     return [*ids, tokenizer.eos_token_id]
 
 
-def joined_sentence(sentences: Sequence[str], tokenizer: WhisperTokenizer) -> str:
+def packed_sentence(sentences: Sequence[str], tokenizer: WhisperTokenizer) -> str:
     """The sentences as one text, with spaces between them where the language writes spaces."""
     return ("" if _is_unspaced(tokenizer) else " ").join(sentences)
 
@@ -109,7 +109,7 @@ def collate(
     """
     longest = max(len(example.ids) for example in examples) - 1
     inputs = torch.full((len(examples), longest), processor.tokenizer.pad_token_id)
-    labels = torch.full((len(examples), longest), IGNORED)
+    labels = torch.full((len(examples), longest), IGNORE_INDEX)
     for row, example in enumerate(examples):
         ids = torch.tensor(example.ids)
         inputs[row, : len(ids) - 1] = ids[:-1]
@@ -123,7 +123,7 @@ def collate(
 
 
 @dataclass(frozen=True)
-class Making:
+class SpeechCollator:
     """How clips become the batches of a step, each `input_features`, `decoder_input_ids` and `labels`.
 
     `processor` holds the tokenizer whose prompt every label sequence opens with. `augment` is a kind of augmentation,
@@ -144,20 +144,20 @@ class Making:
             made.append(collate(examples, self.processor, batch.seconds, self.attention_mask))
         return made
 
-    def example(self, row: Row, clips: Table, step: int, seconds: float) -> Example:
+    def example(self, row: RowSpec, clips: Table, step: int, seconds: float) -> Example:
         tokenizer, waveforms = self.processor.tokenizer, clips["waveform"]
         if self.augment is not None:
             waveforms = self._augmented(waveforms, self.augment, row, step, seconds)
         return Example(np.concatenate(waveforms), _ids(waveforms, clips["text"], row.timestamps, tokenizer))
 
     def _augmented(
-        self, waveforms: Sequence[audio.Waveform], kind: str, row: Row, step: int, seconds: float
+        self, waveforms: Sequence[audio.Waveform], kind: str, row: RowSpec, step: int, seconds: float
     ) -> list[audio.Waveform]:
         """The clips of a row, none of them slower than what lets them all fit its context of so many seconds."""
         stretch = seconds * audio.SAMPLE_RATE / sum(map(len, waveforms))
         streams = [np.random.default_rng((self.seed, step, clip, *b"augment")) for clip in row.clips]
         return [
-            augmented(waveform, kind, rng, longest=int(len(waveform) * stretch))
+            augment(waveform, kind, rng, longest=int(len(waveform) * stretch))
             for waveform, rng in zip(waveforms, streams, strict=True)
         ]
 
@@ -167,5 +167,5 @@ def _ids(
 ) -> list[int]:
     if timestamps:
         seconds = [len(waveform) / audio.SAMPLE_RATE for waveform in waveforms]
-        return joined_ids(sentences, seconds, tokenizer)
-    return token_ids(joined_sentence(sentences, tokenizer), tokenizer)
+        return packed_label_ids(sentences, seconds, tokenizer)
+    return label_ids(packed_sentence(sentences, tokenizer), tokenizer)

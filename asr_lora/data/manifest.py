@@ -10,15 +10,23 @@ from typing import Any
 from asr_lora.corpus.shards import is_url, read_clip
 from asr_lora.runs import folder
 from asr_lora.runs.folder import LINE, NOT_OF_ALL
-from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.errors import ExternalError
 from asr_lora.runtime.files import plain_suffix, read_jsonl
 from asr_lora.speech import audio
-from asr_lora.speech.audio import Heard, Place, listen
+from asr_lora.speech.audio import AudioInfo, AudioSegment, scan_clip
 
 Row = Mapping[str, str]  # a row of the corpus's table, raw
 Clip = dict[str, Any]  # a line of the manifest
 EXCLUDED = "the same sound as a clip of data.exclude"
-PLACE = ("path", "start", "end", "offset", "bytes", "member", "sha256")  # of a clip: where its sound is, and whether
+LOCATION_FIELDS = (
+    "path",
+    "start",
+    "end",
+    "offset",
+    "bytes",
+    "member",
+    "sha256",
+)  # of a clip: where its sound is, and whether
 IN_SHARD = ("shard", "member", "offset", "bytes", "sha256")  # of a row: in which shard, a path or URL, and where in it
 MOST_APART = 0.5  # s, between a duration that a table tells and what is heard
 
@@ -28,7 +36,7 @@ def read_manifest(file: Path) -> list[Clip]:
     return read_jsonl(file, LINE, NOT_OF_ALL)
 
 
-def draw_order(rows: Sequence[Row], seed: int) -> list[Row]:
+def sampling_order(rows: Sequence[Row], seed: int) -> list[Row]:
     """The order in which clips are drawn: every speaker's first clip, then every speaker's second, and so on.
 
     A prefix of it is thus spread over as many speakers as it can be, and a longer draw at the same seed holds every
@@ -50,7 +58,7 @@ def draw_order(rows: Sequence[Row], seed: int) -> list[Row]:
 
 
 @dataclass
-class Draw:
+class SplitDraw:
     """One split as it is being drawn: what is still waiting, what was chosen, what was left out and why."""
 
     split: str
@@ -68,7 +76,7 @@ class Draw:
             return self.drawn_seconds >= self.seconds
         return self.clips is not None and len(self.chosen) >= self.clips
 
-    def wanted(self, duration: Callable[[str], float]) -> list[str]:
+    def candidates(self, duration: Callable[[str], float]) -> list[str]:
         """The clips to look at next: what is missing by `duration` (s), and a twentieth more to replace bad ones."""
         if self.full:
             return []
@@ -86,14 +94,16 @@ class Draw:
         """Those of the first `names` of what waits that have to be heard."""
         return [row["path"] for row in self.waiting[: len(names)] if not in_shard(row)]
 
-    def look_at(
+    def accept(
         self,
         names: Sequence[str],
         files: Mapping[str, Path],
         durations: Mapping[str, float],
         refuse: Callable[[str], str | None],
         advance: Callable[[], None],
-        listened: Callable[[Sequence[Place | None]], Iterable[Heard]] = lambda places: map(listen, places),
+        listened: Callable[[Sequence[AudioSegment | None]], Iterable[AudioInfo]] = lambda places: map(
+            scan_clip, places
+        ),
     ) -> None:
         """Chooses or leaves out the first `names` of what waits, in order, until enough is chosen.
 
@@ -102,10 +112,10 @@ class Draw:
         """
         rows, looked = self.waiting[: len(names)], 0
         chosen = {clip["id"] for clip in self.chosen}
-        places = [place(row, files.get(row["path"])) for row in rows if not in_shard(row)]
+        places = [audio_segment(row, files.get(row["path"])) for row in rows if not in_shard(row)]
         unheard = iter(listened(places))
         for row in rows:
-            heard = Heard(None, sha256=row["sha256"]) if in_shard(row) else next(unheard)
+            heard = AudioInfo(None, sha256=row["sha256"]) if in_shard(row) else next(unheard)
             advance()
             if self.full:
                 continue
@@ -129,13 +139,13 @@ class Draw:
         self.waiting = self.waiting[looked:]
 
 
-def place(row: Row, file: Path | None) -> Place | None:
+def audio_segment(row: Row, file: Path | None) -> AudioSegment | None:
     """Where the clip of a row is, given its file."""
     if file is None:
         return None
     if not row.get("start"):
-        return Place(file)
-    return Place(file, float(row["start"]), float(row["end"]) if row.get("end") else None)
+        return AudioSegment(file)
+    return AudioSegment(file, float(row["start"]), float(row["end"]) if row.get("end") else None)
 
 
 def clip_id(row: Row) -> str:
@@ -162,7 +172,7 @@ def in_shard(row: Row) -> bool:
     return all(row.get(name) for name in IN_SHARD)
 
 
-def gone(clips: Sequence[Clip]) -> list[Clip]:
+def missing_files(clips: Sequence[Clip]) -> list[Clip]:
     """The clips of a manifest whose files are no longer on this machine; what a server holds is not looked for."""
     lost = {path for path in {clip["path"] for clip in clips} if not is_url(path) and not Path(path).is_file()}
     return [clip for clip in clips if clip["path"] in lost]
@@ -177,11 +187,11 @@ def waveform(clip: Clip) -> audio.Waveform:
         return audio.load(Path(clip["path"]), clip.get("start"), clip.get("end"))
     try:
         return audio.load(_in_shard(clip))
-    except WorldError as error:
-        raise WorldError(f"{clip['member']}: {error}") from error
+    except ExternalError as error:
+        raise ExternalError(f"{clip['member']}: {error}") from error
 
 
-def sound(clip: Mapping[str, Any]) -> bytes:
+def encoded_audio(clip: Mapping[str, Any]) -> bytes:
     """A clip of the manifest as a file of its own: its bytes as they are, or FLAC where it is a part of a recording.
 
     Raises WorldError as `waveform` does.
@@ -189,12 +199,12 @@ def sound(clip: Mapping[str, Any]) -> bytes:
     if clip.get("offset") is not None:
         return _in_shard(clip)
     if clip.get("start") is not None:
-        return audio.flac(*audio.decode(Path(clip["path"]), clip["start"], clip.get("end")))
+        return audio.encode_flac(*audio.decode(Path(clip["path"]), clip["start"], clip.get("end")))
     return audio.encoded(Path(clip["path"]))
 
 
-def extension(clip: Mapping[str, Any]) -> str:
-    """How a file of `sound` is called behind its dot: mp3, ..."""
+def audio_suffix(clip: Mapping[str, Any]) -> str:
+    """How a file of `encoded_audio` is called behind its dot: mp3, ..."""
     if clip.get("start") is not None:
         return "flac"
     return plain_suffix(clip["path"] if clip.get("offset") is None else clip["member"])[1:] or "audio"

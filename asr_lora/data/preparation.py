@@ -12,14 +12,14 @@ from transformers import WhisperTokenizer
 from asr_lora.config.schema import DataConfig, ModelConfig
 from asr_lora.corpus import SPLITS, UNSPLIT, Columns, Corpus, open_corpus
 from asr_lora.corpus.records import Row
-from asr_lora.data.features import prompted, token_ids
+from asr_lora.data.features import label_ids, with_prompt
 from asr_lora.data.manifest import (
     EXCLUDED,
     Clip,
-    Draw,
+    SplitDraw,
     as_row,
-    draw_order,
     read_manifest,
+    sampling_order,
     training_clips,
 )
 from asr_lora.data.sources import (
@@ -30,14 +30,14 @@ from asr_lora.data.sources import (
     restore_clips,
     rows_for,
 )
-from asr_lora.data.splits import apart, without_leaks
+from asr_lora.data.splits import drop_leaks, remove_overlap
 from asr_lora.model.pretrained import language_token, load_config, load_processor
 from asr_lora.runs import folder
-from asr_lora.runtime.console import progress, say
-from asr_lora.runtime.errors import ChoiceError, WorldError
-from asr_lora.runtime.files import read_json, whole_folder, write_json, write_jsonl
+from asr_lora.runtime.console import log, progress
+from asr_lora.runtime.errors import ConfigError, ExternalError
+from asr_lora.runtime.files import atomic_folder, read_json, write_json, write_jsonl
 from asr_lora.speech import audio
-from asr_lora.speech.audio import Listener
+from asr_lora.speech.audio import AudioScanner
 from asr_lora.speech.normalizer import marks
 
 MOST_BAD = 0.05  # a corpus of which more than this share must be left out is not what it seems
@@ -52,11 +52,11 @@ def make_manifest(run: Path, data: DataConfig, model: ModelConfig, test_limit: i
     """
     language_token(model, data.language)
     if folder.summary(run).is_file():
-        folder.refuse_other(run, read_json(folder.summary(run))["settings"], _settings(data))
+        folder.check_settings(run, read_json(folder.summary(run))["settings"], _settings(data))
         restore_clips(run, data, [line for split in SPLITS for line in read_manifest(folder.manifest(run, split))])
         return
     if (run / "data").exists():  # which would be replaced
-        raise ChoiceError(
+        raise ConfigError(
             f"run_dir: {run / 'data'} holds no manifest (no summary.json), so it is another's; name another "
             "folder for this run, or move that one away"
         )
@@ -64,13 +64,13 @@ def make_manifest(run: Path, data: DataConfig, model: ModelConfig, test_limit: i
         _hold_out_of_stream(run, data, model, test_limit)
         return
     corpus, elsewhere = open_sources(data, test_limit), excluded_rows(data)
-    train, leaks = without_leaks(
+    train, leaks = drop_leaks(
         _rows(corpus, "train"), [row for split in ("dev", "test") for row in _rows(corpus, split)]
     )
-    train, shared = apart(train, elsewhere)
+    train, shared = remove_overlap(train, elsewhere)
     available = {"train": len(train), **{split: len(_rows(corpus, split)) for split in ("dev", "test")}}
     if not train:
-        raise ChoiceError(
+        raise ConfigError(
             f"data.source: nothing is left to train on: every train clip of {corpus.source} shares something with dev "
             f"or test ({_counts(leaks)}); take splits that do not"
         )
@@ -79,7 +79,7 @@ def make_manifest(run: Path, data: DataConfig, model: ModelConfig, test_limit: i
     seconds = None if data.hours is None else data.hours * 3600
     sounds = frozenset(row["sha256"] for row in elsewhere if row.get("sha256"))
     draws = [
-        Draw("train", draw_order(train, data.seed), seconds=seconds, excluded=sounds),
+        SplitDraw("train", sampling_order(train, data.seed), seconds=seconds, excluded=sounds),
         _held_out(corpus, "dev", data.dev_clips, data.seed),
         _held_out(corpus, "test", test_limit, data.seed),
     ]
@@ -106,7 +106,7 @@ def _hold_out_of_stream(run: Path, data: DataConfig, model: ModelConfig, test_li
         "features": {name: str(feature) for name, feature in train.data.features.items()},
     }  # fmt: skip
     dropped = {"leaks_dropped_from_train": {}, "excluded": {"by": data.exclude}}
-    _write(run, data, corpus, [Draw("train", []), *draws], dropped, available, {"streamed": facts, "asked": asked})
+    _write(run, data, corpus, [SplitDraw("train", []), *draws], dropped, available, {"streamed": facts, "asked": asked})
 
 
 def split_clips(run: Path, data: DataConfig, model: ModelConfig, split: str, limit: int | None) -> list[Clip]:
@@ -120,7 +120,7 @@ def split_clips(run: Path, data: DataConfig, model: ModelConfig, split: str, lim
     if facts["available"] is None:
         most = facts["asked"]
         if limit is None or limit > most:
-            raise ChoiceError(
+            raise ConfigError(
                 f"eval.limit: of {split} the first {most} clips of the stream were kept, and training may have heard "
                 f"what shares something with others; say eval.limit={most}, or give a new run a larger limit"
             )
@@ -149,15 +149,15 @@ def draw_from_corpus(
         rows = corpus.tables.get(split) or corpus.tables.get(UNSPLIT, [])
         if not rows:
             there = ", ".join(name for name, held in corpus.tables.items() if held)
-            raise ChoiceError(f"{split}.tsv of {corpus.source} has no clips, but {there}; say split=... of it")
-        unheard, leaks = without_leaks(rows, [as_row(clip) for clip in training_clips(run)])
-        draw = Draw(split, draw_order(unheard, data.seed), clips=limit)
+            raise ConfigError(f"{split}.tsv of {corpus.source} has no clips, but {there}; say split=... of it")
+        unheard, leaks = drop_leaks(rows, [as_row(clip) for clip in training_clips(run)])
+        draw = SplitDraw(split, sampling_order(unheard, data.seed), clips=limit)
         _fill([draw], corpus, label_filter(model, data.language))
         if not draw.chosen:
-            raise ChoiceError(
+            raise ConfigError(
                 f"no usable clip of {split} in {corpus.source} that training has not heard ({_counts(leaks)})"
             )
-    except (ChoiceError, WorldError) as error:
+    except (ConfigError, ExternalError) as error:
         raise type(error)(f"eval.sets: {error}") from error
     return draw.chosen, len(rows), leaks
 
@@ -165,18 +165,18 @@ def draw_from_corpus(
 def _rows(corpus: Corpus, split: str) -> list[Row]:
     rows = corpus.tables.get(split, [])
     if not rows:
-        raise ChoiceError(f"data.source: {split}.tsv of {corpus.source} has no clips; a run needs train, dev and test")
+        raise ConfigError(f"data.source: {split}.tsv of {corpus.source} has no clips; a run needs train, dev and test")
     return rows
 
 
-def _held_out(corpus: Corpus, split: str, limit: int | None, seed: int) -> Draw:
-    return Draw(split, draw_order(_rows(corpus, split), seed), clips=limit)
+def _held_out(corpus: Corpus, split: str, limit: int | None, seed: int) -> SplitDraw:
+    return SplitDraw(split, sampling_order(_rows(corpus, split), seed), clips=limit)
 
 
 def check_hours(hours: float | None, corpus: Corpus, seconds: float) -> None:
     """Raises ChoiceError where more hours are asked for than the training clips last, `seconds`."""
     if hours is not None and seconds < hours * 3600:
-        raise ChoiceError(
+        raise ConfigError(
             f"data.hours: {hours:g} is more than there is, {_length(seconds)} of training clips in "
             f"{corpus.source}; ask for less, or data.hours=null for all"
         )
@@ -186,7 +186,7 @@ def label_filter(model: ModelConfig, locale: str) -> Callable[[str], str | None]
     """Tells what is wrong with a sentence as a label, if anything; `locale` is that of the run's corpus."""
     processor = load_processor(model.checkpoint)
     limit = load_config(model.checkpoint).max_target_positions
-    tokenizer = prompted(processor.tokenizer, language_token(model, locale), model.task)
+    tokenizer = with_prompt(processor.tokenizer, language_token(model, locale), model.task)
     return partial(_refused, tokenizer=tokenizer, limit=limit)
 
 
@@ -198,10 +198,10 @@ def _refused(sentence: str, tokenizer: WhisperTokenizer, limit: int) -> str | No
     if len(sentence) > LONGEST_SENTENCE:
         return f"sentence longer than {LONGEST_SENTENCE:,} characters"
     # The decoder sees all but the last token, the end.
-    return f"label longer than {limit} tokens" if len(token_ids(sentence, tokenizer)) - 1 > limit else None
+    return f"label longer than {limit} tokens" if len(label_ids(sentence, tokenizer)) - 1 > limit else None
 
 
-def _fill(draws: Sequence[Draw], corpus: Corpus, refuse: Callable[[str], str | None]) -> None:
+def _fill(draws: Sequence[SplitDraw], corpus: Corpus, refuse: Callable[[str], str | None]) -> None:
     """Fetches what the draws want, listens to it, and goes on until each is full or nothing waits.
 
     Raises WorldError as soon as more than MOST_BAD of all clips looked at proved unusable.
@@ -210,19 +210,19 @@ def _fill(draws: Sequence[Draw], corpus: Corpus, refuse: Callable[[str], str | N
     def duration(name: str) -> float:
         return corpus.durations.get(name) or corpus.sizes.get(name, 0) / BYTES_PER_SECOND
 
-    with Listener(corpus.source) as listener:
-        while any(wants := [draw.wanted(duration) for draw in draws]):
+    with AudioScanner(corpus.source) as scanner:
+        while any(wants := [draw.candidates(duration) for draw in draws]):
             files = corpus.fetch(
                 [name for draw, names in zip(draws, wants, strict=True) for name in draw.to_fetch(names)]
             )
             for draw, names in zip(draws, wants, strict=True):
                 if names:
                     with progress(f"listening to {draw.split}", total=len(names)) as bar:
-                        draw.look_at(names, files, corpus.durations, refuse, bar.advance, listener.each)
+                        draw.accept(names, files, corpus.durations, refuse, bar.advance, scanner.scan)
             _usable(draws, corpus)
 
 
-def _usable(draws: Sequence[Draw], corpus: Corpus) -> None:
+def _usable(draws: Sequence[SplitDraw], corpus: Corpus) -> None:
     left_out: dict[str, list[str]] = defaultdict(list)
     for draw in draws:
         for reason, names in draw.left_out.items():
@@ -232,7 +232,7 @@ def _usable(draws: Sequence[Draw], corpus: Corpus) -> None:
     looked = bad + sum(len(draw.chosen) for draw in draws)
     if bad > MOST_BAD * looked:
         reasons = ", ".join(f"{reason}: {len(names)} ({names[0]}, ...)" for reason, names in left_out.items())
-        raise WorldError(
+        raise ExternalError(
             f"data.source: {bad} of {looked} clips of {corpus.source} are unusable ({reasons}); "
             f"more than {MOST_BAD:.0%} means a damaged download or another language: fetch it again or mend it"
         )
@@ -243,13 +243,13 @@ def _settings(data: DataConfig) -> dict[str, Any]:
 
 
 def _write(
-    run: Path, data: DataConfig, corpus: Corpus, draws: Sequence[Draw], dropped: dict[str, Any],
+    run: Path, data: DataConfig, corpus: Corpus, draws: Sequence[SplitDraw], dropped: dict[str, Any],
     available: Mapping[str, int | None], stream: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """`stream` says what is `streamed` in place of train, and how many clips were `asked` for of the other splits."""
     check_hours(data.hours, corpus, draws[0].drawn_seconds)
     if empty := [draw.split for draw in draws if not draw.chosen and not (stream and draw.split == "train")]:
-        raise ChoiceError(f"data.source: no usable clip of {' or '.join(empty)} in {corpus.source}; a run needs them")
+        raise ConfigError(f"data.source: no usable clip of {' or '.join(empty)} in {corpus.source}; a run needs them")
     splits = {
         draw.split: {
             "clips": len(draw.chosen),
@@ -274,13 +274,13 @@ def _write(
         "splits": splits,
         "versions": folder.versions(),
     }
-    with whole_folder(run / "data") as made:
+    with atomic_folder(run / "data") as made:
         for draw in draws:
             write_jsonl(made / f"{draw.split}.jsonl", draw.chosen)
         write_json(made / "summary.json", facts)
     if stream:
         told = stream["streamed"]
-        say(
+        log(
             f"train: {told['split']} of {corpus.source} is streamed, from {told['files']} files; what shares a "
             "speaker, sentence or clip with dev or test is dropped while it is heard"
         )
@@ -288,15 +288,15 @@ def _write(
     for draw in draws:
         fact, out = splits[draw.split], sum(map(len, draw.left_out.values()))
         lasting = _length(draw.drawn_seconds)
-        say(f"{draw.split}: {fact['clips']} clips, {lasting}, {fact['speakers']} speakers, {out} left out")
+        log(f"{draw.split}: {fact['clips']} clips, {lasting}, {fact['speakers']} speakers, {out} left out")
     leaks = dropped["leaks_dropped_from_train"]
     if not stream:
-        say(f"dropped from train for what dev or test hold too: {sum(leaks.values())} ({_counts(leaks)})")
+        log(f"dropped from train for what dev or test hold too: {sum(leaks.values())} ({_counts(leaks)})")
     if data.exclude is not None and not stream:
         shared = {kind: len(names) for kind, names in dropped["excluded"].items() if kind != "by"}
         shared["sound"] = len(draws[0].left_out.get(EXCLUDED, []))
-        say(f"dropped from train for what {data.exclude} holds too: {sum(shared.values())} ({_counts(shared)})")
-    say(f"manifest: {run / 'data'}")
+        log(f"dropped from train for what {data.exclude} holds too: {sum(shared.values())} ({_counts(shared)})")
+    log(f"manifest: {run / 'data'}")
 
 
 def _length(seconds: float) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import regex
 
 from asr_lora.data.manifest import Clip
-from asr_lora.speech.audio import SAMPLE_RATE, Heard
+from asr_lora.speech.audio import SAMPLE_RATE, AudioInfo
 
 # Speech is levelled to -26 dB of full scale where its quality is tested (ITU-T P.56): 20 dB less is quiet. What is
 # below -60 is no louder than the hiss of an ordinary microphone.
@@ -39,7 +39,7 @@ ADDRESSES = regex.compile(r"\w+:/\S*|www\.\S*|[\w.]+@[\w.]+|\w+\.(?:com|org|net|
 SIGNS = regex.compile(r"[\p{S}@#%&*/\\_--[`´^<>]]", regex.V1)  # ` and ´ stand for apostrophes
 
 
-class Fault(NamedTuple):
+class Issue(NamedTuple):
     """A clip to look at, by its place among the clips, and what is odd."""
 
     at: int
@@ -51,7 +51,7 @@ class Kind(NamedTuple):
     rule: str
 
 
-KINDS = {
+ISSUES = {
     "unheard": Kind("Cannot be heard", "the file cannot be decoded any more"),
     "truncated": Kind("Shorter than the corpus says", f"by more than {CUT_SECONDS:g} s and {CUT_SHARE:.0%}"),
     "silent": Kind("Silent", f"loudness below {SILENT:g} dBFS"),
@@ -80,7 +80,7 @@ class Utterance:
 
     clip: Clip
     split: str
-    heard: Heard
+    heard: AudioInfo
     words: str
 
     @property
@@ -89,12 +89,12 @@ class Utterance:
         return self.heard.seconds or float(self.clip["duration"])
 
 
-def odd(utterances: Sequence[Utterance], unit: str) -> dict[str, list[Fault]]:
+def find_issues(utterances: Sequence[Utterance], unit: str) -> dict[str, list[Issue]]:
     """All faults by kind, in the order of KINDS; `unit` is what the pace counts, "words" or "characters"."""
     fast, slow, _ = pace(utterances, unit)
     found = _sound(utterances) | {"fast": fast, "slow": slow} | _characters(utterances) | _writing(utterances)
     found |= {"repeated": _repeated(utterances), "twins": _twins(utterances)}
-    return {kind: found[kind] for kind in KINDS}
+    return {kind: found[kind] for kind in ISSUES}
 
 
 def bounds(values: Sequence[float]) -> tuple[float, float]:
@@ -109,7 +109,7 @@ def bounds(values: Sequence[float]) -> tuple[float, float]:
     return middle - OUTLIER * spread, middle + OUTLIER * spread
 
 
-def pace(utterances: Sequence[Utterance], unit: str) -> tuple[list[Fault], list[Fault], dict[str, Any]]:
+def pace(utterances: Sequence[Utterance], unit: str) -> tuple[list[Issue], list[Issue], dict[str, Any]]:
     """The clips that are said too fast and too slowly, and the facts: `median`, `low` and `high`, in units a second.
 
     Bounds are of the logarithm: half as fast is as odd as twice as fast, and nothing is slower than 0.
@@ -123,8 +123,8 @@ def pace(utterances: Sequence[Utterance], unit: str) -> tuple[list[Fault], list[
         return [], [], {"unit": unit, "median": None, "low": None, "high": None, "rates": []}
     low, high = map(math.exp, bounds([math.log(rate) for rate in rates.values()]))
 
-    def of(order: Iterable[int]) -> list[Fault]:
-        return [Fault(at, f"{rates[at]:.1f} {unit}/s") for at in order]
+    def of(order: Iterable[int]) -> list[Issue]:
+        return [Issue(at, f"{rates[at]:.1f} {unit}/s") for at in order]
 
     order = sorted(rates, key=lambda at: rates[at])
     facts = {"unit": unit, "median": float(np.median(list(rates.values()))), "low": low, "high": high}
@@ -159,31 +159,31 @@ def decibels(loudness: float) -> float:
 # ---- kinds ----
 
 
-def _sound(utterances: Sequence[Utterance]) -> dict[str, list[Fault]]:
+def _sound(utterances: Sequence[Utterance]) -> dict[str, list[Issue]]:
     heard = [(at, each.heard) for at, each in enumerate(utterances) if not each.heard.problem]
 
-    def where(strength: Callable[[int, Heard], float | None], said: Callable[[int, Heard], str]) -> list[Fault]:
+    def where(strength: Callable[[int, AudioInfo], float | None], said: Callable[[int, AudioInfo], str]) -> list[Issue]:
         """`strength` is None where there is no fault."""
         strong = [(found, at, one) for at, one in heard if (found := strength(at, one)) is not None]
-        return [Fault(at, said(at, one)) for _, at, one in sorted(strong, key=lambda each: (-each[0], each[1]))]
+        return [Issue(at, said(at, one)) for _, at, one in sorted(strong, key=lambda each: (-each[0], each[1]))]
 
     def told(at: int) -> float:
         """The corpus's own duration, where the manifest has taken what was heard instead."""
         clip = utterances[at].clip
         return float(clip["told_seconds"] if "told_seconds" in clip else clip["duration"])
 
-    def missing(at: int, one: Heard) -> float | None:
+    def missing(at: int, one: AudioInfo) -> float | None:
         due = told(at)
         return due - one.seconds if due - one.seconds > max(CUT_SECONDS, CUT_SHARE * due) else None
 
-    def level(at: int, one: Heard) -> str:
+    def level(at: int, one: AudioInfo) -> str:
         return f"{decibels(one.loudness):.0f} dBFS" if one.loudness else "no sound at all"
 
-    def below(top: float, bottom: float = -math.inf) -> Callable[[int, Heard], float | None]:
+    def below(top: float, bottom: float = -math.inf) -> Callable[[int, AudioInfo], float | None]:
         return lambda at, one: -decibels(one.loudness) if bottom <= decibels(one.loudness) < top else None
 
     return {
-        "unheard": [Fault(at, each.heard.problem) for at, each in enumerate(utterances) if each.heard.problem],
+        "unheard": [Issue(at, each.heard.problem) for at, each in enumerate(utterances) if each.heard.problem],
         "truncated": where(missing, lambda at, one: f"{one.seconds:.2f} of {told(at):.2f} s"),
         "silent": where(below(SILENT), level),
         "quiet": where(below(QUIET, SILENT), level),
@@ -196,20 +196,20 @@ def _sound(utterances: Sequence[Utterance]) -> dict[str, list[Fault]]:
     }
 
 
-def _writing(utterances: Sequence[Utterance]) -> dict[str, list[Fault]]:
+def _writing(utterances: Sequence[Utterance]) -> dict[str, list[Issue]]:
     patterns = {"digits": DIGITS, "brackets": BRACKETS, "addresses": ADDRESSES, "signs": SIGNS}
-    found: dict[str, list[tuple[int, Fault]]] = {kind: [] for kind in patterns}
+    found: dict[str, list[tuple[int, Issue]]] = {kind: [] for kind in patterns}
     for at, each in enumerate(utterances):
         for kind, pattern in patterns.items():
             if seen := pattern.findall(each.clip["text"]):
-                found[kind].append((len(seen), Fault(at, " ".join(dict.fromkeys(seen))[:60])))
+                found[kind].append((len(seen), Issue(at, " ".join(dict.fromkeys(seen))[:60])))
     ordered = {kind: sorted(own, key=lambda each: (-each[0], each[1].at)) for kind, own in found.items()}
     return {kind: [fault for _, fault in own] for kind, own in ordered.items()} | {
-        "wordless": [Fault(at, "no word") for at, each in enumerate(utterances) if not each.words.strip()]
+        "wordless": [Issue(at, "no word") for at, each in enumerate(utterances) if not each.words.strip()]
     }
 
 
-def _characters(utterances: Sequence[Utterance]) -> dict[str, list[Fault]]:
+def _characters(utterances: Sequence[Utterance]) -> dict[str, list[Issue]]:
     """Letters of a script that is not the language's, and characters that few clips have; the rarest first."""
     holders: dict[str, list[int]] = defaultdict(list)  # of every character, in small letters
     by_script: Counter[str] = Counter()
@@ -230,13 +230,13 @@ def _characters(utterances: Sequence[Utterance]) -> dict[str, list[Fault]]:
     return {"script": _of_characters(odd), "rare": _of_characters(seldom)}
 
 
-def _of_characters(holders: dict[str, list[int]]) -> list[Fault]:
+def _of_characters(holders: dict[str, list[int]]) -> list[Issue]:
     """A fault a clip, which names all such characters in it."""
     by_clip: dict[int, list[str]] = defaultdict(list)
     for char in sorted(holders, key=lambda char: (len(holders[char]), char)):
         for at in holders[char]:
             by_clip[at].append(named(char))
-    return [Fault(at, ", ".join(names)) for at, names in by_clip.items()]
+    return [Issue(at, ", ".join(names)) for at, names in by_clip.items()]
 
 
 def named(char: str) -> str:
@@ -254,7 +254,7 @@ def script(char: str) -> str:
     return next((name for name in SCRIPTS if regex.match(rf"\p{{Script={name}}}", char)), "another")
 
 
-def _repeated(utterances: Sequence[Utterance]) -> list[Fault]:
+def _repeated(utterances: Sequence[Utterance]) -> list[Issue]:
     groups: dict[str, list[int]] = defaultdict(list)
     for at, each in enumerate(utterances):
         if each.words.strip():
@@ -267,7 +267,7 @@ def _repeated(utterances: Sequence[Utterance]) -> list[Fault]:
     return _one_of_each([(own, said(own)) for own in groups.values() if len(own) > 1])
 
 
-def _twins(utterances: Sequence[Utterance]) -> list[Fault]:
+def _twins(utterances: Sequence[Utterance]) -> list[Issue]:
     groups: dict[str, list[int]] = defaultdict(list)
     for at, each in enumerate(utterances):
         if each.heard.sha256:
@@ -282,8 +282,8 @@ def _twins(utterances: Sequence[Utterance]) -> list[Fault]:
     return _one_of_each([(own, said(own)) for own in shared], by_size=False)
 
 
-def _one_of_each(groups: Sequence[tuple[list[int], str]], by_size: bool = True) -> list[Fault]:
+def _one_of_each(groups: Sequence[tuple[list[int], str]], by_size: bool = True) -> list[Issue]:
     """One clip of every group, then the next of every group: the first few then are not all the same."""
     ordered = sorted(groups, key=lambda group: -len(group[0])) if by_size else groups
     turns = [(turn, place, at, said) for place, (own, said) in enumerate(ordered) for turn, at in enumerate(own)]
-    return [Fault(at, said) for _, _, at, said in sorted(turns)]
+    return [Issue(at, said) for _, _, at, said in sorted(turns)]

@@ -22,7 +22,7 @@ WINDOW = 16  # batches sorted by length together: long enough for like lengths, 
 
 
 @dataclass(frozen=True)
-class Row:
+class RowSpec:
     """One row of input_features: a clip, or several joined in this order."""
 
     clips: tuple[int, ...]
@@ -33,11 +33,11 @@ class Row:
 class Batch:
     """Rows that the encoder sees at the same context, in seconds."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[RowSpec, ...]
     seconds: float
 
 
-class Order:
+class StepSampler:
     """The batches of every step, as `training` asks: batch_size, context, and what goes with that context.
 
     `durations` in seconds and `tokens`, the lengths of the labels, are of every clip; `token_limit` is the decoder's.
@@ -71,7 +71,7 @@ class Order:
         """What a step makes of its clips: rows at one or several contexts."""
         if self.training.context == "dynamic":
             return self._dynamic(step, clips)
-        rows = self._packed(step, clips) if self.training.context == "packed" else [Row((clip,)) for clip in clips]
+        rows = self._packed(step, clips) if self.training.context == "packed" else [RowSpec((clip,)) for clip in clips]
         return [Batch(tuple(rows), MAX_SECONDS)]
 
     def padding_fraction(self, steps: int) -> float:
@@ -153,9 +153,9 @@ class Order:
         return min((owed[1] - owed[0]) * group, size)
 
     def _batch(self, clips: Sequence[int], seconds: float) -> Batch:
-        return Batch(tuple(Row((clip,)) for clip in clips), rounded_up(seconds, self.training.multiple))
+        return Batch(tuple(RowSpec((clip,)) for clip in clips), context_for(seconds, self.training.multiple))
 
-    def _packed(self, step: int, clips: Sequence[int]) -> list[Row]:
+    def _packed(self, step: int, clips: Sequence[int]) -> list[RowSpec]:
         """A step's clips, some left single, the others joined while they fit 30 s and the decoder's length."""
         rng = _rng(self.seed, step, "packs")
         single = rng.random(len(clips)) < self.training.packed_single
@@ -167,7 +167,7 @@ class Order:
                 pack = []
             pack.append(clip)
         rows += [pack] if pack else []
-        return [Row(tuple(row), bool(rng.random() < self.training.packed_timestamps)) for row in rows]
+        return [RowSpec(tuple(row), bool(rng.random() < self.training.packed_timestamps)) for row in rows]
 
     def _fits(self, clips: Sequence[int]) -> bool:
         seconds = sum(self.durations[clip] for clip in clips)
@@ -175,18 +175,18 @@ class Order:
         return seconds <= MAX_SECONDS and sum(self.tokens[clip] + 2 for clip in clips) <= self.token_limit
 
 
-def forwards(rows: int, seconds: float, capacity: float) -> int:
+def count_micro_batches(rows: int, seconds: float, capacity: float) -> int:
     """How many parts so many rows at a context of `seconds` go through a model in that holds `capacity` seconds."""
     return -(-rows // max(1, int(min(capacity / seconds + 1e-6, rows))))  # a row at least, whatever it takes
 
 
-def rounded_up(seconds: float, multiple: float) -> float:
+def context_for(seconds: float, multiple: float) -> float:
     """The context for so many seconds: the next multiple, for few different matrix shapes; at most 30."""
     # Less a hair: 6.4 // 0.32 is 19, and 6.4 s would become 6.72.
     return min(round(math.ceil(seconds / multiple - 1e-6) * multiple, 2), MAX_SECONDS)
 
 
-def share(batches: Sequence[Batch], rank: int, world_size: int) -> list[Batch]:
+def shard_for_rank(batches: Sequence[Batch], rank: int, world_size: int) -> list[Batch]:
     """One rank's rows of a step: dealt one by one through all its batches, and no rank gets two more than another."""
     mine, dealt = [], 0
     for batch in batches:

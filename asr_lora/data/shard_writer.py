@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from asr_lora.corpus.shards import INDEX, PREFIX, VERSION, index_name
-from asr_lora.data.manifest import PLACE, Clip, extension, name_in_corpus, sound
-from asr_lora.runtime.console import Bar, progress, say
-from asr_lora.runtime.errors import ChoiceError, WorldError
-from asr_lora.runtime.files import NO_TEXT, is_plain, read_jsonl, write_json, write_jsonl, writing
+from asr_lora.data.manifest import LOCATION_FIELDS, Clip, audio_suffix, encoded_audio, name_in_corpus
+from asr_lora.runtime.console import Bar, log, progress
+from asr_lora.runtime.errors import ConfigError, ExternalError
+from asr_lora.runtime.files import NO_TEXT, disk_errors, is_plain, read_jsonl, write_json, write_jsonl
 
 SHARD_BYTES = 1_000_000_000  # of sound, after which a shard is closed: some 170,000 s of mp3 at 48 kbit/s
 INDEXED = ("offset", "bytes", "member", "sha256")  # that a line of an index says of where a clip is
@@ -33,10 +33,10 @@ def write_shards(splits: Mapping[str, Sequence[Clip]], folder: Path, release: st
     the one of the manifest, or a folder that cannot be written.
     """
     total = sum(map(len, splits.values()))
-    say(f"writing {total:,} clips as shards of {SHARD_BYTES / 1e9:g} GB to {folder}")
+    log(f"writing {total:,} clips as shards of {SHARD_BYTES / 1e9:g} GB to {folder}")
     shards: list[dict[str, Any]] = []
     way_out = "free some space or name another folder (shards_dir=...): complete shards are kept"
-    with writing(folder, "shards_dir", way_out), progress("writing shards", total=total) as bar:
+    with disk_errors(folder, "shards_dir", way_out), progress("writing shards", total=total) as bar:
         folder.mkdir(parents=True, exist_ok=True)
         for split, clips in splits.items():
             done = 0
@@ -49,7 +49,7 @@ def write_shards(splits: Mapping[str, Sequence[Clip]], folder: Path, release: st
         _refuse_others(folder, {shard["shard"] for shard in shards})
         write_json(folder / INDEX, about)
     size = sum(shard["bytes"] for shard in shards) / 1e9
-    say(f"shards: {len(shards)} of {size:.3g} GB together in {folder}; train on them with data.source={PREFIX}{folder}")
+    log(f"shards: {len(shards)} of {size:.3g} GB together in {folder}; train on them with data.source={PREFIX}{folder}")
 
 
 def _summary(shard: Path, split: str, lines: Sequence[Line]) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _complete(shard: Path, clips: Sequence[Clip], bar: Bar) -> list[Line]:
         for line, clip in zip(lines, clips, strict=False)
     )
     if not ours or not lines or shard.stat().st_size < lines[-1]["offset"] + lines[-1]["bytes"]:
-        raise ChoiceError(
+        raise ConfigError(
             f"shards_dir: {shard} holds other clips than this run; name another folder (shards_dir=...), or remove "
             f"what is in {shard.parent}"
         )
@@ -97,7 +97,7 @@ def _write(shard: Path, clips: Sequence[Clip], bar: Bar) -> list[Line]:
                 if held >= SHARD_BYTES:
                     break
                 content, line = _content(clip), _line(clip)
-                name = f"{_key(clip['id'])}.{extension(clip)}"
+                name = f"{_key(clip['id'])}.{audio_suffix(clip)}"
                 place = {"member": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
                 lines.append(line | {"offset": _add(tar, name, content)} | place)
                 described = {**line, "sha256": place["sha256"]}
@@ -112,10 +112,10 @@ def _write(shard: Path, clips: Sequence[Clip], bar: Bar) -> list[Line]:
 
 
 def _content(clip: Clip) -> bytes:
-    content = sound(clip)
+    content = encoded_audio(clip)
     # Of a part of a recording the hash is of its samples.
     if clip.get("start") is None and hashlib.sha256(content).hexdigest() != clip["sha256"]:
-        raise WorldError(f"{clip['path']}: has changed since the manifest was made; put back the clip as it was")
+        raise ExternalError(f"{clip['path']}: has changed since the manifest was made; put back the clip as it was")
     return content
 
 
@@ -130,7 +130,10 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
 
 def _line(clip: Clip) -> Line:
     """What an index says of a clip beside where it lies: the manifest's line, and the clip's name in the corpus."""
-    return {"clip": name_in_corpus(clip), **{name: value for name, value in clip.items() if name not in PLACE}}
+    return {
+        "clip": name_in_corpus(clip),
+        **{name: value for name, value in clip.items() if name not in LOCATION_FIELDS},
+    }
 
 
 def _about(line: Line) -> Line:
@@ -150,7 +153,7 @@ def _key(name: str) -> str:
 
 def _refuse_others(folder: Path, ours: set[str]) -> None:
     if others := sorted(file.name for file in folder.glob("*.tar") if file.name not in ours):
-        raise ChoiceError(
+        raise ConfigError(
             f"shards_dir: {folder} holds {others[0]} of other clips than this run; name another folder "
             "(shards_dir=...), or remove it"
         )

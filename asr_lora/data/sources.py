@@ -15,12 +15,12 @@ from asr_lora.corpus import Columns, Corpus, open_corpus
 from asr_lora.corpus.common_voice import CLIPS
 from asr_lora.corpus.records import Clips, Row
 from asr_lora.corpus.streaming import Stream, held_out, open_stream
-from asr_lora.data.manifest import Clip, as_row, clip_id, gone, name_in_corpus
+from asr_lora.data.manifest import Clip, as_row, clip_id, missing_files, name_in_corpus
 from asr_lora.data.splits import with_splits
 from asr_lora.runs import folder
-from asr_lora.runtime.console import say
-from asr_lora.runtime.errors import ChoiceError, WorldError
-from asr_lora.runtime.files import cache_dir, existing, read_json, read_jsonl, whole_file
+from asr_lora.runtime.console import log
+from asr_lora.runtime.errors import ConfigError, ExternalError
+from asr_lora.runtime.files import atomic_file, cache_dir, existing, read_json, read_jsonl
 
 AS_ROW = {"path": Path, "text": str, "speaker": str, "clip": Path, "sha256": str}  # what lines of data.exclude may hold
 ANOTHER_MANIFEST = "data.exclude takes a manifest as asr_lora.prepare writes it, or a corpus"
@@ -70,7 +70,7 @@ def _open(data: DataConfig, source: str | None, limits: Mapping[str, int | None]
         ]
         names = names_of([one.path for one in data.sources])
         weights = [one.weight for one in data.sources]
-        corpus = mixed([Part(*part) for part in zip(names, each, weights, strict=True)])
+        corpus = mix_corpora([Part(*part) for part in zip(names, each, weights, strict=True)])
     else:
         corpus = with_splits(open_corpus(source or "", data.language, columns), data)
     return corpus if data.drop is None else _without(corpus, existing(Path(data.drop), "data.drop"))
@@ -87,7 +87,7 @@ def _without(corpus: Corpus, listing: Path) -> Corpus:
         found = found.union(*named.values())
     clips = sum(map(len, corpus.tables.values())) - sum(map(len, tables.values()))
     unknown = f"; {len(asked - found)} are not in the corpus ({min(asked - found)}, ...)" if asked - found else ""
-    say(f"data.drop: {clips} clips dropped, as {listing} says{unknown}")
+    log(f"data.drop: {clips} clips dropped, as {listing} says{unknown}")
     return replace(corpus, tables=tables)
 
 
@@ -103,13 +103,13 @@ def find_source(data: DataConfig) -> str:
     found = [path for end in ("", ".tar.gz", ".tgz", ".tar") for path in place.glob(f"cv-corpus-*-{code}{end}")]
     found += [path.parent for path in place.glob(f"cv-corpus-*/{code}")]
     if not found:
-        raise ChoiceError(
+        raise ConfigError(
             f"data.source: no Common Voice release for {code} ({place.absolute()}/cv-corpus-*-{code}*); get one from "
             "Mozilla Data Collective (mozilladatacollective.com, free account), put it there or name it "
             "(make train DATA=/path/to/archive), or try without any: make demo"
         )
     newest = max(found, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
-    say(f"data.source: {newest}")
+    log(f"data.source: {newest}")
     return str(newest)
 
 
@@ -130,7 +130,7 @@ def excluded_rows(data: DataConfig) -> list[Row]:
     for line in lines:
         if not {"text", "path"} <= set(line):
             got = ", ".join(line) or "nothing"
-            raise ChoiceError(f"data.exclude: {path} is no manifest: a line needs path and text, got {got}")
+            raise ConfigError(f"data.exclude: {path} is no manifest: a line needs path and text, got {got}")
     return [as_row(line) for line in lines]
 
 
@@ -139,10 +139,10 @@ def restore_clips(run: Path, data: DataConfig, lines: Sequence[Clip]) -> None:
 
     Raises WorldError when the source no longer holds them, or they never lay in the cache.
     """
-    absent = {name_in_corpus(line): line for line in gone(lines)}
+    absent = {name_in_corpus(line): line for line in missing_files(lines)}
     if not absent:
         return
-    say(f"{len(absent)} clips of the manifest are no longer where they were; fetching them again")
+    log(f"{len(absent)} clips of the manifest are no longer where they were; fetching them again")
     corpus = open_recorded(data, run)
     # A clip that a shard lacks cannot be put back into it.
     found = corpus.fetch([name for name, line in absent.items() if "offset" not in line])
@@ -154,7 +154,7 @@ def restore_clips(run: Path, data: DataConfig, lines: Sequence[Clip]) -> None:
         )
 
     if lost := [name for name in absent if not is_back(name)]:
-        raise WorldError(
+        raise ExternalError(
             f"data.source: {corpus.source} lacks {len(lost)} clips of {run}/data ({lost[0]}, ...); "
             "put back the release that the run was made from"
         )
@@ -163,12 +163,12 @@ def restore_clips(run: Path, data: DataConfig, lines: Sequence[Clip]) -> None:
     # A manifest may come from anywhere: what it names is written to where the cache has clips, and nowhere else.
     cache = cache_dir().resolve()
     if outside := [path for path in misplaced.values() if not _is_for_clips(path.resolve(), cache)]:
-        raise WorldError(
+        raise ExternalError(
             f"data.source: {len(outside)} clips of {run}/data lay outside of the cache for clips in {cache} and "
             f"are gone ({outside[0]}, ...); put them back, or name the cache that they lay in: ASR_LORA_CACHE"
         )
     for name, path in misplaced.items():
-        with whole_file(path) as partial:
+        with atomic_file(path) as partial:
             shutil.copyfile(found[name], partial)
 
 
@@ -186,7 +186,7 @@ class Part(NamedTuple):
     weight: float
 
 
-def mixed(parts: Sequence[Part]) -> Corpus:
+def mix_corpora(parts: Sequence[Part]) -> Corpus:
     """The tables of all parts one behind the other; an epoch of training hears a clip `weight` times."""
     tables: dict[str, list[Row]] = defaultdict(list)
     malformed: dict[str, list[str]] = defaultdict(list)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from asr_lora.corpus import SPLITS, UNSPLIT, Corpus
 from asr_lora.corpus.common_voice import NUMBERED_ONCE
 from asr_lora.corpus.records import Row
-from asr_lora.corpus.streaming import Told
+from asr_lora.corpus.streaming import StreamRow
 from asr_lora.data.manifest import Clip, clip_id, name_in_corpus, read_manifest, training_clips
 from asr_lora.runs import folder as run
-from asr_lora.runtime.console import say
-from asr_lora.runtime.errors import ChoiceError, WorldError, listed
+from asr_lora.runtime.console import log
+from asr_lora.runtime.errors import ConfigError, ExternalError, listed
 from asr_lora.speech import audio
-from asr_lora.speech.audio import LONGEST_READ, unusable
+from asr_lora.speech.audio import LONGEST_READ, audio_problem
 from asr_lora.speech.normalizer import Normalizer, marks
 
 if TYPE_CHECKING:
@@ -38,14 +38,14 @@ def with_splits(corpus: Corpus, data: "DataConfig") -> Corpus:
     if trained_on == "train" and trained_on not in tables and UNSPLIT in tables:
         trained_on = UNSPLIT
     if trained_on not in tables:
-        raise ChoiceError(f"data.train_split: {corpus.source} has no {trained_on} (got: {listed(tables)})")
+        raise ConfigError(f"data.train_split: {corpus.source} has no {trained_on} (got: {listed(tables)})")
     train, made = tables[trained_on], {}
     for split in (split for split in ("test", "dev") if split not in tables):
         made[split], train = _held_out(train, data.held_out, f"{data.seed}:{split}")
     if made:
         counts = ", ".join(f"{split} {len(rows)}" for split, rows in made.items())
         unit = "speakers" if _by_speaker(tables[trained_on]) else "sentences, for too few speakers are known"
-        say(f"{corpus.source} has no {' and no '.join(made)}: taken from {trained_on} by whole {unit} ({counts} clips)")
+        log(f"{corpus.source} has no {' and no '.join(made)}: taken from {trained_on} by whole {unit} ({counts} clips)")
     held_out = {split: made[split] if split in made else tables[split] for split in ("dev", "test")}
     malformed = corpus.malformed | {"train": corpus.malformed.get(trained_on, [])}
     return replace(corpus, tables={"train": train, **held_out}, malformed=malformed)
@@ -77,18 +77,18 @@ def _by_speaker(rows: Iterable[Row]) -> bool:
 # ---- what training must not hear ----
 
 
-def without_leaks(train: Sequence[Row], held_out: Sequence[Row]) -> tuple[list[Row], dict[str, int]]:
+def drop_leaks(train: Sequence[Row], held_out: Sequence[Row]) -> tuple[list[Row], dict[str, int]]:
     """The training rows that share no speaker, sentence or clip with dev or test, and how many of each were dropped.
 
     Sentences are compared as `marks` leaves them. A row that shares several things is counted once, by the first.
     """
-    kept, dropped = apart(train, held_out)
+    kept, dropped = remove_overlap(train, held_out)
     return kept, {kind: len(names) for kind, names in dropped.items()}
 
 
-def apart(train: Sequence[Row], held_out: Sequence[Row]) -> tuple[list[Row], dict[str, list[str]]]:
+def remove_overlap(train: Sequence[Row], held_out: Sequence[Row]) -> tuple[list[Row], dict[str, list[str]]]:
     """The same, with the names of the clips that were dropped in place of their number."""
-    barred = Barred.by(held_out)
+    barred = LeakIndex.by(held_out)
     kept: list[Row] = []
     dropped: dict[str, list[str]] = {kind: [] for kind in KINDS}
     for row in train:
@@ -100,7 +100,7 @@ def apart(train: Sequence[Row], held_out: Sequence[Row]) -> tuple[list[Row], dic
 
 
 @dataclass(frozen=True)
-class Barred:
+class LeakIndex:
     """What no training row may share: speakers, sentences as `marks` leaves them, clips."""
 
     speakers: frozenset[str]
@@ -108,12 +108,12 @@ class Barred:
     clips: frozenset[str]
 
     @classmethod
-    def by(cls, held_out: Iterable[Row]) -> "Barred":
+    def by(cls, held_out: Iterable[Row]) -> "LeakIndex":
         rows = list(held_out)
         return cls(
             frozenset(row["client_id"] for row in rows if row.get("client_id")),
             frozenset(marks(row["sentence"]) for row in rows) - {""},
-            frozenset(identity(row["path"]) for row in rows),
+            frozenset(clip_key(row["path"]) for row in rows),
         )
 
     def shared(self, row: Row) -> str | None:
@@ -122,17 +122,17 @@ class Barred:
             return "speaker"
         if marks(row["sentence"]) in self.sentences:
             return "sentence"
-        return "clip" if identity(row["path"]) in self.clips else None
+        return "clip" if clip_key(row["path"]) in self.clips else None
 
 
-def identity(name: str) -> str:
+def clip_key(name: str) -> str:
     """What tells a clip of this `name` in its corpus wherever it is met: Common Voice numbers its clips once for all
     releases and languages, other names mean something in their own source alone."""
     plain = PurePosixPath(name).name
     return plain if plain.startswith(NUMBERED_ONCE) else name
 
 
-def shared(folder: Path, language: str) -> dict[str, dict[str, int]]:
+def count_overlap(folder: Path, language: str) -> dict[str, dict[str, int]]:
     """Of each two splits of the run in `folder`, dev and test too (dev chooses the adapter): how much is in both.
 
     `{"train and dev": {"speakers": 0, "sentences": 0, "clips": 0}, ...}`; sentences as `marks` leaves them in Whisper's
@@ -161,24 +161,24 @@ def _in_both(one: Sequence[Clip], other: Sequence[Clip], normal: Normalizer) -> 
 
 
 def _identity(clip: Clip) -> str:
-    return identity(name_in_corpus(clip))
+    return clip_key(name_in_corpus(clip))
 
 
 @dataclass(frozen=True)
-class Sieve:
+class StreamFilter:
     """What of a stream may be heard: no leak, nothing that preparing would have left out. `refuse` is for sentences."""
 
-    barred: Barred
+    barred: LeakIndex
     sounds: frozenset[str]  # SHA-256 of clips that are held out
     refuse: Callable[[str], str | None]
 
     @classmethod
-    def by(cls, held_out: Iterable[Row], refuse: Callable[[str], str | None]) -> "Sieve":
+    def by(cls, held_out: Iterable[Row], refuse: Callable[[str], str | None]) -> "StreamFilter":
         """Rows with a `sha256` where it is known."""
         rows = list(held_out)
-        return cls(Barred.by(rows), frozenset(row["sha256"] for row in rows if row.get("sha256")), refuse)
+        return cls(LeakIndex.by(rows), frozenset(row["sha256"] for row in rows if row.get("sha256")), refuse)
 
-    def clip(self, told: Told) -> tuple[Clip, audio.Waveform]:
+    def clip(self, told: StreamRow) -> tuple[Clip, audio.Waveform]:
         """The clip as a manifest would have it, and its waveform. Raises ValueError, with the reason alone."""
         row, said = told.row, told.said
         if reason := self.refuse(row["sentence"]):
@@ -188,11 +188,11 @@ class Sieve:
             raise ValueError(f"shares a {shared} with what is held out")
         try:
             samples, rate = audio.decode(told.content, said.start, said.end, LONGEST_READ)
-        except WorldError as error:
+        except ExternalError as error:
             raise ValueError(str(error)) from error
-        if problem := unusable(samples, rate):
+        if problem := audio_problem(samples, rate):
             raise ValueError(problem)
-        waveform = audio.resampled(samples, rate)
+        waveform = audio.resample(samples, rate)
         line = {
             "id": clip_id(row), "path": row["path"], "text": row["sentence"].strip(),
             "duration": round(len(samples) / rate, 3), "speaker": row.get("client_id", ""), "sha256": sha256,

@@ -20,13 +20,13 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from asr_lora.config.schema import DecodingConfig, ModelConfig
 from asr_lora.data import features
 from asr_lora.data.manifest import Clip, waveform
-from asr_lora.data.sampler import forwards, rounded_up
+from asr_lora.data.sampler import context_for, count_micro_batches
 from asr_lora.model.hardware import Capacity, Hardware, is_out_of_memory
 from asr_lora.model.pretrained import load_config
-from asr_lora.model.whisper import context, seconds_of
+from asr_lora.model.whisper import encoder_context, seconds_of
 from asr_lora.runtime import distributed as ranks
-from asr_lora.runtime.console import say
-from asr_lora.runtime.errors import ChoiceError, WorldError, reason
+from asr_lora.runtime.console import log
+from asr_lora.runtime.errors import ConfigError, ExternalError, first_line
 from asr_lora.speech import audio
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ MOST_AT_ONCE = 4  # times the rows of a batch at 30 s: what one more row costs b
 
 
 @dataclass(frozen=True)
-class Decoding:
+class DecodingOptions:
     """How hypotheses are made; `margin` alone differs between an untouched and a tuned model."""
 
     language: str  # Whisper's token, without its brackets
@@ -53,7 +53,7 @@ class Decoding:
     batch_size: int  # rows at 30 s; of shorter ones as many more as have the same length together
 
 
-class Worn(NamedTuple):
+class RowAdapter(NamedTuple):
     """What hears one row of a batch: Whisper's language, and the adapter by its name, adapter.BASE for none."""
 
     language: str
@@ -62,7 +62,7 @@ class Worn(NamedTuple):
 
 def decoding_options(
     decoding: DecodingConfig, model: ModelConfig, hardware: Hardware, language: str, short: bool
-) -> Decoding:
+) -> DecodingOptions:
     """How hypotheses are made, in Whisper's `language`.
 
     `short` where the model was trained on contexts of less than 30 s. An untouched model is always heard at 30 s, as
@@ -72,29 +72,29 @@ def decoding_options(
     asked = decoding.max_new_tokens
     most = load_config(model.checkpoint).max_target_positions - PROMPT_TOKENS
     if asked is not None and asked > most:
-        raise ChoiceError(f"decoding.max_new_tokens: must be at most {most} with this checkpoint, got {asked}")
-    return Decoding(
+        raise ConfigError(f"decoding.max_new_tokens: must be at most {most} with this checkpoint, got {asked}")
+    return DecodingOptions(
         language=language,
         task=model.task,
         num_beams=decoding.num_beams,
         max_new_tokens=asked or most,
         tokens_per_second=decoding.tokens_per_second,
         margin=decoding.margin if short and decoding.context == "auto" else None,
-        batch_size=at_once(hardware.decode_batch, decoding.num_beams),
+        batch_size=rows_per_batch(hardware.decode_batch, decoding.num_beams),
     )
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What the model heard: its tokens, the text that they spell, and whether it was still talking when it was cut.
+    """Decoded tokens, the text that they spell, and whether the text was truncated at the most tokens that it may have.
 
-    `again` where a short context made it run away, and this is what it says at 30 s.
+    `redecoded` where the text ran away at a short context, and this is the one decoded at 30 s.
     """
 
     tokens: list[int]  # after the prompt, before the end
     text: str
-    cut: bool
-    again: bool = False
+    truncated: bool
+    redecoded: bool = False
 
 
 class Suppressed:
@@ -110,15 +110,15 @@ class Suppressed:
 
 @dataclass(frozen=True)
 class Segment:
-    """`start` and `end` in seconds; `cut` where the model ran away and was stopped."""
+    """`start` and `end` in seconds; `truncated` where the text ran away."""
 
     start: float
     end: float
     text: str
-    cut: bool = False
+    truncated: bool = False
 
 
-def suppressing(model: Any) -> dict[str, Any]:
+def suppress_tokens(model: Any) -> dict[str, Any]:
     """Arguments of `generate` by which nothing else is said than without them, but sooner.
 
     The LogitsProcessor of transformers 5.23 finds what the model may never say by sorting the vocabulary at every
@@ -128,11 +128,11 @@ def suppressing(model: Any) -> dict[str, Any]:
     return {"suppress_tokens": None, "logits_processor": [Suppressed(tokens, model.device)] if tokens else []}
 
 
-def transcribe(
+def decode_clips(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     clips: Sequence[Clip],
-    decoding: Decoding,
+    decoding: DecodingOptions,
     advance: Callable[[int], None] = lambda count: None,
     expect: Callable[[int], None] = lambda count: None,
     capacity: Capacity | None = None,
@@ -148,25 +148,27 @@ def transcribe(
     Raises WorldError when a clip cannot be decoded.
     """
     capacity = capacity or Capacity()
-    hypotheses = transcribe_once(model, processor, clips, decoding, advance, capacity=capacity)
-    runaways = [] if decoding.margin is None else [at for at, hypothesis in enumerate(hypotheses) if hypothesis.cut]
+    hypotheses = decode_once(model, processor, clips, decoding, advance, capacity=capacity)
+    runaways = (
+        [] if decoding.margin is None else [at for at, hypothesis in enumerate(hypotheses) if hypothesis.truncated]
+    )
     if not runaways:
         return hypotheses
     expect(len(runaways))
     once_more, at_thirty = [clips[at] for at in runaways], replace(decoding, margin=None)
-    at_full = transcribe_once(model, processor, once_more, at_thirty, advance, capacity=capacity)
+    at_full = decode_once(model, processor, once_more, at_thirty, advance, capacity=capacity)
     for at, hypothesis in zip(runaways, at_full, strict=True):
-        hypotheses[at] = replace(hypothesis, again=True)
+        hypotheses[at] = replace(hypothesis, redecoded=True)
     return hypotheses
 
 
-def transcribe_once(
+def decode_once(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     clips: Sequence[Clip],
-    decoding: Decoding,
+    decoding: DecodingOptions,
     advance: Callable[[int], None] = lambda count: None,
-    worn: Sequence[Worn] | None = None,
+    worn: Sequence[RowAdapter] | None = None,
     capacity: Capacity | None = None,
 ) -> list[Hypothesis]:
     """The same, but what runs away at a short context is left as it is, cut and told.
@@ -179,25 +181,28 @@ def transcribe_once(
     dtype = model.get_encoder().conv1.weight.dtype  # a quantised model's own dtype is that of its integers
     durations = [clip["duration"] for clip in clips]
     cut = batches(durations, decoding.batch_size, decoding.margin)
-    share = cut[ranks.rank() :: ranks.count()]
+    share = cut[ranks.rank() :: ranks.world_size()]
     for at, ((batch, seconds), input_features) in enumerate(_prefetched(share, clips, processor)):
         limits = [_most_tokens(durations[index], decoding) for index in batch]
-        with torch.inference_mode(), context(model, seconds):
+        with torch.inference_mode(), encoder_context(model, seconds):
             beside = None if worn is None else [worn[index] for index in batch]
             rows = _fitting(model, input_features.to(model.device, dtype), decoding, max(limits), capacity, beside)
         for index, row, limit in zip(batch, rows, limits, strict=True):
             # Its own limit, not the longest clip's: what is heard in a clip must not depend on its neighbours.
             said = list(takewhile(lambda token: token != processor.tokenizer.eos_token_id, row))[:limit]
             text = processor.decode(said, skip_special_tokens=True).strip()
-            hypotheses[index] = Hypothesis(said, text, cut=len(said) == limit)
-        advance(sum(len(beside) for beside, _ in cut[at * ranks.count() : (at + 1) * ranks.count()]))
-    for heard in ranks.gathered(hypotheses):
+            hypotheses[index] = Hypothesis(said, text, truncated=len(said) == limit)
+        advance(sum(len(beside) for beside, _ in cut[at * ranks.world_size() : (at + 1) * ranks.world_size()]))
+    for heard in ranks.all_gather(hypotheses):
         hypotheses |= heard
     return [hypotheses[index] for index in range(len(clips))]
 
 
-def transcribe_long(
-    model: WhisperForConditionalGeneration, processor: WhisperProcessor, waveform: audio.Waveform, decoding: Decoding
+def decode_long_form(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    waveform: audio.Waveform,
+    decoding: DecodingOptions,
 ) -> list[Segment]:
     """A recording of any length by windows of 30 s, with Whisper's own timestamps: (samples,) at 16 kHz.
 
@@ -232,8 +237,8 @@ def transcribe_long(
 
 
 def _fitting(
-    model: WhisperForConditionalGeneration, input_features: Tensor, decoding: Decoding, limit: int, capacity: Capacity,
-    worn: Sequence[Worn] | None,
+    model: WhisperForConditionalGeneration, input_features: Tensor, decoding: DecodingOptions, limit: int, capacity: Capacity,
+    worn: Sequence[RowAdapter] | None,
 ) -> list[list[int]]:  # fmt: skip
     """A row of tokens a clip, in parts of at most `capacity`; where memory runs out, that is lowered for good.
 
@@ -243,7 +248,7 @@ def _fitting(
     seconds = seconds_of(input_features) * decoding.num_beams  # of a row: every beam takes a clip's memory
     while len(found) < len(input_features):
         left = input_features[len(found) :]
-        part = left.tensor_split(forwards(len(left), seconds, capacity.seconds))[0]
+        part = left.tensor_split(count_micro_batches(len(left), seconds, capacity.seconds))[0]
         try:
             found += _generated(model, part, decoding, limit, worn and worn[len(found) : len(found) + len(part)])
         except RuntimeError as error:
@@ -254,7 +259,7 @@ def _fitting(
         else:
             if capacity.seconds < capacity.reported:
                 capacity.reported, most = capacity.seconds, capacity.seconds / decoding.num_beams
-                say(
+                log(
                     f"memory ran out while decoding: from here on at most {most:.0f} s of context at once, or a single "
                     "clip; hypotheses stay the same"
                 )
@@ -264,16 +269,16 @@ def _fitting(
     return found
 
 
-def _not_even_one(error: RuntimeError) -> WorldError:
-    return WorldError(
-        f"hardware: not even one clip at a time fits in memory to be decoded ({reason(error)}); take decoding=greedy, "
+def _not_even_one(error: RuntimeError) -> ExternalError:
+    return ExternalError(
+        f"hardware: not even one clip at a time fits in memory to be decoded ({first_line(error)}); take decoding=greedy, "
         "a smaller model, or free what else uses this device"
     )
 
 
 def _generated(
-    model: WhisperForConditionalGeneration, input_features: Tensor, decoding: Decoding, limit: int,
-    worn: Sequence[Worn] | None,
+    model: WhisperForConditionalGeneration, input_features: Tensor, decoding: DecodingOptions, limit: int,
+    worn: Sequence[RowAdapter] | None,
 ) -> list[list[int]]:  # fmt: skip
     """A row of tokens a clip."""
     apart: dict[str, object] = {}
@@ -286,13 +291,13 @@ def _generated(
         task=decoding.task,
         num_beams=decoding.num_beams,
         max_new_tokens=limit,
-        **suppressing(model),
+        **suppress_tokens(model),
         **apart,
     ).tolist()
     return rows if worn is None else [row[PROMPT_TOKENS:] for row in rows]  # such a call gives the prompt back
 
 
-def _most_tokens(duration: float, decoding: Decoding) -> int:
+def _most_tokens(duration: float, decoding: DecodingOptions) -> int:
     return min(decoding.max_new_tokens, math.ceil(duration * decoding.tokens_per_second) + SPARE_TOKENS)
 
 
@@ -310,7 +315,7 @@ def batches(durations: Sequence[float], batch_size: int, margin: float | None) -
     return made
 
 
-def at_once(rows: int, num_beams: int) -> int:
+def rows_per_batch(rows: int, num_beams: int) -> int:
     """Clips at 30 s that are decoded together where so many rows fit: a beam takes a clip's memory."""
     return max(1, rows // num_beams)
 
@@ -319,7 +324,7 @@ def _context(duration: float, margin: float | None) -> float:
     if margin is None:
         return audio.MAX_SECONDS
     needed = duration + margin
-    return rounded_up(needed, MULTIPLE if needed <= FEW_BEYOND else LONG_MULTIPLE)
+    return context_for(needed, MULTIPLE if needed <= FEW_BEYOND else LONG_MULTIPLE)
 
 
 def _prefetched(

@@ -17,20 +17,20 @@ from asr_lora.config.schema import DecodingConfig, ModelConfig
 from asr_lora.data import features
 from asr_lora.data.manifest import Clip
 from asr_lora.decoding.generate import (
-    Decoding,
+    DecodingOptions,
     Hypothesis,
+    RowAdapter,
     Segment,
-    Worn,
+    decode_clips,
+    decode_once,
     decoding_options,
-    transcribe,
-    transcribe_once,
 )
 from asr_lora.model import adapter, whisper
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Capacity, Hardware
 from asr_lora.model.pretrained import language_tokens, load_processor
 from asr_lora.runs import folder as run
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.errors import ConfigError
 from asr_lora.speech.audio import MAX_SECONDS, SAMPLE_RATE, Waveform
 
 Part = tuple[Path, float, float]  # a recording, and where in it a stretch begins and ends, in seconds
@@ -38,7 +38,7 @@ AROUND = 0.2  # seconds kept before and after what is said: a word's end is quie
 
 
 @dataclass(frozen=True)
-class Ears:
+class Transcriber:
     """`short` says of every adapter whether it knows contexts of less than 30 s; without a name the model hears alone.
 
     `base` has the base's own checkpoint, which may be a run's.
@@ -53,7 +53,7 @@ class Ears:
     capacity: Capacity = field(default_factory=Capacity)  # of one recording after another
 
     @contextmanager
-    def hearing(self, language: str, name: str | None, strength: float = 1.0) -> Iterator[Decoding]:
+    def session(self, language: str, name: str | None, strength: float = 1.0) -> Iterator[DecodingOptions]:
         """Within it the model hears with the adapter `name` (None: as it is), in Whisper's `language`.
 
         At another `strength` than 1, which it must scale to, contexts are of 30 s: it then knows no short ones.
@@ -63,28 +63,28 @@ class Ears:
         if len(self.short) == 1:
             yield settings
             return
-        with adapter.using(self.model, name, strength):
+        with adapter.active_adapter(self.model, name, strength):
             yield settings
 
     def segments(
         self,
         parts: Sequence[Part],
-        settings: Decoding,
+        settings: DecodingOptions,
         advance: Callable[[int], None] = lambda count: None,
         expect: Callable[[int], None] = lambda count: None,
     ) -> list[Segment]:
-        """What is heard in stretches of recordings, within `hearing`.
+        """What is heard in stretches of recordings, within `session`.
 
         `advance` and `expect` are those of decode.transcribe.
         """
         clips = _clips(parts)
-        heard = transcribe(self.model, self.processor, clips, settings, advance, expect, self.capacity)
+        heard = decode_clips(self.model, self.processor, clips, settings, advance, expect, self.capacity)
         return _segments(parts, heard)
 
-    def together(
+    def segments_mixed(
         self,
         parts: Sequence[Part],
-        worn: Sequence[Worn],
+        worn: Sequence[RowAdapter],
         advance: Callable[[int], None] = lambda count: None,
     ) -> list[Segment]:
         """The same in stretches of several languages, each heard by what `worn` says, at 30 s.
@@ -92,15 +92,15 @@ class Ears:
         In batches in which rows wear different adapters (peft's adapter_names), so without swapping.
         """
         settings = decoding_options(self.decoding, self.base, self.hardware, worn[0].language, short=False)
-        heard = transcribe_once(self.model, self.processor, _clips(parts), settings, advance, worn, self.capacity)
+        heard = decode_once(self.model, self.processor, _clips(parts), settings, advance, worn, self.capacity)
         return _segments(parts, heard)
 
-    def language_of(self, waveform: Waveform) -> str:
+    def detect_language(self, waveform: Waveform) -> str:
         """Which of Whisper's languages the untouched base hears in the first 30 s of (samples,) at 16 kHz."""
         first = waveform[: round(MAX_SECONDS * SAMPLE_RATE)]
         heard = features.log_mel([first], self.processor.feature_extractor, MAX_SECONDS)
-        with self.hearing("en", None), torch.inference_mode():  # a language is what is asked for: any will do
-            return whisper.language_of(self.model, heard)
+        with self.session("en", None), torch.inference_mode():  # a language is what is asked for: any will do
+            return whisper.detect_language(self.model, heard)
 
 
 def _clips(parts: Sequence[Part]) -> list[Clip]:
@@ -108,65 +108,67 @@ def _clips(parts: Sequence[Part]) -> list[Clip]:
 
 
 def _segments(parts: Sequence[Part], heard: Sequence[Hypothesis]) -> list[Segment]:
-    return [Segment(start, end, each.text, each.cut) for (_, start, end), each in zip(parts, heard, strict=True)]
+    return [Segment(start, end, each.text, each.truncated) for (_, start, end), each in zip(parts, heard, strict=True)]
 
 
-def with_base(base: ModelConfig, decoding: DecodingConfig, hardware: Hardware, language: str | None = None) -> Ears:
+def with_base(
+    base: ModelConfig, decoding: DecodingConfig, hardware: Hardware, language: str | None = None
+) -> Transcriber:
     """The base model alone. Raises ChoiceError for a `language` that it has no token for."""
     _check_token(language, base)
     model = whisper.load(base.checkpoint, hardware.merged_precision, hardware.device)
-    return Ears(base, decoding, hardware, model, load_processor(base.checkpoint), {None: False})
+    return Transcriber(base, decoding, hardware, model, load_processor(base.checkpoint), {None: False})
 
 
 def with_run(
     folder: Path, base: ModelConfig, decoding: DecodingConfig, hardware: Hardware, language: str | None = None
-) -> Ears:
+) -> Transcriber:
     """What the run in `folder` has learned, merged into its `base`.
 
     Raises ChoiceError where it has nothing yet, and as `with_base` does.
     """
     tuned = run.tuned(folder)
     if not tuned.is_dir():
-        raise ChoiceError(f"run_dir: no adapter in {folder}/train; train it first, or transcribe.untouched=true")
+        raise ConfigError(f"run_dir: no adapter in {folder}/train; train it first, or transcribe.untouched=true")
     _check_token(language, base)
     model = adapter.load(base.checkpoint, tuned, hardware.merged_precision, hardware.device)
-    short = stored.trained_on_short(tuned)
-    return Ears(base, decoding, hardware, model, load_processor(base.checkpoint), {None: short})
+    short = stored.knows_short_context(tuned)
+    return Transcriber(base, decoding, hardware, model, load_processor(base.checkpoint), {None: short})
 
 
 def with_adapters(
     adapters: Mapping[str, str] | Sequence[str], base: ModelConfig, decoding: DecodingConfig, hardware: Hardware,
     language: str | None = None,
-) -> Ears:  # fmt: skip
+) -> Transcriber:  # fmt: skip
     """One base with all of `adapters`, by name: folders of runs, which know their base, or of adapters.
 
     Raises ChoiceError for adapters without a name, a folder that holds none, or a run of another base, and as
     `with_base` does.
     """
     if not isinstance(adapters, Mapping):
-        raise ChoiceError(f"adapters: must say whose each is, {{nl: runs/nl-..., es: ...}}, got {list(adapters)}")
+        raise ConfigError(f"adapters: must say whose each is, {{nl: runs/nl-..., es: ...}}, got {list(adapters)}")
     folders, bases = {}, {}
     for name, place in adapters.items():
         folder = Path(place).expanduser()
         of_a_run = run.settings_file(folder).is_file()
         folders[name] = run.adapter(folder) if of_a_run else folder
         if not (folders[name] / "adapter_config.json").is_file():
-            raise ChoiceError(f"adapters.{name}: no adapter in {folder}; name a run's folder, or its train/adapter")
+            raise ConfigError(f"adapters.{name}: no adapter in {folder}; name a run's folder, or its train/adapter")
         if of_a_run:
             bases[name] = run.settings(folder).get("base") or run.settings(folder)["model"]["checkpoint"]
             base = replace(base, **run.settings(folder)["model"])
-    run.refuse_bases(bases, "transcribe them one after the other")
+    run.check_same_base(bases, "transcribe them one after the other")
     _check_token(language, base)
     loaded = whisper.load(base.checkpoint, hardware.merged_precision, hardware.device)
-    short: dict[str | None, bool] = {name: stored.trained_on_short(folder) for name, folder in folders.items()}
-    model = adapter.beside_each_other(loaded, folders)
-    return Ears(base, decoding, hardware, model, load_processor(base.checkpoint), short | {None: False})
+    short: dict[str | None, bool] = {name: stored.knows_short_context(folder) for name, folder in folders.items()}
+    model = adapter.load_adapters(loaded, folders)
+    return Transcriber(base, decoding, hardware, model, load_processor(base.checkpoint), short | {None: False})
 
 
 def _check_token(asked: str | None, base: ModelConfig) -> None:
     tokens = language_tokens(base.checkpoint)
     if asked is not None and asked not in tokens:
-        raise ChoiceError(f"transcribe.language: this Whisper has no token {asked!r}; {', '.join(sorted(tokens))}")
+        raise ConfigError(f"transcribe.language: this Whisper has no token {asked!r}; {', '.join(sorted(tokens))}")
 
 
 def txt(segments: Sequence[Segment]) -> str:
@@ -213,7 +215,7 @@ def _shown(text: str) -> str:
     return text.replace("-->", "->")
 
 
-def stretches(waveform: Waveform, longest: float) -> list[tuple[float, float]]:
+def speech_segments(waveform: Waveform, longest: float) -> list[tuple[float, float]]:
     """Beginning and end in seconds of what is said in (samples,) at 16 kHz, in order, none longer than `longest`.
 
     Utterances are those of Silero's voice activity detector (snakers4/silero-vad); neighbours are joined while they

@@ -7,12 +7,12 @@ asr_lora.train, on an archive like anybody's.
 from dataclasses import replace
 from pathlib import Path
 
-from asr_lora.config.compose import Config, words_of_job
+from asr_lora.config.compose import Config, job_overrides
 from asr_lora.demo.assets import RELEASE, whisper_base_from_wheels, write_demo_corpus
-from asr_lora.reporting.comparison import after_sweep
+from asr_lora.reporting.comparison import compare_sweep
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch
-from asr_lora.runtime.console import say
+from asr_lora.runtime.console import log
 from asr_lora.runtime.files import cache_dir, read_json
 from asr_lora.train import train
 
@@ -26,11 +26,11 @@ def demo(config: Config) -> None:
         write_demo_corpus(archive)
     data = replace(config.data, source=str(archive))
     model = replace(config.model, checkpoint=str(whisper_base_from_wheels()))
-    typed = [word for word in words_of_job() if word not in SETTINGS]
+    typed = [word for word in job_overrides() if word not in SETTINGS]
     train(replace(config, data=data, model=model), ["python", "-m", "asr_lora.demo", *typed])
 
     took = read_json(run.train_metrics(config.run))["train_seconds"]
-    say("The voices are synthetic (espeak-ng): this shows that everything works, not how well real speech is heard.")
+    log("The voices are synthetic (espeak-ng): this shows that everything works, not how well real speech is heard.")
     for what, where in {
         f"adapter ({took:.0f} s of training)": run.tuned(config.run),
         "every hypothesis": config.run / "eval" / config.eval.split / "hypotheses.jsonl",
@@ -38,9 +38,9 @@ def demo(config: Config) -> None:
         "speech": archive,
         "base model": Path(model.checkpoint),
     }.items():
-        say(f"  {what}: {where}")
-    say("Next, with speech of your own:  make train LANG=nl HOURS=1 DATA=/path/to/cv-corpus-...-nl.tar.gz")
+        log(f"  {what}: {where}")
+    log("Next, with speech of your own:  make train LANG=nl HOURS=1 DATA=/path/to/cv-corpus-...-nl.tar.gz")
 
 
 if __name__ == "__main__":
-    launch(demo, SETTINGS, after_sweep=after_sweep)
+    launch(demo, SETTINGS, after_sweep=compare_sweep)

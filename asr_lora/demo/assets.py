@@ -22,9 +22,9 @@ from torchaudio.functional import resample
 
 from asr_lora.demo.espeak import RATE, EspeakError, Utterance, speak
 from asr_lora.model.convert_ctranslate2 import convert
-from asr_lora.runtime.console import progress, say
-from asr_lora.runtime.errors import WorldError, to_install
-from asr_lora.runtime.files import alone, cache_dir, whole_file
+from asr_lora.runtime.console import log, progress
+from asr_lora.runtime.errors import ExternalError, to_install
+from asr_lora.runtime.files import atomic_file, cache_dir, exclusive
 
 RELEASE = "cv-corpus-demo-1.0-2026-11-23"
 CLIP_RATE = 32_000  # Hz, as today's Common Voice clips have
@@ -153,18 +153,18 @@ def write_demo_corpus(archive: Path, seed: int = 0) -> None:
     """
     rng = Random(seed)
     clips = _clips(rng)
-    say(f"speaking {len(clips)} Dutch sentences with espeak-ng (synthetic voices) into {archive}")
+    log(f"speaking {len(clips)} Dutch sentences with espeak-ng (synthetic voices) into {archive}")
     utterances: list[Utterance] = [
         {"text": clip.sentence, "voice": f"nl+{clip.variant}", "pitch": clip.pitch, "rate": clip.rate} for clip in clips
     ]
     try:
         speech = speak(utterances)
-        with whole_file(archive) as partial:
+        with atomic_file(archive) as partial:
             _pack(partial, clips, speech)
     except EspeakError as error:
-        raise WorldError(f"espeak-ng cannot speak ({error}); where it is absent {to_install('demo')}") from error
+        raise ExternalError(f"espeak-ng cannot speak ({error}); where it is absent {to_install('demo')}") from error
     except OSError as error:
-        raise WorldError(f"cannot write {archive}: {error}") from error
+        raise ExternalError(f"cannot write {archive}: {error}") from error
 
 
 def _clips(rng: Random) -> list[Clip]:
@@ -252,7 +252,7 @@ def whisper_base_from_wheels() -> Path:
     if target.is_dir():
         return target
     first, second = (_data(wheel) for wheel in WHEELS)
-    with alone(target), tempfile.TemporaryDirectory(prefix="whisper-base-") as folder:
+    with exclusive(target), tempfile.TemporaryDirectory(prefix="whisper-base-") as folder:
         if target.is_dir():
             return target
         _join([first / "model.bin.part1", second / "model.bin.part2"], Path(folder, "model.bin"))
@@ -266,7 +266,7 @@ def _data(wheel: str) -> Path:
     try:
         folder = distribution(wheel).locate_file(f"{wheel.replace('-', '_')}/data")
     except PackageNotFoundError as error:
-        raise WorldError(f"{wheel} is not installed; {to_install('demo')}") from error
+        raise ExternalError(f"{wheel} is not installed; {to_install('demo')}") from error
     return Path(str(folder))
 
 
@@ -277,11 +277,11 @@ def _join(parts: list[Path], whole: Path) -> None:
                 with part.open("rb") as piece:
                     shutil.copyfileobj(piece, joined)
     except OSError as error:
-        raise WorldError(f"cannot join whisper-base in {whole.parent}: {error}; free space or set TMPDIR") from error
+        raise ExternalError(f"cannot join whisper-base in {whole.parent}: {error}; free space or set TMPDIR") from error
     with whole.open("rb") as joined:
         digest = hashlib.file_digest(joined, "sha256").hexdigest()
     if digest != MODEL_SHA256:
-        raise WorldError(
+        raise ExternalError(
             f"whisper-base from the wheels is damaged: sha256 {digest[:16]}... of {whole.stat().st_size} bytes, "
             f"expected {MODEL_SHA256[:16]}... of {MODEL_BYTES}; run `uv sync --inexact --extra demo "
             f"--reinstall-package {WHEELS[0]} --reinstall-package {WHEELS[1]}`"

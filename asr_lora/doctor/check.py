@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from asr_lora.runtime.errors import reason
+from asr_lora.runtime.errors import first_line
 
 OK, WARN, FAIL = VERDICTS = ("ok", "warn", "fail")
 SHORT = 60  # characters that stand on one line
@@ -32,13 +32,13 @@ class Check:
     way_out: str = ""
 
 
-def refused(name: str, error: Exception) -> Check:
+def failed_check(name: str, error: Exception) -> Check:
     """A failure in the words of an error, which are `name: rule, value; way out`."""
     found, _, way_out = str(error).partition("; ")
     return Check(name, FAIL, found, way_out)
 
 
-def told(checks: Sequence[Check], seconds: float, as_json: bool) -> None:
+def print_checks(checks: Sequence[Check], seconds: float, as_json: bool) -> None:
     """On standard output: a line a check and how many came to what, or the same as one JSON object and nothing else."""
     counts = Counter(check.verdict for check in checks)
     if as_json:
@@ -68,18 +68,18 @@ def check_versions() -> Check:
             versions[name] = version(name)
         except PackageNotFoundError:
             return Check(NAME, FAIL, f"{name} is not installed", AGAIN)
-    if not paired(versions["torch"], versions["torchaudio"]):
+    if not is_pair(versions["torch"], versions["torchaudio"]):
         pair = f"torchaudio {versions['torchaudio']} is not made for torch {versions['torch']}"
         return Check(NAME, FAIL, pair, f"{AGAIN}; torch and torchaudio must be of one release and one build")
     for name in COMPILED:
         try:
             import_module(name)
         except (ImportError, OSError, RuntimeError, AttributeError) as error:  # whatever a wrong library makes of it
-            return Check(NAME, FAIL, f"{name} {versions[name]} cannot be imported: {reason(error)}", AGAIN)
+            return Check(NAME, FAIL, f"{name} {versions[name]} cannot be imported: {first_line(error)}", AGAIN)
     return Check(NAME, OK, ", ".join(f"{name} {number}" for name, number in versions.items()))
 
 
-def paired(torch: str, torchaudio: str) -> bool:
+def is_pair(torch: str, torchaudio: str) -> bool:
     """Whether they are of one release (2.11), and of one build (+cpu, +cu130) where both say which."""
     (one, _, one_build), (other, _, other_build) = torch.partition("+"), torchaudio.partition("+")
     alike = one_build == other_build or not (one_build and other_build)

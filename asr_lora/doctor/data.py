@@ -21,18 +21,18 @@ from asr_lora.corpus.common_voice import AUDIOS, CLIPS, SPONTANEOUS
 from asr_lora.corpus.huggingface import is_dataset
 from asr_lora.corpus.shards import PREFIX as SHARDS
 from asr_lora.corpus.shards import is_url
-from asr_lora.data.dataset import Steps
-from asr_lora.data.features import IGNORED, Making, log_mel, prompted
-from asr_lora.data.manifest import Clip, Draw, draw_order, gone, in_shard
+from asr_lora.data.dataset import StepDataset
+from asr_lora.data.features import IGNORE_INDEX, SpeechCollator, log_mel, with_prompt
+from asr_lora.data.manifest import Clip, SplitDraw, in_shard, missing_files, sampling_order
 from asr_lora.data.preparation import MOST_BAD, check_hours, label_filter
 from asr_lora.data.sources import find_source, open_sources
 from asr_lora.doctor.check import FAIL, OK, WARN, Check
 from asr_lora.model.pretrained import language_token, load_generation_config, load_processor
 from asr_lora.runs import folder as run
-from asr_lora.runtime.errors import ChoiceError, UserError
+from asr_lora.runtime.errors import ConfigError, UserError
 from asr_lora.runtime.files import existing, read_json, read_jsonl
 from asr_lora.speech import audio
-from asr_lora.training.builder import order
+from asr_lora.training.builder import step_sampler
 
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config
@@ -49,12 +49,12 @@ MOST_BAD_OF_FEW = 0.2  # of some tens of clips: below it, all of them may have f
 SPOILT = "take tokenizer and generation_config.json of the checkpoint's own base model"
 
 
-class UnseenError(Exception):
+class NotInspectableError(Exception):
     """The data cannot be looked at without paying for it; it says why."""
 
 
 @dataclass(frozen=True)
-class Sight:
+class DataSample:
     """What was seen of the training clips: some of them heard, as lines of a manifest; and the sentences of all.
 
     `left_out` says which of those heard are unusable, and why; `origin` where all is from; `source`, if there is one, a
@@ -68,7 +68,7 @@ class Sight:
     source: Path | None = None
 
 
-def look(config: "Config", scratch: Path) -> Sight:
+def sample_data(config: "Config", scratch: Path) -> DataSample:
     """What is unpacked goes to `scratch`, and is read from there.
 
     Raises UnseenError, and ChoiceError and WorldError as preparing does.
@@ -76,7 +76,7 @@ def look(config: "Config", scratch: Path) -> Sight:
     if run.summary(config.run).is_file():
         return _of_manifest(config)
     if config.data.streaming:
-        raise UnseenError(f"{config.data.source} is streamed")
+        raise NotInspectableError(f"{config.data.source} is streamed")
     named = [each.path for each in config.data.sources] or [find_source(config.data)]
     languages = [each.language or config.data.language for each in config.data.sources] or [config.data.language]
     places = [_place(*each, scratch / str(at)) for at, each in enumerate(zip(named, languages, strict=True))]
@@ -89,7 +89,7 @@ def look(config: "Config", scratch: Path) -> Sight:
         corpus = open_sources(data, config.eval.limit)
     except UserError as error:
         if not all(place.every_table for place in places):
-            raise UnseenError("its tables lie beyond its beginning") from error
+            raise NotInspectableError("its tables lie beyond its beginning") from error
         text = str(error)
         for source, place in zip(named, places, strict=True):
             text = text.replace(place.path, source)
@@ -99,24 +99,24 @@ def look(config: "Config", scratch: Path) -> Sight:
     return _of_corpus(config, corpus, ", ".join(named), every_clip, alone)
 
 
-def _of_manifest(config: "Config") -> Sight:
+def _of_manifest(config: "Config") -> DataSample:
     facts = read_json(run.summary(config.run))
     clips = read_jsonl(run.manifest(config.run, "train"))
     if not clips:
-        raise UnseenError(f"{facts['source']} is streamed")
+        raise NotInspectableError(f"{facts['source']} is streamed")
     few = clips[:HEARD]
-    lost = {clip["id"] for clip in gone(few)}
+    lost = {clip["id"] for clip in missing_files(few)}
     if len(lost) == len(few):
-        raise UnseenError("the clips of its manifest are no longer in the cache; training puts them back")
+        raise NotInspectableError("the clips of its manifest are no longer in the cache; training puts them back")
     there = [clip for clip in few if clip["id"] not in lost]
-    return Sight(there, [clip["text"] for clip in clips], {}, f"the manifest, {len(clips)} clips")
+    return DataSample(there, [clip["text"] for clip in clips], {}, f"the manifest, {len(clips)} clips")
 
 
-def _of_corpus(config: "Config", corpus: Corpus, named: str, complete: bool, source: Path | None) -> Sight:
+def _of_corpus(config: "Config", corpus: Corpus, named: str, complete: bool, source: Path | None) -> DataSample:
     """`complete`: every clip is at hand, so that one that is not there is missing."""
-    rows = draw_order(corpus.tables["train"], config.data.seed)
+    rows = sampling_order(corpus.tables["train"], config.data.seed)
     if not rows:
-        raise ChoiceError(f"data.source: train.tsv of {named} has no clips; a run needs train, dev and test")
+        raise ConfigError(f"data.source: train.tsv of {named} has no clips; a run needs train, dev and test")
     if corpus.durations and source:
         check_hours(
             config.data.hours,
@@ -127,13 +127,15 @@ def _of_corpus(config: "Config", corpus: Corpus, named: str, complete: bool, sou
     files = corpus.fetch([row["path"] for row in asked if not in_shard(row)])
     heard = asked if complete else [row for row in rows if row["path"] in files][:HEARD]
     if not heard:
-        raise UnseenError("the clips that its tables name lie beyond its beginning")
-    draw = Draw("train", list(heard))
-    draw.look_at([row["path"] for row in heard], files, corpus.durations, lambda sentence: None, lambda: None)
+        raise NotInspectableError("the clips that its tables name lie beyond its beginning")
+    draw = SplitDraw("train", list(heard))
+    draw.accept([row["path"] for row in heard], files, corpus.durations, lambda sentence: None, lambda: None)
     if not draw.chosen:
         reasons = Counter({reason: len(names) for reason, names in draw.left_out.items()})
-        raise ChoiceError(f"data.source: none of {len(heard)} clips of {named} can be used ({dict(reasons)})")
-    return Sight(draw.chosen, [row["sentence"] for row in rows], draw.left_out, f"{named}, {len(rows)} clips", source)
+        raise ConfigError(f"data.source: none of {len(heard)} clips of {named} can be used ({dict(reasons)})")
+    return DataSample(
+        draw.chosen, [row["sentence"] for row in rows], draw.left_out, f"{named}, {len(rows)} clips", source
+    )
 
 
 @dataclass(frozen=True)
@@ -150,12 +152,12 @@ def _place(source: str, language: str, folder: Path) -> _Place:
     if source.startswith(SHARDS) and not is_url(source.removeprefix(SHARDS)):
         return _Place(source)
     if not is_path(source):
-        raise UnseenError(f"{source} is fetched when it is prepared")
+        raise NotInspectableError(f"{source} is fetched when it is prepared")
     path = existing(Path(source))
     if is_quick(path):
         return _Place(str(path))
     if is_dataset(path):
-        raise UnseenError(f"{path} is converted when it is prepared")
+        raise NotInspectableError(f"{path} is converted when it is prepared")
     tables = known_tables(path, language)
     if tables and (clips := tables.folder.parent / CLIPS).is_dir():
         home = folder / tables.release / language
@@ -193,7 +195,7 @@ def _unpack_beginning(archive: Path, folder: Path) -> bool:
     return True
 
 
-def share_unusable(sight: Sight) -> float:
+def share_unusable(sight: DataSample) -> float:
     """Of the clips that were heard."""
     bad = sum(map(len, sight.left_out.values()))
     return bad / (bad + len(sight.clips))
@@ -204,11 +206,11 @@ def counted(reasons: Sequence[str]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common())
 
 
-def data(config: "Config", scratch: Path) -> tuple[Check, Sight | None]:
+def data(config: "Config", scratch: Path) -> tuple[Check, DataSample | None]:
     """Some clips are heard. Raises ChoiceError and WorldError as preparing does."""
     try:
-        sight = look(config, scratch)
-    except UnseenError as unseen:
+        sight = sample_data(config, scratch)
+    except NotInspectableError as unseen:
         way_out = "preparing looks at all of it, before anything trains: make prepare"
         return Check("data", WARN, f"not looked at: {unseen}", way_out), None
     found, bad = f"{sight.origin}; {len(sight.clips)} heard", share_unusable(sight)
@@ -223,7 +225,7 @@ def data(config: "Config", scratch: Path) -> tuple[Check, Sight | None]:
     return Check("data", WARN, found, "preparing leaves such out and names them in data/summary.json"), sight
 
 
-def labels(config: "Config", sight: Sight) -> tuple[Check, int]:
+def labels(config: "Config", sight: DataSample) -> tuple[Check, int]:
     """How many sentences would be dropped for what they are as labels."""
     sentences, refuse = sight.sentences[:SENTENCES], label_filter(config.model, config.data.language)
     dropped = [reason for sentence in sentences if (reason := refuse(sentence))]
@@ -253,22 +255,22 @@ def mel_bins(config: "Config", known: WhisperConfig) -> tuple[Check, int]:
     return Check("mel bins", FAIL, found, way_out), made
 
 
-def batch(config: "Config", sight: Sight, code: str) -> tuple[Check, Batch | None]:
+def batch(config: "Config", sight: DataSample, code: str) -> tuple[Check, Batch | None]:
     """The first batch that the run would make of the clips that were seen; None where its labels are wrong."""
     refuse = label_filter(config.model, config.data.language)
     rows = [clip for clip in sight.clips if not refuse(clip["text"])]
     if not rows:
-        raise ChoiceError(f"data.source: none of {len(sight.clips)} clips has a sentence that can be a label")
+        raise ConfigError(f"data.source: none of {len(sight.clips)} clips has a sentence that can be a label")
     processor = load_processor(config.model.checkpoint)
-    processor.tokenizer = prompted(processor.tokenizer, code, config.model.task)
-    making = Making(processor, config.data.augment, config.seed, config.training.spec_augment)
-    batches = Steps(rows, order(config, rows), 1, making)[0]
+    processor.tokenizer = with_prompt(processor.tokenizer, code, config.model.task)
+    making = SpeechCollator(processor, config.data.augment, config.seed, config.training.spec_augment)
+    batches = StepDataset(rows, step_sampler(config, rows), 1, making)[0]
     generation = load_generation_config(config.model.checkpoint)
     first, end = generation.decoder_start_token_id, generation.eos_token_id
     prompt = (first, generation.lang_to_id[f"<|{code}|>"], generation.task_to_id[config.model.task])
     if wrong := [trouble for each in batches for trouble in troubles(each, prompt, end, len(processor.tokenizer))]:
         return Check("batch", FAIL, f"{wrong[0]} ({len(wrong)} such in {_size(batches)})", SPOILT), None
-    said = sum(int((each["labels"] != IGNORED).sum()) for each in batches)
+    said = sum(int((each["labels"] != IGNORE_INDEX).sum()) for each in batches)
     found = f"{_size(batches)}: one start token, <|{code}|>, {said} tokens to learn, each row's end among them"
     return Check("batch", OK, found), batches[0]
 
@@ -282,7 +284,7 @@ def troubles(batch: Batch, prompt: Sequence[int], end: int, vocabulary: int) -> 
     first, *after = prompt
     wrong = []
     for inputs, labels in zip(batch["decoder_input_ids"].tolist(), batch["labels"].tolist(), strict=True):
-        said = [label for label in labels if label != IGNORED]
+        said = [label for label in labels if label != IGNORE_INDEX]
         if inputs[0] != first:
             wrong.append(f"a row begins with token {inputs[0]}, not with the start token {first}")
         elif first in said or inputs[: len(said)].count(first) != 1:

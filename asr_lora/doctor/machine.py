@@ -22,16 +22,16 @@ from asr_lora.config.compose import gpu_settings
 from asr_lora.corpus import is_path, is_quick
 from asr_lora.corpus.huggingface import PREFIX as HUB
 from asr_lora.doctor.check import FAIL, OK, WARN, Check
-from asr_lora.doctor.data import Sight
+from asr_lora.doctor.data import DataSample
 from asr_lora.model import cost
 from asr_lora.model import probes as probe
 from asr_lora.model.adapter import Tuned
 from asr_lora.model.hardware import Hardware, cpu_has_bf16, is_out_of_memory, known_gpu, resolve_hardware
 from asr_lora.model.pretrained import is_local, resolve
 from asr_lora.model.probes import Base
-from asr_lora.planning.devices import durations, here
-from asr_lora.planning.estimate import STAGES, Forecast, Job, architecture, job
-from asr_lora.runtime.errors import WorldError, reason
+from asr_lora.planning.devices import durations, estimate_here
+from asr_lora.planning.estimate import STAGES, Estimate, Workload, architecture, workload
+from asr_lora.runtime.errors import ExternalError, first_line
 from asr_lora.runtime.files import cache_dir
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ LONG = 48.0  # hours that hardly anybody means to wait
 def checkpoint(config: "Config", base: str) -> tuple[Check, WhisperConfig]:
     """`base` says its precision. Raises ChoiceError for a model that is not known here."""
     known = architecture(config.model.checkpoint)
-    size = f"{cost.parameters(cost.shape_of(known.to_dict())) / 1e6:,.1f} M parameters, {base}"
+    size = f"{cost.parameters(cost.dimensions(known.to_dict())) / 1e6:,.1f} M parameters, {base}"
     found = f"{config.model.checkpoint}: {size}, lora={config.lora.kind}"
     return Check("checkpoint", OK, found), known
 
@@ -103,7 +103,7 @@ def _cached(checkpoint: str, file: str) -> bool:
 
 def device(config: "Config", known: WhisperConfig) -> tuple[Check, Hardware]:
     """Raises ChoiceError and WorldError for what it cannot do."""
-    shape, precision = cost.shape_of(known.to_dict()), config.model.precision
+    shape, precision = cost.dimensions(known.to_dict()), config.model.precision
     hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size, shape)
     on_gpu = hardware.device.type == "cuda"
     bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_has_bf16()
@@ -120,9 +120,9 @@ def bitsandbytes(config: "Config", hardware: Hardware) -> tuple[Check, bool]:
     if precision not in NEAR:
         return Check("bitsandbytes", OK, f"not needed: {precision}"), True
     try:
-        product, gradient = probe.quantised_product(precision, hardware.device, hardware.autocast or torch.float32)
+        product, gradient = probe.quantized_product(precision, hardware.device, hardware.autocast or torch.float32)
     except RuntimeError as error:  # what a library without kernels for the device makes of it
-        raise WorldError(
+        raise ExternalError(
             f"bitsandbytes: cannot multiply in {precision} here ({str(error).splitlines()[0]}); "
             "model.precision=fp16 on a GPU, fp32 on a CPU"
         ) from error
@@ -145,7 +145,7 @@ def gradients(
     config: "Config", known: WhisperConfig, hardware: Hardware, batch: Mapping[str, Tensor] | None, scratch: Path
 ) -> tuple[Check, Trial | None]:
     """Of the real model where that takes seconds, else of a small random one; of a real batch where there is one."""
-    parameters = cost.parameters(cost.shape_of(known.to_dict()))
+    parameters = cost.parameters(cost.dimensions(known.to_dict()))
     real = is_local(config.model.checkpoint) and parameters <= SMALL[hardware.device.type]
     weights = (
         config.model.checkpoint if real else str(probe.small_whisper(known, config.lora.r or 1, scratch / "small"))
@@ -160,8 +160,8 @@ def gradients(
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise WorldError(
-            f"gradients: memory ran out on a small model ({reason(error)}); end what else holds the GPU"
+        raise ExternalError(
+            f"gradients: memory ran out on a small model ({first_line(error)}); end what else holds the GPU"
         ) from error
     check = judged(config.lora.kind, probe.gradients(model), on)
     return check, None if check.verdict == FAIL else Trial(model, base, heard)
@@ -202,31 +202,31 @@ def reloaded(config: "Config", trial: Trial, scratch: Path) -> tuple[Check, bool
 class Prediction(NamedTuple):
     """The work of a run, what it takes of this machine, and whose clips were counted for it."""
 
-    work: Job
-    forecast: Forecast
+    work: Workload
+    forecast: Estimate
     origin: str
 
 
-def predicted(config: "Config", sight: Sight | None) -> Prediction:
+def predicted(config: "Config", sight: DataSample | None) -> Prediction:
     """Raises ChoiceError and WorldError as opening the corpus does."""
     seen = sight.source if sight else None
     data = replace(config.data, source=str(seen)) if seen else config.data
     asked = replace(config, data=data, plan=replace(config.plan, calibrate=False))  # timing steps takes minutes
     seconds, origin = durations(asked)
-    work = job(asked, seconds)
-    return Prediction(work, here(asked, work), sight.origin if sight and seen else origin)
+    work = workload(asked, seconds)
+    return Prediction(work, estimate_here(asked, work), sight.origin if sight and seen else origin)
 
 
-def memory(config: "Config", hardware: Hardware, sight: Sight | None) -> tuple[Check, Prediction]:
+def memory(config: "Config", hardware: Hardware, sight: DataSample | None) -> tuple[Check, Prediction]:
     """What the greediest stage holds against what there is."""
     prediction = predicted(config, sight)
     forecast = prediction.forecast
     if not forecast.memory:
-        unknown = f"not predicted: {forecast.trouble}"
+        unknown = f"not predicted: {forecast.problem}"
         return Check("memory", WARN, unknown, "give hardware.rates, or see make plan"), prediction
-    if forecast.trouble:
+    if forecast.problem:
         way_out = "a smaller model (model=whisper_small), hardware.gradient_checkpointing=true, model.precision=int8"
-        return Check("memory", FAIL, forecast.trouble, f"{way_out}; make plan shows what each takes"), prediction
+        return Check("memory", FAIL, forecast.problem, f"{way_out}; make plan shows what each takes"), prediction
     most, stage = max((held, stage) for stage, held in forecast.memory.items())
     on_gpu = hardware.device.type == "cuda"
     free = torch.cuda.mem_get_info(hardware.device)[0] if on_gpu else psutil.virtual_memory().available
@@ -275,7 +275,7 @@ def hours(config: "Config", hardware: Hardware, prediction: Prediction) -> tuple
     """And dollars, where a price is known."""
     forecast = prediction.forecast
     if not forecast.seconds:
-        unknown = f"not predicted: {forecast.trouble}"
+        unknown = f"not predicted: {forecast.problem}"
         return Check("hours", WARN, unknown, "give hardware.rates, or see make plan"), False
     whole, known = sum(forecast.seconds.values()) / 3600, known_gpu(hardware.name)
     price = config.hardware.dollars_per_hour

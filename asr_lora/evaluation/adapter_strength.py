@@ -10,17 +10,17 @@ from asr_lora.config.schema import DataConfig, DecodingConfig, ModelConfig
 from asr_lora.config.stages import EvalConfig
 from asr_lora.data.preparation import split_clips
 from asr_lora.evaluation import metrics
-from asr_lora.evaluation.eval_sets import Set, decode_sets, normalizer
+from asr_lora.evaluation.eval_sets import EvalSet, decode_sets, set_normalizer
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model import arithmetic
 from asr_lora.model.hardware import Hardware
 from asr_lora.model.pretrained import language_token
 from asr_lora.runs import folder
 from asr_lora.runtime import distributed as ranks
-from asr_lora.runtime.console import say
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.console import log
+from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import write_json
-from asr_lora.speech.normalizer import leading
+from asr_lora.speech.normalizer import primary_metric
 
 SHOWN = (
     "clips", "wer", "wer_ci95", "cer", "cer_ci95", "empty_references", "hallucinated_words", "hallucinating",
@@ -39,14 +39,14 @@ class AdapterChoice:
     hardware: Hardware
     seed: int
 
-    def choose(self, others: Sequence[Set]) -> tuple[Path, float, dict[str, Any] | None]:
+    def choose(self, others: Sequence[EvalSet]) -> tuple[Path, float, dict[str, Any] | None]:
         """The folder of the adapter, an ordinary one beside the run's own unless it is that, and its strength.
 
         With `eval.strengths` the best on dev, and the curve of all of them on dev and on the `others`, which is kept in
         eval/strengths.json; else no curve.
         Raises ChoiceError for what training has not kept, or what does not scale to the untouched model.
         """
-        source = ranks.first_does(self._source)
+        source = ranks.rank_zero(self._source)
         strength, context, curve = self.eval.strength, self._context(source), None
         if self.eval.strengths:
             curve = self._curve(source, others)
@@ -54,8 +54,8 @@ class AdapterChoice:
         if strength == 1 and context == self._context(source):
             return source, strength, curve
         scaled = source.with_name(f"{source.name}-strength{strength:g}")
-        ranks.first_does(lambda: arithmetic.scaled(source, strength, scaled, self.model.checkpoint))
-        say(f"at strength {strength:g}, heard at 30 s: {scaled}")
+        ranks.rank_zero(lambda: arithmetic.scale_adapter(source, strength, scaled, self.model.checkpoint))
+        log(f"at strength {strength:g}, heard at 30 s: {scaled}")
         return scaled, strength, curve
 
     def _source(self) -> Path:
@@ -65,20 +65,20 @@ class AdapterChoice:
             return best
         kept = sorted(kept_in.glob("step-*"))[-wanted:]
         if len(kept) < wanted:
-            raise ChoiceError(
+            raise ConfigError(
                 f"eval.average: training kept {len(kept)} adapters ({kept_in}), not {wanted}; training.keep_adapters "
                 "says how many of the last it keeps, one a checkpoint (training.save_steps) and one a dev decoding"
             )
         mean = best.with_name(f"{best.name}-average{wanted}")
-        arithmetic.averaged(kept, mean)
-        say(f"the mean of {', '.join(path.name for path in kept)}: {mean}")
+        arithmetic.average_adapters(kept, mean)
+        log(f"the mean of {', '.join(path.name for path in kept)}: {mean}")
         return mean
 
     def _context(self, source: Path) -> str:
         """At which an adapter as trained is heard: short or full."""
-        return "short" if stored.trained_on_short(source) and self.decoding.context == "auto" else "full"
+        return "short" if stored.knows_short_context(source) and self.decoding.context == "auto" else "full"
 
-    def _curve(self, source: Path, others: Sequence[Set]) -> dict[str, Any]:
+    def _curve(self, source: Path, others: Sequence[EvalSet]) -> dict[str, Any]:
         """Every strength's figures, and which is the best: the lowest error rate on dev.
 
         Of equals it is the least strength, and the shorter context. Scaled adapters are decoded at 30 s, 0 being the
@@ -86,27 +86,27 @@ class AdapterChoice:
         it is compared at its own too, as it would be used.
         """
         data, language = self.data, language_token(self.model, self.data.language)
-        dev = ranks.first_does(lambda: split_clips(self.run, data, self.model, "dev", data.dev_clips))
-        sets = [Set("dev", "dev", language, dev, len(dev)), *others]
+        dev = ranks.rank_zero(lambda: split_clips(self.run, data, self.model, "dev", data.dev_clips))
+        sets = [EvalSet("dev", "dev", language, dev, len(dev)), *others]
         points = [(strength, "full") for strength in sorted(set(self.eval.strengths))]
         if self._context(source) == "short":
             points.append((1.0, "short"))
         curve = [self._point(source, sets, *point) for point in points]
-        rate = leading(language)
+        rate = primary_metric(language)
         if curve[0]["sets"]["dev"][rate] is None:
-            raise ChoiceError(f"eval.normalizer: {self.eval.normalizer} leaves no word of the dev references")
+            raise ConfigError(f"eval.normalizer: {self.eval.normalizer} leaves no word of the dev references")
         best = min(
             curve, key=lambda point: (point["sets"]["dev"][rate], point["strength"], point["context"] != "short")
         )
         found = {
             "curve": curve, "best": best["strength"], "best_context": best["context"],
-            "adapter_sha256": stored.digest(source), "average": self.eval.average,
-            "normalizer": str(normalizer(self.eval, sets[0])), "figures": folder.FIGURES,
+            "adapter_sha256": stored.fingerprint(source), "average": self.eval.average,
+            "normalizer": str(set_normalizer(self.eval, sets[0])), "figures": folder.FIGURES,
         }  # fmt: skip
-        ranks.first_does(lambda: write_json(self.run / "eval" / "strengths.json", found))
+        ranks.rank_zero(lambda: write_json(self.run / "eval" / "strengths.json", found))
         return found
 
-    def _point(self, source: Path, sets: Sequence[Set], strength: float, context: str) -> dict[str, Any]:
+    def _point(self, source: Path, sets: Sequence[EvalSet], strength: float, context: str) -> dict[str, Any]:
         """What is decoded of every set at a strength and context, in figures."""
         with TemporaryDirectory() as scratch:
             tuned: Path | None = source
@@ -114,11 +114,11 @@ class AdapterChoice:
                 tuned = None
             elif (strength, context) != (1, self._context(source)):
                 tuned = Path(scratch) / "adapter"
-                arithmetic.scaled(source, strength, tuned, self.model.checkpoint)
+                arithmetic.scale_adapter(source, strength, tuned, self.model.checkpoint)
             models = decode_sets(self.model, self.decoding, self.hardware, sets, tuned)
         point: dict[str, Any] = {"strength": strength, "context": context, "sets": {}}
         for each, model in zip(sets, models, strict=True):
             references, speakers = ([clip[name] for clip in each.clips] for name in ("text", "speaker"))
-            facts = metrics.score(references, model["hypotheses"], speakers, normalizer(self.eval, each), self.seed)
+            facts = metrics.score(references, model["hypotheses"], speakers, set_normalizer(self.eval, each), self.seed)
             point["sets"][each.name] = {"language": each.language, **{name: facts[name] for name in SHOWN}}
         return point

@@ -33,7 +33,7 @@ SHOWN_GROUPS = 20  # of a column, those of the most clips; the others are one gr
 TOP = 20  # confusions of a kind
 
 
-class Chunk(NamedTuple):
+class AlignmentChunk(NamedTuple):
     """A stretch of an alignment: `kind` is equal, substitute, delete or insert; both sides are what spaces part."""
 
     kind: str
@@ -41,31 +41,31 @@ class Chunk(NamedTuple):
     hypothesis: list[str]
 
 
-def alignments(references: Sequence[str], hypotheses: Sequence[str]) -> list[list[Chunk]]:
+def alignments(references: Sequence[str], hypotheses: Sequence[str]) -> list[list[AlignmentChunk]]:
     """Word by word, by jiwer, as the error counts are. Against an empty reference all is inserted."""
     spoken = [i for i, reference in enumerate(references) if reference.strip()]
-    found = [[Chunk("insert", [], heard.split())] if heard.split() else [] for heard in hypotheses]
+    found = [[AlignmentChunk("insert", [], heard.split())] if heard.split() else [] for heard in hypotheses]
     if spoken:
         aligned = jiwer.process_words([references[i] for i in spoken], [hypotheses[i] for i in spoken])
         for i, chunks, said, heard in zip(
             spoken, aligned.alignments, aligned.references, aligned.hypotheses, strict=True
         ):
             found[i] = [
-                Chunk(c.type, said[c.ref_start_idx : c.ref_end_idx], heard[c.hyp_start_idx : c.hyp_end_idx])
+                AlignmentChunk(c.type, said[c.ref_start_idx : c.ref_end_idx], heard[c.hyp_start_idx : c.hyp_end_idx])
                 for c in chunks
             ]
     return found
 
 
-def errors(chunks: Sequence[Chunk]) -> int:
+def count_edits(chunks: Sequence[AlignmentChunk]) -> int:
     """Words of a clip that were substituted, deleted or inserted."""
     return sum(max(len(chunk.reference), len(chunk.hypothesis)) for chunk in chunks if chunk.kind != "equal")
 
 
-def kinds(aligned: Sequence[Sequence[Chunk]]) -> dict[str, Any]:
-    """What the errors are, of clips in which something was said: `kinds` counts them, `confusions` names them.
+def error_counts(aligned: Sequence[Sequence[AlignmentChunk]]) -> dict[str, Any]:
+    """What the errors are, of clips in which something was said: `error_counts` counts them, `confusions` names them.
 
-    `kinds` has `units` (of the references), `substituted`, `left_out` and `added`; `confusions` the most frequent,
+    `error_counts` has `units` (of the references), `substituted`, `left_out` and `added`; `confusions` the most frequent,
     `substitutions` [reference, hypothesis, times], `deletions` and `insertions` [word, times].
     """
     found: dict[str, Counter[tuple[str, ...]]] = {"substitute": Counter(), "delete": Counter(), "insert": Counter()}
@@ -85,7 +85,7 @@ def kinds(aligned: Sequence[Sequence[Chunk]]) -> dict[str, Any]:
     }
 
 
-def runaway(hypothesis: str, reference: str, seconds: float, cut: bool) -> list[str]:
+def runaway_signs(hypothesis: str, reference: str, seconds: float, cut: bool) -> list[str]:
     """The signs that what was heard is not speech written down; none for an ordinary hypothesis, right or wrong.
 
     `compression`: it repeats itself, by its compression ratio. `loop`: the same words four times on end. `rate`: more
@@ -108,7 +108,7 @@ def _compression(text: str) -> float:
     return len(data) / len(zlib.compress(data))
 
 
-def runaways(signs: Sequence[Sequence[str]]) -> dict[str, int]:
+def count_runaways(signs: Sequence[Sequence[str]]) -> dict[str, int]:
     """Clips by sign, and `clips` that show any."""
     counted = Counter(sign for own in signs for sign in own)
     return {"clips": sum(map(bool, signs)), **{sign: counted[sign] for sign in SIGNS}}
@@ -202,7 +202,7 @@ def _bucket(seconds: float) -> str:
     return f"{low:g} to {high:g} s" if high else f"{low:g} s and more"
 
 
-def changed(base_errors: Sequence[int], tuned_errors: Sequence[int]) -> tuple[list[int], list[int]]:
+def most_changed(base_errors: Sequence[int], tuned_errors: Sequence[int]) -> tuple[list[int], list[int]]:
     """The clips (their places) most helped and most harmed by fine-tuning, by errors fewer or more; TOP of each."""
     change = [tuned - base for base, tuned in zip(base_errors, tuned_errors, strict=True)]
     order = sorted(range(len(change)), key=lambda i: change[i])

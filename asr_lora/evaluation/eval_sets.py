@@ -15,32 +15,32 @@ import soundfile
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora.config.schema import DataConfig, DecodingConfig, ModelConfig
-from asr_lora.config.stages import EvalConfig, EvalSet
+from asr_lora.config.stages import EvalConfig, EvalSetConfig
 from asr_lora.corpus import is_path, mdc
-from asr_lora.data.manifest import Clip, gone, read_manifest, trained_files
+from asr_lora.data.manifest import Clip, missing_files, read_manifest, trained_files
 from asr_lora.data.preparation import draw_from_corpus, split_clips
 from asr_lora.decoding import generate as decode
 from asr_lora.decoding.generate import decoding_options
 from asr_lora.model import adapter, whisper
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Capacity, Hardware, free_memory
-from asr_lora.model.pretrained import identity, language_token, language_tokens, load_processor
+from asr_lora.model.pretrained import fingerprint, language_token, language_tokens, load_processor
 from asr_lora.runs import folder
 from asr_lora.runtime import distributed as ranks
-from asr_lora.runtime.console import progress, say
-from asr_lora.runtime.errors import ChoiceError
-from asr_lora.runtime.files import alone, cache_dir, read_json, whole_folder, write_json, write_jsonl
+from asr_lora.runtime.console import log, progress
+from asr_lora.runtime.errors import ConfigError
+from asr_lora.runtime.files import atomic_folder, cache_dir, exclusive, read_json, write_json, write_jsonl
 from asr_lora.speech.audio import SAMPLE_RATE, Waveform
-from asr_lora.speech.augment import hiss, hum, rumble
+from asr_lora.speech.augment import brown_noise, mains_hum, white_noise
 from asr_lora.speech.normalizer import Normalizer
 
 OWN = ("*.csv", "*.jsonl", "*.json", "text", "segments", "wav.scp")  # tables of speech that is not Common Voice's
-WORDLESS_VERSION = 1  # it rises whenever the sounds change
-WORDLESS_SECONDS = (1, 2, 3, 5, 8, 12, 20, 29)  # of our clips without speech, one of every kind of sound each
+NON_SPEECH_VERSION = 1  # it rises whenever the sounds change
+NON_SPEECH_SECONDS = (1, 2, 3, 5, 8, 12, 20, 29)  # of our clips without speech, one of every kind of sound each
 
 
 @dataclass(frozen=True)
-class Set:
+class EvalSet:
     """Clips under one name, all in one language; `available` is how many the corpus has of them."""
 
     name: str
@@ -51,7 +51,7 @@ class Set:
     leaks: dict[str, int] = field(default_factory=dict)  # clips left out for what training heard too, by kind
 
 
-def eval_sets(run: Path, asked: EvalConfig, data: DataConfig, model: ModelConfig) -> list[Set]:
+def eval_sets(run: Path, asked: EvalConfig, data: DataConfig, model: ModelConfig) -> list[EvalSet]:
     """The run's own split first, then what `eval.sets` names.
 
     Raises ChoiceError for a set that cannot be drawn, or two of one name, and WorldError as reading a corpus does.
@@ -59,17 +59,17 @@ def eval_sets(run: Path, asked: EvalConfig, data: DataConfig, model: ModelConfig
     split, language = asked.split, language_token(model, data.language)
     own = split_clips(run, data, model, split, asked.limit)
     available = read_json(folder.summary(run))["splits"][split]["available"]
-    found = [Set(split, split, language, own, available)]
+    found = [EvalSet(split, split, language, own, available)]
     check_eval_sets(asked, data, model)
     for each in asked.sets:
-        if each.source in WORDLESS:
+        if each.source in NON_SPEECH:
             found.append(_wordless(each.source, language))
         else:
             found.append(_corpus(run, each, asked.limit, data, model))
     return found
 
 
-def normalizer(asked: EvalConfig, each: Set) -> Normalizer:
+def set_normalizer(asked: EvalConfig, each: EvalSet) -> Normalizer:
     """The one that a set is scored under."""
     return Normalizer(asked.normalizer, each.language, asked.numbers)
 
@@ -79,51 +79,51 @@ def check_eval_sets(asked: EvalConfig, data: DataConfig, model: ModelConfig) -> 
     Normalizer(asked.normalizer, language_token(model, data.language), asked.numbers)
     names = [_name(each, data.language) for each in asked.sets]
     for each, name in zip(asked.sets, names, strict=True):
-        if each.source in WORDLESS:
-            if each != EvalSet(each.source):
-                raise ChoiceError(f"eval.sets: {each.source} is made by us; it has no language, name or split to say")
+        if each.source in NON_SPEECH:
+            if each != EvalSetConfig(each.source):
+                raise ConfigError(f"eval.sets: {each.source} is made by us; it has no language, name or split to say")
             continue
         if name in ("test", "dev"):
-            raise ChoiceError(f"eval.sets: {name} is the name of the run's own split; give the set another, name=...")
+            raise ConfigError(f"eval.sets: {name} is the name of the run's own split; give the set another, name=...")
         Normalizer(asked.normalizer, _token(each, data.language, model), asked.numbers)
         if each.source.startswith(mdc.PREFIX):
             mdc.check(each.source.removeprefix(mdc.PREFIX))
         elif is_path(each.source) and not Path(each.source).expanduser().exists():
-            raise ChoiceError(
+            raise ConfigError(
                 f"eval.sets: no {each.source}; a set is a corpus (a path, mdc:..., hf:...), silence or noise"
             )
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ChoiceError(f"eval.sets: {', '.join(twice)} is the name of two sets; give one another, name=...")
+        raise ConfigError(f"eval.sets: {', '.join(twice)} is the name of two sets; give one another, name=...")
 
 
-def _name(asked: EvalSet, language: str) -> str:
+def _name(asked: EvalSetConfig, language: str) -> str:
     """`language` is that of the run's corpus."""
-    if asked.source in WORDLESS:
+    if asked.source in NON_SPEECH:
         return asked.source
     named = asked.source if is_path(asked.source) else asked.source.partition(":")[2].replace(":", "-")
     stem = Path(named).expanduser().name.partition(".tar")[0]
     return asked.name or f"{stem}-{asked.language or language}"
 
 
-def _token(asked: EvalSet, language: str, model: ModelConfig) -> str:
+def _token(asked: EvalSetConfig, language: str, model: ModelConfig) -> str:
     """Whisper's token for the set; `language` is that of the run's corpus."""
     if asked.token is None:
         locale = asked.language or language
         model = model if locale == language else replace(model, language=None)
         try:
             return language_token(model, locale)
-        except ChoiceError as error:
-            raise ChoiceError(
+        except ConfigError as error:
+            raise ConfigError(
                 f"eval.sets: the checkpoint has no token for {locale}; say in which language it is to "
                 "be heard, token=nl in that set"
             ) from error
     tokens = language_tokens(model.checkpoint)
     if asked.token not in tokens:
-        raise ChoiceError(f"eval.sets: token {asked.token} is none of this checkpoint's {', '.join(sorted(tokens))}")
+        raise ConfigError(f"eval.sets: token {asked.token} is none of this checkpoint's {', '.join(sorted(tokens))}")
     return asked.token
 
 
-def _corpus(run: Path, asked: EvalSet, limit: int | None, data: DataConfig, model: ModelConfig) -> Set:
+def _corpus(run: Path, asked: EvalSetConfig, limit: int | None, data: DataConfig, model: ModelConfig) -> EvalSet:
     """Drawn as the run's own split is; kept in the run folder, and drawn anew when something else is asked for."""
     locale, name = asked.language or data.language, _name(asked, data.language)
     source, files = asked.source, list[Path]()
@@ -146,16 +146,18 @@ def _corpus(run: Path, asked: EvalSet, limit: int | None, data: DataConfig, mode
     drawn = run / "eval" / name / "drawn"
     if not drawn.is_dir() or read_json(drawn / "summary.json")["follows_from"] != follows_from:
         chosen, available, leaks = draw_from_corpus(run, data, model, source, locale, asked.split, limit)
-        with whole_folder(drawn) as partial:
+        with atomic_folder(drawn) as partial:
             write_jsonl(partial / "clips.jsonl", chosen)
             made = {"follows_from": follows_from, "available": available, "leaks_dropped": leaks}
             write_json(partial / "summary.json", made)
     rows, facts = read_manifest(drawn / "clips.jsonl"), read_json(drawn / "summary.json")
-    if lost := gone(rows):
-        raise ChoiceError(
+    if lost := missing_files(rows):
+        raise ConfigError(
             f"eval.sets: {len(lost)} clips of {name} are gone ({lost[0]['path']}, ...); remove {drawn}, and retry"
         )
-    return Set(name, asked.split, _token(asked, data.language, model), rows, facts["available"], facts["leaks_dropped"])
+    return EvalSet(
+        name, asked.split, _token(asked, data.language, model), rows, facts["available"], facts["leaks_dropped"]
+    )
 
 
 # ---- where nobody speaks ----
@@ -165,20 +167,20 @@ def _silence(rng: np.random.Generator, samples: int) -> Waveform:
     return np.zeros(samples, dtype=np.float32)
 
 
-WORDLESS: dict[str, dict[str, Callable[[np.random.Generator, int], Waveform]]] = {
+NON_SPEECH: dict[str, dict[str, Callable[[np.random.Generator, int], Waveform]]] = {
     "silence": {"silence": _silence},
-    "noise": {"hiss": hiss, "rumble": rumble, "hum": hum},
+    "noise": {"hiss": white_noise, "rumble": brown_noise, "hum": mains_hum},
 }
 
 
-def _wordless(name: str, language: str) -> Set:
+def _wordless(name: str, language: str) -> EvalSet:
     """Clips of silence or noise, always the same ones, in the cache as 16-bit WAV; their reference is empty."""
     rows: list[Clip] = []
-    with_sound = [(kind, make, seconds) for kind, make in WORDLESS[name].items() for seconds in WORDLESS_SECONDS]
-    place = cache_dir() / f"wordless-{WORDLESS_VERSION}" / name
-    with alone(place):  # another job of a sweep may be reading them
+    with_sound = [(kind, make, seconds) for kind, make in NON_SPEECH[name].items() for seconds in NON_SPEECH_SECONDS]
+    place = cache_dir() / f"wordless-{NON_SPEECH_VERSION}" / name
+    with exclusive(place):  # another job of a sweep may be reading them
         if not all((place / f"{kind}-{seconds}s.wav").is_file() for kind, _, seconds in with_sound):
-            with whole_folder(place) as partial:
+            with atomic_folder(place) as partial:
                 for at, (kind, make, seconds) in enumerate(with_sound):
                     sound = make(np.random.default_rng((0, at)), seconds * SAMPLE_RATE)
                     soundfile.write(partial / f"{kind}-{seconds}s.wav", sound, SAMPLE_RATE, subtype="PCM_16")
@@ -188,11 +190,11 @@ def _wordless(name: str, language: str) -> Set:
             "id": path.stem, "path": str(path), "text": "", "duration": float(seconds), "speaker": "",
             "sha256": sha256(path.read_bytes()).hexdigest(),
         })  # fmt: skip
-    return Set(name, "made", language, rows, len(rows))
+    return EvalSet(name, "made", language, rows, len(rows))
 
 
 def decode_sets(
-    base: ModelConfig, decoding: DecodingConfig, hardware: Hardware, sets: Sequence[Set], tuned: Path | None
+    base: ModelConfig, decoding: DecodingConfig, hardware: Hardware, sets: Sequence[EvalSet], tuned: Path | None
 ) -> list[dict[str, Any]]:
     """What the model hears in each set, tuned as in the folder `tuned` or untouched (None), and what it took.
 
@@ -201,13 +203,13 @@ def decode_sets(
     hypotheses under another normaliser decodes nothing. Of several processes the first one's cache counts.
     """
     name, found, model, load_seconds = "untouched" if tuned is None else "tuned", [], None, 0.0
-    processor, short = load_processor(base.checkpoint), tuned is not None and stored.trained_on_short(tuned)
-    of_model, capacity = ranks.first_does(lambda: _model_content(base.checkpoint, hardware, tuned)), Capacity()
+    processor, short = load_processor(base.checkpoint), tuned is not None and stored.knows_short_context(tuned)
+    of_model, capacity = ranks.rank_zero(lambda: _model_content(base.checkpoint, hardware, tuned)), Capacity()
     for each in sets:
         settings = decoding_options(decoding, base, hardware, each.language, short)
         kept = cache_dir() / "hypotheses" / f"{_content(of_model, each, settings)}.json"
-        if before := ranks.first_does(partial(_kept, kept)):
-            say(f"{name}, {each.name}: these clips were decoded before; hypotheses from {kept}")
+        if before := ranks.rank_zero(partial(_kept, kept)):
+            log(f"{name}, {each.name}: these clips were decoded before; hypotheses from {kept}")
             found.append({**before, "cached": True})
             continue
         if model is None:
@@ -216,7 +218,7 @@ def decode_sets(
             model = _loaded(base.checkpoint, hardware, tuned)
             load_seconds = time.perf_counter() - started
         facts = _decoded(model, processor, hardware, each, name, settings, capacity) | {"load_seconds": load_seconds}
-        ranks.first_does(partial(write_json, kept, facts))
+        ranks.rank_zero(partial(write_json, kept, facts))
         found.append({**facts, "cached": False})
     return found
 
@@ -233,17 +235,17 @@ def _loaded(checkpoint: str, hardware: Hardware, tuned: Path | None) -> WhisperF
 
 
 def _decoded(
-    model: WhisperForConditionalGeneration, processor: WhisperProcessor, hardware: Hardware, each: Set, name: str,
-    settings: decode.Decoding, capacity: Capacity,
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, hardware: Hardware, each: EvalSet, name: str,
+    settings: decode.DecodingOptions, capacity: Capacity,
 ) -> dict[str, Any]:  # fmt: skip
     started = time.perf_counter()
     with progress(f"decoding {each.name}, {name}", total=len(each.clips)) as bar:
-        hypotheses = decode.transcribe(model, processor, each.clips, settings, bar.advance, bar.expect, capacity)
+        hypotheses = decode.decode_clips(model, processor, each.clips, settings, bar.advance, bar.extend, capacity)
     seconds, audio_seconds = time.perf_counter() - started, sum(clip["duration"] for clip in each.clips)
     return {
         "hypotheses": [hypothesis.text for hypothesis in hypotheses],
-        "cut": [hypothesis.cut for hypothesis in hypotheses],
-        "heard_again": sum(hypothesis.again for hypothesis in hypotheses),
+        "cut": [hypothesis.truncated for hypothesis in hypotheses],
+        "heard_again": sum(hypothesis.redecoded for hypothesis in hypotheses),
         "device": hardware.name,
         "processes": hardware.processes,
         "context": "full" if settings.margin is None else "short",
@@ -256,14 +258,14 @@ def _decoded(
 def _model_content(checkpoint: str, hardware: Hardware, tuned: Path | None) -> dict[str, Any]:
     """What hypotheses follow from on the model's side; a checkpoint's gigabytes are read for it, once for all sets."""
     return {
-        "checkpoint": identity(checkpoint),
-        "adapter": None if tuned is None else stored.digest(tuned),
+        "checkpoint": fingerprint(checkpoint),
+        "adapter": None if tuned is None else stored.fingerprint(tuned),
         "precision": hardware.merged_precision,
         "versions": {name: version for name, version in folder.versions().items() if name in ("torch", "transformers")},
     }
 
 
-def _content(of_model: Mapping[str, Any], each: Set, settings: decode.Decoding) -> str:
+def _content(of_model: Mapping[str, Any], each: EvalSet, settings: decode.DecodingOptions) -> str:
     follows_from = {
         **of_model,
         "decoder": decode.VERSION,

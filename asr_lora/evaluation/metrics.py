@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from asr_lora.evaluation.wer.wer import WordErrorRate
-from asr_lora.runtime.console import say
+from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import RegressionError
-from asr_lora.speech.normalizer import VERSION, Normalizer, leading
+from asr_lora.speech.normalizer import VERSION, Normalizer, primary_metric
 
 DRAWS = 10_000  # bootstrap samples
 DRAWN_AT_ONCE = 1_000_000  # units: 8 MB a table, where all draws of 12,000 clips would be a gigabyte
@@ -122,7 +122,7 @@ def clip_errors(
     errors, units = [0] * len(clean_references), [0] * len(clean_references)
     if spoken:
         sides = _take(clean_references, spoken), _take(clean_hypotheses, spoken)
-        counted = _counted(rate or leading(language), language, *sides)
+        counted = _counted(rate or primary_metric(language), language, *sides)
         for i, wrong, count in zip(spoken, *(part.tolist() for part in counted), strict=True):
             errors[i], units[i] = wrong, count
     return errors, units
@@ -193,7 +193,7 @@ def _counted(
     Where characters lead, a space is none of them: nobody says it, a normaliser puts it for a comma or between all.
     """
     sides = [list(references), list(hypotheses)]
-    if rate == "cer" and leading(language) == "cer":
+    if rate == "cer" and primary_metric(language) == "cer":
         sides = [["".join(sentence.split()) for sentence in side] for side in sides]
     aligned = ALIGNERS[rate](*sides)
     errors = [
@@ -240,21 +240,21 @@ def interval(bounds: Sequence[float] | None, shown: Callable[[float], str] = per
     return "-" if bounds is None else " to ".join(map(shown, bounds))
 
 
-class Verdict(NamedTuple):
+class RegressionResult(NamedTuple):
     """`said` is held, undecided or exceeded; `why` what it rests on, or that the clips are too few."""
 
     said: str
     why: str
 
 
-def refuse_regressions(facts: Mapping[str, Mapping[str, Any]], limit: float, strict: bool) -> None:
+def check_regressions(facts: Mapping[str, Mapping[str, Any]], limit: float, strict: bool) -> None:
     """Tells the verdict on every set, of which `facts` are the metrics, by a `limit` that is a share.
 
     Raises RegressionError, naming the sets, when one is exceeded; with `strict` also when one is undecided.
     """
-    verdicts = {name: judged(scored, limit) for name, scored in facts.items()}
+    verdicts = {name: check_regression(scored, limit) for name, scored in facts.items()}
     for name, verdict in verdicts.items():
-        say(f"eval.max_regression={limit:g}, {name}: {verdict.said}, {verdict.why}")
+        log(f"eval.max_regression={limit:g}, {name}: {verdict.said}, {verdict.why}")
     failing = ("exceeded", "undecided") if strict else ("exceeded",)
     if failed := [f"{name} ({each.said}, {each.why})" for name, each in verdicts.items() if each.said in failing]:
         raise RegressionError(
@@ -263,14 +263,14 @@ def refuse_regressions(facts: Mapping[str, Mapping[str, Any]], limit: float, str
         )
 
 
-def judged(scored: Mapping[str, Any], limit: float) -> Verdict:
+def check_regression(scored: Mapping[str, Any], limit: float) -> RegressionResult:
     """On a set with words by the rate that leads; on one without by the clips in which text is heard or runs away.
 
     Text in every clip of silence can hardly get worse by the first share; that it now runs on and on is the second.
     """
     delta, spoken = scored["delta"], scored["clips"] - scored["empty_references"]
     if spoken:
-        shares, clips, least = {leading(scored["language"]): ""}, spoken, SMALL
+        shares, clips, least = {primary_metric(scored["language"]): ""}, spoken, SMALL
     else:
         shares, clips, least = (
             {"hallucinating": "clips with text ", "runaway": "running away "},
@@ -279,9 +279,11 @@ def judged(scored: Mapping[str, Any], limit: float) -> Verdict:
         )
     told = ", ".join(f"{words}{difference(delta, share)}" for share, words in shares.items())
     if clips < least:
-        return Verdict("undecided", f"too few clips{' with words' if spoken else ''}: {clips}, of {least}; {told}")
+        return RegressionResult(
+            "undecided", f"too few clips{' with words' if spoken else ''}: {clips}, of {least}; {told}"
+        )
     verdicts = [_within(delta, share, limit) for share in shares]
-    return Verdict(max(verdicts, key=GRAVEST_LAST.index), told)
+    return RegressionResult(max(verdicts, key=GRAVEST_LAST.index), told)
 
 
 def _within(delta: Mapping[str, Any], share: str, limit: float) -> str:

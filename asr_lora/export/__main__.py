@@ -21,7 +21,7 @@ import torch
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from asr_lora.config.compose import Config, words_of_job
+from asr_lora.config.compose import Config, job_overrides
 from asr_lora.evaluation.eval_sets import decode_sets
 from asr_lora.export import hf
 from asr_lora.export import verify as source
@@ -29,14 +29,14 @@ from asr_lora.export.verify import Source
 from asr_lora.model import adapter
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.hardware import Hardware, free_memory, resolve_hardware
-from asr_lora.model.pretrained import named
+from asr_lora.model.pretrained import display_name
 from asr_lora.reporting import tables
 from asr_lora.reporting.pages import write_card
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import launch, named_run
-from asr_lora.runtime.console import say
-from asr_lora.runtime.errors import ChoiceError, WorldError, reason, to_install
-from asr_lora.runtime.files import check_links, put_in_place, read_json, write_json, write_jsonl
+from asr_lora.runs.launch import find_run, launch
+from asr_lora.runtime.console import log
+from asr_lora.runtime.errors import ConfigError, ExternalError, first_line, to_install
+from asr_lora.runtime.files import check_links, read_json, replace_folder, write_json, write_jsonl
 
 if TYPE_CHECKING:
     from asr_lora.config.stages import ExportConfig
@@ -55,10 +55,10 @@ def main(config: Config) -> None:
         hardware = resolve_hardware(first.hardware, first.model, first.lora, first.training.batch_size)
         export(source.of_several(configs, config, hardware), hardware)
         return
-    folder = named_run(config)
-    say(f"run: {folder}")
-    recorded = run.as_recorded(folder, config, words_of_job())
-    with run.held(recorded.run):
+    folder = find_run(config)
+    log(f"run: {folder}")
+    recorded = run.recorded_config(folder, config, job_overrides())
+    with run.lock(recorded.run):
         hardware = resolve_hardware(recorded.hardware, recorded.model, recorded.lora, recorded.training.batch_size)
         export(source.of_run(recorded, hardware), hardware)
 
@@ -66,11 +66,11 @@ def main(config: Config) -> None:
 def _to_combine(config: Config) -> dict[str, Config]:
     """The settings of the runs that adapters=[...] names, by the names of their folders."""
     if not isinstance(config.adapters, list):
-        raise ChoiceError(f"adapters: must be a list, [runs/a,runs/b], to be combined, got {config.adapters}")
+        raise ConfigError(f"adapters: must be a list, [runs/a,runs/b], to be combined, got {config.adapters}")
     folders = [Path(place).expanduser() for place in config.adapters]
-    configs = {folder.resolve().name: run.as_recorded(folder, config, words_of_job()) for folder in folders}
+    configs = {folder.resolve().name: run.recorded_config(folder, config, job_overrides()) for folder in folders}
     if len(configs) < len(folders):
-        raise ChoiceError(f"adapters: must be of different names, got {config.adapters}")
+        raise ConfigError(f"adapters: must be of different names, got {config.adapters}")
     return configs
 
 
@@ -78,7 +78,7 @@ def _refuse_missing(formats: list[str]) -> None:
     for name in formats:
         module, extra = NEEDS.get(name.partition("-")[0], ("", ""))
         if module and importlib.util.find_spec(module) is None:
-            raise ChoiceError(
+            raise ConfigError(
                 f"export.formats: {name} is proven in {extra}, which is not installed; {to_install(extra)}, "
                 f"or leave {name} out"
             )
@@ -99,7 +99,7 @@ def export(exported: Source, hardware: Hardware) -> None:
         tables.show_exports(rows)
     if failed := [row for row in rows if row["doubts"]]:
         told = "; ".join(f"{row['format']}: {', '.join(row['doubts'])}" for row in failed)
-        raise WorldError(f"export: {told}; what was heard is in {out / 'proofs'}")
+        raise ExternalError(f"export: {told}; what was heard is in {out / 'proofs'}")
     if asked.push:
         folder = exported.folder if asked.pushed == "adapter" else out / asked.pushed
         push(folder, asked)
@@ -113,7 +113,7 @@ def _made(exported: Source, hardware: Hardware) -> list[dict[str, Any]]:
     asked = {name: same | _asked(config, name) for name in formats}
     before = {name: row for name in formats if (row := _proven(out, name, asked[name]))}
     for name in before:
-        say(f"{name}: proven before, {out / name}")
+        log(f"{name}: proven before, {out / name}")
     if len(before) == len(formats):
         return list(before.values())
     # As those tools hear: 30 s, the likeliest token. Decoded once and kept, as for an evaluation.
@@ -165,20 +165,22 @@ def _bytes(folder: Path) -> int:
 def _merged(exported: Source, folder: Path) -> Path:
     """The whole model in fp16, merged in fp32 and rounded once, with the card of its results where there are any."""
     config, device = exported.config, torch.device("cpu")
-    say(f"merging {exported.folder}")
+    log(f"merging {exported.folder}")
     model = adapter.load(config.model.checkpoint, exported.folder, "fp32", device)
     hf.write(model, config.model.checkpoint, exported.sets[0].language, config.model.task, folder)
-    scored, adapter_sha256 = run.scored(config.run), stored.digest(exported.folder)
+    scored, adapter_sha256 = run.read_scores(config.run), stored.fingerprint(exported.folder)
     if any(facts["asked"]["adapter_sha256"] == adapter_sha256 for facts in scored.values()):
         facts = read_json(run.train_metrics(config.run)), read_json(run.summary(config.run)), scored
         write_card(folder, config.run, config.report.license, *facts)
     else:
-        adapter.write_card(folder, named(config.model.checkpoint), "transformers", "fine-tuned", adapter.WHOLE_CARD)
+        adapter.write_card(
+            folder, display_name(config.model.checkpoint), "transformers", "fine-tuned", adapter.WHOLE_CARD
+        )
     return folder
 
 
 def _converted(name: str, merged: Path, folder: Path) -> Path:
-    say(f"{name}: writing")
+    log(f"{name}: writing")
     _room(name).write(merged, name.partition("-")[2], folder)
     return folder
 
@@ -208,9 +210,9 @@ def _placed(out: Path, name: str, made: Path, row: dict[str, Any], lines: list[d
         shutil.rmtree(failed)
     place = failed if row["doubts"] else out / name
     write_jsonl(_record(out, name).with_suffix(".jsonl"), lines)
-    put_in_place(made, place)
+    replace_folder(made, place)
     write_json(_record(out, name), row)
-    say(f"{name}: {place}")
+    log(f"{name}: {place}")
     return place
 
 
@@ -224,18 +226,18 @@ def push(folder: Path, asked: "ExportConfig") -> None:
     check_links(folder, "export.push")
     card = folder / "README.md"
     if not card.is_file() or "model-index:" not in card.read_text(encoding="utf-8"):
-        raise ChoiceError(f"export.push: the card of {folder} has no results yet; python -m asr_lora.eval writes them")
+        raise ConfigError(f"export.push: the card of {folder} has no results yet; python -m asr_lora.eval writes them")
     files = {file.relative_to(folder): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
     whose = "private" if asked.private else "public"
-    say(f"{'would go' if asked.dry_run else 'goes'} to {asked.push} ({whose}), {_size(sum(files.values()))}:")
+    log(f"{'would go' if asked.dry_run else 'goes'} to {asked.push} ({whose}), {_size(sum(files.values()))}:")
     for name, size in files.items():
-        say(f"  {_size(size):>9}  {name}")
+        log(f"  {_size(size):>9}  {name}")
     _tell_paths(folder, files)
     if asked.dry_run:
-        say("nothing was sent; export.dry_run=false sends it")
+        log("nothing was sent; export.dry_run=false sends it")
         return
     if get_token() is None:
-        raise ChoiceError("export.push: no token of the Hub's on this machine; `hf auth login`, or set HF_TOKEN")
+        raise ConfigError("export.push: no token of the Hub's on this machine; `hf auth login`, or set HF_TOKEN")
     try:
         api = HfApi()
         api.create_repo(str(asked.push), private=asked.private, exist_ok=True)
@@ -243,8 +245,10 @@ def push(folder: Path, asked: "ExportConfig") -> None:
             repo_id=str(asked.push), folder_path=folder, commit_message=f"{folder.name}, by asr_lora"
         )
     except NETWORK as error:
-        raise WorldError(f"export.push: {asked.push} did not take it ({reason(error)}); what is here stays") from error
-    say(f"sent: {sent.commit_url}")
+        raise ExternalError(
+            f"export.push: {asked.push} did not take it ({first_line(error)}); what is here stays"
+        ) from error
+    log(f"sent: {sent.commit_url}")
 
 
 def _tell_paths(folder: Path, files: Mapping[Path, int]) -> None:
@@ -253,7 +257,7 @@ def _tell_paths(folder: Path, files: Mapping[Path, int]) -> None:
     texts = [name for name in files if name.suffix in (".md", ".json") and name.name != "tokenizer.json"]
     for name in texts:
         if home in (folder / name).read_text(encoding="utf-8"):
-            say(f"  mind: {name} names {home}")
+            log(f"  mind: {name} names {home}")
 
 
 def _size(count: int) -> str:

@@ -13,8 +13,8 @@ import torch
 from ctranslate2.converters import TransformersConverter
 from faster_whisper import WhisperModel
 
-from asr_lora.runtime.console import say
-from asr_lora.runtime.errors import reason
+from asr_lora.runtime.console import log
+from asr_lora.runtime.errors import first_line
 from asr_lora.speech.audio import SAMPLE_RATE, Waveform
 
 CUBLAS = "nvidia-cublas-cu12"  # a package
@@ -47,8 +47,8 @@ def runs_on(folder: Path, device: torch.device) -> torch.device:
         )
         list(segments)  # it computes when asked for them
     except (RuntimeError, ValueError, OSError) as error:
-        line = f"ct2: CTranslate2 cannot use the GPU ({reason(error)}), so its proof runs on the CPU"
-        say(f"{line}; `uv pip install {CUBLAS}` installs that" if "libcublas" in line else line)
+        line = f"ct2: CTranslate2 cannot use the GPU ({first_line(error)}), so its proof runs on the CPU"
+        log(f"{line}; `uv pip install {CUBLAS}` installs that" if "libcublas" in line else line)
         return torch.device("cpu")
     return device
 
@@ -68,7 +68,7 @@ def _model(folder: Path, device: torch.device) -> WhisperModel:
     )  # fmt: skip
 
 
-def hearing(folder: Path, language: str, task: str, device: torch.device) -> Callable[[Waveform], str]:
+def transcriber(folder: Path, language: str, task: str, device: torch.device) -> Callable[[Waveform], str]:
     """What faster-whisper hears in waveforms (samples,) at 16 kHz, greedily, on what `runs_on` gave.
 
     Its fallbacks (other temperatures, silence by probability) are off: they would hide what the weights say.

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from transformers import WhisperFeatureExtractor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json
 from asr_lora.speech.audio import SAMPLE_RATE, Waveform
 
@@ -56,7 +56,7 @@ def write(hf: Path, weights: str, folder: Path) -> None:
     weights, config = weights or "f16", read_json(hf / "config.json")
     folder.mkdir(parents=True)
     if weights != "f16" and config["d_model"] % BLOCK:
-        raise ChoiceError(f"export.formats: ggml-{weights} wants rows of {BLOCK} weights, got {config['d_model']}")
+        raise ConfigError(f"export.formats: ggml-{weights} wants rows of {BLOCK} weights, got {config['d_model']}")
     with (folder / FILE).open("wb") as file, safe_open(hf / "model.safetensors", "numpy") as tensors:
         _head(file, config, weights)
         _filters(file, hf)
@@ -121,7 +121,7 @@ def runs_on(folder: Path, device: torch.device) -> torch.device:
     return torch.device("cpu")
 
 
-def hearing(folder: Path, language: str, task: str, device: torch.device) -> Callable[[Waveform], str]:
+def transcriber(folder: Path, language: str, task: str, device: torch.device) -> Callable[[Waveform], str]:
     """What whisper.cpp hears in waveforms (samples,) at 16 kHz, greedily and on the CPU, without its fallbacks."""
     model = Model(
         str(folder / FILE), redirect_whispercpp_logs_to=None, context_params={"use_gpu": False},

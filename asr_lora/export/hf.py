@@ -42,7 +42,7 @@ def runs_on(folder: Path, device: torch.device) -> torch.device:
     return device
 
 
-def hearing(folder: Path, language: str, task: str, device: torch.device) -> Callable[[Waveform], str]:
+def transcriber(folder: Path, language: str, task: str, device: torch.device) -> Callable[[Waveform], str]:
     """What plain transformers hears: its pipeline, told the language, on waveforms (samples,) at 16 kHz."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     pipe = pipeline("automatic-speech-recognition", model=str(folder), device=device, dtype=dtype)

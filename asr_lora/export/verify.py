@@ -16,17 +16,17 @@ from asr_lora.data.preparation import split_clips
 from asr_lora.evaluation import error_analysis as findings
 from asr_lora.evaluation import metrics
 from asr_lora.evaluation.adapter_strength import AdapterChoice
-from asr_lora.evaluation.eval_sets import Set, decode_sets, normalizer
+from asr_lora.evaluation.eval_sets import EvalSet, decode_sets, set_normalizer
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model import arithmetic, whisper
 from asr_lora.model.hardware import Hardware
 from asr_lora.model.pretrained import language_token
 from asr_lora.reporting import tables
 from asr_lora.runs import folder as run
-from asr_lora.runtime.console import minutes, progress, say
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.console import format_duration, log, progress
+from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import check_links, write_json
-from asr_lora.speech.normalizer import Normalizer, in_units, leading
+from asr_lora.speech.normalizer import Normalizer, primary_metric, scoring_units
 
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config
@@ -40,15 +40,15 @@ class Source:
 
     config: "Config"
     folder: Path  # of an adapter, or of a whole model
-    sets: list[Set]  # whose clips prove an export
+    sets: list[EvalSet]  # whose clips prove an export
     out: Path
 
 
 def of_run(config: "Config", hardware: Hardware) -> Source:
     """Of the run whose settings these are. Raises ChoiceError where it has no adapter yet."""
     if not run.tuned(config.run).is_dir():
-        raise ChoiceError(f"run_dir: no adapter in {config.run}/train; train it first")
-    config = run.pinned(config)
+        raise ConfigError(f"run_dir: no adapter in {config.run}/train; train it first")
+    config = run.with_pinned_base(config)
     choice = AdapterChoice(config.run, config.eval, config.data, config.model, config.decoding, hardware, config.seed)
     folder, _, curve = choice.choose([])
     if curve:
@@ -64,10 +64,10 @@ def of_several(configs: Mapping[str, "Config"], asked: "Config", hardware: Hardw
     """
     for name, config in configs.items():
         if not (run.adapter(config.run) / "adapter_config.json").is_file():
-            raise ChoiceError(f"adapters: no adapter in {config.run}/train; train it first, and {name} can be combined")
+            raise ConfigError(f"adapters: no adapter in {config.run}/train; train it first, and {name} can be combined")
     bases = {name: run.settings(config.run).get("base", config.model.checkpoint) for name, config in configs.items()}
-    run.refuse_bases(bases, "what was trained on another cannot be added to it")
-    pinned = {name: run.pinned(config) for name, config in configs.items()}
+    run.check_same_base(bases, "what was trained on another cannot be added to it")
+    pinned = {name: run.with_pinned_base(config) for name, config in configs.items()}
     first = replace(next(iter(pinned.values())), export=asked.export)
     folders = {name: run.adapter(config.run) for name, config in configs.items()}
     shares = asked.weights or [1 / len(folders)] * len(folders)
@@ -76,9 +76,9 @@ def of_several(configs: Mapping[str, "Config"], asked: "Config", hardware: Hardw
         check_links(out, "export.out", root=None if asked.export.out else Path(asked.runs_dir))
     target = out / "adapter"
     base = whisper.load(first.model.checkpoint, "fp32", torch.device("cpu"))
-    arithmetic.combined(folders, shares, asked.export.combine, target, base)
+    arithmetic.combine_adapters(folders, shares, asked.export.combine, target, base)
     made = ", ".join(f"{share:g} of {name}" for name, share in zip(folders, shares, strict=True))
-    say(f"combined ({asked.export.combine}): {made}: {target}")
+    log(f"combined ({asked.export.combine}): {made}: {target}")
     rows = [_scored(name, config, hardware, target) for name, config in pinned.items()]
     write_json(out / "combined.json", {"way": asked.export.combine, "shares": shares, "sets": rows})
     tables.show_combined(rows)
@@ -91,26 +91,28 @@ def _place(asked: "Config", folders: Mapping[str, Path], shares: Sequence[float]
     return Path(asked.runs_dir) / "combined" / hashlib.sha256(words.encode()).hexdigest()[:8]
 
 
-def _test(config: "Config", name: str, limit: int | None) -> Set:
+def _test(config: "Config", name: str, limit: int | None) -> EvalSet:
     chosen = split_clips(config.run, config.data, config.model, "test", limit)
-    return Set(name, "test", language_token(config.model, config.data.language), chosen, len(chosen))
+    return EvalSet(name, "test", language_token(config.model, config.data.language), chosen, len(chosen))
 
 
 def _scored(name: str, config: "Config", hardware: Hardware, combined: Path) -> dict[str, Any]:
     """Error rates of a run's own test clips, eval.limit of them: untouched, its own adapter's, the combination's."""
     each, rates = _test(config, name, config.eval.limit), {}
     references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
-    rate = leading(each.language)
+    rate = primary_metric(each.language)
     for model, folder in (("untouched", None), ("own", run.adapter(config.run)), ("combined", combined)):
         (found,) = decode_sets(config.model, config.decoding, hardware, [each], folder)
-        scored = metrics.score(references, found["hypotheses"], speakers, normalizer(config.eval, each), config.seed)
+        scored = metrics.score(
+            references, found["hypotheses"], speakers, set_normalizer(config.eval, each), config.seed
+        )
         rates[model] = scored[rate]
     return {
         "set": name,
         "clips": len(each.clips),
         "rate": rate,
         **rates,
-        "normalizer": str(normalizer(config.eval, each)),
+        "normalizer": str(set_normalizer(config.eval, each)),
     }
 
 
@@ -118,7 +120,7 @@ def digest(source: Source) -> dict[str, Any]:
     """All that decides what the model does and on which clips an export is proven; it reads the weights."""
     said = [[each.name, each.language, [clip["sha256"] for clip in each.clips]] for each in source.sets]
     return {
-        "adapter_sha256": stored.digest(source.folder),
+        "adapter_sha256": stored.fingerprint(source.folder),
         "base": run.settings(source.config.run).get("base"),
         "clips_sha256": hashlib.sha256(repr(said).encode()).hexdigest(),
         "task": source.config.model.task,
@@ -126,7 +128,7 @@ def digest(source: Source) -> dict[str, Any]:
 
 
 def transcribe_sets(
-    name: str, room: ModuleType, folder: Path, sets: Sequence[Set], task: str, device: torch.device
+    name: str, room: ModuleType, folder: Path, sets: Sequence[EvalSet], task: str, device: torch.device
 ) -> tuple[list[list[str]], float, torch.device]:
     """What the export in `folder` hears in the clips of every set, one after the other, the seconds it took, and where.
 
@@ -135,9 +137,9 @@ def transcribe_sets(
     """
     texts, seconds, done = [], 0.0, 0
     total = sum(len(each.clips) for each in sets)
-    speech = minutes(sum(clip["duration"] for each in sets for clip in each.clips))
+    speech = format_duration(sum(clip["duration"] for each in sets for clip in each.clips))
     device = room.runs_on(folder, device)
-    say(f"{name}: transcribing {total} clips ({speech} of speech) in {room.runtime()} on {device.type}")
+    log(f"{name}: transcribing {total} clips ({speech} of speech) in {room.runtime()} on {device.type}")
     estimated = False
     with progress(f"{name}, hearing in {room.runtime()}", total=total) as bar:
         for each in sets:
@@ -148,7 +150,9 @@ def transcribe_sets(
                 bar.advance()
                 done, spent = done + 1, seconds + time.perf_counter() - started
                 if not estimated and spent > FIRST:
-                    say(f"{name}: about {minutes(spent / done * total)} for all {total} clips, by the first {done}")
+                    log(
+                        f"{name}: about {format_duration(spent / done * total)} for all {total} clips, by the first {done}"
+                    )
                     estimated = True
             texts.append(own)
             seconds += time.perf_counter() - started
@@ -158,7 +162,7 @@ def transcribe_sets(
 def compare(
     asked: EvalConfig,
     seed: int,
-    sets: Sequence[Set],
+    sets: Sequence[EvalSet],
     ours: Sequence[Mapping[str, Any]],
     theirs: Sequence[Sequence[str]],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -170,7 +174,7 @@ def compare(
     """
     figures, lines = [], []
     for each, own, other in zip(sets, ours, theirs, strict=True):
-        normal, rate = normalizer(asked, each), leading(each.language)
+        normal, rate = set_normalizer(asked, each), primary_metric(each.language)
         references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
         both = own["hypotheses"], other
         rates = [metrics.score(references, texts, speakers, normal, seed)[rate] for texts in both]
@@ -187,10 +191,10 @@ def compare(
     return figures, lines
 
 
-def _line(each: Set, normal: Normalizer, clip: Clip, ours: str, cut: bool, theirs: str) -> dict[str, Any]:
-    said, here, there = (in_units(normal(text), each.language) for text in (clip["text"], ours, theirs))
-    blameless = findings.runaway(here, said, clip["duration"], cut)
-    signs = [] if blameless else findings.runaway(there, said, clip["duration"], cut=False)
+def _line(each: EvalSet, normal: Normalizer, clip: Clip, ours: str, cut: bool, theirs: str) -> dict[str, Any]:
+    said, here, there = (scoring_units(normal(text), each.language) for text in (clip["text"], ours, theirs))
+    blameless = findings.runaway_signs(here, said, clip["duration"], cut)
+    signs = [] if blameless else findings.runaway_signs(there, said, clip["duration"], cut=False)
     return {
         "set": each.name, "id": clip["id"], "reference": clip["text"], "ours": ours, "theirs": theirs,
         "equal": here == there, "runaway": signs,

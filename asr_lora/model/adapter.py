@@ -18,9 +18,9 @@ from transformers import WhisperForConditionalGeneration
 
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model import whisper
-from asr_lora.model.methods import Method, method
-from asr_lora.model.pretrained import is_local, load_processor, named, resolve
-from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.model.methods import TuningMethod, tuning_method
+from asr_lora.model.pretrained import display_name, is_local, load_processor, resolve
+from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ def attach(model: WhisperForConditionalGeneration, lora: "LoraSettings", seed: i
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     if absent := [target for target in lora.target_modules or [] if target not in names]:
         linear = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
-        raise ChoiceError(f"lora.target_modules: {', '.join(absent)} is not in the model; it has {', '.join(linear)}")
-    way = method(lora, steps)
+        raise ConfigError(f"lora.target_modules: {', '.join(absent)} is not in the model; it has {', '.join(linear)}")
+    way = tuning_method(lora, steps)
     if way.adapter is None:
         return _own_weights(model, way)
     if getattr(model, "is_quantized", False):
@@ -74,7 +74,7 @@ def attach(model: WhisperForConditionalGeneration, lora: "LoraSettings", seed: i
     return tuned
 
 
-def _own_weights(model: WhisperForConditionalGeneration, way: Method) -> WhisperForConditionalGeneration:
+def _own_weights(model: WhisperForConditionalGeneration, way: TuningMethod) -> WhisperForConditionalGeneration:
     """The model, of which those parameters alone train, in fp32, that the way names."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(way.trains is not None and way.trains(name))
@@ -95,7 +95,7 @@ def save(model: Tuned, folder: Path, base: str, context: str) -> None:
     A local checkpoint is named by its folder alone: a path on this machine helps nobody elsewhere.
     Raises WorldError when the weights cannot be written, a full disk for one.
     """
-    name, (_, revision) = named(base), resolve(base)
+    name, (_, revision) = display_name(base), resolve(base)
     with _told(folder):
         if isinstance(model, PeftModel):
             library, kind, card = "peft", "lora", CARD
@@ -151,7 +151,7 @@ def _untie_from_base(model: PeftModel, folder: Path) -> None:
     write_json(folder / "adapter_config.json", settings | doubled)
 
 
-def save_training(model: torch.nn.Module, way: Method, folder: Path) -> None:
+def save_training(model: torch.nn.Module, way: TuningMethod, folder: Path) -> None:
     """Writes all that training goes on from, beside what the trainer keeps itself. Raises WorldError as `save` does."""
     trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     remembered = way.state(model) if way.state else {}
@@ -161,7 +161,7 @@ def save_training(model: torch.nn.Module, way: Method, folder: Path) -> None:
         save_file({name: tensor.contiguous() for name, tensor in both.items()}, folder / TRAINED)
 
 
-def resume_training(model: torch.nn.Module, way: Method, folder: Path) -> None:
+def resume_training(model: torch.nn.Module, way: TuningMethod, folder: Path) -> None:
     """Takes back what `save_training` wrote, into a model made by the same settings."""
     device = next(model.parameters()).device
     saved = load_file(folder / TRAINED, device=str(device))
@@ -179,7 +179,7 @@ def _told(folder: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        raise WorldError(f"run_dir: cannot write weights to {folder} ({error}); free some space") from error
+        raise ExternalError(f"run_dir: cannot write weights to {folder} ({error}); free some space") from error
 
 
 def load(checkpoint: str, folder: Path, precision: str, device: torch.device) -> WhisperForConditionalGeneration:
@@ -202,8 +202,8 @@ def merge(base: WhisperForConditionalGeneration, folder: Path) -> WhisperForCond
         return PeftModel.from_pretrained(base, folder).merge_and_unload()
 
 
-def beside_each_other(base: WhisperForConditionalGeneration, folders: Mapping[str, Path]) -> PeftModel:
-    """The base once, with every adapter at hand under its name and none merged; `using` says which one hears.
+def load_adapters(base: WhisperForConditionalGeneration, folders: Mapping[str, Path]) -> PeftModel:
+    """The base once, with every adapter at hand under its name and none merged; `active_adapter` says which one hears.
 
     Uses the base up.
     """
@@ -221,7 +221,7 @@ def beside_each_other(base: WhisperForConditionalGeneration, folders: Mapping[st
 
 
 @contextmanager
-def using(model: PeftModel, name: str | None, strength: float = 1.0) -> Iterator[None]:
+def active_adapter(model: PeftModel, name: str | None, strength: float = 1.0) -> Iterator[None]:
     """Within it the model hears with that adapter alone, `strength` times as strong, and with None without any.
 
     Only an adapter that `stored.scales` may have another strength than 1.

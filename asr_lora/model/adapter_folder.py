@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from asr_lora.model.hardware import is_out_of_memory
-from asr_lora.runtime.errors import WorldError, reason
+from asr_lora.runtime.errors import ExternalError, first_line
 from asr_lora.runtime.files import read_json
 
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors")  # of an adapter, of a whole model
@@ -27,7 +27,7 @@ def is_whole(folder: Path) -> bool:
     return not (folder / "adapter_config.json").is_file()
 
 
-def described(folder: Path) -> str:
+def describe(folder: Path) -> str:
     """What was saved there, in words."""
     if is_whole(folder):
         return "a whole model, for transformers"
@@ -42,15 +42,15 @@ def weights_file(folder: Path) -> Path:
     return folder / WEIGHTS[is_whole(folder)]
 
 
-def trained_on_short(folder: Path) -> bool:
+def knows_short_context(folder: Path) -> bool:
     """Whether the adapter knows contexts of less than 30 s; one that says nothing is taken for an ordinary one."""
-    context = read_record(folder).get("context", "full")
+    context = read_metadata(folder).get("context", "full")
     if context not in CONTEXTS:
-        raise WorldError(f"{folder / 'asr_lora.json'}: context is none of {', '.join(CONTEXTS)}; {AGAIN}")
+        raise ExternalError(f"{folder / 'asr_lora.json'}: context is none of {', '.join(CONTEXTS)}; {AGAIN}")
     return bool(context == "dynamic")
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_metadata(folder: Path) -> dict[str, Any]:
     file = folder / "asr_lora.json"
     return read_json(file, AGAIN) if file.is_file() else {}
 
@@ -61,11 +61,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
     said = read_json(file, AGAIN)
     kind, rank = said.get("peft_type"), said.get("r")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise WorldError(f"{file}: peft_type is none of {', '.join(KINDS)}; {AGAIN}")
+        raise ExternalError(f"{file}: peft_type is none of {', '.join(KINDS)}; {AGAIN}")
     if kind == "LORA" and not (type(rank) is int and rank > 0 and {"use_dora", "init_lora_weights"} <= said.keys()):
-        raise WorldError(f"{file}: r, use_dora or init_lora_weights is not what a LoRA has; {AGAIN}")
+        raise ExternalError(f"{file}: r, use_dora or init_lora_weights is not what a LoRA has; {AGAIN}")
     if said.get("megatron_config") is not None:  # peft would import whatever module megatron_core names
-        raise WorldError(
+        raise ExternalError(
             f"{file}: megatron_config would have peft run other code, which no adapter here needs; {AGAIN}"
         )
     return said
@@ -94,10 +94,10 @@ def reading(folder: Path) -> Iterator[None]:
     ) as error:  # fmt: skip
         if is_out_of_memory(error):  # a RuntimeError too, and nothing is damaged
             raise
-        raise WorldError(f"{folder}: does not load as an adapter ({reason(error)}); {AGAIN}") from error
+        raise ExternalError(f"{folder}: does not load as an adapter ({first_line(error)}); {AGAIN}") from error
 
 
-def digest(folder: Path) -> str:
+def fingerprint(folder: Path) -> str:
     """SHA-256 of all that decides what the model does: weights, configuration (which scales them) and context."""
     names = (*WEIGHTS, "adapter_config.json", "asr_lora.json")
     whole = hashlib.sha256()
@@ -108,7 +108,7 @@ def digest(folder: Path) -> str:
     return whole.hexdigest()
 
 
-def scales(folder: Path) -> bool:
+def is_scalable(folder: Path) -> bool:
     """Whether an adapter at no strength is the untouched model: a plain LoRA's is."""
     settings = read_settings(folder)
     return bool(settings["peft_type"] == "LORA" and not settings["use_dora"] and settings["init_lora_weights"] is True)

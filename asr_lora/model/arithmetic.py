@@ -11,13 +11,13 @@ from transformers import WhisperForConditionalGeneration
 
 from asr_lora.model import adapter, whisper
 from asr_lora.model import adapter_folder as stored
-from asr_lora.runtime.errors import ChoiceError, WorldError
-from asr_lora.runtime.files import whole_folder, write_json
+from asr_lora.runtime.errors import ConfigError, ExternalError
+from asr_lora.runtime.files import atomic_folder, write_json
 
 COMBINED = "combined"  # among the adapters that it is made of
 
 
-def scaled(source: Path, strength: float, target: Path, checkpoint: str) -> None:
+def scale_adapter(source: Path, strength: float, target: Path, checkpoint: str) -> None:
     """Writes `source` with `strength` times its change to every weight of the `checkpoint`: of its kind, and ordinary.
 
     A LoRA's change is B A, so B alone is scaled, and 0 is the untouched model; a whole model is drawn towards the
@@ -35,7 +35,7 @@ def scaled(source: Path, strength: float, target: Path, checkpoint: str) -> None
     _write(changed, source, target, {"context": "full", "strength": strength})
 
 
-def averaged(sources: Sequence[Path], target: Path) -> None:
+def average_adapters(sources: Sequence[Path], target: Path) -> None:
     """Writes the mean of several adapters of one run, weight by weight, as checkpoints are averaged (Izmailov 2018).
 
     It is the mean of the A and of the B, not of their products: along one path of training that is close, the size
@@ -44,7 +44,9 @@ def averaged(sources: Sequence[Path], target: Path) -> None:
     every = [stored.read_weights(source) for source in sources]
     for source, weights in zip(sources, every, strict=True):
         if _shapes(weights) != _shapes(every[0]):
-            raise WorldError(f"{source}: holds other weights than {sources[0]}, so they have no mean; {stored.AGAIN}")
+            raise ExternalError(
+                f"{source}: holds other weights than {sources[0]}, so they have no mean; {stored.AGAIN}"
+            )
     mean = {name: torch.stack([weights[name] for weights in every]).mean(dim=0) for name in every[0]}
     _write(mean, sources[-1], target, {"averaged": len(sources)})
 
@@ -55,13 +57,13 @@ def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
 
 def _write(weights: dict[str, torch.Tensor], source: Path, target: Path, record: dict[str, Any]) -> None:
     """`source` with other weights; `record` goes into its asr_lora.json."""
-    with whole_folder(target) as partial:
+    with atomic_folder(target) as partial:
         shutil.copytree(source, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*stored.WEIGHTS))
         save_file(weights, partial / stored.weights_file(source).name, metadata={"format": "pt"})
-        write_json(partial / "asr_lora.json", stored.read_record(source) | record)
+        write_json(partial / "asr_lora.json", stored.read_metadata(source) | record)
 
 
-def combined(
+def combine_adapters(
     folders: Mapping[str, Path], shares: Sequence[float], way: str, target: Path, base: WhisperForConditionalGeneration
 ) -> None:
     """Writes one ordinary adapter whose change to every weight is the sum of those of `folders`, each by its share.
@@ -73,13 +75,13 @@ def combined(
     every = {name: _plain(folder, f"adapters.{name}: must be a plain LoRA, got") for name, folder in folders.items()}
     # Not by the names of the runs: torch takes no dots in a module's.
     at_hand = {f"part{number}": folder for number, folder in enumerate(folders.values())}
-    model = adapter.beside_each_other(base, at_hand)
+    model = adapter.load_adapters(base, at_hand)
     for name in at_hand:  # their scalings are counted by now; the sum has the ordinary one, which is then 1
         model.peft_config[name].use_rslora = False
     largest = max(each["r"] for each in every.values())
     with adapter.quiet():
         model.add_weighted_adapter(list(at_hand), list(shares), COMBINED, combination_type=way, svd_rank=largest)
-        with whole_folder(target) as partial:
+        with atomic_folder(target) as partial:
             model.save_pretrained(partial, selected_adapters=[COMBINED], save_embedding_layers=False)
             for file in (partial / COMBINED).iterdir():
                 file.replace(partial / file.name)
@@ -95,6 +97,6 @@ def combined(
 def _plain(folder: Path, refused: str) -> dict[str, Any]:
     """The settings of an adapter that adds B A and nothing else. Raises ChoiceError, beginning with `refused`."""
     settings = stored.read_settings(folder)
-    if not stored.scales(folder):
-        raise ChoiceError(f"{refused} {folder}, which is none ({settings['peft_type']})")
+    if not stored.is_scalable(folder):
+        raise ConfigError(f"{refused} {folder}, which is none ({settings['peft_type']})")
     return settings

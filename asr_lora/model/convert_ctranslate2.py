@@ -23,9 +23,9 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from asr_lora.runtime.console import say
-from asr_lora.runtime.errors import ChoiceError, WorldError
-from asr_lora.runtime.files import read_json, whole_folder
+from asr_lora.runtime.console import log
+from asr_lora.runtime.errors import ConfigError, ExternalError
+from asr_lora.runtime.files import atomic_folder, read_json
 
 DTYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16)  # by CTranslate2's id
 TIMESTAMPS = 1501  # tokens <|0.00|> to <|30.00|>, the last rows of every Whisper's vocabulary
@@ -60,26 +60,26 @@ def convert(source: Path, target: Path) -> None:
     """
     for name in ("config.json", "tokenizer.json"):
         if not (source / name).is_file():
-            raise ChoiceError(f"model.checkpoint: no {name} in {source}; copy it from the model that it was made of")
-    say(f"converting {source} to {target} (once)")
+            raise ConfigError(f"model.checkpoint: no {name} in {source}; copy it from the model that it was made of")
+    log(f"converting {source} to {target} (once)")
     variables = read_variables(source / "model.bin")
     tokenizer = WhisperTokenizer.from_pretrained(source, pad_token="<|endoftext|>")
     tokenizer.chat_template = None  # as load_processor has it
     settings = read_json(source / "config.json", "copy or download it again")
     if not {"suppress_ids", "suppress_ids_begin"} <= settings.keys():
-        raise ChoiceError(f"model.checkpoint: config.json in {source} is not CTranslate2's own; restore it")
+        raise ConfigError(f"model.checkpoint: config.json in {source} is not CTranslate2's own; restore it")
     generation = _generation_config(settings, tokenizer)
     config = _config(variables, generation)
     weights = _weights(variables)
     _check(config, generation, weights, source)
     extractor = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
     try:
-        with whole_folder(target) as partial:
+        with atomic_folder(target) as partial:
             save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
             for part in (config, generation, WhisperProcessor(extractor, tokenizer)):
                 part.save_pretrained(partial)
     except (OSError, SafetensorError) as error:
-        raise WorldError(
+        raise ExternalError(
             f"model.checkpoint: cannot write {target} ({error}); free space or set ASR_LORA_CACHE"
         ) from error
 
@@ -89,7 +89,7 @@ def read_variables(path: Path) -> dict[str, torch.Tensor]:
     with path.open("rb") as file:
         _number(file, "I")  # binary version
         if (spec := _string(file)) != "WhisperSpec":
-            raise ChoiceError(f"model.checkpoint: {path} is no CTranslate2 Whisper (it says {spec[:40]!r})")
+            raise ConfigError(f"model.checkpoint: {path} is no CTranslate2 Whisper (it says {spec[:40]!r})")
         _number(file, "I")  # revision of the spec
         variables = dict(_variable(file) for _ in range(_number(file, "I")))
         aliases = {_string(file): _string(file) for _ in range(_number(file, "I"))}
@@ -99,7 +99,7 @@ def read_variables(path: Path) -> dict[str, torch.Tensor]:
 def _take(file: BinaryIO, size: int) -> bytes:
     data = file.read(size)
     if len(data) != size:
-        raise WorldError(
+        raise ExternalError(
             f"model.checkpoint: {file.name} is cut short (at byte {file.tell()}); copy or download it again"
         )
     return data
@@ -120,7 +120,7 @@ def _variable(file: BinaryIO) -> tuple[str, torch.Tensor]:
     shape = [_number(file, "I") for _ in range(_number(file, "B"))]
     dtype_id, size = _number(file, "B"), _number(file, "I")
     if dtype_id >= len(DTYPES) or size != math.prod(shape) * DTYPES[dtype_id].itemsize:
-        raise WorldError(f"model.checkpoint: {file.name} is damaged at {name[:80]!r}; copy or download it again")
+        raise ExternalError(f"model.checkpoint: {file.name} is damaged at {name[:80]!r}; copy or download it again")
     # A bytearray, because torch warns of tensors over memory that cannot be written.
     return name, torch.frombuffer(bytearray(_take(file, size)), dtype=DTYPES[dtype_id]).reshape(shape)
 
@@ -155,7 +155,7 @@ def _config(variables: Mapping[str, torch.Tensor], generation: GenerationConfig)
             begin_suppress_tokens=generation.begin_suppress_tokens,
         )
     except KeyError as error:
-        raise WorldError(f"model.checkpoint: model.bin has no {error}; it is no complete Whisper") from error
+        raise ExternalError(f"model.checkpoint: model.bin has no {error}; it is no complete Whisper") from error
 
 
 def _generation_config(settings: Mapping[str, Any], tokenizer: WhisperTokenizer) -> GenerationConfig:
@@ -209,13 +209,13 @@ def _check(
     config: WhisperConfig, generation: GenerationConfig, weights: Mapping[str, torch.Tensor], source: Path
 ) -> None:
     if not all(tensor.is_floating_point() for tensor in weights.values()):
-        raise ChoiceError(
+        raise ConfigError(
             f"model.checkpoint: {source} is quantised to integers, which cannot be trained on; "
             "take its float16 or float32 conversion (model.precision=int8 quantises it here)"
         )
     last = generation.no_timestamps_token_id + TIMESTAMPS
     if last != config.vocab_size - 1:
-        raise ChoiceError(
+        raise ConfigError(
             f"model.checkpoint: tokenizer.json in {source} is of another Whisper: its last token is {last}, the "
             f"weights' is {config.vocab_size - 1}; copy the right one beside model.bin"
         )
@@ -224,4 +224,4 @@ def _check(
     expected = {name: value.shape for name, value in model.state_dict().items() if name not in model._tied_weights_keys}
     got = {name: value.shape for name, value in weights.items()}
     if odd := sorted(name for name, _ in expected.items() ^ got.items()):
-        raise WorldError(f"model.checkpoint: {source} is no whole Whisper; missing, unknown or misshapen: {odd[:6]}")
+        raise ExternalError(f"model.checkpoint: {source} is no whole Whisper; missing, unknown or misshapen: {odd[:6]}")

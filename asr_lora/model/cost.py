@@ -26,7 +26,7 @@ CPU_SLACK = 3.0  # the same of malloc, which gives little back: whisper-base hel
 # half precision as counted under CUDA's casts (tests/model/test_kept_bytes.py), where inputs of norms stay fp32 and
 # masks of dropout are a byte each.
 _QV = ((56, 76, 16), (30, 41, 7))
-KEPT = {
+ACTIVATION_WIDTHS = {
     "qv": _QV, "all_linear": ((116, 144, 24), (51, 65, 10)), "encoder": ((56, 52, 8), (30, 32, 4)),
     "decoder": ((0, 76, 12), (0, 41, 6)), "rslora": _QV, "dora": ((84, 100, 48), (38, 53, 11)), "pissa": _QV,
     "lora_plus": _QV, "adalora": ((60, 80, 20), (30, 41, 7)), "qlora": _QV, "ia3": ((64, 76, 16), (44, 52, 8)),
@@ -36,7 +36,7 @@ KEPT_SHARE = {"cpu": 0.65, "gpu": 0.89}  # of fp32's: a CPU's half precision (bf
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelDimensions:
     """The sizes of a Whisper: what a checkpoint's config.json says."""
 
     d_model: int
@@ -49,19 +49,19 @@ class Shape:
 
 # As published by OpenAI (github.com/openai/whisper, model cards of huggingface.co/openai).
 PUBLISHED = {
-    "openai/whisper-tiny": Shape(384, 1536, 4, 4, 80, 51865),
-    "openai/whisper-base": Shape(512, 2048, 6, 6, 80, 51865),
-    "openai/whisper-small": Shape(768, 3072, 12, 12, 80, 51865),
-    "openai/whisper-medium": Shape(1024, 4096, 24, 24, 80, 51865),
-    "openai/whisper-large-v2": Shape(1280, 5120, 32, 32, 80, 51865),
-    "openai/whisper-large-v3": Shape(1280, 5120, 32, 32, 128, 51866),
-    "openai/whisper-large-v3-turbo": Shape(1280, 5120, 32, 4, 128, 51866),
+    "openai/whisper-tiny": ModelDimensions(384, 1536, 4, 4, 80, 51865),
+    "openai/whisper-base": ModelDimensions(512, 2048, 6, 6, 80, 51865),
+    "openai/whisper-small": ModelDimensions(768, 3072, 12, 12, 80, 51865),
+    "openai/whisper-medium": ModelDimensions(1024, 4096, 24, 24, 80, 51865),
+    "openai/whisper-large-v2": ModelDimensions(1280, 5120, 32, 32, 80, 51865),
+    "openai/whisper-large-v3": ModelDimensions(1280, 5120, 32, 32, 128, 51866),
+    "openai/whisper-large-v3-turbo": ModelDimensions(1280, 5120, 32, 4, 128, 51866),
 }
 
 
-def shape_of(config: Mapping[str, Any]) -> Shape:
+def dimensions(config: Mapping[str, Any]) -> ModelDimensions:
     """The shape that a config.json tells. Raises KeyError when it is no Whisper's."""
-    return Shape(
+    return ModelDimensions(
         d_model=config["d_model"],
         ffn=config["encoder_ffn_dim"],
         encoder_layers=config["encoder_layers"],
@@ -79,7 +79,7 @@ def silence(seconds: float) -> float:
     return (SOURCE_POSITIONS - seconds * POSITIONS_PER_SECOND) / SPACING
 
 
-def attention_work(shape: Shape, seconds: float, tokens: float) -> float:
+def attention_flops(shape: ModelDimensions, seconds: float, tokens: float) -> float:
     """FLOP of scores and weighted sums: 4*T*(T+S)*d an encoder layer, 4*L^2*d + 4*L*(T+S)*d a decoder layer."""
     positions, d, behind = seconds * POSITIONS_PER_SECOND, shape.d_model, silence(seconds)
     encoder = 4 * positions * (positions + behind) * d
@@ -87,7 +87,7 @@ def attention_work(shape: Shape, seconds: float, tokens: float) -> float:
     return shape.encoder_layers * encoder + shape.decoder_layers * decoder
 
 
-def forward_work(shape: Shape, seconds: float, tokens: float) -> float:
+def forward_flops(shape: ModelDimensions, seconds: float, tokens: float) -> float:
     """FLOP of a forward pass.
 
     An encoder layer is 24*T*d^2 + 4*T^2*d: four projections (8*T*d^2), the feed-forward part (4*T*d*f, with Whisper's
@@ -102,11 +102,11 @@ def forward_work(shape: Shape, seconds: float, tokens: float) -> float:
     convolutions = 12 * positions * shape.mels * d + 6 * positions * d**2
     logits = 2 * tokens * d * shape.vocabulary
     layers = shape.encoder_layers * encoder + shape.decoder_layers * decoder
-    return layers + attention_work(shape, seconds, tokens) + convolutions + logits
+    return layers + attention_flops(shape, seconds, tokens) + convolutions + logits
 
 
-def training_work(
-    shape: Shape, seconds: float, tokens: float, trainable: int, checkpointing: bool, kind: str = "qv"
+def training_flops(
+    shape: ModelDimensions, seconds: float, tokens: float, trainable: int, checkpointing: bool, kind: str = "qv"
 ) -> float:
     """FLOP of forward and backward, by `kind` of tuning; with an adapter on a frozen base about twice the forward.
 
@@ -116,20 +116,20 @@ def training_work(
     has its second product; where the decoder alone does, backward ends there.
     """
     adapter = 0 if kind == "full" else 2 * trainable * seconds * POSITIONS_PER_SECOND
-    forward = forward_work(shape, seconds, tokens)
-    backward = forward + 1.5 * attention_work(shape, seconds, tokens) + 2 * adapter
+    forward = forward_flops(shape, seconds, tokens)
+    backward = forward + 1.5 * attention_flops(shape, seconds, tokens) + 2 * adapter
     if kind == "full":
-        backward += forward - attention_work(shape, seconds, tokens)
+        backward += forward - attention_flops(shape, seconds, tokens)
     elif kind == "decoder":
         encoder = replace(shape, decoder_layers=0)
-        backward -= forward_work(encoder, seconds, 0) + 1.5 * attention_work(encoder, seconds, 0)
+        backward -= forward_flops(encoder, seconds, 0) + 1.5 * attention_flops(encoder, seconds, 0)
     return forward * (2 if checkpointing else 1) + adapter + backward
 
 
 # ---- memory ----
 
 
-def parameters(shape: Shape) -> int:
+def parameters(shape: ModelDimensions) -> int:
     """All parameters of the base, its biases, norms and position embeddings included."""
     d, f = shape.d_model, shape.ffn
     norms_and_biases = shape.encoder_layers * (8 * d + f) + shape.decoder_layers * (13 * d + f) + 4 * d
@@ -138,13 +138,13 @@ def parameters(shape: Shape) -> int:
     return _linear_parameters(shape) + norms_and_biases + front + embeddings
 
 
-def _linear_parameters(shape: Shape) -> int:
+def _linear_parameters(shape: ModelDimensions) -> int:
     """What a quantised base quantises: the layers' projections, not the embedding that doubles as the output's."""
     d, f = shape.d_model, shape.ffn
     return shape.encoder_layers * (4 * d**2 + 2 * d * f) + shape.decoder_layers * (8 * d**2 + 2 * d * f)
 
 
-def weight_bytes(shape: Shape, precision: str, double_quantisation: bool = False) -> float:
+def weight_bytes(shape: ModelDimensions, precision: str, double_quantisation: bool = False) -> float:
     """Of a base that is trained on: fp32, fp16, bf16, int8 or nf4.
 
     A quantised one keeps the rest in fp32 (peft's prepare_model_for_kbit_training); NF4 is half a byte a weight and
@@ -159,7 +159,7 @@ def weight_bytes(shape: Shape, precision: str, double_quantisation: bool = False
 
 
 def kept_bytes(
-    shape: Shape, seconds: float, tokens: float, *, half: bool, on_gpu: bool, checkpointing: bool = False,
+    shape: ModelDimensions, seconds: float, tokens: float, *, half: bool, on_gpu: bool, checkpointing: bool = False,
     kind: str = "qv",
 ) -> float:  # fmt: skip
     """Bytes that the layers keep for backward, of one row, as KEPT says of the `kind` of tuning; `half` of arithmetic.
@@ -167,7 +167,7 @@ def kept_bytes(
     Of the silence behind a context there are keys and values alone, in the encoder as in what a decoder attends to.
     """
     d, positions, behind = shape.d_model, seconds * POSITIONS_PER_SECOND, silence(seconds)
-    in_fp32, in_half = KEPT[kind]
+    in_fp32, in_half = ACTIVATION_WIDTHS[kind]
     share = KEPT_SHARE["gpu" if on_gpu else "cpu"] if half != on_gpu else 1
     of_encoder, of_token, of_attended = in_half if half and on_gpu else (share * each for each in in_fp32)
     encoder = (positions * of_encoder + behind * of_attended) * d if of_encoder else 0
@@ -195,7 +195,7 @@ class TrainingMode:
     eight_bit: bool = False
 
 
-def training_bytes(shape: Shape, mode: TrainingMode, rows: int, seconds: float, tokens: float) -> float:
+def training_bytes(shape: ModelDimensions, mode: TrainingMode, rows: int, seconds: float, tokens: float) -> float:
     """Most bytes held in a training step with so many `rows` in one forward: weights, adapter, optimizer, activations.
 
     What backward needs is `kept_bytes`, within a tenth of what was counted in every precision; with checkpointing it is
@@ -219,13 +219,15 @@ def training_bytes(shape: Shape, mode: TrainingMode, rows: int, seconds: float, 
     return PROCESS_BYTES + fixed + slack * activations
 
 
-def rows_that_fit(available: float, shape: Shape, mode: TrainingMode, seconds: float, tokens: float) -> int:
+def rows_that_fit(available: float, shape: ModelDimensions, mode: TrainingMode, seconds: float, tokens: float) -> int:
     """The most rows in one forward of training within `available` bytes; 0 when not even one fits."""
     none, one = (training_bytes(shape, mode, rows, seconds, tokens) for rows in (0, 1))
     return max(0, int((available - none) / (one - none)))
 
 
-def decoding_bytes(shape: Shape, weights: float, rows: int, seconds: float, tokens: float, half: bool) -> float:
+def decoding_bytes(
+    shape: ModelDimensions, weights: float, rows: int, seconds: float, tokens: float, half: bool
+) -> float:
     """Most bytes held while `rows` (clips times beams) are decoded: `weights`, keys and values, one encoder layer."""
     d, positions, element = shape.d_model, seconds * POSITIONS_PER_SECOND, 2 if half else 4
     cache = 2 * (positions + tokens) * d * shape.decoder_layers

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 
-from asr_lora.config.schema import LoraConfig, ModelConfig, decided
+from asr_lora.config.schema import LoraConfig, ModelConfig, resolve_precision
 from asr_lora.config.stages import HardwareConfig
 from asr_lora.model import cost
 from asr_lora.model.pretrained import load_config
 from asr_lora.model.whisper import DTYPES
 from asr_lora.runtime import distributed as ranks
-from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
+from asr_lora.runtime.errors import ConfigError, ExternalError, UserError
 from asr_lora.speech.audio import MAX_SECONDS
 
 GPUS = ("t4", "l4", "a10", "a100", "h100")  # what is known of them is in conf/hardware/
@@ -79,7 +79,11 @@ class Hardware:
 
 
 def resolve_hardware(
-    asked: HardwareConfig, model: ModelConfig, lora: LoraConfig, batch_size: int, shape: cost.Shape | None = None
+    asked: HardwareConfig,
+    model: ModelConfig,
+    lora: LoraConfig,
+    batch_size: int,
+    shape: cost.ModelDimensions | None = None,
 ) -> Hardware:
     """Decides what is left to the machine. Raises ChoiceError or WorldError for what it cannot do.
 
@@ -87,31 +91,33 @@ def resolve_hardware(
     decoding take less at once. `batch_size` is the clips of a training step.
     """
     device = find_device(asked.device)
-    precision, _ = decided(model.precision, device.type)
+    precision, _ = resolve_precision(model.precision, device.type)
     on_gpu = device.type == "cuda"
     if precision == "fp16" and not on_gpu:
-        raise ChoiceError("model.precision: fp16 trains on a GPU only; on a CPU take fp32, bf16 or int8")
+        raise ConfigError("model.precision: fp16 trains on a GPU only; on a CPU take fp32, bf16 or int8")
     if precision in ("fp16", "bf16") and asked.autocast == "none":
-        raise ChoiceError(f"hardware.autocast: none leaves a {precision} base with fp32 features; take auto")
+        raise ConfigError(f"hardware.autocast: none leaves a {precision} base with fp32 features; take auto")
     if asked.autocast == "fp16" and not on_gpu:
-        raise ChoiceError("hardware.autocast: fp16 is for GPUs; on a CPU take auto, bf16 or none")
+        raise ConfigError("hardware.autocast: fp16 is for GPUs; on a CPU take auto, bf16 or none")
     if "bf16" in (precision, asked.autocast) and on_gpu and not _multiplies_bf16():
         key = "model.precision" if precision == "bf16" else "hardware.autocast"
-        raise ChoiceError(f"{key}: {torch.cuda.get_device_name()} has no bf16; take fp16")
+        raise ConfigError(f"{key}: {torch.cuda.get_device_name()} has no bf16; take fp16")
     autocast = _autocast(precision, on_gpu) if asked.autocast == "auto" else DTYPES.get(asked.autocast)
-    processes = ranks.count()
+    processes = ranks.world_size()
     share = max(1, batch_size // processes)
     rows, checkpointing, decoded = CPU_MICRO_BATCH, False, CPU_DECODE_BATCH
     if on_gpu:
-        shape = shape or cost.shape_of(load_config(model.checkpoint).to_dict())
+        shape = shape or cost.dimensions(load_config(model.checkpoint).to_dict())
         free_memory()  # or what a job before this one left would count as used
         free = torch.cuda.mem_get_info(device)[0]
         available = min(free, asked.memory * 1e9) if asked.memory else free
         half = autocast is not None
-        rows, checkpointing = fitting(available, asked.gradient_checkpointing, precision, shape, half, **lora.memory)
-        decoded = decode_rows(available, shape)
+        rows, checkpointing = max_train_rows(
+            available, asked.gradient_checkpointing, precision, shape, half, **lora.memory
+        )
+        decoded = max_decode_rows(available, shape)
     if batch_size % processes:
-        raise ChoiceError(f"training.batch_size: must be a multiple of the {processes} processes, got {batch_size}")
+        raise ConfigError(f"training.batch_size: must be a multiple of the {processes} processes, got {batch_size}")
     return Hardware(
         device=device,
         name=torch.cuda.get_device_name()
@@ -121,15 +127,17 @@ def resolve_hardware(
         processes=processes,
         capacity=min(asked.micro_batch or rows, share) * MAX_SECONDS,
         gradient_checkpointing=asked.gradient_checkpointing or checkpointing,
-        workers=loader_workers(on_gpu, usable_cores(), ranks.local_count()) if asked.workers is None else asked.workers,
+        workers=loader_workers(on_gpu, usable_cores(), ranks.local_world_size())
+        if asked.workers is None
+        else asked.workers,
         decode_batch=asked.decode_batch or decoded,
     )
 
 
-def shared(found: Hardware) -> Hardware:
+def agreed(found: Hardware) -> Hardware:
     """The same in a run that several processes share, which from here on go together."""
-    ranks.join(found.device)
-    return replace(found, decode_batch=min(ranks.gathered(found.decode_batch)))  # all decode the same batches
+    ranks.init(found.device)
+    return replace(found, decode_batch=min(ranks.all_gather(found.decode_batch)))  # all decode the same batches
 
 
 def known_gpu(name: str) -> str | None:
@@ -142,18 +150,18 @@ def find_device(asked: str) -> torch.device:
     if asked != "cpu" and torch.cuda.is_available():
         own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if own >= there:
-            raise ChoiceError(f"WORLD_SIZE: each process needs a GPU of its own, and here are {there}; start {there}")
+            raise ConfigError(f"WORLD_SIZE: each process needs a GPU of its own, and here are {there}; start {there}")
         device = torch.device("cuda", own)
         torch.cuda.set_device(device)  # or every process would hold some memory of the first GPU too
         return device
     if asked != "cpu" and (sign := nvidia_sign(ROOT)):
-        raise WorldError(
+        raise ExternalError(
             f"hardware: torch {torch.__version__} cannot use the NVIDIA device here ({sign}); update the driver (this "
             f"build's CUDA {torch.version.cuda} wants 580 or newer; in WSL2 it is the one of Windows), start a "
             "container with its GPUs (docker run --gpus all), or say hardware=cpu if that is meant"
         )
     if asked == "cuda":
-        raise ChoiceError("hardware.device: no NVIDIA device on this machine; say hardware=cpu or hardware=auto")
+        raise ConfigError("hardware.device: no NVIDIA device on this machine; say hardware=cpu or hardware=auto")
     return torch.device("cpu")
 
 
@@ -184,8 +192,8 @@ def loader_workers(on_gpu: bool, cores: int, processes: int) -> int:
     return max(1, min(MOST_WORKERS, cores // processes)) if on_gpu else 0
 
 
-def fitting(
-    available: float, checkpointing: bool | None, precision: str, shape: cost.Shape, autocast: bool, *,
+def max_train_rows(
+    available: float, checkpointing: bool | None, precision: str, shape: cost.ModelDimensions, autocast: bool, *,
     kind: str = "qv", eight_bit: bool = False,
 ) -> tuple[int, bool]:  # fmt: skip
     """Clips at 30 s that a GPU with so many bytes trains on in one forward, and whether it computes activations twice.
@@ -205,7 +213,7 @@ def fitting(
     return max(1, rows(checkpointing)), checkpointing
 
 
-def decode_rows(available: float, shape: cost.Shape) -> int:
+def max_decode_rows(available: float, shape: cost.ModelDimensions) -> int:
     """Clips at 30 s (times beams) that a GPU with so many bytes decodes at once, by the merged model in fp16."""
 
     def held(rows: int) -> float:
@@ -270,7 +278,7 @@ def free_memory() -> None:
 
 
 @contextmanager
-def keeping_memory() -> Iterator[None]:
+def keep_freed_memory() -> Iterator[None]:
     """Within it malloc keeps what tensors give back for the next ones.
 
     To be given other pages by the system for every tensor takes a sixth of a short training step on a CPU. But what is

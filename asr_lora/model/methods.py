@@ -28,7 +28,7 @@ SINUSOIDS = "encoder.embed_positions"
 
 
 @dataclass(frozen=True)
-class Method:
+class TuningMethod:
     """A way of tuning, made for a run of so many steps; what is None is as usual.
 
     `adapter` is what peft puts on; where it is None, those parameters of the base train that `trains` names.
@@ -47,7 +47,7 @@ class Method:
     restore: Callable[[Module, Mapping[str, Tensor]], None] | None = None
 
 
-def method(lora: "LoraSettings", steps: int) -> Method:
+def tuning_method(lora: "LoraSettings", steps: int) -> TuningMethod:
     """The way that the settings ask for."""
     match lora.kind:
         case "encoder" | "decoder":
@@ -90,33 +90,33 @@ def _set(value: T | None) -> T:
     return value
 
 
-def plain(lora: "LoraSettings") -> Method:
+def plain(lora: "LoraSettings") -> TuningMethod:
     """LoRA (Hu et al. 2021)."""
-    return Method(_lora(lora))
+    return TuningMethod(_lora(lora))
 
 
-def part(lora: "LoraSettings") -> Method:
+def part(lora: "LoraSettings") -> TuningMethod:
     """LoRA on the encoder or the decoder alone; a decoder's cross-attention is its own."""
     names = "|".join(map(re.escape, _set(lora.target_modules)))
-    return Method(_lora(lora, target_modules=rf"model\.{lora.kind}\..*\.({names})"))
+    return TuningMethod(_lora(lora, target_modules=rf"model\.{lora.kind}\..*\.({names})"))
 
 
-def rslora(lora: "LoraSettings") -> Method:
+def rslora(lora: "LoraSettings") -> TuningMethod:
     """LoRA scaled by alpha / sqrt(r) (Kalajdzievski 2023)."""
-    return Method(_lora(lora, use_rslora=True))
+    return TuningMethod(_lora(lora, use_rslora=True))
 
 
-def dora(lora: "LoraSettings") -> Method:
+def dora(lora: "LoraSettings") -> TuningMethod:
     """Weight-decomposed LoRA (Liu et al. 2024)."""
-    return Method(_lora(lora, use_dora=True))
+    return TuningMethod(_lora(lora, use_dora=True))
 
 
-def pissa(lora: "LoraSettings") -> Method:
+def pissa(lora: "LoraSettings") -> TuningMethod:
     """LoRA that begins as the principal parts of the weights, which it takes from them (Meng et al. 2024)."""
-    return Method(_lora(lora, init_lora_weights=PISSA))
+    return TuningMethod(_lora(lora, init_lora_weights=PISSA))
 
 
-def lora_plus(lora: "LoraSettings") -> Method:
+def lora_plus(lora: "LoraSettings") -> TuningMethod:
     """LoRA whose B has a rate of its own (Hayou et al. 2024)."""
 
     def optimiser(model: Module, rate: float, decay: float) -> Optimizer:
@@ -125,22 +125,22 @@ def lora_plus(lora: "LoraSettings") -> Method:
         )
         return made
 
-    return Method(_lora(lora), optimiser=optimiser)
+    return TuningMethod(_lora(lora), optimiser=optimiser)
 
 
-def rank_before(left: int) -> int:
+def initial_rank(left: int) -> int:
     """That AdaLoRA begins with, to end with so much on average."""
     return math.ceil(RANK_BEFORE * left)
 
 
-def adalora(lora: "LoraSettings", steps: int) -> Method:
+def adalora(lora: "LoraSettings", steps: int) -> TuningMethod:
     """LoRA as singular values and vectors, whose rank goes where it matters (Zhang et al. 2023).
 
     peft's allocator is asked after every step, and masks after every one between tinit and the end: so what is saved,
     which is without the masked, is what was decoded. Its averages are in no checkpoint of peft's.
     """
     left, weight = _set(lora.r), _set(lora.orthogonality)
-    before = rank_before(left)
+    before = initial_rank(left)
     config = AdaLoraConfig(
         target_r=left, init_r=before, lora_alpha=_set(lora.scaling) * before, lora_dropout=_set(lora.dropout),
         target_modules=list(_set(lora.target_modules)), total_step=steps, tinit=int(_set(lora.tinit) * steps),
@@ -183,26 +183,26 @@ def adalora(lora: "LoraSettings", steps: int) -> Method:
         pattern = {name: kept.tolist() for name, kept in found[PATTERN].items()}
         tuner(model).peft_config["default"].rank_pattern = pattern or None
 
-    return Method(config, penalty=penalty, after_step=after_step, state=state, restore=restore)
+    return TuningMethod(config, penalty=penalty, after_step=after_step, state=state, restore=restore)
 
 
 # ---- others ----
 
 
-def ia3(lora: "LoraSettings") -> Method:
+def ia3(lora: "LoraSettings") -> TuningMethod:
     """A factor a key, value and inner feature (Liu et al. 2022)."""
     config = IA3Config(
         target_modules=list(_set(lora.target_modules)), feedforward_modules=list(_set(lora.feedforward_modules))
     )
-    return Method(config)
+    return TuningMethod(config)
 
 
-def bitfit() -> Method:
+def bitfit() -> TuningMethod:
     """The biases alone (Ben Zaken et al. 2022); peft has no such thing."""
-    return Method(trains=lambda name: name.endswith(".bias"))
+    return TuningMethod(trains=lambda name: name.endswith(".bias"))
 
 
-def full(lora: "LoraSettings") -> Method:
+def full(lora: "LoraSettings") -> TuningMethod:
     """Every weight but the encoder's positions, which are sinusoids and no weights; the moments in 8 bits if asked."""
 
     def optimiser(model: Module, rate: float, decay: float) -> Optimizer:
@@ -215,4 +215,4 @@ def full(lora: "LoraSettings") -> Method:
         return eight_bit
 
     eight = optimiser if lora.adam == "8bit" else None
-    return Method(trains=lambda name: SINUSOIDS not in name, optimiser=eight)
+    return TuningMethod(trains=lambda name: SINUSOIDS not in name, optimiser=eight)

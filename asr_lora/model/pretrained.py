@@ -12,9 +12,9 @@ from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperPro
 
 from asr_lora.config.schema import ModelConfig
 from asr_lora.model.convert_ctranslate2 import convert
-from asr_lora.runtime.errors import ChoiceError, WorldError, reason
-from asr_lora.runtime.files import alone, cache_dir, writing
-from asr_lora.speech.language import check_language, whisper_language
+from asr_lora.runtime.errors import ConfigError, ExternalError, first_line
+from asr_lora.runtime.files import cache_dir, disk_errors, exclusive
+from asr_lora.speech.language import check_token, token_for_locale
 
 WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")  # whole or sharded, as Hugging Face names them
 HUB_ID = re.compile(r"(?P<name>(\w[\w.-]*/)?\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
@@ -33,9 +33,9 @@ def resolve(checkpoint: str) -> tuple[str, str]:
     if path.is_dir():
         return str(_local(path)), MAIN
     if path.exists():
-        raise ChoiceError(f"model.checkpoint: {path} is a file; name the directory that holds the model")
+        raise ConfigError(f"model.checkpoint: {path} is a file; name the directory that holds the model")
     if not (hub := HUB_ID.fullmatch(checkpoint)):
-        raise ChoiceError(
+        raise ConfigError(
             f"model.checkpoint: no directory {path}; name one that exists, or a Hub id (owner/name or "
             "owner/name@revision)"
         )
@@ -52,12 +52,12 @@ def is_hub_id(checkpoint: str) -> bool:
     return HUB_ID.fullmatch(checkpoint) is not None and not is_local(checkpoint)
 
 
-def named(checkpoint: str) -> str:
+def display_name(checkpoint: str) -> str:
     """What others call it: the id of the Hub's, of a directory its name alone."""
     return Path(checkpoint).expanduser().name if is_local(checkpoint) else resolve(checkpoint)[0]
 
 
-def identity(checkpoint: str) -> str:
+def fingerprint(checkpoint: str) -> str:
     """What the weights and all that goes with them are: owner/name@commit of the Hub, or a hash of a directory's files.
 
     The former is itself a checkpoint's name.
@@ -74,7 +74,7 @@ def load_config(checkpoint: str) -> WhisperConfig:
     """Raises ChoiceError for a directory or Hub id that is no Whisper, WorldError for a Hub id out of reach."""
     config = _load(AutoConfig, checkpoint)
     if not isinstance(config, WhisperConfig):
-        raise ChoiceError(f"model.checkpoint: {checkpoint} is a {config.model_type} model; this trains Whisper alone")
+        raise ConfigError(f"model.checkpoint: {checkpoint} is a {config.model_type} model; this trains Whisper alone")
     return config
 
 
@@ -82,7 +82,7 @@ def load_generation_config(checkpoint: str) -> GenerationConfig:
     """Raises as `load_config` does, and ChoiceError for a model without language tokens."""
     generation = _load(GenerationConfig, checkpoint)
     if not getattr(generation, "lang_to_id", None):
-        raise ChoiceError(
+        raise ConfigError(
             f"model.checkpoint: {checkpoint} has no lang_to_id in its generation_config.json; "
             "take a multilingual Whisper, with the generation_config.json of its base model"
         )
@@ -110,7 +110,7 @@ def language_token(model: ModelConfig, locale: str) -> str:
     Raises ChoiceError when the checkpoint has none, naming the way out.
     """
     tokens = language_tokens(model.checkpoint)
-    return whisper_language(locale, tokens) if model.language is None else check_language(model.language, tokens)
+    return token_for_locale(locale, tokens) if model.language is None else check_token(model.language, tokens)
 
 
 def load_processor(checkpoint: str) -> WhisperProcessor:
@@ -129,7 +129,7 @@ def _local(path: Path) -> Path:
     if (path / "model.bin").is_file():
         return _converted(path)
     there = ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "nothing"
-    raise ChoiceError(
+    raise ConfigError(
         f"model.checkpoint: no model in {path}; a Hugging Face directory has config.json and model.safetensors, "
         f"a faster-whisper one model.bin (got: {there})"
     )
@@ -140,9 +140,9 @@ def _converted(path: Path) -> Path:
     files = [file for name in ("model.bin", "config.json", "tokenizer.json") if (file := path / name).is_file()]
     target = cache_dir() / "checkpoints" / f"{path.resolve().name}-{_content(files)[:8]}"
     if not target.is_dir():
-        with writing(target.parent):
+        with disk_errors(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
-        with alone(target):
+        with exclusive(target):
             if not target.is_dir():
                 convert(path, target)
     return target
@@ -166,8 +166,10 @@ def _load(kind: Any, checkpoint: str) -> Any:
         return kind.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
         if is_local(checkpoint):
-            raise ChoiceError(f"model.checkpoint: {checkpoint} does not load as a Whisper: {reason(error)}") from error
-        raise WorldError(
-            f"model.checkpoint: {checkpoint} is not in the local cache and the Hub did not give it ({reason(error)}); "
+            raise ConfigError(
+                f"model.checkpoint: {checkpoint} does not load as a Whisper: {first_line(error)}"
+            ) from error
+        raise ExternalError(
+            f"model.checkpoint: {checkpoint} is not in the local cache and the Hub did not give it ({first_line(error)}); "
             f"check the name and the network, or give a local one: {LOCAL}"
         ) from error

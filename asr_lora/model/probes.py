@@ -16,7 +16,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 from asr_lora.model import adapter, quantized, whisper
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.adapter import Tuned
-from asr_lora.model.methods import method
+from asr_lora.model.methods import tuning_method
 
 if TYPE_CHECKING:
     from asr_lora.config.schema import LoraConfig as LoraSettings
@@ -28,7 +28,7 @@ LOSS_SCALE = 1024.0  # so that no gradient is too small for fp16
 SIDES = ("encoder", "decoder")
 
 
-def quantised_product(precision: str, device: torch.device, compute: torch.dtype) -> tuple[float, float]:
+def quantized_product(precision: str, device: torch.device, compute: torch.dtype) -> tuple[float, float]:
     """How far a small int8 or nf4 layer is from the dense one, whose weights it was made of.
 
     Relative errors (Frobenius norms) of its product, and of the gradient that reaches its input; nan where none does.
@@ -102,7 +102,7 @@ def back_propagate(model: Tuned, base: Base, batch: Mapping[str, Tensor]) -> flo
     """The loss of a batch, in nats per token; its gradients are left in the model, times LOSS_SCALE."""
     model.train()
     there = {name: tensor.to(base.device) for name, tensor in batch.items()}
-    with whisper.context(model, whisper.seconds_of(batch["input_features"])), base.arithmetic():
+    with whisper.encoder_context(model, whisper.seconds_of(batch["input_features"])), base.arithmetic():
         loss = model(**there).loss
     (loss * LOSS_SCALE).backward()
     return float(loss.detach())
@@ -128,12 +128,12 @@ def saved_and_reloaded(
 
     The largest change of a logit that the step made, and the largest difference that coming back made.
     """
-    way = method(lora, steps)
+    way = tuning_method(lora, steps)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     usual = way.optimiser(model, STEP, 0.0) if way.optimiser else torch.optim.AdamW(trained, lr=STEP)
     usual.step()
     if lora.whole:
-        whisper.remember(model.eval())  # as whoever loads it will hear it
+        whisper.cache_silence(model.eval())  # as whoever loads it will hear it
     learnt = _logits(model, base, batch)
     adapter.save(model, folder, named, "full")
     fresh = base.load()
@@ -154,6 +154,6 @@ def _logits(model: Tuned, base: Base, batch: Mapping[str, Tensor]) -> Tensor:
     model.eval()
     there = {name: batch[name].to(base.device) for name in ("input_features", "decoder_input_ids")}
     seconds = whisper.seconds_of(batch["input_features"])
-    with torch.inference_mode(), whisper.context(model, seconds), base.arithmetic():
+    with torch.inference_mode(), whisper.encoder_context(model, seconds), base.arithmetic():
         logits: Tensor = model(**there).logits
     return logits.float().cpu()

@@ -66,11 +66,11 @@ def load(
             module.support_avx512bf16_for_cpu = False
     quantized.multiply_in(model, compute)
     model = (model if quantisation else model.to(device)).eval()
-    remember(model)
+    cache_silence(model)
     return model
 
 
-def language_of(model: Any, input_features: Tensor) -> str:
+def detect_language(model: Any, input_features: Tensor) -> str:
     """The token, without its brackets, of the language that a multilingual model hears in one row at 30 s."""
     (encoder,) = (module for module in model.modules() if isinstance(module, WhisperEncoder))
     weight = encoder.conv1.weight
@@ -79,7 +79,7 @@ def language_of(model: Any, input_features: Tensor) -> str:
     return names[token].strip("<|>")
 
 
-def mask_features(model: WhisperForConditionalGeneration, time_share: float, bands_share: float) -> None:
+def enable_spec_augment(model: WhisperForConditionalGeneration, time_share: float, bands_share: float) -> None:
     """Turns on Whisper's own SpecAugment (Park et al. 2019) by the model's configuration; it works in training alone.
 
     About `time_share` of a clip's frames and `bands_share` of the mel bins are set to 0, in stretches of MASKED, drawn
@@ -92,7 +92,7 @@ def mask_features(model: WhisperForConditionalGeneration, time_share: float, ban
 
 
 @contextmanager
-def context(model: Any, seconds: float) -> Iterator[None]:
+def encoder_context(model: Any, seconds: float) -> Iterator[None]:
     """Within it the encoder runs at `seconds` instead of 30: input_features of 100 frames a second, generate included.
 
     Where they end, the silence that was remembered when the model was loaded goes on (model/silence.py). The encoder
@@ -108,7 +108,7 @@ def context(model: Any, seconds: float) -> Iterator[None]:
     if seconds > PLAIN_ATTENTION_UP_TO:
         encoder.set_attn_implementation("sdpa")
     try:
-        with behind(encoder, positions) if positions < MAX_POSITIONS else nullcontext():
+        with with_cached_silence(encoder, positions) if positions < MAX_POSITIONS else nullcontext():
             yield
     finally:
         _set_positions(encoder, MAX_POSITIONS)
@@ -126,8 +126,8 @@ def seconds_of(input_features: Tensor) -> float:
     return float(input_features.shape[-1] / 2 / POSITIONS_PER_SECOND)
 
 
-def remember(model: WhisperForConditionalGeneration) -> None:
-    """Hears 30 s of silence with the model as it is, for `behind` to take from.
+def cache_silence(model: WhisperForConditionalGeneration) -> None:
+    """Hears 30 s of silence with the model as it is, for `with_cached_silence` to take from.
 
     Kept on the encoder as `silence`: what each layer makes keys and values of, and at last what the decoder attends to,
     each (1,500 / SPACING, width).
@@ -145,7 +145,7 @@ def remember(model: WhisperForConditionalGeneration) -> None:
 
 
 @contextmanager
-def behind(encoder: WhisperEncoder, positions: int) -> Iterator[None]:
+def with_cached_silence(encoder: WhisperEncoder, positions: int) -> Iterator[None]:
     """Within it, clips of so many positions are encoded, and then decoded, as if silence filled up the 30 s."""
     first = math.ceil(positions / SPACING - 0.5)  # the kept one of i is SPACING * (i + 1/2)
     *of_layers, heard = (states[first:] for states in encoder.silence)

@@ -13,32 +13,32 @@ from huggingface_hub import try_to_load_from_cache
 from asr_lora.config.compose import Config, gpu_settings
 from asr_lora.config.schema import DataConfig
 from asr_lora.corpus import SPLITS, Columns, is_path, is_quick, open_corpus
-from asr_lora.data.manifest import draw_order, read_manifest
+from asr_lora.data.manifest import read_manifest, sampling_order
 from asr_lora.data.splits import with_splits
-from asr_lora.decoding.generate import at_once
+from asr_lora.decoding.generate import rows_per_batch
 from asr_lora.model.hardware import (
     Hardware,
-    decode_rows,
     find_device,
-    fitting,
     is_out_of_memory,
     known_gpu,
+    max_decode_rows,
+    max_train_rows,
     resolve_hardware,
 )
 from asr_lora.model.pretrained import is_local, language_token, resolve
 from asr_lora.planning import timing as clock
 from asr_lora.planning.estimate import (
     Device,
-    Forecast,
-    Job,
-    cut,
-    flop,
-    forecast_on,
-    job,
+    Estimate,
+    Workload,
+    estimate_on,
+    flops,
+    split_to_capacity,
+    workload,
 )
-from asr_lora.planning.timing import Clocks
+from asr_lora.planning.timing import Timings
 from asr_lora.runs import folder as run
-from asr_lora.runtime.errors import ChoiceError, UserError, WorldError, reason
+from asr_lora.runtime.errors import ConfigError, ExternalError, UserError, first_line
 from asr_lora.speech import audio
 
 HERE = "this machine"
@@ -53,7 +53,7 @@ def predict(config: Config, hardware: Hardware, seconds: Mapping[str, Sequence[f
     """
     if not config.plan.calibrate and known_gpu(hardware.name) is None:
         return None
-    work = job(config, seconds)
+    work = workload(config, seconds)
     forecast = _forecast_here(config, work, hardware)
     if not forecast.seconds:
         return None
@@ -61,7 +61,7 @@ def predict(config: Config, hardware: Hardware, seconds: Mapping[str, Sequence[f
         "train_seconds": forecast.seconds["train"],
         "dev_seconds": forecast.seconds["dev"],
         "peak_memory_bytes": forecast.memory["train"],
-        "floating_point_work": flop(work, hardware.gradient_checkpointing)["train"],
+        "floating_point_work": flops(work, hardware.gradient_checkpointing)["train"],
         "basis": "steps timed before" if config.plan.calibrate else f"conf/hardware/{known_gpu(hardware.name)}.yaml",
     }
 
@@ -96,54 +96,54 @@ def _corpus_seconds(source: Path, data: DataConfig) -> dict[str, list[float]] | 
     corpus = with_splits(open_corpus(source, data.language, Columns(data.columns or {})), data)
     if not corpus.durations or not all(corpus.tables[split] for split in SPLITS):
         return None
-    rows = {split: draw_order(corpus.tables[split], data.seed) for split in SPLITS}
+    rows = {split: sampling_order(corpus.tables[split], data.seed) for split in SPLITS}
     mean = sum(corpus.durations.values()) / len(corpus.durations)
     return {split: [corpus.durations.get(row["path"]) or mean for row in rows[split]] for split in SPLITS}
 
 
-def on_gpu(config: Config, work: Job) -> Forecast:
+def estimate_on_gpu(config: Config, work: Workload) -> Estimate:
     """On the GPU whose facts config.hardware holds, with as much in one forward as fits it."""
-    config, _ = run.settled(config, "cuda")
+    config, _ = run.with_precision(config, "cuda")
     asked, precision = config.hardware, config.model.precision
     arithmetic = _arithmetic(precision, asked.autocast)
     if arithmetic not in asked.rates or asked.memory is None:
-        return Forecast({}, {}, f"no {precision} there: it has {', '.join(asked.rates)}")
+        return Estimate({}, {}, f"no {precision} there: it has {', '.join(asked.rates)}")
     half = precision != "fp32" or asked.autocast in ("fp16", "bf16")
     memory = asked.memory * 1e9
-    rows, checkpointing = fitting(
+    rows, checkpointing = max_train_rows(
         memory, asked.gradient_checkpointing, precision, work.shape, half, **config.lora.memory
     )
     capacity = (asked.micro_batch or rows) * audio.MAX_SECONDS
-    rows = asked.decode_batch or decode_rows(memory, work.shape)
+    rows = asked.decode_batch or max_decode_rows(memory, work.shape)
     device = Device(memory, capacity, rows, half, checkpointing, on_gpu=True)
-    return forecast_on(work, device, precision, _by_rates(work, device, asked.rates, arithmetic))
+    return estimate_on(work, device, precision, _by_rates(work, device, asked.rates, arithmetic))
 
 
-def here(config: Config, work: Job) -> Forecast:
+def estimate_here(config: Config, work: Workload) -> Estimate:
     """On this machine, as training would run on it.
 
     Raises ChoiceError where steps are to be timed and the weights are not on this machine.
     """
     if config.plan.calibrate:
         _refuse_to_fetch(config.model.checkpoint)
-    config, _ = settled_here(config)
+    config, _ = settle_here(config)
     try:
         hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size, work.shape)
     except UserError as refused:  # the plan for other machines holds all the same
-        return Forecast({}, {}, str(refused))
+        return Estimate({}, {}, str(refused))
     return _forecast_here(config, work, hardware)
 
 
-def settled_here(config: Config) -> tuple[Config, str]:
+def settle_here(config: Config) -> tuple[Config, str]:
     """`run.settled` on this machine; as asked where its device cannot be used, which `resolve_hardware` then says."""
     try:
         device = find_device(config.hardware.device)
     except UserError:
         return config, f"model.precision={config.model.precision}"
-    return run.settled(config, device.type)
+    return run.with_precision(config, device.type)
 
 
-def _forecast_here(config: Config, work: Job, hardware: Hardware) -> Forecast:
+def _forecast_here(config: Config, work: Workload, hardware: Hardware) -> Estimate:
     cuda = hardware.device.type == "cuda"
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if cuda:
@@ -159,9 +159,9 @@ def _forecast_here(config: Config, work: Job, hardware: Hardware) -> Forecast:
         rates = {**measured, **config.hardware.rates}
         arithmetic = _arithmetic(config.model.precision, hardware.autocast_name)
         if arithmetic not in rates:
-            return Forecast({}, {}, f"no rate for {arithmetic}: hardware.rates has {', '.join(rates)}")
+            return Estimate({}, {}, f"no rate for {arithmetic}: hardware.rates has {', '.join(rates)}")
         clocks = _by_rates(work, device, rates, arithmetic)
-    return forecast_on(work, device, config.model.precision, clocks)
+    return estimate_on(work, device, config.model.precision, clocks)
 
 
 def _arithmetic(precision: str, autocast: str | None) -> str:
@@ -169,8 +169,8 @@ def _arithmetic(precision: str, autocast: str | None) -> str:
     return autocast if precision == "fp32" and autocast in ("fp16", "bf16") else precision
 
 
-def _by_rates(work: Job, device: Device, rates: Mapping[str, float], arithmetic: str) -> Clocks:
-    return clock.by_rates(
+def _by_rates(work: Workload, device: Device, rates: Mapping[str, float], arithmetic: str) -> Timings:
+    return clock.from_tflops(
         work.shape, work.trainable, work.kind, rates, arithmetic,
         checkpointing=device.checkpointing, beams=work.beams, on_gpu=device.on_gpu,
     )  # fmt: skip
@@ -182,26 +182,26 @@ def _refuse_to_fetch(checkpoint: str) -> None:
         weights = ("model.safetensors", "pytorch_model.bin")
         cached = [try_to_load_from_cache(name, file, revision=revision) for file in weights]
         if not any(isinstance(file, str) for file in cached):
-            raise ChoiceError(
+            raise ConfigError(
                 f"plan.calibrate: the weights of {checkpoint} are not on this machine, and a plan fetches nothing; "
                 "name a directory that holds them (model.checkpoint=...), or plan without"
             )
 
 
-def _by_timing(config: Config, work: Job, hardware: Hardware) -> Clocks:
-    rows = at_once(hardware.decode_batch, config.decoding.num_beams)
+def _by_timing(config: Config, work: Workload, hardware: Hardware) -> Timings:
+    rows = rows_per_batch(hardware.decode_batch, config.decoding.num_beams)
     dev, scored = work.decoding("dev", rows), work.decoding("eval", rows)
     try:
-        return clock.by_timing(
+        return clock.from_timing(
             config.model, config.lora,
             language_token(config.model, config.data.language), hardware,
-            beams=config.decoding.num_beams, trained=cut(work.trained, hardware.capacity),
+            beams=config.decoding.num_beams, trained=split_to_capacity(work.trained, hardware.capacity),
             developed=dev, evaluated=scored or dev,
         )  # fmt: skip
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise WorldError(
-            f"plan.calibrate: memory ran out while timing ({reason(error)}); say hardware.micro_batch=1 and a small "
+        raise ExternalError(
+            f"plan.calibrate: memory ran out while timing ({first_line(error)}); say hardware.micro_batch=1 and a small "
             "hardware.decode_batch"
         ) from error

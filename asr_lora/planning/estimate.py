@@ -12,18 +12,18 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from asr_lora.corpus import SPLITS
 from asr_lora.data.manifest import read_manifest
-from asr_lora.data.sampler import Order, forwards
-from asr_lora.decoding.generate import at_once, batches
+from asr_lora.data.sampler import StepSampler, count_micro_batches
+from asr_lora.decoding.generate import batches, rows_per_batch
 from asr_lora.evaluation.eval_sets import eval_sets
 from asr_lora.model import adapter, cost
-from asr_lora.model.methods import rank_before
+from asr_lora.model.methods import initial_rank
 from asr_lora.model.pretrained import is_local, load_config, resolve
-from asr_lora.planning.timing import Clocks, Work
+from asr_lora.planning.timing import Forward, Timings
 from asr_lora.runs import folder as run
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json
-from asr_lora.training.callbacks import Budget
-from asr_lora.training.validation import eval_steps, is_judged
+from asr_lora.training.callbacks import TimeBudget
+from asr_lora.training.validation import decodes_baseline, eval_steps
 
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config
@@ -36,7 +36,7 @@ MP3_RATE = 6_000  # bytes a second of Common Voice's clips (estimated: 48 kbit/s
 
 
 @dataclass(frozen=True)
-class Pass:
+class DecodePass:
     """Clips of so many seconds, decoded once: with `margin` where short contexts are known, else (None) at 30 s."""
 
     seconds: Sequence[float]
@@ -44,49 +44,49 @@ class Pass:
 
 
 @dataclass(frozen=True)
-class Job:
+class Workload:
     """What a run does, whatever the device: forwards, not yet cut to what fits, and bytes that stay on the disk."""
 
-    shape: cost.Shape
+    shape: cost.ModelDimensions
     trainable: int
     kind: str  # of tuning
     clips: dict[str, int]  # by stage, as all what follows
-    trained: list[Work]
-    decoded: dict[str, list[Pass]]  # dev: of one decoding; eval: untouched and tuned
+    trained: list[Forward]
+    decoded: dict[str, list[DecodePass]]  # dev: of one decoding; eval: untouched and tuned
     beams: int
     decodings: int  # of dev while training, at most
     dev_share: float  # of training's time, at most
-    judged: bool  # whether the untouched model hears dev too
+    baseline: bool  # whether the untouched model hears dev too
     disk: dict[str, float]
     kept: dict[str, Any]  # what memory depends on in the settings of tuning, as LoraConfig.memory has it
 
-    def decoding(self, stage: str, rows: int) -> list[Work]:
+    def decoding(self, stage: str, rows: int) -> list[Forward]:
         """The batches of a stage's passes on a device that decodes so many rows at 30 s at once."""
         return [
-            Work(len(clips), context, _tokens(once.seconds[clips[0]]), sum(once.seconds[clip] for clip in clips))
+            Forward(len(clips), context, _tokens(once.seconds[clips[0]]), sum(once.seconds[clip] for clip in clips))
             for once in self.decoded[stage]
             for clips, context in batches(once.seconds, rows, once.margin)
         ]
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """By stage: seconds, and the most bytes held. `trouble` says why the run cannot be."""
+class Estimate:
+    """By stage: seconds, and the most bytes held. `problem` says why the run cannot be."""
 
     seconds: dict[str, float]
     memory: dict[str, float]
-    trouble: str | None = None
+    problem: str | None = None
 
 
-def job(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Job:
+def workload(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Workload:
     """What the run does with clips of so many `seconds`."""
     known = architecture(config.model.checkpoint)
-    shape = cost.shape_of(known.to_dict())
+    shape = cost.dimensions(known.to_dict())
     trainable = trained_parameters(known, config.lora)
     train, dev, test = (seconds[split] for split in SPLITS)
     steps, batch_size, training = config.max_steps, config.training.batch_size, config.training
     decodings = -(-steps // eval_steps(training, steps, len(dev)))
-    judged = is_judged(training, config.guard, steps, len(dev))
+    judged = decodes_baseline(training, config.guard, steps, len(dev))
     scored = (test if config.eval.split == "test" else dev)[: config.eval.limit]
     margin = config.decoding.margin if training.context == "dynamic" and config.decoding.context == "auto" else None
     heard = sum(map(sum, (train, dev, test)))
@@ -94,12 +94,15 @@ def job(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Job:
         "prepare": len(train) + len(dev) + len(test), "train": steps * batch_size,
         "dev": (decodings + judged) * len(dev), "eval": 2 * len(scored) * config.eval.after,
     }  # fmt: skip
-    decoded = {"dev": [Pass(dev, margin)], "eval": [Pass(scored, None), Pass(scored, margin)] * config.eval.after}
+    decoded = {
+        "dev": [DecodePass(dev, margin)],
+        "eval": [DecodePass(scored, None), DecodePass(scored, margin)] * config.eval.after,
+    }
     # The base as published, in fp16; what is saved twice, and two checkpoints with the optimiser's moments.
     kept = 2 * saved_bytes(config.lora, trainable, shape, config.model.precision) + 2 * 3 * 4 * trainable
     disk = {"prepare": heard * MP3_RATE, "train": 2 * cost.parameters(shape) + kept, "dev": 0, "eval": 0}
-    order = Order(train, [_tokens(each) for each in train], training, config.seed, known.max_target_positions)
-    return Job(
+    order = StepSampler(train, [_tokens(each) for each in train], training, config.seed, known.max_target_positions)
+    return Workload(
         shape, trainable, config.lora.kind, counts, _trained(train, order, steps), decoded, config.decoding.num_beams,
         decodings, training.dev_share, judged, disk, config.lora.memory,
     )  # fmt: skip
@@ -116,7 +119,7 @@ def architecture(checkpoint: str) -> WhisperConfig:
     if "/" in name and isinstance(cached := try_to_load_from_cache(name, "config.json", revision=revision), str):
         return WhisperConfig.from_dict(read_json(Path(cached)))
     if name not in cost.PUBLISHED:
-        raise ChoiceError(
+        raise ConfigError(
             f"model.checkpoint: the sizes of {checkpoint} are not known here; name a local directory, or one of "
             f"{', '.join(cost.PUBLISHED)}"
         )
@@ -146,21 +149,21 @@ def trained_parameters(known: WhisperConfig, lora: "LoraConfig") -> int:
     return least + encoders * (counted(2, 1) - least) + decoders * (counted(1, 2) - least)
 
 
-def saved_bytes(lora: "LoraConfig", trainable: int, shape: cost.Shape, precision: str) -> float:
+def saved_bytes(lora: "LoraConfig", trainable: int, shape: cost.ModelDimensions, precision: str) -> float:
     """Of the weights that training leaves: an adapter in fp32, PiSSA's of twice the rank, AdaLoRA's of what is left."""
     if lora.whole:
         frozen = 2 if precision in ("fp16", "bf16") else 4
         return frozen * (cost.parameters(shape) - trainable) + 4 * trainable
     if lora.kind == "adalora" and lora.r:
-        return 4 * trainable * lora.r / rank_before(lora.r)
+        return 4 * trainable * lora.r / initial_rank(lora.r)
     return 4 * trainable * (2 if lora.kind == "pissa" else 1)
 
 
-def _trained(seconds: Sequence[float], order: Order, steps: int) -> list[Work]:
+def _trained(seconds: Sequence[float], order: StepSampler, steps: int) -> list[Forward]:
     works = []
     for batch in (batch for step in range(steps) for batch in order.step(step)):
         heard = [sum(seconds[clip] for clip in row.clips) for row in batch.rows]
-        works.append(Work(len(batch.rows), batch.seconds, _tokens(max(heard)), sum(heard)))
+        works.append(Forward(len(batch.rows), batch.seconds, _tokens(max(heard)), sum(heard)))
     return works
 
 
@@ -168,22 +171,22 @@ def _tokens(seconds: float) -> int:
     return PROMPT_TOKENS + math.ceil(TOKENS_PER_SECOND * seconds)
 
 
-def flop(work: Job, checkpointing: bool) -> dict[str, float]:
+def flops(work: Workload, checkpointing: bool) -> dict[str, float]:
     """Floating-point work by stage, of one beam."""
     train = (
-        each.rows * cost.training_work(work.shape, each.seconds, each.tokens, work.trainable, checkpointing, work.kind)
+        each.rows * cost.training_flops(work.shape, each.seconds, each.tokens, work.trainable, checkpointing, work.kind)
         for each in work.trained
     )
     decoded = {
         stage: sum(
-            each.rows * cost.forward_work(work.shape, each.seconds, each.tokens) for each in work.decoding(stage, 1)
+            each.rows * cost.forward_flops(work.shape, each.seconds, each.tokens) for each in work.decoding(stage, 1)
         )
         for stage in work.decoded
     }
     return {
         "prepare": 0,
         "train": sum(train),
-        "dev": (work.decodings + work.judged) * decoded["dev"],
+        "dev": (work.decodings + work.baseline) * decoded["dev"],
         "eval": decoded["eval"],
     }
 
@@ -207,24 +210,24 @@ class Device:
     on_gpu: bool
 
 
-def forecast_on(work: Job, device: Device, precision: str, clocks: Clocks) -> Forecast:
+def estimate_on(work: Workload, device: Device, precision: str, clocks: Timings) -> Estimate:
     """With the base in `precision`, and forwards that take as long as `clocks` say."""
-    train, beams, on_gpu = cut(work.trained, device.capacity), work.beams, device.on_gpu
-    dev, scored = (work.decoding(stage, at_once(device.decode_rows, beams)) for stage in ("dev", "eval"))
+    train, beams, on_gpu = split_to_capacity(work.trained, device.capacity), work.beams, device.on_gpu
+    dev, scored = (work.decoding(stage, rows_per_batch(device.decode_rows, beams)) for stage in ("dev", "eval"))
     seconds = {
         "prepare": work.clips["prepare"] / LISTENED,
         "train": sum(map(clocks.train, train)),
         "eval": sum(map(clocks.eval, scored)),
     }
     once = sum(map(clocks.dev, dev))
-    seconds["dev"] = _dev_seconds(once, seconds["train"], work.decodings, work.dev_share) + once * work.judged
+    seconds["dev"] = _dev_seconds(once, seconds["train"], work.decodings, work.dev_share) + once * work.baseline
 
     mode = cost.TrainingMode(precision, device.half, device.checkpointing, work.trainable, on_gpu, **work.kept)
 
-    def training(each: Work) -> float:
+    def training(each: Forward) -> float:
         return cost.training_bytes(work.shape, mode, each.rows, each.seconds, each.tokens)
 
-    def decoding(each: Work, weights: float, half: bool) -> float:
+    def decoding(each: Forward, weights: float, half: bool) -> float:
         return cost.decoding_bytes(work.shape, weights, each.rows * beams, each.seconds, each.tokens, half)
 
     trained, merged = cost.weight_bytes(work.shape, precision), 2 if on_gpu else 4
@@ -238,7 +241,7 @@ def forecast_on(work: Job, device: Device, precision: str, clocks: Clocks) -> Fo
     trouble = None
     if most > device.memory:
         trouble = f"does not fit: {most / 1e9:.1f} of {device.memory / 1e9:.0f} GB"
-    return Forecast(seconds, held, trouble)
+    return Estimate(seconds, held, trouble)
 
 
 def _dev_seconds(once: float, train: float, decodings: int, share: float) -> float:
@@ -250,18 +253,18 @@ def _dev_seconds(once: float, train: float, decodings: int, share: float) -> flo
     return spent
 
 
-def cut(works: Sequence[Work], capacity: float) -> list[Work]:
+def split_to_capacity(works: Sequence[Forward], capacity: float) -> list[Forward]:
     """Into forwards of at most `capacity` seconds of context, as the trainer cuts them."""
-    parts: list[Work] = []
+    parts: list[Forward] = []
     for work in works:
-        count = forwards(work.rows, work.seconds, capacity)
+        count = count_micro_batches(work.rows, work.seconds, capacity)
         for at in range(count):
             rows = work.rows // count + (at < work.rows % count)
             parts.append(replace(work, rows=rows, heard=work.heard * rows / work.rows))
     return parts
 
 
-def time_budget(config: "Config", began: float) -> Budget | None:
+def time_budget(config: "Config", began: float) -> TimeBudget | None:
     """Of training.max_hours, which count from `began` (time.monotonic); None without a limit."""
     hours = config.training.max_hours
     if hours is None:
@@ -276,7 +279,7 @@ def time_budget(config: "Config", began: float) -> Budget | None:
             for clip in each.clips
         ]
     whole = replace(config, eval=replace(config.eval, limit=None, split="test"))
-    work = job(whole, {**lengths, "test": scored})
-    done = flop(work, checkpointing=False)
-    decoding = done["dev"] / (work.decodings + work.judged)
-    return Budget(hours, began, step=done["train"] / config.max_steps, dev=decoding, eval=done["eval"])
+    work = workload(whole, {**lengths, "test": scored})
+    done = flops(work, checkpointing=False)
+    decoding = done["dev"] / (work.decodings + work.baseline)
+    return TimeBudget(hours, began, step=done["train"] / config.max_steps, dev=decoding, eval=done["eval"])

@@ -14,9 +14,9 @@ from transformers import WhisperProcessor
 
 from asr_lora.config.schema import LoraConfig, ModelConfig
 from asr_lora.data.features import log_mel
-from asr_lora.decoding.generate import suppressing
+from asr_lora.decoding.generate import suppress_tokens
 from asr_lora.model import adapter, cost, whisper
-from asr_lora.model.hardware import Hardware, free_memory, keeping_memory
+from asr_lora.model.hardware import Hardware, free_memory, keep_freed_memory
 from asr_lora.model.pretrained import load_processor
 from asr_lora.runtime.console import Bar, progress
 from asr_lora.speech import audio
@@ -33,7 +33,7 @@ LONG = 5.0  # seconds
 
 
 @dataclass(frozen=True)
-class Work:
+class Forward:
     """Rows in one forward, their context in seconds, the tokens of the longest, and how much heard audio they hold."""
 
     rows: int
@@ -42,11 +42,11 @@ class Work:
     heard: float  # seconds of clips, which must be read and decoded
 
 
-Clock = Callable[[Work], float]  # seconds that it takes
+Clock = Callable[[Forward], float]  # seconds that it takes
 
 
 @dataclass(frozen=True)
-class Clocks:
+class Timings:
     """`train` of forward, backward and its share of the rest; `dev` unmerged, as trained; `eval` merged."""
 
     train: Clock
@@ -54,24 +54,24 @@ class Clocks:
     eval: Clock
 
 
-def by_rates(
-    shape: cost.Shape, trainable: int, kind: str, rates: Mapping[str, float], precision: str, *,
+def from_tflops(
+    shape: cost.ModelDimensions, trainable: int, kind: str, rates: Mapping[str, float], precision: str, *,
     checkpointing: bool, beams: int, on_gpu: bool,
-) -> Clocks:  # fmt: skip
+) -> Timings:  # fmt: skip
     """Work over `rates` (TFLOP/s by precision), but never less than the host needs to launch a GPU's kernels."""
     host = (2 if precision in SLOWER else 1) if on_gpu else 0
 
-    def train(work: Work) -> float:
-        flop = work.rows * cost.training_work(shape, work.seconds, work.tokens, trainable, checkpointing, kind)
+    def train(work: Forward) -> float:
+        flop = work.rows * cost.training_flops(shape, work.seconds, work.tokens, trainable, checkpointing, kind)
         layers = (shape.encoder_layers + shape.decoder_layers) * (1.5 if checkpointing else 1)
         return max(flop / (rates[precision] * 1e12), layers * LAUNCH_TRAINING * host)
 
-    def decode(work: Work, rate: float, host: float) -> float:
-        flop = work.rows * beams * cost.forward_work(shape, work.seconds, work.tokens)
+    def decode(work: Forward, rate: float, host: float) -> float:
+        flop = work.rows * beams * cost.forward_flops(shape, work.seconds, work.tokens)
         return max(flop / (rate * 1e12), work.tokens * shape.decoder_layers * LAUNCH_TOKEN * host)
 
     merged = rates["fp16" if on_gpu else "fp32"]
-    return Clocks(
+    return Timings(
         train, lambda work: decode(work, rates[precision], host), lambda work: decode(work, merged, float(on_gpu))
     )
 
@@ -89,10 +89,10 @@ def matrix_rates(device: torch.device, autocast: torch.dtype | None) -> dict[str
     return {"fp32": full, "fp16": half, "bf16": half} | {name: half / times for name, times in SLOWER.items()}
 
 
-def by_timing(
+def from_timing(
     asked: ModelConfig, lora: LoraConfig, language: str, hardware: Hardware, *,
-    beams: int, trained: Sequence[Work], developed: Sequence[Work], evaluated: Sequence[Work],
-) -> Clocks:  # fmt: skip
+    beams: int, trained: Sequence[Forward], developed: Sequence[Forward], evaluated: Sequence[Forward],
+) -> Timings:  # fmt: skip
     """Times shapes between the smallest and the largest of each kind, on noise; others are interpolated by their work.
 
     Training is timed through the same pieces as the trainer's: clip decoding, log-mel, the model at its context, loss,
@@ -100,7 +100,7 @@ def by_timing(
     """
     processor = load_processor(asked.checkpoint)
     free_memory()
-    with progress("timing steps", total=3 * POINTS) as bar, keeping_memory():
+    with progress("timing steps", total=3 * POINTS) as bar, keep_freed_memory():
         base = whisper.load(
             asked.checkpoint,
             asked.precision,
@@ -118,13 +118,13 @@ def by_timing(
         final = _interpolated(evaluated, _decoding(merged, processor, hardware, language, beams, False), hardware, bar)
     del merged
     free_memory()
-    return Clocks(train, dev, final)
+    return Timings(train, dev, final)
 
 
-def _interpolated(works: Sequence[Work], do: Callable[[Work], object], hardware: Hardware, bar: Bar) -> Clock:
+def _interpolated(works: Sequence[Forward], do: Callable[[Forward], object], hardware: Hardware, bar: Bar) -> Clock:
     """Times quantiles of `works` and reads the others off the line between them."""
 
-    def size(work: Work) -> float:  # what time follows: positions of the encoder, and steps of the decoder
+    def size(work: Forward) -> float:  # what time follows: positions of the encoder, and steps of the decoder
         return work.rows * work.seconds * (1 + work.seconds / 60) + work.tokens / 100
 
     ordered = sorted(works, key=size)
@@ -138,7 +138,7 @@ def _interpolated(works: Sequence[Work], do: Callable[[Work], object], hardware:
     return lambda work: float(np.interp(size(work), sizes, seconds))
 
 
-def _training_step(model: Any, processor: WhisperProcessor, hardware: Hardware) -> Callable[[Work], None]:
+def _training_step(model: Any, processor: WhisperProcessor, hardware: Hardware) -> Callable[[Forward], None]:
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trainable)
     if hardware.gradient_checkpointing:
@@ -147,10 +147,10 @@ def _training_step(model: Any, processor: WhisperProcessor, hardware: Hardware) 
     dtype, device = hardware.autocast, hardware.device
     vocabulary = model.config.vocab_size
 
-    def step(work: Work) -> None:
+    def step(work: Forward) -> None:
         features = _heard(work, processor).to(device)
         ids = torch.randint(vocabulary, (work.rows, work.tokens), device=device)
-        with whisper.context(model, work.seconds):  # backward too: checkpoints compute forward again
+        with whisper.encoder_context(model, work.seconds):  # backward too: checkpoints compute forward again
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 logits = model(input_features=features, decoder_input_ids=ids).logits
                 loss = token_loss(logits, ids) / ids.numel()
@@ -163,25 +163,25 @@ def _training_step(model: Any, processor: WhisperProcessor, hardware: Hardware) 
 
 def _decoding(
     model: Any, processor: WhisperProcessor, hardware: Hardware, language: str, beams: int, autocast: bool
-) -> Callable[[Work], None]:
+) -> Callable[[Forward], None]:
     dtype, device = hardware.autocast if autocast else None, hardware.device
 
-    def decode(work: Work) -> None:
+    def decode(work: Forward) -> None:
         features = _heard(work, processor).to(device, model.get_encoder().conv1.weight.dtype)
         with (
             torch.inference_mode(),
             torch.autocast(device.type, dtype, enabled=dtype is not None),
-            whisper.context(model, work.seconds),
+            whisper.encoder_context(model, work.seconds),
         ):
             model.generate(
                 input_features=features, language=language, task="transcribe", num_beams=beams,
-                min_new_tokens=work.tokens, max_new_tokens=work.tokens, **suppressing(model),
+                min_new_tokens=work.tokens, max_new_tokens=work.tokens, **suppress_tokens(model),
             )  # fmt: skip
 
     return decode
 
 
-def _heard(work: Work, processor: WhisperProcessor) -> torch.Tensor:
+def _heard(work: Forward, processor: WhisperProcessor) -> torch.Tensor:
     """Features of noise that was read as a Common Voice clip is, from mp3 at 32 kHz: (rows, mel bins, frames)."""
     rate = 32_000  # Hz
     noise = np.random.default_rng(0).normal(0, 0.1, int(rate * max(0.2, work.heard / work.rows)))

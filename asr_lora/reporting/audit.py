@@ -16,23 +16,23 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from asr_lora.config.compose import quoted
+from asr_lora.config.compose import quote_override
 from asr_lora.config.schema import DataConfig
 from asr_lora.corpus import SPLITS
 from asr_lora.data import quality as faults
-from asr_lora.data.manifest import extension, read_manifest, sound
-from asr_lora.data.quality import KINDS, OUTLIER, Fault, Utterance, bounds
-from asr_lora.evaluation.error_analysis import alignments, runaway
-from asr_lora.evaluation.eval_sets import Set
+from asr_lora.data.manifest import audio_suffix, encoded_audio, read_manifest
+from asr_lora.data.quality import ISSUES, OUTLIER, Issue, Utterance, bounds
+from asr_lora.evaluation.error_analysis import alignments, runaway_signs
+from asr_lora.evaluation.eval_sets import EvalSet
 from asr_lora.evaluation.metrics import clip_errors
 from asr_lora.reporting import charts
 from asr_lora.reporting.pages import environment
 from asr_lora.runs import folder
-from asr_lora.runtime.console import progress, say
-from asr_lora.runtime.errors import ChoiceError, WorldError
-from asr_lora.runtime.files import read_json, whole_folder, write_json, write_text
-from asr_lora.speech.audio import Listener, Place
-from asr_lora.speech.normalizer import Normalizer, leading
+from asr_lora.runtime.console import log, progress
+from asr_lora.runtime.errors import ConfigError, ExternalError
+from asr_lora.runtime.files import atomic_folder, read_json, write_json, write_text
+from asr_lora.speech.audio import AudioScanner, AudioSegment
+from asr_lora.speech.normalizer import Normalizer, primary_metric
 
 SHOWN = 6  # clips of every kind, with their sound
 SHOWN_DOUBTS = 20  # of the transcripts that the model contradicts
@@ -71,7 +71,7 @@ class LabelIssue:
 
 def audit(
     run: Path, data: DataConfig, token: str, normalizer: str,
-    decode: Callable[[Sequence[Set]], Sequence[Mapping[str, Any]]] | None = None, most: int = 0,
+    decode: Callable[[Sequence[EvalSet]], Sequence[Mapping[str, Any]]] | None = None, most: int = 0,
 ) -> Path:  # fmt: skip
     """Writes the page of a run whose manifest is there, and returns where it is.
 
@@ -79,9 +79,9 @@ def audit(
     first `most` training clips and all of dev and test; without it no model is asked.
     """
     summary = read_json(folder.summary(run))
-    normal, unit = _normalizer(normalizer, token), "characters" if leading(token) == "cer" else "words"
+    normal, unit = _normalizer(normalizer, token), "characters" if primary_metric(token) == "cer" else "words"
     utterances = _utterances(run, summary["source"], normal)
-    odd = faults.odd(utterances, unit)
+    odd = faults.find_issues(utterances, unit)
     contradicted = _contradicted(decode, most, utterances, token, normal, unit) if decode else []
     limit = suspect_threshold(contradicted)
     facts = _facts(utterances, odd, unit) | {
@@ -90,11 +90,11 @@ def audit(
     }  # fmt: skip
     made = run / "audit"
     edited = _edited(made)
-    with whole_folder(made) as partial:
+    with atomic_folder(made) as partial:
         clips = partial / "clips"
         clips.mkdir()
         text = environment(autoescape=True).get_template("audit.html").render(
-            name=run.name, summary=summary, facts=facts, kinds=KINDS, drop=data.drop,
+            name=run.name, summary=summary, facts=facts, kinds=ISSUES, drop=data.drop,
             rule=suspect_rule(unit), apply=_apply(data, made),
             charts=_charts(utterances, unit, contradicted, limit),
             shown={kind: [_example(utterances[at], said, clips) for at, said in own[:SHOWN]]
@@ -105,10 +105,10 @@ def audit(
         write_json(partial / "audit.json", facts)
         _write_suspects(partial, facts["suspects"], edited)
     if edited is not None:
-        say(f"{made / 'suspects.txt'} was changed by hand and stays; today's list is suspects-new.txt beside it")
+        log(f"{made / 'suspects.txt'} was changed by hand and stays; today's list is suspects-new.txt beside it")
     then = f"; listen to them, then {_apply(data, made)}" if facts["suspects"] else ""
-    say(f"suspects: {len(facts['suspects'])} of {len(utterances)} clips{then}")
-    say(f"page: {made / 'index.html'}")
+    log(f"suspects: {len(facts['suspects'])} of {len(utterances)} clips{then}")
+    log(f"page: {made / 'index.html'}")
     return made / "index.html"
 
 
@@ -116,7 +116,7 @@ def _normalizer(name: str, token: str) -> Normalizer:
     """The run's own, with digits read as words where that can be done: 7 for seven is no wrong transcript."""
     try:
         return Normalizer(name, token, numbers=True)
-    except ChoiceError:  # num2words does not know the language
+    except ConfigError:  # num2words does not know the language
         return Normalizer(name, token)
 
 
@@ -124,20 +124,20 @@ def _utterances(run: Path, source: str, normal: Normalizer) -> list[Utterance]:
     """All clips of the manifest, in its order, with what was heard in them; what the cache remembers is not heard."""
     lines = [(split, clip) for split in SPLITS for clip in read_manifest(folder.manifest(run, split))]
     if in_shards := [clip for _, clip in lines if "offset" in clip]:
-        raise ChoiceError(
+        raise ConfigError(
             f"audit: {len(in_shards)} clips of {run} lie in shards; audit the run that they were written from"
         )
-    places = [Place(Path(clip["path"]), clip.get("start"), clip.get("end")) for _, clip in lines]
+    places = [AudioSegment(Path(clip["path"]), clip.get("start"), clip.get("end")) for _, clip in lines]
     found = []
-    with Listener(source) as listener, progress("looking at clips", total=len(lines)) as bar:
-        for (split, clip), each in zip(lines, listener.each(places), strict=True):
+    with AudioScanner(source) as scanner, progress("looking at clips", total=len(lines)) as bar:
+        for (split, clip), each in zip(lines, scanner.scan(places), strict=True):
             found.append(Utterance(clip, split, each, normal(clip["text"])))
             bar.advance()
     return found
 
 
 def _contradicted(
-    decode: Callable[[Sequence[Set]], Sequence[Mapping[str, Any]]], most: int, utterances: Sequence[Utterance],
+    decode: Callable[[Sequence[EvalSet]], Sequence[Mapping[str, Any]]], most: int, utterances: Sequence[Utterance],
     token: str, normal: Normalizer, unit: str,
 ) -> list[LabelIssue]:  # fmt: skip
     places: dict[str, list[int]] = {split: [] for split in SPLITS}
@@ -146,7 +146,9 @@ def _contradicted(
             places[each.split].append(at)
     places["train"] = places["train"][:most]
     sets = [
-        Set(split, split, token, [utterances[at].clip for at in own], len(own)) for split, own in places.items() if own
+        EvalSet(split, split, token, [utterances[at].clip for at in own], len(own))
+        for split, own in places.items()
+        if own
     ]
     models = decode(sets)
     return [
@@ -158,7 +160,7 @@ def _contradicted(
 
 def _suspects(
     utterances: Sequence[Utterance],
-    odd: Mapping[str, Sequence[Fault]],
+    odd: Mapping[str, Sequence[Issue]],
     contradicted: Sequence[LabelIssue],
     limit: float,
 ) -> dict[str, Any]:
@@ -194,10 +196,10 @@ def _apply(data: DataConfig, folder: Path) -> str:
     if re.fullmatch(r"[\w./+-]+", listed, re.ASCII):
         hours = "all" if data.hours is None else f"{data.hours:g}"
         return f"make train LANG={data.language} HOURS={hours} ... ARGS='data.drop={listed}'"
-    return f"python -m asr_lora.train ... {shlex.quote(f'data.drop={quoted(listed)}')}"
+    return f"python -m asr_lora.train ... {shlex.quote(f'data.drop={quote_override(listed)}')}"
 
 
-def _facts(utterances: Sequence[Utterance], odd: Mapping[str, Sequence[Fault]], unit: str) -> dict[str, Any]:
+def _facts(utterances: Sequence[Utterance], odd: Mapping[str, Sequence[Issue]], unit: str) -> dict[str, Any]:
     """What audit.json holds but for the model's part and the list."""
     pace = {name: value for name, value in faults.pace(utterances, unit)[2].items() if name != "rates"}
     return {
@@ -276,7 +278,7 @@ def _shown_doubts(
     utterances: Sequence[Utterance], contradicted: Sequence[LabelIssue], limit: float, token: str, clips: Path
 ) -> dict[str, list[dict[str, Any]]]:
     """As doubts.ranked has them, each a clip with its alignment; where no spaces are written, by characters."""
-    by_character = Normalizer("characters", token) if leading(token) == "cer" else str
+    by_character = Normalizer("characters", token) if primary_metric(token) == "cer" else str
 
     def shown(each: LabelIssue) -> dict[str, Any]:
         (chunks,) = alignments([by_character(each.reference)], [by_character(each.heard)])
@@ -295,12 +297,12 @@ def _sound(each: Utterance, clips: Path) -> str | None:
     """The clip beside the page; of a long recording the part alone. None where it cannot be heard."""
     if each.heard.problem:
         return None
-    target = clips / f"{each.heard.sha256[:20]}.{extension(each.clip)}"
+    target = clips / f"{each.heard.sha256[:20]}.{audio_suffix(each.clip)}"
     if not target.is_file():
         try:
-            target.write_bytes(sound(each.clip))
-        except WorldError as error:
-            say(f"{each.clip['id']} cannot be played on the page: {error}")
+            target.write_bytes(encoded_audio(each.clip))
+        except ExternalError as error:
+            log(f"{each.clip['id']} cannot be played on the page: {error}")
             return None
     return f"clips/{target.name}"
 
@@ -318,7 +320,7 @@ def label_issues(
     return [
         LabelIssue(
             at, hypothesis, reference, said, wrong, count, count < SHORT[unit],
-            runaway(said, reference, float(utterances[at].clip["duration"]), cut),
+            runaway_signs(said, reference, float(utterances[at].clip["duration"]), cut),
         )
         for at, hypothesis, reference, said, wrong, count, cut in zip(
             places, model["hypotheses"], references, heard, errors, characters, model["cut"], strict=True

@@ -12,21 +12,21 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from asr_lora.config.naming import science
+from asr_lora.config.naming import result_settings
 from asr_lora.evaluation import metrics
 from asr_lora.evaluation.metrics import spread
 from asr_lora.reporting import charts, tables
 from asr_lora.reporting.pages import environment, shared_command
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import Job
-from asr_lora.runtime.console import say
+from asr_lora.runtime.console import log
 from asr_lora.runtime.files import check_links, read_json, write_text
-from asr_lora.speech.normalizer import leading
+from asr_lora.speech.normalizer import primary_metric
 
 
 def is_complete(folder: Path) -> bool:
     """Whether a run was trained and scored to its end, by this version."""
-    return run.is_trained(folder) and bool(run.scored(folder))
+    return run.is_trained(folder) and bool(run.read_scores(folder))
 
 
 def compare(folders: Sequence[Path], title: str, runs_dir: Path) -> Path:
@@ -34,7 +34,7 @@ def compare(folders: Sequence[Path], title: str, runs_dir: Path) -> Path:
     complete = [folder for folder in folders if is_complete(folder)]
     for folder in folders:
         if folder not in complete:
-            say(
+            log(
                 f"left out, not trained and scored to the end by this version (asr_lora.eval scores it again): {folder}"
             )
     rows = sorted(map(_run, complete), key=lambda row: row["settings"]["lora"]["r"] or 0)
@@ -51,31 +51,31 @@ def compare(folders: Sequence[Path], title: str, runs_dir: Path) -> Path:
     write_text(page, text)
     for group in groups:
         tables.show_comparison(group)
-    say(f"comparison of {len(rows)} runs: {page}")
+    log(f"comparison of {len(rows)} runs: {page}")
     for group in groups[1:]:
         names = ", ".join(each["name"] for row in group["rows"] for each in row["runs"])
-        say(f"not comparable with the others, {group['apart']} ({group['title']}): {names}")
+        log(f"not comparable with the others, {group['apart']} ({group['title']}): {names}")
     return page
 
 
-def after_sweep(runs_dir: Path, jobs: Sequence[Job]) -> None:
+def compare_sweep(runs_dir: Path, jobs: Sequence[Job]) -> None:
     """The end of a sweep: its runs side by side, on the screen and on a page, and what memory its jobs left behind."""
     folders = list(dict.fromkeys(Path(job.run) for job in jobs if job.run))
     if any(map(is_complete, folders)):
         compare(folders, shared_command(f"asr_lora.train {shlex.join(sys.argv[1:])}"), runs_dir)
     else:
-        say("nothing to compare: no run of the sweep was scored")
+        log("nothing to compare: no run of the sweep was scored")
     left = ", ".join(f"{job.resident_bytes / 1e6:.0f}" for job in jobs)
-    say(f"memory (MB resident) after each of the {len(jobs)} jobs: {left}")
+    log(f"memory (MB resident) after each of the {len(jobs)} jobs: {left}")
 
 
 def _run(folder: Path) -> dict[str, Any]:
-    facts = run.scored(folder)
+    facts = run.read_scores(folder)
     split = next(iter(facts))
     return {
         "name": folder.name, "settings": run.settings(folder), "trained": read_json(run.train_metrics(folder)),
-        "facts": facts, "split": split, "own": facts[split], "rate": leading(facts[split]["language"]),
-        "lines": run.heard(folder, split),
+        "facts": facts, "split": split, "own": facts[split], "rate": primary_metric(facts[split]["language"]),
+        "lines": run.read_hypotheses(folder, split),
         "page": folder / "report" / "index.html",
     }  # fmt: skip
 
@@ -83,14 +83,14 @@ def _run(folder: Path) -> dict[str, Any]:
 def _groups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Runs whose rates can stand beside each other: of one kind, on the same clips, normalised alike; most runs first.
 
-    `apart` says in what the others differ from the first. A run without a rate stands alone.
+    `spread_note` says in what the others differ from the first. A run without a rate stands alone.
     """
     found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         own = row["own"]
         key = {
             "another rate": row["rate"], "other clips": own["asked"]["clips_sha256"],
-            "another normaliser": tables.normalised(own), "another language": own["language"],
+            "another normaliser": tables.normalizer_label(own), "another language": own["language"],
             "no words": None if own[row["rate"]] is not None else row["name"],
         }  # fmt: skip
         found[tuple(key.items())].append(row)
@@ -105,7 +105,7 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _group(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What page and screen say of runs that can be compared, a row for those that differ in their seed alone."""
     rate, first = runs[0]["rate"], runs[0]["own"]
-    folds = together([each["settings"] for each in runs], [each["own"] for each in runs])
+    folds = group_by_seed([each["settings"] for each in runs], [each["own"] for each in runs])
     rows = [_folded([runs[place] for place in places], rate) for places in folds]
     best = min(rows, key=lambda row: float("inf") if row["mean"] is None else row["mean"])
     names = list(dict.fromkeys(name for each in runs for name in each["facts"] if name != each["split"]))
@@ -113,9 +113,9 @@ def _group(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         row["to_best"] = _paired(best, row, rate)
         row["sets"] = [_set(best, row, name) for name in names]
     return {
-        "title": f"{rate.upper()} on {first['clips']} {first['split']} clips, normalised by {tables.normalised(first)}",
+        "title": f"{rate.upper()} on {first['clips']} {first['split']} clips, normalised by {tables.normalizer_label(first)}",
         "rows": rows, "runs": len(runs), "folded": any(len(row["runs"]) > 1 for row in rows),
-        "heard_at": sorted({tables.heard_at(each["own"]) for each in runs}),
+        "heard_at": sorted({tables.context_note(each["own"]) for each in runs}),
         "rate": rate, "best": best, "sets": names, "chart": _chart(rows, rate),
     }  # fmt: skip
 
@@ -138,8 +138,8 @@ def _folded(runs: Sequence[Mapping[str, Any]], rate: str) -> dict[str, Any]:
     apart = figures.deviation or 0.0
     return row | {
         "name": f"{first['name']} and seed{'s' if len(runs) > 2 else ''} {seeds}",
-        "mean": figures.mean, "tuned": metrics.percent(figures.mean), "sure": tables.apart(figures),
-        "difference": f"{metrics.points(gained.mean)} points ({tables.apart(gained)})",
+        "mean": figures.mean, "tuned": metrics.percent(figures.mean), "sure": tables.spread_note(figures),
+        "difference": f"{metrics.points(gained.mean)} points ({tables.spread_note(gained)})",
         "bounds": [figures.mean - apart, figures.mean + apart],
     }  # fmt: skip
 
@@ -162,14 +162,14 @@ def _set(best: Mapping[str, Any], row: Mapping[str, Any], name: str) -> str:
     other = best["facts"].get(name)
     if not scored:
         return "-"
-    rate = leading(scored[0]["language"])
+    rate = primary_metric(scored[0]["language"])
     if len(scored) > 1 and all(each[rate] is not None for each in scored):
         figures, gained = (spread(list(values)) for values in (
             [each[rate] for each in scored], [each["delta"][rate] for each in scored]
         ))  # fmt: skip
-        cell = f"{metrics.percent(figures.mean)}, {metrics.points(gained.mean)} points ({tables.apart(gained)})"
+        cell = f"{metrics.percent(figures.mean)}, {metrics.points(gained.mean)} points ({tables.spread_note(gained)})"
     else:
-        cell = "; ".join(f"{tables.heard(each, each['language'])}, {tables.change(each)}" for each in scored)
+        cell = "; ".join(f"{tables.rate_cell(each, each['language'])}, {tables.change(each)}" for each in scored)
     same = other is None or scored[0]["asked"]["clips_sha256"] == other["asked"]["clips_sha256"]
     return cell if same else f"{cell} (other clips than {best['name']})"
 
@@ -198,16 +198,16 @@ def _paired(best: Mapping[str, Any], row: Mapping[str, Any], rate: str) -> str:
     return f"{metrics.points(difference)} points ({metrics.interval(interval, metrics.points)})"
 
 
-def together(settings: Sequence[Mapping[str, Any]], scored: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+def group_by_seed(settings: Sequence[Mapping[str, Any]], scored: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     """The places of runs that differ in their seed alone, in order of seed; one by one those that do not.
 
-    `settings` are those of each run as recorded, `scored` its metrics: an adapter that was turned down, or was heard
+    `settings` are those of each run as recorded, `read_scores` its metrics: an adapter that was turned down, or was heard
     otherwise, is another. Two runs of one seed are no two seeds, and never stand together.
     """
     found: dict[tuple[str, int], list[int]] = defaultdict(list)
     times: dict[tuple[str, int], int] = defaultdict(int)
     for place, (own, figures) in enumerate(zip(settings, scored, strict=True)):
-        apart_from_seed = {name: value for name, value in science(own).items() if name != "seed"}
+        apart_from_seed = {name: value for name, value in result_settings(own).items() if name != "seed"}
         heard = {name: figures.get(name) for name in ("context", "strength", "average")}
         alike = json.dumps([apart_from_seed, heard, figures["asked"]["decoding"]], sort_keys=True)
         found[alike, times[alike, own["seed"]]].append(place)

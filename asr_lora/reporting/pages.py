@@ -14,10 +14,10 @@ from markupsafe import Markup, escape
 from asr_lora.config.schema import WHOLE
 from asr_lora.evaluation import metrics
 from asr_lora.model.adapter_folder import is_whole
-from asr_lora.model.cost import PUBLISHED, shape_of
+from asr_lora.model.cost import PUBLISHED, dimensions
 from asr_lora.model.pretrained import is_hub_id, is_local, load_config, resolve
 from asr_lora.reporting import tables
-from asr_lora.reporting.tables import leading_first, normalised
+from asr_lora.reporting.tables import leading_first, normalizer_label
 from asr_lora.runs.folder import settings as recorded_settings
 from asr_lora.runtime.files import write_text
 from asr_lora.speech import normalizer as text
@@ -50,12 +50,12 @@ def environment(autoescape: bool) -> Environment:
         "unbroken": unbroken, "shared_command": shared_command,
     }  # fmt: skip
     made.globals |= {
-        "leading": text.leading, "leading_first": tables.leading_first, "delta_interval": metrics.delta_interval,
-        "normalised": tables.normalised, "heard": tables.heard, "change": tables.change, "heard_at": tables.heard_at,
-        "heard_again": tables.heard_again, "runaways": tables.runaways, "small": tables.small,
-        "strength_cell": tables.strength_cell, "dialled": tables.dialled, "is_best": tables.is_best,
+        "leading": text.primary_metric, "leading_first": tables.leading_first, "delta_interval": metrics.delta_interval,
+        "normalised": tables.normalizer_label, "heard": tables.rate_cell, "change": tables.change, "heard_at": tables.context_note,
+        "heard_again": tables.redecoded_note, "runaways": tables.runaways, "small": tables.small,
+        "strength_cell": tables.strength_cell, "dialled": tables.strength_label, "is_best": tables.is_best,
         "drawn_of": tables.drawn_of, "shared_value": shared_value,
-        "CHOSEN_ON_DEV": tables.CHOSEN_ON_DEV, "FOLDED": tables.FOLDED, "tuned_by": tables.tuned_by,
+        "CHOSEN_ON_DEV": tables.CHOSEN_ON_DEV, "FOLDED": tables.FOLDED, "tuned_by": tables.tuning_label,
     }  # fmt: skip
     return made
 
@@ -69,7 +69,7 @@ def hub_id(checkpoint: str) -> str | None:
         return resolve(checkpoint)[0]
     folder = Path(checkpoint).expanduser()
     named = f"openai/whisper-{folder.name.removeprefix('faster-').removeprefix('whisper-')}"
-    return named if PUBLISHED.get(named) == shape_of(load_config(checkpoint).to_dict()) else None
+    return named if PUBLISHED.get(named) == dimensions(load_config(checkpoint).to_dict()) else None
 
 
 def write_card(
@@ -90,7 +90,7 @@ def write_card(
             task_type=TASK, task_name="Speech recognition", dataset_type=summary["release"] if name == split else name,
             dataset_name=summary["release"] if name == split else name, dataset_config=scored["language"],
             dataset_split=scored["split"], metric_type=rate, metric_value=round(100 * scored[rate], 2),
-            metric_name=f"{rate.upper()} (%), normalised by {normalised(scored)}",
+            metric_name=f"{rate.upper()} (%), normalised by {normalizer_label(scored)}",
         )
         for name, scored in facts.items()
         for rate in leading_first(scored["language"])

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from asr_lora.evaluation.metrics import SMALL, Spread, delta_interval, difference, interval, percent, points
-from asr_lora.speech.normalizer import leading
+from asr_lora.speech.normalizer import primary_metric
 
 SHORT_OF_SPEAKERS = "intervals over clips: too few known speakers for them to say anything about other speakers"
 CHOSEN_ON_DEV = "dev chose the adapter, so this flatters it: only clips that nothing was chosen by tell how good it is"
@@ -22,7 +22,7 @@ def show_run(name: str, facts: Mapping[str, Mapping[str, Any]]) -> None:
     """`facts` are the metrics of every set, the run's own split first."""
     split, own = next(iter(facts.items()))
     clips_of = f"{drawn_of(own)} {split} clips{small(own)}"
-    table = Table(title=f"{name}: {clips_of}, normalised by {normalised(own)}")
+    table = Table(title=f"{name}: {clips_of}, normalised by {normalizer_label(own)}")
     rates = leading_first(own["language"])
     for heading in ("", *(part for rate in rates for part in (rate.upper(), "95 % interval")), "seconds"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -32,7 +32,7 @@ def show_run(name: str, facts: Mapping[str, Mapping[str, Any]]) -> None:
     delta = own["delta"]
     cells = [cell for rate in rates for cell in (points(delta[rate]), interval(delta_interval(delta, rate), points))]
     table.add_row("difference in points", *cells, "")
-    notes = [heard_at(own)]
+    notes = [context_note(own)]
     if own["ci_unit"] == "clip":
         notes.append(SHORT_OF_SPEAKERS)
     if own["split"] == "dev":
@@ -59,7 +59,7 @@ def show_comparison(group: Mapping[str, Any]) -> None:
         console.print(f"  {number}: {row['name']}{base}", markup=False, highlight=False, soft_wrap=True)
 
 
-def apart(figures: Spread) -> str:
+def spread_note(figures: Spread) -> str:
     """How far seeds lie apart: `sd 0.4 points, 3 seeds`."""
     return f"sd {(figures.deviation or 0) * 100:.1f} points, {figures.seeds} seeds"
 
@@ -70,7 +70,7 @@ def drawn_of(facts: Mapping[str, Any]) -> str:
     return f"{facts['clips']:,}{there}"
 
 
-def tuned_by(lora: Mapping[str, Any]) -> str:
+def tuning_label(lora: Mapping[str, Any]) -> str:
     """The way of tuning in words, from the settings as recorded: `LoRA r=32 on q_proj, v_proj`."""
     names = {
         "qv": "LoRA", "all_linear": "LoRA", "encoder": "LoRA of the encoder", "decoder": "LoRA of the decoder",
@@ -85,13 +85,13 @@ def tuned_by(lora: Mapping[str, Any]) -> str:
 def _sets(facts: Mapping[str, Mapping[str, Any]]) -> Table:
     notes = [
         f"runaway: clips with text on silence, loops, or more than can be said; small: fewer than {SMALL} clips",
-        *(f"{name}: {told}" for name, scored in facts.items() if (told := heard_again(scored))),
+        *(f"{name}: {told}" for name, scored in facts.items() if (told := redecoded_note(scored))),
     ]
     table = Table(title="every set", caption="\n".join(notes))
     for heading in ("set", "clips", "untouched", "tuned", "difference", "runaway"):
         table.add_column(heading, justify="left" if heading == "set" else "right")
     for name, scored in facts.items():
-        untouched, tuned = (heard(figures, scored["language"]) for figures in (scored["baseline"], scored))
+        untouched, tuned = (rate_cell(figures, scored["language"]) for figures in (scored["baseline"], scored))
         clips = f"{scored['clips']}{small(scored)}"
         table.add_row(name, clips, untouched, tuned, change(scored), runaways(scored))
     return table
@@ -100,11 +100,13 @@ def _sets(facts: Mapping[str, Mapping[str, Any]]) -> Table:
 def show_strengths(found: Mapping[str, Any]) -> None:
     """A row a strength of eval/strengths.json: error rates, with their intervals, of dev and of every other set."""
     best = next(point for point in found["curve"] if is_best(point, found))
-    table = Table(title=f"the adapter's strength, normalised by {found['normalizer']}; best on dev: {dialled(best)}")
+    table = Table(
+        title=f"the adapter's strength, normalised by {found['normalizer']}; best on dev: {strength_label(best)}"
+    )
     for heading in ("strength", *found["curve"][0]["sets"]):
         table.add_column(heading, justify="left" if heading == "strength" else "right")
     for point in found["curve"]:
-        table.add_row(dialled(point), *map(strength_cell, point["sets"].values()))
+        table.add_row(strength_label(point), *map(strength_cell, point["sets"].values()))
     table.caption = "heard at 30 s, where nothing else is said; 0 is the untouched model"
     Console().print(table)
 
@@ -140,7 +142,7 @@ def show_combined(rows: Sequence[Mapping[str, Any]]) -> None:
     Console().print(table)
 
 
-def dialled(point: Mapping[str, Any]) -> str:
+def strength_label(point: Mapping[str, Any]) -> str:
     """A strength's name: `0.5`, and of the adapter at the short context that it was trained at more."""
     at = ", as trained, at the length of its clips" if point["context"] == "short" else ""
     return f"{point['strength']:g}{at}"
@@ -152,23 +154,23 @@ def is_best(point: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
 
 def strength_cell(scored: Mapping[str, Any]) -> str:
     """Of one set at one strength: the rate that leads in its language, with its interval."""
-    bounds = scored[f"{leading(scored['language'])}_ci95"]
-    return heard(scored, scored["language"]) + (f" ({interval(bounds)})" if bounds else "")
+    bounds = scored[f"{primary_metric(scored['language'])}_ci95"]
+    return rate_cell(scored, scored["language"]) + (f" ({interval(bounds)})" if bounds else "")
 
 
 def leading_first(language: str) -> tuple[str, str]:
-    return ("cer", "wer") if leading(language) == "cer" else ("wer", "cer")
+    return ("cer", "wer") if primary_metric(language) == "cer" else ("wer", "cer")
 
 
-def normalised(scored: Mapping[str, Any]) -> str:
+def normalizer_label(scored: Mapping[str, Any]) -> str:
     """What stands beside every rate: the normaliser that the file names, its version, and whether numbers are words."""
     numbers = ", numbers as words" if scored["numbers_as_words"] else ""
     return f"{scored['normalizer']} {scored['normalizer_version']}{numbers}"
 
 
-def heard(figures: Mapping[str, Any], language: str) -> str:
+def rate_cell(figures: Mapping[str, Any], language: str) -> str:
     """The error rate that leads; of a set in which nobody speaks, the clips and words that were heard all the same."""
-    if (rate := figures[leading(language)]) is not None:
+    if (rate := figures[primary_metric(language)]) is not None:
         return percent(rate)
     silent = figures["empty_references"]
     return f"text in {round(figures['hallucinating'] * silent)} of {silent}, {figures['hallucinated_words']} words"
@@ -176,13 +178,13 @@ def heard(figures: Mapping[str, Any], language: str) -> str:
 
 def change(scored: Mapping[str, Any]) -> str:
     """A set's difference: of the rate that leads; where nobody speaks, of the share of clips in which text is heard."""
-    rate = leading(scored["language"])
+    rate = primary_metric(scored["language"])
     if scored[rate] is not None:
         return difference(scored["delta"], rate)
     return f"{difference(scored['delta'], 'hallucinating')} of clips"
 
 
-def heard_at(scored: Mapping[str, Any]) -> str:
+def context_note(scored: Mapping[str, Any]) -> str:
     """The contexts of both models, which need not be the same."""
     untouched, tuned = (CONTEXTS[figures["context"]] for figures in (scored["baseline"], scored))
     if untouched == tuned:
@@ -190,7 +192,7 @@ def heard_at(scored: Mapping[str, Any]) -> str:
     return f"the untouched model is heard {untouched}, the tuned one {tuned}"
 
 
-def heard_again(scored: Mapping[str, Any]) -> str:
+def redecoded_note(scored: Mapping[str, Any]) -> str:
     """What ran away at a short context; empty where nothing did."""
     count = scored["heard_again"]
     return (

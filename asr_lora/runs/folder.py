@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 from filelock import BaseFileLock, FileLock, Timeout
 from omegaconf import OmegaConf
 
-from asr_lora.config.compose import Config, from_plain, plain
-from asr_lora.config.naming import GROUPS, science
-from asr_lora.config.schema import DecodingConfig, decided
+from asr_lora.config.compose import Config, from_dict, to_dict
+from asr_lora.config.naming import GROUPS, result_settings
+from asr_lora.config.schema import DecodingConfig, resolve_precision
 from asr_lora.config.stages import EvalConfig, ReportConfig
-from asr_lora.model.pretrained import identity
+from asr_lora.model.pretrained import fingerprint
 from asr_lora.runtime import distributed as ranks
-from asr_lora.runtime.errors import ChoiceError, WorldError
-from asr_lora.runtime.files import ANEW, check_links, damage, read_json, read_jsonl, settle, write_text
+from asr_lora.runtime.errors import ConfigError, ExternalError
+from asr_lora.runtime.files import ANEW, check_links, damage, finish_replacement, read_json, read_jsonl, write_text
 
 Branch = TypeVar("Branch", EvalConfig, DecodingConfig, ReportConfig)
 SHARED_WITHIN = 60.0  # seconds: a network's disk may show a new file late
@@ -63,7 +63,7 @@ def tuned(run: Path) -> Path:
     return whole_model(run) if whole_model(run).is_dir() else adapter(run)
 
 
-def best_so_far(run: Path) -> Path:
+def best(run: Path) -> Path:
     """While training: what was learnt when dev was heard best."""
     return run / "train" / "best"
 
@@ -87,25 +87,25 @@ def checkpoints(run: Path) -> Path:
     return run / "train" / "checkpoints"
 
 
-def retreat(run: Path) -> Path:
+def rollback(run: Path) -> Path:
     """What the guard has done to the run, where it had to."""
     return run / "train" / "guard.json"
 
 
-def untouched_dev(run: Path) -> Path:
+def dev_baseline(run: Path) -> Path:
     """What the untouched model hears in dev, at the contexts of training."""
     return run / "train" / "dev_untouched.json"
 
 
 @contextmanager
-def held(run: Path) -> Iterator[None]:
+def lock(run: Path) -> Iterator[None]:
     """The run is this command's alone. Raises ChoiceError while another command is at it, or for links out of it.
 
     What a killed one held is free at once. Within it the same process may hold it again.
     """
     lock = FileLock(run / ".lock", timeout=0, is_singleton=True)
     try:
-        ranks.first_does(lambda: _lock(run, lock))
+        ranks.rank_zero(lambda: _lock(run, lock))
         yield
     finally:
         if lock.is_locked:
@@ -117,9 +117,9 @@ def _lock(run: Path, lock: BaseFileLock) -> None:
     check_links(run)
     try:
         lock.acquire()
-        settle(run)
+        finish_replacement(run)
     except Timeout as error:
-        raise ChoiceError(
+        raise ConfigError(
             f"run_dir: another command is at {run}; wait until it has ended, or give this run a name of its own "
             "(run_name=...)"
         ) from error
@@ -130,16 +130,16 @@ def streamed_record(run: Path, rank: int) -> Path:
     return run / "train" / "streamed" / f"rank-{rank}.jsonl"
 
 
-def heard(run: Path, split: str) -> list[dict[str, Any]]:
+def read_hypotheses(run: Path, split: str) -> list[dict[str, Any]]:
     """The lines of eval/<split>/hypotheses.jsonl. Raises WorldError where one is not as it was written, or is gone."""
     file = run / "eval" / split / "hypotheses.jsonl"
     lines, scored = read_jsonl(file, HEARD, NOT_OF_ALL), read_json(file.with_name("metrics.json"))["clips"]
     if len(lines) != scored:
-        raise WorldError(f"{file}: {len(lines)} lines, not the {scored} of metrics.json; {ANEW.format(file.parent)}")
+        raise ExternalError(f"{file}: {len(lines)} lines, not the {scored} of metrics.json; {ANEW.format(file.parent)}")
     return lines
 
 
-def scored(run: Path) -> dict[str, dict[str, Any]]:
+def read_scores(run: Path) -> dict[str, dict[str, Any]]:
     """The metrics of the run's own split, test before dev, and of every other set that was scored in the same way.
 
     What another adapter, normaliser or decoding scored would not stand beside it, and figures of another version mean
@@ -173,24 +173,24 @@ def settings(run: Path) -> dict[str, Any]:
     return dict(recorded)
 
 
-def recognise(config: Config) -> None:
+def check_same_settings(config: Config) -> None:
     """Raises ChoiceError when the run folder was made with other settings; a new one is welcome."""
     if settings_file(config.run).is_file():
         before = OmegaConf.to_container(OmegaConf.load(settings_file(config.run)))
-        refuse_other(config.run, science(before), science(plain(config)))  # type: ignore[arg-type]
+        check_settings(config.run, result_settings(before), result_settings(to_dict(config)))  # type: ignore[arg-type]
 
 
 def record(config: Config, command: Sequence[str], base: str) -> None:
     """Writes settings, versions, `base` (checkpoint.identity) and command into a new run folder, once and for all."""
     if not settings_file(config.run).exists():
         facts = {"versions": versions(), "base": base, "command": shlex.join(command)}
-        words = OmegaConf.create({**plain(config), **facts})
+        words = OmegaConf.create({**to_dict(config), **facts})
         settings = OmegaConf.to_yaml(words)
         header = "# What this run was made with: the settings as composed, and the versions."
         write_text(settings_file(config.run), f"{header}\n{settings}")
 
 
-def pinned(config: Config) -> Config:
+def with_pinned_base(config: Config) -> Config:
     """With the base that the run was begun with: of the Hub that very commit, whatever is there by now.
 
     Raises ChoiceError where a directory no longer holds what it held.
@@ -200,58 +200,58 @@ def pinned(config: Config) -> Config:
         return config
     if "@" in base:
         return replace(config, model=replace(config.model, checkpoint=base))
-    if identity(config.model.checkpoint) != base:
-        raise ChoiceError(
+    if fingerprint(config.model.checkpoint) != base:
+        raise ConfigError(
             f"model.checkpoint: {config.model.checkpoint} no longer holds the files that {config.run} was begun with; "
             "put those back, or give this run a name of its own (run_name=...)"
         )
     return config
 
 
-def settled(config: Config, device: str) -> tuple[Config, str]:
+def with_precision(config: Config, device: str) -> tuple[Config, str]:
     """With model.precision=auto resolved for a type of device (cuda or cpu), and what it came to in words.
 
     A run that was begun keeps the precision that it recorded, whatever the device.
     """
     begun = settings(config.run)["model"]["precision"] if settings_file(config.run).is_file() else None
-    precision, told = decided(config.model.precision, device, begun)
+    precision, told = resolve_precision(config.model.precision, device, begun)
     return replace(config, model=replace(config.model, precision=precision)), told
 
 
-def refuse_bases(bases: Mapping[str, str], way_out: str) -> None:
+def check_same_base(bases: Mapping[str, str], way_out: str) -> None:
     """Raises ChoiceError where the runs or adapters of those names stand on different bases."""
     if len(set(bases.values())) > 1:
         told = ", ".join(f"{name} on {base[:40]}" for name, base in bases.items())
-        raise ChoiceError(f"adapters: must be of one base, got {told}; {way_out}")
+        raise ConfigError(f"adapters: must be of one base, got {told}; {way_out}")
 
 
-def refuse_other(run: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_settings(run: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises ChoiceError, naming the first differing setting, when a run made with `before` is asked for as `now`."""
     for key in now:
         if before.get(key) != now[key]:
-            raise ChoiceError(
+            raise ConfigError(
                 f"run_dir: {run} was made with {key}={before.get(key)}, not {now[key]}; "
                 "give this run a name of its own (run_name=...), or remove that folder to make it anew"
             )
 
 
-def as_recorded(run: Path, asked: Config, overrides: Sequence[str]) -> Config:
+def recorded_config(run: Path, asked: Config, overrides: Sequence[str]) -> Config:
     """The run's own settings, but of evaluation, decoding and report those that the words name, and today's hardware.
 
     What an earlier version did not know yet, and no result depends on, is as asked; so is what is exported.
     Raises ChoiceError when there is no run in the folder.
     """
-    settle(run)
+    finish_replacement(run)
     path = settings_file(run)
     if not path.is_file():
         made = sorted(folder.parent.parent.name for folder in run.parent.glob("*/train/config.yaml"))
         there = f"; beside it are {', '.join(made)}" if made else ""
-        raise ChoiceError(f"run_dir: no run in {run} (no train/config.yaml){there}; make one with make train")
-    new = {name: value for name, value in plain(asked).items() if name not in (*GROUPS, "seed")}
+        raise ConfigError(f"run_dir: no run in {run} (no train/config.yaml){there}; make one with make train")
+    new = {name: value for name, value in to_dict(asked).items() if name not in (*GROUPS, "seed")}
     try:
-        recorded = from_plain({**new, **settings(run)})
+        recorded = from_dict({**new, **settings(run)})
     except (KeyError, TypeError) as error:  # a setting that is absent, or that there is no more
-        raise ChoiceError(
+        raise ConfigError(
             f"run_dir: {run} was made by another version of asr_lora, with other settings ({error}); "
             "score it with that version, or make it anew"
         ) from error
@@ -275,13 +275,13 @@ def _where_named(group: str, recorded: Branch, asked: Branch, named: set[str]) -
     return replace(recorded, **{key: getattr(asked, key) for key in keys})
 
 
-def refuse_unshared(run: Path) -> None:
+def check_shared_disk(run: Path) -> None:
     """Raises WorldError where a process does not see the manifest that the first has written."""
-    wanted = ranks.gathered(_digest(summary(run)))[0]
+    wanted = ranks.all_gather(_digest(summary(run)))[0]
     until = time.monotonic() + SHARED_WITHIN
     while _digest(summary(run)) != wanted:
         if time.monotonic() > until:
-            raise WorldError(
+            raise ExternalError(
                 f"runs_dir: {socket.gethostname()} does not see {summary(run)}, which another machine has written; "
                 "machines that share a run need one disk for runs_dir, under the same path on all"
             )
@@ -292,17 +292,17 @@ def _digest(file: Path) -> str | None:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
-def note_last(run: Path, runs_dir: Path) -> None:
+def set_last_run(run: Path, runs_dir: Path) -> None:
     """Makes `run` the one that a bare `python -m asr_lora.eval` scores."""
     write_text(runs_dir / "last", f"{run.resolve()}\n")
 
 
-def last(runs_dir: Path) -> Path:
+def last_run(runs_dir: Path) -> Path:
     """Raises ChoiceError when nothing was trained yet, or the note of it names no folder."""
     note = runs_dir / "last"
     if not note.is_file():
-        raise ChoiceError(f"run_dir: no run yet (no {note}); train one with make train, or name one: run_dir=...")
+        raise ConfigError(f"run_dir: no run yet (no {note}); train one with make train, or name one: run_dir=...")
     named = note.read_bytes().decode(errors="replace").strip()
     if "\n" in named or "\ufffd" in named or damage({"run": named}, {"run": Path}):
-        raise ChoiceError(f"run_dir: {note} names no run; remove it, and name one: run_dir=...")
+        raise ConfigError(f"run_dir: {note} names no run; remove it, and name one: run_dir=...")
     return Path(named)

@@ -24,23 +24,23 @@ from omegaconf.errors import OmegaConfBaseException
 from asr_lora import NO_HOME
 from asr_lora.config.compose import (
     Config,
+    check_overrides,
     conf_dir,
+    explain_hydra_error,
     fixed_overrides,
+    job_overrides,
     load,
-    one_line,
-    refuse_misread,
-    typed,
-    words_of_job,
+    parse_config,
 )
 from asr_lora.runs import folder as run
 from asr_lora.runtime import distributed as ranks
-from asr_lora.runtime.console import complain, hush_libraries, say
-from asr_lora.runtime.errors import ChoiceError, RegressionError, UserError, WorldError
+from asr_lora.runtime.console import log, log_error, quiet_libraries
+from asr_lora.runtime.errors import ConfigError, ExternalError, RegressionError, UserError
 from asr_lora.runtime.files import read_json, write_json, write_text
 
 # Settings that say nothing about which run is meant.
 APART = ("eval", "decoding", "hardware", "report", "transcribe", "export", "app")
-MENDABLE = (UserError, HydraException, OmegaConfBaseException, OSError, KeyboardInterrupt)
+USER_FIXABLE = (UserError, HydraException, OmegaConfBaseException, OSError, KeyboardInterrupt)
 INTERRUPTED = "interrupted; whatever was complete (manifest, checkpoints) is kept: the same command goes on from there"
 QUEUED = "jobs in a queue of their own (SLURM's) go on; once none of them runs, the same command finds what is complete"
 ANOTHER_ENDED = (
@@ -90,9 +90,9 @@ def launch(
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, so that its message can be told in one line
     sys.argv[1:1] = overrides
-    hush_libraries()
+    quiet_libraries()
     if NO_HOME:
-        say(NO_HOME)
+        log(NO_HOME)
     words, began, place = sys.argv[1:], time.time(), Path.cwd()  # they travel with `job` to wherever a launcher runs it
     here: list[Path] = []  # the runs folder, once a job ran in this process
 
@@ -102,25 +102,25 @@ def launch(
         here.append(Path(str(cfg.runs_dir)).expanduser())
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             _go_to(place)
-            if ranks.count() > 1:
-                _leave(ChoiceError(f"-m: a sweep takes one process, got {ranks.count()}; start it plainly"), words)
+            if ranks.world_size() > 1:
+                _leave(ConfigError(f"-m: a sweep takes one process, got {ranks.world_size()}; start it plainly"), words)
             _of_sweep(stage, cfg, ledger_folder(here[-1], began), words)
             return
         try:
-            stage(typed(cfg))
-        except MENDABLE as error:
+            stage(parse_config(cfg))
+        except USER_FIXABLE as error:
             _leave(error, words)
         except RuntimeError as error:
-            if not ranks.lost_another(error):
+            if not ranks.is_peer_failure(error):
                 raise
-            _leave(WorldError(ANOTHER_ENDED), words)
+            _leave(ExternalError(ANOTHER_ENDED), words)
 
     try:
-        if ranks.count() > 1 and not several:
-            raise ChoiceError(f"WORLD_SIZE: this command takes one process, got {ranks.count()}; start it plainly")
-        refuse_misread(words)
+        if ranks.world_size() > 1 and not several:
+            raise ConfigError(f"WORLD_SIZE: this command takes one process, got {ranks.world_size()}; start it plainly")
+        check_overrides(words)
         lost = _launched(job, words)
-        ranks.leave()
+        ranks.shut_down()
         runs_dir = here[-1] if here else _runs_dir(words)
         ledger = ledger_folder(runs_dir, began)
         if jobs := noted_jobs(ledger):
@@ -128,10 +128,10 @@ def launch(
                 after_sweep(runs_dir, jobs)
             log_broken(jobs)
         if lost:
-            raise WorldError(f"hydra/launcher: {note_bug(ledger, 'launcher', lost)}; {QUEUED}") from lost
+            raise ExternalError(f"hydra/launcher: {note_bug(ledger, 'launcher', lost)}; {QUEUED}") from lost
         if status := sweep_status(jobs):
             raise SystemExit(status)
-    except MENDABLE as error:
+    except USER_FIXABLE as error:
         _leave(error, words)
 
 
@@ -139,7 +139,7 @@ def _launched(job: Callable[[], object], words: Sequence[str]) -> Exception | No
     """Runs a job, or all of a sweep; what a launcher of other processes says where one of them came to no end."""
     try:
         job()
-    except MENDABLE:
+    except USER_FIXABLE:
         raise
     except Exception as error:
         if not {"-m", "--multirun"} & set(words):
@@ -151,7 +151,7 @@ def _launched(job: Callable[[], object], words: Sequence[str]) -> Exception | No
 def _go_to(folder: Path) -> None:
     """Makes `folder`, where the sweep was typed, this process's own: relative paths mean the same in every job."""
     if not folder.is_dir():
-        raise WorldError(
+        raise ExternalError(
             f"hydra/launcher: the sweep was started in {folder}, which {platform.node()} does not have; start it in a "
             "folder that all machines share"
         )
@@ -162,20 +162,20 @@ def _of_sweep(stage: Callable[[Config], object], cfg: DictConfig, ledger: Path, 
     """One job of several: what it breaks is told and noted, and the others are wanted all the same."""
     number, started, folder, told, status = int(HydraConfig.get().job.num), time.perf_counter(), None, None, 0
     try:
-        config = typed(cfg)
+        config = parse_config(cfg)
         folder = str(config.run.resolve())
-        note_job(ledger, Job(number, words_of_job(), folder, 1, UNENDED, 0.0, 0))  # until it is known better
+        note_job(ledger, Job(number, job_overrides(), folder, 1, UNENDED, 0.0, 0))  # until it is known better
         stage(config)
     except KeyboardInterrupt as error:
         _leave(error, words)
-    except MENDABLE as error:
+    except USER_FIXABLE as error:
         told, status = _told(error, words)
     except Exception as error:  # noqa: BLE001 (a bug that one run meets is none of the others')
         told, status = note_bug(ledger, number, error), 1
     memory, seconds = resident_bytes(), time.perf_counter() - started
-    ended = Job(number, words_of_job(), folder, status, told, seconds, memory)
+    ended = Job(number, job_overrides(), folder, status, told, seconds, memory)
     if told:
-        say(f"error: {ended.name}: {told}")
+        log(f"error: {ended.name}: {told}")
     note_job(ledger, ended)
 
 
@@ -184,26 +184,26 @@ def _runs_dir(words: Sequence[str]) -> Path:
     return Path(load(fixed_overrides(words)).runs_dir)
 
 
-def named_run(config: Config) -> Path:
+def find_run(config: Config) -> Path:
     """The folder of the run that the command line means: the one its words lead to, without any the last.
 
     Raises ChoiceError when nothing was trained yet.
     """
     apart = (*(f"{group}{end}" for group in APART for end in (".", "=")), "audio=")
-    about_run = [word for word in words_of_job() if not word.startswith(apart)]
+    about_run = [word for word in job_overrides() if not word.startswith(apart)]
     if not any(word for word in about_run if not word.startswith("runs_dir=")):
-        return run.last(Path(config.runs_dir))
+        return run.last_run(Path(config.runs_dir))
     if run.settings_file(config.run).is_file():
         return config.run
-    return typed(compose("config", about_run)).run  # trained with the usual decoding, and now heard with another
+    return parse_config(compose("config", about_run)).run  # trained with the usual decoding, and now heard with another
 
 
 def _leave(error: BaseException, words: Sequence[str]) -> NoReturn:
     if isinstance(error, KeyboardInterrupt):
-        complain(INTERRUPTED)
+        log_error(INTERRUPTED)
         raise SystemExit(130)
     message, status = _told(error, words)
-    complain(f"error: {message}")
+    log_error(f"error: {message}")
     raise SystemExit(status)
 
 
@@ -215,7 +215,7 @@ def _told(error: BaseException, words: Sequence[str]) -> tuple[str, int]:
     elif isinstance(error, UserError):
         message, status = str(error), error.status
     else:
-        message, status = one_line(error, words), 2
+        message, status = explain_hydra_error(error, words), 2
     return " ".join(message.splitlines()), status
 
 
@@ -252,10 +252,10 @@ def log_broken(jobs: Sequence[Job]) -> None:
     broken = [job for job in jobs if job.status]
     if not broken:
         return
-    say(f"error: {len(broken)} of {len(jobs)} runs of the sweep ended in an error:")
+    log(f"error: {len(broken)} of {len(jobs)} runs of the sweep ended in an error:")
     for job in broken:
-        say(f"  {job.name}: {job.error}")
-    say("once that is mended, the same command goes on where they broke, and finds the others complete")
+        log(f"  {job.name}: {job.error}")
+    log("once that is mended, the same command goes on where they broke, and finds the others complete")
 
 
 def sweep_status(jobs: Sequence[Job]) -> int:

@@ -13,15 +13,15 @@ from asr_lora.runtime import distributed as ranks
 
 SPEED_PERIOD = 600.0  # seconds that an estimate looks back: rich's 30 give none where a piece of work takes as long
 
-console = Console(stderr=True, quiet=not ranks.first())
+console = Console(stderr=True, quiet=not ranks.is_rank_zero())
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """One plain line on standard error: what a stage is about to do, or what it made. Of several processes one says."""
     _print(console, line)
 
 
-def complain(line: str) -> None:
+def log_error(line: str) -> None:
     """The same of what ends the run, whichever process has met it; the others end without a word."""
     with ranks.complaint() as mine:
         if mine:
@@ -32,7 +32,7 @@ def _print(where: Console, line: str) -> None:
     where.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def hush_libraries() -> None:
+def quiet_libraries() -> None:
     """Leaves the screen to us: no bars for loading weights, no advice that is not for the person at the keyboard."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -58,7 +58,7 @@ def progress(description: str, total: float) -> Iterator["Bar"]:
     with Progress(*columns, console=console, disable=hidden, speed_estimate_period=SPEED_PERIOD) as shown:
         bar = Bar(shown, description, total)
         yield bar
-        bar.tell(every=0)
+        bar.report(every=0)
 
 
 class Bar:
@@ -71,30 +71,32 @@ class Bar:
 
     def advance(self, count: float = 1) -> None:
         self._shown.advance(self._task, count)
-        self.tell()
+        self.report()
 
-    def expect(self, more: float) -> None:
+    def extend(self, more: float) -> None:
         """More work than the total said."""
         self._shown.update(self._task, total=(self._shown.tasks[self._task].total or 0) + more)
 
     def move_to(self, done: float) -> None:
         self._shown.update(self._task, completed=done)
-        self.tell()
+        self.report()
 
-    def note(self, text: str) -> None:
+    def status(self, text: str) -> None:
         """A few words behind the bar."""
         self._shown.update(self._task, note=text)
 
-    def tell(self, every: float = 30.0) -> None:
+    def report(self, every: float = 30.0) -> None:
         """The plain line, at most every so many seconds; nothing on a terminal, where the bar moves."""
         if console.is_terminal or time.monotonic() < self._told + every:
             return
         self._told = time.monotonic()
         task = self._shown.tasks[self._task]
-        left = "" if task.finished or task.time_remaining is None else f", {minutes(task.time_remaining)} left"
+        left = "" if task.finished or task.time_remaining is None else f", {format_duration(task.time_remaining)} left"
         after = f", {task.fields['note']}" if task.fields["note"] else ""
-        say(f"{task.description}: {task.completed:.0f}/{task.total:.0f}, {minutes(task.elapsed or 0)}{left}{after}")
+        log(
+            f"{task.description}: {task.completed:.0f}/{task.total:.0f}, {format_duration(task.elapsed or 0)}{left}{after}"
+        )
 
 
-def minutes(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02} min"

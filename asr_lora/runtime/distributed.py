@@ -29,40 +29,40 @@ AT_ONCE = 2**24  # numbers of gradients that are summed at once, 64 MB
 _waiting: list[Any] = []  # the group that waits patiently, once there is one
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes share the run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def local_count() -> int:
+def local_world_size() -> int:
     """How many of them are on this machine; all, where the launcher does not say."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", str(count())))
+    return int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
 
 
 def rank() -> int:
-    return int(os.environ.get("RANK", "0")) if count() > 1 else 0
+    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 
-def first() -> bool:
+def is_rank_zero() -> bool:
     return rank() == 0
 
 
-def join(device: torch.device) -> None:
+def init(device: torch.device) -> None:
     """Meets the other processes, once; all must come. On GPUs sums go through NCCL, and what is told through gloo."""
-    if count() == 1 or _waiting:
+    if world_size() == 1 or _waiting:
         return
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=STEP)
     _waiting.append(distributed.new_group(backend="gloo", timeout=WAIT))
 
 
-def leave() -> None:
+def shut_down() -> None:
     """Parts from the others when all is done."""
     if _waiting:
         distributed.destroy_process_group()
         _waiting.clear()
 
 
-def first_does(work: Callable[[], Made]) -> Made:
+def rank_zero(work: Callable[[], Made]) -> Made:
     """What `work` returns, which the first process alone does: the others wait for it, and end as it ends.
 
     What a person can mend is raised in all; where it is a bug, the others leave quietly.
@@ -70,7 +70,7 @@ def first_does(work: Callable[[], Made]) -> Made:
     if not _waiting:
         return work()
     told: list[Any] = [None, None]
-    if first():
+    if is_rank_zero():
         try:
             told[0] = work()
         except BaseException as error:
@@ -84,16 +84,16 @@ def first_does(work: Callable[[], Made]) -> Made:
     return made
 
 
-def gathered(own: Made) -> list[Made]:
+def all_gather(own: Made) -> list[Made]:
     """What every process has, in the order of their ranks."""
     if not _waiting:
         return [own]
-    every: list[Any] = [None] * count()
+    every: list[Any] = [None] * world_size()
     distributed.all_gather_object(every, own, group=_waiting[0])
     return every
 
 
-def any_of(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether it holds in any process: asked in every step, so it is one number that travels."""
     if not _waiting:
         return flag
@@ -120,10 +120,10 @@ def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
 # ---- when it goes wrong ----
 
 
-def lost_another(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether it says no more than that another process is gone."""
     gone = "gloo/transport" in str(error) and "Timed out" not in str(error)
-    return count() > 1 and (gone or isinstance(error, distributed.DistError))
+    return world_size() > 1 and (gone or isinstance(error, distributed.DistError))
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def complaint() -> Iterator[bool]:
 
     The others go on only when it was told: what started them ends all as soon as one of them has ended.
     """
-    if count() == 1:
+    if world_size() == 1:
         yield True
         return
     place = f"asr_lora/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
@@ -142,7 +142,7 @@ def complaint() -> Iterator[bool]:
         )
         mine = store.add(f"{place}/complaints", 1) == 1
     except (KeyError, RuntimeError):  # where nobody keeps a store, or it is gone with whoever kept it
-        yield first()
+        yield is_rank_zero()
         return
     yield mine
     if mine:

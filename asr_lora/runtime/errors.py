@@ -25,7 +25,7 @@ class UserError(Exception):
         super().__init__(_one_line(message))
 
 
-def reason(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of what an error of somebody else's code says, or its name where it says nothing."""
     return (str(error) or type(error).__name__).splitlines()[0]
 
@@ -50,11 +50,11 @@ def _short(message: str) -> str:
     return f"{message[: MOST_SHOWN - 400]} [...] {message[-400:]}"  # the way out stands at the end
 
 
-class ChoiceError(UserError, ValueError):
+class ConfigError(UserError, ValueError):
     """A setting, name or path that cannot be what was meant."""
 
 
-class WorldError(UserError, RuntimeError):
+class ExternalError(UserError, RuntimeError):
     """Something outside that failed: a damaged file, a missing network, a full disk. Chain the cause with `from`."""
 
     status = 1
@@ -69,12 +69,12 @@ class RegressionError(UserError):
 def check(name: str, value: Any, rule: str, holds: bool) -> None:
     """Raises ChoiceError `name: must be rule, got value` unless it holds."""
     if not holds:
-        raise ChoiceError(f"{name}: must be {rule}, got {value}")
+        raise ConfigError(f"{name}: must be {rule}, got {value}")
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
-        raise ChoiceError(f"{name}: {value} is none of {', '.join(choices)}")
+        raise ConfigError(f"{name}: {value} is none of {', '.join(choices)}")
 
 
 def check_range(name: str, bounds: list[float], most: float) -> None:
@@ -87,7 +87,7 @@ def check_locale(name: str, value: str) -> None:
     check(name, repr(value), "a locale such as nl or sv-SE", re.fullmatch(r"\w+(-\w+)*", value) is not None)
 
 
-def check_word(name: str, value: str) -> None:
+def check_name(name: str, value: str) -> None:
     """It becomes a part of run_name, where a hyphen parts the parts."""
     check(name, repr(value), "letters, digits, _ and . alone", re.fullmatch(r"[\w.]+", value) is not None)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.errors import ConfigError, ExternalError
 
 if TYPE_CHECKING:
     pass
@@ -34,17 +34,17 @@ def cache_dir() -> Path:
 
 
 @contextmanager
-def writing(folder: Path, setting: str = "", way_out: str = ANOTHER_CACHE) -> Iterator[None]:
+def disk_errors(folder: Path, setting: str = "", way_out: str = ANOTHER_CACHE) -> Iterator[None]:
     """For what is written to `folder`, which `setting` names, or is in the cache: raises WorldError where it cannot."""
     try:
         yield
     except OSError as error:
         named = f"{setting}: " if setting else ""
-        raise WorldError(f"{named}cannot write {folder}: {error.strerror or error}; {way_out}") from error
+        raise ExternalError(f"{named}cannot write {folder}: {error.strerror or error}; {way_out}") from error
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
+def exclusive(path: Path) -> Iterator[None]:
     """One process at a time makes `path`: jobs of a sweep may want the same at once. Leaves no lock behind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
@@ -56,7 +56,7 @@ def alone(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`, which becomes `path` when the block ends well and else is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")  # a name may be as long as can be
@@ -71,26 +71,26 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """The same for a folder: `path`, if it is there already, is replaced only when the new one is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     partial.chmod(0o755)
     try:
         yield partial
-        put_in_place(partial, path)
+        replace_folder(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def put_in_place(made: Path, path: Path) -> None:
+def replace_folder(made: Path, path: Path) -> None:
     """Makes the folder `made`, on the same disk, `path`, in place of what is there.
 
     No system renames onto a folder that holds something, so the old one is renamed aside first: the old or the new is
-    whole at every moment, and where a kill comes between the two renames `settle` and the next writer put the old one
+    whole at every moment, and where a kill comes between the two renames `finish_replacement` and the next writer put the old one
     back. Writers at the same time come one after the other.
     """
-    with alone(_aside(path)):
+    with exclusive(_aside(path)):
         _settle(path)
         try:
             if os.path.lexists(path):
@@ -100,13 +100,13 @@ def put_in_place(made: Path, path: Path) -> None:
             _settle(path)
 
 
-def settle(folder: Path) -> None:
+def finish_replacement(folder: Path) -> None:
     """Puts back what kills left aside in `folder` and below while it was being replaced; before it is read."""
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
             if found := re.fullmatch(r"\.(.+)\.(old|gone)", name):
                 path = Path(place) / found[1]
-                with alone(_aside(path)):
+                with exclusive(_aside(path)):
                     _settle(path)
 
 
@@ -126,7 +126,7 @@ def _settle(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
@@ -140,7 +140,7 @@ def read_json(path: Path, way_out: str = ANEW) -> dict[str, Any]:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as lines:
+    with atomic_file(path) as partial, partial.open("w", encoding="utf-8") as lines:
         for row in rows:
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -165,7 +165,7 @@ def parse_jsonl(
     for number, line in enumerate(lines, 1):
         row = _object(line, f"{of}: line {number} is", way_out)
         if found := damage(row, needed, maybe):
-            raise WorldError(f"{of}: line {number} {found}; {way_out}")
+            raise ExternalError(f"{of}: line {number} {found}; {way_out}")
         yield row
 
 
@@ -218,7 +218,7 @@ def check_links(folder: Path, setting: str = "run_dir", root: Path | None = None
         found += [os.path.join(place, name) for name in (*folders, *files)]  # noqa: PTH118 (shards may be thousands)
     for path in found:
         if os.path.islink(path) and not f"{os.path.realpath(path)}/".startswith(f"{base}/"):  # noqa: PTH114
-            raise ChoiceError(
+            raise ConfigError(
                 f"{setting}: {path} is a link that leads out of {root or folder}, and would be followed where files "
                 "are written, removed or copied; remove it, or put what it leads to in its place"
             )
@@ -233,9 +233,9 @@ def _object(content: bytes, named: str, way_out: str) -> dict[str, Any]:
         if b"\\ud" in content.lower():
             json.dumps(value, ensure_ascii=False).encode()  # a half of a surrogate pair is no text
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers too long, lists too deep
-        raise WorldError(f"{named} no JSON ({error}); {way_out}") from error
+        raise ExternalError(f"{named} no JSON ({error}); {way_out}") from error
     if not isinstance(value, dict):
-        raise WorldError(f"{named} no JSON object but {_short(value)}; {way_out}")
+        raise ExternalError(f"{named} no JSON object but {_short(value)}; {way_out}")
     return value
 
 
@@ -271,7 +271,7 @@ def existing(source: Path, setting: str = "data.source") -> Path:
     siblings = [child.name for child in source.parent.iterdir()] if source.parent.is_dir() else []
     nearest = difflib.get_close_matches(source.name, siblings, n=1)
     way_out = f"did you mean {source.parent / nearest[0]}?" if nearest else "name one that is there"
-    raise ChoiceError(f"{setting}: no file or folder {source}; {way_out}")
+    raise ConfigError(f"{setting}: no file or folder {source}; {way_out}")
 
 
 WAY_OUT = "name a folder for caches in ASR_LORA_CACHE, or set HOME"
@@ -292,7 +292,7 @@ def _temporary() -> Path:
     return folder
 
 
-def logged(log: Path) -> list[dict[str, Any]]:
+def read_log(log: Path) -> list[dict[str, Any]]:
     """What is in the log, but for a last line that a kill cut short."""
     whole = log.read_text(encoding="utf-8").rpartition("\n")[0] if log.exists() else ""
     return [json.loads(line) for line in whole.split("\n") if line]

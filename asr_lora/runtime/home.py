@@ -1,6 +1,6 @@
 """A place for caches where the user id has no home: no passwd entry, as with `docker run --user` and on OpenShift.
 
-Libraries ask for the user's name and home as they are imported, so `provide` comes before them: asr_lora/__init__.py
+Libraries ask for the user's name and home as they are imported, so `provide_home` comes before them: asr_lora/__init__.py
 calls it, and the command line (asr_lora/runs/launch.py) says what it returned.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 WAY_OUT = "name a folder for caches in ASR_LORA_CACHE, or set HOME"
 
 
-def provide() -> str | None:
+def provide_home() -> str | None:
     """Makes sure that libraries find a user name and a folder for their caches; a line about it where they would not.
 
     Sets environment variables, for child processes too, and none that is set already: USER, and HOME where no home is

@@ -17,11 +17,11 @@ import numpy as np
 from filelock import FileLock, Timeout
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from asr_lora.config.compose import Config, load, plain, words_of_job
+from asr_lora.config.compose import Config, job_overrides, load, to_dict
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch
-from asr_lora.runtime.console import say
-from asr_lora.runtime.errors import ChoiceError, UserError, to_install
+from asr_lora.runtime.console import log
+from asr_lora.runtime.errors import ConfigError, UserError, to_install
 from asr_lora.runtime.files import check_links, read_json
 from asr_lora.search.study import Setting
 from asr_lora.train import train
@@ -49,7 +49,7 @@ def search(config: Config, words: Sequence[str] = ()) -> Path:
     """
     deadline = time.monotonic() + 3600 * (math.inf if config.search.max_hours is None else config.search.max_hours)
     about = [word for word in words if not word.startswith(("search.", "search=", "eval.after="))]
-    settings = trials.parsed(config.search.space)
+    settings = trials.parse_space(config.search.space)
     for end in ("first", "last"):  # refused now, not hours from now
         load([*about, *trials.words({name: getattr(setting, end) for name, setting in settings.items()})])
     folder = Path(config.runs_dir) / "search" / f"{config.run_name}-{trials.digest(settings)}"
@@ -59,7 +59,7 @@ def search(config: Config, words: Sequence[str] = ()) -> Path:
         with FileLock(folder / "lock", timeout=0):
             return _search(config, about, settings, folder, deadline)
     except Timeout as error:
-        raise ChoiceError(
+        raise ConfigError(
             f"search: another process is at {folder}; wait for it, or give it another runs_dir"
         ) from error
 
@@ -70,27 +70,27 @@ def _search(
     study = _study(config, folder)
     _go_on(study)
     if not study.trials:  # so that the best is never worse than what is there, by dev
-        study.enqueue_trial(trials.usual(settings, plain(config)))
+        study.enqueue_trial(trials.usual(settings, to_dict(config)))
     ended = f"{_ended(study)} of {config.search.trials} trials ended"
-    say(f"search by dev WER, test is not looked at; {ended}: {folder}")
+    log(f"search by dev WER, test is not looked at; {ended}: {folder}")
     while _ended(study) < config.search.trials:
         left, needed = deadline - time.monotonic(), _usual_seconds(study)
         if left <= 0 or (needed is not None and needed > left):
             takes = f", and a trial takes {needed / 60:.1f}" if needed is not None else ""
-            say(f"search.max_hours: {max(left, 0) / 60:.1f} minutes are left{takes}: no further trial")
+            log(f"search.max_hours: {max(left, 0) / 60:.1f} minutes are left{takes}: no further trial")
             break
         study.sampler = _sampler(config, _ended(study))
         try:
             _try(config, study, study.ask(), about, settings, deadline)
         except OutOfTimeError:
-            say("search.max_hours are over: the trial stopped with a checkpoint; the same command goes on with it")
+            log("search.max_hours are over: the trial stopped with a checkpoint; the same command goes on with it")
             break
     trials.show(study, settings)
     page = trials.write_page(study, settings, folder, _best_command(study, about))
     if best := _best(study):
-        run.note_last(Path(best.user_attrs["run"]), Path(config.runs_dir))
-        say(f"best on dev, which flatters it; this scores it on test: {_best_command(study, about)}")
-    say(f"search: {page}")
+        run.set_last_run(Path(best.user_attrs["run"]), Path(config.runs_dir))
+        log(f"best on dev, which flatters it; this scores it on test: {_best_command(study, about)}")
+    log(f"search: {page}")
     return page
 
 
@@ -134,7 +134,7 @@ def _try(
     tried = load([*words, "eval.after=false"])
     folder, fresh = tried.run, not (tried.run / "train" / "checkpoints").exists()
     trial.set_user_attr("run", str(folder.resolve()))
-    say(f"trial {trial.number}: {shlex.join(words[len(about) :])}")
+    log(f"trial {trial.number}: {shlex.join(words[len(about) :])}")
     try:
         train(tried, ["python", "-m", "asr_lora.train", *words], [_Watch(trial, deadline)])
     except optuna.TrialPruned:
@@ -142,26 +142,26 @@ def _try(
         if fresh:  # nobody else's: gigabytes that nobody wants to go on from
             for used_up in ("checkpoints", "best"):
                 shutil.rmtree(folder / "train" / used_up, ignore_errors=True)
-        say(f"trial {trial.number}: pruned, worse than the median at step {trials.last_step(study, trial.number)}")
+        log(f"trial {trial.number}: pruned, worse than the median at step {trials.last_step(study, trial.number)}")
     except (UserError, RuntimeError, ValueError) as error:
         if not _ended(study):
             raise
         reason = " ".join(str(error).split())
         trial.set_user_attr("error", reason)
         study.tell(trial, state=TrialState.FAIL)
-        say(f"error: trial {trial.number}: {reason}")
+        log(f"error: trial {trial.number}: {reason}")
     else:
         trained = read_json(run.train_metrics(folder))
         wer = next(point["wer"] for point in trained["dev"] if point["step"] == trained["best_step"])
         trial.set_user_attr("seconds", trained["total_seconds"])
         study.tell(trial, wer)
-        say(f"trial {trial.number}: dev WER {wer:.1%}, the lowest so far {study.best_value:.1%}")
+        log(f"trial {trial.number}: dev WER {wer:.1%}, the lowest so far {study.best_value:.1%}")
 
 
 def _suggested(trial: "optuna.Trial", name: str, setting: Setting) -> str:
     if setting.choices:
         return str(trial.suggest_categorical(name, setting.choices))
-    return trials.typed(trial.suggest_float(name, setting.low, setting.high, log=setting.log))
+    return trials.as_override(trial.suggest_float(name, setting.low, setting.high, log=setting.log))
 
 
 class _Watch(TrainerCallback):
@@ -215,7 +215,7 @@ def _best_command(study: "optuna.Study", about: Sequence[str]) -> str | None:
 
 def main(config: Config) -> None:
     """Searches with the words of the command line."""
-    search(config, words_of_job())
+    search(config, job_overrides())
 
 
 if __name__ == "__main__":

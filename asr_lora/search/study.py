@@ -23,7 +23,7 @@ from rich.table import Table
 
 from asr_lora.evaluation.metrics import percent
 from asr_lora.reporting.pages import environment
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import write_text
 
 NOTE = "Dev WER of what a trial kept, of one that did not end the lowest; test was not looked at"
@@ -73,7 +73,7 @@ def rows(study: optuna.Study, settings: Mapping[str, Setting]) -> list[dict[str,
     return [
         {
             "number": trial.number,
-            "values": [typed(trial.params.get(name, "-")) for name in settings],
+            "values": [as_override(trial.params.get(name, "-")) for name in settings],
             "wer": percent(_wer(trial)),
             "ended": _ended(trial),
             "minutes": f"{trial.user_attrs['seconds'] / 60:.1f}" if "seconds" in trial.user_attrs else "-",
@@ -138,10 +138,10 @@ def _charts(study: optuna.Study) -> list[tuple[str, Markup]]:
     return charts
 
 
-def parsed(space: Sequence[str]) -> dict[str, Setting]:
+def parse_space(space: Sequence[str]) -> dict[str, Setting]:
     """The settings that vary, each `name=values`. Raises ChoiceError, also where there is none."""
     if not space:
-        raise ChoiceError(f"search.space: must name a setting to try, got none; for instance lora.r={EXAMPLES}")
+        raise ConfigError(f"search.space: must name a setting to try, got none; for instance lora.r={EXAMPLES}")
     return dict(map(_parsed, space))
 
 
@@ -149,31 +149,31 @@ def _parsed(said: str) -> tuple[str, Setting]:
     name = said.partition("=")[0]
     varies = name.partition(".")[0] in GROUPS or name in COMPARABLE
     if not varies or name == "training.dev_normalizer":
-        raise ChoiceError(
+        raise ConfigError(
             f"search.space: {name} is none of the settings of {', '.join(GROUPS)} or {', '.join(COMPARABLE)}, which "
             "leave the dev WER comparable"
         )
     try:
         override = OverridesParser.create().parse_override(said)
     except HydraException as error:
-        raise ChoiceError(f"search.space: {name} must be {EXAMPLES}, got {said}") from error
+        raise ConfigError(f"search.space: {name} must be {EXAMPLES}, got {said}") from error
     if override.is_discrete_sweep():
         return name, Setting(tuple(override.sweep_string_iterator()), 0.0, 0.0, False)
     value = override.value()
     if not isinstance(value, IntervalSweep) or value.start is None or value.end is None or value.start >= value.end:
-        raise ChoiceError(f"search.space: {name} must be {EXAMPLES}, got {said}")
+        raise ConfigError(f"search.space: {name} must be {EXAMPLES}, got {said}")
     log = "log" in value.tags
     if log and value.start <= 0:
-        raise ChoiceError(f"search.space: {name} must begin above 0 under tag(log,...), got {said}")
+        raise ConfigError(f"search.space: {name} must begin above 0 under tag(log,...), got {said}")
     return name, Setting((), float(value.start), float(value.end), log)
 
 
-def typed(value: Any) -> str:
+def as_override(value: Any) -> str:
     return f"{value:.{DIGITS}g}" if isinstance(value, float) else str(value)
 
 
 def words(values: Mapping[str, Any]) -> list[str]:
-    return [f"{name}={typed(value)}" for name, value in values.items()]
+    return [f"{name}={as_override(value)}" for name, value in values.items()]
 
 
 def usual(settings: Mapping[str, Setting], config: Mapping[str, Any]) -> dict[str, Any]:

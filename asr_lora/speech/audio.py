@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 import torch
-from torchaudio.functional import resample
+from torchaudio import functional
 
-from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.errors import ExternalError
 from asr_lora.runtime.files import cache_dir
 
 SAMPLE_RATE = 16_000  # Hz
@@ -50,19 +50,21 @@ def decode(
         with io.BytesIO(clip) if isinstance(clip, bytes) else clip.open("rb") as file:
             samples, rate = _read(file, start, end, most)
     except OSError as error:
-        raise WorldError(f"{name}clip cannot be read: {error.strerror}") from error
+        raise ExternalError(f"{name}clip cannot be read: {error.strerror}") from error
     except soundfile.LibsndfileError as error:
-        raise WorldError(f"{name}clip cannot be decoded: {error.error_string.rstrip('.')}") from error
+        raise ExternalError(f"{name}clip cannot be decoded: {error.error_string.rstrip('.')}") from error
     if not len(samples):
-        raise WorldError(f"{name}clip holds no samples")
+        raise ExternalError(f"{name}clip holds no samples")
     if not _resamples(rate):
-        raise WorldError(f"{name}clip is said to have {rate:,} samples a second, which nothing records; it is damaged")
+        raise ExternalError(
+            f"{name}clip is said to have {rate:,} samples a second, which nothing records; it is damaged"
+        )
     with np.errstate(over="ignore", invalid="ignore"):  # which is told below
         mono = samples.mean(axis=1)
     if not np.isfinite(mono).all():
-        raise WorldError(f"{name}clip holds samples that are not finite")
+        raise ExternalError(f"{name}clip holds samples that are not finite")
     if np.abs(mono).max() > LOUDEST:
-        raise WorldError(f"{name}clip holds samples beyond any scale; it is damaged")
+        raise ExternalError(f"{name}clip holds samples beyond any scale; it is damaged")
     return mono, rate
 
 
@@ -72,21 +74,21 @@ def encoded(clip: Path) -> bytes:
     Raises WorldError as `decode` does for what is no sound: a list from elsewhere may name any file of this machine.
     """
     if not clip.is_file():  # nor a device, which would never end
-        raise WorldError(f"{clip}: clip cannot be read: no such file")
+        raise ExternalError(f"{clip}: clip cannot be read: no such file")
     decode(clip, most=0.1)
     return clip.read_bytes()
 
 
 def load(clip: Path | bytes, start: float | None = None, end: float | None = None) -> Waveform:
     """The clip as a waveform: (samples,) float32 at 16 kHz, mono. Arguments and errors are those of `decode`."""
-    return resampled(*decode(clip, start, end))
+    return resample(*decode(clip, start, end))
 
 
-def resampled(samples: Waveform, rate: int) -> Waveform:
+def resample(samples: Waveform, rate: int) -> Waveform:
     """The samples (samples,) at `rate` Hz as they are at 16 kHz."""
     if rate == SAMPLE_RATE:
         return samples
-    at_ours: Waveform = resample(torch.from_numpy(samples), rate, SAMPLE_RATE).numpy()
+    at_ours: Waveform = functional.resample(torch.from_numpy(samples), rate, SAMPLE_RATE).numpy()
     return at_ours
 
 
@@ -96,7 +98,7 @@ def _resamples(rate: int) -> bool:
     return (rate // shared) * (SAMPLE_RATE // shared) <= MOST_KERNEL
 
 
-def flac(samples: Waveform, rate: int) -> bytes:
+def encode_flac(samples: Waveform, rate: int) -> bytes:
     """The samples (samples,) at `rate` Hz in 24 bits: without loss where they came of 24 bits or fewer.
 
     As integers: what libsndfile makes of float samples is off by one at times.
@@ -126,7 +128,7 @@ def _read(
 
 
 @dataclass(frozen=True)
-class Place:
+class AudioSegment:
     """A clip: a file, or what of it lies between two times in seconds."""
 
     file: Path
@@ -135,7 +137,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Heard:
+class AudioInfo:
     """What a clip is: `problem` where it cannot be used, and then nothing else is known."""
 
     problem: str | None
@@ -146,26 +148,26 @@ class Heard:
     clipped: float = 0.0  # share of samples at full scale
 
 
-def listen(place: Place | None) -> Heard:
+def scan_clip(place: AudioSegment | None) -> AudioInfo:
     """Decodes a clip whole, so that one that breaks off is found now and not while training."""
     if place is None:
-        return Heard("not in the release")
+        return AudioInfo("not in the release")
     try:
         with place.file.open("rb") as file:
             samples, rate = decode(place.file, place.start, place.end, LONGEST_READ)
-            if problem := unusable(samples, rate):
-                return Heard(problem)
+            if problem := audio_problem(samples, rate):
+                return AudioInfo(problem)
             whole = place.start is None
             digest = hashlib.file_digest(file, "sha256") if whole else hashlib.sha256(samples.tobytes())
     except OSError as error:
-        return Heard(f"cannot be read: {error.strerror}")
-    except WorldError as error:
-        return Heard(str(error).removeprefix(f"{place.file}: "))
+        return AudioInfo(f"cannot be read: {error.strerror}")
+    except ExternalError as error:
+        return AudioInfo(str(error).removeprefix(f"{place.file}: "))
     loudness, full = float(np.sqrt(np.mean(samples**2))), float(np.mean(np.abs(samples) >= FULL_SCALE))
-    return Heard(None, round(len(samples) / rate, 3), digest.hexdigest(), rate, round(loudness, 6), round(full, 6))
+    return AudioInfo(None, round(len(samples) / rate, 3), digest.hexdigest(), rate, round(loudness, 6), round(full, 6))
 
 
-def unusable(samples: Waveform, rate: int) -> str | None:
+def audio_problem(samples: Waveform, rate: int) -> str | None:
     """What is wrong with a clip, (samples,) at `rate` Hz, if anything."""
     seconds = len(samples) / rate
     if seconds > MAX_SECONDS:
@@ -175,15 +177,15 @@ def unusable(samples: Waveform, rate: int) -> str | None:
     return None if np.any(np.abs(samples) > SILENT) else "silent"
 
 
-class Listener:
+class AudioScanner:
     """Listens on all cores, and remembers. `corpus` names what the clips are of; use it as a context manager."""
 
     def __init__(self, corpus: str) -> None:
         name = hashlib.sha256(corpus.encode(errors="surrogateescape")).hexdigest()[:16]
         self.path = cache_dir() / f"heard-{VERSION}" / f"{name}.jsonl"
-        self.known: dict[str, Heard] = {}
+        self.known: dict[str, AudioInfo] = {}
 
-    def __enter__(self) -> "Listener":
+    def __enter__(self) -> "AudioScanner":
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
             content = self.path.read_bytes()
@@ -192,14 +194,14 @@ class Listener:
                 os.truncate(self.path, len(whole))
             for line in whole.decode().split("\n")[:-1]:
                 key, heard = json.loads(line)
-                self.known[key] = Heard(**heard)
+                self.known[key] = AudioInfo(**heard)
         self._lines: IO[str] = self.path.open("a", buffering=1, encoding="utf-8")  # whole lines: others may write too
         return self
 
     def __exit__(self, *error: object) -> None:
         self._lines.close()
 
-    def each(self, places: Sequence[Place | None]) -> Iterator[Heard]:
+    def scan(self, places: Sequence[AudioSegment | None]) -> Iterator[AudioInfo]:
         """What is heard in every place, in their order, as it becomes known."""
         with ThreadPoolExecutor() as pool:
             for key, heard in pool.map(self._heard, places):
@@ -208,10 +210,10 @@ class Listener:
                     self._lines.write(json.dumps([key, asdict(heard)]) + "\n")
                 yield heard
 
-    def _heard(self, place: Place | None) -> tuple[str, Heard]:
+    def _heard(self, place: AudioSegment | None) -> tuple[str, AudioInfo]:
         """What is there, and the key under which it may be remembered ("": not at all)."""
         if place is None or not place.file.is_file():
-            return "", listen(place)
+            return "", scan_clip(place)
         state = place.file.stat()
         key = f"{place.file}|{place.start}|{place.end}|{state.st_size}|{state.st_mtime_ns}"
-        return key, self.known.get(key) or listen(place)
+        return key, self.known.get(key) or scan_clip(place)

@@ -33,7 +33,7 @@ SMOOTH = 4096  # samples; a Fourier transform of a multiple of it is fast, one o
 LOUDNESS = 0.05  # root mean square of full scale: as loud as quiet speech
 
 
-def augmented(waveform: Waveform, kind: str, rng: np.random.Generator, longest: int | None = None) -> Waveform:
+def augment(waveform: Waveform, kind: str, rng: np.random.Generator, longest: int | None = None) -> Waveform:
     """The clip in another guise, (samples,) float32 at 16 kHz; what it is given is left as it is.
 
     light: other speed and gain. noisy: the same, and for shares of the clips a room and noise. telephone: other gain,
@@ -91,7 +91,7 @@ def _in_a_room(sound: Tensor, rng: np.random.Generator) -> Tensor:
 
 def _with_noise(sound: Tensor, rng: np.random.Generator) -> Tensor:
     kind, samples = rng.integers(4), max(len(sound), SHORTEST_NOISE)
-    noise = _crowd(sound, rng) if kind == 3 else (hiss, rumble, hum)[kind](rng, samples)[: len(sound)]
+    noise = _crowd(sound, rng) if kind == 3 else (white_noise, brown_noise, mains_hum)[kind](rng, samples)[: len(sound)]
     noisy: Tensor = add_noise(sound, torch.from_numpy(noise), torch.tensor(rng.uniform(*SNRS)))
     return noisy
 
@@ -124,12 +124,12 @@ def _over_a_line(sound: Tensor, rng: np.random.Generator) -> Tensor:
     return changed
 
 
-def hiss(rng: np.random.Generator, samples: int) -> Waveform:
+def white_noise(rng: np.random.Generator, samples: int) -> Waveform:
     """White noise."""
     return (LOUDNESS * rng.standard_normal(samples)).astype(np.float32)
 
 
-def rumble(rng: np.random.Generator, samples: int) -> Waveform:
+def brown_noise(rng: np.random.Generator, samples: int) -> Waveform:
     """Brown noise: the low sound of traffic and wind, by a spectrum that falls with the frequency."""
     spectrum = np.fft.rfft(rng.standard_normal(samples)) / np.maximum(1, np.arange(samples // 2 + 1))
     spectrum[: 20 * samples // SAMPLE_RATE + 1] = 0  # below 20 Hz nobody hears it
@@ -138,7 +138,7 @@ def rumble(rng: np.random.Generator, samples: int) -> Waveform:
     return loud
 
 
-def hum(rng: np.random.Generator, samples: int) -> Waveform:
+def mains_hum(rng: np.random.Generator, samples: int) -> Waveform:
     """A bad cable: 50 Hz and its overtones."""
     time = np.arange(samples) / SAMPLE_RATE
     tones = [np.sin(2 * np.pi * 50 * k * time + rng.uniform(0, 2 * np.pi)) / k for k in (1, 2, 3, 5)]

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.errors import ConfigError
 
 # Locales of Common Voice, released or being collected. Each release adds some: one that is not here may yet be real.
 COMMON_VOICE = frozenset(
@@ -82,7 +82,7 @@ RELATED = {
 RELATIVE = {locale: token for token, locales in RELATED.items() for locale in locales.split()}
 
 
-def whisper_language(locale: str, tokens: Collection[str]) -> str:
+def token_for_locale(locale: str, tokens: Collection[str]) -> str:
     """The token for a corpus in `locale`: sv-SE gives sv, zh-TW zh, jv jw.
 
     ChoiceError for a locale without a token (the way out is a relative's, in `model.language`), and for one that is
@@ -93,21 +93,21 @@ def whisper_language(locale: str, tokens: Collection[str]) -> str:
     if locale in COMMON_VOICE:
         relative = RELATIVE.get(locale)
         example = relative if relative in tokens else "<code>"
-        raise ChoiceError(
+        raise ConfigError(
             f"data.language: this Whisper has no token for {locale!r}; train on that of a related or neighbouring "
             f"language: model.language={example}"
         )
-    raise ChoiceError(
+    raise ConfigError(
         f"data.language: {locale!r} is no locale that we know; {_nearest(locale, COMMON_VOICE)}; if it is right, train "
         "on the token of a related language: model.language=<code>"
     )
 
 
-def check_language(code: str, tokens: Collection[str]) -> str:
+def check_token(code: str, tokens: Collection[str]) -> str:
     """`code`, if it is a token; else ChoiceError with the nearest, or the one that a name or locale stands for."""
     if code in tokens:
         return code
-    raise ChoiceError(f"model.language: this Whisper has no token {code!r}; {_nearest(code, tokens)}")
+    raise ConfigError(f"model.language: this Whisper has no token {code!r}; {_nearest(code, tokens)}")
 
 
 def _token(locale: str, codes: Collection[str]) -> str | None:

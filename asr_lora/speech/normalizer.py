@@ -17,7 +17,7 @@ import num2words
 import regex
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.errors import ConfigError
 
 VERSION = (
     2  # of the presets and of how numbers are read: it rises whenever one of them makes other words of some sentence
@@ -83,17 +83,17 @@ def _each_apart(text: str) -> str:
     return " ".join(UNSPACED.sub(r" \g<0> ", text).split())
 
 
-def leading(language: str | None) -> str:
+def primary_metric(language: str | None) -> str:
     """The error rate that leads in a language: "cer" where it writes no spaces between words, else "wer"."""
     return "cer" if language in CHARACTERS_LEAD else "wer"
 
 
-def in_units(clean: str, language: str | None) -> str:
+def scoring_units(clean: str, language: str | None) -> str:
     """A normalised sentence with a space between what its errors are counted in: its words, or its characters.
 
     Characters where their rate leads: there what stands between two spaces is a phrase, and all of it wrong or right.
     """
-    return _each_apart(clean) if leading(language) == "cer" else clean
+    return _each_apart(clean) if primary_metric(language) == "cer" else clean
 
 
 _BASIC = BasicTextNormalizer()
@@ -121,11 +121,11 @@ class Normalizer:
     def __post_init__(self) -> None:
         """Raises ChoiceError for a name that there is not, or a language whose numbers num2words cannot read."""
         if self.name not in NORMALIZERS:
-            raise ChoiceError(f"normalizer: {self.name!r} is none of {', '.join(NORMALIZERS)}")
+            raise ConfigError(f"normalizer: {self.name!r} is none of {', '.join(NORMALIZERS)}")
         readable = set(num2words.CONVERTER_CLASSES) - set(NEVER_ENDS)
         if self.numbers and self.language not in readable:
             known = ", ".join(sorted(code for code in readable if "_" not in code))
-            raise ChoiceError(f"eval.numbers: num2words reads no numbers in {self.language}; it knows {known}")
+            raise ConfigError(f"eval.numbers: num2words reads no numbers in {self.language}; it knows {known}")
 
     def __call__(self, text: str) -> str:
         return NORMALIZERS[self.name](NUMBER.sub(self._read, text) if self.numbers else text, self.language)

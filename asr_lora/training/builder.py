@@ -10,36 +10,41 @@ from transformers import Seq2SeqTrainingArguments, WhisperForConditionalGenerati
 from transformers.integrations import TensorBoardCallback
 
 from asr_lora.config.compose import Config
-from asr_lora.data.dataset import Steps, StreamedSteps
-from asr_lora.data.features import Making, prompted, token_ids
+from asr_lora.data.dataset import StepDataset, StreamingStepDataset
+from asr_lora.data.features import SpeechCollator, label_ids, with_prompt
 from asr_lora.data.manifest import Clip, as_row, read_manifest
 from asr_lora.data.preparation import label_filter
-from asr_lora.data.sampler import Order
+from asr_lora.data.sampler import StepSampler
 from asr_lora.data.sources import excluded_rows, open_streamed
-from asr_lora.data.splits import Sieve
+from asr_lora.data.splits import StreamFilter
 from asr_lora.decoding.generate import decoding_options
 from asr_lora.model import adapter, whisper
 from asr_lora.model.hardware import Hardware
-from asr_lora.model.methods import method
+from asr_lora.model.methods import tuning_method
 from asr_lora.model.pretrained import language_token, load_config, load_processor
 from asr_lora.runs import folder as run
 from asr_lora.runtime import distributed as ranks
-from asr_lora.runtime.console import Bar, say
+from asr_lora.runtime.console import Bar, log
 from asr_lora.runtime.files import read_json
-from asr_lora.training.callbacks import Budget, Guard, Journal, KeepAdapters
+from asr_lora.training.callbacks import DivergenceGuard, KeepAdapters, TimeBudget, TrainingLog
 from asr_lora.training.trainer import WhisperTrainer
-from asr_lora.training.validation import Dev, dev_normalizer, eval_steps
+from asr_lora.training.validation import DevEvaluator, dev_normalizer, eval_steps
 
 
-def build(
-    config: Config, hardware: Hardware, rows: Sequence[Clip], bar: Bar, budget: Budget | None = None, rate: float = 1.0
+def build_trainer(
+    config: Config,
+    hardware: Hardware,
+    rows: Sequence[Clip],
+    bar: Bar,
+    budget: TimeBudget | None = None,
+    rate: float = 1.0,
 ) -> WhisperTrainer:
     """The trainer of a prepared run, with the model and a fresh adapter in it, at `rate` times the learning rate."""
     training, folder, began = config.training, config.run, time.monotonic()
     processor, base = _processor(config), _base(config, hardware)
     dev = _dev(config, hardware, processor)
     warmup, learning_rate = round(training.warmup * config.max_steps), rate * training.learning_rate
-    journal = Journal(
+    training_log = TrainingLog(
         folder / "train" / "log.jsonl",
         bar,
         eval_steps=eval_steps(training, config.max_steps, len(dev.clips)),
@@ -48,31 +53,33 @@ def build(
         budget=budget and replace(budget, loading=time.monotonic() - began),
     )
     arguments = _arguments(config, hardware, learning_rate, warmup)
-    making = Making(processor, config.data.augment, config.seed, training.spec_augment)
+    making = SpeechCollator(processor, config.data.augment, config.seed, training.spec_augment)
     place = arguments.process_index, arguments.world_size
-    way = method(config.lora, config.max_steps)
+    way = tuning_method(config.lora, config.max_steps)
     model = adapter.attach(base, config.lora, config.seed, config.max_steps)
     kept = KeepAdapters(
-        journal,
+        training_log,
         lambda tuned, where: adapter.save(tuned, where, config.model.checkpoint, training.context),
-        run.best_so_far(folder),
+        run.best(folder),
         run.kept_adapters(folder),
         training.keep_adapters,
     )
-    tensorboard = [TensorBoardCallback(SummaryWriter(str(folder / "train" / "tensorboard")))] if ranks.first() else []
+    tensorboard = (
+        [TensorBoardCallback(SummaryWriter(str(folder / "train" / "tensorboard")))] if ranks.is_rank_zero() else []
+    )
     return WhisperTrainer(
         model=model,
         args=arguments,
         optimizers=(way.optimiser and way.optimiser(model, learning_rate, training.weight_decay), None),
         method=way,
         train_dataset=(
-            of_stream(config, making, *place)
+            streaming_dataset(config, making, *place)
             if config.data.streaming
-            else Steps(rows, order(config, rows), config.max_steps, making, *place)
+            else StepDataset(rows, step_sampler(config, rows), config.max_steps, making, *place)
         ),
         capacity=hardware.capacity,
-        journal=journal,
-        guard=Guard(config.guard, warmup),
+        training_log=training_log,
+        guard=DivergenceGuard(config.guard, warmup),
         dev=dev,
         record=run.streamed_record(folder, arguments.process_index),
         callbacks=[kept, *tensorboard],
@@ -83,7 +90,7 @@ def _processor(config: Config) -> WhisperProcessor:
     """Its tokenizer opens every label sequence with the run's language and task."""
     processor = load_processor(config.model.checkpoint)
     language = language_token(config.model, config.data.language)
-    processor.tokenizer = prompted(processor.tokenizer, language, config.model.task)
+    processor.tokenizer = with_prompt(processor.tokenizer, language, config.model.task)
     return processor
 
 
@@ -94,19 +101,19 @@ def _base(config: Config, hardware: Hardware) -> WhisperForConditionalGeneration
         double_quantisation=bool(config.lora.double_quantisation),
     )  # fmt: skip
     if training.spec_augment:
-        whisper.mask_features(base, training.mask_time_prob, training.mask_feature_prob)
+        whisper.enable_spec_augment(base, training.mask_time_prob, training.mask_feature_prob)
     return base
 
 
-def _dev(config: Config, hardware: Hardware, processor: WhisperProcessor) -> Dev:
+def _dev(config: Config, hardware: Hardware, processor: WhisperProcessor) -> DevEvaluator:
     language = language_token(config.model, config.data.language)
     short = config.training.context == "dynamic"
-    return Dev(
+    return DevEvaluator(
         hardware,
         processor,
         read_manifest(run.manifest(config.run, "dev")),
         decoding_options(config.decoding, config.model, hardware, language, short),
-        run.untouched_dev(config.run),
+        run.dev_baseline(config.run),
         dev_normalizer(config.training.dev_normalizer, language),
         config.seed,
     )
@@ -147,25 +154,27 @@ def _arguments(config: Config, hardware: Hardware, learning_rate: float, warmup_
     return arguments
 
 
-def order(config: Config, rows: Sequence[Clip]) -> Order:
+def step_sampler(config: Config, rows: Sequence[Clip]) -> StepSampler:
     """The batches of every step of the run."""
     training, tokens = config.training, [0] * len(rows)
     if training.context == "packed":  # where the labels' lengths matter too
         processor = load_processor(config.model.checkpoint)
-        tokens = [len(token_ids(row["text"], processor.tokenizer)) for row in rows]
+        tokens = [len(label_ids(row["text"], processor.tokenizer)) for row in rows]
     limit = load_config(config.model.checkpoint).max_target_positions
     weights = [float(row.get("weight", 1)) for row in rows] if config.data.sources else None
-    return Order([row["duration"] for row in rows], tokens, training, config.seed, limit, weights)
+    return StepSampler([row["duration"] for row in rows], tokens, training, config.seed, limit, weights)
 
 
-def of_stream(config: Config, making: Making, rank: int = 0, world_size: int = 1) -> StreamedSteps:
+def streaming_dataset(
+    config: Config, making: SpeechCollator, rank: int = 0, world_size: int = 1
+) -> StreamingStepDataset:
     """The steps of a run that streams. Raises ChoiceError and WorldError as opening the data set does."""
     stream, known = open_streamed(config.data), read_json(run.summary(config.run))["splits"]["train"]["streamed"]
     if stream.fingerprint != known["fingerprint"]:
-        say(f"data.source: {stream.source} is another version of the data set than dev and test were drawn from")
+        log(f"data.source: {stream.source} is another version of the data set than dev and test were drawn from")
     held_out = [as_row(clip) for split in ("dev", "test") for clip in read_manifest(run.manifest(config.run, split))]
-    return StreamedSteps(
-        stream.split(config.data.train_split, "train"), Sieve.by([*held_out, *excluded_rows(config.data)],
+    return StreamingStepDataset(
+        stream.split(config.data.train_split, "train"), StreamFilter.by([*held_out, *excluded_rows(config.data)],
         label_filter(config.model, config.data.language)),
         config.training, making, load_config(config.model.checkpoint).max_target_positions,
         config.data.shuffle_buffer, rank, world_size,

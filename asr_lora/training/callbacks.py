@@ -15,12 +15,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from asr_lora.runtime import distributed as ranks
-from asr_lora.runtime.console import Bar, say
-from asr_lora.runtime.files import logged, whole_folder, write_jsonl
+from asr_lora.runtime.console import Bar, log
+from asr_lora.runtime.files import atomic_folder, read_log, write_jsonl
 
 if TYPE_CHECKING:
     from asr_lora.config.schema import GuardConfig
-    from asr_lora.training.validation import Judged
+    from asr_lora.training.validation import DevResult
 
 # Times what is expected of dev decoding and evaluation: their texts' lengths are not known before they are heard.
 SPARE = 1.1
@@ -31,7 +31,7 @@ OVERFLOWS = 20  # in a row: the scale of fp16's gradients has fallen from its 65
 
 
 @dataclass(frozen=True)
-class Budget:
+class TimeBudget:
     """The time that a command was given, training.max_hours: when to stop so that saving and evaluation fit in it.
 
     `began` is when the hours count from (time.monotonic), `loading` the seconds that a model takes to load.
@@ -60,7 +60,7 @@ class Budget:
         return time.monotonic() - self.began
 
 
-class CollapsedError(Exception):
+class DivergenceError(Exception):
     """Training has gone wrong; `action` is back or stop."""
 
     def __init__(self, step: int, reason: str, action: str) -> None:
@@ -83,7 +83,7 @@ class _Saved(TrainerCallback, ExportableState):
             setattr(self, name, saved.get(name, getattr(self, name)))
 
 
-class Journal(_Saved):
+class TrainingLog(_Saved):
     """Clock and log of a run: log.jsonl, the progress bar, when dev is decoded, and when to stop early.
 
     Dev is decoded every `eval_steps` and at the end; one that comes due while dev has had more than `dev_share` of
@@ -97,7 +97,13 @@ class Journal(_Saved):
     )  # fmt: skip
 
     def __init__(
-        self, log: Path, bar: Bar, eval_steps: int, dev_share: float, patience: int | None, budget: Budget | None = None
+        self,
+        log: Path,
+        bar: Bar,
+        eval_steps: int,
+        dev_share: float,
+        patience: int | None,
+        budget: TimeBudget | None = None,
     ) -> None:
         self.log = log
         self.bar = bar
@@ -140,15 +146,15 @@ class Journal(_Saved):
         """The dev decoding with the lowest WER, the earliest of equals; one in trouble only where all are."""
         return min(self.dev, key=_rank)
 
-    def decoded(self, step: int, judged: "Judged") -> None:
+    def decoded(self, step: int, result: "DevResult") -> None:
         """Takes down a dev decoding."""
-        entry: dict[str, Any] = {"step": step, "wer": judged.wer}
-        if judged.trouble:
-            entry["trouble"] = judged.trouble
+        entry: dict[str, Any] = {"step": step, "wer": result.wer}
+        if result.regression:
+            entry["trouble"] = result.regression
         self.dev.append(entry)
         if self.lowest is entry:
-            self.lowest_errors = list(judged.errors)
-        elif judged.worse:
+            self.lowest_errors = list(result.errors)
+        elif result.worse:
             entry["worse"] = True
 
     @contextmanager
@@ -170,7 +176,7 @@ class Journal(_Saved):
         self.restore(state)
         # What was logged after the checkpoint will be logged again.
         if state.is_world_process_zero:
-            write_jsonl(self.log, [line for line in logged(self.log) if line["step"] <= state.global_step])
+            write_jsonl(self.log, [line for line in read_log(self.log) if line["step"] <= state.global_step])
         self.earlier_seconds = self.train_seconds + self.dev_seconds
         self._steps_before = len(self.step_seconds)
         self.bar.move_to(state.global_step)
@@ -184,14 +190,14 @@ class Journal(_Saved):
         self.bar.move_to(state.global_step)
         last = state.global_step >= state.max_steps
         due = last or state.global_step % self.eval_steps == 0
-        control.should_evaluate = due and (last or ranks.gathered(self._affords_dev())[0])
+        control.should_evaluate = due and (last or ranks.all_gather(self._affords_dev())[0])
         self.dev_skipped += due and not control.should_evaluate
-        self.stop_asked = ranks.any_of(self.stop_asked)
+        self.stop_asked = ranks.any_rank(self.stop_asked)
         if not last and self.budget:
             own = self.step_seconds[self._steps_before :]
             # The first process's clock counts: another machine's began elsewhere.
-            over = ranks.first() and self.budget.is_over(own, self.dev_took, self.save_took)
-            self.out_of_time = ranks.any_of(over)
+            over = ranks.is_rank_zero() and self.budget.is_over(own, self.dev_took, self.save_took)
+            self.out_of_time = ranks.any_rank(over)
         if self.out_of_time:
             self.ended_by = "training.max_hours"
             control.should_evaluate = True  # what was learnt since the last decoding may be the best
@@ -216,7 +222,7 @@ class Journal(_Saved):
     ) -> None:
         logs = logs or {}
         if "loss" in logs:
-            self.bar.note(f"loss {logs['loss']:.3f}" + (f", dev WER {self.best['wer']:.1%}" if self.dev else ""))
+            self.bar.status(f"loss {logs['loss']:.3f}" + (f", dev WER {self.best['wer']:.1%}" if self.dev else ""))
         closing = "train_runtime" in logs  # the Trainer's own summary; train/metrics.json says it better
         if state.is_world_process_zero and not closing:
             # NaN is no JSON; an epoch is the Trainer's own, which counts anew in a run that goes on.
@@ -224,7 +230,7 @@ class Journal(_Saved):
             with self.log.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps({"step": state.global_step, **line}) + "\n")
         if "eval_wer" in logs and self._out_of_patience():
-            say(f"no better dev WER in {self.patience} decodings: stopping at step {state.global_step}")
+            log(f"no better dev WER in {self.patience} decodings: stopping at step {state.global_step}")
             self.ended_by = "training.patience"
             control.should_training_stop = control.should_save = True
 
@@ -240,7 +246,7 @@ def _rank(entry: dict[str, Any]) -> tuple[bool, float]:
     return "trouble" in entry, entry["wer"]
 
 
-class Guard(_Saved):
+class DivergenceGuard(_Saved):
     """Judges every step and every dev decoding, and acts as `guard` in the settings says.
 
     A bad step is one whose loss or gradient is no number, or whose loss is a spike; a collapse is a row of them, or a
@@ -263,7 +269,7 @@ class Guard(_Saved):
     ) -> None:
         self.restore(state)
 
-    def takes(self, step: int, loss: float, gradient_norm: float) -> bool:
+    def accepts_step(self, step: int, loss: float, gradient_norm: float) -> bool:
         """Whether the optimiser is to take this step. Raises CollapsedError where skipping it would not do.
 
         `loss` in nats per token.
@@ -291,10 +297,10 @@ class Guard(_Saved):
         if self.overflows_in_a_row == OVERFLOWS:
             self._collapsed(step, f"fp16's gradients have overflowed {OVERFLOWS} times in a row")
 
-    def judge_dev(self, step: int, trouble: str | None) -> None:
-        """`trouble` is what makes a dev decoding worse than the untouched model's. Raises CollapsedError."""
-        if trouble and step >= self.warmup:
-            self._collapsed(step, trouble)
+    def check_dev(self, step: int, regression: str | None) -> None:
+        """`regression` is what makes a dev decoding worse than the untouched model's. Raises CollapsedError."""
+        if regression and step >= self.warmup:
+            self._collapsed(step, regression)
 
     def _bad(self, loss: float, gradient_norm: float) -> str | None:
         if not math.isfinite(loss):
@@ -311,33 +317,35 @@ class Guard(_Saved):
             raise self._collapse(step, reason, self.settings.collapse)
         self._note(step, reason, "guard.collapse=go_on")
 
-    def _collapse(self, step: int, reason: str, action: str) -> CollapsedError:
+    def _collapse(self, step: int, reason: str, action: str) -> DivergenceError:
         self._note(step, reason, action)
-        return CollapsedError(step, reason, action)
+        return DivergenceError(step, reason, action)
 
     def _note(self, step: int, what: str, done: str) -> None:
         self.events.append({"step": step, "what": what, "done": done})
-        say(f"guard: step {step}: {what}; {done}")
+        log(f"guard: step {step}: {what}; {done}")
 
 
 class KeepAdapters(TrainerCallback):
     """Keeps the adapter of the best dev decoding in the folder `best`, and those of the last checkpoints in `kept`.
 
-    `save(model, folder)` writes what is learned; `last` is how many of `kept` stay (step-000100, ...). `journal` tells
+    `save(model, folder)` writes what is learned; `last` is how many of `kept` stay (step-000100, ...). `training_log` tells
     whether the newest dev decoding is the best.
     """
 
-    def __init__(self, journal: Journal, save: Callable[[Any, Path], None], best: Path, kept: Path, last: int) -> None:
-        self.journal, self.save, self.best, self.kept, self.last = journal, save, best, kept, last
+    def __init__(
+        self, training_log: TrainingLog, save: Callable[[Any, Path], None], best: Path, kept: Path, last: int
+    ) -> None:
+        self.training_log, self.save, self.best, self.kept, self.last = training_log, save, best, kept, last
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if args.should_save and self.journal.best is self.journal.dev[-1]:
-            with whole_folder(self.best) as partial:
+        if args.should_save and self.training_log.best is self.training_log.dev[-1]:
+            with atomic_folder(self.best) as partial:
                 self.save(kwargs["model"], partial)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if args.should_save and self.last:
-            with whole_folder(self.kept / f"step-{state.global_step:06d}") as partial:
+            with atomic_folder(self.kept / f"step-{state.global_step:06d}") as partial:
                 self.save(kwargs["model"], partial)
             for old in sorted(self.kept.glob("step-*"))[: -self.last]:
                 shutil.rmtree(old)

@@ -10,27 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from asr_lora.runtime import distributed as ranks
-from asr_lora.runtime.console import say
-from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.console import log
+from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import is_plain, read_json, write_json
 
 SEAL = "checksums.json"  # SHA-256 by file name: the last file of a checkpoint
 
 
 @contextmanager
-def saving(folder: Path) -> Iterator[Path]:
+def save_in(folder: Path) -> Iterator[Path]:
     """Yields a folder beside the checkpoints, the same for all processes of a run; a checkpoint in it is then moved in.
 
     What a kill or an error leaves in it is no checkpoint yet, and the next save removes it.
     """
     partial = folder / ".partial"
-    ranks.first_does(lambda: shutil.rmtree(partial, ignore_errors=True))
+    ranks.rank_zero(lambda: shutil.rmtree(partial, ignore_errors=True))
     try:
         yield partial
-        ranks.gathered(None)  # each has written its part
-        ranks.first_does(lambda: _move_in(folder, partial))
+        ranks.all_gather(None)  # each has written its part
+        ranks.rank_zero(lambda: _move_in(folder, partial))
     finally:
-        if ranks.first():
+        if ranks.is_rank_zero():
             shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -42,32 +42,32 @@ def _move_in(folder: Path, partial: Path) -> None:
     made.replace(target)
 
 
-def last(folder: Path) -> Path | None:
+def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint; a damaged one is told and passed over."""
     for step in sorted(_steps(folder), reverse=True):
-        checkpoint = of_step(folder, step)
+        checkpoint = checkpoint_at(folder, step)
         if (damage := _damage(checkpoint)) is None:
             return checkpoint
-        say(f"{checkpoint}: damaged ({damage}), so training goes on from the one before, or from the beginning")
+        log(f"{checkpoint}: damaged ({damage}), so training goes on from the one before, or from the beginning")
     return None
 
 
-def of_step(folder: Path, step: int) -> Path:
+def checkpoint_at(folder: Path, step: int) -> Path:
     return folder / f"checkpoint-{step}"
 
 
-def keep(folder: Path, newest: int, also: Collection[int] = ()) -> None:
+def prune(folder: Path, newest: int, also: Collection[int] = ()) -> None:
     """Removes all but the `newest` so many checkpoints, and those of the steps `also`."""
     for step in sorted(_steps(folder))[:-newest]:
         if step not in also:
-            shutil.rmtree(of_step(folder, step))
+            shutil.rmtree(checkpoint_at(folder, step))
 
 
-def drop_after(folder: Path, step: int) -> None:
+def drop_later(folder: Path, step: int) -> None:
     """Removes the checkpoints of later steps."""
     for later in _steps(folder):
         if later > step:
-            shutil.rmtree(of_step(folder, later))
+            shutil.rmtree(checkpoint_at(folder, later))
 
 
 def _steps(folder: Path) -> list[int]:
@@ -78,7 +78,7 @@ def _steps(folder: Path) -> list[int]:
 def _damage(checkpoint: Path) -> str | None:
     try:
         sealed = read_json(checkpoint / SEAL)
-    except (FileNotFoundError, WorldError):  # not there, not JSON
+    except (FileNotFoundError, ExternalError):  # not there, not JSON
         return f"no {SEAL} that can be read"
     for name, sha256 in sealed.items():
         file = checkpoint / name
@@ -119,9 +119,9 @@ def finish_rollback(file: Path, folder: Path) -> Rollback:
     """What is known, and done to its end with the checkpoints in `folder`. Raises ChoiceError when training is over."""
     retreat = read_rollback(file)
     if retreat.over:
-        raise ChoiceError(retreat.over)
+        raise ConfigError(retreat.over)
     if retreat.pending and retreat.step is not None:
-        drop_after(folder, retreat.step)
+        drop_later(folder, retreat.step)
         retreat = replace(retreat, pending=False)
         write_rollback(file, retreat)
     return retreat

@@ -20,19 +20,19 @@ from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, Traine
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
-from asr_lora.data.dataset import Stream, StreamedSteps
-from asr_lora.data.features import IGNORED
-from asr_lora.data.sampler import forwards
+from asr_lora.data.dataset import StreamingLoader, StreamingStepDataset
+from asr_lora.data.features import IGNORE_INDEX
+from asr_lora.data.sampler import count_micro_batches
 from asr_lora.model import adapter
 from asr_lora.model.hardware import is_out_of_memory
-from asr_lora.model.methods import Method
-from asr_lora.model.whisper import context, seconds_of
+from asr_lora.model.methods import TuningMethod
+from asr_lora.model.whisper import encoder_context, seconds_of
 from asr_lora.runtime import distributed as ranks
-from asr_lora.runtime.console import say
-from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.console import log
+from asr_lora.runtime.errors import ExternalError
 from asr_lora.training import checkpointing as checkpoints
-from asr_lora.training.callbacks import Guard, Journal
-from asr_lora.training.validation import Dev
+from asr_lora.training.callbacks import DivergenceGuard, TrainingLog
+from asr_lora.training.validation import DevEvaluator
 
 # Checkpoints, the newest: should one be damaged, there is the one before. Beside them stays the best one by dev.
 KEPT = 2
@@ -45,13 +45,13 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Whisper's own loss is a mean over its micro-batch, which the Trainer neither weights nor divides (it believes that
     a model which takes **kwargs has done so): 8x1, 4x2 and 2x4 clips would give three different gradients.
     """
-    return cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def micro_batches(batches: Sequence[Mapping[str, Tensor]], capacity: float) -> Iterator[dict[str, Tensor]]:
     """The batches cut into parts of at most `capacity` seconds of context together, but never less than a row."""
     for batch in batches:
-        parts = forwards(len(batch["labels"]), seconds_of(batch["input_features"]), capacity)
+        parts = count_micro_batches(len(batch["labels"]), seconds_of(batch["input_features"]), capacity)
         for part in zip(*(tensor.tensor_split(parts) for tensor in batch.values()), strict=True):
             yield dict(zip(batch, part, strict=True))
 
@@ -73,28 +73,28 @@ class WhisperTrainer(Seq2SeqTrainer):
         self,
         *,
         capacity: float,
-        method: Method,
-        journal: Journal,
-        guard: Guard,
-        dev: Dev,
+        method: TuningMethod,
+        training_log: TrainingLog,
+        guard: DivergenceGuard,
+        dev: DevEvaluator,
         record: Path,
         callbacks: Sequence[TrainerCallback] = (),
         **rest: Any,
     ) -> None:
-        super().__init__(callbacks=[guard, _AfterStep(self), journal, *callbacks], **rest)
+        super().__init__(callbacks=[guard, _AfterStep(self), training_log, *callbacks], **rest)
         self.remove_callback(PrinterCallback)
         self.capacity = capacity
         self.method = method
-        self.journal = journal
+        self.training_log = training_log
         self.guard = guard
         self.dev = dev
         self.record = record
         self.first_step = 0
-        self.step_taken = True  # whether the guard has let the optimiser have the last one
+        self.step_accepted = True  # whether the guard has let the optimiser have the last one
         self._scaler: GradScaler | None = None  # of fp16, while a step goes without it
         self._saving_in: Path | None = None
 
-    def get_train_dataloader(self) -> DataLoader[Any] | Stream:
+    def get_train_dataloader(self) -> DataLoader[Any] | StreamingLoader:
         """Our order, already split over ranks: accelerate must not shard it again, so it never sees the loader."""
         args, workers = self.args, self.args.dataloader_num_workers
         loading: dict[str, Any] = {
@@ -103,15 +103,15 @@ class WhisperTrainer(Seq2SeqTrainer):
             "worker_init_fn": _leave_interruptions,
             "pin_memory": args.device.type == "cuda",
         }
-        if isinstance(self.train_dataset, StreamedSteps):
-            return Stream(self.train_dataset, self.record, self.first_step, args.max_steps, **loading)
+        if isinstance(self.train_dataset, StreamingStepDataset):
+            return StreamingLoader(self.train_dataset, self.record, self.first_step, args.max_steps, **loading)
         sampler = _From(self.first_step, args.max_steps)
         return DataLoader(self.train_dataset, batch_size=None, sampler=sampler, **loading)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         asked = time.perf_counter()
         samples = super().get_batch_samples(*args, **kwargs)
-        self.journal.data_wait += time.perf_counter() - asked
+        self.training_log.data_wait += time.perf_counter() - asked
         return samples
 
     def training_step(self, model: Any, inputs: list[dict[str, Tensor]], num_items_in_batch: object = None) -> Tensor:
@@ -121,7 +121,7 @@ class WhisperTrainer(Seq2SeqTrainer):
         Raises torch.OutOfMemoryError when not even one row fits.
         """
         model.train()
-        labels = self._over_ranks(sum(int(batch["labels"].ne(IGNORED).sum()) for batch in inputs), "SUM")
+        labels = self._over_ranks(sum(int(batch["labels"].ne(IGNORE_INDEX).sum()) for batch in inputs), "SUM")
         while True:
             loss, ran_out = self._forward_backward(model, inputs, labels)
             if not self._over_ranks(ran_out is not None, "MAX"):
@@ -131,10 +131,10 @@ class WhisperTrainer(Seq2SeqTrainer):
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if self.args.world_size > 1:
             ranks.sum_gradients(trained)
-        self.step_taken = self.guard.takes(
+        self.step_accepted = self.guard.accepts_step(
             self.state.global_step + 1, self._over_ranks(float(loss), "SUM"), self._gradient_norm(trained)
         )
-        if not self.step_taken:
+        if not self.step_accepted:
             model.zero_grad()
             self._set_scaler_aside()
             return torch.zeros_like(loss)  # what is no number would stay in the Trainer's sum for ever
@@ -184,7 +184,7 @@ class WhisperTrainer(Seq2SeqTrainer):
                 # SpecAugment writes into them, and the step may have to begin again.
                 features["input_features"] = features["input_features"].clone()
                 # Gradients are summed over ranks above, once: DDP's own way would wait for a rank that has run out.
-                with self.accelerator.no_sync(model), context(model, seconds_of(batch["input_features"])):
+                with self.accelerator.no_sync(model), encoder_context(model, seconds_of(batch["input_features"])):
                     part = token_loss(model(**features).logits, targets) / labels
                     self.accelerator.backward(part)
                 loss += part.detach()
@@ -206,8 +206,8 @@ class WhisperTrainer(Seq2SeqTrainer):
             raise torch.OutOfMemoryError(str(ran_out or "another process ran out of memory")) from ran_out
         largest = max((rows * seconds_of(features) for rows, features in parts if rows > 1), default=0)
         self.capacity = self._over_ranks(largest, "MAX") / 2
-        self.journal.out_of_memory += 1
-        say(
+        self.training_log.out_of_memory += 1
+        log(
             f"memory ran out at step {self.state.global_step}: from here on at most {self.capacity:.0f} s of audio in "
             "one forward, or a single clip; the batch stays the same"
         )
@@ -232,15 +232,15 @@ class WhisperTrainer(Seq2SeqTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Word error rate of dev by decoding it, not by teacher-forced loss."""
-        self.journal.bar.note("decoding dev")
+        self.training_log.bar.status("decoding dev")
         step = self.state.global_step
-        with self.journal.dev_clock():
-            judged = self.dev.judged(self.model, self.journal.lowest_errors)
-            self.journal.decoded(step, judged)
-            metrics = {"eval_wer": judged.wer}
+        with self.training_log.dev_clock():
+            result = self.dev.evaluate(self.model, self.training_log.lowest_errors)
+            self.training_log.decoded(step, result)
+            metrics = {"eval_wer": result.wer}
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.log(metrics)
-        self.guard.judge_dev(step, judged.trouble)
+        self.guard.check_dev(step, result.regression)
         return metrics
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -248,20 +248,20 @@ class WhisperTrainer(Seq2SeqTrainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         folder = Path(self.args.output_dir)
-        with self.journal.save_clock():
+        with self.training_log.save_clock():
             try:
-                with checkpoints.saving(folder) as self._saving_in:
+                with checkpoints.save_in(folder) as self._saving_in:
                     super()._save_checkpoint(*args, **kwargs)
-            except WorldError:
+            except ExternalError:
                 raise
             except RuntimeError as error:  # how torch.save tells of a disk that fails
-                raise WorldError(
+                raise ExternalError(
                     f"run_dir: cannot write a checkpoint to {folder} ({error}); free some space"
                 ) from error
             finally:
                 self._saving_in = None
             if self.args.should_save:
-                checkpoints.keep(folder, KEPT, also=[self.journal.best["step"]] if self.journal.dev else [])
+                checkpoints.prune(folder, KEPT, also=[self.training_log.best["step"]] if self.training_log.dev else [])
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         adapter.save_training(self.model, self.method, Path(output_dir or self.args.output_dir))
@@ -297,10 +297,10 @@ class _AfterStep(TrainerCallback):
     ) -> None:
         self.trainer.restore_scaler()
         step, overflowed = state.global_step + 1, kwargs["optimizer"].step_was_skipped
-        if self.trainer.step_taken:  # what the guard has skipped tells nothing of the scale
+        if self.trainer.step_accepted:  # what the guard has skipped tells nothing of the scale
             self.trainer.guard.overflowed(step, overflowed)
         if self.trainer.method.after_step:
-            self.trainer.method.after_step(kwargs["model"], step, overflowed or not self.trainer.step_taken)
+            self.trainer.method.after_step(kwargs["model"], step, overflowed or not self.trainer.step_accepted)
 
 
 def _leave_interruptions(worker: int) -> None:

@@ -12,37 +12,37 @@ from transformers import WhisperProcessor
 from asr_lora.config.schema import GuardConfig, TrainingConfig
 from asr_lora.data.manifest import Clip
 from asr_lora.decoding import generate as decode
-from asr_lora.decoding.generate import Decoding
+from asr_lora.decoding.generate import DecodingOptions
 from asr_lora.evaluation import metrics
-from asr_lora.evaluation.error_analysis import runaway
+from asr_lora.evaluation.error_analysis import runaway_signs
 from asr_lora.model.hardware import Capacity, Hardware
 from asr_lora.runtime import distributed as ranks
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, write_json
-from asr_lora.speech.normalizer import Normalizer, leading
+from asr_lora.speech.normalizer import Normalizer, primary_metric
 
 
-class Judged(NamedTuple):
+class DevResult(NamedTuple):
     """A dev decoding: its WER, and the `errors` in each clip.
 
-    `trouble` says what is worse than with the untouched model, where that is known and more than chance; `worse`
+    `regression` says what is worse than with the untouched model, where that is known and more than chance; `worse`
     whether the WER is so than that of the lowest decoding before.
     """
 
     wer: float
-    trouble: str | None
+    regression: str | None
     errors: Sequence[int] = ()
     worse: bool = False
 
 
-class Dev:
+class DevEvaluator:
     """Decodes `clips` with the model as it is being trained, and judges what it hears.
 
-    `kept` is the file of what the untouched model hears, which stands there once `hear_untouched` was called.
+    `kept` is the file of what the untouched model hears, which stands there once `decode_baseline` was called.
     """
 
     def __init__(
-        self, hardware: Hardware, processor: WhisperProcessor, clips: Sequence[Clip], decoding: Decoding, kept: Path,
+        self, hardware: Hardware, processor: WhisperProcessor, clips: Sequence[Clip], decoding: DecodingOptions, kept: Path,
         normalizer: Normalizer, seed: int,
     ) -> None:  # fmt: skip
         self.clips, self.kept = clips, kept
@@ -52,35 +52,35 @@ class Dev:
         self._references = [clip["text"] for clip in clips]
         self._speakers = [clip["speaker"] for clip in clips]
 
-    def hear_untouched(self, model: Any) -> None:
+    def decode_baseline(self, model: Any) -> None:
         """Decodes with a model that has learnt nothing yet, at the contexts of training; once a run."""
-        if ranks.first_does(self.kept.is_file):
+        if ranks.rank_zero(self.kept.is_file):
             return
         started = time.perf_counter()
         heard = self._heard(model)
-        ranks.first_does(lambda: write_json(self.kept, {**heard, "seconds": time.perf_counter() - started}))
+        ranks.rank_zero(lambda: write_json(self.kept, {**heard, "seconds": time.perf_counter() - started}))
 
     @property
-    def untouched_seconds(self) -> float:
+    def baseline_seconds(self) -> float:
         return float(read_json(self.kept)["seconds"]) if self.kept.is_file() else 0.0
 
-    def judged(self, model: Any, lowest: Sequence[int]) -> Judged:
+    def evaluate(self, model: Any, lowest: Sequence[int]) -> DevResult:
         """Against the errors of the `lowest` decoding so far; of none before the first.
 
         Raises ChoiceError when the normaliser leaves no word to get right.
         """
         heard = self._heard(model)
-        return ranks.first_does(lambda: self._judged(heard, lowest))
+        return ranks.rank_zero(lambda: self._evaluated(heard, lowest))
 
-    def _judged(self, heard: Mapping[str, Any], lowest: Sequence[int]) -> Judged:
+    def _evaluated(self, heard: Mapping[str, Any], lowest: Sequence[int]) -> DevResult:
         wer = metrics.score(self._references, heard["hypotheses"], self._speakers, self.normalizer, self._seed)["wer"]
         if wer is None:
             name = self.normalizer.name
-            raise ChoiceError(f"training.dev_normalizer: {name} leaves no word of the dev references; take another")
-        trouble = self._trouble(heard, read_json(self.kept)) if self.kept.is_file() else None
+            raise ConfigError(f"training.dev_normalizer: {name} leaves no word of the dev references; take another")
+        regression = self._regression(heard, read_json(self.kept)) if self.kept.is_file() else None
         clean, said = ([self.normalizer(text) for text in texts] for texts in (self._references, heard["hypotheses"]))
         errors, words = metrics.clip_errors(clean, said, self._decoding.language, "wer")
-        return Judged(float(wer), trouble, errors, self._is_worse(errors, lowest or errors, words))
+        return DevResult(float(wer), regression, errors, self._is_worse(errors, lowest or errors, words))
 
     def _is_worse(self, errors: Sequence[int], before: Sequence[int], words: Sequence[int]) -> bool:
         spoken = np.flatnonzero(words)
@@ -88,7 +88,7 @@ class Dev:
         (low, _), _ = metrics.bootstrap(more, np.array(words)[spoken], speakers, self._seed)
         return low > 0
 
-    def _trouble(self, heard: Mapping[str, Any], untouched: Mapping[str, Any]) -> str | None:
+    def _regression(self, heard: Mapping[str, Any], untouched: Mapping[str, Any]) -> str | None:
         """By the paired bootstrap of the report: a dev set of dozens of clips moves by a point from nothing."""
         delta = metrics.paired_delta(
             self._references, untouched["hypotheses"], heard["hypotheses"], self._speakers, self.normalizer, self._seed
@@ -103,15 +103,18 @@ class Dev:
 
     def _runaways(self, heard: Mapping[str, Any]) -> list[bool]:
         said = zip(heard["hypotheses"], heard["cut"], self.clips, strict=True)
-        return [bool(set(runaway(text, clip["text"], clip["duration"], cut)) - {"silence"}) for text, cut, clip in said]
+        return [
+            bool(set(runaway_signs(text, clip["text"], clip["duration"], cut)) - {"silence"})
+            for text, cut, clip in said
+        ]
 
     def _heard(self, model: Any) -> dict[str, list[Any]]:
         model.eval()
         hardware = self._hardware
         with torch.autocast(hardware.device.type, hardware.autocast, enabled=hardware.autocast is not None):
-            heard = decode.transcribe(model, self._processor, self.clips, self._decoding, capacity=self._capacity)
+            heard = decode.decode_clips(model, self._processor, self.clips, self._decoding, capacity=self._capacity)
         model.train()
-        return {"hypotheses": [each.text for each in heard], "cut": [each.cut for each in heard]}
+        return {"hypotheses": [each.text for each in heard], "cut": [each.truncated for each in heard]}
 
 
 def dev_normalizer(asked: str | None, language: str) -> Normalizer:
@@ -119,7 +122,7 @@ def dev_normalizer(asked: str | None, language: str) -> Normalizer:
 
     Errors of whole phrases would tell adapters apart badly.
     """
-    usual = "characters" if leading(language) == "cer" else "marks"
+    usual = "characters" if primary_metric(language) == "cer" else "marks"
     return Normalizer(asked or usual, language)
 
 
@@ -136,6 +139,6 @@ def eval_steps(training: TrainingConfig, max_steps: int, dev_clips: int) -> int:
     return -(-max_steps // min(max(decodings, 1), 20))
 
 
-def is_judged(training: TrainingConfig, guard: GuardConfig, max_steps: int, dev_clips: int) -> bool:
+def decodes_baseline(training: TrainingConfig, guard: GuardConfig, max_steps: int, dev_clips: int) -> bool:
     """Whether the untouched model hears dev too, for the guard: not where the first decoding is the last step's."""
     return eval_steps(training, max_steps, dev_clips) < max_steps and guard.collapse != "go_on"

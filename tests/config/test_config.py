@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from asr_lora.config.compose import Config, conf_dir, load, plain
-from asr_lora.config.naming import RUN_NAME_LIMIT, run_name, science
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.config.compose import Config, conf_dir, load, to_dict
+from asr_lora.config.naming import RUN_NAME_LIMIT, result_settings, run_name
+from asr_lora.runtime.errors import ConfigError
 
 CHOICES = sorted(f"{file.parent.name}={file.stem}" for file in conf_dir().glob("*/*.yaml"))
 EXPERIMENTS = sorted((conf_dir() / "experiment").glob("*.yaml"))
@@ -160,31 +160,33 @@ def test_no_two_experiments_share_a_name(usual: Config) -> None:
     made_with: dict[str, dict[str, Any]] = {}
     for changes in [{}, *singles, *several]:
         config = changed(usual, changes)
-        name, settings = run_name(plain(config), plain(usual)), science(plain(config))
+        name, settings = run_name(to_dict(config), to_dict(usual)), result_settings(to_dict(config))
         assert made_with.setdefault(name, settings) == settings, f"{name} is two experiments"
         assert len(name) <= RUN_NAME_LIMIT and "/" not in name
     assert len(made_with) > 900
 
 
 def test_the_property_above_varies_every_group_that_a_result_depends_on(usual: Config) -> None:
-    assert {key.partition(".")[0] for key in ALTERNATIVES} == {key.partition(".")[0] for key in science(plain(usual))}
+    assert {key.partition(".")[0] for key in ALTERNATIVES} == {
+        key.partition(".")[0] for key in result_settings(to_dict(usual))
+    }
 
 
 def test_columns_are_named_as_the_readme_says() -> None:
     assert load(["data.columns={path: file,text: said,speaker: who}"]).data.columns == {
         "path": "file", "text": "said", "speaker": "who",
     }  # fmt: skip
-    with pytest.raises(ChoiceError, match=r"data\.columns: file is none of path, text"):
+    with pytest.raises(ConfigError, match=r"data\.columns: file is none of path, text"):
         load(["data.columns={file: path}"])
 
 
 @pytest.mark.parametrize("multiple", ["0.25", "0.05", "0", "31"])
 def test_contexts_are_whole_positions_of_the_encoder(multiple: str) -> None:
-    with pytest.raises(ChoiceError, match=r"training\.multiple: must be a multiple of 0\.02"):
+    with pytest.raises(ConfigError, match=r"training\.multiple: must be a multiple of 0\.02"):
         load([f"training.multiple={multiple}"])
 
 
 @pytest.mark.parametrize("margin", ["[1]", "[2,1]", "[-1,1]", "[0,31]"])
 def test_a_range_of_seconds_is_two_numbers_in_order(margin: str) -> None:
-    with pytest.raises(ChoiceError, match=r"training\.margin: must be two numbers of seconds"):
+    with pytest.raises(ConfigError, match=r"training\.margin: must be two numbers of seconds"):
         load([f"training.margin={margin}"])

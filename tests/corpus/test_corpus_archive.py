@@ -11,7 +11,7 @@ import pytest
 from support.releases import RELEASE, clip_names, pack, refusal, write_lines, write_release
 
 from asr_lora.corpus import open_corpus
-from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.errors import ExternalError
 from asr_lora.runtime.files import cache_dir
 
 
@@ -96,7 +96,7 @@ def test_a_fetch_stops_reading_at_the_last_clip_it_wants(release: Path, tmp_path
         third = packed.getmembers()[2].offset
     os.truncate(source, third)
     assert list(corpus.fetch([first])) == [first]
-    with pytest.raises(WorldError, match="cut short"):
+    with pytest.raises(ExternalError, match="cut short"):
         corpus.fetch([max(corpus.sizes)])
 
 
@@ -224,7 +224,7 @@ def test_a_full_disk_while_clips_are_extracted_is_named(release: Path, cache: Pa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(WorldError, match="No space left on device; free some space there"):
+    with pytest.raises(ExternalError, match="No space left on device; free some space there"):
         corpus.fetch(clip_names(corpus, "test"))
     assert extracted(cache) == set()
 
@@ -233,5 +233,5 @@ def test_an_archive_that_changed_after_it_was_opened_is_refused(release: Path, t
     source = pack(release, tmp_path / "x.tar.gz")
     corpus = open_corpus(source, "nl")
     tar_of(source, (tarfile.TarInfo("photos/cat.jpg"), b"cat"))
-    with pytest.raises(WorldError, match="has changed since it was opened"):
+    with pytest.raises(ExternalError, match="has changed since it was opened"):
         corpus.fetch(clip_names(corpus, "dev"))

@@ -12,7 +12,7 @@ from support.releases import refusal, tone
 from asr_lora.config.compose import load
 from asr_lora.corpus import open_corpus
 from asr_lora.prepare import prepare
-from asr_lora.runtime.errors import ChoiceError, UserError
+from asr_lora.runtime.errors import ConfigError, UserError
 from asr_lora.runtime.files import read_json
 
 # --- what datasets reads ----------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def test_what_the_hub_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, error
 
 def test_names_that_are_none_and_sound_that_is_none_are_refused(tmp_path: Path) -> None:
     for name in ("hf:", "hf:a/b/c"):
-        with pytest.raises(ChoiceError, match=r"must be hf:<owner>/<name>\[:config\]"):
+        with pytest.raises(ConfigError, match=r"must be hf:<owner>/<name>\[:config\]"):
             open_corpus(name, "nl")
     pyarrow.parquet.write_table(pa.table({"path": ["a.mp3"], "text": ["ja"]}), tmp_path / "x.parquet")
     assert "holds no sound as datasets keeps it" in refusal(tmp_path / "x.parquet")

@@ -11,9 +11,9 @@ from support.corpora import ROWS, lines_of, prepared, recordings
 from support.releases import clip_names, refusal, write_lines
 
 from asr_lora.corpus import Columns, open_corpus
-from asr_lora.data.manifest import place, waveform
-from asr_lora.runtime.errors import ChoiceError
-from asr_lora.speech.audio import PREROLL, listen
+from asr_lora.data.manifest import audio_segment, waveform
+from asr_lora.runtime.errors import ConfigError
+from asr_lora.speech.audio import PREROLL, scan_clip
 
 # --- tables of one's own ----------------------------------------------------------------------------------------------
 
@@ -45,7 +45,7 @@ def test_columns_are_guessed_or_named(tmp_path: Path, columns: dict[str, str]) -
     ],
 )
 def test_columns_that_are_not_there_are_told(tmp_path: Path, header: str, columns: dict[str, str], told: str) -> None:
-    with pytest.raises(ChoiceError, match=told):
+    with pytest.raises(ConfigError, match=told):
         open_corpus(table_of(tmp_path, "x.csv", f"{header}\n{FIRST},y\n"), "nl", Columns(columns))
 
 
@@ -165,6 +165,6 @@ def test_of_two_hours_only_the_part_is_read(tmp_path: Path, monkeypatch: pytest.
         return read(self, frames, *more, **settings)
 
     monkeypatch.setattr(soundfile.SoundFile, "read", watched)
-    heard = [listen(place(row, tmp_path / "long.flac")) for row in corpus.tables["all"]]
+    heard = [scan_clip(audio_segment(row, tmp_path / "long.flac")) for row in corpus.tables["all"]]
     assert heard[0].seconds == 2.5 and heard[1].problem == "longer than 30 s"
     assert counted == [round((2.5 + PREROLL) * 16_000), round((31 + PREROLL) * 16_000)]

@@ -34,7 +34,7 @@ from asr_lora.corpus import mdc
 from asr_lora.evaluation.eval_sets import check_eval_sets
 from asr_lora.planning.devices import durations
 from asr_lora.prepare import prepare
-from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
+from asr_lora.runtime.errors import ConfigError, ExternalError, UserError
 from asr_lora.runtime.files import read_json, read_jsonl
 
 # The SDK leaves the socket of a download that was refused to the garbage collector.
@@ -236,7 +236,7 @@ def test_a_set_without_a_key_is_refused_before_training(
 ) -> None:
     monkeypatch.delenv("MDC_API_KEY")
     config = load([*words, f"eval.sets=[{{source: 'mdc:{SLUG}'}}]"])
-    with pytest.raises(ChoiceError, match="MDC_API_KEY: not set"):
+    with pytest.raises(ConfigError, match="MDC_API_KEY: not set"):
         check_eval_sets(config.eval, config.data, config.model)
     assert site.asked == []
 
@@ -261,7 +261,7 @@ def resumed_at(site: Site) -> int:
 
 def test_a_download_that_was_cut_goes_on_from_there(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     site.cut_at = len(site.content) // 2
-    message = refusal(WorldError)
+    message = refusal(ExternalError)
     assert "broke off (the connection was cut); what came is kept: type the same again" in message
     capsys.readouterr()
     assert mdc.download(SLUG).read_bytes() == site.content
@@ -302,7 +302,7 @@ def test_one_interrupted_after_its_last_byte_is_verified_and_not_fetched_again(s
 
 def test_a_data_set_that_changed_meanwhile_is_begun_anew(site: Site) -> None:
     site.cut_at = len(site.content) // 2
-    refusal(WorldError)
+    refusal(ExternalError)
     site.content += b"more"
     site.details |= {"sizeBytes": len(site.content), "checksum": hashlib.sha256(site.content).hexdigest()}
     assert mdc.download(SLUG).read_bytes() == site.content
@@ -324,7 +324,7 @@ def test_another_content_than_stated_is_refused_and_nothing_of_it_kept(site: Sit
     right = site.content
     site.details["checksum"] = f"{prefix}{site.details['checksum']}"
     site.content = right[:-1] + bytes([right[-1] ^ 1])
-    message = refusal(WorldError)
+    message = refusal(ExternalError)
     assert f"{ARCHIVE} came damaged, SHA-256 {hashlib.sha256(site.content).hexdigest()} and not" in message
     assert {file.suffix for file in files()} <= {".lock"}
     site.content = right
@@ -337,8 +337,8 @@ def test_another_size_than_stated_is_refused_and_nothing_of_it_kept(site: Site, 
         site.details["sizeBytes"] += 10
     else:
         site.takes_ranges, site.cut_at = False, 2 * PIECE
-        refusal(WorldError)
-    assert re.search(r"came damaged, [\d,]+ bytes and not [\d,]+; nothing of it was kept", refusal(WorldError))
+        refusal(ExternalError)
+    assert re.search(r"came damaged, [\d,]+ bytes and not [\d,]+; nothing of it was kept", refusal(ExternalError))
     assert {file.suffix for file in files()} <= {".lock"}
 
 
@@ -353,25 +353,25 @@ def test_where_no_checksum_is_stated_that_is_said(site: Site, capsys: pytest.Cap
 
 def test_no_key_is_told_with_the_page_that_makes_one(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MDC_API_KEY")
-    message = refusal(ChoiceError)
+    message = refusal(ConfigError)
     assert message.startswith("MDC_API_KEY: not set") and "mozilladatacollective.com/profile/credentials" in message
     assert site.asked == []
 
 
 def test_a_key_with_a_line_break_is_told_and_not_shown(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MDC_API_KEY", f"{KEY}\n")
-    assert refusal(ChoiceError).startswith("MDC_API_KEY: a key holds no spaces, line breaks")
+    assert refusal(ConfigError).startswith("MDC_API_KEY: a key holds no spaces, line breaks")
 
 
 def test_401_is_told_as_the_key(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MDC_API_KEY", "another")
-    message = refusal(ChoiceError)
+    message = refusal(ConfigError)
     assert message.startswith("MDC_API_KEY: Mozilla Data Collective does not take this key") and "401" in message
 
 
 def test_403_is_told_as_terms_with_the_page_to_accept_them_on(site: Site) -> None:
     site.fails("session", 403, {"error": "You must agree\nto the terms"})
-    message = refusal(ChoiceError)
+    message = refusal(ConfigError)
     assert message == (
         f"mdc:{SLUG}: its terms are not accepted, or you are not approved (HTTP 403: You must agree to the terms); "
         f"sign in, accept them on https://mdc.test/datasets/{ID}, and type the same again"
@@ -379,7 +379,7 @@ def test_403_is_told_as_terms_with_the_page_to_accept_them_on(site: Site) -> Non
 
 
 def test_404_is_told_as_the_id_with_where_ids_are(site: Site) -> None:
-    message = refusal(ChoiceError, "mcv-nl-v99")
+    message = refusal(ConfigError, "mcv-nl-v99")
     assert message.startswith("mdc:mcv-nl-v99: Mozilla Data Collective has no such data set (HTTP 404: Dataset not")
     assert "mozilladatacollective.com/datasets/<id>" in message
 
@@ -397,7 +397,7 @@ def test_404_is_told_as_the_id_with_where_ids_are(site: Site) -> None:
 def test_429_is_told_as_the_limit_with_when_to_try_again(site: Site, route: str, after: str, says: str) -> None:
     after = formatdate(time.time() + 90, usegmt=True) if after == "a date" else after
     site.fails(route, 429, {"error": "Daily download limit reached"}, **({"Retry_After": after} if after else {}))
-    assert re.search(says, refusal(WorldError))
+    assert re.search(says, refusal(ExternalError))
 
 
 @pytest.mark.parametrize(
@@ -420,7 +420,7 @@ def test_other_refusals_are_one_line_too(site: Site, route: str, status: int, sa
 @pytest.mark.parametrize("body", [b"<html>log in to this wireless network</html>", b"{}"])
 def test_an_answer_that_is_none_of_theirs_is_told(site: Site, route: str, body: bytes) -> None:
     site.fails(route, 200, body)
-    assert "cannot read what Mozilla Data Collective answered" in refusal(WorldError)
+    assert "cannot read what Mozilla Data Collective answered" in refusal(ExternalError)
 
 
 @pytest.mark.parametrize(
@@ -428,17 +428,17 @@ def test_an_answer_that_is_none_of_theirs_is_told(site: Site, route: str, body: 
 )
 def test_a_file_name_that_leads_elsewhere_is_refused(site: Site, filename: str | None) -> None:
     site.details["filename"] = filename
-    assert "names no file to download" in refusal(WorldError)
+    assert "names no file to download" in refusal(ExternalError)
 
 
 def test_a_refused_connection_is_told_as_the_network(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MDC_API_URL", "http://127.0.0.1:1/api")
-    assert "cannot reach Mozilla Data Collective (Connection refused); look to the network" in refusal(WorldError)
+    assert "cannot reach Mozilla Data Collective (Connection refused); look to the network" in refusal(ExternalError)
 
 
 def test_a_disk_too_small_is_told_before_anything_is_fetched(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mdc.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    message = refusal(WorldError)
+    message = refusal(ExternalError)
     assert re.search(r"needs [\d.]+ MB more, and \S+ has 0.0 MB free; make room there", message)
     assert site.asked == ["details"]
 
@@ -450,31 +450,31 @@ def test_a_disk_that_fills_up_is_told(site: Site, monkeypatch: pytest.MonkeyPatc
         raise DownloadError(0, 0, 1, "x") from OSError(28, "No space left on device")
 
     monkeypatch.setattr("datacollective.download_dataset", full)
-    assert "No space left on device; free some space there" in refusal(WorldError)
+    assert "No space left on device; free some space there" in refusal(ExternalError)
 
 
 def test_a_cache_that_cannot_be_written_is_told(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("ASR_LORA_CACHE", str(tmp_path / "file"))
-    message = refusal(WorldError)
+    message = refusal(ExternalError)
     assert message.startswith("cannot write") and "ASR_LORA_CACHE" in message
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "../a", "a..b", ".a", "-a", "a b", "a?b", "a#b", "a%2e", "é", "a\n"])
 def test_what_is_no_id_or_slug_is_refused_before_anything_is_asked(site: Site, name: str) -> None:
-    with pytest.raises(ChoiceError, match="must be a data set's id or slug"):
+    with pytest.raises(ConfigError, match="must be a data set's id or slug"):
         mdc.download(name)
     assert site.asked == [] and files() == []
 
 
 def test_the_address_of_its_page_is_answered_with_its_name(site: Site) -> None:
-    message = refusal(ChoiceError, f"https://mozilladatacollective.com/datasets/{ID}")
+    message = refusal(ConfigError, f"https://mozilladatacollective.com/datasets/{ID}")
     assert message.endswith(f"did you mean mdc:{ID}?")
 
 
 def test_a_missing_sdk_is_one_line_with_the_way_out(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datacollective", None)
-    assert "needs the package datacollective" in refusal(WorldError)
+    assert "needs the package datacollective" in refusal(ExternalError)
 
 
 READ = """

@@ -8,7 +8,16 @@ import pytest
 import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
-from asr_lora.data.features import IGNORED, Example, collate, joined_ids, joined_sentence, log_mel, prompted, token_ids
+from asr_lora.data.features import (
+    IGNORE_INDEX,
+    Example,
+    collate,
+    label_ids,
+    log_mel,
+    packed_label_ids,
+    packed_sentence,
+    with_prompt,
+)
 from asr_lora.model.pretrained import load_processor
 from asr_lora.speech import audio
 
@@ -21,7 +30,7 @@ def batch(processor: WhisperProcessor) -> Mapping[str, torch.Tensor]:
 
 
 def example(sentence: str, processor: WhisperProcessor, seconds: float = 0.5) -> Example:
-    return Example(noise(seconds), token_ids(sentence, processor.tokenizer))
+    return Example(noise(seconds), label_ids(sentence, processor.tokenizer))
 
 
 def noise(seconds: float, seed: int = 0) -> audio.Waveform:
@@ -90,21 +99,21 @@ def test_the_end_is_learnt_in_every_row_though_padding_is_the_same_token(
     for sentence, labels in zip(SENTENCES, batch["labels"].tolist(), strict=True):
         length = 3 + len(sentence) + 1  # the prompt, a token a letter, the end
         assert labels[length - 1] == end and labels.count(end) == 1
-        assert IGNORED not in labels[:length] and set(labels[length:]) <= {IGNORED}
+        assert IGNORE_INDEX not in labels[:length] and set(labels[length:]) <= {IGNORE_INDEX}
     assert batch["labels"].shape == batch["decoder_input_ids"].shape
 
 
 @pytest.mark.parametrize("text", ["<|endoftext|>", "<|startoftranscript|> hoi", "hoi <|endoftext|>", "<|de|>", "null"])
 def test_a_sentence_that_spells_a_special_token_is_text_like_any_other(processor: WhisperProcessor, text: str) -> None:
-    ids = token_ids(text, processor.tokenizer)
+    ids = label_ids(text, processor.tokenizer)
     assert ids[0] == ids_of(processor, "<|startoftranscript|>")[0] and ids[-1] == processor.tokenizer.eos_token_id
     assert len(ids) == 4 + len(text) + 1
     assert processor.tokenizer.decode(ids[4:-1]) == text
 
 
 def test_another_language_and_task_stand_in_the_prompt(tiny_checkpoint: Path) -> None:
-    tokenizer = prompted(load_processor(str(tiny_checkpoint)).tokenizer, "fi", "translate")
-    assert tokenizer.convert_ids_to_tokens(token_ids("x", tokenizer))[1:3] == ["<|fi|>", "<|translate|>"]
+    tokenizer = with_prompt(load_processor(str(tiny_checkpoint)).tokenizer, "fi", "translate")
+    assert tokenizer.convert_ids_to_tokens(label_ids("x", tokenizer))[1:3] == ["<|fi|>", "<|translate|>"]
 
 
 def test_the_batch_gives_the_loss_that_whispers_own_labels_give(
@@ -114,7 +123,7 @@ def test_the_batch_gives_the_loss_that_whispers_own_labels_give(
     with torch.no_grad():
         logits = model(input_features=batch["input_features"], decoder_input_ids=batch["decoder_input_ids"]).logits
         own = model(input_features=batch["input_features"], labels=batch["labels"])
-    ours = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED)
+    ours = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE_INDEX)
     torch.testing.assert_close(logits, own.logits)
     torch.testing.assert_close(ours, own.loss)
 
@@ -124,18 +133,20 @@ def test_the_batch_gives_the_loss_that_whispers_own_labels_give(
 
 def test_joined_clips_tell_the_time_of_every_join(processor: WhisperProcessor) -> None:
     tokenizer = processor.tokenizer
-    ids = joined_ids(["Hoi.", "Dag."], [1.204, 2.0], tokenizer)
+    ids = packed_label_ids(["Hoi.", "Dag."], [1.204, 2.0], tokenizer)
     start, *rest = tokenizer.convert_ids_to_tokens(ids)
     assert start == "<|startoftranscript|>" and rest[:2] == ["<|nl|>", "<|transcribe|>"]
     times = [token for token in rest if token.startswith("<|") and "." in token]
     assert times == ["<|0.00|>", "<|1.20|>", "<|1.20|>", "<|3.20|>"]
     assert "<|notimestamps|>" not in rest and rest[-1] == "<|endoftext|>"
     assert (
-        tokenizer.decode(ids, skip_special_tokens=True) == "Hoi. Dag." == joined_sentence(["Hoi.", "Dag."], tokenizer)
+        tokenizer.decode(ids, skip_special_tokens=True) == "Hoi. Dag." == packed_sentence(["Hoi.", "Dag."], tokenizer)
     )
 
 
 def test_no_space_is_put_between_sentences_where_the_language_writes_none(processor: WhisperProcessor) -> None:
-    tokenizer = prompted(processor.tokenizer, "ja", "transcribe")
-    assert joined_sentence(["ab。", "cd。"], tokenizer) == "ab。cd。"
-    assert tokenizer.decode(joined_ids(["ab。", "cd。"], [1, 1], tokenizer), skip_special_tokens=True) == "ab。cd。"
+    tokenizer = with_prompt(processor.tokenizer, "ja", "transcribe")
+    assert packed_sentence(["ab。", "cd。"], tokenizer) == "ab。cd。"
+    assert (
+        tokenizer.decode(packed_label_ids(["ab。", "cd。"], [1, 1], tokenizer), skip_special_tokens=True) == "ab。cd。"
+    )

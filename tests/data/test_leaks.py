@@ -5,7 +5,7 @@ from pathlib import Path
 from support.releases import tone, write_lines
 
 from asr_lora.config.compose import load
-from asr_lora.data.splits import shared
+from asr_lora.data.splits import count_overlap
 from asr_lora.prepare import prepare
 from asr_lora.runs.folder import manifest
 from asr_lora.runtime.files import write_jsonl
@@ -25,7 +25,7 @@ def test_speakers_sentences_and_clips_in_two_splits_are_counted(tmp_path: Path) 
     }
     for split, lines in splits.items():
         write_jsonl(manifest(tmp_path, split), lines)
-    assert shared(tmp_path, "tr") == {
+    assert count_overlap(tmp_path, "tr") == {
         "train and dev": {"speakers": 0, "sentences": 1, "clips": 0},
         "train and test": {"speakers": 0, "sentences": 1, "clips": 1},  # a Turkish capital I has no dot when small
         "dev and test": {"speakers": 1, "sentences": 0, "clips": 2},
@@ -42,7 +42,7 @@ def test_one_file_name_in_two_sources_of_a_mixture_is_no_clip_in_two_splits(word
     mixture = f"data.sources=[{{path: {tmp_path / 'one'}}},{{path: {tmp_path / 'two'}}}]"
     config = load([*words, "data.source=null", mixture])
     prepare(config)
-    assert [counts["clips"] for counts in shared(config.run, "nl").values()] == [0, 0, 0]
+    assert [counts["clips"] for counts in count_overlap(config.run, "nl").values()] == [0, 0, 0]
 
 
 def test_a_clip_is_known_by_its_name_in_the_corpus_and_common_voices_own_in_any(tmp_path: Path) -> None:
@@ -56,4 +56,4 @@ def test_a_clip_is_known_by_its_name_in_the_corpus_and_common_voices_own_in_any(
     }
     for split, lines in splits.items():
         write_jsonl(manifest(tmp_path, split), lines)
-    assert [counts["clips"] for counts in shared(tmp_path, "nl").values()] == [0, 1, 0]
+    assert [counts["clips"] for counts in count_overlap(tmp_path, "nl").values()] == [0, 1, 0]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from support.releases import tone, utterances
 
-from asr_lora.data.manifest import Draw, Row, draw_order
-from asr_lora.data.splits import without_leaks
+from asr_lora.data.manifest import Row, SplitDraw, sampling_order
+from asr_lora.data.splits import drop_leaks
 
 
 def names(rows: list[Row]) -> list[str]:
@@ -24,7 +24,7 @@ def row(path: str, sentence: str, speaker: str) -> Row:
 
 
 def test_every_speakers_first_clip_is_drawn_before_any_speakers_second() -> None:
-    ordered = draw_order(utterances("train", 60, 20), seed=0)
+    ordered = sampling_order(utterances("train", 60, 20), seed=0)
     for turn in range(3):
         speakers = Counter(row["client_id"] for row in ordered[turn * 20 : (turn + 1) * 20])
         assert len(speakers) == 20
@@ -32,25 +32,25 @@ def test_every_speakers_first_clip_is_drawn_before_any_speakers_second() -> None
 
 def test_speakers_of_few_clips_make_way_for_those_of_many() -> None:
     rows = [row("a.mp3", "x", "a"), *(row(f"b{number}.mp3", "x", "b") for number in range(5))]
-    ordered = [row["client_id"] for row in draw_order(rows, seed=0)]
+    ordered = [row["client_id"] for row in sampling_order(rows, seed=0)]
     assert sorted(ordered[:2]) == ["a", "b"] and ordered[2:] == ["b"] * 4
 
 
 def test_the_draw_does_not_depend_on_the_order_of_the_table() -> None:
     rows = [*utterances("train", 40, 7), row("twice.mp3", "een", "x"), row("twice.mp3", "twee", "x")]
     shuffled = random.Random(0).sample(rows, len(rows))
-    assert draw_order(shuffled, seed=0) == draw_order(rows, seed=0)
+    assert sampling_order(shuffled, seed=0) == sampling_order(rows, seed=0)
 
 
 def test_another_seed_is_another_draw() -> None:
     rows = utterances("train", 40, 20)
-    speakers = [{row["client_id"] for row in draw_order(rows, seed)[:5]} for seed in range(5)]
+    speakers = [{row["client_id"] for row in sampling_order(rows, seed)[:5]} for seed in range(5)]
     assert len(set(map(frozenset, speakers))) == 5
 
 
 def test_clips_of_unknown_speakers_are_each_a_speaker_of_their_own() -> None:
     rows = [row(f"{number}.mp3", "x", "") for number in range(3)] + [row(f"k{n}.mp3", "x", "known") for n in range(3)]
-    assert Counter(row["client_id"] for row in draw_order(rows, seed=0)[:4]) == {"": 3, "known": 1}
+    assert Counter(row["client_id"] for row in sampling_order(rows, seed=0)[:4]) == {"": 3, "known": 1}
 
 
 # --- leaks ------------------------------------------------------------------------------------------------------------
@@ -64,31 +64,31 @@ def test_a_speaker_sentence_or_clip_of_the_held_out_splits_is_dropped_and_counte
         row("test.mp3", "Nog iets.", "c"),
         row("d.mp3", "De kat, hij slaapt.", "d"),
     ]
-    kept, dropped = without_leaks(train, held_out)
+    kept, dropped = drop_leaks(train, held_out)
     assert names(kept) == ["d.mp3"]
     assert dropped == {"speaker": 1, "sentence": 1, "clip": 1}
 
 
 def test_a_row_that_shares_several_things_is_counted_once() -> None:
     same = row("test.mp3", "De kat.", "tester")
-    assert without_leaks([same], [same]) == ([], {"speaker": 1, "sentence": 0, "clip": 0})
+    assert drop_leaks([same], [same]) == ([], {"speaker": 1, "sentence": 0, "clip": 0})
 
 
 def test_what_is_unknown_or_empty_is_shared_with_nobody() -> None:
-    kept, dropped = without_leaks([row("a.mp3", "...", "")], [row("b.mp3", "!", "")])
+    kept, dropped = drop_leaks([row("a.mp3", "...", "")], [row("b.mp3", "!", "")])
     assert names(kept) == ["a.mp3"] and sum(dropped.values()) == 0
 
 
 # --- choosing ---------------------------------------------------------------------------------------------------------
 
 
-def look(tmp_path: Path, rows: list[Row], durations: dict[str, float] | None = None) -> Draw:
+def look(tmp_path: Path, rows: list[Row], durations: dict[str, float] | None = None) -> SplitDraw:
     """All of `rows` looked at, over real tones of half a second in `tmp_path`."""
-    draw, files = Draw("train", rows), {}
+    draw, files = SplitDraw("train", rows), {}
     for one in rows:
         files[one["path"]] = tmp_path / one["path"]
         files[one["path"]].write_bytes(tone(one["path"], 0.5))
-    draw.look_at(names(rows), files, durations or {}, lambda sentence: None, lambda: None)
+    draw.accept(names(rows), files, durations or {}, lambda sentence: None, lambda: None)
     return draw
 
 
@@ -128,13 +128,13 @@ def test_a_full_draw_leaves_the_rest_waiting(tmp_path: Path) -> None:
     draw = look(tmp_path / "clips", rows)
     assert len(draw.chosen) == 6 and not draw.waiting
     files = {name: tmp_path / "clips" / name for name in names(rows)}
-    short = Draw("train", rows, seconds=1.1)
-    short.look_at(names(rows), files, {}, lambda sentence: None, lambda: None)
+    short = SplitDraw("train", rows, seconds=1.1)
+    short.accept(names(rows), files, {}, lambda sentence: None, lambda: None)
     assert short.full and len(short.chosen) == 3 and short.waiting == rows[3:]
-    assert short.wanted(lambda name: 0.5) == []
+    assert short.candidates(lambda name: 0.5) == []
 
 
 @pytest.mark.parametrize(("limit", "least", "most"), [({"seconds": 3600.0}, 3600, 3900), ({"clips": 100}, 500, 550)])
 def test_a_little_more_than_is_missing_is_asked_for(limit: dict[str, float], least: float, most: float) -> None:
-    draw = Draw("train", utterances("train", 2_000, 100), **limit)  # type: ignore[arg-type]
-    assert least <= 5 * len(draw.wanted(lambda name: 5.0)) <= most
+    draw = SplitDraw("train", utterances("train", 2_000, 100), **limit)  # type: ignore[arg-type]
+    assert least <= 5 * len(draw.candidates(lambda name: 5.0)) <= most

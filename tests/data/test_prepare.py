@@ -17,7 +17,7 @@ from support.runs import clips_of
 from asr_lora.config.compose import load
 from asr_lora.corpus import archive
 from asr_lora.prepare import prepare
-from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
+from asr_lora.runtime.errors import ConfigError, ExternalError, UserError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.speech.normalizer import marks
 
@@ -335,7 +335,7 @@ def test_a_second_prepare_rewrites_nothing(words: list[str]) -> None:
 def test_a_run_folder_of_another_draw_is_refused_with_both_ways_out(words: list[str], tmp_path: Path) -> None:
     run = prepared(words, f"run_dir={tmp_path / 'mine'}")
     before = state(run / "data")
-    with pytest.raises(ChoiceError, match=r"was made with data.seed=0, not 1; .*run_name=.*remove that folder"):
+    with pytest.raises(ConfigError, match=r"was made with data.seed=0, not 1; .*run_name=.*remove that folder"):
         prepared(words, f"run_dir={run}", "data.seed=1")
     assert state(run / "data") == before
 
@@ -423,7 +423,7 @@ def test_a_manifest_cannot_have_clips_put_anywhere_but_in_the_cache(
     name = Path(line["path"]).name
     for elsewhere in (f"below/{name}", str(tmp_path / "here" / name), f"{private_cache}/../here/{name}"):
         manifest.write_text(kept.replace(line["path"], elsewhere))
-        with pytest.raises(WorldError, match=r"data\.source: .* lay outside of the cache .* ASR_LORA_CACHE"):
+        with pytest.raises(ExternalError, match=r"data\.source: .* lay outside of the cache .* ASR_LORA_CACHE"):
             prepare(load(asked))
     assert not list((tmp_path / "here").iterdir())
 
@@ -443,7 +443,7 @@ def test_clips_come_back_from_an_archive_that_was_downloaded_anew_and_from_no_ot
     spoilt = names(run)[0]
     (release / "nl" / "clips" / f"{spoilt}.mp3").write_bytes(tone("another", 0.4))
     pack(release, source)
-    with pytest.raises(WorldError, match=rf"lacks 1 clips of .* \({spoilt}.mp3, ...\); put back the release"):
+    with pytest.raises(ExternalError, match=rf"lacks 1 clips of .* \({spoilt}.mp3, ...\); put back the release"):
         prepared(asked)
 
 

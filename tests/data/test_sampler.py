@@ -14,8 +14,8 @@ from asr_lora.config.compose import load
 from asr_lora.config.schema import TrainingConfig
 from asr_lora.data import sampler as batches_room
 from asr_lora.data.manifest import Clip
-from asr_lora.data.sampler import Batch, Order, Row, rounded_up, share
-from asr_lora.training.builder import order as order_of_run
+from asr_lora.data.sampler import Batch, RowSpec, StepSampler, context_for, shard_for_rank
+from asr_lora.training.builder import step_sampler as order_of_run
 
 KINDS = ("full", "dynamic", "packed")
 
@@ -31,19 +31,19 @@ def usual() -> TrainingConfig:
     return load().training
 
 
-def order(kind: str = "dynamic", clips: int = 50, seed: int = 0, **settings: Any) -> Order:
+def order(kind: str = "dynamic", clips: int = 50, seed: int = 0, **settings: Any) -> StepSampler:
     """Every other setting is `training.*` of conf/, but for the contexts of a few, or one of the Order itself."""
     lengths = settings.pop("durations", durations(clips))
     tokens, training = settings.pop("tokens", [20] * len(lengths)), usual()
     chosen = {"context": kind, "long_share": 0.05, "long_rows": 1, "long_seconds": [30, 30]} | settings
-    return Order(lengths, tokens, replace(training, **chosen), seed, token_limit=448)
+    return StepSampler(lengths, tokens, replace(training, **chosen), seed, token_limit=448)
 
 
 def clips_of(batches: Sequence[Batch]) -> list[int]:
     return [clip for batch in batches for row in batch.rows for clip in row.clips]
 
 
-def length(row: Row, lengths: Sequence[float]) -> float:
+def length(row: RowSpec, lengths: Sequence[float]) -> float:
     return sum(lengths[clip] for clip in row.clips)
 
 
@@ -78,7 +78,7 @@ def test_a_context_holds_its_longest_row(kind: str) -> None:
 def test_ranks_share_out_the_rows_evenly(kind: str, world_size: int) -> None:
     drawn = order(kind)
     for step in range(30):
-        shares = [share(drawn.step(step), rank, world_size) for rank in range(world_size)]
+        shares = [shard_for_rank(drawn.step(step), rank, world_size) for rank in range(world_size)]
         assert sorted(chain.from_iterable(map(clips_of, shares))) == sorted(clips_of(drawn.step(step)))
         rows = [sum(len(batch.rows) for batch in mine) for mine in shares]
         assert max(rows) - min(rows) <= 1
@@ -119,19 +119,19 @@ def test_the_order_of_an_epoch_is_drawn_once_however_many_steps_ask_for_it(monke
 def test_an_epoch_hears_a_clip_as_often_as_its_weight_says(kind: str) -> None:
     lengths, weights = durations(400), [2.0] * 100 + [0.25] * 200 + [1.0] * 100
     training = replace(load().training, context=kind)
-    drawn = Order(lengths, [10] * 400, training, 0, 448, weights)
+    drawn = StepSampler(lengths, [10] * 400, training, 0, 448, weights)
     assert drawn.per_epoch == 200 + 50 + 100
     steps = drawn.per_epoch // training.batch_size
     heard = Counter(clip for step in range(4 * steps) for clip in clips_of(drawn.step(step)))
     part = [sum(heard[clip] for clip in clips) for clips in (range(100), range(100, 300), range(300, 400))]
     assert np.allclose(np.array(part) / sum(part), np.array([200, 50, 100]) / 350, atol=0.02)
-    once = Order(lengths, [10] * 400, training, 0, 448, [1.0] * 400)
-    usual = Order(lengths, [10] * 400, training, 0, 448)
+    once = StepSampler(lengths, [10] * 400, training, 0, 448, [1.0] * 400)
+    usual = StepSampler(lengths, [10] * 400, training, 0, 448)
     assert [once.step(step) for step in range(60)] == [usual.step(step) for step in range(60)]
 
 
 def test_clips_that_an_epoch_leaves_out_come_in_another() -> None:
-    drawn = Order(durations(100), [10] * 100, replace(load().training, context="full"), 0, 448, [0.25] * 100)
+    drawn = StepSampler(durations(100), [10] * 100, replace(load().training, context="full"), 0, 448, [0.25] * 100)
     epochs = [set(drawn._permutation(epoch).tolist()) for epoch in range(20)]
     assert all(len(epoch) == 25 for epoch in epochs) and len(set.union(*epochs)) > 95
 
@@ -194,7 +194,7 @@ def test_padding_is_under_a_third_on_clips_of_common_voices_lengths(words: list[
     [(5.0, 5.12), (5.12, 5.12), (5.13, 5.44), (6.4, 6.4), (29.9, 30.0), (31.0, 30.0), (0.01, 0.32)],
 )
 def test_contexts_are_multiples_and_never_beyond_the_window(seconds: float, context: float) -> None:
-    assert rounded_up(seconds, 0.32) == context
+    assert context_for(seconds, 0.32) == context
 
 
 # --- packed -----------------------------------------------------------------------------------------------------------

@@ -28,15 +28,15 @@ from asr_lora import train
 from asr_lora.config.compose import load
 from asr_lora.corpus import open_corpus, shards
 from asr_lora.data import shard_writer
-from asr_lora.data.dataset import Steps
-from asr_lora.data.features import Making
-from asr_lora.data.manifest import sound, waveform
+from asr_lora.data.dataset import StepDataset
+from asr_lora.data.features import SpeechCollator
+from asr_lora.data.manifest import encoded_audio, waveform
 from asr_lora.data.shard_writer import write_shards
 from asr_lora.data.sources import restore_clips
 from asr_lora.prepare import prepare
 from asr_lora.report import _example
 from asr_lora.runs import folder as run
-from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
+from asr_lora.runtime.errors import ConfigError, ExternalError, UserError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.speech import audio
 from asr_lora.training import builder as assembly
@@ -217,7 +217,7 @@ def test_an_interrupted_writing_keeps_the_complete_shards_and_goes_on(
     from_files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = prepared([*from_files, f"shards_dir={tmp_path / 'whole'}"])
-    really, left = shard_writer.sound, [20]
+    really, left = shard_writer.encoded_audio, [20]
 
     def interrupted(clip: Any) -> bytes:
         if not left[0]:
@@ -228,7 +228,7 @@ def test_an_interrupted_writing_keeps_the_complete_shards_and_goes_on(
     asked = {split: manifest(whole, split) for split in SPLITS}
     folder = tmp_path / "cut"
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(shard_writer, "sound", interrupted)
+        patched.setattr(shard_writer, "encoded_audio", interrupted)
         write_shards(asked, folder, "release", "nl")
     assert not (folder / "index.json").exists()
     kept = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
@@ -243,24 +243,24 @@ def test_an_interrupted_writing_keeps_the_complete_shards_and_goes_on(
 def test_shards_of_other_clips_are_never_written_over(from_files: list[str], folder: Path) -> None:
     other = [*from_files, f"shards_dir={folder}", "run_name=other"]
     before = {file: file.read_bytes() for file in folder.iterdir()}
-    with pytest.raises(ChoiceError, match=r"shards_dir: .*train-00000\.tar holds other clips.*name another folder"):
+    with pytest.raises(ConfigError, match=r"shards_dir: .*train-00000\.tar holds other clips.*name another folder"):
         prepared([*other, "data.seed=1"])
     assert {file: file.read_bytes() for file in folder.iterdir()} == before
     fewer = {"train": manifest(folder)[: read_json(folder / "index.json")["shards"][0]["clips"]]}
-    with pytest.raises(ChoiceError, match=r"shards_dir: .* of other clips than this run"):
+    with pytest.raises(ConfigError, match=r"shards_dir: .* of other clips than this run"):
         write_shards(fewer, folder, "release", "nl")
 
 
 def test_a_clip_that_has_changed_since_is_told(folder: Path, tmp_path: Path) -> None:
     changed = manifest(folder)[0] | {"sha256": "of what it was"}
-    with pytest.raises(WorldError, match=r"\.mp3: has changed since the manifest was made"):
+    with pytest.raises(ExternalError, match=r"\.mp3: has changed since the manifest was made"):
         write_shards({"train": [changed]}, tmp_path / "shards", "release", "nl")
     assert not list((tmp_path / "shards").iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_told(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(WorldError, match=r"shards_dir: cannot write .*; free some space or name another folder"):
+    with pytest.raises(ExternalError, match=r"shards_dir: cannot write .*; free some space or name another folder"):
         write_shards({"train": manifest(folder)}, tmp_path / "file" / "shards", "release", "nl")
 
 
@@ -295,7 +295,7 @@ def test_a_part_of_a_recording_becomes_a_clip_without_loss(tmp_path: Path, subty
     assert line["member"] == "long-1.flac" and "start" not in line
     stored = {**line, "path": str(tmp_path / "shards" / "train-00000.tar")}
     assert np.array_equal(waveform(stored), waveform(clip))
-    assert sound(stored) == sound(clip)
+    assert encoded_audio(stored) == encoded_audio(clip)
     (row,) = open_corpus(f"shards:{tmp_path / 'shards'}", "nl").tables["train"]
     assert row["path"] == "long-1" and "start" not in row
     before = (tmp_path / "shards" / "train-00000.tar").stat().st_mtime_ns
@@ -325,7 +325,7 @@ def steps(words: list[str], processor: WhisperProcessor, **ranks: int) -> list[A
     """The tensors of every step."""
     rows = manifest(prepared(words))
     config = load(words)
-    made = Steps(rows, assembly.order(config, rows), STEPS, Making(processor), **ranks)
+    made = StepDataset(rows, assembly.step_sampler(config, rows), STEPS, SpeechCollator(processor), **ranks)
     return [made[step] for step in range(STEPS)]
 
 
@@ -347,7 +347,7 @@ def test_the_manifest_from_shards_is_that_from_files_but_for_where_clips_are(
             assert {name: value for name, value in theirs.items() if name not in place} == {
                 name: value for name, value in mine.items() if name != "path"
             }
-            assert sound(mine) == sound(theirs) and np.array_equal(waveform(mine), waveform(theirs))
+            assert encoded_audio(mine) == encoded_audio(theirs) and np.array_equal(waveform(mine), waveform(theirs))
 
 
 def test_nothing_is_listened_to_again(from_shards: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,7 +388,7 @@ def test_loader_processes_read_the_same(
     whole = steps(from_files, processor)
     for asked in (from_shards, over_http(from_shards, server)):
         rows = manifest(prepared(asked))
-        made = Steps(rows, assembly.order(load(asked), rows), STEPS, Making(processor))
+        made = StepDataset(rows, assembly.step_sampler(load(asked), rows), STEPS, SpeechCollator(processor))
         assert_equal(list(DataLoader(made, batch_size=None, num_workers=2)), whole)  # type: ignore[arg-type]
 
 
@@ -436,7 +436,7 @@ def test_shards_are_parts_of_a_mixture(from_files: list[str], folder: Path) -> N
     mixed = prepared([*from_files, "shards=false", "data.source=null", parts, "run_name=mixed"])
     lines = manifest(mixed)
     assert len(lines) == 48 and {line["source"] for line in lines} == {"shards", "other"}
-    assert all(hashlib.sha256(sound(line)).hexdigest() == line["sha256"] for line in lines)
+    assert all(hashlib.sha256(encoded_audio(line)).hexdigest() == line["sha256"] for line in lines)
 
 
 # ---- what is not there, or not as it was -----------------------------------------------------------------------------
@@ -464,7 +464,7 @@ def test_indexes_of_a_server_are_fetched_once(from_shards: list[str], server: Se
 def test_a_shard_that_is_gone_is_told_by_prepare(from_shards: list[str], folder: Path) -> None:
     prepared(from_shards)
     (folder / "train-00000.tar").unlink()
-    with pytest.raises(WorldError, match=r"train-00000\.tar is missing; put it back"):
+    with pytest.raises(ExternalError, match=r"train-00000\.tar is missing; put it back"):
         prepared(from_shards)
 
 
@@ -510,46 +510,46 @@ def test_other_bytes_than_the_index_says_are_told(from_shards: list[str]) -> Non
     content = bytearray(Path(clip["path"]).read_bytes())
     content[clip["offset"] + 9] ^= 1
     Path(clip["path"]).write_bytes(content)
-    for heard in (waveform, sound):
-        with pytest.raises(WorldError, match=r"train-00000\.tar: other bytes than its index says"):
+    for heard in (waveform, encoded_audio):
+        with pytest.raises(ExternalError, match=r"train-00000\.tar: other bytes than its index says"):
             heard(clip)
 
 
 def test_a_shard_that_became_shorter_or_went_is_told(from_shards: list[str]) -> None:
     clip = stored(from_shards)
     Path(clip["path"]).write_bytes(Path(clip["path"]).read_bytes()[: clip["offset"] + 5])
-    with pytest.raises(WorldError, match=r"holds 5 of the \d+ bytes .* cut short: copy it again"):
+    with pytest.raises(ExternalError, match=r"holds 5 of the \d+ bytes .* cut short: copy it again"):
         waveform(clip)
     Path(clip["path"]).unlink()
-    with pytest.raises(WorldError, match=r"train-00000\.tar: is gone"):
+    with pytest.raises(ExternalError, match=r"train-00000\.tar: is gone"):
         waveform(clip)
 
 
 def test_a_server_that_recovers_is_waited_for(from_shards: list[str], server: Server) -> None:
     clip = stored(over_http(from_shards, server))
     server.failing = shards.TRIES - 1
-    assert len(sound(clip)) == clip["bytes"]
+    assert len(encoded_audio(clip)) == clip["bytes"]
 
 
 def test_what_a_server_does_wrong_is_one_line(from_shards: list[str], server: Server) -> None:
     clip = stored(over_http(from_shards, server))
     server.failing = 99
-    with pytest.raises(WorldError, match=r"train-00000\.tar: cannot be read \(HTTP status 503\)"):
+    with pytest.raises(ExternalError, match=r"train-00000\.tar: cannot be read \(HTTP status 503\)"):
         waveform(clip)
     server.failing, server.short = 0, 7
-    with pytest.raises(WorldError, match=r"the connection broke off after \d+ of \d+ bytes"):
+    with pytest.raises(ExternalError, match=r"the connection broke off after \d+ of \d+ bytes"):
         waveform(clip)
     server.short, server.takes_ranges = 0, False
-    with pytest.raises(WorldError, match=r"the server sends whole files only \(no HTTP ranges\)"):
+    with pytest.raises(ExternalError, match=r"the server sends whole files only \(no HTTP ranges\)"):
         waveform(clip)
     server.folder = server.folder.parent
-    with pytest.raises(WorldError, match=r"train-00000\.tar: is gone"):
+    with pytest.raises(ExternalError, match=r"train-00000\.tar: is gone"):
         waveform(clip)
 
 
 def test_a_server_that_is_down_is_one_line(from_shards: list[str], server: Server) -> None:
     clip = stored(over_http(from_shards, server)) | {"path": "http://127.0.0.1:9/x.tar"}
-    with pytest.raises(WorldError, match=r"http://127\.0\.0\.1:9/x\.tar: cannot be read"):
+    with pytest.raises(ExternalError, match=r"http://127\.0\.0\.1:9/x\.tar: cannot be read"):
         waveform(clip)
 
 
@@ -563,5 +563,5 @@ def test_what_follows_a_urls_question_mark_goes_with_every_file(server: Server) 
 
 def test_flac_keeps_every_sample_of_24_bits_and_bounds_what_is_louder() -> None:
     every = np.array([-(2**23), -(2**23) + 1, -1, 0, 1, 2**23 - 1, 2**24], dtype=np.float64) / 2**23
-    samples, rate = soundfile.read(io.BytesIO(audio.flac(every.astype(np.float32), 8_000)), dtype="int32")
+    samples, rate = soundfile.read(io.BytesIO(audio.encode_flac(every.astype(np.float32), 8_000)), dtype="int32")
     assert rate == 8_000 and (samples >> 8).tolist() == [-(2**23), -(2**23) + 1, -1, 0, 1, 2**23 - 1, 2**23 - 1]

@@ -12,11 +12,11 @@ from support.releases import Row, utterances, write_lines, write_release
 from asr_lora.config.compose import load
 from asr_lora.corpus import Corpus, open_corpus
 from asr_lora.data.sources import names_of
-from asr_lora.data.splits import with_splits, without_leaks
+from asr_lora.data.splits import drop_leaks, with_splits
 from asr_lora.prepare import prepare
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, read_jsonl
-from asr_lora.training.builder import order
+from asr_lora.training.builder import step_sampler
 
 
 def prepared(words: Sequence[str], *more: str) -> Path:
@@ -104,7 +104,7 @@ def test_training_on_all_that_was_validated_hears_nobody_and_nothing_of_dev_and_
 
 
 def test_a_release_without_what_is_asked_for_is_refused_by_name(words: list[str], release: Path) -> None:
-    with pytest.raises(ChoiceError, match=r"data.train_split: .* has no validated \(got: train, dev, test\)"):
+    with pytest.raises(ConfigError, match=r"data.train_split: .* has no validated \(got: train, dev, test\)"):
         prepare(load([*words, "data.train_split=validated"]))
 
 
@@ -158,7 +158,7 @@ def test_of_another_release_dev_and_test_are_excluded_and_of_a_run_too(
 def test_an_exclusion_that_is_none_is_refused(words: list[str], tmp_path: Path, content: str | None, message: str):
     if content:
         write_lines(tmp_path / "other.jsonl", [content])
-    with pytest.raises(ChoiceError, match=message):
+    with pytest.raises(ConfigError, match=message):
         prepare(load([*words, f"data.exclude={tmp_path / 'other.jsonl'}"]))
 
 
@@ -171,7 +171,7 @@ def test_clips_that_a_person_drops_are_in_no_split_and_unknown_ids_are_told(
     assert len(lines(run)) == 11 and len(lines(run, "test")) == 5
     told = capsys.readouterr().err
     assert "data.drop: 2 clips dropped" in told and "1 are not in the corpus (nobody-knows-it, ...)" in told
-    with pytest.raises(ChoiceError, match=r"data\.drop: no file or folder"):
+    with pytest.raises(ConfigError, match=r"data\.drop: no file or folder"):
         prepare(load([*words, "data.drop=/nowhere/ids.txt"]))
 
 
@@ -215,7 +215,7 @@ def test_an_epoch_hears_each_source_by_its_weight(words: list[str], two: list[st
     config = load([*words, *two])
     prepare(config)
     rows = lines(config.run)
-    drawn = order(config, rows)
+    drawn = step_sampler(config, rows)
     assert drawn.per_epoch == 36
     heard = [clip for step in range(9) for batch in drawn.step(step) for row in batch.rows for clip in row.clips]
     assert sum(rows[clip]["source"] == "first" for clip in heard) == 24
@@ -237,7 +237,7 @@ def test_the_same_name_in_two_sources_is_another_clip_but_for_common_voices_own(
 
     train = [row("a/001.wav", "an"), row("a/common_voice_nl_1.mp3", "bo")]
     held_out = [row("b/001.wav", "cor"), row("b/common_voice_nl_1.mp3", "dirk")]
-    kept, dropped = without_leaks(train, held_out)
+    kept, dropped = drop_leaks(train, held_out)
     assert kept == train[:1] and dropped == {"speaker": 0, "sentence": 0, "clip": 1}
 
 
@@ -267,5 +267,5 @@ def test_sources_of_one_name_are_numbered() -> None:
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(words_: list[str], message: str) -> None:
-    with pytest.raises(ChoiceError, match=message):
+    with pytest.raises(ConfigError, match=message):
         load(words_)

@@ -21,13 +21,13 @@ from transformers import WhisperProcessor
 from asr_lora import train
 from asr_lora.config.compose import load
 from asr_lora.data import manifest
-from asr_lora.data.dataset import Stream, StreamedSteps
-from asr_lora.data.features import Making
+from asr_lora.data.dataset import StreamingLoader, StreamingStepDataset
+from asr_lora.data.features import SpeechCollator
 from asr_lora.eval import evaluate
 from asr_lora.prepare import prepare
 from asr_lora.report import report
 from asr_lora.runs import folder as run
-from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.training import builder as assembly
 
@@ -78,10 +78,12 @@ def asked(words: list[str], source: Path) -> list[str]:
     return [*words, f"data.source={source}", *STREAMED]
 
 
-def steps_of(words: Sequence[str], processor: WhisperProcessor, rank: int = 0, world_size: int = 1) -> StreamedSteps:
+def steps_of(
+    words: Sequence[str], processor: WhisperProcessor, rank: int = 0, world_size: int = 1
+) -> StreamingStepDataset:
     config = load(words)
     prepare(config)
-    return assembly.of_stream(config, Making(processor, seed=config.seed), rank, world_size)
+    return assembly.streaming_dataset(config, SpeechCollator(processor, seed=config.seed), rank, world_size)
 
 
 def heard(loader: Any) -> list[str]:
@@ -205,8 +207,8 @@ def test_an_epoch_without_a_step_ends_with_what_was_left_out(
         row["client_id"] = "500"  # one who speaks in dev
     source = write_set(tmp_path / "leaky", rows)
     steps = steps_of([*words, f"data.source={source}", *STREAMED], processor)
-    stream = Stream(steps, tmp_path / "record.jsonl", 0, 2, num_workers=0, prefetch_factor=None)
-    with pytest.raises(WorldError, match=r"not one step of.*shares a speaker with what is held out: 8"):
+    stream = StreamingLoader(steps, tmp_path / "record.jsonl", 0, 2, num_workers=0, prefetch_factor=None)
+    with pytest.raises(ExternalError, match=r"not one step of.*shares a speaker with what is held out: 8"):
         next(iter(stream))
 
 
@@ -252,7 +254,7 @@ def test_a_streamed_run_trains_evaluates_and_reports(asked: list[str], capsys: p
     assert "train, streamed" in page and "32 heard" in page
     assert "32 clips of set, streamed" in (run.adapter(config.run) / "README.md").read_text(encoding="utf-8")
     evaluate(load([*asked, "data.dev_clips=2", "eval.limit=2", f"run_dir={config.run}"]))
-    with pytest.raises(ChoiceError, match=r"eval.limit: of test the first 3 clips of the stream were kept"):
+    with pytest.raises(ConfigError, match=r"eval.limit: of test the first 3 clips of the stream were kept"):
         evaluate(load([*asked, "data.dev_clips=2", "eval.limit=4", f"run_dir={config.run}"]))
 
 
@@ -324,7 +326,7 @@ def test_a_stream_by_the_name_of_the_hub_is_the_same(
     ],
 )
 def test_settings_that_need_a_list_of_clips_are_refused(asked: list[str], more: list[str], told: str) -> None:
-    with pytest.raises(ChoiceError, match=told):
+    with pytest.raises(ConfigError, match=told):
         load([*asked, *more])
 
 
@@ -343,6 +345,6 @@ def test_what_cannot_be_streamed_is_told_in_one_line(
     (tmp_path / "saved" / "state.json").touch()
     parquet(tmp_path / "unsplit")
     (tmp_path / "unsplit" / "data" / "validation-00000-of-00001.parquet").unlink()
-    with pytest.raises(ChoiceError, match=rf"data\.(source|streaming): .*{told}") as raised:
+    with pytest.raises(ConfigError, match=rf"data\.(source|streaming): .*{told}") as raised:
         prepare(load([*words, f"data.source={source}", *STREAMED]))
     assert "\n" not in str(raised.value)

@@ -15,17 +15,17 @@ from support.releases import tone
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora.data.features import log_mel
-from asr_lora.decoding.generate import Decoding, Worn, batches, transcribe, transcribe_long, transcribe_once
+from asr_lora.decoding.generate import DecodingOptions, RowAdapter, batches, decode_clips, decode_long_form, decode_once
 from asr_lora.demo.assets import whisper_base_from_wheels
 from asr_lora.demo.espeak import RATE, Utterance, speak
 from asr_lora.model import whisper
 from asr_lora.model.hardware import Capacity
 from asr_lora.model.pretrained import load_processor
 from asr_lora.runtime.console import progress
-from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.errors import ExternalError
 from asr_lora.speech import audio
 
-USUAL = Decoding(
+USUAL = DecodingOptions(
     language="nl", task="transcribe", num_beams=1, max_new_tokens=60, tokens_per_second=40, margin=None,
     batch_size=8,
 )  # fmt: skip
@@ -71,9 +71,9 @@ def test_a_hypothesis_depends_neither_on_the_clips_beside_it_nor_on_how_many_fit
     margin: float | None,
 ) -> None:
     settings = replace(USUAL, margin=margin)
-    together = transcribe(model, processor, clips, settings)
-    assert together == [transcribe(model, processor, [clip], settings)[0] for clip in clips]
-    assert together == transcribe(model, processor, clips, replace(settings, batch_size=2))
+    together = decode_clips(model, processor, clips, settings)
+    assert together == [decode_clips(model, processor, [clip], settings)[0] for clip in clips]
+    assert together == decode_clips(model, processor, clips, replace(settings, batch_size=2))
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
@@ -84,9 +84,9 @@ def test_what_the_model_may_never_say_is_never_said_as_in_plain_generate(
     num_beams: int,
 ) -> None:
     settings = replace(USUAL, num_beams=num_beams, max_new_tokens=8)
-    freely = {token for hypothesis in transcribe(model, processor, clips, settings) for token in hypothesis.tokens}
+    freely = {token for hypothesis in decode_clips(model, processor, clips, settings) for token in hypothesis.tokens}
     model.generation_config.suppress_tokens = sorted(freely)
-    heard = [hypothesis.tokens for hypothesis in transcribe(model, processor, clips, settings)]
+    heard = [hypothesis.tokens for hypothesis in decode_clips(model, processor, clips, settings)]
     assert not freely & {token for tokens in heard for token in tokens}
     plain = plainly(model, processor, clips, language="nl", num_beams=num_beams, max_new_tokens=8)
     assert heard == [tokens[:8] for tokens in plain]  # a random model says timestamps too, and is then heard on
@@ -95,21 +95,21 @@ def test_what_the_model_may_never_say_is_never_said_as_in_plain_generate(
 def test_what_runs_away_is_cut_where_its_own_seconds_end_and_told(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
 ) -> None:
-    heard = transcribe(model, processor, clips, replace(USUAL, tokens_per_second=10))  # an untrained one never stops
-    assert all(hypothesis.cut for hypothesis in heard)
+    heard = decode_clips(model, processor, clips, replace(USUAL, tokens_per_second=10))  # an untrained one never stops
+    assert all(hypothesis.truncated for hypothesis in heard)
     assert [len(hypothesis.tokens) for hypothesis in heard] == [29, 44, 34, 28, 54]  # 24, and 10 a second
-    limited = transcribe(model, processor, clips, replace(USUAL, max_new_tokens=5))
+    limited = decode_clips(model, processor, clips, replace(USUAL, max_new_tokens=5))
     assert [len(hypothesis.tokens) for hypothesis in limited] == [5] * 5
 
 
 def test_what_runs_away_at_a_short_context_is_heard_again_at_thirty_seconds_and_told(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
 ) -> None:
-    at_full = transcribe(model, processor, clips, USUAL)
-    heard = transcribe(model, processor, clips, replace(USUAL, margin=1.0))  # an untrained one never stops
-    assert [hypothesis.again for hypothesis in heard] == [True] * len(clips)
+    at_full = decode_clips(model, processor, clips, USUAL)
+    heard = decode_clips(model, processor, clips, replace(USUAL, margin=1.0))  # an untrained one never stops
+    assert [hypothesis.redecoded for hypothesis in heard] == [True] * len(clips)
     assert [hypothesis.tokens for hypothesis in heard] == [hypothesis.tokens for hypothesis in at_full]
-    assert not any(hypothesis.again for hypothesis in at_full)
+    assert not any(hypothesis.redecoded for hypothesis in at_full)
 
 
 def test_progress_is_told_of_clips_that_are_heard_again_before_and_while_they_are(
@@ -126,16 +126,16 @@ def test_progress_is_told_of_clips_that_are_heard_again_before_and_while_they_ar
         done += count
         bar.append((done, total))
 
-    transcribe(model, processor, clips, replace(USUAL, margin=1.0, batch_size=2), advance, expect)
+    decode_clips(model, processor, clips, replace(USUAL, margin=1.0, batch_size=2), advance, expect)
     assert bar == [(1, 5), (2, 5), (5, 5), (7, 10), (9, 10), (10, 10)]
-    transcribe(model, processor, clips, USUAL, advance, expect)  # at 30 s nothing is heard again
+    decode_clips(model, processor, clips, USUAL, advance, expect)  # at 30 s nothing is heard again
     assert total == 10
 
 
 def test_a_bar_that_is_told_of_more_work_does_not_stand_at_its_end() -> None:
     with progress("decoding", total=4) as bar:
         bar.advance(4)
-        bar.expect(2)
+        bar.extend(2)
         task = bar._shown.tasks[0]
         assert (task.completed, task.total, task.finished) == (4, 6, False)
         bar.advance(2)
@@ -159,10 +159,10 @@ def test_the_model_sees_the_short_context_and_is_at_thirty_seconds_again_afterwa
 ) -> None:
     seen: list[int] = []
     hook = model.get_encoder().conv1.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[-1]))
-    transcribe(model, processor, clips, replace(USUAL, batch_size=1))
+    decode_clips(model, processor, clips, replace(USUAL, batch_size=1))
     at_full, seen[:] = list(seen), []
     assert set(at_full) == {3000}
-    transcribe(model, processor, clips, replace(USUAL, margin=1.0, batch_size=1))
+    decode_clips(model, processor, clips, replace(USUAL, margin=1.0, batch_size=1))
     hook.remove()
     assert seen == [512, 384, 256, *at_full]  # an untrained one never stops, so all five are heard again
     assert model.config.max_source_positions == whisper.MAX_POSITIONS
@@ -202,9 +202,9 @@ def test_where_memory_runs_out_a_batch_is_decoded_by_halves_and_says_the_same(
     error: RuntimeError,
 ) -> None:
     memory = Small(model, 5, error)
-    whole = transcribe(model, processor, clips, USUAL)
+    whole = decode_clips(model, processor, clips, USUAL)
     memory.rows = 2
-    assert transcribe(model, processor, clips, USUAL) == whole
+    assert decode_clips(model, processor, clips, USUAL) == whole
     assert memory.sizes == [5, 5, 2, 2, 1]
 
 
@@ -216,12 +216,12 @@ def test_what_ran_out_once_is_not_tried_again_and_said_once(
 ) -> None:
     many, settings = [clips[at % len(clips)] for at in range(12)], replace(USUAL, batch_size=4)
     memory, capacity = Small(model, 4), Capacity()
-    whole = transcribe(model, processor, many, settings, capacity=capacity)
+    whole = decode_clips(model, processor, many, settings, capacity=capacity)
     memory.rows = 2
-    assert transcribe(model, processor, many, settings, capacity=capacity) == whole
+    assert decode_clips(model, processor, many, settings, capacity=capacity) == whole
     assert memory.sizes == [4, 4, 4, 4, 2, 2, 2, 2, 2, 2]  # a batch of four is tried once more, and then none
     assert capacity.seconds == 2 * audio.MAX_SECONDS
-    assert transcribe(model, processor, many, settings, capacity=capacity) == whole
+    assert decode_clips(model, processor, many, settings, capacity=capacity) == whole
     assert memory.sizes[10:] == [2] * 6
     told = [line for line in capsys.readouterr().err.splitlines() if "memory ran out" in line]
     assert len(told) == 1 and "at most 60 s of context at once" in told[0]
@@ -232,11 +232,11 @@ def test_what_fits_is_reckoned_in_seconds_of_context_and_every_beam_counts(
 ) -> None:
     memory, capacity = Small(model, 2), Capacity()
     beams = replace(USUAL, num_beams=2, max_new_tokens=4, margin=1.0)  # one clip at 5.12 s, one at 3.84, three at 2.56
-    transcribe_once(model, processor, clips, beams, capacity=capacity)
+    decode_once(model, processor, clips, beams, capacity=capacity)
     assert memory.sizes == [1, 1, 3, 1, 1, 1]
     assert capacity.seconds == pytest.approx(3 * 2 * 2.56 / 2)
     memory.sizes.clear()
-    transcribe_once(model, processor, clips, replace(beams, num_beams=1), capacity=capacity)
+    decode_once(model, processor, clips, replace(beams, num_beams=1), capacity=capacity)
     assert memory.sizes == [1, 1, 3, 1, 1, 1]
     assert capacity.seconds == pytest.approx(3 * 2.56 / 2)
 
@@ -254,8 +254,8 @@ def test_rows_that_wear_adapters_keep_theirs_where_memory_runs_out(
 
     model.generate = generate
     Small(model, 2)
-    transcribe_once(
-        model, processor, clips, replace(USUAL, max_new_tokens=4), worn=[Worn(each, each) for each in languages]
+    decode_once(
+        model, processor, clips, replace(USUAL, max_new_tokens=4), worn=[RowAdapter(each, each) for each in languages]
     )
     longest_first = ["it", "es", "de", "nl", "fr"]
     assert seen[0] == (5, longest_first, longest_first)
@@ -270,12 +270,12 @@ def test_a_clip_that_does_not_fit_alone_is_told_in_one_line(
     error: RuntimeError,
 ) -> None:
     memory = Small(model, 0, error)
-    with pytest.raises(WorldError, match="not even one clip at a time fits") as refused:
-        transcribe(model, processor, clips, USUAL)
+    with pytest.raises(ExternalError, match="not even one clip at a time fits") as refused:
+        decode_clips(model, processor, clips, USUAL)
     assert str(error).splitlines()[0] in str(refused.value) and "\n" not in str(refused.value)
     assert memory.sizes == [5, 2, 1]
-    with pytest.raises(WorldError, match="not even one clip at a time fits"):
-        transcribe_long(model, processor, audio.load(Path(clips[0]["path"])), USUAL)
+    with pytest.raises(ExternalError, match="not even one clip at a time fits"):
+        decode_long_form(model, processor, audio.load(Path(clips[0]["path"])), USUAL)
 
 
 def test_an_error_that_is_no_lack_of_memory_is_not_tried_again(
@@ -283,7 +283,7 @@ def test_an_error_that_is_no_lack_of_memory_is_not_tried_again(
 ) -> None:
     memory = Small(model, 0, RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"))
     with pytest.raises(RuntimeError, match="EXECUTION_FAILED"):
-        transcribe(model, processor, clips, USUAL)
+        decode_clips(model, processor, clips, USUAL)
     assert memory.sizes == [5]
 
 
@@ -305,8 +305,8 @@ def test_real_weights_say_at_thirty_seconds_what_plain_generate_says_token_for_t
     model, processor = whisper.load(checkpoint, "fp32", torch.device("cpu")), load_processor(checkpoint)
     clips = spoken(tmp_path, ["Goedemorgen.", "De trein naar Utrecht vertrekt om negen uur.", "Waar woon je?"])
     settings = replace(USUAL, num_beams=num_beams, max_new_tokens=444, batch_size=2)
-    heard = transcribe(model, processor, clips, settings)
-    assert not any(hypothesis.cut for hypothesis in heard)
+    heard = decode_clips(model, processor, clips, settings)
+    assert not any(hypothesis.truncated for hypothesis in heard)
     plain = plainly(model, processor, clips, language="nl", num_beams=num_beams)
     assert [hypothesis.tokens for hypothesis in heard] == plain
 

@@ -5,7 +5,16 @@ from typing import Any
 import jiwer
 import pytest
 
-from asr_lora.evaluation.error_analysis import Chunk, alignments, changed, errors, groups, kinds, runaway, runaways
+from asr_lora.evaluation.error_analysis import (
+    AlignmentChunk,
+    alignments,
+    count_edits,
+    count_runaways,
+    error_counts,
+    groups,
+    most_changed,
+    runaway_signs,
+)
 
 REFERENCES = ["de kat zit op de mat", "het regent", "", "dag"]
 HYPOTHESES = ["de kat zat op mat", "het regent nu", "dank je wel", "dag"]
@@ -16,13 +25,13 @@ def test_an_alignment_holds_every_word_of_both_sides_in_order() -> None:
     for chunks, reference, hypothesis in zip(aligned, REFERENCES, HYPOTHESES, strict=True):
         assert " ".join(word for chunk in chunks for word in chunk.reference) == reference
         assert " ".join(word for chunk in chunks for word in chunk.hypothesis) == hypothesis
-    assert aligned[2] == [Chunk("insert", [], ["dank", "je", "wel"])]
-    assert alignments(["", ""], ["", "a"]) == [[], [Chunk("insert", [], ["a"])]]
+    assert aligned[2] == [AlignmentChunk("insert", [], ["dank", "je", "wel"])]
+    assert alignments(["", ""], ["", "a"]) == [[], [AlignmentChunk("insert", [], ["a"])]]
 
 
 def test_errors_of_clips_add_up_to_jiwers() -> None:
     aligned = alignments(REFERENCES, HYPOTHESES)
-    assert [errors(chunks) for chunks in aligned] == [2, 1, 3, 0]
+    assert [count_edits(chunks) for chunks in aligned] == [2, 1, 3, 0]
     whole = jiwer.process_words([REFERENCES[i] for i in (0, 1, 3)], [HYPOTHESES[i] for i in (0, 1, 3)])
     assert whole.substitutions + whole.deletions + whole.insertions == 3
 
@@ -32,7 +41,7 @@ def test_confusions_are_counted_by_kind() -> None:
         ["een twee drie", "een twee", "een vier", "vijf"],
         ["een zwei drie", "een zwei", "een", "vijf extra"],
     )
-    found = kinds(alignments(references, hypotheses))
+    found = error_counts(alignments(references, hypotheses))
     assert found["confusions"] == {
         "substitutions": [["twee", "zwei", 2]], "deletions": [["vier", 1]], "insertions": [["extra", 1]],
     }  # fmt: skip
@@ -64,11 +73,11 @@ def test_confusions_are_counted_by_kind() -> None:
 def test_what_is_no_speech_written_down_shows_signs(
     hypothesis: str, reference: str, seconds: float, cut: bool, signs: list[str]
 ) -> None:
-    assert runaway(hypothesis.strip(), reference, seconds, cut) == signs
+    assert runaway_signs(hypothesis.strip(), reference, seconds, cut) == signs
 
 
 def test_runaways_count_clips_and_signs() -> None:
-    counted = runaways([["loop", "rate"], [], ["loop"]])
+    counted = count_runaways([["loop", "rate"], [], ["loop"]])
     assert (counted["clips"], counted["loop"], counted["rate"], counted["silence"]) == (2, 2, 1, 0)
 
 
@@ -104,5 +113,5 @@ def test_groups_hold_every_spoken_clip_once_and_say_when_they_are_small() -> Non
 
 
 def test_most_helped_and_most_harmed_leave_out_what_did_not_change() -> None:
-    helped, harmed = changed([5, 0, 2, 2, 0], [0, 3, 2, 1, 1])
+    helped, harmed = most_changed([5, 0, 2, 2, 0], [0, 3, 2, 1, 1])
     assert (helped, harmed) == ([0, 3], [1, 4])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from asr_lora.evaluation.metrics import SMALL, SMALL_SILENT, judged, refuse_regressions
+from asr_lora.evaluation.metrics import SMALL, SMALL_SILENT, check_regression, check_regressions
 from asr_lora.runtime.errors import RegressionError
 
 
@@ -24,22 +24,22 @@ def scored(language: str = "nl", clips: int = 100, empty: int = 0, **delta: Any)
     ],
 )
 def test_a_regression_is_exceeded_held_or_undecided(wer: float, ci95: list[float], said: str) -> None:
-    assert judged(scored(wer=wer, ci95=ci95), limit=0.01).said == said
+    assert check_regression(scored(wer=wer, ci95=ci95), limit=0.01).said == said
     other = scored("zh", wer=0.9, ci95=[0.8, 1.0], cer=wer, cer_ci95=ci95)
-    assert judged(other, limit=0.01).said == said
+    assert check_regression(other, limit=0.01).said == said
 
 
 @pytest.mark.parametrize(("wer", "ci95"), [(0.0, [0.0, 0.0]), (0.5, [0.5, 0.5])])
 def test_a_handful_of_clips_neither_holds_nor_exceeds(wer: float, ci95: list[float]) -> None:
-    few = judged(
+    few = check_regression(
         scored(clips=SMALL + 4, empty=5, wer=wer, ci95=ci95), limit=0.01
     )  # alike, so their interval is a point
     assert few.said == "undecided" and few.why.startswith(f"too few clips with words: {SMALL - 1}, of {SMALL};")
-    assert judged(scored(clips=SMALL, wer=wer, ci95=ci95), limit=0.01).said != "undecided"
+    assert check_regression(scored(clips=SMALL, wer=wer, ci95=ci95), limit=0.01).said != "undecided"
     facts = {"test": scored(clips=1, wer=wer, ci95=ci95)}
-    refuse_regressions(facts, 0.01, strict=False)
+    check_regressions(facts, 0.01, strict=False)
     with pytest.raises(RegressionError, match=r"test \(undecided, too few clips with words: 1, of 30"):
-        refuse_regressions(facts, 0.01, strict=True)
+        check_regressions(facts, 0.01, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ def test_where_nobody_speaks_the_clips_with_text_and_those_that_run_away_decide(
         "wer": None, "ci95": None, "hallucinating": text, "hallucinating_ci95": text_ci95, "runaway": runaway,
         "runaway_ci95": runaway_ci95,
     }  # fmt: skip
-    assert judged(scored(clips=SMALL_SILENT, empty=SMALL_SILENT, **delta), limit=0.01).said == said
-    few = judged(scored(clips=SMALL_SILENT - 1, empty=SMALL_SILENT - 1, **delta), limit=0.01)
+    assert check_regression(scored(clips=SMALL_SILENT, empty=SMALL_SILENT, **delta), limit=0.01).said == said
+    few = check_regression(scored(clips=SMALL_SILENT - 1, empty=SMALL_SILENT - 1, **delta), limit=0.01)
     assert few.said == "undecided" and few.why.startswith("too few clips: 7, of 8; clips with text ")
 
 
@@ -70,6 +70,6 @@ def test_the_refusal_names_every_set_that_fails_and_no_other() -> None:
         "radio": scored(wer=0.02, ci95=[-0.03, 0.07]),
     }  # fmt: skip
     with pytest.raises(RegressionError, match=r"^(?!.*(test|radio) \().*got books \(exceeded, \+5\.0 points"):
-        refuse_regressions(facts, 0.01, strict=False)
+        check_regressions(facts, 0.01, strict=False)
     with pytest.raises(RegressionError, match=r"books \(exceeded, .*; radio \(undecided, \+2\.0 points"):
-        refuse_regressions(facts, 0.01, strict=True)
+        check_regressions(facts, 0.01, strict=True)

@@ -8,9 +8,9 @@ from support.releases import utterances, write_release
 from support.runs import sets_of
 
 from asr_lora.config.compose import load
-from asr_lora.evaluation.eval_sets import WORDLESS, WORDLESS_SECONDS
+from asr_lora.evaluation.eval_sets import NON_SPEECH, NON_SPEECH_SECONDS
 from asr_lora.prepare import prepare
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_jsonl
 from asr_lora.speech import audio
 from asr_lora.speech.augment import LOUDNESS
@@ -34,7 +34,7 @@ def test_wordless_clips_have_no_reference_and_are_the_same_every_time(words: lis
     own, wordless = sets_of(load([*words, f"eval.sets=[{{source: {name}}}]"]))
     assert (own.name, own.language, len(own.clips)) == ("test", "nl", 4)
     assert (wordless.name, wordless.language) == (name, "nl")
-    assert len(wordless.clips) == len(WORDLESS[name]) * len(WORDLESS_SECONDS)
+    assert len(wordless.clips) == len(NON_SPEECH[name]) * len(NON_SPEECH_SECONDS)
     for clip in wordless.clips:
         sound = audio.load(Path(clip["path"]))
         assert clip["text"] == "" and len(sound) / audio.SAMPLE_RATE == clip["duration"]
@@ -71,7 +71,7 @@ def test_a_set_that_cannot_be_is_refused_before_anything_is_trained(
     words: list[str], english: Path, sets: str, says: str
 ) -> None:
     config = load([*words, f"eval.sets={sets.replace('ENGLISH', str(english))}"])
-    with pytest.raises(ChoiceError, match=says):
+    with pytest.raises(ConfigError, match=says):
         train(config)
     assert not config.run.exists()
 
@@ -89,13 +89,13 @@ def test_a_set_that_cannot_be_is_refused_before_anything_is_trained(
 def test_a_set_that_its_corpus_does_not_have_is_refused(words: list[str], tmp_path: Path, sets: str, says: str) -> None:
     prepared(words)
     write_release(tmp_path / "no-dev", "en", {name: utterances(f"en-{name}", 3, 3) for name in ("train", "test")})
-    with pytest.raises(ChoiceError, match=says):
+    with pytest.raises(ConfigError, match=says):
         sets_of(load([*words, f"eval.sets={sets.replace('ENGLISH', str(tmp_path / 'no-dev'))}"]))
 
 
 def test_what_training_heard_is_no_test_of_it(words: list[str], release: Path) -> None:
     prepared(words)
-    with pytest.raises(ChoiceError, match=r"eval.sets: no usable clip of train .* that training has not heard \("):
+    with pytest.raises(ConfigError, match=r"eval.sets: no usable clip of train .* that training has not heard \("):
         sets_of(load([*words, f"eval.sets=[{{source: {release}, split: train, name: again}}]"]))
     tests = utterances("other", 6, 6)
     tests[0]["client_id"] = read_jsonl(load(words).run / "data" / "train.jsonl")[0]["speaker"]

@@ -14,7 +14,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration, Whisper
 from asr_lora.demo import assets
 from asr_lora.demo.assets import whisper_base_from_wheels
 from asr_lora.model.pretrained import load_config, load_generation_config, load_processor, resolve
-from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.errors import ConfigError, ExternalError
 
 FLOAT32, INT8, INT16, FLOAT16 = 0, 1, 2, 4  # CTranslate2's dtype ids
 
@@ -160,14 +160,14 @@ def test_a_second_call_writes_nothing(whisper_base: Path, monkeypatch: pytest.Mo
 
 def test_a_missing_wheel_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assets, "WHEELS", ("no-such-wheel-1", "no-such-wheel-2"))
-    with pytest.raises(WorldError, match=r"no-such-wheel-1 is not installed; `uv sync --inexact --extra demo` "):
+    with pytest.raises(ExternalError, match=r"no-such-wheel-1 is not installed; `uv sync --inexact --extra demo` "):
         whisper_base_from_wheels()
 
 
 def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
     for name in ("part1", "part2"):
         (tmp_path / name).write_bytes(b"not the published bytes")
-    with pytest.raises(WorldError, match="damaged: sha256"):
+    with pytest.raises(ExternalError, match="damaged: sha256"):
         assets._join([tmp_path / "part1", tmp_path / "part2"], tmp_path / "model.bin")
 
 
@@ -213,7 +213,7 @@ def test_an_interrupted_conversion_leaves_nothing(
 
 def test_an_integer_conversion_is_refused(tmp_path: Path) -> None:
     source = write_ctranslate2(tmp_path / "int8", tiny_whisper(), INT8)
-    with pytest.raises(ChoiceError, match=r"quantised to integers.*float16 or float32"):
+    with pytest.raises(ConfigError, match=r"quantised to integers.*float16 or float32"):
         resolve(str(source))
 
 
@@ -221,7 +221,7 @@ def test_a_model_cut_short_is_refused(tmp_path: Path) -> None:
     source = write_ctranslate2(tmp_path / "short", tiny_whisper())
     whole = (source / "model.bin").read_bytes()
     (source / "model.bin").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(WorldError, match="cut short"):
+    with pytest.raises(ExternalError, match="cut short"):
         resolve(str(source))
 
 
@@ -232,13 +232,13 @@ def test_a_model_without_one_of_its_layers_is_refused(tmp_path: Path) -> None:
     del weights["encoder/layer_1/ffn/linear_1/bias"]
     heads = {f"{side}/num_heads": (INT16, torch.tensor(2)) for side in ("encoder", "decoder")}
     _write_model_bin(source / "model.bin", {name: (FLOAT32, tensor) for name, tensor in weights.items()} | heads)
-    with pytest.raises(WorldError, match=r"missing, unknown or misshapen.*encoder.layers.1.fc2.bias"):
+    with pytest.raises(ExternalError, match=r"missing, unknown or misshapen.*encoder.layers.1.fc2.bias"):
         resolve(str(source))
 
 
 @pytest.mark.parametrize("name", ["/nowhere/whisper-base", "./nowhere", "~/nowhere/a/b", "a/b/c", ""])
 def test_a_path_that_does_not_exist_is_no_hub_id(name: str) -> None:
-    with pytest.raises(ChoiceError, match=r"model\.checkpoint"):
+    with pytest.raises(ConfigError, match=r"model\.checkpoint"):
         resolve(name)
 
 
@@ -251,14 +251,14 @@ def test_a_hub_id_stays_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_a_directory_without_a_model_says_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(ChoiceError, match=r"no model in .*\(got: clips, notes.txt\)"):
+    with pytest.raises(ConfigError, match=r"no model in .*\(got: clips, notes.txt\)"):
         resolve(str(tmp_path))
 
 
 def test_a_model_that_is_no_whisper_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(ChoiceError, match="is a bert model"):
+    with pytest.raises(ConfigError, match="is a bert model"):
         load_config(str(tmp_path))
 
 
@@ -267,5 +267,5 @@ def test_an_unknown_hub_id_without_network_says_how_to_give_a_local_one(
     monkeypatch: pytest.MonkeyPatch, load_part: Callable[[str], object]
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(WorldError, match=r"give a local one: model.checkpoint=/path/to"):
+    with pytest.raises(ExternalError, match=r"give a local one: model.checkpoint=/path/to"):
         load_part("asr-lora-tests/no-such-whisper")

@@ -14,7 +14,7 @@ TOKENS = 30
 
 
 def training(seconds: float, checkpointing: bool = False) -> float:
-    return cost.training_work(LARGE, seconds, TOKENS, ADAPTER, checkpointing) / 1e12
+    return cost.training_flops(LARGE, seconds, TOKENS, ADAPTER, checkpointing) / 1e12
 
 
 def test_a_clip_of_large_v2_costs_what_was_worked_out_for_the_frozen_base() -> None:
@@ -29,11 +29,11 @@ def test_layers_cost_the_formulas_of_their_sizes() -> None:
     decoder = 28 * tokens * d**2 + 4 * tokens**2 * d + 4 * tokens * positions * d + 4 * positions * d**2
     ends = 2 * tokens * d * 51865 + 2 * 2 * positions * 3 * 80 * d + 2 * positions * 3 * d**2
     # The issue counts 28 L d^2 with the queries and results of both attentions: 8 + 4 + 16.
-    assert cost.forward_work(LARGE, 30, tokens) == pytest.approx(32 * (encoder + decoder) + ends, rel=1e-9)
+    assert cost.forward_flops(LARGE, 30, tokens) == pytest.approx(32 * (encoder + decoder) + ends, rel=1e-9)
 
 
 def test_training_a_frozen_base_costs_about_two_forwards_and_three_with_checkpointing() -> None:
-    forward = cost.forward_work(LARGE, 8, TOKENS) / 1e12
+    forward = cost.forward_flops(LARGE, 8, TOKENS) / 1e12
     assert training(8) == pytest.approx(2 * forward, rel=0.1)
     assert training(8, checkpointing=True) == pytest.approx(3 * forward, rel=0.1)
 
@@ -47,7 +47,7 @@ def test_published_models_have_their_published_number_of_parameters(name: str, p
 
 
 def test_the_shape_of_a_checkpoint_is_in_its_config(tiny_checkpoint: Path) -> None:
-    shape = cost.shape_of(load_config(str(tiny_checkpoint)).to_dict())
+    shape = cost.dimensions(load_config(str(tiny_checkpoint)).to_dict())
     assert (shape.d_model, shape.ffn, shape.encoder_layers, shape.decoder_layers) == (16, 32, 2, 2)
 
 

@@ -11,7 +11,7 @@ from asr_lora.config.compose import load
 from asr_lora.model import hardware
 from asr_lora.model.cost import PUBLISHED
 from asr_lora.runtime import distributed as ranks
-from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.errors import ConfigError, ExternalError
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these are about machines without a usable GPU")
 
@@ -62,7 +62,7 @@ def test_an_nvidia_device_that_torch_cannot_use_is_an_error_with_a_way_out(
 ) -> None:
     monkeypatch.setattr(hardware, "ROOT", write_files(tmp_path, files))
     for words in ("hardware=auto", "hardware=t4"):
-        with pytest.raises(WorldError, match=rf"^hardware: torch \S+ .*{named}.*580.*hardware=cpu"):
+        with pytest.raises(ExternalError, match=rf"^hardware: torch \S+ .*{named}.*580.*hardware=cpu"):
             look(words)
     assert look("hardware=cpu").device.type == "cpu"
 
@@ -81,7 +81,7 @@ def test_a_gpu_of_another_maker_or_a_library_alone_is_no_nvidia_device(
 ) -> None:
     monkeypatch.setattr(hardware, "ROOT", write_files(tmp_path, files))
     assert look("hardware=auto").device.type == "cpu"
-    with pytest.raises(ChoiceError, match="no NVIDIA device"):
+    with pytest.raises(ConfigError, match="no NVIDIA device"):
         look("hardware=t4")
 
 
@@ -112,20 +112,20 @@ def test_only_cores_that_the_process_may_use_count() -> None:
 
 
 def test_the_processes_of_a_machine_are_those_that_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ranks.local_count() == 1
+    assert ranks.local_world_size() == 1
     monkeypatch.setenv("WORLD_SIZE", "16")
-    assert ranks.local_count() == 16  # of a launcher that does not say how many are here
+    assert ranks.local_world_size() == 16  # of a launcher that does not say how many are here
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert ranks.local_count() == 8
+    assert ranks.local_world_size() == 8
 
 
 def test_a_gpu_asked_for_by_name_must_be_there() -> None:
-    with pytest.raises(ChoiceError, match="no NVIDIA device"):
+    with pytest.raises(ConfigError, match="no NVIDIA device"):
         look("hardware=t4")
 
 
 def test_fp16_is_refused_for_training_on_a_cpu() -> None:
-    with pytest.raises(ChoiceError, match=r"model\.precision: fp16"):
+    with pytest.raises(ConfigError, match=r"model\.precision: fp16"):
         look("hardware=cpu", precision="fp16")
 
 
@@ -145,21 +145,21 @@ def test_processes_share_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     found = look("hardware=cpu")
     assert found.processes == 2
-    with pytest.raises(ChoiceError, match=r"training\.batch_size: .* 2 processes, got 7"):
+    with pytest.raises(ConfigError, match=r"training\.batch_size: .* 2 processes, got 7"):
         look("hardware=cpu", batch_size=7)
 
 
 @pytest.mark.parametrize(("gigabytes", "clips"), [(15, 32), (8, 14), (4, 1)])
 def test_a_gpu_decodes_as_many_clips_at_once_as_fit(gigabytes: float, clips: int) -> None:
-    assert hardware.decode_rows(gigabytes * 1e9, LARGE) == pytest.approx(clips, abs=2)
+    assert hardware.max_decode_rows(gigabytes * 1e9, LARGE) == pytest.approx(clips, abs=2)
 
 
 def test_activations_are_computed_twice_only_where_not_even_one_clip_fits() -> None:
     t4, small = 15e9, 4e9
-    rows, checkpointing = hardware.fitting(t4, None, "int8", LARGE, autocast=True)
+    rows, checkpointing = hardware.max_train_rows(t4, None, "int8", LARGE, autocast=True)
     assert rows > 1 and not checkpointing
-    assert hardware.fitting(small, None, "int8", LARGE, autocast=True) == (2, True)
-    assert hardware.fitting(t4, True, "int8", LARGE, autocast=True)[0] > rows
+    assert hardware.max_train_rows(small, None, "int8", LARGE, autocast=True) == (2, True)
+    assert hardware.max_train_rows(t4, True, "int8", LARGE, autocast=True)[0] > rows
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from asr_lora.config.compose import load
 from asr_lora.model import adapter, cost, whisper
 
 CPU = torch.device("cpu")
-SHAPE = cost.Shape(128, 512, 2, 2, 80, 300)
+SHAPE = cost.ModelDimensions(128, 512, 2, 2, 80, 300)
 CONTEXTS = ((4.0, 20), (30.0, 100))  # seconds, tokens
 HALF = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float16, "nf4": torch.float16}
 
@@ -48,7 +48,7 @@ def tuned(checkpoint: Path, precision: str, kind: str = "qv") -> adapter.Tuned:
 
 def forward(model: adapter.Tuned, seconds: float, tokens: int, rows: int, half: torch.dtype | None) -> torch.Tensor:
     ids = torch.randint(2, SHAPE.vocabulary, (rows, tokens))
-    with whisper.context(model, seconds), CudaPolicy(half):
+    with whisper.encoder_context(model, seconds), CudaPolicy(half):
         logits: torch.Tensor = model(
             input_features=torch.randn(rows, 80, int(seconds * 100)), decoder_input_ids=ids
         ).logits

@@ -15,8 +15,8 @@ from asr_lora.model import whisper
 from asr_lora.model.hardware import is_out_of_memory
 from asr_lora.model.pretrained import load_config
 from asr_lora.planning import devices
-from asr_lora.planning.estimate import job
-from asr_lora.runtime.errors import WorldError
+from asr_lora.planning.estimate import workload
+from asr_lora.runtime.errors import ExternalError
 
 CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
 INT8 = "cublasLt ran into an error!\n\tshapeA=torch.Size([1280, 1280]), shapeB=torch.Size([12000, 1280])"
@@ -51,7 +51,9 @@ def test_an_allocation_that_failed_is_known_whoever_asked_for_it(error: RuntimeE
         RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"),
         RuntimeError(),
         ValueError("CUDA out of memory."),
-        WorldError("hardware: not even one clip at a time fits in memory (CUDA out of memory.); take a smaller model"),
+        ExternalError(
+            "hardware: not even one clip at a time fits in memory (CUDA out of memory.); take a smaller model"
+        ),
     ],
     ids=lambda error: str(error)[:60],
 )
@@ -72,7 +74,7 @@ def test_memory_that_runs_out_while_an_adapter_loads_is_no_damage(tmp_path: Path
     with pytest.raises(RuntimeError) as raised, stored.reading(tmp_path):
         raise CUBLAS
     assert raised.value is CUBLAS
-    with pytest.raises(WorldError, match="does not load as an adapter"), stored.reading(tmp_path):
+    with pytest.raises(ExternalError, match="does not load as an adapter"), stored.reading(tmp_path):
         raise RuntimeError("size mismatch for lora_A")
 
 
@@ -85,10 +87,10 @@ def test_a_plan_and_the_doctor_tell_it_in_one_line_with_the_reason(
     monkeypatch.setattr(whisper, "load", full)  # where a device that has no more is first asked for some
     config = load([*words, "plan.calibrate=true"])
     rows = {split: [1.0, 2.0] for split in SPLITS}
-    with pytest.raises(WorldError, match=r"plan\.calibrate: memory ran out .*ALLOC_FAILED.*hardware\.micro_batch=1"):
-        devices.here(config, job(config, rows))
+    with pytest.raises(ExternalError, match=r"plan\.calibrate: memory ran out .*ALLOC_FAILED.*hardware\.micro_batch=1"):
+        devices.estimate_here(config, workload(config, rows))
     known = load_config(config.model.checkpoint)
-    with pytest.raises(WorldError, match=r"gradients: memory ran out .*ALLOC_FAILED.*end what else holds the GPU"):
+    with pytest.raises(ExternalError, match=r"gradients: memory ran out .*ALLOC_FAILED.*end what else holds the GPU"):
         checks.gradients(config, known, hardware_of(config), None, tmp_path)
 
 

@@ -17,17 +17,17 @@ from asr_lora.config.schema import LORA_KEYS, WHOLE, LoraConfig
 from asr_lora.eval import evaluate
 from asr_lora.model import adapter, arithmetic, cost, whisper
 from asr_lora.model import adapter_folder as stored
-from asr_lora.model.methods import Method, method
+from asr_lora.model.methods import TuningMethod, tuning_method
 from asr_lora.model.pretrained import load_config
 from asr_lora.planning.estimate import saved_bytes
 from asr_lora.prepare import prepare
 from asr_lora.report import report
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import progress
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
-from asr_lora.training.builder import build
+from asr_lora.training.builder import build_trainer
 
 STEPS = 4
 CPU = torch.device("cpu")
@@ -97,7 +97,7 @@ def test_every_way_trains_resumes_is_scored_shown_saved_and_loaded_by_others(
     assert report(config.run, None).is_file()
     facts, weights = read_json(config.run / "train" / "metrics.json"), load_file(stored.weights_file(learnt))
     if kind not in WHOLE:  # whose tiny model has fewer positions than all published ones
-        shape = cost.shape_of(load_config(config.model.checkpoint).to_dict())
+        shape = cost.dimensions(load_config(config.model.checkpoint).to_dict())
         told = saved_bytes(config.lora, facts["trainable_parameters"], shape, "fp32")
         assert sum(weight.nbytes for weight in weights.values()) == told
     assert facts["adapter_bytes"] == stored.weights_file(learnt).stat().st_size
@@ -159,7 +159,7 @@ def test_a_step_that_overflowed_leaves_adaloras_averages_alone() -> None:
 def test_a_matrix_that_adalora_left_no_rank_for_is_saved_and_loaded_as_the_rest(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    way = method(words_of("adalora"), 10)
+    way = tuning_method(words_of("adalora"), 10)
     model = adapter.attach(
         whisper.load(str(tiny_checkpoint), "fp32", CPU), words_of("adalora"), seed=0, steps=10
     ).eval()
@@ -203,8 +203,8 @@ def words_of(kind: str) -> LoraConfig:
     return load([f"lora={kind}", *(["lora.r=4"] if "r" in LORA_KEYS[kind] else [])]).lora
 
 
-def adalora(settings: LoraConfig) -> tuple[Method, Any]:
-    return method(settings, 10), adapter.attach(tiny_whisper(tiny_tokenizer()), settings, seed=0, steps=10)
+def adalora(settings: LoraConfig) -> tuple[TuningMethod, Any]:
+    return tuning_method(settings, 10), adapter.attach(tiny_whisper(tiny_tokenizer()), settings, seed=0, steps=10)
 
 
 # ---- the others ----
@@ -214,7 +214,7 @@ def test_loras_b_has_its_own_rate_under_lora_plus(words: list[str], of_64: Path)
     config = load(tuned_by("lora_plus", words, of_64))
     prepare(config)
     with progress("training", total=1) as bar:
-        trainer = build(config, hardware_of(config), read_jsonl(run.manifest(config.run, "train")), bar)
+        trainer = build_trainer(config, hardware_of(config), read_jsonl(run.manifest(config.run, "train")), bar)
     rates = {id(each): group["lr"] for group in trainer.optimizer.param_groups for each in group["params"]}
     named = {name: rates[id(each)] for name, each in trainer.model.named_parameters() if each.requires_grad}
     assert {rate for name, rate in named.items() if "lora_B" in name} == {16 * 1e-2}
@@ -235,7 +235,7 @@ def test_pissa_is_saved_as_an_ordinary_lora_of_twice_the_rank(tmp_path: Path, ti
     assert (settings["r"], settings["lora_alpha"], settings["init_lora_weights"]) == (8, 16.0, True)
     loaded = logits(by_others(tmp_path, str(tiny_checkpoint)).eval())
     torch.testing.assert_close(loaded, logits(model), atol=1e-5, rtol=1e-4)
-    arithmetic.scaled(tmp_path, 0.0, tmp_path / "none", str(tiny_checkpoint))
+    arithmetic.scale_adapter(tmp_path, 0.0, tmp_path / "none", str(tiny_checkpoint))
     nothing = logits(adapter.load(str(tiny_checkpoint), tmp_path / "none", "fp32", CPU))
     torch.testing.assert_close(nothing, before, atol=1e-5, rtol=1e-4)
 
@@ -267,11 +267,11 @@ def test_a_whole_model_is_drawn_towards_the_untouched_one_by_its_strength(
         for parameter in model.parameters():
             parameter.add_(0.1)
     adapter.save(model, tmp_path / "model", str(tiny_checkpoint), "dynamic")
-    arithmetic.scaled(tmp_path / "model", 0.5, tmp_path / "half", str(tiny_checkpoint))
+    arithmetic.scale_adapter(tmp_path / "model", 0.5, tmp_path / "half", str(tiny_checkpoint))
     half = adapter.load(str(tiny_checkpoint), tmp_path / "half", "fp32", CPU).state_dict()
     for name, weight in half.items():
         torch.testing.assert_close(weight, base[name] + 0.05, atol=1e-6, rtol=1e-5)
-    arithmetic.averaged([tmp_path / "model", tmp_path / "half"], tmp_path / "mean")
+    arithmetic.average_adapters([tmp_path / "model", tmp_path / "half"], tmp_path / "mean")
     mean = adapter.load(str(tiny_checkpoint), tmp_path / "mean", "fp32", CPU).state_dict()
     torch.testing.assert_close(mean["model.encoder.conv1.bias"], base["model.encoder.conv1.bias"] + 0.075)
 
@@ -283,14 +283,14 @@ def test_a_whole_model_is_scored_at_the_strength_asked_for(words: list[str], of_
     config = load([*mine, "eval.strength=0.5"])
     facts = evaluate(config)
     half = config.run / "train" / "model-strength0.5"
-    assert facts["strength"] == 0.5 and facts["asked"]["adapter_sha256"] == stored.digest(half)
+    assert facts["strength"] == 0.5 and facts["asked"]["adapter_sha256"] == stored.fingerprint(half)
     assert facts["context"] == "full"  # nobody has taught it to stop at short ones
     assert "library_name: transformers" in (half / "README.md").read_text()
 
 
 def test_a_whole_model_tells_no_path_of_this_machine_and_masks_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
     model = adapter.attach(whisper.load(str(tiny_checkpoint), "fp32", CPU), words_of("full"), seed=0)
-    whisper.mask_features(model, 0.05, 0.05)
+    whisper.enable_spec_augment(model, 0.05, 0.05)
     adapter.save(model, tmp_path / "model", str(tiny_checkpoint), "full")
     told = "".join(file.read_text() for file in (tmp_path / "model").iterdir() if file.suffix in (".json", ".md"))
     assert str(tiny_checkpoint.parent) not in told
@@ -329,7 +329,7 @@ def test_why_there_is_no_prefix_tuning_of_whisper_still_holds() -> None:
     with pytest.raises(ValueError, match="You have to provide either input_ids or inputs_embeds"):
         tuned(input_features=torch.zeros(1, 80, 3000), decoder_input_ids=torch.zeros(1, 4, dtype=torch.long))
     for words in (["lora=prefix"], ["lora.kind=prefix"]):
-        with pytest.raises(ChoiceError, match=r"lora.*: peft 0\.21 cannot put prefixes on Whisper"):
+        with pytest.raises(ConfigError, match=r"lora.*: peft 0\.21 cannot put prefixes on Whisper"):
             load(words)
 
 
@@ -368,7 +368,7 @@ def test_a_kind_has_its_own_settings_alone_with_a_reason_each(kind: str) -> None
     ],
 )
 def test_what_cannot_be_is_refused_with_the_reason(words: list[str], told: str) -> None:
-    with pytest.raises(ChoiceError, match=told):
+    with pytest.raises(ConfigError, match=told):
         load(words)
 
 

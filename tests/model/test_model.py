@@ -14,7 +14,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 from asr_lora.config.compose import load
 from asr_lora.model import adapter, arithmetic, whisper
 from asr_lora.model import adapter_folder as stored
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, write_json
 
 CPU = torch.device("cpu")
@@ -113,7 +113,7 @@ def test_a_short_context_is_its_positions_and_a_few_of_silence_and_full_again_is
     inputs = batch(model)
     with torch.inference_mode():
         before = model(**inputs).logits
-        with whisper.context(model, 4.0):
+        with whisper.encoder_context(model, 4.0):
             assert model.get_encoder()(inputs["input_features"][..., :400]).last_hidden_state.shape == (2, 200 + 82, 16)
             short = model.generate(inputs["input_features"][..., :400], language="nl", max_new_tokens=3)
             assert short.shape[0] == 2
@@ -125,7 +125,7 @@ def test_attention_is_plain_at_short_contexts_on_a_cpu_in_bf16_alone_and_hears_t
     def kinds(model: Any) -> list[str]:
         found = []
         for seconds in (4.0, 30.0):
-            with whisper.context(model, seconds):
+            with whisper.encoder_context(model, seconds):
                 found.append(model.get_decoder().config._attn_implementation)
         return [*found, model.config._attn_implementation]
 
@@ -135,7 +135,7 @@ def test_attention_is_plain_at_short_contexts_on_a_cpu_in_bf16_alone_and_hears_t
     assert kinds(plain) == ["eager", "sdpa", "eager"]
     gradients = []
     for model in (fused, plain):
-        with whisper.context(model, 4.0):
+        with whisper.encoder_context(model, 4.0):
             step(model, batch(model, frames=400))
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert torch.allclose(*gradients, rtol=1e-3, atol=1e-6)
@@ -152,7 +152,7 @@ def test_silence_is_heard_at_a_short_context_as_at_thirty_seconds(
     ours = adapter.attach(model, QV, seed=0).eval() if wrapped else model
     with torch.inference_mode():
         full = ours.get_encoder()(silent).last_hidden_state
-        with whisper.context(ours, 4.0):
+        with whisper.encoder_context(ours, 4.0):
             short = ours.get_encoder()(silent[..., :400]).last_hidden_state
     inner = [position for position in range(1500) if position != 199]
     torch.testing.assert_close(short[:, inner], full[:, inner], atol=1e-4, rtol=1e-3)
@@ -169,7 +169,7 @@ def test_a_position_of_silence_weighs_as_much_as_all_that_it_stands_for() -> Non
     everything = torch.cat([states, kept.expand(2, -1, -1)], dim=1)
     with torch.inference_mode():
         expected, _ = attention(hidden_states=states, key_value_states=everything)
-        with whisper.context(model, clip / whisper.POSITIONS_PER_SECOND):
+        with whisper.encoder_context(model, clip / whisper.POSITIONS_PER_SECOND):
             ours, _ = attention(hidden_states=states)
     torch.testing.assert_close(ours, expected)
 
@@ -182,7 +182,7 @@ def test_what_a_layer_makes_of_silence_is_learnt_and_what_was_kept_of_it_is_not(
     for kept in (encoder.silence, [torch.zeros_like(states) for states in encoder.silence]):
         encoder.silence = kept
         model.zero_grad()
-        with whisper.context(model, 4.0):
+        with whisper.encoder_context(model, 4.0):
             step(model, batch(model, frames=400))
         assert all(not states.requires_grad for states in kept)
         learnt.append(encoder.layers[0].self_attn.v_proj.lora_B["default"].weight.grad.clone())
@@ -197,12 +197,12 @@ def test_a_base_in_4_bits_that_was_heard_in_evaluation_is_trained_on_as_before(t
     gradients = []
     for _ in range(2):
         model.train()
-        with whisper.context(model, 4.0):
+        with whisper.encoder_context(model, 4.0):
             step(model, batch(model, frames=400))
         gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
         model.zero_grad()
         model.eval()
-        with torch.inference_mode(), whisper.context(model, 4.0):
+        with torch.inference_mode(), whisper.encoder_context(model, 4.0):
             model(**batch(model, frames=400))
     assert all(torch.equal(*both) for both in zip(*gradients, strict=True))
 
@@ -214,10 +214,10 @@ def test_at_thirty_seconds_encoder_and_gradients_equal_hugging_faces() -> None:
         model = adapter.attach(tiny_whisper(tiny_tokenizer()), QV, seed=0)
         move_b(model)
         if within:
-            with whisper.context(model, 4.0):
+            with whisper.encoder_context(model, 4.0):
                 step(model, batch(model, frames=400))
             model.zero_grad()
-            with whisper.context(model, 30.0):
+            with whisper.encoder_context(model, 30.0):
                 loss = step(model, batch(model))
         else:
             loss = step(model, batch(model))
@@ -229,7 +229,7 @@ def test_at_thirty_seconds_encoder_and_gradients_equal_hugging_faces() -> None:
 
 def test_a_model_saved_after_an_interruption_at_a_short_context_says_1500(tmp_path: Path) -> None:
     model = tiny_whisper(tiny_tokenizer())
-    with pytest.raises(KeyboardInterrupt), whisper.context(model, 4.0):
+    with pytest.raises(KeyboardInterrupt), whisper.encoder_context(model, 4.0):
         raise KeyboardInterrupt
     model.save_pretrained(tmp_path)
     assert WhisperConfig.from_pretrained(tmp_path).max_source_positions == 1500
@@ -237,7 +237,7 @@ def test_a_model_saved_after_an_interruption_at_a_short_context_says_1500(tmp_pa
 
 @pytest.mark.parametrize("seconds", [0.0, 30.1])
 def test_contexts_beyond_the_window_are_refused(seconds: float) -> None:
-    with pytest.raises(ValueError, match="seconds"), whisper.context(tiny_whisper(tiny_tokenizer()), seconds):
+    with pytest.raises(ValueError, match="seconds"), whisper.encoder_context(tiny_whisper(tiny_tokenizer()), seconds):
         pass
 
 
@@ -247,9 +247,9 @@ def test_the_adapter_folder_records_the_context_it_was_trained_at(
 ) -> None:
     model = adapter.attach(whisper.load(str(tiny_checkpoint), "fp32", CPU), QV, seed=0)
     adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint), context)
-    assert stored.trained_on_short(tmp_path / "adapter") is short
+    assert stored.knows_short_context(tmp_path / "adapter") is short
     (tmp_path / "adapter" / "asr_lora.json").unlink()  # an adapter of other origin
-    assert not stored.trained_on_short(tmp_path / "adapter")
+    assert not stored.knows_short_context(tmp_path / "adapter")
 
 
 def test_an_adapter_folder_loads_with_plain_peft_and_gives_the_same_logits(
@@ -289,7 +289,7 @@ def test_the_adapter_starts_from_the_seed_alone() -> None:
 
 def test_a_target_module_that_is_not_there_is_named_with_those_that_are() -> None:
     wrong = replace(QV, target_modules=["q_proj", "w_proj"])
-    with pytest.raises(ChoiceError, match=r"lora\.target_modules: w_proj .* v_proj"):
+    with pytest.raises(ConfigError, match=r"lora\.target_modules: w_proj .* v_proj"):
         adapter.attach(tiny_whisper(tiny_tokenizer()), wrong, seed=0)
 
 
@@ -313,13 +313,13 @@ def change(checkpoint: Path, folder: Path) -> dict[str, torch.Tensor]:
 def test_a_scaled_adapter_is_an_ordinary_one_and_changes_every_weight_by_so_much(
     tiny_checkpoint: Path, saved: Path, tmp_path: Path, strength: float
 ) -> None:
-    arithmetic.scaled(saved, strength, tmp_path / "scaled", str(tiny_checkpoint))
+    arithmetic.scale_adapter(saved, strength, tmp_path / "scaled", str(tiny_checkpoint))
     before, after = change(tiny_checkpoint, saved), change(tiny_checkpoint, tmp_path / "scaled")
     for name, delta in before.items():
         torch.testing.assert_close(after[name], strength * delta, atol=1e-6, rtol=1e-4)
         assert delta.abs().max() > 1e-3
-    assert not stored.trained_on_short(tmp_path / "scaled")
-    assert stored.digest(tmp_path / "scaled") != stored.digest(saved)
+    assert not stored.knows_short_context(tmp_path / "scaled")
+    assert stored.fingerprint(tmp_path / "scaled") != stored.fingerprint(saved)
     PeftModel.from_pretrained(whisper.load(str(tiny_checkpoint), "fp32", CPU), tmp_path / "scaled")  # nothing of ours
 
 
@@ -329,20 +329,20 @@ def test_a_kind_that_does_not_scale_to_the_untouched_model_is_refused(
 ) -> None:
     settings = read_json(saved / "adapter_config.json")
     write_json(saved / "adapter_config.json", settings | {key: value})
-    with pytest.raises(ChoiceError, match=r"eval.strength: must be 1 but for a plain LoRA, got .*, which is none"):
-        arithmetic.scaled(saved, 0.5, tmp_path / "scaled", str(tiny_checkpoint))
+    with pytest.raises(ConfigError, match=r"eval.strength: must be 1 but for a plain LoRA, got .*, which is none"):
+        arithmetic.scale_adapter(saved, 0.5, tmp_path / "scaled", str(tiny_checkpoint))
     assert not (tmp_path / "scaled").exists()
 
 
 def test_the_average_of_an_adapter_and_half_of_it_lies_between(
     tiny_checkpoint: Path, saved: Path, tmp_path: Path
 ) -> None:
-    arithmetic.scaled(saved, 0.5, tmp_path / "half", str(tiny_checkpoint))
-    arithmetic.averaged([tmp_path / "half", saved], tmp_path / "mean")
+    arithmetic.scale_adapter(saved, 0.5, tmp_path / "half", str(tiny_checkpoint))
+    arithmetic.average_adapters([tmp_path / "half", saved], tmp_path / "mean")
     whole, mean = change(tiny_checkpoint, saved), change(tiny_checkpoint, tmp_path / "mean")
     for name, delta in whole.items():
         torch.testing.assert_close(mean[name], 0.75 * delta, atol=1e-6, rtol=1e-4)  # they differ in B alone
-    assert stored.trained_on_short(tmp_path / "mean")
+    assert stored.knows_short_context(tmp_path / "mean")
 
 
 def test_an_adapter_is_never_merged_into_a_quantised_base(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from asr_lora.doctor.__main__ import examine
 from asr_lora.doctor.check import Check
 from asr_lora.model import hardware
 from asr_lora.model.cost import PUBLISHED
-from asr_lora.model.pretrained import identity
+from asr_lora.model.pretrained import fingerprint
 from asr_lora.plan import ways
 from asr_lora.planning import devices
 from asr_lora.runs import folder as run
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json
 from asr_lora.train import train
 
@@ -44,7 +44,7 @@ def begun(words: Sequence[str], precision: str) -> Config:
     """A run that was begun in `precision`, in the folder that the words lead to, as every version recorded it."""
     config = load(words)
     recorded = replace(config, model=replace(config.model, precision=precision))
-    run.record(recorded, ["python", "-m", "asr_lora.train"], base=identity(config.model.checkpoint))
+    run.record(recorded, ["python", "-m", "asr_lora.train"], base=fingerprint(config.model.checkpoint))
     return config
 
 
@@ -121,7 +121,7 @@ def test_auto_leaves_no_part_in_a_name_and_int8_does() -> None:
 def test_auto_is_decided_by_the_device_or_by_how_the_run_was_begun(
     asked: str, device: str, recorded: str | None, precision: str, told: str
 ) -> None:
-    assert schema.decided(asked, device, recorded) == (precision, told)
+    assert schema.resolve_precision(asked, device, recorded) == (precision, told)
 
 
 @pytest.mark.parametrize(
@@ -132,14 +132,14 @@ def test_on_a_machine_with_a_gpu_it_is_int8_unless_a_cpu_is_asked_for(
     gpu: None, bare: list[str], hardware_words: list[str], precision: str
 ) -> None:
     config = load([*bare, *hardware_words])
-    assert run.settled(config, hardware.find_device(config.hardware.device).type)[0].model.precision == precision
-    assert devices.settled_here(config)[0].model.precision == precision
+    assert run.with_precision(config, hardware.find_device(config.hardware.device).type)[0].model.precision == precision
+    assert devices.settle_here(config)[0].model.precision == precision
 
 
 @pytest.mark.parametrize("kind", ["pissa", "dora", "full", "bitfit", "qlora"])
 def test_where_auto_cannot_be_on_a_gpu_it_is_refused_on_every_machine(kind: str) -> None:
     load([f"lora={kind}"])  # which brings a precision that can
-    with pytest.raises(ChoiceError, match=rf"cannot be auto, which is int8 on a GPU, under lora={kind}: "):
+    with pytest.raises(ConfigError, match=rf"cannot be auto, which is int8 on a GPU, under lora={kind}: "):
         load([f"lora={kind}", "model.precision=auto", "hardware=cpu"])
 
 
@@ -173,9 +173,9 @@ def test_a_run_that_was_begun_as_int8_is_found_by_its_words_goes_on_so_and_says_
 
 def test_another_precision_that_is_named_is_refused_as_ever(bare: list[str]) -> None:
     config = begun(bare, "int8")
-    with pytest.raises(ChoiceError, match=r"was made with model\.precision=int8, not fp32; .*run_name"):
+    with pytest.raises(ConfigError, match=r"was made with model\.precision=int8, not fp32; .*run_name"):
         train(load([*bare, "model.precision=fp32", f"run_dir={config.run}"]))
-    run.recognise(run.settled(load(bare), "cpu")[0])
+    run.check_same_settings(run.with_precision(load(bare), "cpu")[0])
 
 
 @pytest.mark.slow

@@ -12,9 +12,9 @@ from asr_lora.config.compose import Config, gpu_settings, load
 from asr_lora.model import adapter, whisper
 from asr_lora.model.hardware import GPUS
 from asr_lora.plan import plan
-from asr_lora.planning.devices import durations, here, on_gpu, predict
-from asr_lora.planning.estimate import cut, job
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.planning.devices import durations, estimate_here, estimate_on_gpu, predict
+from asr_lora.planning.estimate import split_to_capacity, workload
+from asr_lora.runtime.errors import ConfigError
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_the_published_run_has_its_published_number_of_trainable_parameters(
 def test_trainable_parameters_are_peft_s_own(few: Config) -> None:
     model = whisper.load(few.model.checkpoint, "fp32", torch.device("cpu"))
     attached = adapter.trainable_parameters(adapter.attach(model, few.lora, seed=0))
-    assert job(few, durations(few)[0]).trainable == attached
+    assert workload(few, durations(few)[0]).trainable == attached
 
 
 def test_a_quantized_base_is_planned_with_what_it_costs_in_time(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,15 +63,15 @@ def test_at_the_command_line_a_plan_leaves_no_file_and_refuses_an_unknown_key(tm
 
 def test_what_does_not_fit_is_said() -> None:
     config = load(["training.context=full", "model.precision=fp32", "training.max_steps=5"])
-    work = job(config, durations(config)[0])
+    work = workload(config, durations(config)[0])
     small = load(["hardware=t4", "hardware.memory=4", "training.context=full", "model.precision=fp32"])
-    assert (on_gpu(small, work).trouble or "").startswith("does not fit: ")
-    assert on_gpu(load(["hardware=a100", "model.precision=fp32"]), work).trouble is None
+    assert (estimate_on_gpu(small, work).problem or "").startswith("does not fit: ")
+    assert estimate_on_gpu(load(["hardware=a100", "model.precision=fp32"]), work).problem is None
 
 
 def test_a_precision_that_a_gpu_lacks_is_said() -> None:
     config = load(["hardware=t4", "model.precision=bf16", "training.max_steps=5"])
-    assert (on_gpu(config, job(config, durations(config)[0])).trouble or "").startswith("no bf16 there")
+    assert (estimate_on_gpu(config, workload(config, durations(config)[0])).problem or "").startswith("no bf16 there")
 
 
 def test_every_gpu_has_its_facts_with_a_dated_price() -> None:
@@ -84,7 +84,7 @@ def test_every_gpu_has_its_facts_with_a_dated_price() -> None:
 def test_a_short_context_is_planned_to_be_several_times_faster_on_a_t4() -> None:
     def hours(context: str) -> float:
         config = load([f"training.context={context}", "hardware=t4", "training.max_steps=50"])
-        return on_gpu(config, job(config, durations(config)[0])).seconds["train"]
+        return estimate_on_gpu(config, workload(config, durations(config)[0])).seconds["train"]
 
     assert hours("full") > 3 * hours("dynamic")
 
@@ -105,8 +105,8 @@ def test_an_hour_of_typical_clips_is_an_hour_and_the_same_each_time() -> None:
 
 
 def test_work_is_cut_to_what_fits_and_none_of_it_is_lost(few: Config) -> None:
-    works = job(few, durations(few)[0]).trained
-    parts = cut(works, capacity=2 * works[0].seconds)
+    works = workload(few, durations(few)[0]).trained
+    parts = split_to_capacity(works, capacity=2 * works[0].seconds)
     assert sum(part.rows for part in parts) == sum(work.rows for work in works) == 8
     assert all(part.rows <= 2 for part in parts if part.seconds >= works[0].seconds)
     assert sum(part.heard for part in parts) == pytest.approx(sum(work.heard for work in works))
@@ -114,14 +114,14 @@ def test_work_is_cut_to_what_fits_and_none_of_it_is_lost(few: Config) -> None:
 
 def test_calibrating_needs_the_weights_here() -> None:
     config = load(["plan.calibrate=true", "hardware=cpu", "training.max_steps=2", "model.precision=fp32"])
-    with pytest.raises(ChoiceError, match=r"plan.calibrate: the weights of openai/whisper-large-v2 are not on this"):
-        here(config, job(config, durations(config)[0]))
+    with pytest.raises(ConfigError, match=r"plan.calibrate: the weights of openai/whisper-large-v2 are not on this"):
+        estimate_here(config, workload(config, durations(config)[0]))
 
 
 def test_a_model_whose_sizes_nobody_knows_is_refused() -> None:
     config = load(["model.checkpoint=someone/whisper"])
-    with pytest.raises(ChoiceError, match=r"model.checkpoint: the sizes of someone/whisper are not known here"):
-        job(config, durations(config)[0])
+    with pytest.raises(ConfigError, match=r"model.checkpoint: the sizes of someone/whisper are not known here"):
+        workload(config, durations(config)[0])
 
 
 def test_a_calibrated_prediction_has_the_names_of_the_training_metrics(words: list[str]) -> None:

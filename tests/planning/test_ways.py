@@ -10,8 +10,8 @@ from asr_lora.config.compose import load
 from asr_lora.config.schema import LORA_KEYS
 from asr_lora.model import adapter, cost
 from asr_lora.plan import plan, ways
-from asr_lora.planning.devices import durations, on_gpu
-from asr_lora.planning.estimate import architecture, job, trained_parameters
+from asr_lora.planning.devices import durations, estimate_on_gpu
+from asr_lora.planning.estimate import architecture, trained_parameters, workload
 
 BASE, LARGE = (f"openai/whisper-{name}" for name in ("base", "large-v2"))
 
@@ -52,12 +52,12 @@ def test_memory_of_full_fine_tuning_counts_gradients_and_moments_of_every_weight
 def test_large_v2_is_planned_not_to_fit_a_t4_whole_and_small_to_fit() -> None:
     for model, fits in (("large_v2", False), ("small", True)):
         config = load(["lora=full", f"model=whisper_{model}", "hardware=t4", "training.max_steps=5"])
-        trouble = on_gpu(config, job(config, durations(config)[0])).trouble
+        trouble = estimate_on_gpu(config, workload(config, durations(config)[0])).problem
         assert (trouble is None) is fits, trouble
 
 
 def test_full_fine_tuning_is_planned_as_three_forwards_and_a_decoder_alone_as_little_more_than_one() -> None:
     shape = cost.PUBLISHED[LARGE]
-    forward = cost.forward_work(shape, 8, 30)
-    assert cost.training_work(shape, 8, 30, 1_541_384_960, False, "full") == pytest.approx(3 * forward, rel=0.05)
-    assert cost.training_work(shape, 8, 30, 10_485_760, False, "decoder") == pytest.approx(1.3 * forward, rel=0.2)
+    forward = cost.forward_flops(shape, 8, 30)
+    assert cost.training_flops(shape, 8, 30, 1_541_384_960, False, "full") == pytest.approx(3 * forward, rel=0.05)
+    assert cost.training_flops(shape, 8, 30, 10_485_760, False, "decoder") == pytest.approx(1.3 * forward, rel=0.2)

@@ -15,7 +15,7 @@ from support.releases import write_release
 from asr_lora.config.compose import load
 from asr_lora.model.pretrained import load_config, load_generation_config, load_processor
 from asr_lora.prepare import prepare
-from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.errors import ExternalError
 from asr_lora.runtime.files import read_json, write_json
 
 ROOT = Path(__file__).parents[2]
@@ -177,7 +177,7 @@ def test_a_folder_measured_with_other_settings_is_not_taken_for_these(
 
 
 def test_a_stage_that_fails_says_which_and_keeps_nothing(recipes: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(WorldError, match="ours, training: ended with status 3"):
+    with pytest.raises(ExternalError, match="ours, training: ended with status 3"):
         sys.modules["arms"].timed("ours, training", [sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
 
 

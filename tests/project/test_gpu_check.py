@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.errors import ExternalError
 from asr_lora.runtime.files import read_json
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +69,7 @@ def test_a_part_that_fails_is_recorded_in_one_line_and_the_others_go_on(
     found = measured(
         60,
         ("bug", SECONDS, failing(IndexError("no such\nindex"))),
-        ("world", SECONDS, failing(WorldError("disk: is full"))),
+        ("world", SECONDS, failing(ExternalError("disk: is full"))),
         ("absent", SECONDS, failing(sys.modules["gpu_check_faults"].NotTriedError("one GPU"))),
         ("train", SECONDS, steps),
     )
@@ -134,7 +134,7 @@ def test_the_tables_hold_every_part_with_the_plan_beside_it(
 def test_the_exit_status_tells_whether_all_parts_work(
     recipe: ModuleType, broken: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = [recipe.Part(name, SECONDS, failing(WorldError("no"))) for name in broken]
+    parts = [recipe.Part(name, SECONDS, failing(ExternalError("no"))) for name in broken]
     monkeypatch.setattr(recipe, "parts", lambda bench: [recipe.Part("clips", SECONDS, dict), *parts])
     out = tmp_path / "runs" / "gpu-check.json"
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--tiny", f"--out={out}", "--minutes=600"])
@@ -193,13 +193,13 @@ def test_training_goes_on_past_a_loss_that_is_no_number_and_past_overflows(recip
 
 
 def test_the_clips_are_as_long_as_the_plan_takes_them(recipe: ModuleType, bench: Any) -> None:
-    from asr_lora.data.features import prompted, token_ids  # noqa: PLC0415
+    from asr_lora.data.features import label_ids, with_prompt  # noqa: PLC0415
     from asr_lora.model.pretrained import load_processor  # noqa: PLC0415
     from asr_lora.planning.estimate import PROMPT_TOKENS, TOKENS_PER_SECOND  # noqa: PLC0415
 
-    tokenizer = prompted(load_processor(str(bench.folder / "tiny")).tokenizer, "nl", "transcribe")
+    tokenizer = with_prompt(load_processor(str(bench.folder / "tiny")).tokenizer, "nl", "transcribe")
     rows = bench.clips("train")
-    labels = sum(len(token_ids(row["text"], tokenizer)) for row in rows)
+    labels = sum(len(label_ids(row["text"], tokenizer)) for row in rows)
     expected = sum(PROMPT_TOKENS + TOKENS_PER_SECOND * row["duration"] for row in rows)
     assert labels == pytest.approx(expected, rel=0.15)
 

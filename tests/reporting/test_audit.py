@@ -14,14 +14,14 @@ from support.runs import tiny_run
 
 from asr_lora.config.compose import load
 from asr_lora.data import quality as faults
-from asr_lora.data.quality import KINDS, Utterance
+from asr_lora.data.quality import ISSUES, Utterance
 from asr_lora.prepare import main, prepare
 from asr_lora.reporting import audit as room
 from asr_lora.reporting.audit import LabelIssue, audit
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, read_jsonl, write_jsonl
 from asr_lora.speech import audio
-from asr_lora.speech.audio import Heard
+from asr_lora.speech.audio import AudioInfo
 from asr_lora.speech.normalizer import Normalizer
 
 HEBREW = "שלום"
@@ -103,7 +103,7 @@ def its_cache(faulty: Audited, monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- what is odd ----
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("unheard", "wordless")])
+@pytest.mark.parametrize("kind", [kind for kind in ISSUES if kind not in ("unheard", "wordless")])
 def test_every_planted_fault_is_found_and_named(faulty: Audited, kind: str) -> None:
     own = faulty.facts["odd"][kind]
     also = {  # that of HOSTILE and HEBREW, and the ordinary clips that another repeats
@@ -136,10 +136,10 @@ def test_the_splits_have_their_hours_speakers_and_rates(faulty: Audited) -> None
 
 
 def test_nothing_is_heard_twice(faulty: Audited, its_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def heard_again(place: object) -> Heard:
+    def heard_again(place: object) -> AudioInfo:
         raise AssertionError(f"{place} is heard again")
 
-    monkeypatch.setattr(audio, "listen", heard_again)
+    monkeypatch.setattr(audio, "scan_clip", heard_again)
     audit(faulty.config)
 
 
@@ -161,14 +161,14 @@ def of(texts: Sequence[str], seconds: float = 1.0, **heard: Any) -> list[Utteran
     """Clips of one speaker with these sentences."""
     return [
         Utterance({"id": str(at), "text": text, "duration": seconds, "speaker": "one"}, "train",
-                  Heard(None, seconds, str(at), 16_000, 0.1, 0.0, **heard), Normalizer("marks")(text))
+                  AudioInfo(None, seconds, str(at), 16_000, 0.1, 0.0, **heard), Normalizer("marks")(text))
         for at, text in enumerate(texts)
     ]  # fmt: skip
 
 
 def test_a_sentence_of_which_nothing_is_left_is_named() -> None:
     # Preparing leaves it out under the default normaliser; another may leave nothing of what has letters.
-    assert [fault.at for fault in faults.odd(of(["een zin", "...", "nog een"]), "words")["wordless"]] == [1]
+    assert [fault.at for fault in faults.find_issues(of(["een zin", "...", "nog een"]), "words")["wordless"]] == [1]
 
 
 @pytest.mark.parametrize(
@@ -179,9 +179,9 @@ def test_a_sentence_of_which_nothing_is_left_is_named() -> None:
     ],
 )
 def test_a_script_is_foreign_by_how_few_clips_have_it(sentences: list[str], usual: str) -> None:
-    found = faults.odd(of(sentences), "words")
+    found = faults.find_issues(of(sentences), "words")
     assert found["script"] and all(faults.script(fault.said[0]) == usual for fault in found["script"])
-    assert not faults.odd(of(sentences[:5]), "words")["script"]
+    assert not faults.find_issues(of(sentences[:5]), "words")["script"]
 
 
 def test_characters_are_counted_where_no_spaces_are_written() -> None:
@@ -286,7 +286,7 @@ def test_the_untouched_model_is_asked_for_so_many_training_clips(faulty: Audited
 
 
 def test_hypotheses_without_an_audit_are_refused(faulty: Audited) -> None:
-    with pytest.raises(ChoiceError, match="audit_decode: must be at least 0, and with audit=true, got 3"):
+    with pytest.raises(ConfigError, match="audit_decode: must be at least 0, and with audit=true, got 3"):
         load([*faulty.words, "audit=false", "audit_decode=3"])
 
 
@@ -364,7 +364,7 @@ def test_the_page_is_one_file_that_plays_what_lies_beside_it(faulty: Audited) ->
     assert {path.name for path in (folder / "clips").iterdir()} == {value.removeprefix("clips/") for value in players}
     assert all(value.startswith("#") for value in outside if value not in players and value != "data:,")
     for kind, own in faulty.facts["odd"].items():
-        assert (KINDS[kind].title in page.text) == bool(own["clips"])
+        assert (ISSUES[kind].title in page.text) == bool(own["clips"])
     assert "perhaps the corpus does not know who speaks" not in page.text
 
 

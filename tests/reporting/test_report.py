@@ -19,7 +19,7 @@ from asr_lora.reporting.pages import hub_id, unbroken
 from asr_lora.reporting.tables import show_run
 from asr_lora.runs import folder as run
 from asr_lora.runs.folder import FIGURES
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, read_jsonl, write_json, write_jsonl
 from asr_lora.train import train
 
@@ -193,7 +193,7 @@ def test_a_page_of_dev_alone_says_that_dev_chose_the_adapter(
     file = tmp_path / "dev-only" / "eval" / "dev" / "metrics.json"
     write_json(file, read_json(file) | {"split": "dev"})
     assert "Dev chose the adapter" in Page(report(tmp_path / "dev-only")).text
-    show_run("dev-only", run.scored(tmp_path / "dev-only"))
+    show_run("dev-only", run.read_scores(tmp_path / "dev-only"))
     assert "dev chose the adapter" in " ".join(capsys.readouterr().out.split())
     assert "ev chose the adapter" not in Page(report(load(hostile_words).run)).text
 
@@ -233,16 +233,16 @@ def test_a_folder_that_is_a_published_whisper_by_name_and_shape_is_named_as_on_t
 def test_runs_that_are_not_scored_are_refused_or_left_out(
     hostile_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ChoiceError, match="was not trained and scored yet"):
+    with pytest.raises(ConfigError, match="was not trained and scored yet"):
         report(tmp_path)
-    with pytest.raises(ChoiceError, match=r"report\.runs: no scored run matches"):
+    with pytest.raises(ConfigError, match=r"report\.runs: no scored run matches"):
         compare(str(tmp_path / "none-*"), tmp_path)
     shutil.copytree(load(hostile_words).run, tmp_path / "earlier")
     file = tmp_path / "earlier" / "eval" / "test" / "metrics.json"
     facts = read_json(file)
     del facts["asked"]["figures"]  # what they mean has changed since
     write_json(file, facts)
-    with pytest.raises(ChoiceError, match="or scored by an earlier version"):
+    with pytest.raises(ConfigError, match="or scored by an earlier version"):
         report(tmp_path / "earlier")
     (tmp_path / "nl-half").mkdir()
     (tmp_path / "nl-whole").symlink_to(load(hostile_words).run)

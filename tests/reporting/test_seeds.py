@@ -4,16 +4,16 @@ from typing import Any
 
 import pytest
 
-from asr_lora.config.compose import load, plain
+from asr_lora.config.compose import load, to_dict
 from asr_lora.evaluation.metrics import spread
-from asr_lora.reporting.comparison import together
+from asr_lora.reporting.comparison import group_by_seed
 
 SCORED = {"context": "short", "strength": 1.0, "average": None, "asked": {"decoding": {"num_beams": 1}}}
 
 
 def folded(*words: str, scored: list[dict[str, Any]] | None = None) -> list[list[int]]:
-    settings = [plain(load(each.split())) for each in words]
-    return together(settings, scored or [SCORED] * len(words))
+    settings = [to_dict(load(each.split())) for each in words]
+    return group_by_seed(settings, scored or [SCORED] * len(words))
 
 
 def test_spread_is_the_samples_standard_deviation_and_one_value_has_none() -> None:

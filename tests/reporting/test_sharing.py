@@ -8,7 +8,7 @@ import pytest
 from support.releases import RELEASE, write_release
 from support.runs import tiny_run
 
-from asr_lora.config.compose import Config, load, quoted
+from asr_lora.config.compose import Config, load, quote_override
 from asr_lora.export import __main__ as command
 from asr_lora.export import ct2, ggml
 from asr_lora.export.__main__ import main as export
@@ -55,7 +55,7 @@ def test_of_a_local_path_its_last_part_is_shared(value: str, shared: str) -> Non
 
 @pytest.mark.parametrize("name", ["a b", "it's", 'a "b"', "a,b", "x=y", "[a]", "{b}", "~c", "é&$", "a\\b", "ends\\"])
 def test_a_name_that_had_to_be_quoted_stays_quoted(name: str) -> None:
-    assert shared_value("data.source", quoted(f"/home/an/{name}")) == quoted(name)
+    assert shared_value("data.source", quote_override(f"/home/an/{name}")) == quote_override(name)
 
 
 def test_ids_on_the_hub_stay_and_the_home_folder_is_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,8 +91,8 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     base = shutil.copytree(tiny_checkpoint, home / "my models, old" / "whisper-random")
     write_release(home / RELEASE)
     words = [
-        *tiny_run(Path("x"), Path(quoted(str(base))), home / "runs")[1:], f"lora={request.param}", "run_name=mine",
-        f"data.sources=[{{path: {quoted(str(home / RELEASE))},weight: 2}}]", "eval.limit=2",
+        *tiny_run(Path("x"), Path(quote_override(str(base))), home / "runs")[1:], f"lora={request.param}", "run_name=mine",
+        f"data.sources=[{{path: {quote_override(str(home / RELEASE))},weight: 2}}]", "eval.limit=2",
         f"eval.sets=[{{source: {home / RELEASE},name: again}}]",
     ]  # fmt: skip
     typed = [word for word in words if word != "lora.r=4" or request.param == "qv"]

@@ -17,7 +17,7 @@ from asr_lora.model import adapter
 from asr_lora.model import adapter_folder as stored
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
-from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.errors import ExternalError
 from asr_lora.runtime.files import read_json, write_json
 
 LINE = {"id": "a", "path": "/a.mp3", "text": "De kat.", "duration": 0.4, "speaker": "an", "sha256": "7f"}
@@ -45,7 +45,7 @@ def test_a_torn_line_of_a_manifest_is_told_with_file_line_and_way_out(tmp_path: 
     file = tmp_path / "data" / "train.jsonl"
     file.parent.mkdir()
     file.write_text(f"{json.dumps(LINE)}\n{torn}\n")
-    with pytest.raises(WorldError) as error:
+    with pytest.raises(ExternalError) as error:
         manifest.read_manifest(file)
     assert str(error.value).startswith(f"{file}: {told}")
     assert f"remove {file.parent}, which the same command makes anew" in str(error.value)
@@ -57,7 +57,7 @@ def test_a_run_whose_manifest_was_spoilt_says_so_and_is_whole_again_without_it(w
     file = run.manifest(config.run, "dev")
     before = file.read_bytes()
     file.write_bytes(before[:-9])
-    with pytest.raises(WorldError, match=r"dev\.jsonl: line 2 is no JSON"):
+    with pytest.raises(ExternalError, match=r"dev\.jsonl: line 2 is no JSON"):
         prepare(config)
     shutil.rmtree(file.parent)
     prepare(config)
@@ -68,18 +68,18 @@ def test_a_line_of_hypotheses_has_to_be_whole(tmp_path: Path) -> None:
     file = tmp_path / "eval" / "test" / "hypotheses.jsonl"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({**LINE, "reference": "x"}) + "\n")
-    with pytest.raises(WorldError, match=r"hypotheses\.jsonl: line 1 has no reference_normalized"):
-        run.heard(tmp_path, "test")
+    with pytest.raises(ExternalError, match=r"hypotheses\.jsonl: line 1 has no reference_normalized"):
+        run.read_hypotheses(tmp_path, "test")
     file.write_text("")
     write_json(file.with_name("metrics.json"), {"clips": 1})
-    with pytest.raises(WorldError, match=r"hypotheses\.jsonl: 0 lines, not the 1 of metrics\.json"):
-        run.heard(tmp_path, "test")
+    with pytest.raises(ExternalError, match=r"hypotheses\.jsonl: 0 lines, not the 1 of metrics\.json"):
+        run.read_hypotheses(tmp_path, "test")
 
 
 def test_a_json_file_that_holds_something_else_is_named(tmp_path: Path) -> None:
     for content in (b"\xff", b"[]", b"{"):
         (tmp_path / "summary.json").write_bytes(content)
-        with pytest.raises(WorldError, match=r"summary\.json: no JSON"):
+        with pytest.raises(ExternalError, match=r"summary\.json: no JSON"):
             read_json(tmp_path / "summary.json")
 
 
@@ -132,13 +132,13 @@ def saved(tmp_path: Path, processor: Any) -> Path:
 def test_a_spoilt_adapter_is_told_and_never_half_used(saved: Path, processor: Any, kind: str) -> None:
     spoil, told = SPOILT[kind]
     spoil(saved)
-    with pytest.raises(WorldError) as error:
+    with pytest.raises(ExternalError) as error:
         adapter.merge(tiny_whisper(processor.tokenizer), saved)
     assert told in str(error.value) and str(saved) in str(error.value) and "train again" in str(error.value)
 
 
 def test_a_spoilt_note_beside_an_adapter_is_told_and_an_absent_one_means_an_ordinary_adapter(tmp_path: Path) -> None:
-    assert not stored.trained_on_short(tmp_path)
+    assert not stored.knows_short_context(tmp_path)
     write_json(tmp_path / "asr_lora.json", {"context": 3})
-    with pytest.raises(WorldError, match=r"asr_lora\.json: context is none of dynamic, full, packed"):
-        stored.trained_on_short(tmp_path)
+    with pytest.raises(ExternalError, match=r"asr_lora\.json: context is none of dynamic, full, packed"):
+        stored.knows_short_context(tmp_path)

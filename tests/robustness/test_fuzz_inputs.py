@@ -15,14 +15,14 @@ from support.fuzzing import EDITS, SPOT, WORDS, Packed, campaign, edited
 from support.releases import tone
 from support.runs import tiny_run
 
-from asr_lora.config.compose import Config, load, plain, quoted
+from asr_lora.config.compose import Config, load, quote_override, to_dict
 from asr_lora.corpus import Corpus, open_corpus
-from asr_lora.data.manifest import Draw, draw_order
-from asr_lora.data.splits import without_leaks
+from asr_lora.data.manifest import SplitDraw, sampling_order
+from asr_lora.data.splits import drop_leaks
 from asr_lora.prepare import prepare
 from asr_lora.runtime.files import write_jsonl
 from asr_lora.speech import audio
-from asr_lora.speech.audio import Place, listen
+from asr_lora.speech.audio import AudioSegment, scan_clip
 
 # ---- overrides ----
 
@@ -43,7 +43,7 @@ MEANT = [
 
 
 def overrides(known: list[str]) -> st.SearchStrategy[list[str]]:
-    value = st.one_of(st.sampled_from(MEANT), WORDS, WORDS.map(quoted))
+    value = st.one_of(st.sampled_from(MEANT), WORDS, WORDS.map(quote_override))
     word = st.one_of(
         st.tuples(st.sampled_from(known), st.just("="), value).map("".join),
         st.tuples(st.sampled_from(GROUPS), st.just("="), value).map("".join),
@@ -54,7 +54,7 @@ def overrides(known: list[str]) -> st.SearchStrategy[list[str]]:
 
 
 def test_fuzz_overrides(elsewhere: Path) -> None:
-    known = [name for name, _ in leaves(plain(load()))]
+    known = [name for name, _ in leaves(to_dict(load()))]
     campaign("overrides", elsewhere, overrides(known), lambda words, home: load(words))
 
 
@@ -124,11 +124,11 @@ def tables(draw: st.DrawFn) -> tuple[dict[str, bytes], bool]:
 def drawn(corpus: Corpus, home: Path) -> None:
     """As prepare does it, without a checkpoint."""
     rows = {split: corpus.tables.get(split, []) for split in ("train", "dev", "test")}
-    train, _ = without_leaks(rows["train"], [*rows["dev"], *rows["test"]])
+    train, _ = drop_leaks(rows["train"], [*rows["dev"], *rows["test"]])
     for name, some in {"train": train, "all": rows["train"], "test": rows["test"]}.items():
-        draw = Draw(name, draw_order(some, seed=0), clips=3)
-        names = draw.wanted(lambda clip: corpus.durations.get(clip) or 1.0)
-        draw.look_at(names, corpus.fetch(draw.to_fetch(names)), corpus.durations, lambda text: None, lambda: None)
+        draw = SplitDraw(name, sampling_order(some, seed=0), clips=3)
+        names = draw.candidates(lambda clip: corpus.durations.get(clip) or 1.0)
+        draw.accept(names, corpus.fetch(draw.to_fetch(names)), corpus.durations, lambda text: None, lambda: None)
         write_jsonl(home / f"{name}.jsonl", draw.chosen)
 
 
@@ -259,7 +259,7 @@ def test_fuzz_audio(elsewhere: Path) -> None:
         content = edited(content, edits)
         file = home / "clip.mp3"
         file.write_bytes(content)
-        heard = listen(Place(file, start, end))
+        heard = scan_clip(AudioSegment(file, start, end))
         problem = heard.problem or ""
         assert len(problem.splitlines()) <= 1 and (problem or heard.seconds > 0)
         if not problem:  # what is not left out has to be of use, whole or not, from the file and from its bytes

@@ -18,8 +18,8 @@ from support.releases import write_release
 from support.runs import tiny_run
 
 from asr_lora.config.compose import Config, load
-from asr_lora.data.manifest import extension, read_manifest, sound, waveform
-from asr_lora.data.splits import shared
+from asr_lora.data.manifest import audio_suffix, encoded_audio, read_manifest, waveform
+from asr_lora.data.splits import count_overlap
 from asr_lora.model import adapter, arithmetic, whisper
 from asr_lora.model import adapter_folder as stored
 from asr_lora.planning.devices import durations
@@ -71,11 +71,11 @@ def test_fuzz_manifests(elsewhere: Path, trained: Config) -> None:
             file.write_bytes(spoilt(file.read_bytes(), how))
         config = replace(trained, run_dir=str(home))
         prepare(config)
-        shared(home, "nl")
+        count_overlap(home, "nl")
         durations(config)
         for clip in read_manifest(run.manifest(home, "train")):
             waveform(clip)
-            (home / f"clip.{extension(clip)}").write_bytes(sound(clip))
+            (home / f"clip.{audio_suffix(clip)}").write_bytes(encoded_audio(clip))
 
     campaign("manifests", elsewhere, LINES, do)
 
@@ -110,12 +110,12 @@ def test_fuzz_adapters(elsewhere: Path, trained: Config) -> None:
         folder = home / "adapter"
         shutil.copytree(run.adapter(trained.run), folder)
         break_adapter(folder, *how)
-        stored.trained_on_short(folder)
-        stored.described(folder)
-        stored.digest(folder)
+        stored.knows_short_context(folder)
+        stored.describe(folder)
+        stored.fingerprint(folder)
         if not stored.is_whole(folder):
-            arithmetic.scaled(folder, 0.5, home / "half", trained.model.checkpoint)
-            arithmetic.averaged([run.adapter(trained.run), folder], home / "mean")
+            arithmetic.scale_adapter(folder, 0.5, home / "half", trained.model.checkpoint)
+            arithmetic.average_adapters([run.adapter(trained.run), folder], home / "mean")
             adapter.merge(copy.deepcopy(base), folder)
         else:
             adapter.load(trained.model.checkpoint, folder, "fp32", torch.device("cpu"))

@@ -19,10 +19,10 @@ from support.releases import tone, utterances, write_release
 from support.runs import tiny_run
 from transformers import TrainerState, WhisperProcessor
 
-from asr_lora.app.ui import extension
+from asr_lora.app.ui import audio_suffix
 from asr_lora.config.compose import load
 from asr_lora.corpus import open_corpus
-from asr_lora.data.manifest import clip_id, sound
+from asr_lora.data.manifest import clip_id, encoded_audio
 from asr_lora.data.shard_writer import write_shards
 from asr_lora.eval import evaluate
 from asr_lora.export import __main__ as export_command
@@ -33,11 +33,11 @@ from asr_lora.prepare import prepare
 from asr_lora.report import report
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import progress
-from asr_lora.runtime.errors import ChoiceError, UserError, WorldError
+from asr_lora.runtime.errors import ConfigError, ExternalError, UserError
 from asr_lora.runtime.files import is_plain, is_sha256, plain_suffix, read_json, read_jsonl, write_json, write_jsonl
 from asr_lora.train import train
 from asr_lora.training import checkpointing as checkpoints
-from asr_lora.training.callbacks import Guard, Journal
+from asr_lora.training.callbacks import DivergenceGuard, TrainingLog
 
 LONG = "x" * 5_000
 NO_NAMES = ["", ".", "..", "../x", "/tmp/x", "a/b", "a\0b", "a\nb", "\ud800", LONG]
@@ -92,7 +92,7 @@ def test_what_is_not_64_hexadecimal_digits_is_no_digest(digest: Any) -> None:
 @pytest.mark.parametrize("end", ["/x", "mp3\0", "mp3\n", LONG, "..", "é", "mp3;x"])
 def test_an_odd_suffix_becomes_none(end: str) -> None:
     assert plain_suffix(f"a.{end}") == ""
-    assert extension({"path": f"/a.{end}"}) == "audio"
+    assert audio_suffix({"path": f"/a.{end}"}) == "audio"
 
 
 # ---- shards ----
@@ -261,7 +261,7 @@ def test_the_locale_of_a_source_or_a_set_is_one(words: list[str], release: Path,
         f"eval.sets=[{{source: {release}, language: {quoted}, token: nl}}]",
         f"data.sources=[{{path: {release}, language: {quoted}}}]",
     ):
-        with pytest.raises(ChoiceError, match=r"(eval\.sets|data\.sources)\.language: must be a locale"):
+        with pytest.raises(ConfigError, match=r"(eval\.sets|data\.sources)\.language: must be a locale"):
             load([*words, "data.source=null", asked])
 
 
@@ -360,8 +360,8 @@ def test_a_page_holds_no_file_that_is_no_sound(given: list[str], outside: Path) 
     write_jsonl(file, lines)
     page = report(config.run)
     assert not [path for path in page.parent.rglob("*") if path.is_file() and SECRET in path.read_text(errors="ignore")]
-    with pytest.raises(WorldError, match=r"secret\.txt: clip cannot be decoded"):
-        sound({"path": str(outside / "secret.txt")})
+    with pytest.raises(ExternalError, match=r"secret\.txt: clip cannot be decoded"):
+        encoded_audio({"path": str(outside / "secret.txt")})
 
 
 def test_what_goes_to_the_hub_lies_in_its_folder(given: list[str], outside: Path) -> None:
@@ -376,7 +376,7 @@ def test_what_goes_to_the_hub_lies_in_its_folder(given: list[str], outside: Path
 @pytest.mark.parametrize("content", [b"", b"\n", b"/a\0b\n", b"\xff\n", f"/{LONG}".encode(), b"/a\n/b\n"])
 def test_a_note_of_the_last_run_that_is_none_is_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "last").write_bytes(content)
-    assert "last names no run" in refusal(lambda: run.last(tmp_path))
+    assert "last names no run" in refusal(lambda: run.last_run(tmp_path))
 
 
 def test_a_checkpoint_changes_nothing_of_the_log_but_its_figures(given: list[str], outside: Path) -> None:
@@ -385,11 +385,14 @@ def test_a_checkpoint_changes_nothing_of_the_log_but_its_figures(given: list[str
     spoilt = {"attributes": {"log": outside / "secret.txt", "settings": None, "step_seconds": [1.0], "losses": [2.0]}}
     state = TrainerState(stateful_callbacks={"Journal": spoilt, "Guard": spoilt})
     with progress("training", total=1) as bar:
-        journal, guard = Journal(log, bar, eval_steps=1, dev_share=1.0, patience=None), Guard(settings, 1)
-        for each in (journal, guard):
+        training_log, guard = (
+            TrainingLog(log, bar, eval_steps=1, dev_share=1.0, patience=None),
+            DivergenceGuard(settings, 1),
+        )
+        for each in (training_log, guard):
             each.on_train_begin(None, state, None)  # type: ignore[arg-type]
-    assert (journal.log, guard.settings) == (log, settings)
-    assert (journal.step_seconds, guard.losses) == ([1.0], [2.0])
+    assert (training_log.log, guard.settings) == (log, settings)
+    assert (training_log.step_seconds, guard.losses) == ([1.0], [2.0])
 
 
 # ---- checkpoints ----
@@ -403,7 +406,7 @@ def test_a_checkpoint_that_seals_files_elsewhere_is_damaged(tmp_path: Path, name
     file = folder / name
     digest = hashlib.sha256(file.read_bytes() if file.is_file() else b"").hexdigest()
     write_json(folder / checkpoints.SEAL, {name: digest})
-    assert checkpoints.last(tmp_path) is None
+    assert checkpoints.last_checkpoint(tmp_path) is None
 
 
 def test_templates_of_a_base_are_not_written_beside_what_was_made_of_it(

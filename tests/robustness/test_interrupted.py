@@ -212,13 +212,13 @@ def test_a_second_signal_stops_at_once_unless_it_is_the_first_ones_copy(
 ) -> None:
     monkeypatch.setattr(fit, "ECHO", 0.2)
     usual = signal.signal(signalled, signal.default_int_handler)
-    trainer: Any = SimpleNamespace(journal=SimpleNamespace(stop_asked=False))
+    trainer: Any = SimpleNamespace(training_log=SimpleNamespace(stop_asked=False))
     copied = False
     try:
         with pytest.raises(KeyboardInterrupt), fit._stopping_cleanly(trainer):
             signal.raise_signal(signalled)
             signal.raise_signal(signalled)
-            copied = trainer.journal.stop_asked
+            copied = trainer.training_log.stop_asked
             time.sleep(0.3)
             signal.raise_signal(signalled)
             pytest.fail("went on")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from asr_lora.config.compose import load, quoted
+from asr_lora.config.compose import load, quote_override
 from asr_lora.runs import folder as run
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
 
@@ -93,7 +93,7 @@ def start(stage: str, *words: str) -> subprocess.Popen[str]:
     ],
 )
 def test_a_setting_that_cannot_be_is_one_line_before_anything_loads(word: str, says: str) -> None:
-    with pytest.raises(ChoiceError) as refusal:
+    with pytest.raises(ConfigError) as refusal:
         load([word])
     assert says in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -146,14 +146,14 @@ AWKWARD = [
 
 @pytest.mark.parametrize("name", AWKWARD)
 def test_a_quoted_value_is_taken_literally(name: str) -> None:
-    assert load([f"data.source={quoted(name)}"]).data.source == name
+    assert load([f"data.source={quote_override(name)}"]).data.source == name
 
 
 @pytest.mark.parametrize(
     "name", ["a,b", "a=b", "it's", 'say "hi"', "[x]", "{x: 1}", "a~b", "a&b", "(p)", "${x}", "#h", "Zoë", "a  [b]  c"]
 )
 def test_a_value_that_means_something_else_unquoted_is_answered_with_what_to_paste(name: str) -> None:
-    with pytest.raises(ChoiceError) as refusal:
+    with pytest.raises(ConfigError) as refusal:
         load([f"data.source=/data/{name}"])
     pasted = str(refusal.value).partition("to be taken as it is: ")[2].partition("; to try several")[0]
     assert load(shlex.split(pasted)).data.source == f"/data/{name}"
@@ -166,9 +166,9 @@ def test_a_run_folder_of_other_settings_is_refused_with_both_ways_out(tmp_path: 
     folder = f"run_dir={tmp_path}"
     run.record(load([folder]), [], base="0a1b")
     recorded = (tmp_path / "train" / "config.yaml").read_text(encoding="utf-8")
-    with pytest.raises(ChoiceError, match=r"training.learning_rate=0.001, not 0.0003; .*run_name=.*remove that folder"):
-        run.recognise(load([folder, "training.learning_rate=3e-4"]))
-    run.recognise(load([folder, "hardware=cpu", "eval.limit=3", "training.save_steps=7"]))
+    with pytest.raises(ConfigError, match=r"training.learning_rate=0.001, not 0.0003; .*run_name=.*remove that folder"):
+        run.check_same_settings(load([folder, "training.learning_rate=3e-4"]))
+    run.check_same_settings(load([folder, "hardware=cpu", "eval.limit=3", "training.save_steps=7"]))
     assert (tmp_path / "train" / "config.yaml").read_text(encoding="utf-8") == recorded
 
 
@@ -178,7 +178,7 @@ def test_a_scored_run_keeps_its_settings_but_for_what_is_named_anew(tmp_path: Pa
     )
 
     def scored(*words: str) -> tuple[int | None, str, int, int | None]:
-        config = run.as_recorded(tmp_path, load(words), words)
+        config = run.recorded_config(tmp_path, load(words), words)
         assert (config.lora.r, config.run, config.hardware) == (4, tmp_path, load(words).hardware)
         return config.eval.limit, config.eval.split, config.decoding.num_beams, config.decoding.max_new_tokens
 
@@ -191,16 +191,16 @@ def test_a_scored_run_keeps_its_settings_but_for_what_is_named_anew(tmp_path: Pa
 
 def test_a_folder_without_a_run_names_those_beside_it(tmp_path: Path) -> None:
     run.record(load([f"runs_dir={tmp_path}", "run_name=there"]), [], base="0a1b")
-    with pytest.raises(ChoiceError, match=r"no run in .*/absent .*beside it are there; make one with make train"):
-        run.as_recorded(tmp_path / "absent", load(), [])
+    with pytest.raises(ConfigError, match=r"no run in .*/absent .*beside it are there; make one with make train"):
+        run.recorded_config(tmp_path / "absent", load(), [])
 
 
 def test_the_last_run_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ChoiceError, match="no run yet"):
-        run.last(tmp_path / "runs")
+    with pytest.raises(ConfigError, match="no run yet"):
+        run.last_run(tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
-    run.note_last(Path("runs/mine"), Path("runs"))
-    assert run.last(tmp_path / "runs") == tmp_path / "runs" / "mine"
+    run.set_last_run(Path("runs/mine"), Path("runs"))
+    assert run.last_run(tmp_path / "runs") == tmp_path / "runs" / "mine"
 
 
 @pytest.mark.slow
@@ -284,13 +284,13 @@ def test_an_unknown_choice_of_a_group_is_a_choice_at_the_command_line_too() -> N
     ],
 )
 def test_a_word_that_hydra_has_no_word_for_is_named_in_one_line(word: str, told: str) -> None:
-    with pytest.raises(ChoiceError) as error:
+    with pytest.raises(ConfigError) as error:
         load([word])
     assert str(error.value).startswith(told)
     assert len(str(error.value).splitlines()) == 1 and "\x1b" not in str(error.value)
 
 
 def test_an_error_is_a_line_that_a_person_can_read_whatever_value_it_tells() -> None:
-    message = str(ChoiceError(f"data.source: \x1b[2J two\nlines \ud800 {'9' * 100_000}; take another"))
+    message = str(ConfigError(f"data.source: \x1b[2J two\nlines \ud800 {'9' * 100_000}; take another"))
     assert message.startswith("data.source: \\x1b[2J two lines \\ud800 999") and message.endswith("; take another")
     assert len(message) < 2_000

@@ -9,8 +9,8 @@ import pytest
 from asr_lora.config.compose import load
 from asr_lora.prepare import main as prepare
 from asr_lora.runs import folder as run
-from asr_lora.runtime.errors import WorldError
-from asr_lora.runtime.files import put_in_place, settle, whole_folder, write_text
+from asr_lora.runtime.errors import ExternalError
+from asr_lora.runtime.files import atomic_folder, finish_replacement, replace_folder, write_text
 
 PARTS = [f"part-{number}" for number in range(3)]
 KILLED = """
@@ -50,7 +50,7 @@ for _ in range(60):
 
 
 def write(folder: Path, said: str) -> None:
-    with whole_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         for name in PARTS:
             (partial / name).write_text(said)
         write_text(partial / "deep" / "more", said)
@@ -79,7 +79,7 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_whole(tmp_path: Path) ->
         write(folder / "page", "old")
         if not killed(folder, after):
             break
-        settle(folder)
+        finish_replacement(folder)
         (said,) = held_in(folder / "page")
         found.append(said)
         write(folder / "page", "newest")
@@ -91,16 +91,16 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_whole(tmp_path: Path) ->
 def test_what_a_kill_left_aside_is_put_back_by_the_next_writer_who_then_fails(tmp_path: Path) -> None:
     write(tmp_path / "page", "old")
     assert killed(tmp_path, 1) and not (tmp_path / "page").exists()
-    with pytest.raises(WorldError), whole_folder(tmp_path / "page"):
-        raise WorldError("page: nothing to write; write something")
-    settle(tmp_path)
+    with pytest.raises(ExternalError), atomic_folder(tmp_path / "page"):
+        raise ExternalError("page: nothing to write; write something")
+    finish_replacement(tmp_path)
     assert held_in(tmp_path / "page") == {"old"}
 
 
 def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path: Path) -> None:
     write(tmp_path / "page", "old")
     with pytest.raises(FileNotFoundError):
-        put_in_place(tmp_path / "nonesuch", tmp_path / "page")
+        replace_folder(tmp_path / "nonesuch", tmp_path / "page")
     assert held_in(tmp_path / "page") == {"old"}
 
 
@@ -132,7 +132,7 @@ def test_writers_at_the_same_time_do_not_harm_one_another(tmp_path: Path) -> Non
 def test_a_run_whose_adapter_was_being_replaced_has_it_again(words: list[str]) -> None:
     config = load(words)
     run.record(config, ["train"], "base")
-    for opened in (lambda: run.as_recorded(config.run, config, []), lambda: run.held(config.run).__enter__()):
+    for opened in (lambda: run.recorded_config(config.run, config, []), lambda: run.lock(config.run).__enter__()):
         write(config.run / "train" / "page", "old")
         assert killed(config.run / "train", 1) and not (config.run / "train" / "page").exists()
         opened()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.errors import ExternalError
 from asr_lora.speech import audio
 
 PITCH = 440  # Hz
@@ -118,20 +118,20 @@ def test_decode_keeps_the_clips_own_rate() -> None:
 def test_a_bad_clip_is_refused_with_its_reason_and_of_a_path_with_its_name(
     tmp_path: Path, content: bytes, reason: str
 ) -> None:
-    with pytest.raises(WorldError) as of_bytes:
+    with pytest.raises(ExternalError) as of_bytes:
         audio.load(content)
     assert str(of_bytes.value).startswith(reason)
     file = tmp_path / "bad.mp3"
     file.write_bytes(content)
-    with pytest.raises(WorldError) as of_path:
+    with pytest.raises(ExternalError) as of_path:
         audio.load(file)
     assert str(of_path.value) == f"{file}: {of_bytes.value}"
 
 
 def test_a_path_that_cannot_be_read_is_refused_with_its_name(tmp_path: Path) -> None:
-    with pytest.raises(WorldError, match=r"gone\.mp3: clip cannot be read: No such file or directory"):
+    with pytest.raises(ExternalError, match=r"gone\.mp3: clip cannot be read: No such file or directory"):
         audio.load(tmp_path / "gone.mp3")
-    with pytest.raises(WorldError, match="clip cannot be read: Is a directory"):
+    with pytest.raises(ExternalError, match="clip cannot be read: Is a directory"):
         audio.load(tmp_path)
 
 
@@ -144,5 +144,5 @@ def test_no_other_program_is_needed_to_decode(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("rate", [16_001, 44_101, 2**31 - 1])
 def test_a_rate_that_nothing_records_at_is_refused_before_it_takes_gigabytes(rate: int) -> None:
     content = encoded(tone(16_000), 16_000, "wav-16")
-    with pytest.raises(WorldError, match=r"samples a second, which nothing records"):
+    with pytest.raises(ExternalError, match=r"samples a second, which nothing records"):
         audio.load(content[:24] + rate.to_bytes(4, "little") + content[28:])

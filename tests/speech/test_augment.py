@@ -16,19 +16,19 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from asr_lora import train
 from asr_lora.config.compose import load
 from asr_lora.data import dataset as loader
-from asr_lora.data.dataset import Steps
-from asr_lora.data.features import Example, Making, collate, token_ids
-from asr_lora.data.sampler import Batch, Order, Row
+from asr_lora.data.dataset import StepDataset
+from asr_lora.data.features import Example, SpeechCollator, collate, label_ids
+from asr_lora.data.sampler import Batch, RowSpec, StepSampler
 from asr_lora.model import adapter, whisper
 from asr_lora.model.pretrained import load_config
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import progress
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.speech import audio, augment
 from asr_lora.speech.audio import SAMPLE_RATE
-from asr_lora.speech.augment import KINDS, augmented
+from asr_lora.speech.augment import KINDS
 from asr_lora.training import builder as assembly
 
 
@@ -40,7 +40,7 @@ def speech(seconds: float) -> audio.Waveform:
 
 
 def draws(kind: str, waveform: audio.Waveform, count: int = 20) -> list[audio.Waveform]:
-    return [augmented(waveform, kind, np.random.default_rng(at)) for at in range(count)]
+    return [augment.augment(waveform, kind, np.random.default_rng(at)) for at in range(count)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -61,7 +61,7 @@ def test_all_chance_comes_from_the_stream_that_is_given(kind: str) -> None:
 def test_any_clip_becomes_finite_sound_that_fits(kind: str, samples: int) -> None:
     waveform, longest = speech(6)[2:][:samples], int(samples * 1.03)
     for at in range(20):
-        sound = augmented(waveform, kind, np.random.default_rng(at), longest)
+        sound = augment.augment(waveform, kind, np.random.default_rng(at), longest)
         assert sound.dtype == np.float32 and sound.ndim == 1 and np.isfinite(sound).all()
         assert 0.9 * samples <= len(sound) <= longest
         assert len(sound) == samples or kind != "telephone"
@@ -172,15 +172,15 @@ def equal(one: list[dict[str, torch.Tensor]], other: list[dict[str, torch.Tensor
     return all(torch.equal(batch[key], other[at][key]) for at, batch in enumerate(one) for key in batch)
 
 
-def dynamic(rows: list[dict[str, Any]], *words: str) -> Order:
+def dynamic(rows: list[dict[str, Any]], *words: str) -> StepSampler:
     training = load(["training.batch_size=4", *words]).training
-    return Order([row["duration"] for row in rows], [4] * len(rows), training, 0, 448)
+    return StepSampler([row["duration"] for row in rows], [4] * len(rows), training, 0, 448)
 
 
 def test_off_a_batch_is_what_it_ever_was(rows: list[dict[str, Any]], processor: WhisperProcessor) -> None:
-    (batch,) = Steps(rows, Fixed(Batch((Row((3,)), Row((5,))), 1.6)), 1, Making(processor))[0]
+    (batch,) = StepDataset(rows, Fixed(Batch((RowSpec((3,)), RowSpec((5,))), 1.6)), 1, SpeechCollator(processor))[0]
     examples = [
-        Example(audio.load(Path(rows[at]["path"])), token_ids(rows[at]["text"], processor.tokenizer)) for at in (3, 5)
+        Example(audio.load(Path(rows[at]["path"])), label_ids(rows[at]["text"], processor.tokenizer)) for at in (3, 5)
     ]
     assert equal([batch], [collate(examples, processor, 1.6)])
     assert list(batch) == ["input_features", "decoder_input_ids", "labels"]
@@ -190,17 +190,17 @@ def test_off_a_batch_is_what_it_ever_was(rows: list[dict[str, Any]], processor: 
 def test_what_is_heard_follows_from_seed_step_and_clip_alone(
     rows: list[dict[str, Any]], processor: WhisperProcessor, kind: str
 ) -> None:
-    steps = Steps(rows, dynamic(rows), 6, Making(processor, kind, 1))
+    steps = StepDataset(rows, dynamic(rows), 6, SpeechCollator(processor, kind, 1))
     alone, crew = (list(torch.utils.data.DataLoader(steps, batch_size=None, num_workers=workers)) for workers in (0, 2))
     assert all(equal(one, other) for one, other in zip(alone, crew, strict=True))
     assert equal(steps[4], alone[4])  # asked again, out of turn
-    fixed = Fixed(Batch((Row((7,)), Row((8,))), 30.0))
-    (first,) = Steps(rows, fixed, 2, Making(processor, kind, 1))[0]
-    (later,) = Steps(rows, fixed, 2, Making(processor, kind, 1))[1]
-    (other,) = Steps(rows, fixed, 2, Making(processor, kind, 2))[0]
+    fixed = Fixed(Batch((RowSpec((7,)), RowSpec((8,))), 30.0))
+    (first,) = StepDataset(rows, fixed, 2, SpeechCollator(processor, kind, 1))[0]
+    (later,) = StepDataset(rows, fixed, 2, SpeechCollator(processor, kind, 1))[1]
+    (other,) = StepDataset(rows, fixed, 2, SpeechCollator(processor, kind, 2))[0]
     assert not torch.equal(first["input_features"], later["input_features"])
     assert not torch.equal(first["input_features"], other["input_features"])
-    (mine,) = Steps(rows, fixed, 2, Making(processor, kind, 1), rank=1, world_size=2)[0]
+    (mine,) = StepDataset(rows, fixed, 2, SpeechCollator(processor, kind, 1), rank=1, world_size=2)[0]
     assert torch.equal(mine["input_features"], first["input_features"][1:])
 
 
@@ -212,7 +212,7 @@ def test_no_sample_is_cut_however_tight_the_context(
     monkeypatch.setattr("asr_lora.data.sampler.MAX_SECONDS", 3.0)  # so that packs are tight
     order = dynamic(rows, f"training.context={context}", "training.margin=[0,0]", "training.multiple=0.02",
                     "training.long_share=0")  # fmt: skip
-    steps, stretched = Steps(rows, order, 60, Making(processor, "light")), []
+    steps, stretched = StepDataset(rows, order, 60, SpeechCollator(processor, "light")), []
     for step in range(60):
         for batch in order.step(step):
             for row in batch.rows:
@@ -225,15 +225,15 @@ def test_no_sample_is_cut_however_tight_the_context(
 def test_the_times_of_joins_are_those_of_the_changed_sound(
     rows: list[dict[str, Any]], processor: WhisperProcessor
 ) -> None:
-    row = Row((2, 9, 4), timestamps=True)
-    steps = Steps(rows, Fixed(Batch((row,), 30.0)), 9, Making(processor, "light"))
+    row = RowSpec((2, 9, 4), timestamps=True)
+    steps = StepDataset(rows, Fixed(Batch((row,), 30.0)), 9, SpeechCollator(processor, "light"))
     for step in range(9):
         said = processor.tokenizer.convert_ids_to_tokens(
             steps.making.example(row, steps.clips[list(row.clips)], step, 30.0).ids
         )
         times = [float(token[2:-2]) for token in said if token.startswith("<|") and "." in token]
         streams = {clip: np.random.default_rng((0, step, clip, *b"augment")) for clip in row.clips}
-        lengths = [len(augmented(audio.load(Path(rows[at]["path"])), "light", streams[at])) for at in row.clips]
+        lengths = [len(augment.augment(audio.load(Path(rows[at]["path"])), "light", streams[at])) for at in row.clips]
         ends = np.cumsum(lengths) / SAMPLE_RATE
         assert times == pytest.approx([0, ends[0], ends[0], ends[1], ends[1], ends[2]], abs=0.011)
         assert len(steps.making.example(row, steps.clips[list(row.clips)], step, 30.0).waveform) == sum(lengths)
@@ -245,14 +245,14 @@ def test_the_times_of_joins_are_those_of_the_changed_sound(
 def test_only_training_clips_are_augmented_and_the_run_says_so(
     words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard = []
+    heard, really = [], augment.augment
 
     def spy(waveform: audio.Waveform, *args: Any, **rest: Any) -> audio.Waveform:
         heard.append(len(waveform))
-        return augmented(waveform, *args, **rest)
+        return really(waveform, *args, **rest)
 
     for room in (augment, loader):
-        monkeypatch.setattr(room, "augmented", spy)
+        monkeypatch.setattr(room, "augment", spy)
     config = load([*words, "data.augment=noisy", "training.learning_rate=1e-30"])
     train.train(config)
     facts = read_json(config.run / "train" / "metrics.json")
@@ -278,7 +278,7 @@ def test_run_names_say_it_in_a_word() -> None:
     ],
 )
 def test_what_cannot_be_is_refused(setting: list[str], says: str) -> None:
-    with pytest.raises(ChoiceError, match=says):
+    with pytest.raises(ConfigError, match=says):
         load(setting)
 
 
@@ -296,7 +296,9 @@ def test_spec_augment_masks_clips_in_training_alone(words: list[str], context: s
     prepare(config)
     seen: list[tuple[bool, torch.Tensor]] = []
     with progress("training", total=2) as bar:
-        trainer = assembly.build(config, hardware_of(config), read_jsonl(run.manifest(config.run, "train")), bar)
+        trainer = assembly.build_trainer(
+            config, hardware_of(config), read_jsonl(run.manifest(config.run, "train")), bar
+        )
         (encoder,) = (module for module in trainer.model.modules() if isinstance(module, WhisperEncoder))
         encoder.conv1.register_forward_pre_hook(lambda module, args: seen.append((module.training, args[0].clone())))
         given: list[bool] = []
@@ -357,12 +359,12 @@ def test_spec_augment_runs_at_the_shortest_contexts_that_are_allowed(words: list
 
 def test_clips_shorter_than_a_mask_pass_whole(processor: WhisperProcessor, tiny_checkpoint: Path) -> None:
     model = whisper.load(str(tiny_checkpoint), "fp32", torch.device("cpu")).train()
-    whisper.mask_features(model, 0.3, 0.0)
-    examples = [Example(speech(seconds), token_ids("ja", processor.tokenizer)) for seconds in (0.05, 0.1, 0.6)]
+    whisper.enable_spec_augment(model, 0.3, 0.0)
+    examples = [Example(speech(seconds), label_ids("ja", processor.tokenizer)) for seconds in (0.05, 0.1, 0.6)]
     batch = collate(examples, processor, 0.6, attention_mask=True)
     assert batch["attention_mask"].sum(dim=1).tolist() == [5, 10, 60]
     features = batch["input_features"].clone()
-    with whisper.context(model, 0.6):
+    with whisper.encoder_context(model, 0.6):
         model(input_features=features, attention_mask=batch["attention_mask"], decoder_input_ids=batch["labels"] * 0)
     assert torch.equal(features[0, :, :50], batch["input_features"][0, :, :50])
     assert (features[1, :, :10] == 0).all() and (features[2] == 0).any()

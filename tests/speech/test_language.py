@@ -3,8 +3,8 @@
 import pytest
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from asr_lora.runtime.errors import ChoiceError
-from asr_lora.speech.language import COMMON_VOICE, RELATIVE, check_language, whisper_language
+from asr_lora.runtime.errors import ConfigError
+from asr_lora.speech.language import COMMON_VOICE, RELATIVE, check_token, token_for_locale
 
 V3 = tuple(LANGUAGES)
 V2 = tuple(code for code in V3 if code != "yue")
@@ -30,13 +30,13 @@ V2 = tuple(code for code in V3 if code != "yue")
     ],
 )
 def test_locale_finds_its_token(locale: str, token: str) -> None:
-    assert whisper_language(locale, V2) == token
+    assert token_for_locale(locale, V2) == token
 
 
 def test_cantonese_has_a_token_only_where_the_checkpoint_knows_it() -> None:
-    assert whisper_language("yue", V3) == "yue"
-    with pytest.raises(ChoiceError, match=r"model\.language=zh$"):
-        whisper_language("yue", V2)
+    assert token_for_locale("yue", V3) == "yue"
+    with pytest.raises(ConfigError, match=r"model\.language=zh$"):
+        token_for_locale("yue", V2)
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_cantonese_has_a_token_only_where_the_checkpoint_knows_it() -> None:
     ],
 )
 def test_locale_without_a_token_is_refused_with_the_way_out(locale: str, way_out: str) -> None:
-    with pytest.raises(ChoiceError, match=f"data.language: .*no token for '{locale}'.*{way_out}$"):
-        whisper_language(locale, V3)
+    with pytest.raises(ConfigError, match=f"data.language: .*no token for '{locale}'.*{way_out}$"):
+        token_for_locale(locale, V3)
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_locale_without_a_token_is_refused_with_the_way_out(locale: str, way_out
     ],
 )
 def test_misspelt_locale_is_refused_with_the_nearest(locale: str, nearest: str) -> None:
-    with pytest.raises(ChoiceError, match=rf"'{locale}' is no locale that we know; nearest: .*\b{nearest}\b.*;"):
-        whisper_language(locale, V3)
+    with pytest.raises(ConfigError, match=rf"'{locale}' is no locale that we know; nearest: .*\b{nearest}\b.*;"):
+        token_for_locale(locale, V3)
 
 
 @pytest.mark.parametrize(
@@ -79,17 +79,17 @@ def test_misspelt_locale_is_refused_with_the_nearest(locale: str, nearest: str) 
     [("Dutch", "nl"), ("swedisch", "sv"), ("valencian", "ca"), ("sv-SE", "sv"), ("jv", "jw"), ("nk", "nl")],
 )
 def test_explicit_language_that_is_no_token_is_answered_with_one(code: str, nearest: str) -> None:
-    with pytest.raises(ChoiceError, match=rf"^model.language: .*'{code}'; nearest: .*\b{nearest}\b"):
-        check_language(code, V3)
+    with pytest.raises(ConfigError, match=rf"^model.language: .*'{code}'; nearest: .*\b{nearest}\b"):
+        check_token(code, V3)
 
 
 def test_explicit_language_is_taken_as_it_is() -> None:
-    assert check_language("no", V3) == "no"
+    assert check_token("no", V3) == "no"
 
 
 def test_nonsense_says_so_and_stays_one_line() -> None:
-    with pytest.raises(ChoiceError, match="nothing is spelt like it") as refused:
-        check_language("%%%%", V3)
+    with pytest.raises(ConfigError, match="nothing is spelt like it") as refused:
+        check_token("%%%%", V3)
     assert "\n" not in str(refused.value)
 
 

@@ -3,8 +3,8 @@
 import pytest
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-from asr_lora.runtime.errors import ChoiceError
-from asr_lora.speech.normalizer import NORMALIZERS, Normalizer, leading
+from asr_lora.runtime.errors import ConfigError
+from asr_lora.speech.normalizer import NORMALIZERS, Normalizer, primary_metric
 
 SENTENCES = ["De auto's, z'n (snel) [lach] 100%!", " हिन्दी  ภาษาที่ ", "مُحَمَّدٌ", "Straße – İzmir", "", "?"]
 
@@ -62,7 +62,7 @@ def test_raw_strips_white_space_and_nothing_else() -> None:
 
 
 def test_unknown_normalizer_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ChoiceError, match="'mark' is none of raw, basic, marks, unpointed, characters"):
+    with pytest.raises(ConfigError, match="'mark' is none of raw, basic, marks, unpointed, characters"):
         Normalizer("mark")
     assert list(NORMALIZERS) == ["raw", "basic", "marks", "unpointed", "characters"]
 
@@ -124,15 +124,15 @@ def test_numbers_are_read_as_words_where_asked(language: str, sentence: str, wor
 
 
 def test_a_language_whose_numbers_nobody_reads_is_refused() -> None:
-    with pytest.raises(ChoiceError, match=r"eval\.numbers: num2words reads no numbers in haw; it knows .*nl"):
+    with pytest.raises(ConfigError, match=r"eval\.numbers: num2words reads no numbers in haw; it knows .*nl"):
         Normalizer("marks", "haw", numbers=True)
-    with pytest.raises(ChoiceError, match=r"in am; it knows (?!.*\bam\b)"):  # which would never come back
+    with pytest.raises(ConfigError, match=r"in am; it knows (?!.*\bam\b)"):  # which would never come back
         Normalizer("marks", "am", numbers=True)
 
 
 @pytest.mark.parametrize(("language", "rate"), [("nl", "wer"), ("ko", "wer"), ("zh", "cer"), ("th", "cer")])
 def test_the_rate_of_characters_leads_where_no_spaces_part_words(language: str, rate: str) -> None:
-    assert leading(language) == rate
+    assert primary_metric(language) == rate
 
 
 def test_the_name_beside_a_rate_says_the_preset_and_its_version() -> None:

@@ -29,16 +29,16 @@ from transformers import GenerationConfig
 from asr_lora.app import models as pair
 from asr_lora.app import ui as layout
 from asr_lora.app.__main__ import app, forget, is_loopback, refuse_taken
-from asr_lora.app.models import WHICHEVER, Heard, Pair
+from asr_lora.app.models import WHICHEVER, ModelPair, PairResult
 from asr_lora.config.compose import Config, load
 from asr_lora.data.manifest import read_manifest
 from asr_lora.decoding import transcriber as ears
-from asr_lora.decoding.generate import Segment, transcribe_once
+from asr_lora.decoding.generate import Segment, decode_once
 from asr_lora.demo.espeak import RATE, Utterance, speak
 from asr_lora.model import adapter, arithmetic
 from asr_lora.model.pretrained import load_processor
 from asr_lora.runs import folder as run
-from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.speech.normalizer import Normalizer
 from asr_lora.train import train
 
@@ -92,9 +92,9 @@ def words_of(folder: Path, *more: str) -> Config:
     return load([f"run_dir={folder}", "hardware=cpu", "decoding.max_new_tokens=8", *more])
 
 
-def both_of(folder: Path, *more: str) -> Pair:
+def both_of(folder: Path, *more: str) -> ModelPair:
     config = words_of(folder, *more)
-    return pair.of_run(config, run.as_recorded(folder, config, []), hardware_of(config))
+    return pair.of_run(config, run.recorded_config(folder, config, []), hardware_of(config))
 
 
 def quietly(which: str, done: int, of: int) -> None:
@@ -107,21 +107,21 @@ def quietly(which: str, done: int, of: int) -> None:
 def test_one_base_is_held_and_hears_as_the_run_and_the_checkpoint_do(made: Callable[..., Path], talk: Path) -> None:
     folder = made("nl")
     both = both_of(folder, "transcribe.longest=5")
-    assert both.untouched is both.tuned and list(both.voices) == ["nl"]
+    assert both.base is both.tuned and list(both.voices) == ["nl"]
     told: list[tuple[str, int, int]] = []
-    heard = both.hear(talk, "nl", 1.0, 1.0, False, lambda *each: told.append(each))
-    assert (heard.language, heard.voice, len(heard.tuned), len(heard.untouched)) == ("nl", "nl", 2, 2)
-    assert heard.untouched != heard.tuned
+    heard = both.transcribe(talk, "nl", 1.0, 1.0, False, lambda *each: told.append(each))
+    assert (heard.language, heard.voice, len(heard.tuned), len(heard.base)) == ("nl", "nl", 2, 2)
+    assert heard.base != heard.tuned
     assert [each[0] for each in told if each[1] == 0] == ["untouched", "tuned"]  # what runs away is counted once
     assert told[-1] == ("tuned", 2, 2) and max(done for _, done, _ in told) == 2
 
     config, spoken = words_of(folder), [(each.start, each.end) for each in heard.tuned]
     base = f"model.checkpoint={run.settings(folder)['model']['checkpoint']}"
-    other, recorded = words_of(folder, base), run.as_recorded(folder, config, [])
+    other, recorded = words_of(folder, base), run.recorded_config(folder, config, [])
     alone = ears.with_base(other.model, other.decoding, hardware_of(config))
-    merged = ears.with_run(folder, run.pinned(recorded).model, config.decoding, hardware_of(config))
-    for model, expected in ((alone, heard.untouched), (merged, heard.tuned)):
-        with model.hearing("nl", None) as settings:
+    merged = ears.with_run(folder, run.with_pinned_base(recorded).model, config.decoding, hardware_of(config))
+    for model, expected in ((alone, heard.base), (merged, heard.tuned)):
+        with model.session("nl", None) as settings:
             assert model.segments([(talk, *part) for part in spoken], settings) == expected
 
 
@@ -130,19 +130,19 @@ def test_a_strength_hears_as_an_adapter_that_was_scaled_for_good_and_none_is_unt
 ) -> None:
     folder = made("nl")
     both = both_of(folder)
-    checkpoint = both.untouched.base.checkpoint
-    arithmetic.scaled(run.adapter(folder), 0.5, tmp_path / "half", checkpoint)
+    checkpoint = both.base.base.checkpoint
+    arithmetic.scale_adapter(run.adapter(folder), 0.5, tmp_path / "half", checkpoint)
     half = adapter.load(checkpoint, tmp_path / "half", "fp32", torch.device("cpu"))
     clips = [{"path": str(talk), "start": 0.0, "end": 2.0, "duration": 2.0}]
-    with both.tuned.hearing("nl", pair.TUNED, 0.5) as settings:
+    with both.tuned.session("nl", pair.TUNED, 0.5) as settings:
         assert settings.margin is None  # 30 s
-        (live,) = transcribe_once(both.tuned.model, both.tuned.processor, clips, settings)
-    (expected,) = transcribe_once(half, load_processor(checkpoint), clips, settings)
+        (live,) = decode_once(both.tuned.model, both.tuned.processor, clips, settings)
+    (expected,) = decode_once(half, load_processor(checkpoint), clips, settings)
     assert live.tokens == expected.tokens
 
-    heard = both.hear(talk, "nl", 0.0, 1.0, False, quietly)
-    assert heard.untouched == heard.tuned
-    again = both.hear(talk, "nl", 1.0, 1.0, False, quietly)
+    heard = both.transcribe(talk, "nl", 0.0, 1.0, False, quietly)
+    assert heard.base == heard.tuned
+    again = both.transcribe(talk, "nl", 1.0, 1.0, False, quietly)
     assert again.untouched != again.tuned  # the strength went with the hearing
 
 
@@ -151,14 +151,14 @@ def test_what_does_not_scale_has_no_slider_and_a_whole_model_stands_beside_its_b
     made: Callable[..., Path], talk: Path, tmp_path: Path, kind: str, two: bool
 ) -> None:
     both = both_of(made(kind, f"lora={kind}"))
-    assert (both.untouched is not both.tuned) == two
-    acts = layout.Acts(both, load([]).app, tmp_path)
+    assert (both.base is not both.tuned) == two
+    acts = layout.Handlers(both, load([]).app, tmp_path)
     slider = acts.strength(kind)
     assert not slider.interactive and slider.value == 1
-    with pytest.raises(ChoiceError, match=f"strength: must be 1 for {kind}"):
-        both.hear(talk, kind, 0.5, 1.0, False, quietly)
-    heard = both.hear(talk, kind, 1.0, 1.0, False, quietly)
-    assert len(heard.untouched) == len(heard.tuned) == 1
+    with pytest.raises(ConfigError, match=f"strength: must be 1 for {kind}"):
+        both.transcribe(talk, kind, 0.5, 1.0, False, quietly)
+    heard = both.transcribe(talk, kind, 1.0, 1.0, False, quietly)
+    assert len(heard.base) == len(heard.tuned) == 1
 
 
 def test_several_adapters_are_chosen_by_name_or_by_the_language_that_is_heard(
@@ -171,17 +171,17 @@ def test_several_adapters_are_chosen_by_name_or_by_the_language_that_is_heard(
         assert [(name, each.language) for name, each in both.voices.items()] == [("nl", "nl"), ("de", "de")]
         assert both.voices["nl"].clips and not both.voices["de"].clips  # an adapter alone has no manifest
         if fits:
-            named = both.hear(talk, "nl", 1.0, 1.0, False, quietly)
-            assert both.hear(talk, WHICHEVER, 1.0, 1.0, False, quietly) == named
-            assert both.hear(talk, "de", 1.0, 1.0, False, quietly).tuned != named.tuned
+            named = both.transcribe(talk, "nl", 1.0, 1.0, False, quietly)
+            assert both.transcribe(talk, WHICHEVER, 1.0, 1.0, False, quietly) == named
+            assert both.transcribe(talk, "de", 1.0, 1.0, False, quietly).tuned != named.tuned
         else:
-            with pytest.raises(ChoiceError, match="es is heard, and no adapter is of that language; choose one of nl"):
-                both.hear(talk, WHICHEVER, 1.0, 1.0, False, quietly)
+            with pytest.raises(ConfigError, match="es is heard, and no adapter is of that language; choose one of nl"):
+                both.transcribe(talk, WHICHEVER, 1.0, 1.0, False, quietly)
 
 
 def test_a_run_that_was_not_trained_is_refused(words: list[str], tmp_path: Path) -> None:
     config = load(words)
-    with pytest.raises(ChoiceError, match=r"run_dir: no adapter in .*; train it first, with make train"):
+    with pytest.raises(ConfigError, match=r"run_dir: no adapter in .*; train it first, with make train"):
         pair.of_run(config, config, hardware_of(config))
 
 
@@ -195,15 +195,15 @@ def test_a_run_of_a_version_that_had_no_such_page_is_heard(made: Callable[..., P
     file = run.settings_file(tmp_path)
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(old))  # which is YAML too
-    assert run.as_recorded(tmp_path, load([]), []).lora.kind == "qv"
+    assert run.recorded_config(tmp_path, load([]), []).lora.kind == "qv"
 
 
 # ---- what cannot be heard ----
 
 
 @pytest.fixture
-def acts(made: Callable[..., Path], tmp_path: Path) -> layout.Acts:
-    return layout.Acts(both_of(made("nl")), load(["app.max_minutes=0.2", "app.max_megabytes=1"]).app, tmp_path)
+def acts(made: Callable[..., Path], tmp_path: Path) -> layout.Handlers:
+    return layout.Handlers(both_of(made("nl")), load(["app.max_minutes=0.2", "app.max_megabytes=1"]).app, tmp_path)
 
 
 def _bad(folder: Path, name: str) -> str | None:
@@ -235,7 +235,9 @@ def _bad(folder: Path, name: str) -> str | None:
         ("large", "large.wav: is larger than 1 MB (app.max_megabytes)"),
     ],
 )
-def test_what_cannot_be_heard_is_one_line_on_the_page(acts: layout.Acts, tmp_path: Path, name: str, says: str) -> None:
+def test_what_cannot_be_heard_is_one_line_on_the_page(
+    acts: layout.Handlers, tmp_path: Path, name: str, says: str
+) -> None:
     with pytest.raises(gr.Error) as refusal:
         acts.hear(_bad(tmp_path, name), "nl", None, 1.0, lambda *_, **__: None)
     assert refusal.value.message == says
@@ -244,9 +246,9 @@ def test_what_cannot_be_heard_is_one_line_on_the_page(acts: layout.Acts, tmp_pat
 def test_a_port_that_is_taken_and_a_host_that_is_not_ours_are_one_line_each() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(WorldError, match=rf"app\.port: another program has port {port} of 127.0.0.1"):
+        with pytest.raises(ExternalError, match=rf"app\.port: another program has port {port} of 127.0.0.1"):
             app(load([f"app.port={port}"]))  # before anything is loaded
-    with pytest.raises(ChoiceError, match=r"app\.host: must be one that can be had, got 192\.0\.2\.1"):
+    with pytest.raises(ConfigError, match=r"app\.host: must be one that can be had, got 192\.0\.2\.1"):
         refuse_taken(load(["app.host=192.0.2.1"]).app)
 
 
@@ -276,8 +278,8 @@ def test_recordings_go_when_they_are_old(tmp_path: Path) -> None:
 # ---- what is shown ----
 
 
-def said(untouched: str, tuned: str) -> Heard:
-    return Heard("run", "nl", 1.0, 2.0, [Segment(0, 2, untouched)], [Segment(0, 2, tuned, cut=True)])
+def said(untouched: str, tuned: str) -> PairResult:
+    return PairResult("run", "nl", 1.0, 2.0, [Segment(0, 2, untouched)], [Segment(0, 2, tuned, truncated=True)])
 
 
 def test_words_that_differ_are_marked_on_both_sides_and_not_by_color_alone() -> None:
@@ -299,7 +301,7 @@ def test_against_a_reference_stand_the_errors_and_rates_that_scoring_counts() ->
 
 
 def test_where_no_spaces_are_written_characters_are_compared() -> None:
-    heard = Heard("run", "ja", 1.0, 2.0, [Segment(0, 2, "今日は雨")], [Segment(0, 2, "今日は雪")])
+    heard = PairResult("run", "ja", 1.0, 2.0, [Segment(0, 2, "今日は雨")], [Segment(0, 2, "今日は雪")])
     page = layout.render_result(heard, SCORING, "今日は雪。")
     assert "<del>雨</del>" in page and "<ins>雪</ins>" in page
     assert "25.0%" in page and "1 of 4 characters" in page
@@ -320,7 +322,7 @@ def test_differences_keep_every_word_as_it_was_written() -> None:
 
 
 def test_a_test_clip_is_heard_whole_as_it_is_scored_and_other_sound_has_no_reference(
-    acts: layout.Acts, talk: Path
+    acts: layout.Handlers, talk: Path
 ) -> None:
     clip = acts.pair.voices["nl"].clips[0]
     loaded = acts.load("nl", clip["id"])
@@ -332,7 +334,7 @@ def test_a_test_clip_is_heard_whole_as_it_is_scored_and_other_sound_has_no_refer
     assert "Against the reference" not in shown
 
 
-def test_what_is_heard_when_the_app_ends_is_broken_off(acts: layout.Acts, talk: Path) -> None:
+def test_what_is_heard_when_the_app_ends_is_broken_off(acts: layout.Handlers, talk: Path) -> None:
     acts.end()
     with pytest.raises(gr.Error, match="the app has ended"):
         acts.hear(str(talk), "nl", None, 1.0, lambda *_, **__: None)

@@ -43,7 +43,7 @@ def test_the_demos_own_command_is_recorded_without_what_it_adds_itself(
 ) -> None:
     monkeypatch.setattr(demo_stage, "write_demo_corpus", lambda archive: None)
     monkeypatch.setattr(demo_stage, "whisper_base_from_wheels", lambda: tmp_path)
-    monkeypatch.setattr(demo_stage, "words_of_job", lambda: ["experiment=demo", "seed=1"])
+    monkeypatch.setattr(demo_stage, "job_overrides", lambda: ["experiment=demo", "seed=1"])
     asked = []
 
     def train(config: Config, command: list[str]) -> None:

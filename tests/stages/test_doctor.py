@@ -19,12 +19,12 @@ from transformers import WhisperFeatureExtractor, WhisperProcessor
 
 from asr_lora.config.compose import load
 from asr_lora.config.schema import LORA_KEYS
-from asr_lora.data.dataset import Steps
-from asr_lora.data.features import Example, Making, collate, token_ids
+from asr_lora.data.dataset import StepDataset
+from asr_lora.data.features import Example, SpeechCollator, collate, label_ids
 from asr_lora.doctor import data as glimpse
 from asr_lora.doctor import machine as checks
 from asr_lora.doctor.__main__ import doctor, examine, main
-from asr_lora.doctor.check import Check, check_versions, paired
+from asr_lora.doctor.check import Check, check_versions, is_pair
 from asr_lora.model import adapter
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model import probes as probe
@@ -32,9 +32,9 @@ from asr_lora.model.pretrained import load_config, load_processor
 from asr_lora.model.probes import Base
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
-from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.errors import ExternalError
 from asr_lora.runtime.files import read_jsonl
-from asr_lora.training.builder import order
+from asr_lora.training.builder import step_sampler
 
 CPU = torch.device("cpu")
 
@@ -70,7 +70,7 @@ def test_what_fails_stands_on_the_screen_with_its_way_out(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(WorldError, match="doctor: data failed"):
+    with pytest.raises(ExternalError, match="doctor: data failed"):
         doctor(load([*words, f"data.source={tmp_path}/nowhere"]), Check("versions", "ok", ""))
     screen = capsys.readouterr().out
     assert f"data.source: no file or folder {tmp_path}/nowhere\n" in screen.replace("  ", "").replace(" \n", "\n")
@@ -108,8 +108,8 @@ def test_a_torchaudio_that_is_not_torch_s_is_told_before_anything_breaks_on_it(
 
 
 def test_a_pair_is_of_one_release_and_one_build() -> None:
-    assert paired("2.11.0", "2.11.0+cu130") and paired("2.11.1+cpu", "2.11.0+cpu")
-    assert not paired("2.11.0+cpu", "2.11.0+cu130") and not paired("2.11.0", "2.1.0")
+    assert is_pair("2.11.0", "2.11.0+cu130") and is_pair("2.11.1+cpu", "2.11.0+cpu")
+    assert not is_pair("2.11.0+cpu", "2.11.0+cu130") and not is_pair("2.11.0", "2.1.0")
     assert check_versions().verdict == "ok"
 
 
@@ -210,7 +210,7 @@ def test_a_locale_without_a_token_fails_and_names_a_relative(words: list[str], t
     ],
 )
 def test_wrong_labels_are_told(spoil: Any, trouble: str, processor: WhisperProcessor) -> None:
-    ids = token_ids("dit is een zin", processor.tokenizer)
+    ids = label_ids("dit is een zin", processor.tokenizer)
     silence = torch.zeros(16_000).numpy()
     prompt, end = ids[:3], processor.tokenizer.eos_token_id
     right = collate([Example(silence, ids), Example(silence, ids[:4] + ids[-1:])], processor, 1.0)
@@ -239,7 +239,9 @@ def test_an_adapter_without_gradient_fails(words: list[str], tmp_path: Path) -> 
     model.get_base_model().model.encoder.register_forward_hook(lambda module, given, made: made.__class__(
         {name: value.detach() for name, value in made.items()}
     ))  # fmt: skip
-    (batch, *_) = Steps(rows, order(config, rows), 1, Making(load_processor(config.model.checkpoint)))[0]
+    (batch, *_) = StepDataset(
+        rows, step_sampler(config, rows), 1, SpeechCollator(load_processor(config.model.checkpoint))
+    )[0]
     probe.back_propagate(model, base, batch)
     arrived = probe.gradients(model)
     assert arrived == {"encoder": (0, 4), "decoder": (8, 8)}

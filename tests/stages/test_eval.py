@@ -10,13 +10,13 @@ from support.releases import utterances, write_release
 from asr_lora.config.compose import load
 from asr_lora.eval import evaluate
 from asr_lora.evaluation import eval_sets
-from asr_lora.evaluation.eval_sets import Set
+from asr_lora.evaluation.eval_sets import EvalSet
 from asr_lora.evaluation.metrics import SMALL
-from asr_lora.model.adapter_folder import trained_on_short
+from asr_lora.model.adapter_folder import knows_short_context
 from asr_lora.report import report
-from asr_lora.runs.folder import as_recorded
+from asr_lora.runs.folder import recorded_config
 from asr_lora.runs.launch import _leave
-from asr_lora.runtime.errors import ChoiceError, RegressionError, UserError, WorldError
+from asr_lora.runtime.errors import ConfigError, ExternalError, RegressionError, UserError
 from asr_lora.runtime.files import read_json, read_jsonl, write_jsonl
 from asr_lora.train import train
 
@@ -59,13 +59,15 @@ def test_a_set_that_is_named_later_is_scored_alone(trained: list[str], monkeypat
     asked: list[str] = []
     real = eval_sets.decode_sets
 
-    def heard(base: Any, decoding: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
+    def heard(
+        base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None
+    ) -> list[dict[str, Any]]:
         asked.extend(each.name for each in sets)
         return real(base, decoding, hardware, sets, tuned)
 
     monkeypatch.setattr("asr_lora.eval.decode_sets", heard)
     more = ["eval.sets=[{source: noise}]"]
-    evaluate(as_recorded(config.run, load([*more, "hardware=cpu"]), more))
+    evaluate(recorded_config(config.run, load([*more, "hardware=cpu"]), more))
     assert set(asked) == {"noise"}
 
 
@@ -84,7 +86,9 @@ def test_where_characters_lead_they_are_aligned_counted_and_confused(
     chinese = [*words, f"data.source={tmp_path / 'chinese'}", "data.language=zh-CN"]
     train(load([*chinese, "eval.after=false"]))
 
-    def heard(base: Any, decoding: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
+    def heard(
+        base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None
+    ) -> list[dict[str, Any]]:
         (own,) = sets
         said = [
             clip["text"].replace("气", "汽" if tuned else "器").replace("好", "好" if tuned else "")
@@ -118,7 +122,9 @@ def test_where_characters_lead_they_are_aligned_counted_and_confused(
 def worse(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tuned model that gets every other word wrong and speaks in silence, where the untouched one is always right."""
 
-    def heard(base: Any, decoding: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
+    def heard(
+        base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None
+    ) -> list[dict[str, Any]]:
         def said(text: str) -> str:
             words = text.split() or ["en"]
             return text if tuned is None else " ".join(w if at % 2 else "anders" for at, w in enumerate(words))
@@ -171,7 +177,7 @@ def test_too_few_clips_decide_nothing_and_fail_only_where_strict(
         evaluate(load([*trained, "eval.max_regression=0.01", "eval.strict=true"]))
 
 
-@pytest.mark.parametrize(("kind", "status"), [(ChoiceError, 2), (WorldError, 1), (RegressionError, 3)])
+@pytest.mark.parametrize(("kind", "status"), [(ConfigError, 2), (ExternalError, 1), (RegressionError, 3)])
 def test_every_kind_of_end_has_its_status(kind: type[UserError], status: int) -> None:
     with pytest.raises(SystemExit) as left:
         _leave(kind("so"), [])
@@ -201,8 +207,10 @@ def test_strengths_are_compared_on_dev_and_the_best_alone_is_scored_on_test(trai
 def test_the_adapter_as_trained_is_scored_at_the_context_that_was_best_on_dev(
     trained: list[str], monkeypatch: pytest.MonkeyPatch, wrong: dict[str, float], best: str
 ) -> None:
-    def heard(base: Any, decoding: Any, hardware: Any, sets: Sequence[Set], tuned: Path | None) -> list[dict[str, Any]]:
-        context = "short" if tuned is not None and trained_on_short(tuned) else "full"
+    def heard(
+        base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None
+    ) -> list[dict[str, Any]]:
+        context = "short" if tuned is not None and knows_short_context(tuned) else "full"
         return [
             {
                 "hypotheses": [
@@ -273,9 +281,9 @@ def test_the_last_kept_adapters_are_averaged_and_more_than_were_kept_refused(tra
     facts = evaluate(config)
     assert read_json(config.run / "train" / "adapter-average2" / "asr_lora.json")["averaged"] == 2
     assert facts["context"] == "short"
-    with pytest.raises(ChoiceError, match=r"eval.average: training kept 2 adapters .*, not 3; training.keep_adapters"):
+    with pytest.raises(ConfigError, match=r"eval.average: training kept 2 adapters .*, not 3; training.keep_adapters"):
         evaluate(load([*trained, "eval.average=3"]))
-    with pytest.raises(ChoiceError, match=r"eval.average: must be at most training.keep_adapters=3, got 4"):
+    with pytest.raises(ConfigError, match=r"eval.average: must be at most training.keep_adapters=3, got 4"):
         load([*trained, "eval.average=4"])
 
 

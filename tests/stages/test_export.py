@@ -25,7 +25,7 @@ from transformers import WhisperForConditionalGeneration, pipeline
 
 from asr_lora.config.compose import Config, load
 from asr_lora.eval import evaluate
-from asr_lora.evaluation.eval_sets import Set
+from asr_lora.evaluation.eval_sets import EvalSet
 from asr_lora.export import __main__ as command
 from asr_lora.export import ct2, ggml, hf
 from asr_lora.export import verify as source
@@ -34,7 +34,7 @@ from asr_lora.model import adapter, arithmetic, whisper
 from asr_lora.model import adapter_folder as stored
 from asr_lora.model.pretrained import load_generation_config, load_processor
 from asr_lora.runs import folder as run
-from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import read_json, read_jsonl, write_json
 from asr_lora.train import train
 
@@ -197,7 +197,7 @@ def read_tensors(data: bytes, at: int) -> dict[str, tuple[np.ndarray, int]]:
 
 def test_blocks_that_do_not_fit_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     hf.write(whisper.load(str(tiny_checkpoint), "fp32", CPU), str(tiny_checkpoint), "nl", "transcribe", tmp_path / "hf")
-    with pytest.raises(ChoiceError, match=r"export\.formats: ggml-q5_0 wants rows of 32 weights, got 16"):
+    with pytest.raises(ConfigError, match=r"export\.formats: ggml-q5_0 wants rows of 32 weights, got 16"):
         ggml.write(tmp_path / "hf", "q5_0", tmp_path / "ggml")
 
 
@@ -219,7 +219,7 @@ def test_blocks_that_do_not_fit_are_refused(tiny_checkpoint: Path, tmp_path: Pat
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(words: list[str], told: str) -> None:
-    with pytest.raises(ChoiceError, match=re.escape(told)):
+    with pytest.raises(ConfigError, match=re.escape(told)):
         load(words)
 
 
@@ -227,7 +227,7 @@ def test_a_runtime_that_is_absent_is_named_with_its_extra(
     asked: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ChoiceError, match=r"ct2 is proven in faster-whisper, .*--extra faster-whisper"):
+    with pytest.raises(ConfigError, match=r"ct2 is proven in faster-whisper, .*--extra faster-whisper"):
         main(asked("export.formats=[hf,ct2]"))
 
 
@@ -296,8 +296,10 @@ def test_an_export_that_says_something_else_fails_and_leaves_the_evidence(
     asked: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as lying:
-        lying.setattr(hf, "hearing", lambda *_: lambda clip: "ja " * 90)
-        with pytest.raises(WorldError, match=r"export: hf: WER of test is .* ours .*; what was heard is in .*proofs"):
+        lying.setattr(hf, "transcriber", lambda *_: lambda clip: "ja " * 90)
+        with pytest.raises(
+            ExternalError, match=r"export: hf: WER of test is .* ours .*; what was heard is in .*proofs"
+        ):
             main(asked("export.formats=[hf]"))
     assert (tmp_path / "out" / "hf.failed" / "model.safetensors").is_file() and not (tmp_path / "out" / "hf").exists()
     lines = read_jsonl(tmp_path / "out" / "proofs" / "hf.jsonl")
@@ -314,7 +316,7 @@ def test_an_interrupted_export_leaves_nothing_that_looks_finished(
 
     (tmp_path / "out" / ".unproven-killed" / "hf").mkdir(parents=True)  # what a killed one has left
     with monkeypatch.context() as stopping:
-        stopping.setattr(hf, "hearing", interrupt)
+        stopping.setattr(hf, "transcriber", interrupt)
         with pytest.raises(KeyboardInterrupt):
             main(asked("export.formats=[hf]"))
     assert list((tmp_path / "out").iterdir()) == []
@@ -326,7 +328,7 @@ def test_what_differs_beyond_tolerance_and_chance_is_doubted_and_one_word_of_few
         {"id": str(at), "text": text, "speaker": "", "duration": 3.0}
         for at, text in enumerate(["de trein vertrekt om drie uur", "zij leest een boek", "het regent", "ik kom"])
     ]
-    each = Set("test", "test", "nl", clips, 4)  # type: ignore[arg-type]
+    each = EvalSet("test", "test", "nl", clips, 4)  # type: ignore[arg-type]
     right = [clip["text"] for clip in clips]
     ours = [{"hypotheses": right, "cut": [False] * 4, "seconds": 1.0}]
 
@@ -382,8 +384,8 @@ def test_ctranslate2_runs_on_the_gpu_of_the_run_where_it_can(of_ct2: Path, monke
 
     monkeypatch.setattr(ct2, "WhisperModel", on_cpu)
     assert ct2.runs_on(of_ct2, CUDA) == CUDA
-    ct2.hearing(of_ct2, "nl", "transcribe", CUDA)
-    ct2.hearing(of_ct2, "nl", "transcribe", CPU)
+    ct2.transcriber(of_ct2, "nl", "transcribe", CUDA)
+    ct2.transcriber(of_ct2, "nl", "transcribe", CPU)
     assert used == [("cuda", 1), ("cuda", 1), ("cpu", 0)]
 
 
@@ -432,7 +434,7 @@ def test_a_combination_adds_the_shares_of_what_each_adds(
     way: str, rank: int, folders: dict[str, Path], tmp_path: Path, processor: Any
 ) -> None:
     base = tiny_whisper(processor.tokenizer)
-    arithmetic.combined(folders, [0.3, 0.9], way, tmp_path / "sum", base)
+    arithmetic.combine_adapters(folders, [0.3, 0.9], way, tmp_path / "sum", base)
     first, second = (changed(folder, processor) for folder in folders.values())
     for name, delta in changed(tmp_path / "sum", processor).items():
         wanted = 0.3 * first[name] + 0.9 * second[name]
@@ -443,7 +445,7 @@ def test_a_combination_adds_the_shares_of_what_each_adds(
             torch.testing.assert_close((delta - wanted).norm(), lost, atol=1e-5, rtol=1e-2)
     settings = read_json(tmp_path / "sum" / "adapter_config.json")
     assert (settings["r"], settings["base_model_name_or_path"]) == (rank, "openai/whisper-tiny")
-    assert not stored.trained_on_short(tmp_path / "sum")
+    assert not stored.knows_short_context(tmp_path / "sum")
     assert "openai/whisper-tiny" in (tmp_path / "sum" / "README.md").read_text()
 
 
@@ -452,9 +454,9 @@ def test_adapters_that_do_not_add_are_refused(folders: dict[str, Path], tmp_path
         tiny_whisper(processor.tokenizer), load(["lora=dora", "lora.r=2", "model.precision=fp32"]).lora, 0
     )
     adapter.save(tuned, tmp_path / "dora", "openai/whisper-tiny", "dynamic")
-    with pytest.raises(ChoiceError, match=r"adapters.dora: must be a plain LoRA, got .*dora"):
+    with pytest.raises(ConfigError, match=r"adapters.dora: must be a plain LoRA, got .*dora"):
         both = {**folders, "dora": tmp_path / "dora"}
-        arithmetic.combined(both, [1, 1, 1], "cat", tmp_path / "sum", tiny_whisper(processor.tokenizer))
+        arithmetic.combine_adapters(both, [1, 1, 1], "cat", tmp_path / "sum", tiny_whisper(processor.tokenizer))
 
 
 @pytest.mark.slow
@@ -479,11 +481,11 @@ def test_the_same_shares_of_adapters_in_another_order_lie_elsewhere(tmp_path: Pa
 
 
 def test_runs_that_cannot_be_combined_are_refused(runs: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(ChoiceError, match="adapters: must be a list"):
+    with pytest.raises(ConfigError, match="adapters: must be a list"):
         main(load([f"adapters={{nl: {runs[0]}}}"]))
-    with pytest.raises(ChoiceError, match="adapters: must be of different names"):
+    with pytest.raises(ConfigError, match="adapters: must be of different names"):
         main(load([f"adapters=[{runs[0]},{runs[0]}]"]))
-    with pytest.raises(ChoiceError, match="run_dir: no run in"):
+    with pytest.raises(ConfigError, match="run_dir: no run in"):
         main(load([f"adapters=[{runs[0]},{tmp_path}]"]))
 
 
@@ -574,12 +576,12 @@ def test_the_hub_without_results_a_token_or_a_network_is_one_line(
     asked: Callable[..., Config], runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sends = replace(load().export, push="me/model", dry_run=False)
-    with pytest.raises(ChoiceError, match=r"export.push: the card of .* has no results yet"):
+    with pytest.raises(ConfigError, match=r"export.push: the card of .* has no results yet"):
         command.push(run.adapter(runs[0]), sends)
     monkeypatch.setattr(command, "get_token", lambda: None)
-    with pytest.raises(ChoiceError, match=r"export.push: no token of the Hub's"):
+    with pytest.raises(ConfigError, match=r"export.push: no token of the Hub's"):
         command.push(run.adapter(runs[1]), sends)
     monkeypatch.setattr(command, "get_token", lambda: "hf_planted")
-    with pytest.raises(WorldError, match=r"export.push: me/model did not take it") as error:
+    with pytest.raises(ExternalError, match=r"export.push: me/model did not take it") as error:
         command.push(run.adapter(runs[1]), sends)
     assert "hf_planted" not in str(error.value)

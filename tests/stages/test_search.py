@@ -13,11 +13,11 @@ from optuna.trial import TrialState
 
 from asr_lora.config.compose import load
 from asr_lora.runs import folder as run
-from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.search import study
 from asr_lora.search.__main__ import search
 from asr_lora.training.trainer import WhisperTrainer
-from asr_lora.training.validation import Dev, Judged
+from asr_lora.training.validation import DevEvaluator, DevResult
 
 SPACE = "search.space=['lora.r=choice(2,4)','training.learning_rate=tag(log,interval(1e-3,1e-2))']"
 
@@ -51,7 +51,7 @@ def test_a_search_tries_the_usual_first_scores_no_test_and_names_the_command_of_
     (command,) = (line for line in told.err.splitlines() if line.startswith("best on dev"))
     best = min((trial for trial in trials if trial.value is not None), key=lambda trial: trial.value)
     assert f"lora.r={best.params['lora.r']}" in command and "eval.after" not in command and "search." not in command
-    assert run.last(page.parent.parent.parent) == Path(best.user_attrs["run"])
+    assert run.last_run(page.parent.parent.parent) == Path(best.user_attrs["run"])
     assert "dev WER" in told.out
     text = page.read_text()
     assert text.count("<svg") == 3 and "asr_lora.train" in text and "http" not in text.partition("<svg")[0]
@@ -65,7 +65,7 @@ def test_a_trial_that_is_worse_than_the_median_is_pruned_and_leaves_no_checkpoin
     few: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wers = iter([0.5, 0.4, 0.9, 0.45, 0.3])
-    monkeypatch.setattr(Dev, "judged", lambda *args: Judged(next(wers), None))
+    monkeypatch.setattr(DevEvaluator, "evaluate", lambda *args: DevResult(next(wers), None))
     page = search(load(few), few)
     assert states(page) == ["COMPLETE", "PRUNED", "COMPLETE"]
     pruned = studied(page)[1]
@@ -81,15 +81,15 @@ def test_an_interrupted_search_goes_on_with_the_trial_and_draws_what_it_would_ha
     whole = [*few, f"runs_dir={tmp_path / 'whole'}", "search.startup=9"]
     cut = [*few, f"runs_dir={tmp_path / 'cut'}", "search.startup=9"]
     drawn = [trial.params for trial in studied(search(load(whole), whole))]
-    usual, count = Dev.judged, iter(range(100))
+    usual, count = DevEvaluator.evaluate, iter(range(100))
 
-    def judged(*args: Any) -> Judged:
+    def judged(*args: Any) -> DevResult:
         if next(count) == 3:  # of the second trial's last step
             raise KeyboardInterrupt
         return usual(*args)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Dev, "judged", judged)
+        patched.setattr(DevEvaluator, "evaluate", judged)
         search(load(cut), cut)
     trials = studied(search(load(cut), cut))
     assert [trial.state for trial in trials] == [
@@ -138,16 +138,16 @@ def test_no_trial_begins_that_would_not_fit(few: list[str], capsys: pytest.Captu
 def test_what_one_trial_breaks_is_told_and_what_the_first_breaks_is_raised(
     few: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    usual, count = Dev.judged, iter(range(100))
+    usual, count = DevEvaluator.evaluate, iter(range(100))
 
-    def judged(*args: Any) -> Judged:
+    def judged(*args: Any) -> DevResult:
         if next(count) in broken:
-            raise WorldError("hardware: too small")
+            raise ExternalError("hardware: too small")
         return usual(*args)
 
-    monkeypatch.setattr(Dev, "judged", judged)
+    monkeypatch.setattr(DevEvaluator, "evaluate", judged)
     broken = {0}
-    with pytest.raises(WorldError):
+    with pytest.raises(ExternalError):
         search(load(few), few)
     broken, count = {2}, iter(range(100))
     page = search(load(few), few)
@@ -170,13 +170,13 @@ def test_what_one_trial_breaks_is_told_and_what_the_first_breaks_is_raised(
 )
 def test_a_space_that_cannot_be_is_refused_before_anything_runs(words: list[str], said: str, says: str) -> None:
     typed = [*words, f"search.space={said}"]
-    with pytest.raises(ChoiceError) as refusal:
+    with pytest.raises(ConfigError) as refusal:
         search(load(typed), typed)
     assert says in str(refusal.value)
 
 
 def test_the_usual_settings_are_tried_as_far_as_the_space_holds_them() -> None:
-    settings = study.parsed(["lora.r=choice(2,4)", "lora.dropout=interval(0,0.1)", "training.warmup=range(2)"])
+    settings = study.parse_space(["lora.r=choice(2,4)", "lora.dropout=interval(0,0.1)", "training.warmup=range(2)"])
     recorded = {"lora": {"r": 4, "dropout": 0.5}, "training": {"warmup": 0.1}}
     assert study.usual(settings, recorded) == {"lora.r": "4"}
 

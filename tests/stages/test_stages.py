@@ -17,14 +17,14 @@ from support.models import tiny_tokenizer, tiny_whisper
 from support.releases import utterances, write_release
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 
-from asr_lora.config.compose import load, quoted
+from asr_lora.config.compose import load, quote_override
 from asr_lora.eval import evaluate
-from asr_lora.model.pretrained import identity
-from asr_lora.runs.folder import as_recorded, settings
-from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.model.pretrained import fingerprint
+from asr_lora.runs.folder import recorded_config, settings
+from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
-from asr_lora.training.validation import Dev, Judged
+from asr_lora.training.validation import DevEvaluator, DevResult
 
 TRAINED = (
     "trainable_parameters adapter_bytes steps clips_seen audio_seconds_seen train_seconds dev_seconds total_seconds "
@@ -70,7 +70,7 @@ def test_a_run_leaves_the_contract_and_the_same_words_again_find_it_complete(
     train(config)
     evaluate(config)
     assert modified(run) == before
-    with pytest.raises(ChoiceError, match=r"lora\.r=4, not 8; .*run_name=.*remove"):
+    with pytest.raises(ConfigError, match=r"lora\.r=4, not 8; .*run_name=.*remove"):
         train(load([*words, "lora.r=8", f"run_dir={run}"]))
     assert modified(run) == before
 
@@ -100,7 +100,7 @@ def test_a_quantised_base_trains_and_is_scored_unquantised(words: list[str], tmp
 def test_a_locale_without_a_token_trains_and_is_scored_under_a_related_one(words: list[str], tmp_path: Path) -> None:
     write_release(tmp_path / "frisian", language="fy-NL")
     frisian = [*words, f"data.source={tmp_path / 'frisian'}", "data.language=fy-NL"]
-    with pytest.raises(ChoiceError, match=r"model\.language=nl"):
+    with pytest.raises(ConfigError, match=r"model\.language=nl"):
         train(load(frisian))
     config = load([*frisian, "model.language=nl"])
     train(config)
@@ -123,7 +123,7 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("asr_lora.decoding.generate.transcribe", never)
+    monkeypatch.setattr("asr_lora.decoding.generate.decode_clips", never)
 
 
 def test_another_normaliser_decodes_nothing_again(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_a_sweep_decodes_the_untouched_model_once(words: list[str]) -> None:
 def test_hypotheses_are_not_taken_for_those_of_other_clips_or_another_decoding(words: list[str], change: str) -> None:
     train(load([*words, "training.max_steps=1"]))
     config = load([*words, "training.max_steps=1"])
-    other = evaluate(as_recorded(config.run, load([change, "hardware=cpu"]), [change]))
+    other = evaluate(recorded_config(config.run, load([change, "hardware=cpu"]), [change]))
     assert not other["cached"] and not other["baseline"]["cached"]
 
 
@@ -173,7 +173,9 @@ def test_only_a_tuned_model_that_knows_short_contexts_is_heard_at_one(words: lis
     }  # fmt: skip
     assert all(facts["baseline"]["context"] == "full" for facts in heard.values())
     config = load(words)
-    full = evaluate(as_recorded(config.run, load(["decoding.context=full", "hardware=cpu"]), ["decoding.context=full"]))
+    full = evaluate(
+        recorded_config(config.run, load(["decoding.context=full", "hardware=cpu"]), ["decoding.context=full"])
+    )
     assert full["context"] == "full"
 
 
@@ -182,18 +184,18 @@ def test_a_run_of_another_version_is_refused_in_one_line(words: list[str]) -> No
     train(config)
     settings = config.run / "train" / "config.yaml"
     settings.write_text(settings.read_text().replace("  margin: 1.0\n", ""))
-    with pytest.raises(ChoiceError, match=r"another version of asr_lora.*margin"):
-        as_recorded(config.run, load(["hardware=cpu"]), [])
+    with pytest.raises(ConfigError, match=r"another version of asr_lora.*margin"):
+        recorded_config(config.run, load(["hardware=cpu"]), [])
 
 
 def test_a_run_without_an_adapter_cannot_be_scored(words: list[str]) -> None:
-    with pytest.raises(ChoiceError, match="no adapter"):
+    with pytest.raises(ConfigError, match="no adapter"):
         evaluate(load(words))
 
 
 def test_an_unknown_checkpoint_without_network_says_how_to_give_a_local_one(words: list[str]) -> None:
     config = load([*words, "model.checkpoint=openai/whisper-nonesuch"])
-    with pytest.raises(WorldError, match=r"model\.checkpoint=/path/to/whisper"):
+    with pytest.raises(ExternalError, match=r"model\.checkpoint=/path/to/whisper"):
         train(config)
     assert not config.run.exists()
 
@@ -202,10 +204,10 @@ def test_an_unknown_checkpoint_without_network_says_how_to_give_a_local_one(word
 def test_an_earlier_adapter_is_kept_only_where_dev_says_beyond_chance_that_the_last_is_worse(
     words: list[str], monkeypatch: pytest.MonkeyPatch, worse: bool
 ) -> None:
-    decoded = iter([Judged(0.5, None), Judged(0.7, None, worse=worse)])
+    decoded = iter([DevResult(0.5, None), DevResult(0.7, None, worse=worse)])
     heard = []
 
-    def judged(dev: Dev, model: Any, lowest: Sequence[int]) -> Judged:
+    def judged(dev: DevEvaluator, model: Any, lowest: Sequence[int]) -> DevResult:
         heard.append(
             {
                 name: weight.clone()
@@ -214,7 +216,7 @@ def test_an_earlier_adapter_is_kept_only_where_dev_says_beyond_chance_that_the_l
         )
         return next(decoded)
 
-    monkeypatch.setattr(Dev, "judged", judged)
+    monkeypatch.setattr(DevEvaluator, "evaluate", judged)
     config = load(
         [*words, "training.eval_steps=1", "training.dev_share=1", "training.save_steps=1", "eval.after=false"]
     )
@@ -227,7 +229,7 @@ def test_an_earlier_adapter_is_kept_only_where_dev_says_beyond_chance_that_the_l
 
 def test_more_new_tokens_than_the_checkpoint_has_places_for_are_refused_at_once(words: list[str]) -> None:
     config = load([*words, "decoding.max_new_tokens=61"])
-    with pytest.raises(ChoiceError, match=r"decoding\.max_new_tokens: must be at most 60"):
+    with pytest.raises(ConfigError, match=r"decoding\.max_new_tokens: must be at most 60"):
         train(config)
     assert not config.run.exists()
 
@@ -236,16 +238,16 @@ def test_a_split_of_which_nothing_is_usable_is_refused(words: list[str], tmp_pat
     dev = [{**utterances("dev", 1, 1)[0], "clip": b"no mp3"}]
     splits = {"train": utterances("train", 60, 6), "dev": dev, "test": utterances("test", 6, 3)}
     write_release(tmp_path / "deaf", splits=splits)
-    with pytest.raises(ChoiceError, match="no usable clip of dev"):
+    with pytest.raises(ConfigError, match="no usable clip of dev"):
         train(load([*words, f"data.source={tmp_path / 'deaf'}"]))
 
 
 def test_a_run_from_a_path_that_looks_like_an_interpolation_is_scored_again(words: list[str], tmp_path: Path) -> None:
     odd = tmp_path / "a ${b}"
     write_release(odd)
-    config = load([*words, f"data.source={quoted(str(odd))}", "eval.after=false"])
+    config = load([*words, f"data.source={quote_override(str(odd))}", "eval.after=false"])
     train(config)
-    recorded = as_recorded(config.run, load(["hardware=cpu", "eval.limit=2"]), ["eval.limit=2"])
+    recorded = recorded_config(config.run, load(["hardware=cpu", "eval.limit=2"]), ["eval.limit=2"])
     assert recorded.data.source == str(odd)
     assert evaluate(recorded)["clips"] == 2
 
@@ -265,7 +267,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_told_and_the_same_words_finish_when_there_is_room(words: list[str], small_disk: Path) -> None:
     more = [*words, "lora.r=32", f"runs_dir={small_disk}", "eval.after=false"]
     config = load(more)
-    with pytest.raises((WorldError, OSError), match=r"(?i)no space|cannot write"):
+    with pytest.raises((ExternalError, OSError), match=r"(?i)no space|cannot write"):
         train(config)
     assert not (config.run / "train" / "metrics.json").exists()
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
@@ -366,7 +368,7 @@ def test_a_run_keeps_to_the_commit_of_the_hub_that_it_began_with(
     before = read_json(config.run / "eval" / "test" / "metrics.json")
 
     hub(cache, [(second, another(tiny_checkpoint, tmp_path / "other"))])  # the Hub has moved on
-    assert identity("owner/whisper-random").endswith(second)
+    assert fingerprint("owner/whisper-random").endswith(second)
     shutil.rmtree(config.run / "eval")
     again = evaluate(config)
     assert again["cached"] and again["baseline"]["cached"] and again["wer"] == before["wer"]
@@ -379,5 +381,5 @@ def test_a_run_whose_base_has_been_replaced_is_refused(words: list[str], tiny_ch
     train(config)
     shutil.rmtree(base)
     another(tiny_checkpoint, base)
-    with pytest.raises(ChoiceError, match=r"model\.checkpoint: .* no longer holds the files .* \(run_name="):
+    with pytest.raises(ConfigError, match=r"model\.checkpoint: .* no longer holds the files .* \(run_name="):
         evaluate(config)

@@ -11,7 +11,7 @@ import soundfile
 from asr_lora.demo import assets as archive
 from asr_lora.demo.assets import RELEASE, SLOTS, TEMPLATES, draw_sentences, write_demo_corpus
 from asr_lora.demo.espeak import EspeakError, Utterance, speak
-from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.errors import ExternalError
 from asr_lora.speech.normalizer import Normalizer
 
 SMALL = {"train": (8, 4), "dev": (2, 2), "test": (4, 4)}  # clips, speakers
@@ -127,7 +127,7 @@ def test_a_failing_synthesiser_is_one_clear_error_and_leaves_no_archive(
 ) -> None:
     monkeypatch.setattr(archive, "SPLITS", SMALL)
     monkeypatch.setattr("asr_lora.demo.espeak.__file__", str(tmp_path / "absent.py"))
-    with pytest.raises(WorldError, match="espeak-ng cannot speak"):
+    with pytest.raises(ExternalError, match="espeak-ng cannot speak"):
         write_demo_corpus(tmp_path / "demo.tar.gz")
     assert list(tmp_path.iterdir()) == []
 

@@ -17,14 +17,14 @@ from support.runs import hardware_of, tiny_run
 
 from asr_lora.config.compose import load
 from asr_lora.decoding import transcriber as ears
-from asr_lora.decoding.generate import Segment, Worn, decoding_options, transcribe_once
-from asr_lora.decoding.transcriber import srt, stretches, txt, vtt
+from asr_lora.decoding.generate import RowAdapter, Segment, decode_once, decoding_options
+from asr_lora.decoding.transcriber import speech_segments, srt, txt, vtt
 from asr_lora.demo.espeak import RATE, Utterance, speak
 from asr_lora.model import adapter, whisper
 from asr_lora.model.adapter import BASE
 from asr_lora.model.pretrained import load_processor
 from asr_lora.runs import folder as run
-from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.speech import audio
 from asr_lora.train import train
 from asr_lora.transcribe import recordings, transcribe
@@ -58,12 +58,12 @@ def runs(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 def test_speech_is_cut_at_pauses_and_joined_while_it_fits(talk: Path) -> None:
     waveform = audio.load(talk)
-    apart, together = stretches(waveform, 5.0), stretches(waveform, 30.0)
+    apart, together = speech_segments(waveform, 5.0), speech_segments(waveform, 30.0)
     assert len(apart) == 3 and len(together) == 1
     assert all(earlier[1] < later[0] for earlier, later in pairwise(apart))
     assert together[0] == (apart[0][0], apart[-1][1])
-    assert all(end - start <= 2.0 for start, end in stretches(waveform, 2.0))
-    assert stretches(np.zeros(16_000, np.float32), 5.0) == []
+    assert all(end - start <= 2.0 for start, end in speech_segments(waveform, 2.0))
+    assert speech_segments(np.zeros(16_000, np.float32), 5.0) == []
 
 
 def test_a_folder_is_heard_file_by_file_and_a_bad_one_does_not_stop_the_rest(
@@ -77,7 +77,7 @@ def test_a_folder_is_heard_file_by_file_and_a_bad_one_does_not_stop_the_rest(
     out = tmp_path / "out"
     hearing = [*words, f'audio="{folder.parent}"', f"transcribe.out={out}", "transcribe.untouched=true"]
     asked = load([*hearing, "transcribe.language=nl", "transcribe.longest=5", "transcribe.formats=[txt,srt,vtt,json]"])
-    with pytest.raises(WorldError, match="1 of 2 recordings could not be heard"):
+    with pytest.raises(ExternalError, match="1 of 2 recordings could not be heard"):
         transcribe(asked)
     assert re.search(r"left out: .*bad\.mp3: clip cannot be decoded", capsys.readouterr().err)
     written = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
@@ -99,7 +99,7 @@ def test_what_one_recording_had_no_memory_for_is_not_tried_with_the_next(words: 
 
     base.model.get_encoder().conv1.register_forward_pre_hook(small)
     for _ in range(2):
-        with base.hearing("nl", None) as settings:
+        with base.session("nl", None) as settings:
             assert len(base.segments([(talk, 0.0, 1.0), (talk, 1.0, 2.0)], settings)) == 2
     assert sizes[0] == 2 and set(sizes[1:]) == {1}
 
@@ -112,14 +112,14 @@ def test_each_language_is_heard_with_its_adapter_as_if_that_were_merged(
     clips = [{"path": str(talk), "start": 0.0, "end": 2.0, "duration": 2.0}]
     heard = {}
     for name in ("nl", "de", None, "nl"):  # and back
-        with both.hearing("nl", name) as settings:
-            (hypothesis,) = transcribe_once(both.model, both.processor, clips, settings)
+        with both.session("nl", name) as settings:
+            (hypothesis,) = decode_once(both.model, both.processor, clips, settings)
         alone = (
             whisper.load(config.model.checkpoint, "fp32", torch.device("cpu"))
             if name is None
             else adapter.load(config.model.checkpoint, run.adapter(runs[name]), "fp32", torch.device("cpu"))
         )
-        (expected,) = transcribe_once(alone, load_processor(config.model.checkpoint), clips, settings)
+        (expected,) = decode_once(alone, load_processor(config.model.checkpoint), clips, settings)
         assert hypothesis.tokens == expected.tokens
         heard[name] = hypothesis.tokens
     assert len({tuple(tokens) for tokens in heard.values()}) == 3
@@ -133,9 +133,9 @@ def test_rows_of_one_batch_wear_their_own_adapters_and_languages(
     config = load([*words, both, f"decoding={way}", "decoding.context=full"])
     several = ears.with_adapters(config.adapters, config.model, config.decoding, hardware_of(config))
     clips = [{"path": str(talk), "start": start, "end": start + 2, "duration": 2.0} for start in (0.0, 0.0, 0.0, 2.0)]
-    worn = [Worn("nl", "nl"), Worn("de", "de"), Worn("nl", BASE), Worn("de", "nl")]
+    worn = [RowAdapter("nl", "nl"), RowAdapter("de", "de"), RowAdapter("nl", BASE), RowAdapter("de", "nl")]
     settings = decoding_options(config.decoding, config.model, several.hardware, "nl", short=False)
-    together = transcribe_once(several.model, several.processor, clips, settings, worn=worn)
+    together = decode_once(several.model, several.processor, clips, settings, worn=worn)
     for clip, each, hypothesis in zip(clips, worn, together, strict=True):
         alone = (
             whisper.load(config.model.checkpoint, "fp32", torch.device("cpu"))
@@ -161,7 +161,7 @@ def test_a_language_that_whisper_has_no_token_for_is_refused_before_anything_is_
         "adapters": f"adapters={{nl: {runs['nl']}}}",
     }
     asked = [*words, f'audio="{talk}"', f"transcribe.out={tmp_path / 'out'}", "transcribe.language=xx"]
-    with pytest.raises(ChoiceError, match=r"transcribe\.language: this Whisper has no token 'xx'; af, am"):
+    with pytest.raises(ConfigError, match=r"transcribe\.language: this Whisper has no token 'xx'; af, am"):
         transcribe(load([*asked, way[hearing]]))
     assert not (tmp_path / "out").exists()
 
@@ -183,11 +183,11 @@ def test_together_writes_what_one_by_one_writes_and_leaves_out_what_is_bad(
     ]
     for together in ("true", "false"):
         more = [f"transcribe.together={together}", f"transcribe.out={tmp_path / together}"]
-        with pytest.raises(WorldError, match="1 of 3 recordings could not be heard"):
+        with pytest.raises(ExternalError, match="1 of 3 recordings could not be heard"):
             transcribe(load([*asked, *more]))
     for name in ("a.txt", "b.txt"):
         assert (tmp_path / "true" / name).read_text() == (tmp_path / "false" / name).read_text()
-    with pytest.raises(ChoiceError, match=r"transcribe\.together: must be false without adapters"):
+    with pytest.raises(ConfigError, match=r"transcribe\.together: must be false without adapters"):
         load([*words, "transcribe.together=true"])
 
 
@@ -221,7 +221,7 @@ def test_the_last_run_hears_what_comes_through_standard_input(
     heard = capsys.readouterr()
     assert heard.out.startswith("1\n00:00:0") and f"run: {runs['nl'].resolve()}" in heard.err
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-    with pytest.raises(ChoiceError, match="audio: - takes a recording from standard input, got nothing"):
+    with pytest.raises(ConfigError, match="audio: - takes a recording from standard input, got nothing"):
         transcribe(config)
 
 
@@ -234,13 +234,13 @@ def test_the_last_run_hears_what_comes_through_standard_input(
     ],
 )
 def test_no_recording_is_one_clear_line(words: list[str], word: str, told: str) -> None:
-    with pytest.raises(ChoiceError, match=told):
+    with pytest.raises(ConfigError, match=told):
         transcribe(load([*words, word]))
 
 
 def test_a_folder_without_an_adapter_is_refused(words: list[str], tmp_path: Path) -> None:
     config = load(words)
-    with pytest.raises(ChoiceError, match=r"adapters\.nl: no adapter in "):
+    with pytest.raises(ConfigError, match=r"adapters\.nl: no adapter in "):
         ears.with_adapters({"nl": str(tmp_path)}, config.model, config.decoding, hardware_of(config))
 
 
@@ -249,7 +249,7 @@ def test_runs_of_two_bases_are_refused(words: list[str], runs: dict[str, Path], 
     settings = run.settings_file(tmp_path / "de")
     settings.write_text(settings.read_text().replace("base: ", "base: 0"))
     config = load(words)
-    with pytest.raises(ChoiceError, match=r"adapters: must be of one base, got nl on \w+, de on 0"):
+    with pytest.raises(ConfigError, match=r"adapters: must be of one base, got nl on \w+, de on 0"):
         ears.with_adapters(
             {"nl": str(runs["nl"]), "de": str(tmp_path / "de")}, config.model, config.decoding, hardware_of(config)
         )

@@ -21,7 +21,7 @@ import psutil
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from asr_lora.runtime.errors import ChoiceError, WorldError
+from asr_lora.runtime.errors import ConfigError, ExternalError
 
 Case = TypeVar("Case")
 
@@ -110,7 +110,7 @@ def _holds(do: Callable[[Path], object], folder: Path, number: int) -> bool:
     try:
         with _in_time():
             do(home)
-    except (ChoiceError, WorldError) as error:
+    except (ConfigError, ExternalError) as error:
         refused = True
         _is_clear(str(error))
     assert _listing(folder, home) == before, f"written outside: {_listing(folder, home) ^ before}"

@@ -42,5 +42,5 @@ def tiny_whisper(tokenizer: WhisperTokenizer, mels: int = 80, **settings: int) -
         lang_to_id={f"<|{code}|>": ids[f"<|{code}|>"] for code in LANGUAGES},
         task_to_id={"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},
     )  # fmt: skip
-    whisper.remember(model.eval())
+    whisper.cache_silence(model.eval())
     return model

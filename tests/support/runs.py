@@ -13,13 +13,13 @@ from asr_lora.config.compose import Config, load
 from asr_lora.data.manifest import Clip
 from asr_lora.data.preparation import split_clips
 from asr_lora.data.sampler import Batch
-from asr_lora.evaluation.eval_sets import Set, eval_sets
+from asr_lora.evaluation.eval_sets import EvalSet, eval_sets
 from asr_lora.model.hardware import Hardware, resolve_hardware
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.files import read_jsonl
-from asr_lora.training.builder import build
+from asr_lora.training.builder import build_trainer
 
 
 class Fixed:
@@ -46,7 +46,7 @@ def hardware_of(config: Config) -> Hardware:
     return resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size)
 
 
-def sets_of(config: Config) -> list[Set]:
+def sets_of(config: Config) -> list[EvalSet]:
     """What a run is scored on."""
     return eval_sets(config.run, config.eval, config.data, config.model)
 
@@ -62,7 +62,7 @@ def killed(words: list[str], step: int) -> Config:
     prepare(config)
     rows = read_jsonl(run.manifest(config.run, "train"))
     with progress("training", total=config.max_steps) as bar:
-        trainer = build(config, hardware_of(config), rows, bar)
+        trainer = build_trainer(config, hardware_of(config), rows, bar)
         usual = trainer.training_step
 
         def training_step(*args: Any, **kwargs: Any) -> torch.Tensor:

@@ -8,12 +8,12 @@ from asr_lora.config.compose import load
 from asr_lora.runs import folder as run
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
-from asr_lora.training.callbacks import ENDING, Budget
+from asr_lora.training.callbacks import ENDING, TimeBudget
 
 
 def over(hours: float, spent: float, evaluation: float = 10.0, **took: list[float]) -> bool:
     """Of a run whose steps took 2 s, dev decodings 20 s, saves 1 s; evaluation is so many decodings' work."""
-    budget = Budget(hours, time.monotonic() - spent, loading=5.0, step=1.0, dev=12.0, eval=12.0 * evaluation)
+    budget = TimeBudget(hours, time.monotonic() - spent, loading=5.0, step=1.0, dev=12.0, eval=12.0 * evaluation)
     usual = {"steps": [2.0, 2.0], "decodings": [20.0], "saves": [1.0]}
     return budget.is_over(**(usual | took))
 

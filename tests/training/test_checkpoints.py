@@ -10,7 +10,7 @@ from asr_lora.config.compose import load
 from asr_lora.eval import evaluate
 from asr_lora.prepare import main as prepare_alone
 from asr_lora.runs import folder as run
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
 from asr_lora.training import checkpointing as checkpoints
@@ -71,14 +71,14 @@ def test_where_no_checkpoint_is_whole_training_begins_anew(
 
 
 def test_what_was_being_saved_when_a_run_was_killed_is_no_checkpoint(tmp_path: Path) -> None:
-    with checkpoints.saving(tmp_path) as partial:
+    with checkpoints.save_in(tmp_path) as partial:
         (partial / "checkpoint-1").mkdir(parents=True)
         (partial / "checkpoint-1" / "optimizer.pt").write_bytes(b"1")
     left = tmp_path / ".partial" / "checkpoint-2"
     left.mkdir(parents=True)
     (left / "optimizer.pt").write_bytes(b"2")
-    assert checkpoints.last(tmp_path) == tmp_path / "checkpoint-1"
-    with pytest.raises(OSError, match="full"), checkpoints.saving(tmp_path) as partial:
+    assert checkpoints.last_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+    with pytest.raises(OSError, match="full"), checkpoints.save_in(tmp_path) as partial:
         assert not partial.exists()  # what was left is gone
         (partial / "checkpoint-3").mkdir(parents=True)
         raise OSError("full")
@@ -88,7 +88,7 @@ def test_what_was_being_saved_when_a_run_was_killed_is_no_checkpoint(tmp_path: P
 def test_the_newest_checkpoints_are_kept_and_that_of_the_best_dev_decoding(tmp_path: Path) -> None:
     for step in (5, 10, 15, 20, 100):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    checkpoints.keep(tmp_path, newest=2, also=[10])
+    checkpoints.prune(tmp_path, newest=2, also=[10])
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-10", "checkpoint-20", "checkpoint-100"}
 
 
@@ -99,7 +99,7 @@ def test_a_second_command_on_the_same_run_is_refused_and_the_first_goes_on(words
         for command in (train, evaluate, prepare_alone):
             if command is evaluate:
                 run.adapter(config.run).mkdir(parents=True)
-            with pytest.raises(ChoiceError, match=r"another command is at .* wait until it has ended"):
+            with pytest.raises(ConfigError, match=r"another command is at .* wait until it has ended"):
                 command(config)
         assert not run.train_metrics(config.run).exists()
         run.adapter(config.run).rmdir()

@@ -12,12 +12,12 @@ from support.runs import killed
 from asr_lora.config.compose import load
 from asr_lora.config.schema import GuardConfig
 from asr_lora.runs import folder as run
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
 from asr_lora.training import callbacks, checkpointing, trainer
-from asr_lora.training.callbacks import CollapsedError, Guard
-from asr_lora.training.validation import Dev, Judged
+from asr_lora.training.callbacks import DivergenceError, DivergenceGuard
+from asr_lora.training.validation import DevEvaluator, DevResult
 
 WORSE = "dev WER is +9.9 points above the untouched model's (+5.0 to +15.0)"
 
@@ -31,15 +31,15 @@ def judged(words: list[str]) -> list[str]:
     ]  # fmt: skip
 
 
-def watching(**settings: Any) -> Guard:
+def watching(**settings: Any) -> DivergenceGuard:
     usual = {"bad_step": "skip", "spike": 3.0, "in_a_row": 3, "collapse": "back", "lower": 0.5}
-    return Guard(GuardConfig(**(usual | settings)), warmup=4)
+    return DivergenceGuard(GuardConfig(**(usual | settings)), warmup=4)
 
 
-def hears(monkeypatch: pytest.MonkeyPatch, *verdicts: Judged) -> Iterator[Judged]:
+def hears(monkeypatch: pytest.MonkeyPatch, *verdicts: DevResult) -> Iterator[DevResult]:
     """Every dev decoding is judged as given, in turn."""
     coming = iter(verdicts)
-    monkeypatch.setattr(Dev, "judged", lambda *_: next(coming))
+    monkeypatch.setattr(DevEvaluator, "evaluate", lambda *_: next(coming))
     return coming
 
 
@@ -65,32 +65,32 @@ def log(folder: Path) -> list[tuple[int, float]]:
 )
 def test_a_bad_step_is_skipped_told_and_no_measure_of_what_is_usual(loss: float, norm: float, what: str) -> None:
     watch = watching()
-    assert all(watch.takes(step, 0.5, 1.0) for step in range(1, 13))
-    assert not watch.takes(13, loss, norm)
-    assert watch.takes(14, 3.4, 1.0)  # high, and no spike
+    assert all(watch.accepts_step(step, 0.5, 1.0) for step in range(1, 13))
+    assert not watch.accepts_step(13, loss, norm)
+    assert watch.accepts_step(14, 3.4, 1.0)  # high, and no spike
     assert [(event["step"], event["what"]) for event in watch.events] == [(13, what)]
     assert len(watch.losses) == 13
 
 
 def test_no_loss_is_a_spike_before_it_is_known_what_is_usual_or_where_none_is_to_be() -> None:
-    assert all(watching().takes(step, 20.0 * step, 1.0) for step in range(1, 11))
+    assert all(watching().accepts_step(step, 20.0 * step, 1.0) for step in range(1, 11))
     calm = watching(spike=None)
-    assert all(calm.takes(step, 0.5, 1.0) for step in range(30)) and calm.takes(30, 99.0, 1.0)
+    assert all(calm.accepts_step(step, 0.5, 1.0) for step in range(30)) and calm.accepts_step(30, 99.0, 1.0)
 
 
 def test_bad_steps_in_a_row_are_a_collapse_and_others_between_them_are_not() -> None:
     watch = watching()
     for step in range(1, 15):
-        watch.takes(step, math.nan if step % 3 else 0.5, 1.0)
-    with pytest.raises(CollapsedError, match="3 bad steps in a row") as collapse:
-        watch.takes(15, math.nan, 1.0)
+        watch.accepts_step(step, math.nan if step % 3 else 0.5, 1.0)
+    with pytest.raises(DivergenceError, match="3 bad steps in a row") as collapse:
+        watch.accepts_step(15, math.nan, 1.0)
     assert (collapse.value.step, collapse.value.action) == (15, "back")
 
 
 @pytest.mark.parametrize("action", ["back", "stop"])
 def test_a_bad_step_is_answered_as_the_settings_say(action: str) -> None:
-    with pytest.raises(CollapsedError) as collapse:
-        watching(bad_step=action).takes(1, math.nan, 1.0)
+    with pytest.raises(DivergenceError) as collapse:
+        watching(bad_step=action).accepts_step(1, math.nan, 1.0)
     assert collapse.value.action == action
 
 
@@ -98,7 +98,7 @@ def test_gradients_that_overflow_now_and_then_are_fp16s_way_and_without_end_a_co
     watch = watching()
     for step in range(1, 2 * callbacks.OVERFLOWS):
         watch.overflowed(step, step != callbacks.OVERFLOWS)
-    with pytest.raises(CollapsedError, match=f"overflowed {callbacks.OVERFLOWS} times in a row"):
+    with pytest.raises(DivergenceError, match=f"overflowed {callbacks.OVERFLOWS} times in a row"):
         watch.overflowed(2 * callbacks.OVERFLOWS, True)
 
 
@@ -126,16 +126,16 @@ def test_a_poisoned_batch_changes_nothing_and_the_run_says_so(
 
 def test_a_dev_decoding_worse_than_the_untouched_models_counts_once_the_warmup_is_over() -> None:
     watch = watching()
-    watch.judge_dev(3, WORSE)
-    watch.judge_dev(4, None)
-    with pytest.raises(CollapsedError, match="above the untouched model's"):
-        watch.judge_dev(4, WORSE)
+    watch.check_dev(3, WORSE)
+    watch.check_dev(4, None)
+    with pytest.raises(DivergenceError, match="above the untouched model's"):
+        watch.check_dev(4, WORSE)
 
 
 def test_training_goes_back_to_the_best_dev_decoding_once_at_a_lower_rate(
     judged: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hears(monkeypatch, Judged(0.4, None), Judged(0.9, WORSE), Judged(0.3, None), Judged(0.2, None))
+    hears(monkeypatch, DevResult(0.4, None), DevResult(0.9, WORSE), DevResult(0.3, None), DevResult(0.2, None))
     config = load(judged)
     train(config)
     said = capsys.readouterr().err
@@ -147,7 +147,7 @@ def test_training_goes_back_to_the_best_dev_decoding_once_at_a_lower_rate(
     rates = {line["step"]: line["learning_rate"] for line in read_jsonl(config.run / "train" / "log.jsonl")
              if "loss" in line}  # fmt: skip
     steady = load([*judged, "run_name=steady"])
-    hears(monkeypatch, *[Judged(0.4, None)] * 3)
+    hears(monkeypatch, *[DevResult(0.4, None)] * 3)
     train(steady)
     for line in read_jsonl(steady.run / "train" / "log.jsonl"):
         if "loss" in line:
@@ -158,7 +158,7 @@ def test_training_goes_back_to_the_best_dev_decoding_once_at_a_lower_rate(
 def test_a_run_that_went_back_and_is_then_killed_goes_on_at_the_lower_rate_to_the_same_end(
     judged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    verdicts = [Judged(0.4, None), Judged(0.9, WORSE), Judged(0.3, None), Judged(0.2, None)]
+    verdicts = [DevResult(0.4, None), DevResult(0.9, WORSE), DevResult(0.3, None), DevResult(0.2, None)]
     hears(monkeypatch, *verdicts)
     steady = load([*judged, "run_name=steady"])
     train(steady)
@@ -166,18 +166,18 @@ def test_a_run_that_went_back_and_is_then_killed_goes_on_at_the_lower_rate_to_th
     hears(monkeypatch, verdicts[0])
     killed(judged, step=3)
     checkpointing.write_rollback(
-        run.retreat(config.run), checkpointing.Rollback(0.3, 2, pending=True, events=[{"step": 4}])
+        run.rollback(config.run), checkpointing.Rollback(0.3, 2, pending=True, events=[{"step": 4}])
     )
     hears(monkeypatch, *verdicts[2:])
     train(config)
     assert log(config.run) == log(steady.run)
-    assert not checkpointing.read_rollback(run.retreat(config.run)).pending
+    assert not checkpointing.read_rollback(run.rollback(config.run)).pending
 
 
 def test_a_second_collapse_ends_training_and_what_was_best_is_kept(
     judged: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hears(monkeypatch, Judged(0.4, None), Judged(0.9, WORSE), Judged(0.9, WORSE))
+    hears(monkeypatch, DevResult(0.4, None), DevResult(0.9, WORSE), DevResult(0.9, WORSE))
     config = load(judged)
     train(config)
     told = facts(config.run)
@@ -189,10 +189,10 @@ def test_a_second_collapse_ends_training_and_what_was_best_is_kept(
 def test_a_run_that_learns_nothing_but_harm_says_so_in_a_line_again_and_again(
     judged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hears(monkeypatch, *[Judged(0.9, WORSE)] * 2)
+    hears(monkeypatch, *[DevResult(0.9, WORSE)] * 2)
     config = load(judged)
     for _ in range(2):  # the second time nothing is tried any more
-        with pytest.raises(ChoiceError, match=r"learning_rate: must be lower than 0.01 here.*with 0.3 of") as refusal:
+        with pytest.raises(ConfigError, match=r"learning_rate: must be lower than 0.01 here.*with 0.3 of") as refusal:
             train(config)
     assert "\n" not in str(refusal.value)
     told = facts(config.run)
@@ -203,7 +203,12 @@ def test_a_run_that_learns_nothing_but_harm_says_so_in_a_line_again_and_again(
 def test_where_it_is_to_go_on_a_worse_dev_decoding_is_told_and_never_the_best(
     judged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hears(monkeypatch, Judged(0.8, None), Judged(0.5, "30 of 40 dev clips run away"), Judged(0.9, None, worse=True))
+    hears(
+        monkeypatch,
+        DevResult(0.8, None),
+        DevResult(0.5, "30 of 40 dev clips run away"),
+        DevResult(0.9, None, worse=True),
+    )
     config = load([*judged, "guard.collapse=go_on"])
     train(config)
     told = facts(config.run)
@@ -216,12 +221,12 @@ def test_what_dev_hears_is_compared_with_the_untouched_model_beyond_chance(
 ) -> None:
     config = load([*judged, "data.dev_clips=4"])
     train(config)
-    untouched = read_json(run.untouched_dev(config.run))
+    untouched = read_json(run.dev_baseline(config.run))
     assert len(untouched["hypotheses"]) == len(untouched["cut"]) == 4 and untouched["seconds"] > 0
     clips = read_jsonl(run.manifest(config.run, "dev"))
-    dev = Dev.__new__(Dev)
+    dev = DevEvaluator.__new__(DevEvaluator)
     dev.clips, dev._references, dev._speakers = clips, [clip["text"] for clip in clips], ["a", "b", "c", "d"]
-    dev._normal, dev._seed = Dev.__init__.__globals__["normalizer"](config, "nl"), 0
+    dev._normal, dev._seed = DevEvaluator.__init__.__globals__["normalizer"](config, "nl"), 0
     right = {"hypotheses": dev._references, "cut": [False] * 4}
     wrong = {"hypotheses": ["nee"] * 4, "cut": [False] * 4}
     endless = {"hypotheses": dev._references, "cut": [True] * 4}
@@ -231,7 +236,7 @@ def test_what_dev_hears_is_compared_with_the_untouched_model_beyond_chance(
 
 
 def test_a_dev_decoding_is_worse_than_the_lowest_beyond_chance_alone() -> None:
-    dev = Dev.__new__(Dev)
+    dev = DevEvaluator.__new__(DevEvaluator)
     dev._speakers, dev._seed = [""] * 20, 0
     words, lowest = [5] * 19 + [0], [1] * 19 + [0]  # the last clip has no word to get right
     assert not dev._is_worse(lowest, lowest, words)

@@ -19,7 +19,7 @@ from support.runs import torchrun
 
 from asr_lora import train
 from asr_lora.config.compose import Config, load
-from asr_lora.data.sampler import share
+from asr_lora.data.sampler import shard_for_rank
 from asr_lora.eval import evaluate
 from asr_lora.prepare import prepare
 from asr_lora.report import report
@@ -99,8 +99,8 @@ def test_an_epoch_of_all_processes_together_hears_every_clip_once(shared: list[s
     config = load([*shared, f"training.context={context}"])
     prepare(config)
     rows = read_jsonl(run.manifest(config.run, "train"))
-    order = assembly.order(config, rows)
-    dealt = [share(order.step(step), rank, 2) for step in range(len(rows) // 8) for rank in (0, 1)]
+    order = assembly.step_sampler(config, rows)
+    dealt = [shard_for_rank(order.step(step), rank, 2) for step in range(len(rows) // 8) for rank in (0, 1)]
     heard = Counter(clip for batches in dealt for batch in batches for row in batch.rows for clip in row.clips)
     assert heard == Counter(range(len(rows)))
 
@@ -126,7 +126,7 @@ def test_what_the_second_process_alone_meets_is_told_once(shared: list[str]) -> 
     config = load(shared)
     prepare(config)
     rows = read_jsonl(run.manifest(config.run, "train"))
-    mine, others = ({clip for batch in share(assembly.order(config, rows).step(0), rank, 2) for row in batch.rows
+    mine, others = ({clip for batch in shard_for_rank(assembly.step_sampler(config, rows).step(0), rank, 2) for row in batch.rows
                      for clip in row.clips} for rank in (1, 0))  # fmt: skip
     assert not mine & others
     spoilt = Path(rows[min(mine)]["path"])

@@ -21,7 +21,7 @@ from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
 from asr_lora.training import builder as assembly
 from asr_lora.training import fit, trainer
-from asr_lora.training.callbacks import FEW, Guard
+from asr_lora.training.callbacks import FEW, DivergenceGuard
 from asr_lora.training.trainer import WhisperTrainer
 
 SCALE = 2.0**12  # at which no gradient of these runs overflows
@@ -70,7 +70,7 @@ class Course(TrainerCallback):
     after: dict[int, After] = field(default_factory=dict)
 
     def build(self, *args: Any, **kwargs: Any) -> WhisperTrainer:
-        self.made = assembly.build(*args, **kwargs)
+        self.made = assembly.build_trainer(*args, **kwargs)
         self.made.add_callback(self)
         self.made.capacity = self.rows * CONTEXT
         if self.scaled:
@@ -90,7 +90,7 @@ class Course(TrainerCallback):
             scaler.update(TOO_LARGE if step in self.overflows else SCALE)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        guard: Guard = self.made.guard
+        guard: DivergenceGuard = self.made.guard
         scaler = kwargs["optimizer"].scaler
         assert scaler is self.made.accelerator.scaler
         self.after[state.global_step] = After(
@@ -113,8 +113,8 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Has every trainer of this process made by a Course."""
 
     def follow(course: Course) -> Course:
-        monkeypatch.setattr(fit, "build", course.build)
-        monkeypatch.setattr(support_runs, "build", course.build)
+        monkeypatch.setattr(fit, "build_trainer", course.build)
+        monkeypatch.setattr(support_runs, "build_trainer", course.build)
         monkeypatch.setattr(trainer, "token_loss", course.loss)
         return course
 

@@ -16,12 +16,12 @@ from asr_lora.config.compose import load
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import progress
-from asr_lora.runtime.errors import WorldError
+from asr_lora.runtime.errors import ExternalError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.training import builder as assembly
 from asr_lora.training import fit
 from asr_lora.training.trainer import WhisperTrainer
-from asr_lora.training.validation import Dev, Judged, eval_steps
+from asr_lora.training.validation import DevEvaluator, DevResult, eval_steps
 
 STEPS = 3
 
@@ -100,10 +100,10 @@ class Within:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, memory: Small) -> None:
         self.memory = memory
-        monkeypatch.setattr(fit, "build", self)
+        monkeypatch.setattr(fit, "build_trainer", self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> WhisperTrainer:
-        self.made = assembly.build(*args, **kwargs)
+        self.made = assembly.build_trainer(*args, **kwargs)
         self.made.model.register_forward_pre_hook(self.memory, with_kwargs=True)
         return self.made
 
@@ -113,10 +113,12 @@ def trained_within(words: list[str], memory: Small) -> dict[str, Any]:
     config = load(words)
     prepare(config)
     with progress("training", total=STEPS) as bar:
-        trainer = assembly.build(config, hardware_of(config), read_jsonl(run.manifest(config.run, "train")), bar)
+        trainer = assembly.build_trainer(
+            config, hardware_of(config), read_jsonl(run.manifest(config.run, "train")), bar
+        )
         trainer.model.register_forward_pre_hook(memory, with_kwargs=True)
         trainer.train()
-    return trainer.journal.state()["attributes"]
+    return trainer.training_log.state()["attributes"]
 
 
 @pytest.mark.slow
@@ -158,10 +160,10 @@ def test_when_not_even_one_row_fits_training_ends_with_the_reason_and_the_way_ou
     uneven: list[str], monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ) -> None:
     build = Within(monkeypatch, Small(0, error))
-    with pytest.raises(WorldError, match="hardware: not even one clip at a time fits in memory") as refused:
+    with pytest.raises(ExternalError, match="hardware: not even one clip at a time fits in memory") as refused:
         trained([*uneven, "training.eval_steps=100"])
     assert str(error).splitlines()[0] in str(refused.value) and "\n" not in str(refused.value)
-    assert build.made.journal.out_of_memory == 3  # eight rows, four, two
+    assert build.made.training_log.out_of_memory == 3  # eight rows, four, two
 
 
 def test_an_error_that_is_no_lack_of_memory_ends_training_as_it_is(
@@ -171,7 +173,7 @@ def test_an_error_that_is_no_lack_of_memory_ends_training_as_it_is(
     build = Within(monkeypatch, Small(0, error))
     with pytest.raises(RuntimeError, match="EXECUTION_FAILED") as raised:
         trained(uneven)
-    assert raised.value is error and build.made.journal.out_of_memory == 0
+    assert raised.value is error and build.made.training_log.out_of_memory == 0
 
 
 def test_what_a_dev_decoding_had_no_memory_for_is_not_tried_in_the_next(
@@ -186,11 +188,11 @@ def test_what_a_dev_decoding_had_no_memory_for_is_not_tried_in_the_next(
                 raise CUBLAS
 
     def build(*args: Any, **kwargs: Any) -> WhisperTrainer:
-        made = assembly.build(*args, **kwargs)
+        made = assembly.build_trainer(*args, **kwargs)
         made.model.get_encoder().conv1.register_forward_pre_hook(small)
         return made
 
-    monkeypatch.setattr(fit, "build", build)
+    monkeypatch.setattr(fit, "build_trainer", build)
     folder = trained([*uneven, "training.eval_steps=1", "training.dev_share=1"])
     assert len(read_json(run.train_metrics(folder))["dev"]) >= 2
     assert sizes.count(2) == 1  # of all, the base model's own too
@@ -211,7 +213,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_end(uneven: list[s
 
 def test_patience_ends_a_run_that_no_longer_improves(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     wers = iter([0.5, 0.4, 0.45, 0.4, 0.3, 0.2])
-    monkeypatch.setattr(Dev, "judged", lambda *args: Judged(wer := next(wers), None, worse=wer == 0.45))
+    monkeypatch.setattr(DevEvaluator, "evaluate", lambda *args: DevResult(wer := next(wers), None, worse=wer == 0.45))
     config = load([*words, "training.max_steps=6", "training.eval_steps=1", "training.dev_share=1",
                    "training.patience=2", "eval.after=false"])  # fmt: skip
     train.train(config)
@@ -223,11 +225,11 @@ def test_patience_ends_a_run_that_no_longer_improves(words: list[str], monkeypat
 def test_dev_decoding_keeps_to_its_share_and_what_it_skips_is_counted(
     words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def slow(*args: Any) -> Judged:
+    def slow(*args: Any) -> DevResult:
         time.sleep(1.0)
-        return Judged(0.5, None)
+        return DevResult(0.5, None)
 
-    monkeypatch.setattr(Dev, "judged", slow)
+    monkeypatch.setattr(DevEvaluator, "evaluate", slow)
     config = load([*words, "training.max_steps=6", "training.eval_steps=1", "training.dev_share=0.01",
                    "eval.after=false"])  # fmt: skip
     train.train(config)
