@@ -164,7 +164,7 @@ def _ways(config: Config, shape: cost.ModelDimensions) -> Table:
         made.add_row(way.lora.kind, tuning_label(asdict(way.lora)), way.precision, *cells)
     made.add_row("prefix", "prefix tuning", "", "cannot be", "", "", "")
     made.caption = (
-        "memory: predicted for a GPU, one clip at 30 s in a forward, half-precision arithmetic; lora.adam=8bit takes 6 "
+        "memory: predicted for a GPU, one clip at 30 s in a forward, half-precision arithmetic; lora.optim=adamw_8bit takes 6 "
         f"bytes a parameter from full's. prefix: {PREFIX}"
     )
     return made

@@ -2,7 +2,7 @@
 
 Reads the corpus's tables, takes out what would leak, draws the hour by seed, listens to every clip that it chooses,
 and leaves data/{train,dev,test}.jsonl and data/summary.json in the run folder. Called again, it finds them there.
-With audit=true it also leaves audit/index.html: what is odd about the clips (asr_lora/reporting/audit.py). With
+With prepare.audit=true it also leaves audit/index.html: what is odd about the clips (asr_lora/reporting/audit.py). With
 shards=true it also writes the clips as shards, into data/shards/ or shards_dir.
 """
 
@@ -33,9 +33,13 @@ def prepare(config: Config) -> None:
     """
     check_links(config.run)
     make_manifest(config.run, config.data, config.model, test_limit=config.eval.limit)
-    if config.shards:
+    if config.prepare.shards:
         splits = {split: read_manifest(run.manifest(config.run, split)) for split in SPLITS}
-        folder = Path(config.shards_dir).expanduser() if config.shards_dir else config.run / "data" / "shards"
+        folder = (
+            Path(config.prepare.shards_dir).expanduser()
+            if config.prepare.shards_dir
+            else config.run / "data" / "shards"
+        )
         release = read_json(run.summary(config.run))["release"]
         write_shards(splits, folder.absolute(), release, config.data.language)
 
@@ -44,11 +48,11 @@ def main(config: Config) -> None:
     """Prepares; then, where it is asked for, shows what is odd about the clips."""
     with run.lock(config.run):
         prepare(config)
-        if config.audit:
+        if config.prepare.audit:
             token, decode = language_token(config.model, config.data.language), None
-            if config.audit_decode is not None:
+            if config.prepare.audit_decode is not None:
                 decode = partial(_decode_base, config)
-            audit(config.run, config.data, token, config.eval.normalizer, decode, config.audit_decode or 0)
+            audit(config.run, config.data, token, config.eval.normalizer, decode, config.prepare.audit_decode or 0)
 
 
 def _decode_base(config: Config, sets: Sequence[EvalSet]) -> list[dict[str, Any]]:

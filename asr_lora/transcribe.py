@@ -1,7 +1,7 @@
 """Hears recordings of any length:  python -m asr_lora.transcribe audio=talk.mp3 [run_dir=runs/...]
 
 audio= is a file, a folder, a pattern or - for standard input. The last run hears, or the one that the words name;
-transcribe.untouched=true: the base alone; 'adapters={nl: runs/nl-..., es: runs/es-...}': one base that wears, recording
+transcribe.base_model=true: the base alone; 'adapters={nl: runs/nl-..., es: runs/es-...}': one base that wears, recording
 by recording, the adapter of its language, given (transcribe.language) or heard. Writes transcribe.formats into
 transcribe.out, and what came through standard input to standard output.
 """
@@ -52,7 +52,7 @@ def transcribe(config: Config) -> None:
         given = config.transcribe.language
         if config.adapters:
             hearing = ears.with_adapters(config.adapters, config.model, config.decoding, hardware, given)
-        elif config.transcribe.untouched:
+        elif config.transcribe.base_model:
             hearing = ears.with_base(config.model, config.decoding, hardware, given)
         else:
             folder = find_run(config)
@@ -62,7 +62,7 @@ def transcribe(config: Config) -> None:
             given = given or language_token(recorded.model, recorded.data.language)
             log(f"run: {folder}")
         began = time.perf_counter()
-        each = _together if config.transcribe.together else _one_by_one
+        each = _together if config.transcribe.mixed_batches else _one_by_one
         seconds, bad = each(config, hearing, found, given)
     took = time.perf_counter() - began
     if seconds:
@@ -97,7 +97,7 @@ def _listened(
     if adapters:
         log(f"{recording.name}: {spoken}, {f'adapter {name}' if name else 'no adapter of it: the untouched base'}")
     asked = config.transcribe
-    found = [] if asked.windows else speech_segments(waveform, asked.longest)
+    found = [] if asked.long_form == "sequential" else speech_segments(waveform, asked.max_segment_seconds)
     parts = [(recording.path, *part) for part in found]
     return Listened(recording, len(waveform) / audio.SAMPLE_RATE, spoken, name, parts)
 
@@ -112,7 +112,7 @@ def _one_by_one(
             waveform = audio.load(recording.path)
             known = _listened(config, hearing, recording, given, waveform)
             with hearing.session(known.language, known.adapter) as settings:
-                if config.transcribe.windows:
+                if config.transcribe.long_form == "sequential":
                     segments = decode.decode_long_form(hearing.model, hearing.processor, waveform, settings)
                 else:
                     with progress(f"hearing {recording.name}", total=len(known.parts)) as bar:

@@ -76,7 +76,7 @@ def tutorial_settings(config: Config) -> Facts:
             "max_steps": config.max_steps,
             "per_device_train_batch_size": training.batch_size,
             "learning_rate": training.learning_rate,
-            "warmup_steps": round(training.warmup * config.max_steps),
+            "warmup_steps": round(training.warmup_ratio * config.max_steps),
             "weight_decay": training.weight_decay,
             "max_grad_norm": training.max_grad_norm,
             "seed": config.seed,

@@ -59,7 +59,7 @@ class Bench:
     def config(self, model: str, precision: str, context: str, steps: int, *more: str) -> Config:
         """The settings of a run in a folder of its own, prepared once `make clips` is done."""
         name = "-".join(("run", model, precision, context, *(word.replace("=", "-") for word in more)))
-        size = [f"hardware.memory={self.memory:g}"] if self.on_gpu else ["training.batch_size=4"]
+        size = [f"hardware.memory_gb={self.memory:g}"] if self.on_gpu else ["training.batch_size=4"]
         if not (self.folder / name).is_dir() and (self.folder / "prepared").is_dir():
             shutil.copytree(self.folder / "prepared" / "data", self.folder / name / "data")
         return load([

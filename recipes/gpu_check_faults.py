@@ -65,7 +65,7 @@ def skipped(bench: Bench, model: str, precision: str) -> Facts:
 
     A CPU trains in fp32, here with a loss scaler all the same.
     """
-    config = bench.config(model, precision, "dynamic", LAST_STEP, "guard.spike=null")
+    config = bench.config(model, precision, "dynamic", LAST_STEP, "divergence.loss_spike=null")
     with progress("training", total=LAST_STEP) as bar, keep_freed_memory():
         trainer = build_trainer(
             config,

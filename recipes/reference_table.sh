@@ -10,7 +10,7 @@ data=$(realpath "${2:?the archive or folder of the release}")
 shift 2
 cd "$(dirname "$0")/.."
 runs=${RUNS:-runs/reference}
-ways="lora=qv,model=whisper_large_v2 lora=full,model=whisper_medium,lora.adam=8bit"
+ways="lora=qv,model=whisper_large_v2 lora=full,model=whisper_medium,lora.optim=adamw_8bit"
 machine="hardware=t4 runs_dir=$runs"
 if [ -n "${SMALL:-}" ]; then
   ways="lora=qv,model=whisper_base,model.precision=fp32 lora=full,model=whisper_base"

@@ -72,7 +72,7 @@ class ModelPair:
         """
         waveform = _read(path, most)
         seconds = len(waveform) / audio.SAMPLE_RATE
-        spoken = [(0.0, seconds)] if whole else speech_segments(waveform, self.listening.longest)
+        spoken = [(0.0, seconds)] if whole else speech_segments(waveform, self.listening.max_segment_seconds)
         if not spoken:
             raise ExternalError("nobody speaks in this recording, as far as Silero's detector hears")
         voice, told = self._chosen(voice, waveform)

@@ -144,7 +144,7 @@ def page(acts: Handlers, opened: bool) -> Any:
             hear, [audio, voice, clip, strength], [said, row, *taken], concurrency_limit=1, show_progress_on=said,
             api_visibility="private",
         )  # fmt: skip
-    return made.queue(max_size=acts.asked.max_waiting)
+    return made.queue(max_size=acts.asked.max_queue)
 
 
 def serve(made: Any, asked: AppConfig) -> Any:

@@ -26,7 +26,7 @@ from asr_lora.config.schema import (
     SCALABLE,
     DataConfig,
     DecodingConfig,
-    GuardConfig,
+    DivergenceConfig,
     LoraConfig,
     ModelConfig,
     TrainingConfig,
@@ -39,6 +39,7 @@ from asr_lora.config.stages import (
     ExportConfig,
     HardwareConfig,
     PlanConfig,
+    PrepareConfig,
     ReportConfig,
     SearchConfig,
     TranscribeConfig,
@@ -56,7 +57,8 @@ class Config:
     hardware: HardwareConfig
     eval: EvalConfig
     report: ReportConfig
-    guard: GuardConfig
+    divergence: DivergenceConfig
+    prepare: PrepareConfig
     plan: PlanConfig
     search: SearchConfig
     transcribe: TranscribeConfig
@@ -65,38 +67,30 @@ class Config:
     audio: str | None
     adapters: Any  # dict[str, str] by language, for several in one room; list[str] to be combined; None
     weights: list[float] | None
-    audit: bool
-    audit_decode: int | None
     seed: int
     experiment_name: str | None
-    shards: bool
-    shards_dir: str | None
     runs_dir: str
     run_name: str
     run_dir: str
 
     def __post_init__(self) -> None:
         check("seed", self.seed, "at least 0", self.seed >= 0)
-        decoded = self.audit_decode
-        check(
-            "audit_decode", decoded, "at least 0, and with audit=true", decoded is None or (self.audit and decoded >= 0)
-        )
         keep, wanted = self.training.keep_adapters, self.eval.average
         check("eval.average", wanted, f"at most training.keep_adapters={keep}", wanted is None or wanted <= keep)
         check_name("experiment_name", self.experiment_name or "none")
         for name in ("shards", "audit"):
-            rule = "false under data.streaming=true, which lists no training clips"
-            check(name, getattr(self, name), rule, not (self.data.streaming and getattr(self, name)))
+            rule, asked = "false under data.streaming=true, which lists no training clips", getattr(self.prepare, name)
+            check(f"prepare.{name}", asked, rule, not (self.data.streaming and asked))
         places = list(self.adapters.values()) if isinstance(self.adapters, dict) else self.adapters or []
         told = "{nl: runs/nl-..., es: runs/es-...}, or [runs/a,runs/b] to export their combination"
         folders = isinstance(places, list) and all(isinstance(place, str) for place in places)
         check("adapters", self.adapters, told, folders)
         fits = self.weights is None or (isinstance(self.adapters, list) and len(self.weights) == len(places))
         check("weights", self.weights, "one each of adapters=[...]", fits)
-        alone = self.transcribe.together and not isinstance(self.adapters, dict)
-        check("transcribe.together", True, "false without adapters={nl: ..., es: ...}", not alone)
-        both = bool(self.adapters) and self.transcribe.untouched
-        check("adapters", self.adapters, "null under transcribe.untouched=true", not both)
+        alone = self.transcribe.mixed_batches and not isinstance(self.adapters, dict)
+        check("transcribe.mixed_batches", True, "false without adapters={nl: ..., es: ...}", not alone)
+        both = bool(self.adapters) and self.transcribe.base_model
+        check("adapters", self.adapters, "null under transcribe.base_model=true", not both)
         check_base(self.lora.kind, self.model.precision)
         strengths = [self.eval.strength, *self.eval.strengths]
         if self.lora.kind not in SCALABLE and any(strength != 1 for strength in strengths):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 RUN_NAME_LIMIT = 80  # characters
-GROUPS = ("data", "model", "lora", "training", "guard", "decoding")  # of settings that a result depends on
+GROUPS = ("data", "model", "lora", "training", "divergence", "decoding")  # of settings that a result depends on
 
 
 def run_name(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> str:

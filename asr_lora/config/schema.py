@@ -38,9 +38,9 @@ class DataConfig:
     seed: int
     dev_clips: int
     train_split: str
-    held_out: float
-    exclude: str | None
-    drop: str | None
+    heldout_share: float
+    exclude_overlap: str | None
+    exclude_ids: str | None
     streaming: bool
     shuffle_buffer: int
     augment: str | None
@@ -53,7 +53,7 @@ class DataConfig:
         for name in self.columns or ():
             check_choice("data.columns", name, COLUMNS)
         check_choice("data.train_split", self.train_split, ("train", "validated"))
-        check("data.held_out", self.held_out, "a share in (0, 0.4]", 0 < self.held_out <= 0.4)
+        check("data.heldout_share", self.heldout_share, "a share in (0, 0.4]", 0 < self.heldout_share <= 0.4)
         check("data.source", repr(self.source), "a path, or null to look in data.search_dir", self.source != "")
         check_locale("data.language", self.language)
         check(
@@ -75,7 +75,7 @@ class DataConfig:
         check("data.source", self.source, "one data set, hf:<name> or a path, under data.streaming=true", one)
         rule = "null under data.streaming=true, where no clips are drawn (training.max_steps says how long it takes)"
         check("data.hours", self.hours, rule, self.hours is None)
-        check("data.drop", self.drop, "null under data.streaming=true", self.drop is None)
+        check("data.exclude_ids", self.exclude_ids, "null under data.streaming=true", self.exclude_ids is None)
 
 
 @dataclass
@@ -97,12 +97,12 @@ class TrainingConfig:
     max_steps: int | None
     batch_size: int
     learning_rate: float
-    warmup: float
+    warmup_ratio: float
     weight_decay: float
     max_grad_norm: float
     context: str
-    margin: list[float]
-    multiple: float
+    context_margin: list[float]
+    context_multiple: float
     long_share: float
     long_rows: int
     long_seconds: list[float]
@@ -127,21 +127,31 @@ class TrainingConfig:
         check("training.max_hours", hours, "more than 0, or null for no limit", hours is None or hours > 0)
         check("training.keep_adapters", self.keep_adapters, "at least 0", self.keep_adapters >= 0)
         check("training.learning_rate", self.learning_rate, "more than 0", 0 < self.learning_rate < float("inf"))
-        check("training.warmup", self.warmup, "a share in [0, 1)", 0 <= self.warmup < 1)
+        check("training.warmup_ratio", self.warmup_ratio, "a share in [0, 1)", 0 <= self.warmup_ratio < 1)
         check("training.weight_decay", self.weight_decay, "at least 0", 0 <= self.weight_decay < float("inf"))
         check("training.max_grad_norm", self.max_grad_norm, "more than 0", self.max_grad_norm > 0)
         check("training.dev_share", self.dev_share, "a share in (0, 1]", 0 < self.dev_share <= 1)
         if self.dev_normalizer is not None:
             check_choice("training.dev_normalizer", self.dev_normalizer, NORMALIZERS)
         check_choice("training.context", self.context, ("dynamic", "full", "packed"))
-        check_range("training.margin", self.margin, MAX_SECONDS)
+        check_range("training.context_margin", self.context_margin, MAX_SECONDS)
         check_range("training.long_seconds", self.long_seconds, MAX_SECONDS)
-        whole = 0 < self.multiple <= MAX_SECONDS and abs(self.multiple * 50 - round(self.multiple * 50)) < 1e-6
-        check("training.multiple", self.multiple, "a multiple of 0.02 s, Whisper's position, up to 30", whole)
+        whole = (
+            0 < self.context_multiple <= MAX_SECONDS
+            and abs(self.context_multiple * 50 - round(self.context_multiple * 50)) < 1e-6
+        )
+        check(
+            "training.context_multiple",
+            self.context_multiple,
+            "a multiple of 0.02 s, Whisper's position, up to 30",
+            whole,
+        )
         check("training.long_rows", self.long_rows, "at least 1", self.long_rows >= 1)
         # Whisper's masks are 0.1 s long, and no context is shorter than one multiple.
-        masks_fit = not self.spec_augment or self.multiple >= 0.1
-        check("training.multiple", self.multiple, "at least 0.1 s under training.spec_augment", masks_fit)
+        masks_fit = not self.spec_augment or self.context_multiple >= 0.1
+        check(
+            "training.context_multiple", self.context_multiple, "at least 0.1 s under training.spec_augment", masks_fit
+        )
         for name in ("long_share", "packed_single", "packed_timestamps", "mask_time_prob", "mask_feature_prob"):
             check(f"training.{name}", getattr(self, name), "a share in [0, 1]", 0 <= getattr(self, name) <= 1)
 
@@ -152,7 +162,7 @@ class DecodingConfig:
     max_new_tokens: int | None
     tokens_per_second: float
     context: str
-    margin: float
+    context_margin: float
 
     def __post_init__(self) -> None:
         check("decoding.num_beams", self.num_beams, "at least 1", self.num_beams >= 1)
@@ -160,23 +170,33 @@ class DecodingConfig:
         check("decoding.max_new_tokens", limit, "at least 1", limit is None or limit >= 1)
         check("decoding.tokens_per_second", self.tokens_per_second, "more than 0", self.tokens_per_second > 0)
         check_choice("decoding.context", self.context, ("auto", "full"))
-        check("decoding.margin", self.margin, f"0 to {MAX_SECONDS:g} (seconds)", 0 <= self.margin <= MAX_SECONDS)
+        check(
+            "decoding.context_margin",
+            self.context_margin,
+            f"0 to {MAX_SECONDS:g} (seconds)",
+            0 <= self.context_margin <= MAX_SECONDS,
+        )
 
 
 @dataclass
-class GuardConfig:
-    bad_step: str
-    spike: float | None
-    in_a_row: int
-    collapse: str
-    lower: float
+class DivergenceConfig:
+    on_bad_step: str
+    loss_spike: float | None
+    max_bad_steps: int
+    on_collapse: str
+    lr_factor: float
 
     def __post_init__(self) -> None:
-        check_choice("guard.bad_step", self.bad_step, ("skip", "back", "stop"))
-        check("guard.spike", self.spike, "more than 0 (nats per token), or null", self.spike is None or self.spike > 0)
-        check("guard.in_a_row", self.in_a_row, "at least 2", self.in_a_row >= 2)
-        check_choice("guard.collapse", self.collapse, ("back", "stop", "go_on"))
-        check("guard.lower", self.lower, "a share in (0, 1)", 0 < self.lower < 1)
+        check_choice("divergence.on_bad_step", self.on_bad_step, ("skip", "rollback", "stop"))
+        check(
+            "divergence.loss_spike",
+            self.loss_spike,
+            "more than 0 (nats per token), or null",
+            self.loss_spike is None or self.loss_spike > 0,
+        )
+        check("divergence.max_bad_steps", self.max_bad_steps, "at least 2", self.max_bad_steps >= 2)
+        check_choice("divergence.on_collapse", self.on_collapse, ("rollback", "stop", "ignore"))
+        check("divergence.lr_factor", self.lr_factor, "a share in (0, 1)", 0 < self.lr_factor < 1)
 
 
 _LORA = ("r", "scaling", "dropout", "target_modules")
@@ -188,12 +208,12 @@ LORA_KEYS: Mapping[str, tuple[str, ...]] = {  # of every kind of tuning: what co
     "rslora": ("r", "alpha", "dropout", "target_modules"),
     "dora": _LORA,
     "pissa": _LORA,
-    "lora_plus": (*_LORA, "b_rate"),
-    "adalora": (*_LORA, "tinit", "tfinal", "orthogonality"),
-    "qlora": (*_LORA, "double_quantisation"),
+    "lora_plus": (*_LORA, "lr_ratio"),
+    "adalora": (*_LORA, "tinit", "tfinal", "orth_reg_weight"),
+    "qlora": (*_LORA, "double_quant"),
     "ia3": ("target_modules", "feedforward_modules"),
     "bitfit": (),
-    "full": ("adam",),
+    "full": ("optim",),
 }
 # What model.precision=auto is, by type of device: on a GPU as published; on a CPU int8 takes several times as long.
 AUTO: Mapping[str, str] = {"cuda": "int8", "cpu": "fp32"}
@@ -218,12 +238,12 @@ class LoraConfig:
     dropout: float | None
     target_modules: list[str] | None
     feedforward_modules: list[str] | None
-    b_rate: float | None
+    lr_ratio: float | None
     tinit: float | None
     tfinal: float | None
-    orthogonality: float | None
-    double_quantisation: bool | None
-    adam: str | None
+    orth_reg_weight: float | None
+    double_quant: bool | None
+    optim: str | None
 
     def __post_init__(self) -> None:
         if self.kind == "prefix":
@@ -235,7 +255,7 @@ class LoraConfig:
             missing = name in LORA_KEYS[self.kind] and value is None
             check(f"lora.{name}", value, f"something under lora={self.kind}", not missing)
         check("lora.r", self.r, "at least 1", self.r is None or self.r >= 1)
-        for name in ("scaling", "alpha", "b_rate"):
+        for name in ("scaling", "alpha", "lr_ratio"):
             value = getattr(self, name)
             check(f"lora.{name}", value, "more than 0", value is None or 0 < value < float("inf"))
         check("lora.dropout", self.dropout, "in [0, 1)", self.dropout is None or 0 <= self.dropout < 1)
@@ -246,10 +266,10 @@ class LoraConfig:
         shares = [share for share in (self.tinit, self.tfinal) if share is not None]
         holds = all(share >= 0 for share in shares) and sum(shares) < 1
         check("lora.tinit and lora.tfinal", shares, "shares of the steps, together less than 1", holds)
-        weight = self.orthogonality
-        check("lora.orthogonality", weight, "at least 0", weight is None or 0 <= weight < float("inf"))
-        if self.adam is not None:
-            check_choice("lora.adam", self.adam, ("32bit", "8bit"))
+        weight = self.orth_reg_weight
+        check("lora.orth_reg_weight", weight, "at least 0", weight is None or 0 <= weight < float("inf"))
+        if self.optim is not None:
+            check_choice("lora.optim", self.optim, ("adamw", "adamw_8bit"))
 
     @property
     def whole(self) -> bool:
@@ -259,7 +279,7 @@ class LoraConfig:
     @property
     def memory(self) -> dict[str, Any]:
         """What memory depends on beside the parameters that train, as asr_lora/model/cost.py calls it."""
-        return {"kind": self.kind, "eight_bit": self.adam == "8bit"}
+        return {"kind": self.kind, "eight_bit": self.optim == "adamw_8bit"}
 
 
 def unknown_lora_key(name: str, kind: str) -> str:

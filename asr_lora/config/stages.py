@@ -15,35 +15,48 @@ NO_ONNX = (
 
 
 @dataclass
+class PrepareConfig:
+    audit: bool
+    audit_decode: int | None
+    shards: bool
+    shards_dir: str | None
+
+    def __post_init__(self) -> None:
+        decoded = self.audit_decode
+        holds = decoded is None or (self.audit and decoded >= 0)
+        check("prepare.audit_decode", decoded, "at least 0, and with prepare.audit=true", holds)
+
+
+@dataclass
 class TranscribeConfig:
     out: str
     formats: list[str]
     language: str | None
-    longest: float
-    windows: bool
-    together: bool
-    untouched: bool
+    max_segment_seconds: float
+    long_form: str
+    mixed_batches: bool
+    base_model: bool
 
     def __post_init__(self) -> None:
         for name in self.formats:
             check_choice("transcribe.formats", name, ("txt", "srt", "vtt", "json"))
         check("transcribe.formats", self.formats, "at least one", bool(self.formats))
-        fits = 1 <= self.longest <= MAX_SECONDS
-        check(
-            "transcribe.together", self.together, "false under transcribe.windows", not (self.together and self.windows)
-        )
-        check("transcribe.longest", self.longest, f"1 to {MAX_SECONDS:g} (seconds)", fits)
+        fits = 1 <= self.max_segment_seconds <= MAX_SECONDS
+        check_choice("transcribe.long_form", self.long_form, ("vad", "sequential"))
+        both = self.mixed_batches and self.long_form == "sequential"
+        check("transcribe.mixed_batches", self.mixed_batches, "false under transcribe.long_form=sequential", not both)
+        check("transcribe.max_segment_seconds", self.max_segment_seconds, f"1 to {MAX_SECONDS:g} (seconds)", fits)
 
 
 @dataclass
 class ExportConfig:
     formats: list[str]
     clips: int | None
-    tolerance: float
+    wer_tolerance: float
     out: str | None
     combine: str
     push: str | None
-    pushed: str
+    push_format: str
     private: bool
     dry_run: bool
 
@@ -55,11 +68,13 @@ class ExportConfig:
         twice = len(set(self.formats)) < len(self.formats)
         check("export.formats", self.formats, "each of them once", not twice)
         check("export.clips", self.clips, "at least 1, or null for all", self.clips is None or self.clips >= 1)
-        check("export.tolerance", self.tolerance, "a share in [0, 1), such as 0.03", 0 <= self.tolerance < 1)
+        check(
+            "export.wer_tolerance", self.wer_tolerance, "a share in [0, 1), such as 0.03", 0 <= self.wer_tolerance < 1
+        )
         check_choice("export.combine", self.combine, ("cat", "svd"))
         named = self.push is None or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.push, re.ASCII) is not None
         check("export.push", self.push, "owner/name", named)
-        check_choice("export.pushed", self.pushed, ("adapter", *self.formats))
+        check_choice("export.push_format", self.push_format, ("adapter", *self.formats))
 
 
 @dataclass
@@ -68,7 +83,7 @@ class AppConfig:
     port: int
     max_minutes: float
     max_megabytes: int
-    max_waiting: int
+    max_queue: int
     keep_minutes: float
     clips: int
 
@@ -90,8 +105,8 @@ class HardwareConfig:
     gradient_checkpointing: bool | None
     workers: int | None
     decode_batch: int | None
-    memory: float | None
-    rates: dict[str, float]
+    memory_gb: float | None
+    tflops: dict[str, float]
     dollars_per_hour: float | None
     price_source: str | None
 
@@ -101,11 +116,11 @@ class HardwareConfig:
         for name, least in (("micro_batch", 1), ("workers", 0), ("decode_batch", 1)):
             value = getattr(self, name)
             check(f"hardware.{name}", value, f"at least {least}", value is None or value >= least)
-        memory, price = self.memory, self.dollars_per_hour
-        check("hardware.memory", memory, "more than 0 (GB)", memory is None or memory > 0)
+        memory, price = self.memory_gb, self.dollars_per_hour
+        check("hardware.memory_gb", memory, "more than 0 (GB)", memory is None or memory > 0)
         check("hardware.dollars_per_hour", price, "at least 0", price is None or price >= 0)
-        for precision, rate in self.rates.items():
-            check(f"hardware.rates.{precision}", rate, "more than 0 (TFLOP/s)", rate > 0)
+        for precision, rate in self.tflops.items():
+            check(f"hardware.tflops.{precision}", rate, "more than 0 (TFLOP/s)", rate > 0)
 
 
 @dataclass
@@ -114,16 +129,16 @@ class SearchConfig:
 
     trials: int
     max_hours: float | None
-    startup: int
-    warmup: float
+    startup_trials: int
+    warmup_share: float
     space: list[str]
 
     def __post_init__(self) -> None:
         check("search.trials", self.trials, "at least 1", self.trials >= 1)
         hours = self.max_hours
         check("search.max_hours", hours, "more than 0, or null for no limit", hours is None or hours > 0)
-        check("search.startup", self.startup, "at least 0", self.startup >= 0)
-        check("search.warmup", self.warmup, "a share in [0, 1]", 0 <= self.warmup <= 1)
+        check("search.startup_trials", self.startup_trials, "at least 0", self.startup_trials >= 0)
+        check("search.warmup_share", self.warmup_share, "a share in [0, 1]", 0 <= self.warmup_share <= 1)
 
 
 @dataclass

@@ -30,7 +30,7 @@ PREFIX = "shards:"  # how data.source begins
 INDEX = "index.json"  # of all shards
 VERSION = 1  # of the form of the indexes
 AT_ONCE = 8  # indexes fetched together
-WRITTEN = "python -m asr_lora.prepare shards=true writes it, when all shards are complete"
+WRITTEN = "python -m asr_lora.prepare prepare.shards=true writes it, when all shards are complete"
 AGAIN = "copy the folder again"
 ABOUT: Mapping[str, type] = {"language": str, "release": str}  # the fields of index.json beside version and shards,
 SHARD: Mapping[str, type] = {  # of each of its shards,

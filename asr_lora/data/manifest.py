@@ -17,7 +17,7 @@ from asr_lora.speech.audio import AudioInfo, AudioSegment, scan_clip
 
 Row = Mapping[str, str]  # a row of the corpus's table, raw
 Clip = dict[str, Any]  # a line of the manifest
-EXCLUDED = "the same sound as a clip of data.exclude"
+EXCLUDED = "the same sound as a clip of data.exclude_overlap"
 LOCATION_FIELDS = (
     "path",
     "start",

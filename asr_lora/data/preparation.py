@@ -84,7 +84,7 @@ def make_manifest(run: Path, data: DataConfig, model: ModelConfig, test_limit: i
         _held_out(corpus, "test", test_limit, data.seed),
     ]
     _fill(draws, corpus, label_filter(model, data.language))
-    facts = {"leaks_dropped_from_train": leaks, "excluded": {"by": data.exclude, **shared}}
+    facts = {"leaks_dropped_from_train": leaks, "excluded": {"by": data.exclude_overlap, **shared}}
     _write(run, data, corpus, draws, facts, available)
 
 
@@ -105,7 +105,7 @@ def _hold_out_of_stream(run: Path, data: DataConfig, model: ModelConfig, test_li
         "split": data.train_split, "fingerprint": stream.fingerprint, "files": train.data.num_shards,
         "features": {name: str(feature) for name, feature in train.data.features.items()},
     }  # fmt: skip
-    dropped = {"leaks_dropped_from_train": {}, "excluded": {"by": data.exclude}}
+    dropped = {"leaks_dropped_from_train": {}, "excluded": {"by": data.exclude_overlap}}
     _write(run, data, corpus, [SplitDraw("train", []), *draws], dropped, available, {"streamed": facts, "asked": asked})
 
 
@@ -292,10 +292,10 @@ def _write(
     leaks = dropped["leaks_dropped_from_train"]
     if not stream:
         log(f"dropped from train for what dev or test hold too: {sum(leaks.values())} ({_counts(leaks)})")
-    if data.exclude is not None and not stream:
+    if data.exclude_overlap is not None and not stream:
         shared = {kind: len(names) for kind, names in dropped["excluded"].items() if kind != "by"}
         shared["sound"] = len(draws[0].left_out.get(EXCLUDED, []))
-        log(f"dropped from train for what {data.exclude} holds too: {sum(shared.values())} ({_counts(shared)})")
+        log(f"dropped from train for what {data.exclude_overlap} holds too: {sum(shared.values())} ({_counts(shared)})")
     log(f"manifest: {run / 'data'}")
 
 

@@ -122,7 +122,9 @@ class StepSampler:
     def _dynamic(self, step: int, clips: Sequence[int]) -> list[Batch]:
         training = self.training
         rng = _rng(self.seed, step, "contexts")
-        margin, long_seconds = (rng.uniform(low, high) for low, high in (training.margin, training.long_seconds))
+        margin, long_seconds = (
+            rng.uniform(low, high) for low, high in (training.context_margin, training.long_seconds)
+        )
         order, count = [clips[at] for at in rng.permutation(len(clips))], self._long_rows(step)
         long, short = (sorted(part, key=lambda clip: -self.durations[clip]) for part in (order[:count], order[count:]))
         batches = [self._batch(long, max(long_seconds, self.durations[long[0]] + margin))] if long else []
@@ -153,7 +155,7 @@ class StepSampler:
         return min((owed[1] - owed[0]) * group, size)
 
     def _batch(self, clips: Sequence[int], seconds: float) -> Batch:
-        return Batch(tuple(RowSpec((clip,)) for clip in clips), context_for(seconds, self.training.multiple))
+        return Batch(tuple(RowSpec((clip,)) for clip in clips), context_for(seconds, self.training.context_multiple))
 
     def _packed(self, step: int, clips: Sequence[int]) -> list[RowSpec]:
         """A step's clips, some left single, the others joined while they fit 30 s and the decoder's length."""

@@ -1,4 +1,4 @@
-"""Writes the clips of a run as WebDataset shards, for speech beyond one disk:  python -m asr_lora.prepare shards=true
+"""Writes the clips of a run as WebDataset shards, for speech beyond one disk:  python -m asr_lora.prepare prepare.shards=true
 
 A shard is a tar in the order of the manifest: `<id>.mp3`, the clip's bytes as they are, and behind it `<id>.json`, what
 the manifest says of it. Its index, and index.json of them all, are described in asr_lora/corpus/shards.py, which reads
@@ -35,7 +35,7 @@ def write_shards(splits: Mapping[str, Sequence[Clip]], folder: Path, release: st
     total = sum(map(len, splits.values()))
     log(f"writing {total:,} clips as shards of {SHARD_BYTES / 1e9:g} GB to {folder}")
     shards: list[dict[str, Any]] = []
-    way_out = "free some space or name another folder (shards_dir=...): complete shards are kept"
+    way_out = "free some space or name another folder (prepare.shards_dir=...): complete shards are kept"
     with disk_errors(folder, "shards_dir", way_out), progress("writing shards", total=total) as bar:
         folder.mkdir(parents=True, exist_ok=True)
         for split, clips in splits.items():
@@ -78,7 +78,7 @@ def _complete(shard: Path, clips: Sequence[Clip], bar: Bar) -> list[Line]:
     )
     if not ours or not lines or shard.stat().st_size < lines[-1]["offset"] + lines[-1]["bytes"]:
         raise ConfigError(
-            f"shards_dir: {shard} holds other clips than this run; name another folder (shards_dir=...), or remove "
+            f"shards_dir: {shard} holds other clips than this run; name another folder (prepare.shards_dir=...), or remove "
             f"what is in {shard.parent}"
         )
     bar.advance(len(lines))
@@ -155,5 +155,5 @@ def _refuse_others(folder: Path, ours: set[str]) -> None:
     if others := sorted(file.name for file in folder.glob("*.tar") if file.name not in ours):
         raise ConfigError(
             f"shards_dir: {folder} holds {others[0]} of other clips than this run; name another folder "
-            "(shards_dir=...), or remove it"
+            "(prepare.shards_dir=...), or remove it"
         )

@@ -22,12 +22,18 @@ from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import atomic_file, cache_dir, existing, read_json, read_jsonl
 
-AS_ROW = {"path": Path, "text": str, "speaker": str, "clip": Path, "sha256": str}  # what lines of data.exclude may hold
-ANOTHER_MANIFEST = "data.exclude takes a manifest as asr_lora.prepare writes it, or a corpus"
+AS_ROW = {
+    "path": Path,
+    "text": str,
+    "speaker": str,
+    "clip": Path,
+    "sha256": str,
+}  # what lines of data.exclude_overlap may hold
+ANOTHER_MANIFEST = "data.exclude_overlap takes a manifest as asr_lora.prepare writes it, or a corpus"
 
 
 def open_sources(data: DataConfig, test_limit: int | None) -> Corpus:
-    """The corpus of a run, with the tables train, dev and test; several are one. Clips of data.drop are out of it.
+    """The corpus of a run, with the tables train, dev and test; several are one. Clips of data.exclude_ids are out of it.
 
     Of a stream `test_limit` is how many clips of test are drawn from it (None: all).
     Raises ChoiceError and WorldError as opening and splitting do.
@@ -73,7 +79,9 @@ def _open(data: DataConfig, source: str | None, limits: Mapping[str, int | None]
         corpus = mix_corpora([Part(*part) for part in zip(names, each, weights, strict=True)])
     else:
         corpus = with_splits(open_corpus(source or "", data.language, columns), data)
-    return corpus if data.drop is None else _without(corpus, existing(Path(data.drop), "data.drop"))
+    return (
+        corpus if data.exclude_ids is None else _without(corpus, existing(Path(data.exclude_ids), "data.exclude_ids"))
+    )
 
 
 def _without(corpus: Corpus, listing: Path) -> Corpus:
@@ -87,7 +95,7 @@ def _without(corpus: Corpus, listing: Path) -> Corpus:
         found = found.union(*named.values())
     clips = sum(map(len, corpus.tables.values())) - sum(map(len, tables.values()))
     unknown = f"; {len(asked - found)} are not in the corpus ({min(asked - found)}, ...)" if asked - found else ""
-    log(f"data.drop: {clips} clips dropped, as {listing} says{unknown}")
+    log(f"data.exclude_ids: {clips} clips dropped, as {listing} says{unknown}")
     return replace(corpus, tables=tables)
 
 
@@ -114,13 +122,13 @@ def find_source(data: DataConfig) -> str:
 
 
 def excluded_rows(data: DataConfig) -> list[Row]:
-    """What training must not hear beside dev and test: the rows of `data.exclude`, with `sha256` where known.
+    """What training must not hear beside dev and test: the rows of `data.exclude_overlap`, with `sha256` where known.
 
     All lines of a manifest (.jsonl), dev and test of a run, or dev and test of a corpus (all of one without splits).
     """
-    if data.exclude is None:
+    if data.exclude_overlap is None:
         return []
-    path = existing(Path(data.exclude), "data.exclude")
+    path = existing(Path(data.exclude_overlap), "data.exclude_overlap")
     manifests = [path] if path.suffix == ".jsonl" else [path / "data" / f"{split}.jsonl" for split in ("dev", "test")]
     if not all(manifest.is_file() for manifest in manifests):
         tables = open_corpus(path, data.language, Columns(data.columns or {})).tables
@@ -130,7 +138,7 @@ def excluded_rows(data: DataConfig) -> list[Row]:
     for line in lines:
         if not {"text", "path"} <= set(line):
             got = ", ".join(line) or "nothing"
-            raise ConfigError(f"data.exclude: {path} is no manifest: a line needs path and text, got {got}")
+            raise ConfigError(f"data.exclude_overlap: {path} is no manifest: a line needs path and text, got {got}")
     return [as_row(line) for line in lines]
 
 

@@ -41,7 +41,7 @@ def with_splits(corpus: Corpus, data: "DataConfig") -> Corpus:
         raise ConfigError(f"data.train_split: {corpus.source} has no {trained_on} (got: {listed(tables)})")
     train, made = tables[trained_on], {}
     for split in (split for split in ("test", "dev") if split not in tables):
-        made[split], train = _held_out(train, data.held_out, f"{data.seed}:{split}")
+        made[split], train = _held_out(train, data.heldout_share, f"{data.seed}:{split}")
     if made:
         counts = ", ".join(f"{split} {len(rows)}" for split, rows in made.items())
         unit = "speakers" if _by_speaker(tables[trained_on]) else "sentences, for too few speakers are known"

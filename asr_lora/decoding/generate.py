@@ -79,7 +79,7 @@ def decoding_options(
         num_beams=decoding.num_beams,
         max_new_tokens=asked or most,
         tokens_per_second=decoding.tokens_per_second,
-        margin=decoding.margin if short and decoding.context == "auto" else None,
+        margin=decoding.context_margin if short and decoding.context == "auto" else None,
         batch_size=rows_per_batch(hardware.decode_batch, decoding.num_beams),
     )
 

@@ -129,7 +129,7 @@ def with_run(
     """
     tuned = run.tuned(folder)
     if not tuned.is_dir():
-        raise ConfigError(f"run_dir: no adapter in {folder}/train; train it first, or transcribe.untouched=true")
+        raise ConfigError(f"run_dir: no adapter in {folder}/train; train it first, or transcribe.base_model=true")
     _check_token(language, base)
     model = adapter.load(base.checkpoint, tuned, hardware.merged_precision, hardware.device)
     short = stored.knows_short_context(tuned)

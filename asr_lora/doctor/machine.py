@@ -150,7 +150,7 @@ def gradients(
     weights = (
         config.model.checkpoint if real else str(probe.small_whisper(known, config.lora.r or 1, scratch / "small"))
     )
-    quantised_twice = bool(config.lora.double_quantisation)
+    quantised_twice = bool(config.lora.double_quant)
     base = Base(weights, config.model.precision, hardware.device, hardware.autocast, quantised_twice)
     heard = made_up(known) if batch is None else {name: tensor[:2] for name, tensor in batch.items()}
     on = f"on {'noise' if batch is None else 'a real batch'}, {'the real' if real else 'a small random'} model"
@@ -223,7 +223,7 @@ def memory(config: "Config", hardware: Hardware, sight: DataSample | None) -> tu
     forecast = prediction.forecast
     if not forecast.memory:
         unknown = f"not predicted: {forecast.problem}"
-        return Check("memory", WARN, unknown, "give hardware.rates, or see make plan"), prediction
+        return Check("memory", WARN, unknown, "give hardware.tflops, or see make plan"), prediction
     if forecast.problem:
         way_out = "a smaller model (model=whisper_small), hardware.gradient_checkpointing=true, model.precision=int8"
         return Check("memory", FAIL, forecast.problem, f"{way_out}; make plan shows what each takes"), prediction
@@ -276,7 +276,7 @@ def hours(config: "Config", hardware: Hardware, prediction: Prediction) -> tuple
     forecast = prediction.forecast
     if not forecast.seconds:
         unknown = f"not predicted: {forecast.problem}"
-        return Check("hours", WARN, unknown, "give hardware.rates, or see make plan"), False
+        return Check("hours", WARN, unknown, "give hardware.tflops, or see make plan"), False
     whole, known = sum(forecast.seconds.values()) / 3600, known_gpu(hardware.name)
     price = config.hardware.dollars_per_hour
     if price is None and known:

@@ -101,7 +101,7 @@ def export(exported: Source, hardware: Hardware) -> None:
         told = "; ".join(f"{row['format']}: {', '.join(row['doubts'])}" for row in failed)
         raise ExternalError(f"export: {told}; what was heard is in {out / 'proofs'}")
     if asked.push:
-        folder = exported.folder if asked.pushed == "adapter" else out / asked.pushed
+        folder = exported.folder if asked.push_format == "adapter" else out / asked.push_format
         push(folder, asked)
 
 
@@ -142,7 +142,7 @@ def _asked(config: Config, name: str) -> dict[str, Any]:
     """What a proof depends on beside the model and the clips."""
     return {
         "format": name, "runtime": _room(name).runtime(), "asr_lora": version("asr_lora"),
-        "tolerance": config.export.tolerance, "normalizer": [config.eval.normalizer, config.eval.numbers],
+        "tolerance": config.export.wer_tolerance, "normalizer": [config.eval.normalizer, config.eval.numbers],
     }  # fmt: skip
 
 
@@ -198,7 +198,7 @@ def _tried(
     row = {
         "format": name, "runtime": room.runtime(), "device": device.type, "bytes": _bytes(folder), "seconds": seconds,
         "our_seconds": sum(each["seconds"] for each in ours), "sets": figures,
-        "doubts": source.parity_failures(figures, config.export.tolerance),
+        "doubts": source.parity_failures(figures, config.export.wer_tolerance),
     }  # fmt: skip
     return row, lines
 

@@ -212,7 +212,7 @@ def parity_failures(figures: Sequence[Mapping[str, Any]], tolerance: float) -> l
         rate, ours, theirs, bounds = each["rate"].upper(), each["ours"], each["theirs"], each["ci95"]
         if ours is not None and abs(theirs - ours) > tolerance and not bounds[0] <= 0 <= bounds[1]:
             told = f"{rate} of {each['set']} is {100 * theirs:.1f} %, ours {100 * ours:.1f} %"
-            found.append(f"{told}, which is more than export.tolerance={tolerance:g} and chance")
+            found.append(f"{told}, which is more than export.wer_tolerance={tolerance:g} and chance")
         if each["run_away"]:
             found.append(f"{each['run_away']} of {each['clips']} texts of {each['set']} run away, where ours do not")
     return found

@@ -110,7 +110,7 @@ def resolve_hardware(
         shape = shape or cost.dimensions(load_config(model.checkpoint).to_dict())
         free_memory()  # or what a job before this one left would count as used
         free = torch.cuda.mem_get_info(device)[0]
-        available = min(free, asked.memory * 1e9) if asked.memory else free
+        available = min(free, asked.memory_gb * 1e9) if asked.memory_gb else free
         half = autocast is not None
         rows, checkpointing = max_train_rows(
             available, asked.gradient_checkpointing, precision, shape, half, **lora.memory

@@ -121,7 +121,7 @@ def lora_plus(lora: "LoraSettings") -> TuningMethod:
 
     def optimiser(model: Module, rate: float, decay: float) -> Optimizer:
         made: Optimizer = create_loraplus_optimizer(
-            model, torch.optim.AdamW, lr=rate, loraplus_lr_ratio=lora.b_rate, loraplus_weight_decay=decay
+            model, torch.optim.AdamW, lr=rate, loraplus_lr_ratio=lora.lr_ratio, loraplus_weight_decay=decay
         )
         return made
 
@@ -139,7 +139,7 @@ def adalora(lora: "LoraSettings", steps: int) -> TuningMethod:
     peft's allocator is asked after every step, and masks after every one between tinit and the end: so what is saved,
     which is without the masked, is what was decoded. Its averages are in no checkpoint of peft's.
     """
-    left, weight = _set(lora.r), _set(lora.orthogonality)
+    left, weight = _set(lora.r), _set(lora.orth_reg_weight)
     before = initial_rank(left)
     config = AdaLoraConfig(
         target_r=left, init_r=before, lora_alpha=_set(lora.scaling) * before, lora_dropout=_set(lora.dropout),
@@ -214,5 +214,5 @@ def full(lora: "LoraSettings") -> TuningMethod:
         eight_bit: Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=rate)
         return eight_bit
 
-    eight = optimiser if lora.adam == "8bit" else None
+    eight = optimiser if lora.optim == "8bit" else None
     return TuningMethod(trains=lambda name: SINUSOIDS not in name, optimiser=eight)

@@ -106,17 +106,17 @@ def estimate_on_gpu(config: Config, work: Workload) -> Estimate:
     config, _ = run.with_precision(config, "cuda")
     asked, precision = config.hardware, config.model.precision
     arithmetic = _arithmetic(precision, asked.autocast)
-    if arithmetic not in asked.rates or asked.memory is None:
-        return Estimate({}, {}, f"no {precision} there: it has {', '.join(asked.rates)}")
+    if arithmetic not in asked.tflops or asked.memory_gb is None:
+        return Estimate({}, {}, f"no {precision} there: it has {', '.join(asked.tflops)}")
     half = precision != "fp32" or asked.autocast in ("fp16", "bf16")
-    memory = asked.memory * 1e9
+    memory = asked.memory_gb * 1e9
     rows, checkpointing = max_train_rows(
         memory, asked.gradient_checkpointing, precision, work.shape, half, **config.lora.memory
     )
     capacity = (asked.micro_batch or rows) * audio.MAX_SECONDS
     rows = asked.decode_batch or max_decode_rows(memory, work.shape)
     device = Device(memory, capacity, rows, half, checkpointing, on_gpu=True)
-    return estimate_on(work, device, precision, _by_rates(work, device, asked.rates, arithmetic))
+    return estimate_on(work, device, precision, _by_rates(work, device, asked.tflops, arithmetic))
 
 
 def estimate_here(config: Config, work: Workload) -> Estimate:
@@ -148,18 +148,18 @@ def _forecast_here(config: Config, work: Workload, hardware: Hardware) -> Estima
     there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if cuda:
         there = torch.cuda.mem_get_info(hardware.device)[1]
-    memory = config.hardware.memory * 1e9 if config.hardware.memory else float(there)
+    memory = config.hardware.memory_gb * 1e9 if config.hardware.memory_gb else float(there)
     half, checkpointing = hardware.autocast is not None, hardware.gradient_checkpointing
     device = Device(memory, hardware.capacity, hardware.decode_batch, half, checkpointing, on_gpu=cuda)
     if config.plan.calibrate:
         clocks = _by_timing(config, work, hardware)
     else:
         known = known_gpu(hardware.name)
-        measured = gpu_settings(known).rates if known else clock.matrix_rates(hardware.device, hardware.autocast)
-        rates = {**measured, **config.hardware.rates}
+        measured = gpu_settings(known).tflops if known else clock.matrix_rates(hardware.device, hardware.autocast)
+        rates = {**measured, **config.hardware.tflops}
         arithmetic = _arithmetic(config.model.precision, hardware.autocast_name)
         if arithmetic not in rates:
-            return Estimate({}, {}, f"no rate for {arithmetic}: hardware.rates has {', '.join(rates)}")
+            return Estimate({}, {}, f"no rate for {arithmetic}: hardware.tflops has {', '.join(rates)}")
         clocks = _by_rates(work, device, rates, arithmetic)
     return estimate_on(work, device, config.model.precision, clocks)
 

@@ -86,9 +86,11 @@ def workload(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Worklo
     train, dev, test = (seconds[split] for split in SPLITS)
     steps, batch_size, training = config.max_steps, config.training.batch_size, config.training
     decodings = -(-steps // eval_steps(training, steps, len(dev)))
-    judged = decodes_baseline(training, config.guard, steps, len(dev))
+    judged = decodes_baseline(training, config.divergence, steps, len(dev))
     scored = (test if config.eval.split == "test" else dev)[: config.eval.limit]
-    margin = config.decoding.margin if training.context == "dynamic" and config.decoding.context == "auto" else None
+    margin = (
+        config.decoding.context_margin if training.context == "dynamic" and config.decoding.context == "auto" else None
+    )
     heard = sum(map(sum, (train, dev, test)))
     counts = {
         "prepare": len(train) + len(dev) + len(test), "train": steps * batch_size,

@@ -106,7 +106,7 @@ def from_timing(
             asked.precision,
             hardware.device,
             hardware.autocast or torch.float32,
-            bool(lora.double_quantisation),
+            bool(lora.double_quant),
         )
         model = adapter.attach(base, lora, seed=0)
         train = _interpolated(trained, _training_step(model, processor, hardware), hardware, bar)

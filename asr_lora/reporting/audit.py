@@ -1,7 +1,7 @@
-"""A page of what is odd about the clips of a run:  python -m asr_lora.prepare ... audit=true [audit_decode=500]
+"""A page of what is odd about the clips of a run:  python -m asr_lora.prepare ... prepare.audit=true [prepare.audit_decode=500]
 
 Leaves audit/index.html in the run folder, which needs no network, beside it the clips that it plays; audit/audit.json,
-the same as numbers and ids; and audit/suspects.txt, the ids that data.drop takes once a person has looked. The sound
+the same as numbers and ids; and audit/suspects.txt, the ids that data.exclude_ids takes once a person has looked. The sound
 was heard when the clips were drawn, and is remembered.
 """
 
@@ -94,7 +94,7 @@ def audit(
         clips = partial / "clips"
         clips.mkdir()
         text = environment(autoescape=True).get_template("audit.html").render(
-            name=run.name, summary=summary, facts=facts, kinds=ISSUES, drop=data.drop,
+            name=run.name, summary=summary, facts=facts, kinds=ISSUES, drop=data.exclude_ids,
             rule=suspect_rule(unit), apply=_apply(data, made),
             charts=_charts(utterances, unit, contradicted, limit),
             shown={kind: [_example(utterances[at], said, clips) for at, said in own[:SHOWN]]
@@ -164,7 +164,7 @@ def _suspects(
     contradicted: Sequence[LabelIssue],
     limit: float,
 ) -> dict[str, Any]:
-    """`suspects`, the ids that data.drop would take, in the manifest's order; and how many of each split."""
+    """`suspects`, the ids that data.exclude_ids would take, in the manifest's order; and how many of each split."""
     sure = {fault.at for kind in ALWAYS for fault in odd[kind]}
     places = sorted(sure | {doubt.at for doubt in contradicted if is_suspect(doubt, limit)})
     ids = [utterances[at].clip["id"] for at in places]
@@ -195,8 +195,8 @@ def _apply(data: DataConfig, folder: Path) -> str:
     listed = str(folder / "suspects.txt")
     if re.fullmatch(r"[\w./+-]+", listed, re.ASCII):
         hours = "all" if data.hours is None else f"{data.hours:g}"
-        return f"make train LANG={data.language} HOURS={hours} ... ARGS='data.drop={listed}'"
-    return f"python -m asr_lora.train ... {shlex.quote(f'data.drop={quote_override(listed)}')}"
+        return f"make train LANG={data.language} HOURS={hours} ... ARGS='data.exclude_ids={listed}'"
+    return f"python -m asr_lora.train ... {shlex.quote(f'data.exclude_ids={quote_override(listed)}')}"
 
 
 def _facts(utterances: Sequence[Utterance], odd: Mapping[str, Sequence[Issue]], unit: str) -> dict[str, Any]:

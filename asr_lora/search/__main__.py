@@ -100,7 +100,8 @@ def _study(config: Config, folder: Path) -> "optuna.Study":
     # Of what had the worse half at the same step nothing more is expected. Not Hyperband: its brackets want dozens of
     # trials, and the learning rate falls to zero at a run's own end, so that a short run is no preview of a long one.
     pruner = optuna.pruners.MedianPruner(
-        n_startup_trials=config.search.startup, n_warmup_steps=round(config.search.warmup * config.max_steps)
+        n_startup_trials=config.search.startup_trials,
+        n_warmup_steps=round(config.search.warmup_share * config.max_steps),
     )
     return optuna.create_study(
         storage=optuna.storages.JournalStorage(backend), pruner=pruner, study_name=folder.name, load_if_exists=True
@@ -110,7 +111,7 @@ def _study(config: Config, folder: Path) -> "optuna.Study":
 def _sampler(config: Config, ended: int) -> "optuna.samplers.BaseSampler":
     """A function of the seed and how many trials have ended: a search that goes on draws what it would have drawn."""
     seed = int(np.random.SeedSequence((config.seed, ended)).generate_state(1)[0])
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=config.search.startup)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=config.search.startup_trials)
 
 
 def _go_on(study: "optuna.Study") -> None:

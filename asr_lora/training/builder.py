@@ -43,7 +43,7 @@ def build_trainer(
     training, folder, began = config.training, config.run, time.monotonic()
     processor, base = _processor(config), _base(config, hardware)
     dev = _dev(config, hardware, processor)
-    warmup, learning_rate = round(training.warmup * config.max_steps), rate * training.learning_rate
+    warmup, learning_rate = round(training.warmup_ratio * config.max_steps), rate * training.learning_rate
     training_log = TrainingLog(
         folder / "train" / "log.jsonl",
         bar,
@@ -79,7 +79,7 @@ def build_trainer(
         ),
         capacity=hardware.capacity,
         training_log=training_log,
-        guard=DivergenceGuard(config.guard, warmup),
+        guard=DivergenceGuard(config.divergence, warmup),
         dev=dev,
         record=run.streamed_record(folder, arguments.process_index),
         callbacks=[kept, *tensorboard],
@@ -98,7 +98,7 @@ def _base(config: Config, hardware: Hardware) -> WhisperForConditionalGeneration
     training = config.training
     base = whisper.load(
         config.model.checkpoint, config.model.precision, hardware.device, hardware.autocast or torch.float32,
-        double_quantisation=bool(config.lora.double_quantisation),
+        double_quantisation=bool(config.lora.double_quant),
     )  # fmt: skip
     if training.spec_augment:
         whisper.enable_spec_augment(base, training.mask_time_prob, training.mask_feature_prob)

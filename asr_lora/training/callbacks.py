@@ -19,7 +19,7 @@ from asr_lora.runtime.console import Bar, log
 from asr_lora.runtime.files import atomic_folder, read_log, write_jsonl
 
 if TYPE_CHECKING:
-    from asr_lora.config.schema import GuardConfig
+    from asr_lora.config.schema import DivergenceConfig
     from asr_lora.training.validation import DevResult
 
 # Times what is expected of dev decoding and evaluation: their texts' lengths are not known before they are heard.
@@ -61,7 +61,7 @@ class TimeBudget:
 
 
 class DivergenceError(Exception):
-    """Training has gone wrong; `action` is back or stop."""
+    """Training has gone wrong; `action` is rollback or stop."""
 
     def __init__(self, step: int, reason: str, action: str) -> None:
         super().__init__(reason)
@@ -247,7 +247,7 @@ def _rank(entry: dict[str, Any]) -> tuple[bool, float]:
 
 
 class DivergenceGuard(_Saved):
-    """Judges every step and every dev decoding, and acts as `guard` in the settings says.
+    """Judges every step and every dev decoding, and acts as `divergence` in the settings says.
 
     A bad step is one whose loss or gradient is no number, or whose loss is a spike; a collapse is a row of them, or a
     dev decoding that is worse than the untouched model's beyond chance. `warmup` steps long no dev decoding is judged.
@@ -256,7 +256,7 @@ class DivergenceGuard(_Saved):
 
     SAVED = ("losses", "bad_in_a_row", "overflows_in_a_row", "events")
 
-    def __init__(self, settings: "GuardConfig", warmup: int) -> None:
+    def __init__(self, settings: "DivergenceConfig", warmup: int) -> None:
         self.settings = settings
         self.warmup = warmup
         self.losses: list[float] = []
@@ -280,9 +280,9 @@ class DivergenceGuard(_Saved):
             self.bad_in_a_row = 0
             return True
         self.bad_in_a_row += 1
-        if self.settings.bad_step != "skip":
-            raise self._collapse(step, what, self.settings.bad_step)
-        if self.bad_in_a_row >= self.settings.in_a_row:
+        if self.settings.on_bad_step != "skip":
+            raise self._collapse(step, what, self.settings.on_bad_step)
+        if self.bad_in_a_row >= self.settings.max_bad_steps:
             self._collapsed(step, f"{self.bad_in_a_row} bad steps in a row, the last of them: {what}")
         else:
             self._note(step, what, "skipped: its clips change nothing")
@@ -307,15 +307,15 @@ class DivergenceGuard(_Saved):
             return "the loss is no number"
         if not math.isfinite(gradient_norm):
             return "a gradient is no number"
-        if self.settings.spike is None or len(self.losses) < FEW:
+        if self.settings.loss_spike is None or len(self.losses) < FEW:
             return None
         usual = statistics.median(self.losses)
-        return f"a loss of {loss:.2f} where {usual:.2f} is usual" if loss > usual + self.settings.spike else None
+        return f"a loss of {loss:.2f} where {usual:.2f} is usual" if loss > usual + self.settings.loss_spike else None
 
     def _collapsed(self, step: int, reason: str) -> None:
-        if self.settings.collapse != "go_on":
-            raise self._collapse(step, reason, self.settings.collapse)
-        self._note(step, reason, "guard.collapse=go_on")
+        if self.settings.on_collapse != "ignore":
+            raise self._collapse(step, reason, self.settings.on_collapse)
+        self._note(step, reason, "divergence.on_collapse=ignore")
 
     def _collapse(self, step: int, reason: str, action: str) -> DivergenceError:
         self._note(step, reason, action)
@@ -323,7 +323,7 @@ class DivergenceGuard(_Saved):
 
     def _note(self, step: int, what: str, done: str) -> None:
         self.events.append({"step": step, "what": what, "done": done})
-        log(f"guard: step {step}: {what}; {done}")
+        log(f"divergence: step {step}: {what}; {done}")
 
 
 class KeepAdapters(TrainerCallback):

@@ -84,7 +84,7 @@ def _trained(
         try:
             with _stopping_cleanly(trainer), keep_freed_memory():
                 if checkpoint is None and decodes_baseline(
-                    config.training, config.guard, config.max_steps, len(trainer.dev.clips)
+                    config.training, config.divergence, config.max_steps, len(trainer.dev.clips)
                 ):
                     trainer.dev.decode_baseline(trainer.model)
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -102,15 +102,15 @@ def _roll_back(config: Config, trainer: WhisperTrainer, before: Rollback, collap
     training_log, file = trainer.training_log, run.rollback(config.run)
     best = training_log.best["step"] if training_log.dev and "trouble" not in training_log.best else None
     once_before = before.step is not None
-    if collapse.action == "back" and not once_before:
-        step, rate = best or 0, config.guard.lower
+    if collapse.action == "rollback" and not once_before:
+        step, rate = best or 0, config.divergence.lr_factor
         lost = [event for event in trainer.guard.events if event["step"] > step]
         write_rollback(file, Rollback(rate, step, pending=True, events=[*before.events, *lost]))
-        log(f"guard: back to step {step}, with {rate:g} of the learning rate from there on")
+        log(f"divergence: back to step {step}, with {rate:g} of the learning rate from there on")
         return False
     trainer.training_log.ended_by = collapse.reason
     if best is not None:
-        log(f"guard: training ends here; the best adapter, of step {best}, is kept")
+        log(f"divergence: training ends here; the best adapter, of step {best}, is kept")
         return True
     again = f" and, with {before.rate:g} of the learning rate, once more" if once_before else ""
     over = (

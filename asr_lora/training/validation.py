@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import WhisperProcessor
 
-from asr_lora.config.schema import GuardConfig, TrainingConfig
+from asr_lora.config.schema import DivergenceConfig, TrainingConfig
 from asr_lora.data.manifest import Clip
 from asr_lora.decoding import generate as decode
 from asr_lora.decoding.generate import DecodingOptions
@@ -139,6 +139,6 @@ def eval_steps(training: TrainingConfig, max_steps: int, dev_clips: int) -> int:
     return -(-max_steps // min(max(decodings, 1), 20))
 
 
-def decodes_baseline(training: TrainingConfig, guard: GuardConfig, max_steps: int, dev_clips: int) -> bool:
+def decodes_baseline(training: TrainingConfig, divergence: DivergenceConfig, max_steps: int, dev_clips: int) -> bool:
     """Whether the untouched model hears dev too, for the guard: not where the first decoding is the last step's."""
-    return eval_steps(training, max_steps, dev_clips) < max_steps and guard.collapse != "go_on"
+    return eval_steps(training, max_steps, dev_clips) < max_steps and divergence.on_collapse != "ignore"

@@ -137,8 +137,8 @@ ALTERNATIVES: dict[str, list[Any]] = {
     "training.patience": [1, 2],
     "decoding.num_beams": [5],
     "decoding.max_new_tokens": [1, 2],
-    "guard.bad_step": ["back", "stop"],
-    "guard.spike": [None, 3.0000001, 30.0],
+    "divergence.on_bad_step": ["back", "stop"],
+    "divergence.loss_spike": [None, 3.0000001, 30.0],
 }
 
 
@@ -182,11 +182,11 @@ def test_columns_are_named_as_the_readme_says() -> None:
 
 @pytest.mark.parametrize("multiple", ["0.25", "0.05", "0", "31"])
 def test_contexts_are_whole_positions_of_the_encoder(multiple: str) -> None:
-    with pytest.raises(ConfigError, match=r"training\.multiple: must be a multiple of 0\.02"):
-        load([f"training.multiple={multiple}"])
+    with pytest.raises(ConfigError, match=r"training\.context_multiple: must be a multiple of 0\.02"):
+        load([f"training.context_multiple={multiple}"])
 
 
 @pytest.mark.parametrize("margin", ["[1]", "[2,1]", "[-1,1]", "[0,31]"])
 def test_a_range_of_seconds_is_two_numbers_in_order(margin: str) -> None:
-    with pytest.raises(ConfigError, match=r"training\.margin: must be two numbers of seconds"):
-        load([f"training.margin={margin}"])
+    with pytest.raises(ConfigError, match=r"training\.context_margin: must be two numbers of seconds"):
+        load([f"training.context_margin={margin}"])

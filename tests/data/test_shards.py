@@ -63,7 +63,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> lis
     write_release(folder / "files", splits=splits)
     words = [
         *tiny_run(folder / "files", tiny_checkpoint, folder / "runs"), "training.batch_size=8",
-        f"training.max_steps={STEPS}", "eval.limit=null", "data.dev_clips=3", "eval.after=false", "shards=true",
+        f"training.max_steps={STEPS}", "eval.limit=null", "data.dev_clips=3", "eval.after=false", "prepare.shards=true",
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("ASR_LORA_CACHE", str(folder / "cache"))
@@ -93,7 +93,7 @@ def folder(made: list[str], tmp_path: Path) -> Path:
 @pytest.fixture
 def from_shards(from_files: list[str], folder: Path) -> list[str]:
     """The same run, from them."""
-    return [*from_files, f"data.source=shards:{folder}", "shards=false", "run_name=from-shards"]
+    return [*from_files, f"data.source=shards:{folder}", "prepare.shards=false", "run_name=from-shards"]
 
 
 class Server:
@@ -200,14 +200,14 @@ def test_an_index_says_where_the_bytes_of_every_clip_are(folder: Path) -> None:
 
 
 def test_the_same_clips_make_the_same_bytes(from_files: list[str], folder: Path, tmp_path: Path) -> None:
-    prepared(from_files, f"shards_dir={tmp_path / 'again'}")
+    prepared(from_files, f"prepare.shards_dir={tmp_path / 'again'}")
     one, other = ({file.name: file.read_bytes() for file in each.iterdir()} for each in (folder, tmp_path / "again"))
     assert one == other
 
 
 def test_shards_change_neither_the_name_of_a_run_nor_its_manifest(from_files: list[str]) -> None:
-    assert load(from_files).run_name == load([*from_files, "shards=false", "shards_dir=x"]).run_name
-    plainly = prepared([*from_files, "shards=false"])
+    assert load(from_files).run_name == load([*from_files, "prepare.shards=false", "prepare.shards_dir=x"]).run_name
+    plainly = prepared([*from_files, "prepare.shards=false"])
     before = run.manifest(plainly, "train").read_bytes()
     assert not (plainly / "data" / "shards").exists()
     assert run.manifest(prepared(from_files), "train").read_bytes() == before
@@ -216,7 +216,7 @@ def test_shards_change_neither_the_name_of_a_run_nor_its_manifest(from_files: li
 def test_an_interrupted_writing_keeps_the_complete_shards_and_goes_on(
     from_files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = prepared([*from_files, f"shards_dir={tmp_path / 'whole'}"])
+    whole = prepared([*from_files, f"prepare.shards_dir={tmp_path / 'whole'}"])
     really, left = shard_writer.encoded_audio, [20]
 
     def interrupted(clip: Any) -> bytes:
@@ -241,7 +241,7 @@ def test_an_interrupted_writing_keeps_the_complete_shards_and_goes_on(
 
 
 def test_shards_of_other_clips_are_never_written_over(from_files: list[str], folder: Path) -> None:
-    other = [*from_files, f"shards_dir={folder}", "run_name=other"]
+    other = [*from_files, f"prepare.shards_dir={folder}", "run_name=other"]
     before = {file: file.read_bytes() for file in folder.iterdir()}
     with pytest.raises(ConfigError, match=r"shards_dir: .*train-00000\.tar holds other clips.*name another folder"):
         prepared([*other, "data.seed=1"])
@@ -369,7 +369,7 @@ def test_every_step_from_shards_is_that_from_files_to_the_last_bit(
 
 
 def test_hours_draw_the_same_clips(from_files: list[str], from_shards: list[str]) -> None:
-    few = [manifest(prepared([*each, "data.hours=0.001", "shards=false", f"run_name=few{at}"]))
+    few = [manifest(prepared([*each, "data.hours=0.001", "prepare.shards=false", f"run_name=few{at}"]))
            for at, each in enumerate((from_files, from_shards))]  # fmt: skip
     assert 0 < len(few[0]) < 24 and [clip["id"] for clip in few[0]] == [clip["id"] for clip in few[1]]
 
@@ -424,7 +424,7 @@ def test_a_run_over_http_is_trained_scored_and_played(from_shards: list[str], se
 
 
 def test_a_run_from_shards_can_write_shards_again(from_shards: list[str], folder: Path, tmp_path: Path) -> None:
-    prepared([*from_shards, "shards=true", f"shards_dir={tmp_path / 'again'}"])
+    prepared([*from_shards, "prepare.shards=true", f"prepare.shards_dir={tmp_path / 'again'}"])
     assert {tar.name: tar.read_bytes() for tar in folder.glob("*.tar")} == {
         tar.name: tar.read_bytes() for tar in (tmp_path / "again").glob("*.tar")
     }
@@ -433,7 +433,7 @@ def test_a_run_from_shards_can_write_shards_again(from_shards: list[str], folder
 def test_shards_are_parts_of_a_mixture(from_files: list[str], folder: Path) -> None:
     other = shutil.copytree(folder, folder.parent / "other")
     parts = f"data.sources=[{{path: 'shards:{folder}'}},{{path: 'shards:{other}', weight: 2}}]"
-    mixed = prepared([*from_files, "shards=false", "data.source=null", parts, "run_name=mixed"])
+    mixed = prepared([*from_files, "prepare.shards=false", "data.source=null", parts, "run_name=mixed"])
     lines = manifest(mixed)
     assert len(lines) == 48 and {line["source"] for line in lines} == {"shards", "other"}
     assert all(hashlib.sha256(encoded_audio(line)).hexdigest() == line["sha256"] for line in lines)

@@ -124,14 +124,16 @@ def test_what_another_manifest_holds_is_kept_out_of_training_counted_and_listed(
          "sha256": by_id[Path(train[8]["path"]).stem]["sha256"]},
     ]  # fmt: skip
     write_lines(tmp_path / "other.jsonl", [json.dumps(line) for line in other])
-    run = prepared(words, f"data.exclude={tmp_path / 'other.jsonl'}")
+    run = prepared(words, f"data.exclude_overlap={tmp_path / 'other.jsonl'}")
     gone = set(by_id) - {line["id"] for line in lines(run)}
     same_speaker = {line["id"] for line in by_id.values() if line["speaker"] == "train-speaker-000"}
     assert gone == same_speaker | {Path(train[at]["path"]).stem for at in (4, 6, 8)}
     summary = read_json(run / "data" / "summary.json")
     told = summary["excluded"]
     assert (len(told["speaker"]), told["sentence"], told["clip"]) == (2, [train[4]["path"]], [train[6]["path"]])
-    assert summary["splits"]["train"]["left_out"] == {"the same sound as a clip of data.exclude": [train[8]["path"]]}
+    assert summary["splits"]["train"]["left_out"] == {
+        "the same sound as a clip of data.exclude_overlap": [train[8]["path"]]
+    }
 
 
 def test_of_another_release_dev_and_test_are_excluded_and_of_a_run_too(
@@ -143,23 +145,26 @@ def test_of_another_release_dev_and_test_are_excluded_and_of_a_run_too(
         "test": utterances("other", 6, 3),
     }
     write_release(tmp_path / "older" / "cv-corpus-24.0", splits=drawn_anew)
-    run = prepared(words, f"data.exclude={tmp_path / 'older'}")
+    run = prepared(words, f"data.exclude_overlap={tmp_path / 'older'}")
     shared = {Path(row["path"]).stem for row in drawn_anew["dev"]}
     assert not shared & {line["id"] for line in lines(run)}
     assert len(read_json(run / "data" / "summary.json")["excluded"]["speaker"]) >= 4
-    again = prepared(words, f"data.source={tmp_path / 'older'}", f"data.exclude={run}", "run_name=again")
+    again = prepared(words, f"data.source={tmp_path / 'older'}", f"data.exclude_overlap={run}", "run_name=again")
     assert len(lines(again)) == 12  # nobody of it was held out there
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "data.exclude: no file or folder"), ('{"id": "a"}', "data.exclude: .* is no manifest: .* got id")],
+    [
+        (None, "data.exclude_overlap: no file or folder"),
+        ('{"id": "a"}', "data.exclude_overlap: .* is no manifest: .* got id"),
+    ],
 )
 def test_an_exclusion_that_is_none_is_refused(words: list[str], tmp_path: Path, content: str | None, message: str):
     if content:
         write_lines(tmp_path / "other.jsonl", [content])
     with pytest.raises(ConfigError, match=message):
-        prepare(load([*words, f"data.exclude={tmp_path / 'other.jsonl'}"]))
+        prepare(load([*words, f"data.exclude_overlap={tmp_path / 'other.jsonl'}"]))
 
 
 def test_clips_that_a_person_drops_are_in_no_split_and_unknown_ids_are_told(
@@ -167,12 +172,12 @@ def test_clips_that_a_person_drops_are_in_no_split_and_unknown_ids_are_told(
 ) -> None:
     dropped = ["common_voice_train_00003", "common_voice_test_00001.mp3", "nobody-knows-it", ""]
     (tmp_path / "ids.txt").write_bytes("\r\n".join(dropped).encode())
-    run = prepared(words, f"data.drop={tmp_path / 'ids.txt'}", "eval.limit=null")
+    run = prepared(words, f"data.exclude_ids={tmp_path / 'ids.txt'}", "eval.limit=null")
     assert len(lines(run)) == 11 and len(lines(run, "test")) == 5
     told = capsys.readouterr().err
-    assert "data.drop: 2 clips dropped" in told and "1 are not in the corpus (nobody-knows-it, ...)" in told
-    with pytest.raises(ConfigError, match=r"data\.drop: no file or folder"):
-        prepare(load([*words, "data.drop=/nowhere/ids.txt"]))
+    assert "data.exclude_ids: 2 clips dropped" in told and "1 are not in the corpus (nobody-knows-it, ...)" in told
+    with pytest.raises(ConfigError, match=r"data\.exclude_ids: no file or folder"):
+        prepare(load([*words, "data.exclude_ids=/nowhere/ids.txt"]))
 
 
 # --- mixtures ---------------------------------------------------------------------------------------------------------
@@ -262,7 +267,7 @@ def test_sources_of_one_name_are_numbered() -> None:
         (["data.source=/x", "data.sources=[{path: /y}]"], "data.sources: must be the only one of the two"),
         (["data.sources=[{path: /y, weight: 0}]"], "data.sources.weight: must be more than 0"),
         (["data.train_split=invalidated"], "data.train_split: invalidated is none of train, validated"),
-        (["data.held_out=0.6"], "data.held_out: must be a share"),
+        (["data.heldout_share=0.6"], "data.heldout_share: must be a share"),
         (["data.columns={sound: x}"], "data.columns: sound is none of path, text"),
     ],
 )

@@ -195,7 +195,7 @@ def test_what_another_set_holds_is_not_heard_either(
 ) -> None:
     lines = tmp_path / "theirs.jsonl"
     lines.write_text(json.dumps({"path": "x.mp3", "text": "Dit is zin 3 van train!", "speaker": "12"}) + "\n")
-    steps = steps_of([*asked, "training.batch_size=1", f"data.exclude={lines}"], processor)
+    steps = steps_of([*asked, "training.batch_size=1", f"data.exclude_overlap={lines}"], processor)
     assert ALL - set(heard(steps)) == {"train-0003"}
 
 
@@ -319,9 +319,9 @@ def test_a_stream_by_the_name_of_the_hub_is_the_same(
     [
         (["data.hours=1"], r"data\.hours: must be null under data\.streaming=true.*got 1\.0"),
         (["data.source=null"], r"data\.source: must be one data set.*got None"),
-        (["data.drop=x.txt"], r"data\.drop: must be null under data\.streaming=true"),
-        (["shards=true"], r"shards: must be false under data\.streaming=true"),
-        (["audit=true"], r"audit: must be false under data\.streaming=true"),
+        (["data.exclude_ids=x.txt"], r"data\.exclude_ids: must be null under data\.streaming=true"),
+        (["prepare.shards=true"], r"shards: must be false under data\.streaming=true"),
+        (["prepare.audit=true"], r"audit: must be false under data\.streaming=true"),
         (["data.shuffle_buffer=0"], r"data\.shuffle_buffer: must be at least 1"),
     ],
 )

@@ -47,7 +47,13 @@ def tuned_by(kind: str, words: list[str], of_64: Path) -> list[str]:
     mine = [word for word in words if word != "lora.r=4" or "r" in LORA_KEYS[kind]]
     if kind == "qlora":
         mine += [f"model.checkpoint={of_64}", "model.precision=nf4"]
-    return [*mine, f"lora={kind}", f"training.max_steps={STEPS}", "training.warmup=0", "training.learning_rate=1e-2"]
+    return [
+        *mine,
+        f"lora={kind}",
+        f"training.max_steps={STEPS}",
+        "training.warmup_ratio=0",
+        "training.learning_rate=1e-2",
+    ]
 
 
 def losses(folder: Path) -> list[float]:
@@ -186,7 +192,7 @@ def test_adaloras_orthogonality_joins_the_loss_once_a_step_however_the_step_is_c
     found = []
     for cut, weight in ((4, 0.5), (1, 0.5), (4, 0.0)):
         config = load(
-            [*mine, f"hardware.micro_batch={cut}", f"lora.orthogonality={weight}", f"run_name=cut{cut}-{weight}"]
+            [*mine, f"hardware.micro_batch={cut}", f"lora.orth_reg_weight={weight}", f"run_name=cut{cut}-{weight}"]
         )
         train(config)
         found.append(losses(config.run)[0])
@@ -301,7 +307,7 @@ def test_a_whole_model_tells_no_path_of_this_machine_and_masks_nothing(tiny_chec
 
 @pytest.mark.slow
 def test_adams_moments_can_be_of_8_bits(words: list[str], of_64: Path) -> None:
-    mine = [*tuned_by("full", words, of_64), f"model.checkpoint={of_64}", "lora.adam=8bit", "eval.after=false"]
+    mine = [*tuned_by("full", words, of_64), f"model.checkpoint={of_64}", "lora.optim=adamw_8bit", "eval.after=false"]
     config = load([*mine, "training.save_steps=1"])
     killed([*mine, "training.save_steps=1"], step=2)
     state = torch.load(config.run / "train" / "checkpoints" / "checkpoint-2" / "optimizer.pt", weights_only=True)
@@ -350,8 +356,8 @@ def test_a_kind_has_its_own_settings_alone_with_a_reason_each(kind: str) -> None
     ("words", "told"),
     [
         (["lora=ia3", "lora.r=8"], r"lora\.r: is no setting of lora=ia3; it has lora\.target_modules"),
-        (["lora=full", "lora.dropout=0"], r"lora\.dropout: is no setting of lora=full; it has lora\.adam"),
-        (["lora.b_rate=2"], r"lora\.b_rate: is no setting of lora=qv"),
+        (["lora=full", "lora.dropout=0"], r"lora\.dropout: is no setting of lora=full; it has lora\.optim"),
+        (["lora.lr_ratio=2"], r"lora\.lr_ratio: is no setting of lora=qv"),
         (["lora.kind=bitfit"], r"lora\.r: is no setting of lora=bitfit; it has none but its kind"),
         (["lora=full", "model.precision=int8"], "cannot be int8 under lora=full: a weight in int8 has no gradients"),
         (["lora=full", "model.precision=fp16"], "cannot be fp16 under lora=full"),

@@ -64,7 +64,7 @@ def test_at_the_command_line_a_plan_leaves_no_file_and_refuses_an_unknown_key(tm
 def test_what_does_not_fit_is_said() -> None:
     config = load(["training.context=full", "model.precision=fp32", "training.max_steps=5"])
     work = workload(config, durations(config)[0])
-    small = load(["hardware=t4", "hardware.memory=4", "training.context=full", "model.precision=fp32"])
+    small = load(["hardware=t4", "hardware.memory_gb=4", "training.context=full", "model.precision=fp32"])
     assert (estimate_on_gpu(small, work).problem or "").startswith("does not fit: ")
     assert estimate_on_gpu(load(["hardware=a100", "model.precision=fp32"]), work).problem is None
 
@@ -77,7 +77,7 @@ def test_a_precision_that_a_gpu_lacks_is_said() -> None:
 def test_every_gpu_has_its_facts_with_a_dated_price() -> None:
     for gpu in GPUS:
         hardware = gpu_settings(gpu)
-        assert hardware.memory and hardware.rates["int8"] < hardware.rates["fp16"] and hardware.dollars_per_hour
+        assert hardware.memory_gb and hardware.tflops["int8"] < hardware.tflops["fp16"] and hardware.dollars_per_hour
         assert "2026-" in (hardware.price_source or "")
 
 

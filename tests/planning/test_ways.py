@@ -43,7 +43,9 @@ def test_memory_of_full_fine_tuning_counts_gradients_and_moments_of_every_weight
     known = {way.lora.kind: way for way in ways(load(), cost.PUBLISHED[LARGE])}
     frozen, full = known["bitfit"], known["full"]  # both in fp32
     assert full.held - frozen.held > 12 * 1.54e9
-    eight = {way.lora.kind: way for way in ways(load(["lora=full", "lora.adam=8bit"]), cost.PUBLISHED[LARGE])}["full"]
+    eight = {way.lora.kind: way for way in ways(load(["lora=full", "lora.optim=adamw_8bit"]), cost.PUBLISHED[LARGE])}[
+        "full"
+    ]
     assert full.held - eight.held == pytest.approx(6 * 1.54e9, rel=0.01)
     assert known["qlora"].held < known["qv"].held < known["all_linear"].held
     assert known["decoder"].held < known["encoder"].held  # nothing of the encoder is kept

@@ -1,4 +1,4 @@
-"""What the audit promises: every planted fault found and named, nothing heard twice, a list that data.drop takes."""
+"""What the audit promises: every planted fault found and named, nothing heard twice, a list that data.exclude_ids takes."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -92,7 +92,9 @@ def faulty(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> A
     write_release(folder / "release", splits=planted())
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("ASR_LORA_CACHE", str(folder / "cache"))
-        return Audited([*tiny_run(folder / "release", tiny_checkpoint, folder / "runs"), "eval.limit=4", "audit=true"])
+        return Audited(
+            [*tiny_run(folder / "release", tiny_checkpoint, folder / "runs"), "eval.limit=4", "prepare.audit=true"]
+        )
 
 
 @pytest.fixture
@@ -269,25 +271,25 @@ def dishonest(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_the_model_contradicts_is_listed_and_what_ran_away_is_not(
     faulty: Audited, its_cache: None, dishonest: None
 ) -> None:
-    whole = faulty.again("audit_decode=60", "eval.limit=null", "run_name=whole")
+    whole = faulty.again("prepare.audit_decode=60", "eval.limit=null", "run_name=whole")
     own, page = whole.facts, whole.page
     assert own["decoded"]["clips"] == {"train": 60, "dev": 2, "test": 6}
     assert list(own["decoded"]["suspect"]) == ["common_voice_test_00001"]
     assert "common_voice_train_00020" in own["decoded"]["ran_away"]
     assert set(own["suspects"]) == {"silent", "truncated", "common_voice_test_00001"}
     assert "Where the model ran away" in page.text and "the same words over and over" in page.text
-    assert "Dev and test are among them" in page.text and "data.drop=" in page.text
+    assert "Dev and test are among them" in page.text and "data.exclude_ids=" in page.text
 
 
 def test_the_untouched_model_is_asked_for_so_many_training_clips(faulty: Audited, its_cache: None) -> None:
     assert faulty.facts["decoded"] is None and "No model was asked" in faulty.page.text
-    asked = faulty.again("audit_decode=3", "run_name=asked")
+    asked = faulty.again("prepare.audit_decode=3", "run_name=asked")
     assert asked.facts["decoded"]["clips"] == {"train": 3, "dev": 2, "test": 4}
 
 
 def test_hypotheses_without_an_audit_are_refused(faulty: Audited) -> None:
-    with pytest.raises(ConfigError, match="audit_decode: must be at least 0, and with audit=true, got 3"):
-        load([*faulty.words, "audit=false", "audit_decode=3"])
+    with pytest.raises(ConfigError, match="audit_decode: must be at least 0, and with prepare.audit=true, got 3"):
+        load([*faulty.words, "prepare.audit=false", "prepare.audit_decode=3"])
 
 
 # ---- the list ----
@@ -298,8 +300,8 @@ def test_the_suspects_are_what_data_drop_takes(
 ) -> None:
     listing = faulty.run / "audit" / "suspects.txt"
     assert sorted(listing.read_text().split("\n")[:-1]) == ["silent", "truncated"]
-    dropped = faulty.again(f"data.drop={listing}", "run_name=dropped")
-    assert "data.drop: 2 clips dropped" in capsys.readouterr().err
+    dropped = faulty.again(f"data.exclude_ids={listing}", "run_name=dropped")
+    assert "data.exclude_ids: 2 clips dropped" in capsys.readouterr().err
     assert set(faulty.ids()) - set(dropped.ids()) == {"silent", "truncated"} and set(dropped.ids()) < set(faulty.ids())
     assert dropped.facts["suspects"] == [] and dropped.facts["odd"]["silent"]["clips"] == 0
     assert "Nothing is suspect" in dropped.page.text
@@ -324,8 +326,8 @@ def test_a_list_that_a_person_changed_stays(
 
 
 def test_the_manifest_is_not_touched_and_the_audit_names_no_run(faulty: Audited, its_cache: None) -> None:
-    plain = [word for word in faulty.words if word != "audit=true"]
-    assert load(plain).run == faulty.run == load([*faulty.words, "audit_decode=5"]).run
+    plain = [word for word in faulty.words if word != "prepare.audit=true"]
+    assert load(plain).run == faulty.run == load([*faulty.words, "prepare.audit_decode=5"]).run
 
     def state() -> dict[str, int]:
         return {file.name: file.stat().st_mtime_ns for file in (faulty.run / "data").iterdir()}
@@ -381,7 +383,7 @@ def test_what_a_corpus_holds_stays_text(faulty: Audited) -> None:
 def test_in_a_browser_the_page_is_quiet_and_plays(
     faulty: Audited, its_cache: None, dishonest: None, browser: Any, scheme: str
 ) -> None:
-    own = faulty.again("audit_decode=60", f"run_name={scheme}")
+    own = faulty.again("prepare.audit_decode=60", f"run_name={scheme}")
     page, complaints = opened(browser, own.run / "audit" / "index.html", scheme, 390)
     assert HEBREW in page.locator("#signs ~ .clip").first.inner_text()
     durations = seconds_of_players(page)

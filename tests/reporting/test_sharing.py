@@ -72,11 +72,11 @@ def test_ids_on_the_hub_stay_and_the_home_folder_is_a_tilde(tmp_path: Path, monk
 def test_a_whole_command_is_one_still(tmp_path: Path) -> None:
     said = (
         "python -m asr_lora.train 'data.source=\"/home/an/my data/cv.tar.gz\"' model.checkpoint=/home/an/whisper-small "
-        "'eval.sets=[{source: /home/an/en.tar.gz,language: en}]' run_dir=/home/an/runs/x lora.r=4 ~data.drop"
+        "'eval.sets=[{source: /home/an/en.tar.gz,language: en}]' run_dir=/home/an/runs/x lora.r=4 ~data.exclude_ids"
     )
     assert shared_command(said) == (
         "python -m asr_lora.train 'data.source=\"cv.tar.gz\"' model.checkpoint=whisper-small "
-        "'eval.sets=[{source: en.tar.gz,language: en}]' run_dir=x lora.r=4 '~data.drop'"
+        "'eval.sets=[{source: en.tar.gz,language: en}]' run_dir=x lora.r=4 '~data.exclude_ids'"
     )
     assert "/home" not in shared_command("python 'data.source=/home/an/x")  # of a damaged record
 

@@ -381,7 +381,7 @@ def test_a_note_of_the_last_run_that_is_none_is_one_line(tmp_path: Path, content
 
 def test_a_checkpoint_changes_nothing_of_the_log_but_its_figures(given: list[str], outside: Path) -> None:
     config = load(given)
-    log, settings = config.run / "train" / "log.jsonl", config.guard
+    log, settings = config.run / "train" / "log.jsonl", config.divergence
     spoilt = {"attributes": {"log": outside / "secret.txt", "settings": None, "step_seconds": [1.0], "losses": [2.0]}}
     state = TrainerState(stateful_callbacks={"Journal": spoilt, "Guard": spoilt})
     with progress("training", total=1) as bar:

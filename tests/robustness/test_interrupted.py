@@ -103,7 +103,7 @@ def test_kills_of_one_of_two_processes_change_nothing(busy: list[str]) -> None:
 
 @pytest.mark.slow
 def test_kills_change_nothing_where_clips_come_from_shards(busy: list[str], tmp_path: Path) -> None:
-    prepare(load([*busy, "run_name=packed", "shards=true", f"shards_dir={tmp_path / 'shards'}"]))
+    prepare(load([*busy, "run_name=packed", "prepare.shards=true", f"prepare.shards_dir={tmp_path / 'shards'}"]))
     sharded = [*busy, f"data.source=shards:{tmp_path / 'shards'}"]
     told = interrupted(sharded, times=6, seed=2)
     assert told["ended"][-1] == 0 and -9 in told["ended"]
@@ -151,7 +151,7 @@ def test_sigterm_to_all_processes_of_a_run_stops_it_with_a_checkpoint(
 ) -> None:
     longer = [
         *words, "training.max_steps=40", "training.save_steps=1000", "training.eval_steps=1000", "lora.dropout=0.1",
-        "guard.collapse=go_on", "eval.limit=2",
+        "divergence.on_collapse=ignore", "eval.limit=2",
     ]  # fmt: skip
     with trained_for([*longer, f"hardware.workers={workers}"], steps=3) as process:
         stop(process.pid)

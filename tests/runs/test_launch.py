@@ -67,7 +67,7 @@ def start(stage: str, *words: str) -> subprocess.Popen[str]:
         ("training.learning_rate=inf", "training.learning_rate: must be more than 0"),
         ("training.weight_decay=-1", "training.weight_decay: must be at least 0"),
         ("training.max_grad_norm=0", "training.max_grad_norm: must be more than 0"),
-        ("training.warmup=1", "training.warmup: must be a share in [0, 1)"),
+        ("training.warmup_ratio=1", "training.warmup_ratio: must be a share in [0, 1)"),
         ("training.dev_share=0", "training.dev_share: must be a share in (0, 1]"),
         ("training.dev_normalizer=no", "training.dev_normalizer: no is none of raw, basic, marks"),
         ("training.context=half", "training.context: half is none of dynamic, full, packed"),

@@ -140,7 +140,7 @@ def test_a_run_whose_adapter_was_being_replaced_has_it_again(words: list[str]) -
 
 
 def test_a_list_of_suspects_that_was_edited_outlives_a_kill(words: list[str]) -> None:
-    config = load([*words, "audit=true"])
+    config = load([*words, "prepare.audit=true"])
     prepare(config)
     (config.run / "audit" / "suspects.txt").write_text("mine\n")
     (config.run / "audit").rename(config.run / "page")

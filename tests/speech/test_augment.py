@@ -210,7 +210,7 @@ def test_no_sample_is_cut_however_tight_the_context(
 ) -> None:
     alone(monkeypatch, SPEED=10)
     monkeypatch.setattr("asr_lora.data.sampler.MAX_SECONDS", 3.0)  # so that packs are tight
-    order = dynamic(rows, f"training.context={context}", "training.margin=[0,0]", "training.multiple=0.02",
+    order = dynamic(rows, f"training.context={context}", "training.context_margin=[0,0]", "training.context_multiple=0.02",
                     "training.long_share=0")  # fmt: skip
     steps, stretched = StepDataset(rows, order, 60, SpeechCollator(processor, "light")), []
     for step in range(60):
@@ -274,7 +274,10 @@ def test_run_names_say_it_in_a_word() -> None:
     [
         (["data.augment=loud"], r"data\.augment: loud is none of light, noisy, telephone"),
         (["training.mask_time_prob=2"], r"training\.mask_time_prob: must be a share"),
-        (["training.spec_augment=true", "training.multiple=0.08"], r"training\.multiple: must be at least 0\.1 s"),
+        (
+            ["training.spec_augment=true", "training.context_multiple=0.08"],
+            r"training\.context_multiple: must be at least 0\.1 s",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(setting: list[str], says: str) -> None:
@@ -351,7 +354,7 @@ def test_spec_augment_is_drawn_anew_from_the_seed_and_leaves_no_trace_in_what_is
 
 
 def test_spec_augment_runs_at_the_shortest_contexts_that_are_allowed(words: list[str]) -> None:
-    tight = ["training.margin=[0,0]", "training.multiple=0.1", "training.long_share=0"]
+    tight = ["training.context_margin=[0,0]", "training.context_multiple=0.1", "training.long_share=0"]
     config = load([*words, *MASKED, *tight, "eval.after=false"])
     train.train(config)
     assert np.isfinite(losses(config.run)).all()

@@ -106,7 +106,7 @@ def quietly(which: str, done: int, of: int) -> None:
 
 def test_one_base_is_held_and_hears_as_the_run_and_the_checkpoint_do(made: Callable[..., Path], talk: Path) -> None:
     folder = made("nl")
-    both = both_of(folder, "transcribe.longest=5")
+    both = both_of(folder, "transcribe.max_segment_seconds=5")
     assert both.base is both.tuned and list(both.voices) == ["nl"]
     told: list[tuple[str, int, int]] = []
     heard = both.transcribe(talk, "nl", 1.0, 1.0, False, lambda *each: told.append(each))
@@ -406,7 +406,11 @@ def test_in_a_browser_people_speak_to_both_and_see_what_differs(
 ) -> None:
     folder = made("nl")
     clip = pair.test_clips(folder)[1]
-    with served(f"run_dir={folder}", "decoding.max_new_tokens=8", "transcribe.longest=5") as (address, process, lines):
+    with served(f"run_dir={folder}", "decoding.max_new_tokens=8", "transcribe.max_segment_seconds=5") as (
+        address,
+        process,
+        lines,
+    ):
         page, wrong = visit(browser, address, scheme, width)
         page.locator("button[aria-label='Upload file']").click()
         page.set_input_files("input[type=file]", talk)

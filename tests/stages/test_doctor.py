@@ -82,7 +82,7 @@ def test_a_failure_is_an_exit_status_and_json_alone_on_standard_output(
     words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which the door sets for good
-    monkeypatch.setattr(sys, "argv", ["doctor", "--json", *words, "hardware.memory=0.001"])
+    monkeypatch.setattr(sys, "argv", ["doctor", "--json", *words, "hardware.memory_gb=0.001"])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 1

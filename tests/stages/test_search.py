@@ -26,7 +26,7 @@ SPACE = "search.space=['lora.r=choice(2,4)','training.learning_rate=tag(log,inte
 def few(words: list[str]) -> list[str]:
     """Two steps a trial, dev decoded after each."""
     every = ["training.eval_steps=1", "training.dev_share=1", "training.save_steps=1"]
-    return [*words, *every, SPACE, "search.startup=1", "search.warmup=0", "search.trials=3"]
+    return [*words, *every, SPACE, "search.startup_trials=1", "search.warmup_share=0", "search.trials=3"]
 
 
 def studied(page: Path) -> list[optuna.trial.FrozenTrial]:
@@ -78,8 +78,8 @@ def test_a_trial_that_is_worse_than_the_median_is_pruned_and_leaves_no_checkpoin
 def test_an_interrupted_search_goes_on_with_the_trial_and_draws_what_it_would_have_drawn(
     few: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = [*few, f"runs_dir={tmp_path / 'whole'}", "search.startup=9"]
-    cut = [*few, f"runs_dir={tmp_path / 'cut'}", "search.startup=9"]
+    whole = [*few, f"runs_dir={tmp_path / 'whole'}", "search.startup_trials=9"]
+    cut = [*few, f"runs_dir={tmp_path / 'cut'}", "search.startup_trials=9"]
     drawn = [trial.params for trial in studied(search(load(whole), whole))]
     usual, count = DevEvaluator.evaluate, iter(range(100))
 
@@ -176,7 +176,9 @@ def test_a_space_that_cannot_be_is_refused_before_anything_runs(words: list[str]
 
 
 def test_the_usual_settings_are_tried_as_far_as_the_space_holds_them() -> None:
-    settings = study.parse_space(["lora.r=choice(2,4)", "lora.dropout=interval(0,0.1)", "training.warmup=range(2)"])
+    settings = study.parse_space(
+        ["lora.r=choice(2,4)", "lora.dropout=interval(0,0.1)", "training.warmup_ratio=range(2)"]
+    )
     recorded = {"lora": {"r": 4, "dropout": 0.5}, "training": {"warmup": 0.1}}
     assert study.usual(settings, recorded) == {"lora.r": "4"}
 

@@ -75,8 +75,15 @@ def test_a_folder_is_heard_file_by_file_and_a_bad_one_does_not_stop_the_rest(
     (folder / "bad.mp3").write_bytes(b"no sound at all")
     (folder / "notes.txt").write_text("not a recording")
     out = tmp_path / "out"
-    hearing = [*words, f'audio="{folder.parent}"', f"transcribe.out={out}", "transcribe.untouched=true"]
-    asked = load([*hearing, "transcribe.language=nl", "transcribe.longest=5", "transcribe.formats=[txt,srt,vtt,json]"])
+    hearing = [*words, f'audio="{folder.parent}"', f"transcribe.out={out}", "transcribe.base_model=true"]
+    asked = load(
+        [
+            *hearing,
+            "transcribe.language=nl",
+            "transcribe.max_segment_seconds=5",
+            "transcribe.formats=[txt,srt,vtt,json]",
+        ]
+    )
     with pytest.raises(ExternalError, match="1 of 2 recordings could not be heard"):
         transcribe(asked)
     assert re.search(r"left out: .*bad\.mp3: clip cannot be decoded", capsys.readouterr().err)
@@ -156,7 +163,7 @@ def test_a_language_that_whisper_has_no_token_for_is_refused_before_anything_is_
     words: list[str], talk: Path, runs: dict[str, Path], tmp_path: Path, hearing: str
 ) -> None:
     way = {
-        "untouched": "transcribe.untouched=true",
+        "untouched": "transcribe.base_model=true",
         "a run": f"runs_dir={runs['nl'].parent}",
         "adapters": f"adapters={{nl: {runs['nl']}}}",
     }
@@ -182,13 +189,13 @@ def test_together_writes_what_one_by_one_writes_and_leaves_out_what_is_bad(
         "decoding.context=full",
     ]
     for together in ("true", "false"):
-        more = [f"transcribe.together={together}", f"transcribe.out={tmp_path / together}"]
+        more = [f"transcribe.mixed_batches={together}", f"transcribe.out={tmp_path / together}"]
         with pytest.raises(ExternalError, match="1 of 3 recordings could not be heard"):
             transcribe(load([*asked, *more]))
     for name in ("a.txt", "b.txt"):
         assert (tmp_path / "true" / name).read_text() == (tmp_path / "false" / name).read_text()
-    with pytest.raises(ConfigError, match=r"transcribe\.together: must be false without adapters"):
-        load([*words, "transcribe.together=true"])
+    with pytest.raises(ConfigError, match=r"transcribe\.mixed_batches: must be false without adapters"):
+        load([*words, "transcribe.mixed_batches=true"])
 
 
 def test_a_language_without_an_adapter_is_heard_by_the_untouched_base_and_told(

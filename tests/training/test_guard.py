@@ -10,7 +10,7 @@ import torch
 from support.runs import killed
 
 from asr_lora.config.compose import load
-from asr_lora.config.schema import GuardConfig
+from asr_lora.config.schema import DivergenceConfig
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, read_jsonl
@@ -27,13 +27,13 @@ def judged(words: list[str]) -> list[str]:
     """A run of six steps that decodes dev after every other."""
     return [
         *words, "training.max_steps=6", "training.eval_steps=2", "training.dev_share=1", "training.learning_rate=1e-2",
-        "training.warmup=0.3", "eval.after=false",
+        "training.warmup_ratio=0.3", "eval.after=false",
     ]  # fmt: skip
 
 
 def watching(**settings: Any) -> DivergenceGuard:
     usual = {"bad_step": "skip", "spike": 3.0, "in_a_row": 3, "collapse": "back", "lower": 0.5}
-    return DivergenceGuard(GuardConfig(**(usual | settings)), warmup=4)
+    return DivergenceGuard(DivergenceConfig(**(usual | settings)), warmup=4)
 
 
 def hears(monkeypatch: pytest.MonkeyPatch, *verdicts: DevResult) -> Iterator[DevResult]:
@@ -209,11 +209,11 @@ def test_where_it_is_to_go_on_a_worse_dev_decoding_is_told_and_never_the_best(
         DevResult(0.5, "30 of 40 dev clips run away"),
         DevResult(0.9, None, worse=True),
     )
-    config = load([*judged, "guard.collapse=go_on"])
+    config = load([*judged, "divergence.on_collapse=ignore"])
     train(config)
     told = facts(config.run)
     assert (told["best_step"], told["steps"], told["ended_by"]) == (2, 6, None)
-    assert told["guard"]["events"][0]["done"] == "guard.collapse=go_on"
+    assert told["guard"]["events"][0]["done"] == "divergence.on_collapse=ignore"
 
 
 def test_what_dev_hears_is_compared_with_the_untouched_model_beyond_chance(

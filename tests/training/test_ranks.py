@@ -67,7 +67,7 @@ def after_steps(config: Config, steps: int) -> None:
 
 @pytest.mark.slow
 def test_two_processes_learn_hear_and_write_what_one_does_from_shards(shared: list[str], tmp_path: Path) -> None:
-    made = load([*shared, "run_name=made", "shards=true"])
+    made = load([*shared, "run_name=made", "prepare.shards=true"])
     prepare(made)
     words = [*shared, f"data.source=shards:{made.run / 'data' / 'shards'}"]
     one, two = load([*words, "run_name=one"]), load([*words, "run_name=two"])

@@ -138,7 +138,7 @@ def test_when_memory_runs_out_the_step_is_begun_again_in_smaller_parts_and_nothi
 def test_memory_that_a_library_asked_for_in_vain_is_the_same_as_torchs_own(
     uneven: list[str], error: RuntimeError
 ) -> None:
-    words = [*uneven, "training.margin=[0.5,0.5]", "training.max_steps=1"]  # eight rows at 0.96 s
+    words = [*uneven, "training.context_margin=[0.5,0.5]", "training.max_steps=1"]  # eight rows at 0.96 s
     memory = Small(4, error)
     facts = trained_within(words, memory)
     assert (facts["out_of_memory"], memory.largest) == (1, 4)
