@@ -55,10 +55,10 @@ def _evaluate(config: Config, hardware: Hardware, typed: str) -> dict[str, Any]:
     tuned, strength, curve = choice.choose(sets[1:])
     if curve:
         ranks.rank_zero(lambda: tables.show_strengths(curve))
-    asked = ranks.rank_zero(lambda: {each.name: _asked(config, each, tuned) for each in sets})
-    if missing := ranks.rank_zero(lambda: [each for each in sets if not _is_scored(config, each, asked[each.name])]):
+    inputs = ranks.rank_zero(lambda: {each.name: _inputs(config, each, tuned) for each in sets})
+    if missing := ranks.rank_zero(lambda: [each for each in sets if not _is_scored(config, each, inputs[each.name])]):
         common = {"strength": strength, "average": config.eval.average, "command": typed}
-        _score(config, hardware, missing, tuned, asked, common)
+        _score(config, hardware, missing, tuned, inputs, common)
     else:
         log(f"already evaluated: {config.run / 'eval'}")
     return ranks.rank_zero(lambda: _told(config, sets, tuned))
@@ -83,7 +83,7 @@ def _folder(config: Config, each: EvalSet) -> Path:
 
 
 def _score(
-    config: Config, hardware: Hardware, sets: Sequence[EvalSet], tuned: Path, asked: Mapping[str, Mapping[str, Any]],
+    config: Config, hardware: Hardware, sets: Sequence[EvalSet], tuned: Path, inputs: Mapping[str, Mapping[str, Any]],
     common: Mapping[str, Any],
 ) -> None:  # fmt: skip
     """Decodes and writes; `common` stands in the metrics of every set."""
@@ -91,17 +91,17 @@ def _score(
     log(f"{config.run_name}: {named}, untouched and tuned, on {hardware.name}")
     before, after = (decode_sets(config.model, config.decoding, hardware, sets, each) for each in (None, tuned))
     common = {**common, "precision": hardware.merged_precision, "versions": run.versions()}
-    ranks.rank_zero(lambda: _write(config, sets, before, after, asked, common))
+    ranks.rank_zero(lambda: _write(config, sets, before, after, inputs, common))
 
 
 def _write(
     config: Config, sets: Sequence[EvalSet], before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]],
-    asked: Mapping[str, Mapping[str, Any]], common: Mapping[str, Any],
+    inputs: Mapping[str, Mapping[str, Any]], common: Mapping[str, Any],
 ) -> None:  # fmt: skip
     trained_on = [row["text"] for row in training_clips(config.run)]
     for each, untouched, own in zip(sets, before, after, strict=True):
         facts, lines = _scored(config, each, untouched, own, trained_on)
-        facts |= {**common, "asked": asked[each.name]}
+        facts |= {**common, "inputs": inputs[each.name]}
         folder = _folder(config, each)
         (folder / "metrics.json").unlink(missing_ok=True)  # or an interruption here would leave it beside other lines
         write_jsonl(folder / "hypotheses.jsonl", lines)
@@ -153,12 +153,12 @@ def _judged(
     aligned = findings.alignments(apart, [scoring_units(text, each.language) for text in said])
     signs = [
         findings.runaway_signs(text, reference, clip["duration"], cut)
-        for text, reference, clip, cut in zip(said, clean, each.clips, model["cut"], strict=True)
+        for text, reference, clip, cut in zip(said, clean, each.clips, model["truncated"], strict=True)
     ]
     references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
     facts = {
         **metrics.score(references, model["hypotheses"], speakers, normal, config.seed),
-        **{name: value for name, value in model.items() if name not in ("hypotheses", "cut")},
+        **{name: value for name, value in model.items() if name not in ("hypotheses", "truncated")},
         "runaways": findings.count_runaways(signs),
         **findings.error_counts(
             [chunks for chunks, reference in zip(aligned, apart, strict=True) if reference.strip()]
@@ -188,7 +188,7 @@ def _lines(each: EvalSet, clean: Sequence[str], columns: Mapping[str, Sequence[A
     ]
 
 
-def _asked(config: Config, each: EvalSet, tuned: Path) -> dict[str, Any]:
+def _inputs(config: Config, each: EvalSet, tuned: Path) -> dict[str, Any]:
     """What the result depends on."""
     said = [[clip[name] for name in ("sha256", "text", "speaker")] for clip in each.clips]
     return {
@@ -203,14 +203,14 @@ def _asked(config: Config, each: EvalSet, tuned: Path) -> dict[str, Any]:
     }
 
 
-def _is_scored(config: Config, each: EvalSet, asked: Mapping[str, Any]) -> bool:
+def _is_scored(config: Config, each: EvalSet, inputs: Mapping[str, Any]) -> bool:
     kept = _folder(config, each) / "metrics.json"
-    return kept.is_file() and read_json(kept)["asked"] == asked
+    return kept.is_file() and read_json(kept)["inputs"] == inputs
 
 
 def _write_card(config: Config, tuned: Path) -> None:
     """From every set that this adapter was scored on in the same way, now or before."""
-    trained, drawn = read_json(run.train_metrics(config.run)), read_json(run.summary(config.run))
+    trained, drawn = run.training_metrics(config.run), read_json(run.summary(config.run))
     write_card(tuned, config.run, config.report.license, trained, drawn, run.read_scores(config.run))
 
 

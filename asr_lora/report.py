@@ -45,7 +45,7 @@ def report(folder: Path, price: float | None = None) -> Path:
             f"run_dir: {folder} was not trained and scored yet, or scored by an earlier version; python -m "
             "asr_lora.eval scores it, from the hypotheses that it has"
         )
-    settings, trained = run.settings(folder), read_json(run.train_metrics(folder))
+    settings, trained = run.settings(folder), run.training_metrics(folder)
     price, source = hourly_price(price, settings, trained["device"])
     summary = read_json(run.summary(folder))
     split, steps = next(iter(facts)), read_jsonl(folder / "train" / "log.jsonl")
@@ -133,7 +133,7 @@ def _strengths(folder: Path, own: Mapping[str, Any]) -> dict[str, Any] | None:
     path = folder / "eval" / "strengths.json"
     found: dict[str, Any] | None = read_json(path) if path.is_file() else None
     same = found and all(found.get(name) == said for name, said in (
-        ("average", own["average"]), ("normalizer", own["asked"]["normalizer"]), ("figures", run.FIGURES)
+        ("average", own["average"]), ("normalizer", own["inputs"]["normalizer"]), ("figures", run.FIGURES)
     ))  # fmt: skip
     return found if same else None
 

@@ -134,12 +134,12 @@ def running_out(bench: Bench, model: str, precision: str) -> Facts:
     config = bench.config(model, precision, "full", steps, *asked)
     train(config, COMMAND, [] if bench.on_gpu else [Short(rows // 4)])
     told = read_json(run.train_metrics(config.run))
-    if not told["out_of_memory"]:
+    if not told["oom_retries"]:
         raise ExternalError(f"memory did not run out with {rows} rows at 30 s in one forward; the cap must be lower")
     return {
         "steps": told["steps"],
         "rows_at_first": rows,
-        "out_of_memory_retries": told["out_of_memory"],
+        "out_of_memory_retries": told["oom_retries"],
         "peak_memory_bytes": told["peak_memory_bytes"],
         "emulated": not bench.on_gpu,
     }

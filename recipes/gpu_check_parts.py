@@ -137,7 +137,7 @@ def training(bench: Bench, model: str, precision: str, context: str, steps: int)
         **watch.memory,
         **_beside("peak_memory_bytes", watch.memory["peak_memory_bytes"], expected.memory.get("train")),
         "padding_fraction": told["padding_fraction"],
-        "out_of_memory_retries": told["out_of_memory"],
+        "out_of_memory_retries": told["oom_retries"],
         "autocast": hardware.autocast_name,
         "gradient_checkpointing": hardware.gradient_checkpointing,
         "capacity_seconds": hardware.capacity,

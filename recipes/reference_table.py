@@ -15,7 +15,7 @@ from asr_lora.report import hourly_price, run_cost
 from asr_lora.reporting.comparison import is_complete
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import log
-from asr_lora.runtime.files import read_json, write_text
+from asr_lora.runtime.files import write_text
 from asr_lora.speech.normalizer import primary_metric
 
 HEADINGS = (
@@ -41,7 +41,7 @@ def _untouched(folder: Path) -> tuple[str, ...]:
 
 
 def _tuned(folder: Path) -> tuple[str, ...]:
-    settings, own, trained = run.settings(folder), _own(folder), read_json(run.train_metrics(folder))
+    settings, own, trained = run.settings(folder), _own(folder), run.training_metrics(folder)
     rate, hours, kind = primary_metric(own["language"]), settings["data"]["hours"], settings["lora"]["kind"]
     price, _ = hourly_price(None, settings, trained["device"])
     dollars = run_cost(price, trained, run.read_scores(folder))

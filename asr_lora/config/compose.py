@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from asr_lora.config.naming import run_name
+from asr_lora.config.naming import RENAMED, RENAMED_VALUES, run_name
 from asr_lora.config.schema import (
     PREFIX,
     SCALABLE,
@@ -238,6 +238,8 @@ def explain_hydra_error(error: BaseException, overrides: Sequence[str]) -> str:
             return unknown_lora_key(name, kind)
         if group == "hydra":
             return f"{unknown[1]}: not among the settings of Hydra or of the launcher; +{unknown[1]}=... adds it"
+        if unknown[1] in RENAMED:
+            return _renamed(unknown[1])
         near = get_close_matches(unknown[1], _all_keys(), n=1)
         return f"{unknown[1]}: no such setting; " + (f"did you mean {near[0]}?" if near else "--cfg job prints all")
     if launcher := re.search(r"Could not find 'hydra/launcher/([^']+)'", text):
@@ -265,6 +267,13 @@ def explain_hydra_error(error: BaseException, overrides: Sequence[str]) -> str:
     if full_key and "is not a ListConfig" in text:
         return f"{full_key[1]}: must be a list, for instance '{full_key[1]}=[a,b]'"
     return " ".join(f"{full_key[1]}: {text.splitlines()[0]}".split() if full_key else f"command line: {text}".split())
+
+
+def _renamed(key: str) -> str:
+    """What became of a setting that an earlier version had."""
+    new = RENAMED[key]
+    values = ", ".join(f"{to} for {str(old).lower()}" for old, to in RENAMED_VALUES.get(new, {}).items())
+    return f"{key}: is called {new} today{f' ({values})' if values else ''}; write {new}=..."
 
 
 def _parses(override: str) -> bool:

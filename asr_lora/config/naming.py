@@ -8,6 +8,31 @@ from typing import Any
 
 import numpy as np
 
+# Settings by the names that they had until 2026-11-29, with those of today; and values that were renamed with them.
+RENAMED = {
+    "audit": "prepare.audit", "audit_decode": "prepare.audit_decode",
+    "shards": "prepare.shards", "shards_dir": "prepare.shards_dir",
+    "data.drop": "data.exclude_ids", "data.exclude": "data.exclude_overlap", "data.held_out": "data.heldout_share",
+    "training.warmup": "training.warmup_ratio", "training.margin": "training.context_margin",
+    "training.multiple": "training.context_multiple", "decoding.margin": "decoding.context_margin",
+    "lora.b_rate": "lora.lr_ratio", "lora.orthogonality": "lora.orth_reg_weight",
+    "lora.double_quantisation": "lora.double_quant", "lora.adam": "lora.optim",
+    "guard.bad_step": "divergence.on_bad_step", "guard.spike": "divergence.loss_spike",
+    "guard.in_a_row": "divergence.max_bad_steps", "guard.collapse": "divergence.on_collapse",
+    "guard.lower": "divergence.lr_factor",
+    "hardware.memory": "hardware.memory_gb", "hardware.rates": "hardware.tflops",
+    "search.startup": "search.startup_trials", "search.warmup": "search.warmup_share",
+    "transcribe.untouched": "transcribe.base_model", "transcribe.longest": "transcribe.max_segment_seconds",
+    "transcribe.windows": "transcribe.long_form", "transcribe.together": "transcribe.mixed_batches",
+    "export.pushed": "export.push_format", "export.tolerance": "export.wer_tolerance",
+    "app.max_waiting": "app.max_queue",
+}  # fmt: skip
+RENAMED_VALUES: Mapping[str, Mapping[Any, str]] = {
+    "divergence.on_bad_step": {"back": "rollback"},
+    "divergence.on_collapse": {"back": "rollback", "go_on": "ignore"},
+    "lora.optim": {"32bit": "adamw", "8bit": "adamw_8bit"},
+    "transcribe.long_form": {False: "vad", True: "sequential"},
+}
 RUN_NAME_LIMIT = 80  # characters
 GROUPS = ("data", "model", "lora", "training", "divergence", "decoding")  # of settings that a result depends on
 
@@ -44,6 +69,23 @@ def result_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         if f"{group}.{key}" not in ("training.save_steps", "training.max_hours", "training.keep_adapters")
     }
     return {**flat, "seed": settings["seed"]}
+
+
+def with_todays_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings as an earlier version recorded them, under the names and with the values of today."""
+    found: dict[str, Any] = {}
+    for group, value in settings.items():
+        branch = value if isinstance(value, dict) and group != "adapters" else {"": value}
+        for key, old in branch.items():
+            before = f"{group}.{key}" if key else group
+            name = RENAMED.get(before, before)
+            new = RENAMED_VALUES.get(name, {}).get(old, old) if isinstance(old, str | bool) else old
+            new_group, _, new_key = name.partition(".")
+            if new_key:
+                found.setdefault(new_group, {})[new_key] = new
+            else:
+                found[new_group] = new
+    return found
 
 
 _ABBREVIATIONS = {

@@ -93,7 +93,7 @@ class AppConfig:
         for name in ("max_minutes", "keep_minutes"):
             value = getattr(self, name)
             check(f"app.{name}", value, "more than 0, up to 1440 (a day)", 0 < value <= 1440)
-        for name, least in (("max_megabytes", 1), ("max_waiting", 1), ("clips", 0)):
+        for name, least in (("max_megabytes", 1), ("max_queue", 1), ("clips", 0)):
             check(f"app.{name}", getattr(self, name), f"at least {least}", getattr(self, name) >= least)
 
 

@@ -132,7 +132,7 @@ class SplitDraw:
             known = in_shard(row) or (told and abs(told - heard.seconds) <= MOST_APART)
             clip = _line(row, where, told if known else heard.seconds, heard.sha256)
             if told and not known:
-                clip["told_seconds"] = told  # a clip that is shorter was cut off
+                clip["listed_duration"] = told  # a clip that is shorter was cut off
             self.chosen.append(clip)
             chosen.add(clip["id"])
             self.drawn_seconds += clip["duration"]

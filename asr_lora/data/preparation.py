@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import WhisperTokenizer
 
+from asr_lora.config.naming import RENAMED
 from asr_lora.config.schema import DataConfig, ModelConfig
 from asr_lora.corpus import SPLITS, UNSPLIT, Columns, Corpus, open_corpus
 from asr_lora.corpus.records import Row
@@ -52,7 +53,11 @@ def make_manifest(run: Path, data: DataConfig, model: ModelConfig, test_limit: i
     """
     language_token(model, data.language)
     if folder.summary(run).is_file():
-        folder.check_settings(run, read_json(folder.summary(run))["settings"], _settings(data))
+        folder.check_settings(
+            run,
+            {RENAMED.get(key, key): value for key, value in read_json(folder.summary(run))["settings"].items()},
+            _settings(data),
+        )
         restore_clips(run, data, [line for split in SPLITS for line in read_manifest(folder.manifest(run, split))])
         return
     if (run / "data").exists():  # which would be replaced

@@ -170,7 +170,7 @@ def _sound(utterances: Sequence[Utterance]) -> dict[str, list[Issue]]:
     def told(at: int) -> float:
         """The corpus's own duration, where the manifest has taken what was heard instead."""
         clip = utterances[at].clip
-        return float(clip["told_seconds"] if "told_seconds" in clip else clip["duration"])
+        return float(clip["listed_duration"] if "listed_duration" in clip else clip["duration"])
 
     def missing(at: int, one: AudioInfo) -> float | None:
         due = told(at)

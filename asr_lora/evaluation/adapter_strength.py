@@ -23,7 +23,7 @@ from asr_lora.runtime.files import write_json
 from asr_lora.speech.normalizer import primary_metric
 
 SHOWN = (
-    "clips", "wer", "wer_ci95", "cer", "cer_ci95", "empty_references", "hallucinated_words", "hallucinating",
+    "clips", "wer", "wer_ci95", "cer", "cer_ci95", "empty_references", "hallucinated_words", "hallucination_rate",
 )  # fmt: skip
 
 

@@ -207,7 +207,7 @@ def decode_sets(
     of_model, capacity = ranks.rank_zero(lambda: _model_content(base.checkpoint, hardware, tuned)), Capacity()
     for each in sets:
         settings = decoding_options(decoding, base, hardware, each.language, short)
-        kept = cache_dir() / "hypotheses" / f"{_content(of_model, each, settings)}.json"
+        kept = cache_dir() / "hypotheses-2" / f"{_content(of_model, each, settings)}.json"
         if before := ranks.rank_zero(partial(_kept, kept)):
             log(f"{name}, {each.name}: these clips were decoded before; hypotheses from {kept}")
             found.append({**before, "cached": True})
@@ -244,8 +244,8 @@ def _decoded(
     seconds, audio_seconds = time.perf_counter() - started, sum(clip["duration"] for clip in each.clips)
     return {
         "hypotheses": [hypothesis.text for hypothesis in hypotheses],
-        "cut": [hypothesis.truncated for hypothesis in hypotheses],
-        "heard_again": sum(hypothesis.redecoded for hypothesis in hypotheses),
+        "truncated": [hypothesis.truncated for hypothesis in hypotheses],
+        "redecoded": sum(hypothesis.redecoded for hypothesis in hypotheses),
         "device": hardware.name,
         "processes": hardware.processes,
         "context": "full" if settings.margin is None else "short",

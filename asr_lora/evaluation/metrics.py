@@ -30,7 +30,7 @@ SMALL = 30  # clips: a group of fewer is marked
 # Our silence has eight clips, one of every length that matters: a list to go through, not a sample of anything. A
 # bootstrap over eight is certain (at 95 %) only when three of them changed for the worse, which is enough to ask for.
 SMALL_SILENT = 8
-GRAVEST_LAST = ("held", "undecided", "exceeded")
+GRAVEST_LAST = ("passed", "inconclusive", "failed")
 
 
 def score(
@@ -52,7 +52,7 @@ def score(
         "numbers_as_words": normalizer.numbers,
         "empty_references": len(silent),
         "hallucinated_words": sum(len(clean_hypotheses[i].split()) for i in silent),
-        "hallucinating": float(np.mean([bool(clean_hypotheses[i].strip()) for i in silent])) if silent else None,
+        "hallucination_rate": float(np.mean([bool(clean_hypotheses[i].strip()) for i in silent])) if silent else None,
     }
     if not spoken:
         counts = dict.fromkeys(("words", "hits", "substitutions", "deletions", "insertions"), 0)
@@ -85,12 +85,12 @@ def paired_delta(
     clean_references = _normalized(references, normalizer)
     spoken = _spoken(clean_references, base_hypotheses, tuned_hypotheses, speakers)
     clean = [_normalized(heard, normalizer) for heard in (base_hypotheses, tuned_hypotheses)]
-    names = ("wer", "ci95", "cer", "cer_ci95", "hallucinating", "hallucinating_ci95", "ci_unit")
+    names = ("wer", "ci95", "cer", "cer_ci95", "hallucination_rate", "hallucination_rate_ci95", "ci_unit")
     found: dict[str, Any] = {"paired": True, **dict.fromkeys(names)}
     if silent := sorted(set(range(len(references))) - set(spoken)):
         before, after = ([bool(text.strip()) for text in _take(heard, silent)] for heard in clean)
         share, interval, unit = share_delta(before, after, _take(speakers, silent), seed)
-        found |= {"hallucinating": share, "hallucinating_ci95": interval, "ci_unit": unit}
+        found |= {"hallucination_rate": share, "hallucination_rate_ci95": interval, "ci_unit": unit}
     if not spoken:
         return found
     kept = _take(clean_references, spoken)
@@ -255,7 +255,7 @@ def check_regressions(facts: Mapping[str, Mapping[str, Any]], limit: float, stri
     verdicts = {name: check_regression(scored, limit) for name, scored in facts.items()}
     for name, verdict in verdicts.items():
         log(f"eval.max_regression={limit:g}, {name}: {verdict.said}, {verdict.why}")
-    failing = ("exceeded", "undecided") if strict else ("exceeded",)
+    failing = ("failed", "inconclusive") if strict else ("failed",)
     if failed := [f"{name} ({each.said}, {each.why})" for name, each in verdicts.items() if each.said in failing]:
         raise RegressionError(
             f"eval.max_regression: must be at most {limit * 100:g} points on every set, got {'; '.join(failed)}; turn "
@@ -273,14 +273,14 @@ def check_regression(scored: Mapping[str, Any], limit: float) -> RegressionResul
         shares, clips, least = {primary_metric(scored["language"]): ""}, spoken, SMALL
     else:
         shares, clips, least = (
-            {"hallucinating": "clips with text ", "runaway": "running away "},
+            {"hallucination_rate": "clips with text ", "runaway": "running away "},
             scored["clips"],
             SMALL_SILENT,
         )
     told = ", ".join(f"{words}{difference(delta, share)}" for share, words in shares.items())
     if clips < least:
         return RegressionResult(
-            "undecided", f"too few clips{' with words' if spoken else ''}: {clips}, of {least}; {told}"
+            "inconclusive", f"too few clips{' with words' if spoken else ''}: {clips}, of {least}; {told}"
         )
     verdicts = [_within(delta, share, limit) for share in shares]
     return RegressionResult(max(verdicts, key=GRAVEST_LAST.index), told)
@@ -293,5 +293,5 @@ def _within(delta: Mapping[str, Any], share: str, limit: float) -> str:
     bounds: Any = delta_interval(delta, share)
     low, high = bounds
     if delta[share] > limit and low > 0:
-        return "exceeded"
-    return "undecided" if high > limit and high - low > limit else "held"
+        return "failed"
+    return "inconclusive" if high > limit and high - low > limit else "passed"

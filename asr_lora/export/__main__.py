@@ -97,8 +97,8 @@ def export(exported: Source, hardware: Hardware) -> None:
     if rows:
         write_json(out / "exports.json", {row["format"]: row for row in rows})
         tables.show_exports(rows)
-    if failed := [row for row in rows if row["doubts"]]:
-        told = "; ".join(f"{row['format']}: {', '.join(row['doubts'])}" for row in failed)
+    if failed := [row for row in rows if row["failures"]]:
+        told = "; ".join(f"{row['format']}: {', '.join(row['failures'])}" for row in failed)
         raise ExternalError(f"export: {told}; what was heard is in {out / 'proofs'}")
     if asked.push:
         folder = exported.folder if asked.push_format == "adapter" else out / asked.push_format
@@ -126,7 +126,7 @@ def _made(exported: Source, hardware: Hardware) -> list[dict[str, Any]]:
                 merged = merged or _merged(exported, Path(scratch) / "hf")
                 made = merged if name == "hf" else _converted(name, merged, Path(scratch) / name)
                 row, lines = _tried(exported, hardware, name, made, ours)
-                before[name] = row | {"asked": asked[name]}
+                before[name] = row | {"inputs": asked[name]}
                 place = _placed(out, name, made, before[name], lines)
                 merged = place if name == "hf" else merged
             rows.append(before[name])
@@ -150,7 +150,7 @@ def _proven(out: Path, name: str, asked: dict[str, Any]) -> dict[str, Any] | Non
     """The row of an export that stands as it was proven, of the same adapter, clips and runtime."""
     file = _record(out, name)
     row = read_json(file) if file.is_file() else {}
-    stands = row.get("asked") == asked and not row["doubts"] and row["bytes"] == _bytes(out / name)
+    stands = row.get("inputs") == asked and not row["failures"] and row["bytes"] == _bytes(out / name)
     return row if stands else None
 
 
@@ -169,8 +169,8 @@ def _merged(exported: Source, folder: Path) -> Path:
     model = adapter.load(config.model.checkpoint, exported.folder, "fp32", device)
     hf.write(model, config.model.checkpoint, exported.sets[0].language, config.model.task, folder)
     scored, adapter_sha256 = run.read_scores(config.run), stored.fingerprint(exported.folder)
-    if any(facts["asked"]["adapter_sha256"] == adapter_sha256 for facts in scored.values()):
-        facts = read_json(run.train_metrics(config.run)), read_json(run.summary(config.run)), scored
+    if any(facts["inputs"]["adapter_sha256"] == adapter_sha256 for facts in scored.values()):
+        facts = run.training_metrics(config.run), read_json(run.summary(config.run)), scored
         write_card(folder, config.run, config.report.license, *facts)
     else:
         adapter.write_card(
@@ -198,7 +198,7 @@ def _tried(
     row = {
         "format": name, "runtime": room.runtime(), "device": device.type, "bytes": _bytes(folder), "seconds": seconds,
         "our_seconds": sum(each["seconds"] for each in ours), "sets": figures,
-        "doubts": source.parity_failures(figures, config.export.wer_tolerance),
+        "failures": source.parity_failures(figures, config.export.wer_tolerance),
     }  # fmt: skip
     return row, lines
 
@@ -208,7 +208,7 @@ def _placed(out: Path, name: str, made: Path, row: dict[str, Any], lines: list[d
     failed = out / f"{name}.failed"
     if failed.exists():
         shutil.rmtree(failed)
-    place = failed if row["doubts"] else out / name
+    place = failed if row["failures"] else out / name
     write_jsonl(_record(out, name).with_suffix(".jsonl"), lines)
     replace_folder(made, place)
     write_json(_record(out, name), row)

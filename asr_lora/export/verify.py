@@ -180,11 +180,12 @@ def compare(
         rates = [metrics.score(references, texts, speakers, normal, seed)[rate] for texts in both]
         delta = metrics.paired_delta(references, *both, speakers, normal, seed)
         of_set = [
-            _line(each, normal, *clip) for clip in zip(each.clips, own["hypotheses"], own["cut"], other, strict=True)
+            _line(each, normal, *clip)
+            for clip in zip(each.clips, own["hypotheses"], own["truncated"], other, strict=True)
         ]
         figures.append({
             "set": each.name, "language": each.language, "clips": len(each.clips), "rate": rate, "ours": rates[0],
-            "theirs": rates[1], "ci95": metrics.delta_interval(delta, rate), "normalizer": str(normal),
+            "exported": rates[1], "ci95": metrics.delta_interval(delta, rate), "normalizer": str(normal),
             "equal": sum(line["equal"] for line in of_set), "run_away": sum(bool(line["runaway"]) for line in of_set),
         })  # fmt: skip
         lines += of_set
@@ -196,7 +197,7 @@ def _line(each: EvalSet, normal: Normalizer, clip: Clip, ours: str, cut: bool, t
     blameless = findings.runaway_signs(here, said, clip["duration"], cut)
     signs = [] if blameless else findings.runaway_signs(there, said, clip["duration"], cut=False)
     return {
-        "set": each.name, "id": clip["id"], "reference": clip["text"], "ours": ours, "theirs": theirs,
+        "set": each.name, "id": clip["id"], "reference": clip["text"], "ours": ours, "exported": theirs,
         "equal": here == there, "runaway": signs,
     }  # fmt: skip
 
@@ -209,7 +210,7 @@ def parity_failures(figures: Sequence[Mapping[str, Any]], tolerance: float) -> l
     """
     found = []
     for each in figures:
-        rate, ours, theirs, bounds = each["rate"].upper(), each["ours"], each["theirs"], each["ci95"]
+        rate, ours, theirs, bounds = each["rate"].upper(), each["ours"], each["exported"], each["ci95"]
         if ours is not None and abs(theirs - ours) > tolerance and not bounds[0] <= 0 <= bounds[1]:
             told = f"{rate} of {each['set']} is {100 * theirs:.1f} %, ours {100 * ours:.1f} %"
             found.append(f"{told}, which is more than export.wer_tolerance={tolerance:g} and chance")

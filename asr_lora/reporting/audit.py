@@ -323,7 +323,7 @@ def label_issues(
             runaway_signs(said, reference, float(utterances[at].clip["duration"]), cut),
         )
         for at, hypothesis, reference, said, wrong, count, cut in zip(
-            places, model["hypotheses"], references, heard, errors, characters, model["cut"], strict=True
+            places, model["hypotheses"], references, heard, errors, characters, model["truncated"], strict=True
         )
     ]  # fmt: skip
 

@@ -20,7 +20,7 @@ from asr_lora.reporting.pages import environment, shared_command
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import Job
 from asr_lora.runtime.console import log
-from asr_lora.runtime.files import check_links, read_json, write_text
+from asr_lora.runtime.files import check_links, write_text
 from asr_lora.speech.normalizer import primary_metric
 
 
@@ -73,7 +73,7 @@ def _run(folder: Path) -> dict[str, Any]:
     facts = run.read_scores(folder)
     split = next(iter(facts))
     return {
-        "name": folder.name, "settings": run.settings(folder), "trained": read_json(run.train_metrics(folder)),
+        "name": folder.name, "settings": run.settings(folder), "trained": run.training_metrics(folder),
         "facts": facts, "split": split, "own": facts[split], "rate": primary_metric(facts[split]["language"]),
         "lines": run.read_hypotheses(folder, split),
         "page": folder / "report" / "index.html",
@@ -89,7 +89,7 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for row in rows:
         own = row["own"]
         key = {
-            "another rate": row["rate"], "other clips": own["asked"]["clips_sha256"],
+            "another rate": row["rate"], "other clips": own["inputs"]["clips_sha256"],
             "another normaliser": tables.normalizer_label(own), "another language": own["language"],
             "no words": None if own[row["rate"]] is not None else row["name"],
         }  # fmt: skip
@@ -170,7 +170,7 @@ def _set(best: Mapping[str, Any], row: Mapping[str, Any], name: str) -> str:
         cell = f"{metrics.percent(figures.mean)}, {metrics.points(gained.mean)} points ({tables.spread_note(gained)})"
     else:
         cell = "; ".join(f"{tables.rate_cell(each, each['language'])}, {tables.change(each)}" for each in scored)
-    same = other is None or scored[0]["asked"]["clips_sha256"] == other["asked"]["clips_sha256"]
+    same = other is None or scored[0]["inputs"]["clips_sha256"] == other["inputs"]["clips_sha256"]
     return cell if same else f"{cell} (other clips than {best['name']})"
 
 
@@ -209,7 +209,7 @@ def group_by_seed(settings: Sequence[Mapping[str, Any]], scored: Sequence[Mappin
     for place, (own, figures) in enumerate(zip(settings, scored, strict=True)):
         apart_from_seed = {name: value for name, value in result_settings(own).items() if name != "seed"}
         heard = {name: figures.get(name) for name in ("context", "strength", "average")}
-        alike = json.dumps([apart_from_seed, heard, figures["asked"]["decoding"]], sort_keys=True)
+        alike = json.dumps([apart_from_seed, heard, figures["inputs"]["decoding"]], sort_keys=True)
         found[alike, times[alike, own["seed"]]].append(place)
         times[alike, own["seed"]] += 1
     return [sorted(places, key=lambda place: settings[place]["seed"]) for places in found.values()]

@@ -52,7 +52,7 @@ def environment(autoescape: bool) -> Environment:
     made.globals |= {
         "leading": text.primary_metric, "leading_first": tables.leading_first, "delta_interval": metrics.delta_interval,
         "normalised": tables.normalizer_label, "heard": tables.rate_cell, "change": tables.change, "heard_at": tables.context_note,
-        "heard_again": tables.redecoded_note, "runaways": tables.runaways, "small": tables.small,
+        "redecoded": tables.redecoded_note, "runaways": tables.runaways, "small": tables.small,
         "strength_cell": tables.strength_cell, "dialled": tables.strength_label, "is_best": tables.is_best,
         "drawn_of": tables.drawn_of, "shared_value": shared_value,
         "CHOSEN_ON_DEV": tables.CHOSEN_ON_DEV, "FOLDED": tables.FOLDED, "tuned_by": tables.tuning_label,

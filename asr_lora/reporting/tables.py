@@ -122,9 +122,9 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
         named = row["format"], runtime, f"{row['bytes'] / 1e6:.1f}", f"{row['seconds']:.1f}"
         for at, each in enumerate(row["sets"]):
             table.add_row(
-                *(named if at == 0 else [""] * 4), percent(each["theirs"]), percent(each["ours"]),
+                *(named if at == 0 else [""] * 4), percent(each["exported"]), percent(each["ours"]),
                 f"{each['equal']} of {each['clips']}",
-                ("failed" if row["doubts"] else "proven") if at == 0 else "",
+                ("failed" if row["failures"] else "proven") if at == 0 else "",
             )  # fmt: skip
     sets = ", ".join(f"{each['set']}, normalised by {each['normalizer']}" for each in rows[0]["sets"])
     table.caption = f"{sets}; ours: by us, at 30 s, in {rows[0]['our_seconds']:.1f} s"
@@ -194,7 +194,7 @@ def context_note(scored: Mapping[str, Any]) -> str:
 
 def redecoded_note(scored: Mapping[str, Any]) -> str:
     """What ran away at a short context; empty where nothing did."""
-    count = scored["heard_again"]
+    count = scored["redecoded"]
     return (
         f"{count} {'clip' if count == 1 else 'clips'} cut at a short context and heard again at 30 s" if count else ""
     )

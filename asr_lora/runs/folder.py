@@ -16,7 +16,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from omegaconf import OmegaConf
 
 from asr_lora.config.compose import Config, from_dict, to_dict
-from asr_lora.config.naming import GROUPS, result_settings
+from asr_lora.config.naming import GROUPS, result_settings, with_todays_names
 from asr_lora.config.schema import DecodingConfig, resolve_precision
 from asr_lora.config.stages import EvalConfig, ReportConfig
 from asr_lora.model.pretrained import fingerprint
@@ -26,7 +26,8 @@ from asr_lora.runtime.files import ANEW, check_links, damage, finish_replacement
 
 Branch = TypeVar("Branch", EvalConfig, DecodingConfig, ReportConfig)
 SHARED_WITHIN = 60.0  # seconds: a network's disk may show a new file late
-FIGURES = 2  # of eval/<set>/metrics.json: it rises whenever the same hypotheses give other figures, or more of them
+RENAMED_METRICS = {"ended_by": "stop_reason", "guard": "divergence", "out_of_memory": "oom_retries"}  # on 2026-11-29
+FIGURES = 3  # of eval/<set>/metrics.json: it rises whenever the same hypotheses give other figures, or more of them
 HEARD = {  # of a line of hypotheses.jsonl
     "id": Path, "path": Path, "duration": float, "speaker": str, "reference": str, "reference_normalized": str,
     **{f"{model}{name}": kind for model in ("", "baseline_") for name, kind in (
@@ -77,6 +78,11 @@ def train_metrics(run: Path) -> Path:
     return run / "train" / "metrics.json"
 
 
+def training_metrics(run: Path) -> dict[str, Any]:
+    """train/metrics.json; what an earlier version called otherwise has the name of today."""
+    return {RENAMED_METRICS.get(name, name): value for name, value in read_json(train_metrics(run)).items()}
+
+
 def is_trained(run: Path) -> bool:
     """Whether training has come to its end: not where training.max_hours have stopped it, or it came to nothing."""
     metrics = train_metrics(run)
@@ -89,12 +95,12 @@ def checkpoints(run: Path) -> Path:
 
 def rollback(run: Path) -> Path:
     """What the guard has done to the run, where it had to."""
-    return run / "train" / "guard.json"
+    return run / "train" / "rollback.json"
 
 
 def dev_baseline(run: Path) -> Path:
     """What the untouched model hears in dev, at the contexts of training."""
-    return run / "train" / "dev_untouched.json"
+    return run / "train" / "dev_baseline.json"
 
 
 @contextmanager
@@ -146,7 +152,7 @@ def read_scores(run: Path) -> dict[str, dict[str, Any]]:
     something else. Empty where nothing was scored.
     """
     read = {path.parent.name: read_json(path) for path in sorted(run.glob("eval/*/metrics.json"))}
-    every = {name: facts for name, facts in read.items() if facts["asked"].get("figures") == FIGURES}
+    every = {name: facts for name, facts in read.items() if facts["inputs"].get("figures") == FIGURES}
     own = next((name for name in ("test", "dev") if name in every), None)
     if own is None:
         return {}
@@ -154,7 +160,7 @@ def read_scores(run: Path) -> dict[str, dict[str, Any]]:
     alike = {
         name: facts
         for name, facts in every.items()
-        if name not in ("test", "dev") and all(facts["asked"].get(key) == every[own]["asked"].get(key) for key in way)
+        if name not in ("test", "dev") and all(facts["inputs"].get(key) == every[own]["inputs"].get(key) for key in way)
     }
     return {own: every[own], **alike}
 
@@ -168,16 +174,18 @@ def settings_file(run: Path) -> Path:
 
 
 def settings(run: Path) -> dict[str, Any]:
-    """As recorded: the composed tree, `versions`, `base` (checkpoint.identity) and `command`."""
+    """As recorded: the composed tree, `versions`, `base` (`pretrained.fingerprint`) and `command`.
+
+    What an earlier version called otherwise has the name of today.
+    """
     recorded: Any = OmegaConf.to_container(OmegaConf.load(settings_file(run)))
-    return dict(recorded)
+    return with_todays_names(recorded)
 
 
 def check_same_settings(config: Config) -> None:
     """Raises ChoiceError when the run folder was made with other settings; a new one is welcome."""
     if settings_file(config.run).is_file():
-        before = OmegaConf.to_container(OmegaConf.load(settings_file(config.run)))
-        check_settings(config.run, result_settings(before), result_settings(to_dict(config)))  # type: ignore[arg-type]
+        check_settings(config.run, result_settings(settings(config.run)), result_settings(to_dict(config)))
 
 
 def record(config: Config, command: Sequence[str], base: str) -> None:

@@ -182,7 +182,7 @@ class AudioScanner:
 
     def __init__(self, corpus: str) -> None:
         name = hashlib.sha256(corpus.encode(errors="surrogateescape")).hexdigest()[:16]
-        self.path = cache_dir() / f"heard-{VERSION}" / f"{name}.jsonl"
+        self.path = cache_dir() / f"scans-{VERSION}" / f"{name}.jsonl"
         self.known: dict[str, AudioInfo] = {}
 
     def __enter__(self) -> "AudioScanner":

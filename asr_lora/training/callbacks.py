@@ -93,7 +93,7 @@ class TrainingLog(_Saved):
 
     SAVED = (
         "step_seconds", "train_seconds", "data_wait", "dev", "lowest_errors", "dev_took", "save_took", "dev_skipped",
-        "out_of_memory",
+        "oom_retries",
     )  # fmt: skip
 
     def __init__(
@@ -119,11 +119,11 @@ class TrainingLog(_Saved):
         self.dev_took: list[float] = []  # seconds of every dev decoding
         self.save_took: list[float] = []  # of every checkpoint; within train_seconds
         self.dev_skipped = 0
-        self.out_of_memory = 0  # times that a step was begun again in smaller parts
+        self.oom_retries = 0  # times that a step was begun again in smaller parts
         self.earlier_seconds = 0.0  # what a resumed run had taken before
         self.stop_asked = False
         self.out_of_time = False
-        self.ended_by: str | None = None  # where it was not the last step
+        self.stop_reason: str | None = None  # where it was not the last step
         self._mark = 0.0
         self._steps_before = 0  # of other commands, perhaps on other machines
 
@@ -199,7 +199,7 @@ class TrainingLog(_Saved):
             over = ranks.is_rank_zero() and self.budget.is_over(own, self.dev_took, self.save_took)
             self.out_of_time = ranks.any_rank(over)
         if self.out_of_time:
-            self.ended_by = "training.max_hours"
+            self.stop_reason = "training.max_hours"
             control.should_evaluate = True  # what was learnt since the last decoding may be the best
         if self.stop_asked or self.out_of_time:
             control.should_training_stop = True
@@ -231,7 +231,7 @@ class TrainingLog(_Saved):
                 lines.write(json.dumps({"step": state.global_step, **line}) + "\n")
         if "eval_wer" in logs and self._out_of_patience():
             log(f"no better dev WER in {self.patience} decodings: stopping at step {state.global_step}")
-            self.ended_by = "training.patience"
+            self.stop_reason = "training.patience"
             control.should_training_stop = control.should_save = True
 
     def _affords_dev(self) -> bool:

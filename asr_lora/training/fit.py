@@ -108,7 +108,7 @@ def _roll_back(config: Config, trainer: WhisperTrainer, before: Rollback, collap
         write_rollback(file, Rollback(rate, step, pending=True, events=[*before.events, *lost]))
         log(f"divergence: back to step {step}, with {rate:g} of the learning rate from there on")
         return False
-    trainer.training_log.ended_by = collapse.reason
+    trainer.training_log.stop_reason = collapse.reason
     if best is not None:
         log(f"divergence: training ends here; the best adapter, of step {best}, is kept")
         return True
@@ -163,11 +163,11 @@ def _course(folder: Path, batch_size: int, trainer: WhisperTrainer) -> dict[str,
     return {
         "trainable_parameters": trained,
         "trainable_share": share,
-        "ended_by": training_log.ended_by,
+        "stop_reason": training_log.stop_reason,
         "best_step": training_log.best["step"] if training_log.dev else None,
         "dev": training_log.dev,
         "dev_decodings_skipped": training_log.dev_skipped,
-        "guard": {
+        "divergence": {
             "rate": retreat.rate, "back_to": retreat.step, "events": [*retreat.events, *trainer.guard.events],
         },
         "steps": steps,
@@ -178,7 +178,7 @@ def _course(folder: Path, batch_size: int, trainer: WhisperTrainer) -> dict[str,
         "seconds_per_step": statistics.median(training_log.step_seconds) if steps else None,
         "clips_per_second": steps * batch_size / seconds if steps else None,
         "data_wait_fraction": training_log.data_wait / seconds if steps else None,
-        "out_of_memory": training_log.out_of_memory,
+        "oom_retries": training_log.oom_retries,
     }  # fmt: skip
 
 

@@ -206,7 +206,7 @@ class WhisperTrainer(Seq2SeqTrainer):
             raise torch.OutOfMemoryError(str(ran_out or "another process ran out of memory")) from ran_out
         largest = max((rows * seconds_of(features) for rows, features in parts if rows > 1), default=0)
         self.capacity = self._over_ranks(largest, "MAX") / 2
-        self.training_log.out_of_memory += 1
+        self.training_log.oom_retries += 1
         log(
             f"memory ran out at step {self.state.global_step}: from here on at most {self.capacity:.0f} s of audio in "
             "one forward, or a single clip; the batch stays the same"

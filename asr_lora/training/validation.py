@@ -102,7 +102,7 @@ class DevEvaluator:
         return None
 
     def _runaways(self, heard: Mapping[str, Any]) -> list[bool]:
-        said = zip(heard["hypotheses"], heard["cut"], self.clips, strict=True)
+        said = zip(heard["hypotheses"], heard["truncated"], self.clips, strict=True)
         return [
             bool(set(runaway_signs(text, clip["text"], clip["duration"], cut)) - {"silence"})
             for text, cut, clip in said
@@ -114,7 +114,7 @@ class DevEvaluator:
         with torch.autocast(hardware.device.type, hardware.autocast, enabled=hardware.autocast is not None):
             heard = decode.decode_clips(model, self._processor, self.clips, self._decoding, capacity=self._capacity)
         model.train()
-        return {"hypotheses": [each.text for each in heard], "cut": [each.truncated for each in heard]}
+        return {"hypotheses": [each.text for each in heard], "truncated": [each.truncated for each in heard]}
 
 
 def dev_normalizer(asked: str | None, language: str) -> Normalizer:

@@ -15,12 +15,12 @@ def scored(language: str = "nl", clips: int = 100, empty: int = 0, **delta: Any)
 @pytest.mark.parametrize(
     ("wer", "ci95", "said"),
     [
-        (0.03, [0.01, 0.05], "exceeded"),  # more than a point, surely
-        (0.008, [0.004, 0.012], "held"),  # surely worse, but by less than a point
-        (0.03, [-0.01, 0.07], "undecided"),
-        (0.0, [-0.02, 0.02], "undecided"),  # nobody can tell from so few clips
-        (0.0, [-0.004, 0.005], "held"),
-        (-0.2, [-0.3, -0.1], "held"),  # a wide interval, but all of it better
+        (0.03, [0.01, 0.05], "failed"),  # more than a point, surely
+        (0.008, [0.004, 0.012], "passed"),  # surely worse, but by less than a point
+        (0.03, [-0.01, 0.07], "inconclusive"),
+        (0.0, [-0.02, 0.02], "inconclusive"),  # nobody can tell from so few clips
+        (0.0, [-0.004, 0.005], "passed"),
+        (-0.2, [-0.3, -0.1], "passed"),  # a wide interval, but all of it better
     ],
 )
 def test_a_regression_is_exceeded_held_or_undecided(wer: float, ci95: list[float], said: str) -> None:
@@ -34,8 +34,8 @@ def test_a_handful_of_clips_neither_holds_nor_exceeds(wer: float, ci95: list[flo
     few = check_regression(
         scored(clips=SMALL + 4, empty=5, wer=wer, ci95=ci95), limit=0.01
     )  # alike, so their interval is a point
-    assert few.said == "undecided" and few.why.startswith(f"too few clips with words: {SMALL - 1}, of {SMALL};")
-    assert check_regression(scored(clips=SMALL, wer=wer, ci95=ci95), limit=0.01).said != "undecided"
+    assert few.said == "inconclusive" and few.why.startswith(f"too few clips with words: {SMALL - 1}, of {SMALL};")
+    assert check_regression(scored(clips=SMALL, wer=wer, ci95=ci95), limit=0.01).said != "inconclusive"
     facts = {"test": scored(clips=1, wer=wer, ci95=ci95)}
     check_regressions(facts, 0.01, strict=False)
     with pytest.raises(RegressionError, match=r"test \(undecided, too few clips with words: 1, of 30"):
@@ -45,23 +45,23 @@ def test_a_handful_of_clips_neither_holds_nor_exceeds(wer: float, ci95: list[flo
 @pytest.mark.parametrize(
     ("text", "text_ci95", "runaway", "runaway_ci95", "said"),
     [
-        (0.0, [0.0, 0.0], 0.0, [0.0, 0.0], "held"),
-        (0.5, [0.125, 0.875], 0.0, [0.0, 0.0], "exceeded"),
-        (0.125, [0.0, 0.375], 0.0, [0.0, 0.0], "undecided"),  # one clip of eight
-        (0.0, [0.0, 0.0], 0.5, [0.125, 0.875], "exceeded"),  # a word in every clip before, and now no end of them
-        (-0.5, [-0.875, -0.125], 0.0, [0.0, 0.0], "held"),
+        (0.0, [0.0, 0.0], 0.0, [0.0, 0.0], "passed"),
+        (0.5, [0.125, 0.875], 0.0, [0.0, 0.0], "failed"),
+        (0.125, [0.0, 0.375], 0.0, [0.0, 0.0], "inconclusive"),  # one clip of eight
+        (0.0, [0.0, 0.0], 0.5, [0.125, 0.875], "failed"),  # a word in every clip before, and now no end of them
+        (-0.5, [-0.875, -0.125], 0.0, [0.0, 0.0], "passed"),
     ],
 )
 def test_where_nobody_speaks_the_clips_with_text_and_those_that_run_away_decide(
     text: float, text_ci95: list[float], runaway: float, runaway_ci95: list[float], said: str
 ) -> None:
     delta = {
-        "wer": None, "ci95": None, "hallucinating": text, "hallucinating_ci95": text_ci95, "runaway": runaway,
+        "wer": None, "ci95": None, "hallucination_rate": text, "hallucination_rate_ci95": text_ci95, "runaway": runaway,
         "runaway_ci95": runaway_ci95,
     }  # fmt: skip
     assert check_regression(scored(clips=SMALL_SILENT, empty=SMALL_SILENT, **delta), limit=0.01).said == said
     few = check_regression(scored(clips=SMALL_SILENT - 1, empty=SMALL_SILENT - 1, **delta), limit=0.01)
-    assert few.said == "undecided" and few.why.startswith("too few clips: 7, of 8; clips with text ")
+    assert few.said == "inconclusive" and few.why.startswith("too few clips: 7, of 8; clips with text ")
 
 
 def test_the_refusal_names_every_set_that_fails_and_no_other() -> None:

@@ -46,7 +46,7 @@ def test_words_heard_in_an_empty_reference_are_counted_apart() -> None:
     assert (found["empty_references"], found["hallucinated_words"]) == (1, 3)
     without = [REFERENCES[i] for i in (0, 1, 3)], [HYPOTHESES[i] for i in (0, 1, 3)], ["a", "b", "c"]
     same = score(*without, MARKS, seed=0)
-    counted_apart = ("clips", "empty_references", "hallucinated_words", "hallucinating")
+    counted_apart = ("clips", "empty_references", "hallucinated_words", "hallucination_rate")
     assert {k: v for k, v in found.items() if k not in counted_apart} == {
         k: v for k, v in same.items() if k not in counted_apart
     }
@@ -229,9 +229,9 @@ def test_clips_without_a_word_have_a_share_that_hallucinates_and_a_paired_differ
     references, speakers = [*["..."] * 8, "een twee"], [""] * 9
     before, after = [*["dank u"] * 2, *[""] * 6, "een"], [*["dank u"] * 6, *[""] * 2, "een"]
     found = score(references, before, speakers, MARKS, seed=0)
-    assert (found["hallucinating"], found["empty_references"], found["wer"]) == (2 / 8, 8, 1 / 2)
+    assert (found["hallucination_rate"], found["empty_references"], found["wer"]) == (2 / 8, 8, 1 / 2)
     delta = paired_delta(references, before, after, speakers, MARKS, seed=0)
-    low, high = delta["hallucinating_ci95"]
-    assert delta["hallucinating"] == 4 / 8 and 0 < low < 4 / 8 < high and delta["wer"] == 0
+    low, high = delta["hallucination_rate_ci95"]
+    assert delta["hallucination_rate"] == 4 / 8 and 0 < low < 4 / 8 < high and delta["wer"] == 0
     spoken = score(["een"], ["een"], [""], MARKS, seed=0), paired_delta(["een"], ["een"], ["een"], [""], MARKS, seed=0)
-    assert [facts["hallucinating"] for facts in spoken] == [None, None]
+    assert [facts["hallucination_rate"] for facts in spoken] == [None, None]

@@ -289,7 +289,7 @@ def test_a_whole_model_is_scored_at_the_strength_asked_for(words: list[str], of_
     config = load([*mine, "eval.strength=0.5"])
     facts = evaluate(config)
     half = config.run / "train" / "model-strength0.5"
-    assert facts["strength"] == 0.5 and facts["asked"]["adapter_sha256"] == stored.fingerprint(half)
+    assert facts["strength"] == 0.5 and facts["inputs"]["adapter_sha256"] == stored.fingerprint(half)
     assert facts["context"] == "full"  # nobody has taught it to stop at short ones
     assert "library_name: transformers" in (half / "README.md").read_text()
 

@@ -211,7 +211,7 @@ def test_clips_of_nobody_are_a_speaker_each() -> None:
 
 
 def model_of(hypotheses: Sequence[str]) -> Mapping[str, Any]:
-    return {"hypotheses": hypotheses, "cut": [False] * len(hypotheses)}
+    return {"hypotheses": hypotheses, "truncated": [False] * len(hypotheses)}
 
 
 def doubted(said: Sequence[str], heard: Sequence[str], unit: str = "words") -> list[LabelIssue]:

@@ -113,7 +113,7 @@ def test_sets_and_strengths_of_another_way_of_scoring_stand_on_no_page(
     before, facts = other.read_text(), read_json(own)
     scored = {"language": "nl", "clips": 6, "wer": 0.123, "wer_ci95": [0.1, 0.2], "cer": 0.1, "hallucinated_words": 0}
     curve = {
-        "best": 0.5, "best_context": "full", "average": None, "normalizer": facts["asked"]["normalizer"],
+        "best": 0.5, "best_context": "full", "average": None, "normalizer": facts["inputs"]["normalizer"],
         "figures": FIGURES, "curve": [{"strength": 0.5, "context": "full", "sets": {"dev": scored}}],
     }  # fmt: skip
     strengths = folder / "eval" / "strengths.json"
@@ -122,7 +122,7 @@ def test_sets_and_strengths_of_another_way_of_scoring_stand_on_no_page(
         assert "12.3% (10.0% to 20.0%)" in Page(report(folder)).text
         write_json(strengths, curve | {"normalizer": "raw 2"})
         changed = read_json(other)
-        changed["asked"]["adapter_sha256"] = "another"
+        changed["inputs"]["adapter_sha256"] = "another"
         write_json(other, changed)
         page = Page(report(folder))
     finally:
@@ -172,7 +172,7 @@ def test_runs_scored_otherwise_share_no_table_no_chart_and_no_best(
         file = tmp_path / name / "eval" / "test" / "metrics.json"
         facts = read_json(file) | change
         if name == "nl-fewer":
-            facts["asked"]["clips_sha256"] = "others"
+            facts["inputs"]["clips_sha256"] = "others"
         write_json(file, facts)
     page = Page(compare(str(tmp_path / "nl-*"), tmp_path))
     verdict = " ".join(page.text.split("It is that of ")[0].split())
@@ -240,7 +240,7 @@ def test_runs_that_are_not_scored_are_refused_or_left_out(
     shutil.copytree(load(hostile_words).run, tmp_path / "earlier")
     file = tmp_path / "earlier" / "eval" / "test" / "metrics.json"
     facts = read_json(file)
-    del facts["asked"]["figures"]  # what they mean has changed since
+    del facts["inputs"]["figures"]  # what they mean has changed since
     write_json(file, facts)
     with pytest.raises(ConfigError, match="or scored by an earlier version"):
         report(tmp_path / "earlier")

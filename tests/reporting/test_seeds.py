@@ -8,7 +8,7 @@ from asr_lora.config.compose import load, to_dict
 from asr_lora.evaluation.metrics import spread
 from asr_lora.reporting.comparison import group_by_seed
 
-SCORED = {"context": "short", "strength": 1.0, "average": None, "asked": {"decoding": {"num_beams": 1}}}
+SCORED = {"context": "short", "strength": 1.0, "average": None, "inputs": {"decoding": {"num_beams": 1}}}
 
 
 def folded(*words: str, scored: list[dict[str, Any]] | None = None) -> list[list[int]]:
@@ -39,7 +39,7 @@ def test_two_runs_of_one_seed_are_no_two_seeds() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"context": "full"}, {"strength": 0.5}, {"average": 3}, {"asked": {"decoding": {"num_beams": 5}}}]
+    "change", [{"context": "full"}, {"strength": 0.5}, {"average": 3}, {"inputs": {"decoding": {"num_beams": 5}}}]
 )
 def test_an_adapter_that_was_heard_otherwise_is_no_seed_of_the_same(change: dict[str, Any]) -> None:
     assert folded("seed=0", "seed=1", scored=[SCORED, SCORED | change]) == [[0], [1]]

@@ -55,7 +55,7 @@ def outcome(words: list[str]) -> dict[str, Any]:
     return {
         "adapter": (run.adapter(folder) / "adapter_model.safetensors").read_bytes(),
         "log": read_jsonl(folder / "train" / "log.jsonl"),
-        **{name: facts[name] for name in ("dev", "best_step", "steps", "clips_seen", "padding_fraction", "guard")},
+        **{name: facts[name] for name in ("dev", "best_step", "steps", "clips_seen", "padding_fraction", "divergence")},
         **{name: scored[name] for name in ("wer", "cer", "delta")},
         "hypotheses": read_jsonl(folder / "eval" / "test" / "hypotheses.jsonl"),
     }

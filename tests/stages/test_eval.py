@@ -96,7 +96,7 @@ def test_where_characters_lead_they_are_aligned_counted_and_confused(
         ]
         return [
             {
-                "hypotheses": said, "cut": [False] * len(said), "heard_again": 0, "device": "none", "context": "full",
+                "hypotheses": said, "truncated": [False] * len(said), "redecoded": 0, "device": "none", "context": "full",
                 "audio_seconds": 1.0, "seconds": 1.0, "load_seconds": 0.0, "rtfx": 1.0, "cached": False,
             }
         ]  # fmt: skip
@@ -131,8 +131,8 @@ def worse(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return [
             {
-                "hypotheses": [said(clip["text"]) for clip in each.clips], "cut": [False] * len(each.clips),
-                "heard_again": 0,
+                "hypotheses": [said(clip["text"]) for clip in each.clips], "truncated": [False] * len(each.clips),
+                "redecoded": 0,
                 "device": "none", "context": "full", "audio_seconds": 1.0, "seconds": 1.0, "load_seconds": 0.0,
                 "rtfx": 1.0, "cached": False,
             }
@@ -163,7 +163,7 @@ def test_the_gate_names_the_sets_that_lost_too_much_when_all_is_written(trained_
         evaluate(config)
     assert read_json(config.run / "eval" / "test" / "metrics.json")["delta"]["wer"] == 0.5
     silence = read_json(config.run / "eval" / "silence" / "metrics.json")
-    assert (silence["hallucinating"], silence["baseline"]["hallucinating"]) == (1.0, 0.0)
+    assert (silence["hallucination_rate"], silence["baseline"]["hallucination_rate"]) == (1.0, 0.0)
     evaluate(load([*trained_for_many, "eval.max_regression=0.6"]))
 
 
@@ -217,7 +217,7 @@ def test_the_adapter_as_trained_is_scored_at_the_context_that_was_best_on_dev(
                     clip["text"] if tuned and at >= wrong[context] * len(each.clips) else ""
                     for at, clip in enumerate(each.clips)
                 ],
-                "cut": [False] * len(each.clips), "heard_again": 0, "device": "none", "context": context,
+                "truncated": [False] * len(each.clips), "redecoded": 0, "device": "none", "context": context,
                 "audio_seconds": 1.0, "seconds": 1.0, "load_seconds": 0.0, "rtfx": 1.0, "cached": False,
             }
             for each in sets

@@ -80,7 +80,7 @@ def test_an_export_is_what_plain_tools_load_and_says_what_the_model_says(
     rows = read_json(tmp_path / "out" / "exports.json")
     for row in rows.values():
         (each,) = row["sets"]
-        assert (each["equal"], each["clips"], each["run_away"], row["doubts"]) == (2, 2, 0, [])
+        assert (each["equal"], each["clips"], each["run_away"], row["failures"]) == (2, 2, 0, [])
     # whole, in fp16, of the base as it was
     base = run.settings(runs[1])["model"]["checkpoint"]
     merged = adapter.load(base, run.adapter(runs[1]), "fp32", CPU).state_dict()
@@ -303,7 +303,7 @@ def test_an_export_that_says_something_else_fails_and_leaves_the_evidence(
             main(asked("export.formats=[hf]"))
     assert (tmp_path / "out" / "hf.failed" / "model.safetensors").is_file() and not (tmp_path / "out" / "hf").exists()
     lines = read_jsonl(tmp_path / "out" / "proofs" / "hf.jsonl")
-    assert len(lines) == 2 and all(line["theirs"].startswith("ja ja") and not line["equal"] for line in lines)
+    assert len(lines) == 2 and all(line["exported"].startswith("ja ja") and not line["equal"] for line in lines)
     main(asked("export.formats=[hf]"))  # honestly
     assert (tmp_path / "out" / "hf").is_dir() and not (tmp_path / "out" / "hf.failed").exists()
 
@@ -330,7 +330,7 @@ def test_what_differs_beyond_tolerance_and_chance_is_doubted_and_one_word_of_few
     ]
     each = EvalSet("test", "test", "nl", clips, 4)  # type: ignore[arg-type]
     right = [clip["text"] for clip in clips]
-    ours = [{"hypotheses": right, "cut": [False] * 4, "seconds": 1.0}]
+    ours = [{"hypotheses": right, "truncated": [False] * 4, "seconds": 1.0}]
 
     def doubts(theirs: list[str]) -> list[str]:
         figures, lines = source.compare(config.eval, config.seed, [each], ours, [theirs])

@@ -45,7 +45,7 @@ def test_a_run_whose_time_is_over_is_saved_scored_and_goes_on_to_the_end_it_woul
     train(config)
     facts = read_json(run.train_metrics(config.run))
     assert (facts["finished"], facts["steps"], facts["max_steps"]) == (False, 1, 4)
-    assert facts["ended_by"] == "training.max_hours" and facts["total_seconds"] > 0
+    assert facts["stop_reason"] == "training.max_hours" and facts["total_seconds"] > 0
     assert (config.run / "eval" / "test" / "metrics.json").is_file()
     said = capsys.readouterr().err
     assert "training is at step 1 of 4, and the same command goes on from there" in said
@@ -53,7 +53,7 @@ def test_a_run_whose_time_is_over_is_saved_scored_and_goes_on_to_the_end_it_woul
     train(load(many))
     assert "resuming from" in capsys.readouterr().err
     facts = read_json(run.train_metrics(config.run))
-    assert (facts["finished"], facts["steps"], facts["ended_by"]) == (True, 4, None)
+    assert (facts["finished"], facts["steps"], facts["stop_reason"]) == (True, 4, None)
     logs = [
         [line["loss"] for line in read_jsonl(each.run / "train" / "log.jsonl") if "loss" in line]
         for each in (config, steady)

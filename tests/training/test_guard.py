@@ -113,7 +113,7 @@ def test_a_poisoned_batch_changes_nothing_and_the_run_says_so(
     monkeypatch.setattr(trainer, "token_loss", poisoned)
     config = load([*judged, "training.eval_steps=9"])
     train(config)
-    (event,) = facts(config.run)["guard"]["events"]
+    (event,) = facts(config.run)["divergence"]["events"]
     assert event["what"] == "the loss is no number" and event["done"].startswith("skipped")
     assert f"guard: step {event['step']}: the loss is no number" in capsys.readouterr().err
     assert all(math.isfinite(loss) for _, loss in log(config.run)) and len(log(config.run)) == 6
@@ -141,8 +141,8 @@ def test_training_goes_back_to_the_best_dev_decoding_once_at_a_lower_rate(
     said = capsys.readouterr().err
     assert "guard: back to step 2, with 0.3 of the learning rate" in said and "checkpoint-2" in said
     told = facts(config.run)
-    assert (told["guard"]["rate"], told["guard"]["back_to"]) == (0.3, 2)
-    assert told["guard"]["events"] == [{"step": 4, "what": WORSE, "done": "back"}]
+    assert (told["divergence"]["rate"], told["divergence"]["back_to"]) == (0.3, 2)
+    assert told["divergence"]["events"] == [{"step": 4, "what": WORSE, "done": "back"}]
     assert [(entry["step"], entry["wer"]) for entry in told["dev"]] == [(2, 0.4), (4, 0.3), (6, 0.2)]
     rates = {line["step"]: line["learning_rate"] for line in read_jsonl(config.run / "train" / "log.jsonl")
              if "loss" in line}  # fmt: skip
@@ -181,8 +181,8 @@ def test_a_second_collapse_ends_training_and_what_was_best_is_kept(
     config = load(judged)
     train(config)
     told = facts(config.run)
-    assert (told["finished"], told["best_step"], told["steps"], told["ended_by"]) == (True, 2, 4, WORSE)
-    assert [event["done"] for event in told["guard"]["events"]] == ["back", "back"]
+    assert (told["finished"], told["best_step"], told["steps"], told["stop_reason"]) == (True, 2, 4, WORSE)
+    assert [event["done"] for event in told["divergence"]["events"]] == ["back", "back"]
     assert "training ends here; the best adapter, of step 2, is kept" in capsys.readouterr().err
 
 
@@ -196,7 +196,7 @@ def test_a_run_that_learns_nothing_but_harm_says_so_in_a_line_again_and_again(
             train(config)
     assert "\n" not in str(refusal.value)
     told = facts(config.run)
-    assert not told["finished"] and len(told["guard"]["events"]) == 2
+    assert not told["finished"] and len(told["divergence"]["events"]) == 2
     assert not run.tuned(config.run).exists()
 
 
@@ -212,8 +212,8 @@ def test_where_it_is_to_go_on_a_worse_dev_decoding_is_told_and_never_the_best(
     config = load([*judged, "divergence.on_collapse=ignore"])
     train(config)
     told = facts(config.run)
-    assert (told["best_step"], told["steps"], told["ended_by"]) == (2, 6, None)
-    assert told["guard"]["events"][0]["done"] == "divergence.on_collapse=ignore"
+    assert (told["best_step"], told["steps"], told["stop_reason"]) == (2, 6, None)
+    assert told["divergence"]["events"][0]["done"] == "divergence.on_collapse=ignore"
 
 
 def test_what_dev_hears_is_compared_with_the_untouched_model_beyond_chance(
@@ -222,14 +222,14 @@ def test_what_dev_hears_is_compared_with_the_untouched_model_beyond_chance(
     config = load([*judged, "data.dev_clips=4"])
     train(config)
     untouched = read_json(run.dev_baseline(config.run))
-    assert len(untouched["hypotheses"]) == len(untouched["cut"]) == 4 and untouched["seconds"] > 0
+    assert len(untouched["hypotheses"]) == len(untouched["truncated"]) == 4 and untouched["seconds"] > 0
     clips = read_jsonl(run.manifest(config.run, "dev"))
     dev = DevEvaluator.__new__(DevEvaluator)
     dev.clips, dev._references, dev._speakers = clips, [clip["text"] for clip in clips], ["a", "b", "c", "d"]
     dev._normal, dev._seed = DevEvaluator.__init__.__globals__["normalizer"](config, "nl"), 0
-    right = {"hypotheses": dev._references, "cut": [False] * 4}
-    wrong = {"hypotheses": ["nee"] * 4, "cut": [False] * 4}
-    endless = {"hypotheses": dev._references, "cut": [True] * 4}
+    right = {"hypotheses": dev._references, "truncated": [False] * 4}
+    wrong = {"hypotheses": ["nee"] * 4, "truncated": [False] * 4}
+    endless = {"hypotheses": dev._references, "truncated": [True] * 4}
     assert dev._trouble(right, wrong) is None and dev._trouble(wrong, wrong) is None
     assert "above the untouched model's" in str(dev._trouble(wrong, right))
     assert "4 of 4 dev clips run away, 0 with" in str(dev._trouble(endless, right))

@@ -122,7 +122,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def events(folder: Path) -> list[tuple[int, str]]:
-    return [(event["step"], event["what"]) for event in read_json(run.train_metrics(folder))["guard"]["events"]]
+    return [(event["step"], event["what"]) for event in read_json(run.train_metrics(folder))["divergence"]["events"]]
 
 
 def rates(folder: Path) -> list[float]:

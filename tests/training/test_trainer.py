@@ -130,7 +130,7 @@ def test_when_memory_runs_out_the_step_is_begun_again_in_smaller_parts_and_nothi
     memory = Small(rows=2)
     facts = trained_within([*at_thirty, "run_name=small"], memory)
     assert_same(outcome(load([*at_thirty, "run_name=small"]).run), whole)
-    assert (facts["out_of_memory"], memory.largest) == (2, 2)  # 8 rows, 4, 2; and so for the steps that follow
+    assert (facts["oom_retries"], memory.largest) == (2, 2)  # 8 rows, 4, 2; and so for the steps that follow
     assert capsys.readouterr().err.count("memory ran out") == 2
 
 
@@ -141,7 +141,7 @@ def test_memory_that_a_library_asked_for_in_vain_is_the_same_as_torchs_own(
     words = [*uneven, "training.context_margin=[0.5,0.5]", "training.max_steps=1"]  # eight rows at 0.96 s
     memory = Small(4, error)
     facts = trained_within(words, memory)
-    assert (facts["out_of_memory"], memory.largest) == (1, 4)
+    assert (facts["oom_retries"], memory.largest) == (1, 4)
 
 
 def test_memory_that_ran_out_on_a_short_batch_is_met_though_a_longer_single_row_has_gone_through(
@@ -151,7 +151,7 @@ def test_memory_that_ran_out_on_a_short_batch_is_met_though_a_longer_single_row_
     mixed = [*uneven, "training.long_share=0.125", "training.long_rows=1", "hardware.micro_batch=1"]
     whole = outcome(trained([*mixed, "run_name=roomy"]))
     memory = Small(rows=1)
-    assert trained_within([*mixed, "run_name=small"], memory)["out_of_memory"] >= 1
+    assert trained_within([*mixed, "run_name=small"], memory)["oom_retries"] >= 1
     assert_same(outcome(load([*mixed, "run_name=small"]).run), whole)
 
 
@@ -163,7 +163,7 @@ def test_when_not_even_one_row_fits_training_ends_with_the_reason_and_the_way_ou
     with pytest.raises(ExternalError, match="hardware: not even one clip at a time fits in memory") as refused:
         trained([*uneven, "training.eval_steps=100"])
     assert str(error).splitlines()[0] in str(refused.value) and "\n" not in str(refused.value)
-    assert build.made.training_log.out_of_memory == 3  # eight rows, four, two
+    assert build.made.training_log.oom_retries == 3  # eight rows, four, two
 
 
 def test_an_error_that_is_no_lack_of_memory_ends_training_as_it_is(
@@ -173,7 +173,7 @@ def test_an_error_that_is_no_lack_of_memory_ends_training_as_it_is(
     build = Within(monkeypatch, Small(0, error))
     with pytest.raises(RuntimeError, match="EXECUTION_FAILED") as raised:
         trained(uneven)
-    assert raised.value is error and build.made.training_log.out_of_memory == 0
+    assert raised.value is error and build.made.training_log.oom_retries == 0
 
 
 def test_what_a_dev_decoding_had_no_memory_for_is_not_tried_in_the_next(
