@@ -4,6 +4,7 @@ import io
 import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,6 +72,7 @@ def write_lines(path: Path, lines: Sequence[str]) -> None:
     path.write_bytes("".join(f"{line}\n" for line in lines).encode())
 
 
+@cache
 def tone(name: str, seconds: float) -> bytes:
     """A quiet tone as MP3, of a pitch that follows from the name, so that no two clips are the same file."""
     time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
