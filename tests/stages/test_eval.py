@@ -1,11 +1,13 @@
 """An evaluation of several sets: what it writes, the gate, the strength dial and averaging."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.releases import utterances, write_release
+from support.releases import RELEASE, utterances, write_release
+from support.runs import tiny_run
 
 from asr_lora.config.compose import load
 from asr_lora.eval import evaluate
@@ -21,10 +23,25 @@ from asr_lora.runtime.files import read_json, read_jsonl, write_jsonl
 from asr_lora.train import train
 
 
+@pytest.fixture(scope="module")
+def trained_once(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """A run and a copy of its folder as training left it."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_release(folder / RELEASE)
+    words = [*tiny_run(folder / RELEASE, tiny_checkpoint, folder / "runs"), "eval.limit=4", "training.save_steps=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASR_LORA_CACHE", str(folder / "cache"))
+        train(load([*words, "eval.after=false"]))
+    return words, shutil.copytree(folder / "runs", folder / "as-trained")
+
+
 @pytest.fixture
-def trained(words: list[str]) -> list[str]:
-    train(load([*words, "eval.after=false", "training.save_steps=1"]))
-    return [*words, "training.save_steps=1"]
+def trained(trained_once: tuple[list[str], Path]) -> list[str]:
+    words, kept = trained_once
+    runs = kept.with_name("runs")
+    shutil.rmtree(runs)
+    shutil.copytree(kept, runs)
+    return words
 
 
 def test_every_set_is_scored_by_both_models_and_stands_in_one_table(

@@ -6,6 +6,7 @@ every attempt is a fork, so that one takes a second or two. Prints as JSON what 
 """
 
 import errno
+import gc
 import json
 import os
 import random
@@ -95,6 +96,7 @@ def attempted(words: list[str], processes: int, after: int | None, seconds: floa
 
 def main(plan: dict[str, Any], words: list[str]) -> None:
     draw, ended, folder = random.Random(plan["seed"]), [], load(words).run
+    gc.freeze()  # or every fork would walk, and so copy, what imports have made
     for time_of in range(plan["times"]):
         whose = draw.randrange(plan["processes"]) if plan["processes"] > 1 else 0
         at_a_write = plan["how"] == "full" or (time_of % 2 == 0 and whose == 0)  # the first process alone writes

@@ -33,10 +33,10 @@ TOKEN_LOSS = trainer.token_loss
 
 @pytest.fixture
 def steps(words: list[str], tmp_path: Path) -> list[str]:
-    """A run of steps of 8 clips at a context of CONTEXT, saved after every step."""
+    """A run of steps of 8 clips at a context of CONTEXT."""
     return [
         *words, f"data.source={write_uneven(tmp_path / 'uneven', dev=2, test=2)}", "training.context_margin=[0.5,0.5]",
-        "training.batch_size=8", f"training.max_steps={STEPS}", "training.learning_rate=1e-2", "training.save_steps=1",
+        "training.batch_size=8", f"training.max_steps={STEPS}", "training.learning_rate=1e-2",
         "training.eval_steps=100", "eval.after=false",
     ]  # fmt: skip
 
@@ -223,7 +223,7 @@ def test_a_run_that_is_killed_before_such_a_step_comes_to_the_same_end(
     steady = on(Course(factors, overflows, rows=4))
     train(load([*steps, "run_name=steady"]))
     on(Course(factors, overflows, rows=4))
-    config = killed(steps, step=2)
+    config = killed([*steps, "training.save_steps=1"], step=2)
     saved = torch.load(run.checkpoints(config.run) / "checkpoint-2" / "scaler.pt", weights_only=True)
     assert (saved["scale"], saved["_growth_tracker"]) == (steady.after[2].scale, steady.after[2].growth)
     resumed = on(Course(factors, overflows, rows=4, scale=TOO_LARGE))  # until it has taken the saved one
@@ -238,7 +238,7 @@ def test_a_run_goes_on_from_a_device_with_fp16_to_one_without_and_back(
     steps: list[str], on: Any, before: bool, afterwards: bool
 ) -> None:
     on(Course(scaled=before))
-    config = killed(steps, step=2)
+    config = killed([*steps, "training.save_steps=1"], step=2)
     course = on(Course(scaled=afterwards))
     train(config)
     assert sorted(course.after) == list(range(3, STEPS + 1))
