@@ -3,6 +3,8 @@
 import gc
 import os
 from collections.abc import Iterator
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,10 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 # Tiny models gain nothing from threads, and on a busy machine threads wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
 from playwright.sync_api import sync_playwright
 from support import fuzzing
 from support.models import tiny_tokenizer, tiny_whisper
@@ -30,6 +36,28 @@ def pytest_collection_finish() -> None:
     """Exempts what imports have made, a million objects, from every later collection: each took a third of a second."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def composed_once() -> Iterator[None]:
+    """Has `compose` copy what it made of the same words before: `load` composes twice, mostly the same defaults."""
+    usual = Hydra.compose_config
+
+    @lru_cache(maxsize=64)
+    def composed(sources: str, name: str, overrides: tuple[str, ...]) -> DictConfig:
+        cfg = usual(GlobalHydra.instance().hydra, name, list(overrides), RunMode.RUN, from_shell=False)
+        with open_dict(cfg):
+            del cfg["hydra"]  # which holds the working folder, and which `compose` leaves out
+        return cfg
+
+    def compose_config(self: Hydra, config_name: str, overrides: list[str], *args: Any, **options: Any) -> DictConfig:
+        if options.get("from_shell", True):  # of the command line itself
+            return usual(self, config_name, overrides, *args, **options)
+        return deepcopy(composed(str(self.config_loader.get_search_path()), config_name, tuple(overrides)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hydra, "compose_config", compose_config)
+        yield
 
 
 @pytest.fixture(autouse=True)
