@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TypeVar
 
-from asr_lora.corpus.records import Clips, Corpus, CorpusBuilder, Row, lines_of, parse_utterance
+from asr_lora.corpus.records import Clips, Corpus, CorpusBuilder, Row, Utterance, lines_of, parse_utterance
 from asr_lora.corpus.tabular import Columns, read_rows
 from asr_lora.runtime.errors import ConfigError, listed
 
@@ -24,7 +24,6 @@ OTHERS = (
     ".tsv, .jsonl), Kaldi's wav.scp and text, or what datasets reads (.parquet, .arrow)"
 )
 PACKED = "; Spontaneous Speech has audios/ and ss-corpus-<language>.tsv; other speech wants unpacking: name its folder"
-WHERE = {"start", "end", "offset", "bytes", "member", "shard", "sha256", "clip"}  # as our own rows say it
 COLUMNS = Columns({
     "path": "audio_file", "text": "transcription", "speaker": "client_id", "duration": "duration_ms", "split": "split",
 })  # fmt: skip
@@ -108,13 +107,10 @@ def _names(folder: Path) -> list[str]:
     return sorted(child.name for child in folder.iterdir())
 
 
-def read_utterances(path: Path) -> tuple[list[Row], list[str]]:
-    """One split: a row a clip with `path` cut down to the clip's file name, and the lines left out.
-
-    A clip is a whole file here: a column that would say where in another it lies gets a _ behind.
-    """
+def read_utterances(path: Path) -> tuple[list[Utterance], list[str]]:
+    """One split: its utterances, under the names of the clips' files, and the lines left out."""
     rows, malformed = read_table(path, needed=("path", "sentence"))
-    return [_plain(row) | {"path": _clip_name(row["path"])} for row in rows], malformed
+    return [_utterance(row) for row in rows], malformed
 
 
 def read_durations(path: Path) -> tuple[dict[str, float], list[str]]:
@@ -155,8 +151,9 @@ def read_table(path: Path, needed: Sequence[str] = ()) -> tuple[list[Row], list[
     return rows, malformed
 
 
-def _plain(row: Row) -> Row:
-    return {f"{column}_" if column in WHERE else column: cell for column, cell in row.items()}
+def _utterance(row: Row) -> Utterance:
+    extra = {column: cell for column, cell in row.items() if column not in ("path", "sentence", "client_id")}
+    return Utterance(_clip_name(row["path"]), row["sentence"], row.get("client_id", ""), extra=extra)
 
 
 def _clip_name(cell: str) -> str:
@@ -184,11 +181,11 @@ def open_spontaneous(source: Path, release: str, table: Path, language: str, cli
     columns = COLUMNS.found_in(header, str(table))
     for number, cells in rows:
         try:
-            told = parse_utterance(cells, columns)
-            if not told.text.strip():
-                raise ValueError("nobody has transcribed it")
+            utterance = parse_utterance(cells, columns)
+            if not utterance.text.strip():
+                raise ValueError("not transcribed")
         except ValueError as error:
             gathered.leave_out(cells.get("split", ""), f"line {number}", error)
             continue
-        gathered.add(told.split, PurePosixPath(told.path).name, told)
+        gathered.add(utterance.split, PurePosixPath(utterance.path).name, utterance)
     return gathered.corpus(release, language, clips)

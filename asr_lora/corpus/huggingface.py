@@ -109,12 +109,14 @@ def _gather(gathered: CorpusBuilder, clips: "_Rows", split: str, name: str, data
     for at, row in enumerate(values):
         clip = called[at] if called[at] not in clips.places else _numbered(name, at, called[at])
         try:
-            told = parse_utterance({column: as_cell(value) for column, value in row.items()} | {sound: clip}, found)
+            utterance = parse_utterance(
+                {column: as_cell(value) for column, value in row.items()} | {sound: clip}, found
+            )
         except ValueError as error:
             gathered.leave_out(split, f"{name} row {at}", error)
             continue
-        own = segment_name(clip, told)
-        gathered.add(split, own, told)
+        own = segment_name(clip, utterance)
+        gathered.add(split, own, utterance)
         clips.places[own] = (alone, at, sound)
 
 

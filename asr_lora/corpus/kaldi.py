@@ -60,14 +60,14 @@ def _gather(gathered: CorpusBuilder, folder: Path, split: str) -> None:
                 raise ValueError(f"{recording} is not in {RECORDINGS}")
             lasting = _time(seconds[utt]) if utt in seconds else None
             file = recordings[recording]
-            told = check_times(Utterance(str(file), text, speakers.get(utt, ""), "", start, end, lasting))
+            utterance = check_times(Utterance(str(file), text, speakers.get(utt, ""), "", start, end, lasting))
             name = f"{utt}{file.suffix}"
             if gathered.files.get(name, file) != file:
                 raise ValueError(f"{utt} is another clip elsewhere in {gathered.of}")
         except ValueError as error:
             gathered.leave_out(split, line, error)
             continue
-        gathered.add(split, name, told, file)
+        gathered.add(split, name, utterance, file)
 
 
 def _recordings(folder: Path) -> dict[str, Path]:

@@ -4,7 +4,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
@@ -18,9 +18,8 @@ SPLITS = ("train", "dev", "test")
 TABLES = (*SPLITS, "validated")  # of a Common Voice release
 UNSPLIT = "all"  # the table of a corpus that comes without splits
 CALLED = {name: name for name in TABLES} | {"training": "train", "valid": "dev", "validation": "dev", "val": "dev"}
-OURS = {"id", "path", "text", "duration", "speaker", "sha256", "clip", "source", "weight", "client_id", "sentence"}
 LOOKED_FOR = 20  # files, before all of a table's are believed to be elsewhere
-Row = dict[str, str]
+Row = dict[str, str]  # of a table: cells by column, raw
 Thing = TypeVar("Thing")
 
 
@@ -68,20 +67,52 @@ class Files:
         return {name: self.files[name] for name in names if name in self.files and self.files[name].is_file()}
 
 
+@dataclass(frozen=True, slots=True)
+class InShard:
+    """Where a clip lies in a shard, a path or URL: `bytes` from `offset`, as the file `member` of the archive."""
+
+    shard: str
+    member: str
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """A clip and its transcript: a recording, or what lies between `start` and `end` (s) of one.
+
+    `path` is the clip's name in its corpus, `split` what the source calls its split. `duration` (s) is set where the
+    source states it, `sha256` (of the encoded clip) and `shard` where the clip lies in a shard. `source` and `weight`
+    belong to a mixture of corpora. `extra` has the other columns of the source, as they are.
+    """
+
+    path: str
+    text: str
+    speaker: str = ""
+    split: str = ""
+    start: float | None = None
+    end: float | None = None
+    duration: float | None = None
+    sha256: str = ""
+    shard: InShard | None = None
+    source: str = ""
+    weight: float = 1.0
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Corpus:
     """The speech of one language in one source.
 
-    `tables` holds train, dev and test, or what of them there is, and Common Voice's validated; or all, where nobody
-    has split it. A row is a clip: `path` its name here, `sentence`, `client_id` its speaker where known, `start` and
-    `end` (s) where it is a part of a longer recording, and every other column, raw strings all. `durations` is in
-    seconds by clip, empty where unknown. `malformed` says by table which lines were left out, and why.
+    `tables` holds the utterances of train, dev and test, or what of them there is, and Common Voice's validated; or
+    all, where the source has no splits. `durations` is in seconds by clip, empty where unknown. `malformed` lists by
+    table which lines were left out, and why.
     """
 
     source: str
     release: str
     language: str
-    tables: dict[str, list[Row]]
+    tables: dict[str, list[Utterance]]
     durations: Mapping[str, float]
     malformed: dict[str, list[str]]
     clips: Clips
@@ -110,66 +141,48 @@ def by_split(named: Mapping[str, Thing]) -> dict[str, list[Thing]]:
     return found
 
 
-@dataclass(frozen=True)
-class Utterance:
-    """What is said in a recording, or between `start` and `end` (s) of it; `seconds` where the source tells them."""
-
-    path: str
-    text: str
-    speaker: str = ""
-    split: str = ""
-    start: float | None = None
-    end: float | None = None
-    seconds: float | None = None
-    others: Mapping[str, str] = field(default_factory=dict)
-
-    def row(self, name: str) -> Row:
-        """As a row of ours, under the clip's name. A column that would pass for one of ours gets a _ behind."""
-        between = {"start": self.start, "end": self.end} if self.start is not None else {}
-        times = {column: f"{time:.6f}" for column, time in between.items() if time is not None}
-        others = {f"{column}_" if column in OURS | {*times} else column: cell for column, cell in self.others.items()}
-        return {"client_id": self.speaker, "path": name, "sentence": self.text, **times, **others}
-
-
 def parse_utterance(cells: Row, columns: Mapping[str, str]) -> Utterance:
-    """The utterance of a table's row. Raises ValueError, with the reason alone, for what cannot be one."""
-    said = {meaning: cells[column] for meaning, column in columns.items()}
-    if not said["path"].strip():
-        raise ValueError("no path")
-    start, end, seconds = (_seconds(said.get(meaning, ""), meaning) for meaning in ("start", "end", "duration"))
-    if seconds is not None and "ms" in columns["duration"].lower():
-        seconds /= 1000
-    others = {column: cell for column, cell in cells.items() if column not in columns.values()}
-    who = said.get("speaker", ""), said.get("split", "")
-    return check_times(Utterance(said["path"], said["text"], *who, start, end, seconds, others))
+    """The utterance of a table's row, by the names of its columns for the fields of an utterance.
 
-
-def check_times(told: Utterance) -> Utterance:
-    """The same with its times made sure of.
-
-    Raises ValueError for times that cannot be or are more than Whisper hears, and for NUL characters.
+    Raises ValueError, with the reason alone, for what cannot be one.
     """
-    if any("\0" in cell for cell in (told.path, told.text, told.speaker)):
+    own = {field: cells[column] for field, column in columns.items()}
+    if not own["path"].strip():
+        raise ValueError("no path")
+    start, end, duration = (_seconds(own.get(field, ""), field) for field in ("start", "end", "duration"))
+    if duration is not None and "ms" in columns["duration"].lower():
+        duration /= 1000
+    extra = {column: cell for column, cell in cells.items() if column not in columns.values()}
+    speaker, split = own.get("speaker", ""), own.get("split", "")
+    return check_times(Utterance(own["path"], own["text"], speaker, split, start, end, duration, extra=extra))
+
+
+def check_times(utterance: Utterance) -> Utterance:
+    """The same with start, end and duration made consistent.
+
+    Raises ValueError for times that cannot be, for more than 30 s, and for NUL characters.
+    """
+    if any("\0" in cell for cell in (utterance.path, utterance.text, utterance.speaker)):
         raise ValueError("a NUL character")
-    start, end, seconds = told.start, told.end, told.seconds
+    start, end, duration = utterance.start, utterance.end, utterance.duration
     if end is not None or start:
         start = start or 0.0
-        if end is None and seconds is not None:
-            end = start + seconds  # as NeMo writes it
+        if end is None and duration is not None:
+            end = start + duration  # as NeMo writes it
         if end is not None and end <= start:
             raise ValueError(f"ends at {end:g} s, before it begins ({start:g} s)")
-    elif start is not None and seconds is not None:
-        end = start + seconds
+    elif start is not None and duration is not None:
+        end = start + duration
     else:
         start = None
     if start is not None and end is not None:
-        seconds = end - start
-    if seconds is not None and seconds > MAX_SECONDS + 0.0005:  # as sums of decimals are
-        raise ValueError(f"longer than {MAX_SECONDS:g} s ({seconds:g} s)")
-    return Utterance(told.path, told.text, told.speaker, told.split, start, end, seconds, told.others)
+        duration = end - start
+    if duration is not None and duration > MAX_SECONDS + 0.0005:  # as sums of decimals are
+        raise ValueError(f"longer than {MAX_SECONDS:g} s ({duration:g} s)")
+    return replace(utterance, start=start, end=end, duration=duration)
 
 
-def _seconds(cell: str, meaning: str) -> float | None:
+def _seconds(cell: str, name: str) -> float | None:
     if not cell.strip():
         return None
     try:
@@ -177,33 +190,37 @@ def _seconds(cell: str, meaning: str) -> float | None:
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{meaning} is no time: {cell}")
+        raise ValueError(f"{name} is no time: {cell}")
     return value
 
 
-def segment_name(path: str, told: Utterance) -> str:
+def segment_name(path: str, utterance: Utterance) -> str:
     """The name of a clip: that of its recording, for a part of one with the milliseconds where it begins and ends."""
-    if told.start is None:
+    if utterance.start is None:
         return path
     whole = PurePosixPath(path)
-    end = "end" if told.end is None else f"{round(told.end * 1000):07}"
-    return str(whole.with_name(f"{whole.stem}-{round(told.start * 1000):07}-{end}{whole.suffix}"))
+    end = "end" if utterance.end is None else f"{round(utterance.end * 1000):07}"
+    return str(whole.with_name(f"{whole.stem}-{round(utterance.start * 1000):07}-{end}{whole.suffix}"))
 
 
 @dataclass
 class CorpusBuilder:
-    """Utterances as they come, under their splits; `of` names the source in messages."""
+    """Collects the utterances of a source by split; `of` names the source in messages."""
 
     of: str
-    rows: dict[str, list[Row]] = field(default_factory=lambda: defaultdict(list))  # by what the source calls the split
+    utterances: dict[str, list[Utterance]] = field(default_factory=lambda: defaultdict(list))  # by the source's split
     durations: dict[str, float] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # the same, to lines
 
-    def add(self, split: str, name: str, told: Utterance, file: Path | None = None) -> None:
-        self.rows[split].append(told.row(name))
-        if told.seconds is not None:
-            self.durations[name] = told.seconds
+    def add(self, split: str, name: str, utterance: Utterance, file: Path | None = None) -> None:
+        """`name` is the clip's in the corpus. Times are kept to the microsecond, as a manifest writes them."""
+        times = {
+            key: time and round(time, 6) for key in ("start", "end") if (time := getattr(utterance, key)) is not None
+        }
+        self.utterances[split].append(replace(utterance, path=name, **times))
+        if utterance.duration is not None:
+            self.durations[name] = utterance.duration
         if file is not None:
             self.files[name] = file
 
@@ -215,21 +232,22 @@ class CorpusBuilder:
         tables, malformed = self._tables()
         return Corpus(self.of, release, language, tables, self.durations, malformed, clips)
 
-    def _tables(self) -> tuple[dict[str, list[Row]], dict[str, list[str]]]:
+    def _tables(self) -> tuple[dict[str, list[Utterance]], dict[str, list[str]]]:
         """Our tables and the lines left out of each: under their splits, or all as one where none has a name we know.
 
         Where some rows are of splits that we know, those of another (Spontaneous Speech's unassigned) are left out.
         """
-        known = {split: called for split in self.rows if (called := split_called(split))}
-        tables: dict[str, list[Row]] = defaultdict(list)
+        known = {split: called for split in self.utterances if (called := split_called(split))}
+        tables: dict[str, list[Utterance]] = defaultdict(list)
         out: dict[str, list[str]] = defaultdict(list)
-        for split, rows in self.rows.items():
+        for split, utterances in self.utterances.items():
             if known and split not in known:
-                for row in rows:
-                    self.durations.pop(row["path"], None)
-                self.left_out[split] += [f"{row['path']}: of the split {split or 'that is not said'}" for row in rows]
+                for each in utterances:
+                    self.durations.pop(each.path, None)
+                reason = f"of the split {split}" if split else "without a split"
+                self.left_out[split] += [f"{each.path}: {reason}" for each in utterances]
             else:
-                tables[known.get(split, UNSPLIT)] += rows
+                tables[known.get(split, UNSPLIT)] += utterances
         first = next((table for table in (*TABLES, UNSPLIT) if table in tables), UNSPLIT)
         for split, lines in self.left_out.items():
             out[split_called(split) or first] += lines

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit, urlunsplit
 import aiohttp
 import fsspec
 
-from asr_lora.corpus.records import Corpus, Row
+from asr_lora.corpus.records import Corpus, InShard, Utterance
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ConfigError, ExternalError, listed
 from asr_lora.runtime.files import Sha256, atomic_file, cache_dir, damage, existing, is_plain, parse_jsonl, plain_suffix
@@ -40,6 +40,7 @@ LINE: Mapping[str, type] = {  # and of a line of an index
     "id": Path, "clip": Path, "text": str, "speaker": str, "duration": float, "sha256": Sha256, "member": Path,
     "offset": int, "bytes": int,
 }  # fmt: skip
+FIELDS = {*LINE, "source", "weight", "listed_duration"}  # of a line, beside the corpus's other columns
 TRIES = 4
 PAUSE = 0.5  # seconds before the second try; twice as long before each further one
 PATIENCE = 60  # seconds that one request may take
@@ -59,7 +60,7 @@ def read_shards(place: str, language: str) -> Corpus:
             f"data.language: {home} holds {about['language']}, not {language}; write data.language="
             f"{about['language']}, or name another data.source"
         )
-    tables: dict[str, list[Row]] = {}
+    tables: dict[str, list[Utterance]] = {}
     durations: dict[str, float] = {}
     with ThreadPoolExecutor(AT_ONCE) as pool, progress("reading indexes", total=len(about["shards"])) as bar:
         indexes = pool.map(lambda shard: _index(home, shard), about["shards"])
@@ -68,7 +69,7 @@ def read_shards(place: str, language: str) -> Corpus:
             rows = tables.setdefault(shard["split"], [])
             where = beside(home, shard["shard"])
             for line in _lines(content, beside(home, index_name(shard["shard"])), shard["bytes"]):
-                rows.append(_row(line, where))
+                rows.append(_utterance(line, where))
                 durations[line["clip"]] = line["duration"]
     return Corpus(
         source=f"{PREFIX}{home}",
@@ -98,25 +99,27 @@ def index_name(shard: str) -> str:
 class Stored:
     """Clips in shards. They are heard where they are; `fetch` is for who wants a file."""
 
-    tables: Iterable[Sequence[Row]]
+    tables: Iterable[Sequence[Utterance]]
     name: str  # of their folder in the cache
 
     @cached_property
-    def rows(self) -> dict[str, Row]:
-        return {row["path"]: row for rows in self.tables for row in rows}
+    def places(self) -> dict[str, tuple[InShard, str]]:
+        """Where every clip lies, and its SHA-256."""
+        return {each.path: (each.shard, each.sha256) for own in self.tables for each in own if each.shard}
 
     @cached_property
     def sizes(self) -> Mapping[str, int]:
-        return {name: int(row["bytes"]) for name, row in self.rows.items()}
+        return {name: place.bytes for name, (place, _) in self.places.items()}
 
     def fetch(self, names: Sequence[str]) -> dict[str, Path]:
         """As any clips are; raises WorldError, and keeps nothing, where a shard holds others than its index says."""
         folder, found = cache_dir() / "shards" / self.name, {}
         for name in names:
-            if row := self.rows.get(name):
-                found[name] = folder / row["sha256"][:2] / f"{row['sha256']}{plain_suffix(row['member'])}"
+            if known := self.places.get(name):
+                place, sha256 = known
+                found[name] = folder / sha256[:2] / f"{sha256}{plain_suffix(place.member)}"
                 if not found[name].is_file():
-                    content = read_clip(row["shard"], int(row["offset"]), int(row["bytes"]), row["sha256"])
+                    content = read_clip(place.shard, place.offset, place.bytes, sha256)
                     with atomic_file(found[name]) as partial:
                         partial.write_bytes(content)
         return found
@@ -189,13 +192,19 @@ def _lines(content: bytes, index: str, held: int) -> Iterator[dict[str, Any]]:
         yield line
 
 
-def _row(line: Mapping[str, Any], shard: str) -> Row:
-    """A line of an index as a row of a table: raw strings, of which those that recur are kept once."""
-    renamed = {"text": "sentence", "speaker": "client_id", "clip": "path"}
-    kept = {name: value for name, value in line.items() if name not in ("id", "duration")}
-    row = {renamed.get(name, name): str(value) for name, value in kept.items()} | {"shard": shard}
-    once = ("path", "sentence", "sha256", "member", "offset", "bytes")
-    return {sys.intern(name): value if name in once else sys.intern(value) for name, value in row.items()}
+def _utterance(line: Mapping[str, Any], shard: str) -> Utterance:
+    """A line of an index; strings that recur are kept once."""
+    extra = {sys.intern(name): sys.intern(str(value)) for name, value in line.items() if name not in FIELDS}
+    return Utterance(
+        path=line["clip"],
+        text=line["text"],
+        speaker=sys.intern(line["speaker"]),
+        sha256=line["sha256"],
+        shard=InShard(shard, line["member"], line["offset"], line["bytes"]),
+        source=sys.intern(str(line.get("source", ""))),
+        weight=float(line.get("weight", 1)),
+        extra=extra,
+    )
 
 
 def is_url(place: str) -> bool:

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -19,7 +19,6 @@ from asr_lora.corpus.records import (
     Corpus,
     CorpusBuilder,
     Files,
-    Row,
     Utterance,
     by_split,
     parse_utterance,
@@ -34,10 +33,9 @@ BROKEN = (OSError, DatasetsError, pyarrow.ArrowException, ValueError, RuntimeErr
 
 
 class StreamRow(NamedTuple):
-    """A row of a stream: as a row of our tables, its utterance, and its encoded sound."""
+    """A row of a stream: its utterance, and its encoded audio."""
 
-    row: Row
-    said: Utterance
+    utterance: Utterance
     content: bytes
 
 
@@ -55,7 +53,7 @@ class Split:
         """The split in another order: its shards, and the rows of several of them among `buffer` at a time."""
         return self.data.shuffle(seed=seed, buffer_size=buffer)
 
-    def told(self, raw: Mapping[str, Any]) -> StreamRow:
+    def parse_row(self, raw: Mapping[str, Any]) -> StreamRow:
         """Raises ValueError, with the reason alone, for a row that cannot be used.
 
         A clip's name begins with that of its split, for a file's own name may be another file's elsewhere; what Common
@@ -70,8 +68,8 @@ class Split:
         own = PurePosixPath(path).name or f"{hashlib.sha256(content).hexdigest()[:32]}{hub.suffix_of(content)}"
         clip = own if own.startswith(NUMBERED_ONCE) else f"{self.name}-{own}"
         cells = {column: as_cell(value) for column, value in raw.items() if column != self.sound}
-        said = parse_utterance(cells | {self.sound: clip}, self.columns)
-        return StreamRow(said.row(segment_name(clip, said)), said, content)
+        utterance = parse_utterance(cells | {self.sound: clip}, self.columns)
+        return StreamRow(replace(utterance, path=segment_name(clip, utterance)), content)
 
     def rows(self, data: Any) -> Iterator[Mapping[str, Any]]:
         """The rows of `data`, the split or a part of it. Raises WorldError when the stream breaks off."""
@@ -157,11 +155,11 @@ def held_out(stream: Stream, language: str, wanted: Mapping[str, int | None], se
 
 def _keep(gathered: CorpusBuilder, part: Split, at: int, raw: Mapping[str, Any]) -> None:
     try:
-        told = part.told(raw)
+        row = part.parse_row(raw)
     except ValueError as error:
         gathered.leave_out(part.name, f"{part.name} row {at}", error)
         return
-    name = told.row["path"]
+    name = row.utterance.path
     if name in gathered.files:  # another clip whose file is called the same
-        name = f"{part.name}-{hashlib.sha256(told.content).hexdigest()[:32]}{PurePosixPath(name).suffix}"
-    gathered.add(part.name, name, told.said, hub.cache_audio(told.content, PurePosixPath(name).suffix))
+        name = f"{part.name}-{hashlib.sha256(row.content).hexdigest()[:32]}{PurePosixPath(name).suffix}"
+    gathered.add(part.name, name, row.utterance, hub.cache_audio(row.content, PurePosixPath(name).suffix))

@@ -109,13 +109,13 @@ def _gather(gathered: CorpusBuilder, table: Path, base: Path, split: str, column
     for number, cells in rows:
         line = f"{prefix}line {number}"
         try:
-            told = parse_utterance(cells, found)
-            file, path = _place(told.path, table.parent, base)
+            utterance = parse_utterance(cells, found)
+            file, path = _place(utterance.path, table.parent, base)
         except ValueError as error:
             gathered.leave_out(split, line, error)
             continue
-        named = PurePosixPath(told.path).parts[0] if by_folder else told.split
-        gathered.add(named if split == UNSPLIT else split, segment_name(path, told), told, file)
+        named = PurePosixPath(utterance.path).parts[0] if by_folder else utterance.split
+        gathered.add(named if split == UNSPLIT else split, segment_name(path, utterance), utterance, file)
 
 
 def _place(cell: str, folder: Path, base: Path) -> tuple[Path, str]:

@@ -108,7 +108,7 @@ class StreamingStepDataset(torch.utils.data.IterableDataset[Step]):
         full = WINDOW * self.training.batch_size
         for raw in self.split.rows(rows):
             try:
-                self._waiting.append(self.sieve.clip(self.split.told(raw)))
+                self._waiting.append(self.sieve.clip(self.split.parse_row(raw)))
             except ValueError as reason:
                 self._left_out[str(reason).partition(" (")[0]] += 1  # without what differs from clip to clip
                 continue

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from asr_lora.corpus.records import Utterance
 from asr_lora.corpus.shards import is_url, read_clip
 from asr_lora.runs import folder
 from asr_lora.runs.folder import LINE, NOT_OF_ALL
@@ -15,7 +16,6 @@ from asr_lora.runtime.files import plain_suffix, read_jsonl
 from asr_lora.speech import audio
 from asr_lora.speech.audio import AudioInfo, AudioSegment, scan_clip
 
-Row = Mapping[str, str]  # a row of the corpus's table, raw
 Clip = dict[str, Any]  # a line of the manifest
 EXCLUDED = "the same sound as a clip of data.exclude_overlap"
 LOCATION_FIELDS = (
@@ -27,7 +27,7 @@ LOCATION_FIELDS = (
     "member",
     "sha256",
 )  # of a clip: where its sound is, and whether
-IN_SHARD = ("shard", "member", "offset", "bytes", "sha256")  # of a row: in which shard, a path or URL, and where in it
+RESERVED = {*LINE, *NOT_OF_ALL, "member", "source", "weight", "listed_duration"}  # keys of a line that are ours
 MOST_APART = 0.5  # s, between a duration that a table tells and what is heard
 
 
@@ -36,7 +36,7 @@ def read_manifest(file: Path) -> list[Clip]:
     return read_jsonl(file, LINE, NOT_OF_ALL)
 
 
-def sampling_order(rows: Sequence[Row], seed: int) -> list[Row]:
+def sampling_order(utterances: Sequence[Utterance], seed: int) -> list[Utterance]:
     """The order in which clips are drawn: every speaker's first clip, then every speaker's second, and so on.
 
     A prefix of it is thus spread over as many speakers as it can be, and a longer draw at the same seed holds every
@@ -46,15 +46,15 @@ def sampling_order(rows: Sequence[Row], seed: int) -> list[Row]:
     def chance(text: str) -> bytes:
         return hashlib.sha256(f"{seed}:{text}".encode()).digest()
 
-    by_speaker: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        by_speaker[row.get("client_id") or row["path"]].append(row)  # an unknown speaker is nobody else
+    by_speaker: dict[str, list[Utterance]] = defaultdict(list)
+    for each in utterances:
+        by_speaker[each.speaker or each.path].append(each)  # an unknown speaker is a speaker of one clip
     keyed = [
-        (turn, chance(name), row["path"], row)
+        (turn, chance(name), each.path, each)
         for name, own in by_speaker.items()
-        for turn, row in enumerate(sorted(own, key=lambda row: (chance(row["path"]), row["sentence"])))
+        for turn, each in enumerate(sorted(own, key=lambda each: (chance(each.path), each.text)))
     ]
-    return [row for *_, row in sorted(keyed, key=lambda entry: entry[:3])]
+    return [each for *_, each in sorted(keyed, key=lambda entry: entry[:3])]
 
 
 @dataclass
@@ -62,7 +62,7 @@ class SplitDraw:
     """One split as it is being drawn: what is still waiting, what was chosen, what was left out and why."""
 
     split: str
-    waiting: list[Row]  # in draw order
+    waiting: list[Utterance]  # in draw order
     seconds: float | None = None  # enough is this much audio,
     clips: int | None = None  # or so many clips; both None: all there is
     excluded: frozenset[str] = frozenset()  # SHA-256 of clips that are not to be in it
@@ -83,16 +83,16 @@ class SplitDraw:
         count = len(self.waiting) if self.clips is None else (self.clips - len(self.chosen)) * 21 // 20 + 2
         missing = float("inf") if self.seconds is None else (self.seconds - self.drawn_seconds) * 1.05 + 60
         names: list[str] = []
-        for row in self.waiting[:count]:
+        for each in self.waiting[:count]:
             if missing <= 0:
                 break
-            names.append(row["path"])
-            missing -= duration(row["path"])
+            names.append(each.path)
+            missing -= duration(each.path)
         return names
 
     def to_fetch(self, names: Sequence[str]) -> list[str]:
-        """Those of the first `names` of what waits that have to be heard."""
-        return [row["path"] for row in self.waiting[: len(names)] if not in_shard(row)]
+        """Those of the first `names` of what waits that have to be scanned."""
+        return [each.path for each in self.waiting[: len(names)] if each.shard is None]
 
     def accept(
         self,
@@ -101,75 +101,59 @@ class SplitDraw:
         durations: Mapping[str, float],
         refuse: Callable[[str], str | None],
         advance: Callable[[], None],
-        listened: Callable[[Sequence[AudioSegment | None]], Iterable[AudioInfo]] = lambda places: map(
-            scan_clip, places
-        ),
+        scan: Callable[[Sequence[AudioSegment | None]], Iterable[AudioInfo]] = lambda places: map(scan_clip, places),
     ) -> None:
         """Chooses or leaves out the first `names` of what waits, in order, until enough is chosen.
 
-        `durations` (s) of the corpus go before those heard; `refuse` says what is wrong with a sentence, if anything;
-        `listened` hears the clips, in their order. Those in shards were heard before they came there.
+        `durations` (s) of the corpus go before those that are decoded; `refuse` gives what is wrong with a sentence, if
+        anything; `scan` scans clips, in their order. Those in shards were scanned before they came there.
         """
-        rows, looked = self.waiting[: len(names)], 0
+        utterances, looked = self.waiting[: len(names)], 0
         chosen = {clip["id"] for clip in self.chosen}
-        places = [audio_segment(row, files.get(row["path"])) for row in rows if not in_shard(row)]
-        unheard = iter(listened(places))
-        for row in rows:
-            heard = AudioInfo(None, sha256=row["sha256"]) if in_shard(row) else next(unheard)
+        scanned = iter(scan([_segment(each, files.get(each.path)) for each in utterances if each.shard is None]))
+        for each in utterances:
+            info = AudioInfo(None, sha256=each.sha256) if each.shard else next(scanned)
             advance()
             if self.full:
                 continue
             looked += 1
-            twice = "listed twice" if clip_id(row) in chosen else None
-            barred = EXCLUDED if heard.sha256 in self.excluded else None
-            reason = twice or heard.problem or barred or refuse(row["sentence"])
+            twice = "listed twice" if clip_id(each.path) in chosen else None
+            barred = EXCLUDED if info.sha256 in self.excluded else None
+            reason = twice or info.problem or barred or refuse(each.text)
             if reason:
-                self.left_out.setdefault(reason, []).append(row["path"])
+                self.left_out.setdefault(reason, []).append(each.path)
                 continue
-            where = row["shard"] if in_shard(row) else str(files[row["path"]])
-            told = durations.get(row["path"], 0.0)
-            # A table that says 0, or is far off (in milliseconds, say), does not know.
-            known = in_shard(row) or (told and abs(told - heard.seconds) <= MOST_APART)
-            clip = _line(row, where, told if known else heard.seconds, heard.sha256)
-            if told and not known:
-                clip["listed_duration"] = told  # a clip that is shorter was cut off
+            where, listed = each.shard.shard if each.shard else str(files[each.path]), durations.get(each.path, 0.0)
+            # A table with a 0, or one that is far off (in milliseconds, say), is not believed.
+            known = each.shard or (listed and abs(listed - info.seconds) <= MOST_APART)
+            clip = _line(each, where, listed if known else info.seconds, info.sha256)
+            if listed and not known:
+                clip["listed_duration"] = listed  # a clip that is shorter was cut off
             self.chosen.append(clip)
             chosen.add(clip["id"])
             self.drawn_seconds += clip["duration"]
         self.waiting = self.waiting[looked:]
 
 
-def audio_segment(row: Row, file: Path | None) -> AudioSegment | None:
-    """Where the clip of a row is, given its file."""
-    if file is None:
-        return None
-    if not row.get("start"):
-        return AudioSegment(file)
-    return AudioSegment(file, float(row["start"]), float(row["end"]) if row.get("end") else None)
+def _segment(utterance: Utterance, file: Path | None) -> AudioSegment | None:
+    """Where the clip of an utterance is, given its file."""
+    return None if file is None else AudioSegment(file, utterance.start, utterance.end)
 
 
-def clip_id(row: Row) -> str:
-    """A clip's name in one word, unique in its corpus; without a slash, and so one part of a path."""
-    path = PurePosixPath(row["path"].lstrip("/"))
+def clip_id(name: str) -> str:
+    """A clip's name in its corpus as one word, unique there; without a slash, and so one part of a path."""
+    path = PurePosixPath(name.lstrip("/"))
     return "-".join([*path.parts[:-1], path.stem])
 
 
-def name_in_corpus(clip: Clip) -> str:
-    """The `path` of the row that the clip was made of."""
+def name_in_corpus(clip: Mapping[str, Any]) -> str:
+    """The `path` of the utterance that the clip was made of."""
     return str(clip.get("clip") or PurePosixPath(clip["path"]).name)
 
 
-def as_row(clip: Clip) -> dict[str, str]:
-    """What tells two clips apart, as a row of a corpus has it, and `sha256` ("" where it is not known)."""
-    return {
-        "client_id": clip.get("speaker", ""), "sentence": clip["text"], "path": name_in_corpus(clip),
-        "sha256": clip.get("sha256", ""),
-    }  # fmt: skip
-
-
-def in_shard(row: Row) -> bool:
-    """Whether the clip of a row is a part of a shard, whose index says all that listening would."""
-    return all(row.get(name) for name in IN_SHARD)
+def as_utterance(clip: Mapping[str, Any]) -> Utterance:
+    """The utterance that a clip of a manifest was made of, as far as it tells two clips apart."""
+    return Utterance(name_in_corpus(clip), clip["text"], clip.get("speaker", ""), sha256=clip.get("sha256", ""))
 
 
 def missing_files(clips: Sequence[Clip]) -> list[Clip]:
@@ -214,24 +198,26 @@ def _in_shard(clip: Mapping[str, Any]) -> bytes:
     return read_clip(clip["path"], clip["offset"], clip["bytes"], clip["sha256"])
 
 
-def _line(row: Row, where: str, duration: float, sha256: str) -> Clip:
+def _line(utterance: Utterance, where: str, duration: float, sha256: str) -> Clip:
+    """A line of the manifest; a column of the corpus whose name is one of a line's own keys gets a _ behind."""
     line: Clip = {
-        "id": clip_id(row),
+        "id": clip_id(utterance.path),
         "path": where,
-        "text": row["sentence"].strip(),
+        "text": utterance.text.strip(),
         "duration": duration,
-        "speaker": row.get("client_id", ""),
+        "speaker": utterance.speaker,
         "sha256": sha256,
     }
-    if row["path"] != PurePosixPath(where).name:
-        line["clip"] = row["path"]
-    if in_shard(row):
-        line |= {"offset": int(row["offset"]), "bytes": int(row["bytes"])}
-    elif row.get("start"):
-        line |= {name: float(row[name]) for name in ("start", "end") if row.get(name)}
-    # A table of one's own may have an offset and bytes that mean something else.
-    taken = {"client_id", "sentence", "offset", "bytes", *line} | ({"shard"} if in_shard(row) else set())
-    return line | {name: row[name] for name in row if name not in taken}
+    if utterance.path != PurePosixPath(where).name:
+        line["clip"] = utterance.path
+    if (place := utterance.shard) is not None:
+        line |= {"offset": place.offset, "bytes": place.bytes, "member": place.member}
+    elif utterance.start is not None:
+        times = {"start": utterance.start, "end": utterance.end}
+        line |= {name: time for name, time in times.items() if time is not None}
+    if utterance.source:
+        line |= {"source": utterance.source, "weight": f"{utterance.weight:g}"}
+    return line | {f"{name}_" if name in RESERVED else name: cell for name, cell in utterance.extra.items()}
 
 
 def trained_files(run: Path) -> list[Path]:

@@ -12,19 +12,19 @@ from transformers import WhisperTokenizer
 from asr_lora.config.naming import RENAMED
 from asr_lora.config.schema import DataConfig, ModelConfig
 from asr_lora.corpus import SPLITS, UNSPLIT, Columns, Corpus, open_corpus
-from asr_lora.corpus.records import Row
+from asr_lora.corpus.records import Utterance
 from asr_lora.data.features import label_ids, with_prompt
 from asr_lora.data.manifest import (
     EXCLUDED,
     Clip,
     SplitDraw,
-    as_row,
+    as_utterance,
     read_manifest,
     sampling_order,
     training_clips,
 )
 from asr_lora.data.sources import (
-    excluded_rows,
+    excluded_utterances,
     open_recorded,
     open_sources,
     open_streamed,
@@ -68,21 +68,21 @@ def make_manifest(run: Path, data: DataConfig, model: ModelConfig, test_limit: i
     if data.streaming:
         _hold_out_of_stream(run, data, model, test_limit)
         return
-    corpus, elsewhere = open_sources(data, test_limit), excluded_rows(data)
+    corpus, elsewhere = open_sources(data, test_limit), excluded_utterances(data)
     train, leaks = drop_leaks(
-        _rows(corpus, "train"), [row for split in ("dev", "test") for row in _rows(corpus, split)]
+        _utterances(corpus, "train"), [each for split in ("dev", "test") for each in _utterances(corpus, split)]
     )
     train, shared = remove_overlap(train, elsewhere)
-    available = {"train": len(train), **{split: len(_rows(corpus, split)) for split in ("dev", "test")}}
+    available = {"train": len(train), **{split: len(_utterances(corpus, split)) for split in ("dev", "test")}}
     if not train:
         raise ConfigError(
             f"data.source: nothing is left to train on: every train clip of {corpus.source} shares something with dev "
             f"or test ({_counts(leaks)}); take splits that do not"
         )
     if corpus.durations:  # then too much is refused before a clip is fetched; one not in the table may be of any length
-        check_hours(data.hours, corpus, sum(corpus.durations.get(row["path"]) or audio.MAX_SECONDS for row in train))
+        check_hours(data.hours, corpus, sum(corpus.durations.get(each.path) or audio.MAX_SECONDS for each in train))
     seconds = None if data.hours is None else data.hours * 3600
-    sounds = frozenset(row["sha256"] for row in elsewhere if row.get("sha256"))
+    sounds = frozenset(each.sha256 for each in elsewhere if each.sha256)
     draws = [
         SplitDraw("train", sampling_order(train, data.seed), seconds=seconds, excluded=sounds),
         _held_out(corpus, "dev", data.dev_clips, data.seed),
@@ -155,7 +155,7 @@ def draw_from_corpus(
         if not rows:
             there = ", ".join(name for name, held in corpus.tables.items() if held)
             raise ConfigError(f"{split}.tsv of {corpus.source} has no clips, but {there}; say split=... of it")
-        unheard, leaks = drop_leaks(rows, [as_row(clip) for clip in training_clips(run)])
+        unheard, leaks = drop_leaks(rows, [as_utterance(clip) for clip in training_clips(run)])
         draw = SplitDraw(split, sampling_order(unheard, data.seed), clips=limit)
         _fill([draw], corpus, label_filter(model, data.language))
         if not draw.chosen:
@@ -167,7 +167,7 @@ def draw_from_corpus(
     return draw.chosen, len(rows), leaks
 
 
-def _rows(corpus: Corpus, split: str) -> list[Row]:
+def _utterances(corpus: Corpus, split: str) -> list[Utterance]:
     rows = corpus.tables.get(split, [])
     if not rows:
         raise ConfigError(f"data.source: {split}.tsv of {corpus.source} has no clips; a run needs train, dev and test")
@@ -175,7 +175,7 @@ def _rows(corpus: Corpus, split: str) -> list[Row]:
 
 
 def _held_out(corpus: Corpus, split: str, limit: int | None, seed: int) -> SplitDraw:
-    return SplitDraw(split, sampling_order(_rows(corpus, split), seed), clips=limit)
+    return SplitDraw(split, sampling_order(_utterances(corpus, split), seed), clips=limit)
 
 
 def check_hours(hours: float | None, corpus: Corpus, seconds: float) -> None:

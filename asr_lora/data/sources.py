@@ -13,9 +13,9 @@ from typing import NamedTuple
 from asr_lora.config.schema import DataConfig
 from asr_lora.corpus import Columns, Corpus, open_corpus
 from asr_lora.corpus.common_voice import CLIPS
-from asr_lora.corpus.records import Clips, Row
+from asr_lora.corpus.records import Clips, Utterance
 from asr_lora.corpus.streaming import Stream, held_out, open_stream
-from asr_lora.data.manifest import Clip, as_row, clip_id, missing_files, name_in_corpus
+from asr_lora.data.manifest import Clip, as_utterance, clip_id, missing_files, name_in_corpus
 from asr_lora.data.splits import with_splits
 from asr_lora.runs import folder
 from asr_lora.runtime.console import log
@@ -87,11 +87,11 @@ def _open(data: DataConfig, source: str | None, limits: Mapping[str, int | None]
 def _without(corpus: Corpus, listing: Path) -> Corpus:
     """The corpus without the clips whose ids or names the file lists, a line each."""
     asked = {line.strip() for line in listing.read_text(encoding="utf-8-sig").split("\n")} - {""}
-    tables: dict[str, list[Row]] = {}
+    tables: dict[str, list[Utterance]] = {}
     found: set[str] = set()
-    for split, rows in corpus.tables.items():
-        named = {row["path"]: asked & {row["path"], clip_id(row)} for row in rows}
-        tables[split] = [row for row in rows if not named[row["path"]]]
+    for split, utterances in corpus.tables.items():
+        named = {each.path: asked & {each.path, clip_id(each.path)} for each in utterances}
+        tables[split] = [each for each in utterances if not named[each.path]]
         found = found.union(*named.values())
     clips = sum(map(len, corpus.tables.values())) - sum(map(len, tables.values()))
     unknown = f"; {len(asked - found)} are not in the corpus ({min(asked - found)}, ...)" if asked - found else ""
@@ -121,7 +121,7 @@ def find_source(data: DataConfig) -> str:
     return str(newest)
 
 
-def excluded_rows(data: DataConfig) -> list[Row]:
+def excluded_utterances(data: DataConfig) -> list[Utterance]:
     """What training must not hear beside dev and test: the rows of `data.exclude_overlap`, with `sha256` where known.
 
     All lines of a manifest (.jsonl), dev and test of a run, or dev and test of a corpus (all of one without splits).
@@ -132,14 +132,14 @@ def excluded_rows(data: DataConfig) -> list[Row]:
     manifests = [path] if path.suffix == ".jsonl" else [path / "data" / f"{split}.jsonl" for split in ("dev", "test")]
     if not all(manifest.is_file() for manifest in manifests):
         tables = open_corpus(path, data.language, Columns(data.columns or {})).tables
-        held_out = [row for split in ("dev", "test") for row in tables.get(split, [])]
-        return held_out or [row for rows in tables.values() for row in rows]
+        held_out = [each for split in ("dev", "test") for each in tables.get(split, [])]
+        return held_out or [each for own in tables.values() for each in own]
     lines = [line for manifest in manifests for line in read_jsonl(manifest, maybe=AS_ROW, way_out=ANOTHER_MANIFEST)]
     for line in lines:
         if not {"text", "path"} <= set(line):
             got = ", ".join(line) or "nothing"
             raise ConfigError(f"data.exclude_overlap: {path} is no manifest: a line needs path and text, got {got}")
-    return [as_row(line) for line in lines]
+    return [as_utterance(line) for line in lines]
 
 
 def restore_clips(run: Path, data: DataConfig, lines: Sequence[Clip]) -> None:
@@ -196,13 +196,12 @@ class Part(NamedTuple):
 
 def mix_corpora(parts: Sequence[Part]) -> Corpus:
     """The tables of all parts one behind the other; an epoch of training hears a clip `weight` times."""
-    tables: dict[str, list[Row]] = defaultdict(list)
+    tables: dict[str, list[Utterance]] = defaultdict(list)
     malformed: dict[str, list[str]] = defaultdict(list)
     durations: dict[str, float] = {}
     for name, corpus, weight in parts:
-        for table, rows in corpus.tables.items():
-            own = {"source": name, "weight": f"{weight:g}"}
-            tables[table] += [row | own | {"path": f"{name}/{row['path']}"} for row in rows]
+        for table, own in corpus.tables.items():
+            tables[table] += [replace(each, path=f"{name}/{each.path}", source=name, weight=weight) for each in own]
         durations |= {f"{name}/{clip}": seconds for clip, seconds in corpus.durations.items()}
         for table, lines in corpus.malformed.items():
             malformed[table] += [f"{name}: {line}" for line in lines]

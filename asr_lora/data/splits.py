@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from asr_lora.corpus import SPLITS, UNSPLIT, Corpus
 from asr_lora.corpus.common_voice import NUMBERED_ONCE
-from asr_lora.corpus.records import Row
+from asr_lora.corpus.records import Utterance
 from asr_lora.corpus.streaming import StreamRow
 from asr_lora.data.manifest import Clip, clip_id, name_in_corpus, read_manifest, training_clips
 from asr_lora.runs import folder as run
@@ -43,7 +43,7 @@ def with_splits(corpus: Corpus, data: "DataConfig") -> Corpus:
     for split in (split for split in ("test", "dev") if split not in tables):
         made[split], train = _held_out(train, data.heldout_share, f"{data.seed}:{split}")
     if made:
-        counts = ", ".join(f"{split} {len(rows)}" for split, rows in made.items())
+        counts = ", ".join(f"{split} {len(utterances)}" for split, utterances in made.items())
         unit = "speakers" if _by_speaker(tables[trained_on]) else "sentences, for too few speakers are known"
         log(f"{corpus.source} has no {' and no '.join(made)}: taken from {trained_on} by whole {unit} ({counts} clips)")
     held_out = {split: made[split] if split in made else tables[split] for split in ("dev", "test")}
@@ -51,14 +51,14 @@ def with_splits(corpus: Corpus, data: "DataConfig") -> Corpus:
     return replace(corpus, tables={"train": train, **held_out}, malformed=malformed)
 
 
-def _held_out(rows: Sequence[Row], share: float, seed: str) -> tuple[list[Row], list[Row]]:
-    """About `share` of the rows and the others: no speaker (or sentence) is in both."""
-    units: dict[str, list[Row]] = defaultdict(list)
-    by_speaker = _by_speaker(rows)
-    for row in rows:
-        units[row["client_id"] if by_speaker and row.get("client_id") else row["sentence"]].append(row)
+def _held_out(utterances: Sequence[Utterance], share: float, seed: str) -> tuple[list[Utterance], list[Utterance]]:
+    """About `share` of the utterances and the others: no speaker (or sentence) is in both."""
+    units: dict[str, list[Utterance]] = defaultdict(list)
+    by_speaker = _by_speaker(utterances)
+    for each in utterances:
+        units[each.speaker if by_speaker and each.speaker else each.text].append(each)
     order = sorted(units, key=lambda unit: hashlib.sha256(f"{seed}:{unit}".encode()).digest())
-    wanted, taken = share * len(rows), set()
+    wanted, taken = share * len(utterances), set()
     count = 0
     for unit in order:
         if count < wanted and count + len(units[unit]) <= OVERSHOOT * wanted:
@@ -66,63 +66,65 @@ def _held_out(rows: Sequence[Row], share: float, seed: str) -> tuple[list[Row], 
             count += len(units[unit])
     if not taken and len(units) > 1:  # each has more than its share: the least of them
         taken.add(min(order, key=lambda unit: len(units[unit])))
-    kept = [row for unit, own in units.items() if unit in taken for row in own]
-    return kept, [row for unit, own in units.items() if unit not in taken for row in own]
+    kept = [each for unit, own in units.items() if unit in taken for each in own]
+    return kept, [each for unit, own in units.items() if unit not in taken for each in own]
 
 
-def _by_speaker(rows: Iterable[Row]) -> bool:
-    return len({row["client_id"] for row in rows if row.get("client_id")}) > 2
+def _by_speaker(utterances: Iterable[Utterance]) -> bool:
+    return len({each.speaker for each in utterances if each.speaker}) > 2
 
 
 # ---- what training must not hear ----
 
 
-def drop_leaks(train: Sequence[Row], held_out: Sequence[Row]) -> tuple[list[Row], dict[str, int]]:
-    """The training rows that share no speaker, sentence or clip with dev or test, and how many of each were dropped.
+def drop_leaks(train: Sequence[Utterance], held_out: Sequence[Utterance]) -> tuple[list[Utterance], dict[str, int]]:
+    """The training utterances that share no speaker, sentence or clip with dev or test, and counts of those dropped.
 
-    Sentences are compared as `marks` leaves them. A row that shares several things is counted once, by the first.
+    Sentences are compared as `marks` leaves them. One that shares several things is counted once, by the first.
     """
     kept, dropped = remove_overlap(train, held_out)
     return kept, {kind: len(names) for kind, names in dropped.items()}
 
 
-def remove_overlap(train: Sequence[Row], held_out: Sequence[Row]) -> tuple[list[Row], dict[str, list[str]]]:
+def remove_overlap(
+    train: Sequence[Utterance], held_out: Sequence[Utterance]
+) -> tuple[list[Utterance], dict[str, list[str]]]:
     """The same, with the names of the clips that were dropped in place of their number."""
     barred = LeakIndex.by(held_out)
-    kept: list[Row] = []
+    kept: list[Utterance] = []
     dropped: dict[str, list[str]] = {kind: [] for kind in KINDS}
-    for row in train:
-        if kind := barred.shared(row):
-            dropped[kind].append(row["path"])
+    for each in train:
+        if kind := barred.shared(each):
+            dropped[kind].append(each.path)
         else:
-            kept.append(row)
+            kept.append(each)
     return kept, dropped
 
 
 @dataclass(frozen=True)
 class LeakIndex:
-    """What no training row may share: speakers, sentences as `marks` leaves them, clips."""
+    """What no training utterance may share: speakers, sentences as `marks` leaves them, clips."""
 
     speakers: frozenset[str]
     sentences: frozenset[str]
     clips: frozenset[str]
 
     @classmethod
-    def by(cls, held_out: Iterable[Row]) -> "LeakIndex":
-        rows = list(held_out)
+    def by(cls, held_out: Iterable[Utterance]) -> "LeakIndex":
+        utterances = list(held_out)
         return cls(
-            frozenset(row["client_id"] for row in rows if row.get("client_id")),
-            frozenset(marks(row["sentence"]) for row in rows) - {""},
-            frozenset(clip_key(row["path"]) for row in rows),
+            frozenset(each.speaker for each in utterances if each.speaker),
+            frozenset(marks(each.text) for each in utterances) - {""},
+            frozenset(clip_key(each.path) for each in utterances),
         )
 
-    def shared(self, row: Row) -> str | None:
-        """Which of KINDS a row shares, the first of several; None where it may be heard."""
-        if row.get("client_id") in self.speakers:
+    def shared(self, utterance: Utterance) -> str | None:
+        """Which of KINDS an utterance shares, the first of several; None where it shares none."""
+        if utterance.speaker in self.speakers:
             return "speaker"
-        if marks(row["sentence"]) in self.sentences:
+        if marks(utterance.text) in self.sentences:
             return "sentence"
-        return "clip" if clip_key(row["path"]) in self.clips else None
+        return "clip" if clip_key(utterance.path) in self.clips else None
 
 
 def clip_key(name: str) -> str:
@@ -173,28 +175,28 @@ class StreamFilter:
     refuse: Callable[[str], str | None]
 
     @classmethod
-    def by(cls, held_out: Iterable[Row], refuse: Callable[[str], str | None]) -> "StreamFilter":
+    def by(cls, held_out: Iterable[Utterance], refuse: Callable[[str], str | None]) -> "StreamFilter":
         """Rows with a `sha256` where it is known."""
-        rows = list(held_out)
-        return cls(LeakIndex.by(rows), frozenset(row["sha256"] for row in rows if row.get("sha256")), refuse)
+        utterances = list(held_out)
+        return cls(LeakIndex.by(utterances), frozenset(each.sha256 for each in utterances if each.sha256), refuse)
 
-    def clip(self, told: StreamRow) -> tuple[Clip, audio.Waveform]:
+    def clip(self, row: StreamRow) -> tuple[Clip, audio.Waveform]:
         """The clip as a manifest would have it, and its waveform. Raises ValueError, with the reason alone."""
-        row, said = told.row, told.said
-        if reason := self.refuse(row["sentence"]):
+        utterance = row.utterance
+        if reason := self.refuse(utterance.text):
             raise ValueError(reason)
-        sha256 = hashlib.sha256(told.content).hexdigest()
-        if shared := self.barred.shared(row) or ("clip" if sha256 in self.sounds else None):
+        sha256 = hashlib.sha256(row.content).hexdigest()
+        if shared := self.barred.shared(utterance) or ("clip" if sha256 in self.sounds else None):
             raise ValueError(f"shares a {shared} with what is held out")
         try:
-            samples, rate = audio.decode(told.content, said.start, said.end, LONGEST_READ)
+            samples, rate = audio.decode(row.content, utterance.start, utterance.end, LONGEST_READ)
         except ExternalError as error:
             raise ValueError(str(error)) from error
         if problem := audio_problem(samples, rate):
             raise ValueError(problem)
         waveform = audio.resample(samples, rate)
         line = {
-            "id": clip_id(row), "path": row["path"], "text": row["sentence"].strip(),
-            "duration": round(len(samples) / rate, 3), "speaker": row.get("client_id", ""), "sha256": sha256,
+            "id": clip_id(utterance.path), "path": utterance.path, "text": utterance.text.strip(),
+            "duration": round(len(samples) / rate, 3), "speaker": utterance.speaker, "sha256": sha256,
         }  # fmt: skip
         return line, waveform

@@ -23,7 +23,7 @@ from asr_lora.corpus.shards import PREFIX as SHARDS
 from asr_lora.corpus.shards import is_url
 from asr_lora.data.dataset import StepDataset
 from asr_lora.data.features import IGNORE_INDEX, SpeechCollator, log_mel, with_prompt
-from asr_lora.data.manifest import Clip, SplitDraw, in_shard, missing_files, sampling_order
+from asr_lora.data.manifest import Clip, SplitDraw, missing_files, sampling_order
 from asr_lora.data.preparation import MOST_BAD, check_hours, label_filter
 from asr_lora.data.sources import find_source, open_sources
 from asr_lora.doctor.check import FAIL, OK, WARN, Check
@@ -121,21 +121,19 @@ def _of_corpus(config: "Config", corpus: Corpus, named: str, complete: bool, sou
         check_hours(
             config.data.hours,
             replace(corpus, source=named),
-            sum(corpus.durations.get(row["path"], 30.0) for row in rows),
+            sum(corpus.durations.get(each.path, 30.0) for each in rows),
         )
     asked = rows[:HEARD] if complete else rows
-    files = corpus.fetch([row["path"] for row in asked if not in_shard(row)])
-    heard = asked if complete else [row for row in rows if row["path"] in files][:HEARD]
+    files = corpus.fetch([each.path for each in asked if each.shard is None])
+    heard = asked if complete else [each for each in rows if each.path in files][:HEARD]
     if not heard:
         raise NotInspectableError("the clips that its tables name lie beyond its beginning")
     draw = SplitDraw("train", list(heard))
-    draw.accept([row["path"] for row in heard], files, corpus.durations, lambda sentence: None, lambda: None)
+    draw.accept([each.path for each in heard], files, corpus.durations, lambda sentence: None, lambda: None)
     if not draw.chosen:
         reasons = Counter({reason: len(names) for reason, names in draw.left_out.items()})
         raise ConfigError(f"data.source: none of {len(heard)} clips of {named} can be used ({dict(reasons)})")
-    return DataSample(
-        draw.chosen, [row["sentence"] for row in rows], draw.left_out, f"{named}, {len(rows)} clips", source
-    )
+    return DataSample(draw.chosen, [each.text for each in rows], draw.left_out, f"{named}, {len(rows)} clips", source)
 
 
 @dataclass(frozen=True)

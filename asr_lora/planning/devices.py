@@ -96,9 +96,9 @@ def _corpus_seconds(source: Path, data: DataConfig) -> dict[str, list[float]] | 
     corpus = with_splits(open_corpus(source, data.language, Columns(data.columns or {})), data)
     if not corpus.durations or not all(corpus.tables[split] for split in SPLITS):
         return None
-    rows = {split: sampling_order(corpus.tables[split], data.seed) for split in SPLITS}
+    drawn = {split: sampling_order(corpus.tables[split], data.seed) for split in SPLITS}
     mean = sum(corpus.durations.values()) / len(corpus.durations)
-    return {split: [corpus.durations.get(row["path"]) or mean for row in rows[split]] for split in SPLITS}
+    return {split: [corpus.durations.get(each.path) or mean for each in drawn[split]] for split in SPLITS}
 
 
 def estimate_on_gpu(config: Config, work: Workload) -> Estimate:

@@ -12,10 +12,10 @@ from transformers.integrations import TensorBoardCallback
 from asr_lora.config.compose import Config
 from asr_lora.data.dataset import StepDataset, StreamingStepDataset
 from asr_lora.data.features import SpeechCollator, label_ids, with_prompt
-from asr_lora.data.manifest import Clip, as_row, read_manifest
+from asr_lora.data.manifest import Clip, as_utterance, read_manifest
 from asr_lora.data.preparation import label_filter
 from asr_lora.data.sampler import StepSampler
-from asr_lora.data.sources import excluded_rows, open_streamed
+from asr_lora.data.sources import excluded_utterances, open_streamed
 from asr_lora.data.splits import StreamFilter
 from asr_lora.decoding.generate import decoding_options
 from asr_lora.model import adapter, whisper
@@ -172,9 +172,11 @@ def streaming_dataset(
     stream, known = open_streamed(config.data), read_json(run.summary(config.run))["splits"]["train"]["streamed"]
     if stream.fingerprint != known["fingerprint"]:
         log(f"data.source: {stream.source} is another version of the data set than dev and test were drawn from")
-    held_out = [as_row(clip) for split in ("dev", "test") for clip in read_manifest(run.manifest(config.run, split))]
+    held_out = [
+        as_utterance(clip) for split in ("dev", "test") for clip in read_manifest(run.manifest(config.run, split))
+    ]
     return StreamingStepDataset(
-        stream.split(config.data.train_split, "train"), StreamFilter.by([*held_out, *excluded_rows(config.data)],
+        stream.split(config.data.train_split, "train"), StreamFilter.by([*held_out, *excluded_utterances(config.data)],
         label_filter(config.model, config.data.language)),
         config.training, making, load_config(config.model.checkpoint).max_target_positions,
         config.data.shuffle_buffer, rank, world_size,

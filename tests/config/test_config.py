@@ -137,7 +137,7 @@ ALTERNATIVES: dict[str, list[Any]] = {
     "training.patience": [1, 2],
     "decoding.num_beams": [5],
     "decoding.max_new_tokens": [1, 2],
-    "divergence.on_bad_step": ["back", "stop"],
+    "divergence.on_bad_step": ["rollback", "stop"],
     "divergence.loss_spike": [None, 3.0000001, 30.0],
 }
 

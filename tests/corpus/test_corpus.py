@@ -7,6 +7,7 @@ import soundfile
 from support.releases import COLUMNS, RELEASE, clip_names, pack, refusal, tone, utterances, write_lines, write_release
 
 from asr_lora.corpus import open_corpus
+from asr_lora.corpus.records import Utterance
 
 
 @pytest.fixture(autouse=True)
@@ -80,9 +81,10 @@ def test_sentences_stay_raw(tmp_path: Path):
     rows = [row | {"sentence": text} for row, text in zip(utterances("train", 9, 3), sentences, strict=True)]
     write_release(tmp_path, splits={"train": rows})
     corpus = open_corpus(tmp_path, "nl")
-    assert [row["sentence"] for row in corpus.tables["train"]] == sentences
+    assert [row.text for row in corpus.tables["train"]] == sentences
     assert set(corpus.tables) == {"train"}
-    assert all(list(row) == COLUMNS and row["age"] == "" for row in corpus.tables["train"])
+    kept = [column for column in COLUMNS if column not in ("client_id", "path", "sentence")]
+    assert all(list(row.extra) == kept and row.extra["age"] == "" for row in corpus.tables["train"])
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_table(tmp_path: Path):
@@ -190,7 +192,7 @@ def test_a_column_that_would_pass_for_a_place_in_a_recording_is_only_a_column(tm
     home = write_release(tmp_path)
     write_lines(home / "train.tsv", ["path\tsentence\tstart\tend\tbytes", "a.mp3\thoi\tx\tnan\t-1"])
     (row,) = open_corpus(tmp_path, "nl").tables["train"]
-    assert row == {"path": "a.mp3", "sentence": "hoi", "start_": "x", "end_": "nan", "bytes_": "-1"}
+    assert row == Utterance("a.mp3", "hoi", extra={"start": "x", "end": "nan", "bytes": "-1"})
 
 
 def test_a_name_that_no_file_can_have_is_not_in_the_release(tmp_path: Path):

@@ -11,9 +11,10 @@ from support.corpora import ROWS, lines_of, prepared, recordings
 from support.releases import clip_names, refusal, write_lines
 
 from asr_lora.corpus import Columns, open_corpus
-from asr_lora.data.manifest import audio_segment, waveform
+from asr_lora.corpus.records import Utterance
+from asr_lora.data.manifest import waveform
 from asr_lora.runtime.errors import ConfigError
-from asr_lora.speech.audio import PREROLL, scan_clip
+from asr_lora.speech.audio import PREROLL, AudioSegment, scan_clip
 
 # --- tables of one's own ----------------------------------------------------------------------------------------------
 
@@ -32,7 +33,7 @@ def test_columns_are_guessed_or_named(tmp_path: Path, columns: dict[str, str]) -
     header = ",".join(columns.values()) or "File_Name,Transcript,client_id"
     table = table_of(tmp_path, "x.csv", f'{header},age\n{FIRST},"Ja, ""nou""",an,twenties\n')
     corpus = open_corpus(table, "nl", Columns(columns))
-    assert corpus.tables["all"] == [{"client_id": "an", "path": FIRST, "sentence": 'Ja, "nou"', "age": "twenties"}]
+    assert corpus.tables["all"] == [Utterance(FIRST, 'Ja, "nou"', "an", extra={"age": "twenties"})]
     assert corpus.fetch([FIRST]) == {FIRST: tmp_path / FIRST}
 
 
@@ -60,7 +61,7 @@ def test_a_mark_of_byte_order_windows_lines_and_rotten_rows(tmp_path: Path, name
         lines = [mark.join(("path", "text")), *(mark.join(row) for row in rows), "too" + mark * 2 + "many", "few", ""]
     table = table_of(tmp_path, name, "\ufeff" + "\r\n".join(lines) + "\r\n")
     corpus = open_corpus(table, "nl")
-    assert [row["sentence"] for row in corpus.tables["all"]][:2] == ["Eén", "twee"]
+    assert [row.text for row in corpus.tables["all"]][:2] == ["Eén", "twee"]
     told = " | ".join(corpus.malformed["all"])
     assert len(corpus.malformed["all"]) == 5 and "a NUL character" in told and "no path" in told
     assert "leads out of the folder: ../../etc/passwd; write such a path from / on" in told
@@ -79,19 +80,18 @@ def test_quotes_that_do_not_match_are_one_row_left_out_or_one_line(tmp_path: Pat
 
 def test_a_sentence_of_a_megabyte_is_a_row_like_others_and_tsv_stays_raw(tmp_path: Path) -> None:
     corpus = open_corpus(table_of(tmp_path, "x.csv", f"path;text\n{FIRST};{'a' * 1_000_000}\n"), "nl")
-    assert len(corpus.tables["all"][0]["sentence"]) == 1_000_000
+    assert len(corpus.tables["all"][0].text) == 1_000_000
     corpus = open_corpus(table_of(tmp_path, "x.tsv", f'path\ttext\n{FIRST}\t"open, null\n'), "nl")
-    assert corpus.tables["all"][0]["sentence"] == '"open, null'
+    assert corpus.tables["all"][0].text == '"open, null'
 
 
-def test_a_split_column_splits_and_columns_that_pass_for_ours_are_renamed(tmp_path: Path) -> None:
+def test_a_split_column_splits_and_columns_that_pass_for_ours_are_only_columns(tmp_path: Path) -> None:
     said = [(ROWS[0]["path"], "een", "train"), (ROWS[1]["path"], "twee", "valid"), (ROWS[2]["path"], "drie", "fold 7")]
     lines = ["file,text,split,weight,clip", *(f"{','.join(row)},9,x" for row in said)]
     corpus = open_corpus(table_of(tmp_path, "x.csv", "\n".join(lines)), "nl")
     assert {split: clip_names(corpus, split) for split in corpus.tables} == {"train": [said[0][0]], "dev": [said[1][0]]}
     assert corpus.malformed["train"] == [f"{said[2][0]}: of the split fold 7"]
-    assert corpus.tables["train"][0].items() >= {"weight_": "9", "clip_": "x"}.items()
-    assert not {"weight", "clip"} & set(corpus.tables["train"][0])
+    assert corpus.tables["train"][0].extra == {"weight": "9", "clip": "x"} and corpus.tables["train"][0].weight == 1
 
 
 def test_absolute_paths_lead_anywhere_and_names_stay_apart(tmp_path: Path) -> None:
@@ -165,6 +165,6 @@ def test_of_two_hours_only_the_part_is_read(tmp_path: Path, monkeypatch: pytest.
         return read(self, frames, *more, **settings)
 
     monkeypatch.setattr(soundfile.SoundFile, "read", watched)
-    heard = [scan_clip(audio_segment(row, tmp_path / "long.flac")) for row in corpus.tables["all"]]
+    heard = [scan_clip(AudioSegment(tmp_path / "long.flac", row.start, row.end)) for row in corpus.tables["all"]]
     assert heard[0].seconds == 2.5 and heard[1].problem == "longer than 30 s"
     assert counted == [round((2.5 + PREROLL) * 16_000), round((31 + PREROLL) * 16_000)]

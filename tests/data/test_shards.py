@@ -277,7 +277,7 @@ def test_odd_names_are_one_clip_each_to_webdataset(tmp_path: Path) -> None:
     assert len({line["member"].partition(".")[0] for line in lines}) == len(names)
     assert lines[0]["member"].startswith("a_b-") and lines[4]["member"] == "no_suffix.audio"
     corpus = open_corpus(f"shards:{tmp_path / 'shards'}", "nl")
-    assert [row["path"] for row in corpus.tables["train"]] == names
+    assert [row.path for row in corpus.tables["train"]] == names
     found = corpus.fetch([*names, "nonesuch"])
     assert {name: file.read_bytes() for name, file in found.items()} == {name: tone(name, 0.2) for name in names}
     assert corpus.clips.sizes == {name: len(tone(name, 0.2)) for name in names}
@@ -297,7 +297,7 @@ def test_a_part_of_a_recording_becomes_a_clip_without_loss(tmp_path: Path, subty
     assert np.array_equal(waveform(stored), waveform(clip))
     assert encoded_audio(stored) == encoded_audio(clip)
     (row,) = open_corpus(f"shards:{tmp_path / 'shards'}", "nl").tables["train"]
-    assert row["path"] == "long-1" and "start" not in row
+    assert row.path == "long-1" and row.start is None
     before = (tmp_path / "shards" / "train-00000.tar").stat().st_mtime_ns
     write_shards({"train": [clip]}, tmp_path / "shards", "release", "nl")
     assert (tmp_path / "shards" / "train-00000.tar").stat().st_mtime_ns == before
@@ -555,7 +555,7 @@ def test_a_server_that_is_down_is_one_line(from_shards: list[str], server: Serve
 
 def test_what_follows_a_urls_question_mark_goes_with_every_file(server: Server) -> None:
     corpus = open_corpus(f"shards:{server.url}/?key=x", "nl")
-    assert corpus.tables["train"][0]["shard"] == f"{server.url}/train-00000.tar?key=x"
+    assert corpus.tables["train"][0].shard.shard == f"{server.url}/train-00000.tar?key=x"
 
 
 # ---- flac ------------------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from support.releases import clip_names, pack, refusal, write_lines
 
 from asr_lora.config.compose import load
 from asr_lora.corpus import is_path, is_quick, open_corpus
+from asr_lora.corpus.records import Utterance
 from asr_lora.data.manifest import waveform
 from asr_lora.data.preparation import draw_from_corpus
 from asr_lora.planning.devices import durations
@@ -179,7 +180,7 @@ def test_utterances_without_recording_or_times_are_left_out_and_named(tmp_path: 
         "x3 has 4 fields in segments, not recording, start and end", "ends at 1 s, before it begins (2 s)",
     ]  # fmt: skip
     last = corpus.tables["all"][-1]
-    assert last == {"client_id": "", "path": "x4.wav", "sentence": "tot het eind", "start": "12.500000"}
+    assert last == Utterance("x4.wav", "tot het eind", start=12.5)
 
 
 def test_relative_paths_of_kaldi_begin_where_the_recipe_was_run(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from support.releases import Row, utterances, write_lines, write_release
 
 from asr_lora.config.compose import load
 from asr_lora.corpus import Corpus, open_corpus
+from asr_lora.corpus.records import Utterance
 from asr_lora.data.sources import names_of
 from asr_lora.data.splits import drop_leaks, with_splits
 from asr_lora.prepare import prepare
@@ -29,8 +30,9 @@ def lines(run: Path, split: str = "train") -> list[dict[str, Any]]:
     return read_jsonl(run / "data" / f"{split}.jsonl")
 
 
-def speakers(rows: Sequence[Any], column: str = "client_id") -> set[str]:
-    return {row[column] for row in rows}
+def speakers(rows: Sequence[Any], column: str = "") -> set[str]:
+    """Of utterances, or of lines that have them in a column."""
+    return {row[column] if column else row.speaker for row in rows}
 
 
 def unsplit(folder: Path, rows: Sequence[Row], tables: Sequence[str] = ("train",)) -> Corpus:
@@ -51,7 +53,7 @@ def test_what_has_no_dev_and_test_gets_them_by_whole_speakers_and_by_seed(tmp_pa
     assert sum(map(len, tables.values())) == 200
     assert with_splits(corpus, data).tables == tables
     assert with_splits(corpus, replace(data, seed=1)).tables != tables
-    half = with_splits(corpus, replace(data, held_out=0.3)).tables
+    half = with_splits(corpus, replace(data, heldout_share=0.3)).tables
     assert all(45 <= len(half[split]) <= 75 for split in ("dev", "test"))
 
 
@@ -69,7 +71,7 @@ def test_where_speakers_are_unknown_sentences_are_kept_apart_and_it_is_said(
     rows = [row | {"client_id": speaker} for row in utterances("train", 60, 1)]
     rows += [row | {"path": f"again-{row['path']}"} for row in rows]
     tables = with_splits(unsplit(tmp_path / "cv", rows), load().data).tables
-    said = {split: {row["sentence"] for row in own} for split, own in tables.items()}
+    said = {split: {row.text for row in own} for split, own in tables.items()}
     assert not said["train"] & said["dev"] and not said["train"] & said["test"] and not said["dev"] & said["test"]
     assert all(tables.values())
     assert "by whole sentences, for too few speakers are known" in capsys.readouterr().err
@@ -237,8 +239,8 @@ def test_no_source_may_train_on_what_another_tests_on(words: list[str], two: lis
 
 
 def test_the_same_name_in_two_sources_is_another_clip_but_for_common_voices_own() -> None:
-    def row(path: str, who: str) -> dict[str, str]:
-        return {"path": path, "client_id": who, "sentence": who}
+    def row(path: str, who: str) -> Utterance:
+        return Utterance(path, who, who)
 
     train = [row("a/001.wav", "an"), row("a/common_voice_nl_1.mp3", "bo")]
     held_out = [row("b/001.wav", "cor"), row("b/common_voice_nl_1.mp3", "dirk")]

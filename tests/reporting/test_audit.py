@@ -288,7 +288,9 @@ def test_the_untouched_model_is_asked_for_so_many_training_clips(faulty: Audited
 
 
 def test_hypotheses_without_an_audit_are_refused(faulty: Audited) -> None:
-    with pytest.raises(ConfigError, match=r"prepare\.audit_decode: must be at least 0, and with prepare\.audit=true, got 3"):
+    with pytest.raises(
+        ConfigError, match=r"prepare\.audit_decode: must be at least 0, and with prepare\.audit=true, got 3"
+    ):
         load([*faulty.words, "prepare.audit=false", "prepare.audit_decode=3"])
 
 

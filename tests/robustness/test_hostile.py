@@ -247,11 +247,11 @@ def test_a_path_in_a_table_that_is_none_is_left_out(tmp_path: Path, path: str) -
              {"audio_filepath": path, "text": "nee", "offset": 0, "duration": 0.3}]  # fmt: skip
     (tmp_path / "talks.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     corpus = open_corpus(tmp_path / "talks.jsonl", "nl")
-    assert [row["sentence"] for row in corpus.tables["all"]] == ["ja"]
+    assert [row.text for row in corpus.tables["all"]] == ["ja"]
 
 
 def test_a_clips_id_holds_no_slash() -> None:
-    assert [clip_id({"path": path}) for path in ("a/b.mp3", "/a/b.mp3", "//a.mp3")] == ["a-b", "a-b", "a"]
+    assert [clip_id(path) for path in ("a/b.mp3", "/a/b.mp3", "//a.mp3")] == ["a-b", "a-b", "a"]
 
 
 @pytest.mark.parametrize("locale", ["../../x", "/x", "", "nl/x", "a\0b", "nl\n"])

@@ -95,7 +95,7 @@ def pack(folder: Path, archive: Path, order: Literal["first", "last", "between"]
 
 
 def clip_names(corpus: Corpus, split: str) -> list[str]:
-    return [row["path"] for row in corpus.tables[split]]
+    return [row.path for row in corpus.tables[split]]
 
 
 def refusal(source: Path, language: str = "nl") -> str:

@@ -32,7 +32,7 @@ def judged(words: list[str]) -> list[str]:
 
 
 def watching(**settings: Any) -> DivergenceGuard:
-    usual = {"bad_step": "skip", "spike": 3.0, "in_a_row": 3, "collapse": "back", "lower": 0.5}
+    usual = {"on_bad_step": "skip", "loss_spike": 3.0, "max_bad_steps": 3, "on_collapse": "rollback", "lr_factor": 0.5}
     return DivergenceGuard(DivergenceConfig(**(usual | settings)), warmup=4)
 
 
@@ -74,7 +74,7 @@ def test_a_bad_step_is_skipped_told_and_no_measure_of_what_is_usual(loss: float,
 
 def test_no_loss_is_a_spike_before_it_is_known_what_is_usual_or_where_none_is_to_be() -> None:
     assert all(watching().accepts_step(step, 20.0 * step, 1.0) for step in range(1, 11))
-    calm = watching(spike=None)
+    calm = watching(loss_spike=None)
     assert all(calm.accepts_step(step, 0.5, 1.0) for step in range(30)) and calm.accepts_step(30, 99.0, 1.0)
 
 
@@ -84,13 +84,13 @@ def test_bad_steps_in_a_row_are_a_collapse_and_others_between_them_are_not() -> 
         watch.accepts_step(step, math.nan if step % 3 else 0.5, 1.0)
     with pytest.raises(DivergenceError, match="3 bad steps in a row") as collapse:
         watch.accepts_step(15, math.nan, 1.0)
-    assert (collapse.value.step, collapse.value.action) == (15, "back")
+    assert (collapse.value.step, collapse.value.action) == (15, "rollback")
 
 
-@pytest.mark.parametrize("action", ["back", "stop"])
+@pytest.mark.parametrize("action", ["rollback", "stop"])
 def test_a_bad_step_is_answered_as_the_settings_say(action: str) -> None:
     with pytest.raises(DivergenceError) as collapse:
-        watching(bad_step=action).accepts_step(1, math.nan, 1.0)
+        watching(on_bad_step=action).accepts_step(1, math.nan, 1.0)
     assert collapse.value.action == action
 
 
@@ -142,7 +142,7 @@ def test_training_goes_back_to_the_best_dev_decoding_once_at_a_lower_rate(
     assert "guard: back to step 2, with 0.3 of the learning rate" in said and "checkpoint-2" in said
     told = facts(config.run)
     assert (told["divergence"]["rate"], told["divergence"]["back_to"]) == (0.3, 2)
-    assert told["divergence"]["events"] == [{"step": 4, "what": WORSE, "done": "back"}]
+    assert told["divergence"]["events"] == [{"step": 4, "what": WORSE, "done": "rollback"}]
     assert [(entry["step"], entry["wer"]) for entry in told["dev"]] == [(2, 0.4), (4, 0.3), (6, 0.2)]
     rates = {line["step"]: line["learning_rate"] for line in read_jsonl(config.run / "train" / "log.jsonl")
              if "loss" in line}  # fmt: skip
@@ -182,7 +182,7 @@ def test_a_second_collapse_ends_training_and_what_was_best_is_kept(
     train(config)
     told = facts(config.run)
     assert (told["finished"], told["best_step"], told["steps"], told["stop_reason"]) == (True, 2, 4, WORSE)
-    assert [event["done"] for event in told["divergence"]["events"]] == ["back", "back"]
+    assert [event["done"] for event in told["divergence"]["events"]] == ["rollback", "rollback"]
     assert "training ends here; the best adapter, of step 2, is kept" in capsys.readouterr().err
 
 
