@@ -3,8 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from asr_lora.corpus import huggingface as hub
-from asr_lora.corpus import mdc, shards
+from asr_lora.corpus import huggingface, mdc, shards
 from asr_lora.corpus.archive import Archived, read_tables
 from asr_lora.corpus.common_voice import (
     AUDIOS,
@@ -27,34 +26,38 @@ from asr_lora.runtime.files import existing
 
 __all__ = ["FETCHED", "SPLITS", "TABLES", "UNSPLIT", "Columns", "Corpus", "is_path", "is_quick", "open_corpus"]
 
-FETCHED = (mdc.PREFIX, hub.PREFIX, shards.PREFIX)  # how a source begins that is a name, not a path
+FETCHED = (mdc.PREFIX, huggingface.PREFIX, shards.PREFIX)  # prefixes of sources that are names, not paths
 
 
 def is_path(source: str) -> bool:
-    """Whether a source lies on this machine, where it can be looked at before it is opened."""
+    """Returns whether a source is on this machine, where it can be inspected before it is opened."""
     return not source.startswith(FETCHED)
 
 
 def is_quick(source: Path) -> bool:
-    """Whether its tables are read without its sound: neither an archive nor what `datasets` has to convert first."""
-    return is_listing(source) if source.is_file() else source.is_dir() and not hub.is_dataset(source)
+    """Returns whether its tables can be read without its audio.
+
+    Not so for an archive, nor for files that `datasets` has to convert first.
+    """
+    return is_listing(source) if source.is_file() else source.is_dir() and not huggingface.is_dataset(source)
 
 
 def open_corpus(source: str | Path, language: str, columns: Columns = GUESSED) -> Corpus:
-    """Opens whatever speech is there, and looks for itself what that is.
+    """Opens a source of speech and detects its kind.
 
     Common Voice and its Spontaneous Speech: an archive (.tar or .tar.gz, by content), a release, a folder above one, or
-    of one language. A table of one's own (with `columns`), or a folder with one; a Kaldi data directory; parquet, arrow
-    and audiofolders. mdc:<id or slug> and hf:<name>[:config] are fetched first, unless they were before; of
+    of one language. A user's own table (with `columns`), or a folder with one; a Kaldi data directory; parquet, arrow
+    and audiofolders. mdc:<id or slug> and hf:<name>[:config] are fetched first, unless they are in the cache; of
     shards:<folder or URL> only the indexes are read.
-    Raises ChoiceError for what holds no speech of this language, WorldError for what cannot be read or fetched.
+    Raises ConfigError for a source without speech of this language, ExternalError for one that cannot be read or
+    fetched.
     """
     named = str(source)
     try:
         if named.startswith(mdc.PREFIX):
             return replace(_archive(mdc.download(named.removeprefix(mdc.PREFIX)), language), source=named)
-        if named.startswith(hub.PREFIX):
-            return hub.open_hub(named.removeprefix(hub.PREFIX), language, columns)
+        if named.startswith(huggingface.PREFIX):
+            return huggingface.open_hub(named.removeprefix(huggingface.PREFIX), language, columns)
         if named.startswith(shards.PREFIX):
             return shards.read_shards(named.removeprefix(shards.PREFIX), language)
         path = existing(Path(source))
@@ -72,8 +75,8 @@ def _folder(source: Path, language: str, columns: Columns) -> Corpus:
         return open_spontaneous(source, table.parent.name, table, language, clips)
     if is_kaldi(source):
         return open_kaldi(source, language)
-    if hub.is_dataset(source):
-        return hub.open_local(source, language, columns)
+    if huggingface.is_dataset(source):
+        return huggingface.open_local(source, language, columns)
     if is_listing(source):
         return open_listing(source, language, columns)
     try:
@@ -86,8 +89,8 @@ def _folder(source: Path, language: str, columns: Columns) -> Corpus:
 def _file(source: Path, language: str, columns: Columns) -> Corpus:
     if is_listing(source):
         return open_listing(source, language, columns)
-    if hub.is_dataset(source):
-        return hub.open_local(source, language, columns)
+    if huggingface.is_dataset(source):
+        return huggingface.open_local(source, language, columns)
     return _archive(source, language)
 
 
@@ -101,7 +104,7 @@ def _archive(source: Path, language: str) -> Corpus:
 
 
 def _common_voice(source: Path, release: str, folder: Path, language: str, clips: Clips) -> Corpus:
-    """From the folder of the tables."""
+    """Reads the tables of a Common Voice release from their `folder`."""
     read = {table: read_utterances(file) for table in TABLES if (file := folder / f"{table}.tsv").is_file()}
     timed = folder / "clip_durations.tsv"
     durations, untimed = read_durations(timed) if timed.is_file() else ({}, [])
@@ -109,7 +112,7 @@ def _common_voice(source: Path, release: str, folder: Path, language: str, clips
         source=str(source),
         release=release,
         language=language,
-        tables={table: rows for table, (rows, _) in read.items()},
+        tables={table: utterances for table, (utterances, _) in read.items()},
         durations=durations,
         malformed={table: lines for table, (_, lines) in read.items()} | {"clip_durations": untimed},
         clips=clips,

@@ -1,8 +1,9 @@
-"""A Common Voice archive, read from its start at most twice: gzip cannot seek, and tables may lie anywhere in it.
+"""Archives of Common Voice, read in at most two passes.
 
-The first pass keeps the tables and the list of clips in the cache, the second the clips that are asked for. Nothing but
-`<...>/<language>/<name>.tsv` and `<...>/<language>/clips/<name>`, or of Spontaneous Speech its
-`<...>/ss-corpus-<language>.tsv` and `<...>/audios/<name>` beside it, is ever written, under its plain name.
+Each pass begins at the start: gzip cannot seek, and tables may lie anywhere in an archive. The first pass keeps the
+tables and the list of clips in the cache, the second the clips that are asked for. Only these files are ever written,
+each under its plain name: `<...>/<language>/<name>.tsv` and `<...>/<language>/clips/<name>`, or of Spontaneous Speech
+`<...>/ss-corpus-<language>.tsv` and `<...>/audios/<name>` beside it.
 """
 
 import gzip
@@ -35,27 +36,27 @@ from asr_lora.runtime.files import (
 )
 
 MEMBERS = "members.json"  # beside the tables: the release, and the clips with their sizes
-MOST_UNPACKED, UNPACKED_FREELY = 20, 1 << 28  # times its size, and bytes beside it
-ABOUT_NEXT = (  # headers that only tell of the next one
+MOST_UNPACKED, UNPACKED_FREELY = 20, 1 << 28  # times the archive's size, and bytes on top of that
+ABOUT_NEXT = (  # headers that only describe the next one
     tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE
 )  # fmt: skip
 MOST_ABOUT_NEXT = 1 << 20  # bytes of one
-GZIP = b"\x1f\x8b"  # how a .gz begins
+GZIP = b"\x1f\x8b"  # the first bytes of a .gz
 
 
 class Tables(NamedTuple):
-    """What the first pass found: where the tables are, the release, the clips with their bytes, and their folder."""
+    """The result of the first pass: tables in `folder`, the release, and the clips with their bytes."""
 
     folder: Path
     release: str
     clips: dict[str, int]
-    within: PurePosixPath  # of the archive
+    within: PurePosixPath  # the folder of the clips in the archive
 
 
 def read_tables(source: Path, language: str) -> Tables:
-    """By the first pass, or the cache.
+    """Reads the tables of an archive, by the first pass or from the cache.
 
-    Raises ChoiceError for what is no archive of this language, WorldError for one that is damaged.
+    Raises ConfigError for a file that is no archive of this language, ExternalError for one that is damaged.
     """
     folder, stem = _cached(source, language)
     if not _is_read(folder):
@@ -69,13 +70,13 @@ def read_tables(source: Path, language: str) -> Tables:
 
 
 def known_tables(source: Path, language: str) -> Tables | None:
-    """The same where the first pass was made before; None where it was not."""
+    """Returns the tables of an archive where the cache holds them, else None."""
     folder, _ = _cached(source, language)
     return _tables(folder) if _is_read(folder) else None
 
 
 def _cached(source: Path, language: str) -> tuple[Path, str]:
-    """Where the tables of an archive are kept, and what it is called."""
+    """Returns the folder in the cache for the tables of an archive, and the archive's name."""
     state = source.stat()
     stem = re.sub(r"\.(tar\.gz|tgz|tar)$", "", source.name)
     key = hashlib.sha256(f"{source}\0{state.st_size}\0{state.st_mtime_ns}".encode(errors="surrogateescape")).hexdigest()
@@ -92,7 +93,10 @@ def _is_read(tables: Path) -> bool:
 
 
 def extract_clips(source: Path, within: PurePosixPath, names: set[str], folder: Path) -> None:
-    """The second pass: it stops at the last of `names`, and leaves each file whole or absent."""
+    """Extracts the clips `names` to `folder`: the second pass, which stops at the last of them.
+
+    Leaves each file whole or absent. Raises ExternalError where the archive no longer holds a clip.
+    """
     missing = set(names)
 
     def wanted(path: PurePosixPath) -> bool:
@@ -112,9 +116,9 @@ def extract_clips(source: Path, within: PurePosixPath, names: set[str], folder: 
 
 
 def _extract_tables(source: Path, language: str, folder: Path) -> tuple[PurePosixPath, dict[str, int]]:
-    """The folder of the clips, and the clips with their sizes; the tables go to `folder`."""
+    """Writes the tables to `folder`; returns the folder of the clips, and their sizes in bytes by name."""
     clips: dict[PurePosixPath, dict[str, int]] = defaultdict(dict)
-    spoken: dict[PurePosixPath, str] = {}  # by where the clips of a language should be
+    languages: dict[PurePosixPath, str] = {}  # by the folder where the clips of a language should be
     tops: set[str] = set()
 
     def wanted(path: PurePosixPath) -> bool:
@@ -124,21 +128,21 @@ def _extract_tables(source: Path, language: str, folder: Path) -> tuple[PurePosi
         for path, size, content in members:
             tops.add(path.parts[0])
             if path.name == "train.tsv":
-                spoken[path.parent / CLIPS] = path.parent.name
+                languages[path.parent / CLIPS] = path.parent.name
             elif its := spontaneous_language(path):
-                spoken[path.parent / AUDIOS] = its
+                languages[path.parent / AUDIOS] = its
             if content is not None:
                 (folder / path.name).write_bytes(content)
             elif path.parent.name in (CLIPS, AUDIOS):
                 clips[path.parent][path.name] = size
-    home = choose(source, language, spoken)
+    home = choose(source, language, languages)
     if home is None or not clips[home]:
         raise no_release(f"{language}/{'train.tsv' if home is None else 'clips/'} in {source}", sorted(tops), PACKED)
     return home, clips[home]
 
 
 def _release(home: PurePosixPath, stem: str) -> str:
-    """Common Voice's is the folder above that of the language, Spontaneous Speech has none of these."""
+    """Returns the name of the folder above the language's, or above the clips in Spontaneous Speech."""
     above = home.parent if home.name == AUDIOS else home.parent.parent
     return above.name or stem
 
@@ -146,9 +150,10 @@ def _release(home: PurePosixPath, stem: str) -> str:
 def walk(
     source: Path, description: str, wanted: Callable[[PurePosixPath], bool]
 ) -> Generator[tuple[PurePosixPath, int, bytes | None], None, None]:
-    """The plain files of an archive in its order: path, size in bytes, and the content of those that are wanted.
+    """Yields the plain files of an archive in its order: path, size in bytes, content where `wanted`.
 
-    A walk that ends of itself has read every byte, so that a .gz has stood its checksum.
+    A walk to the end has read every byte, so that the checksum of a .gz is verified. Raises ExternalError for an
+    archive that is damaged, cut short or cannot be read, ConfigError for a file that is none.
     """
     try:
         position, total = 0, source.stat().st_size
@@ -178,7 +183,10 @@ def walk(
 
 
 def _refuse_bomb(source: Path, unpacked: int, packed: int) -> None:
-    """Speech is compressed already: what unpacks to very much more than it takes would fill any disk and any memory."""
+    """Raises ExternalError for an archive that unpacks to far more than its size.
+
+    Speech is compressed already: such an archive would fill any disk and any memory.
+    """
     if unpacked > MOST_UNPACKED * packed + UNPACKED_FREELY:
         raise ExternalError(
             f"data.source: {source} unpacks to more than {MOST_UNPACKED} times its {packed:,} bytes, as no archive of "
@@ -196,12 +204,12 @@ def _open_tar(source: Path, stream: gzip.GzipFile | BufferedReader) -> tarfile.T
 
 
 class _Header(tarfile.TarInfo):
-    """A tar header. tarfile takes one that is damaged or missing for the end of the archive; here it is an error."""
+    """A tar header that raises where it is damaged or missing, which tarfile takes for the archive's end."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         made = super().frombuf(buf, encoding, errors)
-        if made.type in ABOUT_NEXT and made.size > MOST_ABOUT_NEXT:  # which tarfile would read whole
+        if made.type in ABOUT_NEXT and made.size > MOST_ABOUT_NEXT:  # tarfile would read it whole
             raise tarfile.ReadError(f"a name or the like of {made.size:,} bytes")
         return made
 
@@ -214,20 +222,20 @@ class _Header(tarfile.TarInfo):
             raise
         except (tarfile.HeaderError, ValueError) as error:  # the latter of numbers in extended headers
             raise tarfile.ReadError(str(error)) from error
-        if made.size < 0 or tarfile_.offset <= before:  # it would be read over and over again (CVE-2025-8194)
+        if made.size < 0 or tarfile_.offset <= before:  # it would be read again without end (CVE-2025-8194)
             raise tarfile.ReadError(f"a member of {made.size} bytes")
         return made
 
 
 def _is_plain(path: PurePosixPath) -> bool:
-    """Whether the path stays in its folder and is text, and its file not hidden (as the `._x` that a Mac adds)."""
+    """Returns whether the path stays in its folder and is text, and its file not hidden (macOS's `._x`)."""
     inside = not path.is_absolute() and ".." not in path.parts
     return inside and bool(path.name) and path.name[0] != "." and not NO_TEXT.search(str(path))
 
 
 @dataclass(frozen=True)
 class Archived:
-    """Members of an archive, with their sizes in bytes; those that are asked for are kept in `folder`."""
+    """The clips in an archive, with their sizes in bytes; fetched ones are extracted to `folder`."""
 
     source: Path
     within: PurePosixPath  # the folder of the archive

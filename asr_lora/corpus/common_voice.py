@@ -1,9 +1,9 @@
-"""Releases of Common Voice: where tables and clips lie, and what the tables hold (UTF-8, raw strings, no quoting).
+"""Releases of Common Voice: folders with clips and tables (UTF-8, raw strings, no quoting).
 
 `<release>/<language>/{clips/*.mp3,train.tsv,...}`; one of Spontaneous Speech, in which speakers answer questions, is
 `sps-corpus-<version>-<date>-<language>/{audios/*.mp3,ss-corpus-<language>.tsv}`. Marks such as [laugh] in its
-transcriptions stay. Its table gives each clip's split: train, dev and test where the transcription was validated, else
-unassigned. A reported clip is in ss-reported-audios-<language>.tsv alone. Its columns are described in
+transcriptions stay. Its table has each clip's split: train, dev and test where the transcription was validated, else
+unassigned. A reported clip is in ss-reported-audios-<language>.tsv alone. The columns are described in
 https://github.com/common-voice/cv-dataset, datasets/spontaneous-speech/README.md."""
 
 import math
@@ -17,13 +17,13 @@ from asr_lora.runtime.errors import ConfigError, listed
 
 CLIPS = "clips"
 AUDIOS = "audios"  # of Spontaneous Speech
-SPONTANEOUS = "ss-corpus-"  # how its table begins
-NUMBERED_ONCE = ("common_voice_", "spontaneous-speech-")  # how clips are called that no other source calls so
+SPONTANEOUS = "ss-corpus-"  # the prefix of its table's name
+NUMBERED_ONCE = ("common_voice_", "spontaneous-speech-")  # prefixes of clip names that are unique in all sources
 OTHERS = (
     "; Spontaneous Speech has audios/ and ss-corpus-<language>.tsv; other speech is a table with its recordings (.csv, "
     ".tsv, .jsonl), Kaldi's wav.scp and text, or what datasets reads (.parquet, .arrow)"
 )
-PACKED = "; Spontaneous Speech has audios/ and ss-corpus-<language>.tsv; other speech wants unpacking: name its folder"
+PACKED = "; Spontaneous Speech has audios/ and ss-corpus-<language>.tsv; unpack other speech and name its folder"
 COLUMNS = Columns({
     "path": "audio_file", "text": "transcription", "speaker": "client_id", "duration": "duration_ms", "split": "split",
 })  # fmt: skip
@@ -31,13 +31,16 @@ Place = TypeVar("Place", bound=PurePath)
 
 
 def language_folder(source: Path, language: str) -> Path:
-    """The folder with clips/ and train.tsv of one language: `source`, a folder in it, or one a level deeper."""
+    """Finds the folder with clips/ and train.tsv of one language: `source`, or up to two levels deeper.
+
+    Raises ConfigError where there is none, or more than one.
+    """
     if any((source / name).exists() for name in ("clips", "train.tsv")):
-        spoken = {_complete(source): _spoken(source, language)}
+        languages = {_complete(source): _own_language(source, language)}
     else:
         marks = ("*/clips", "*/*/clips", "*/train.tsv", "*/*/train.tsv")
-        spoken = {mark.parent: mark.parent.name for pattern in marks for mark in source.glob(pattern)}
-    return _complete(choose(source, language, spoken) or source)
+        languages = {mark.parent: mark.parent.name for pattern in marks for mark in source.glob(pattern)}
+    return _complete(choose(source, language, languages) or source)
 
 
 def release_name(source: Path, folder: Path) -> str:
@@ -45,15 +48,18 @@ def release_name(source: Path, folder: Path) -> str:
     return folder.parent.name if in_release else folder.name
 
 
-def choose(source: Path, language: str, spoken: Mapping[Place, str]) -> Place | None:
-    """The one place of `language` among those that a source holds; None where it holds none of any language."""
-    found = sorted(place for place, its in spoken.items() if its == language)
+def choose(source: Path, language: str, languages: Mapping[Place, str]) -> Place | None:
+    """Returns the one place of `language` among a source's `languages`; None where these are empty.
+
+    Raises ConfigError where several places are of the language, or all are of others.
+    """
+    found = sorted(place for place, its in languages.items() if its == language)
     if len(found) > 1:
         raise ConfigError(
             f"data.source: {source} holds {language} more than once; name one, unpacked ({listed(found)})"
         )
-    if spoken and not found:
-        others = sorted(set(spoken.values()))
+    if languages and not found:
+        others = sorted(set(languages.values()))
         raise ConfigError(
             f"data.language: {source} holds {listed(others)}, not {language}; "
             f"write data.language={others[0]}, or name another data.source"
@@ -62,7 +68,7 @@ def choose(source: Path, language: str, spoken: Mapping[Place, str]) -> Place | 
 
 
 def is_release(source: Path) -> bool:
-    """Whether a folder, or one in it or a level deeper, is a language of Common Voice; all of it may not be there."""
+    """Returns whether a folder, or one up to two levels deeper, is Common Voice's, complete or not."""
     depths = ("", "*/", "*/*/")
     clips = {folder.parent for depth in depths for folder in source.glob(f"{depth}{CLIPS}")}
     tables = {table.parent for depth in depths for table in source.glob(f"{depth}train.tsv")}
@@ -75,7 +81,7 @@ def _first_line(table: Path) -> str:
 
 
 def spontaneous_language(path: PurePath) -> str | None:
-    """The language of the Spontaneous Speech of which a file is the table; None for another file."""
+    """Returns the language of a table of Spontaneous Speech; None for another file."""
     ours = path.name.startswith(SPONTANEOUS) and path.suffix == ".tsv"
     return path.stem.removeprefix(SPONTANEOUS) or None if ours else None
 
@@ -87,7 +93,7 @@ def no_release(lacking: str, got: Iterable[str], others: str = "") -> ConfigErro
 
 
 def _complete(folder: Path) -> Path:
-    """The same folder, once it has what a release has."""
+    """Returns the folder. Raises ConfigError where it lacks clips/ or train.tsv."""
     if not (folder / "clips").is_dir():
         raise no_release(f"clips directory under {folder}", _names(folder))
     if not (folder / "train.tsv").is_file():
@@ -95,8 +101,8 @@ def _complete(folder: Path) -> Path:
     return folder
 
 
-def _spoken(folder: Path, language: str) -> str:
-    """The language of a folder that was named itself: whatever it is called, the newer tables know."""
+def _own_language(folder: Path, language: str) -> str:
+    """Returns the language of a folder that the user named: from its table (newer releases) or its name."""
     if folder.name == language:
         return language
     rows, _ = read_table(folder / "train.tsv")
@@ -108,13 +114,13 @@ def _names(folder: Path) -> list[str]:
 
 
 def read_utterances(path: Path) -> tuple[list[Utterance], list[str]]:
-    """One split: its utterances, under the names of the clips' files, and the lines left out."""
+    """Reads a table: its utterances, under the names of the clips' files, and the lines left out."""
     rows, malformed = read_table(path, needed=("path", "sentence"))
     return [_utterance(row) for row in rows], malformed
 
 
 def read_durations(path: Path) -> tuple[dict[str, float], list[str]]:
-    """Seconds by clip file name, and the lines left out."""
+    """Reads the durations: seconds by clip file name, and the lines left out."""
     rows, malformed = read_table(path, needed=("clip", "duration[ms]"))
     durations: dict[str, float] = {}
     for row in rows:
@@ -130,9 +136,10 @@ def read_durations(path: Path) -> tuple[dict[str, float], list[str]]:
 
 
 def read_table(path: Path, needed: Sequence[str] = ()) -> tuple[list[Row], list[str]]:
-    """The rows, and the lines left out because they have another number of cells than the header, or hold a NUL.
+    """Reads the rows of a table, and the lines left out.
 
-    Raises ChoiceError for a file that is not UTF-8 or lacks a column that is `needed`.
+    These have another number of cells than the header, or hold a NUL. Raises ConfigError for a file that is not UTF-8
+    or lacks a `needed` column.
     """
     header, *lines = (line.split("\t") for line in lines_of(path))
     if lacking := [column for column in needed if column not in header]:
@@ -157,15 +164,16 @@ def _utterance(row: Row) -> Utterance:
 
 
 def _clip_name(cell: str) -> str:
-    """The plain file name: releases of the first years wrote `clips/x.mp3`, or left `.mp3` out."""
+    """Returns the plain file name: releases of the first years have `clips/x.mp3`, or no `.mp3`."""
     name = PurePosixPath(cell).name
     return name if PurePosixPath(name).suffix else f"{name}.mp3"
 
 
 def find_spontaneous(source: Path, language: str) -> Path | None:
-    """The table of the language in `source` or in a folder in it; None where there is no such release at all.
+    """Finds the Spontaneous Speech table of the language, in `source` or up to two levels deeper.
 
-    Raises ChoiceError where there are others only, or its clips are not beside its table.
+    Returns None where there is no such table of any language. Raises ConfigError where there are only those of other
+    languages, or the clips are not beside the table.
     """
     tables = [file for depth in ("", "*/", "*/*/") for file in source.glob(f"{depth}{SPONTANEOUS}*.tsv")]
     table = choose(source, language, {file: its for file in tables if (its := spontaneous_language(file))})
@@ -175,9 +183,9 @@ def find_spontaneous(source: Path, language: str) -> Path | None:
 
 
 def open_spontaneous(source: Path, release: str, table: Path, language: str, clips: Clips) -> Corpus:
-    """From the table and the clips, wherever they were. Raises ChoiceError for a table that is another."""
-    gathered = CorpusBuilder(str(source))
-    header, rows, gathered.left_out[""] = read_rows(table)
+    """Opens Spontaneous Speech from its table and clips. Raises ConfigError for a table of other columns."""
+    builder = CorpusBuilder(str(source))
+    header, rows, builder.left_out[""] = read_rows(table)
     columns = COLUMNS.found_in(header, str(table))
     for number, cells in rows:
         try:
@@ -185,7 +193,7 @@ def open_spontaneous(source: Path, release: str, table: Path, language: str, cli
             if not utterance.text.strip():
                 raise ValueError("not transcribed")
         except ValueError as error:
-            gathered.leave_out(cells.get("split", ""), f"line {number}", error)
+            builder.leave_out(cells.get("split", ""), f"line {number}", error)
             continue
-        gathered.add(utterance.split, PurePosixPath(utterance.path).name, utterance)
-    return gathered.corpus(release, language, clips)
+        builder.add(utterance.split, PurePosixPath(utterance.path).name, utterance)
+    return builder.corpus(release, language, clips)

@@ -1,7 +1,7 @@
-"""Data sets that `datasets` reads: `hf:<name>[:config]` from the Hub; parquet, arrow and what save_to_disk wrote.
+"""Data sets that `datasets` reads: `hf:<name>[:config]` of the Hub; parquet, arrow, save_to_disk's.
 
-Their sound is bytes in a column, which we decode ourselves as we do files: `datasets` would want torchcodec for it. The
-clips that a run draws are written to the cache, each once, under the hash of its bytes.
+Their audio is bytes in a column. asr_lora decodes them as it does files: `datasets` would need torchcodec. The clips
+that a run draws are written to the cache, each once, under the hash of its bytes.
 """
 
 import hashlib
@@ -25,29 +25,35 @@ from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ConfigError, ExternalError, UserError, listed
 from asr_lora.runtime.files import atomic_file, cache_dir, disk_errors, plain_suffix
 
-PREFIX = "hf:"  # what data.source begins with
+PREFIX = "hf:"  # of data.source
 PAGES = "https://huggingface.co/datasets"
-LOCAL = "what it should be at https://huggingface.co/docs/datasets"
-SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves, of several splits or of one
+LOCAL = "the formats that it reads at https://huggingface.co/docs/datasets"
+SAVED = ("dataset_dict.json", "state.json")  # files of save_to_disk, for several splits or one
 FILES = (".parquet", ".arrow")
-BEGINS = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg"}  # what bytes without a name are; else mp3
+BEGINS = {b"RIFF": ".wav", b"fLaC": ".flac", b"OggS": ".ogg"}  # by the first bytes; others are mp3
 PLACES = ("start", "end", "split")
-ROWS = 256  # read at a time; the column of the sound is left where it is
+ROWS = 256  # read at a time, without the audio column
 
 
 def is_dataset(source: Path) -> bool:
-    """Whether a file or folder is one that `datasets` reads."""
+    """Returns whether `datasets` reads a file or folder."""
     if source.is_file():
         return source.suffix.lower() in FILES
-    if any((source / name).is_file() for name in SAVED):
-        return True
-    return any(next(source.glob(f"{depth}*{end}"), None) for depth in ("", "*/", "*/*/") for end in FILES)
+    return is_saved(source) or any(
+        next(source.glob(f"{depth}*{end}"), None) for depth in ("", "*/", "*/*/") for end in FILES
+    )
+
+
+def is_saved(source: Path) -> bool:
+    """Returns whether a folder is one that save_to_disk wrote."""
+    return any((source / name).is_file() for name in SAVED)
 
 
 def open_hub(named: str, language: str, columns: Columns) -> Corpus:
-    """A data set of the Hub, by `name` or `name:config`; fetched into the cache of the Hugging Face libraries.
+    """Opens a data set of the Hub, `name` or `name:config`, and fetches it into the Hugging Face cache.
 
-    Raises ChoiceError for a name, a configuration or columns that are not there, WorldError where it cannot be reached.
+    Raises ConfigError for a name, a configuration or columns that are not there, ExternalError where the Hub cannot be
+    reached.
     """
     name, title = named.partition(":")[0], f"{PREFIX}{named}"
     builder = hub_builder(named)
@@ -63,7 +69,7 @@ def open_hub(named: str, language: str, columns: Columns) -> Corpus:
 
 
 def hub_builder(named: str) -> Any:
-    """What `datasets` reads a data set of the Hub with; of the set itself nothing is fetched. Raises as `open_hub`."""
+    """Returns the `datasets` builder of a data set of the Hub; fetches no data. Raises as `open_hub`."""
     name, _, config = named.partition(":")
     title = f"{PREFIX}{named}"
     if not name or name.count("/") > 1:
@@ -77,12 +83,12 @@ def is_audiofolder(builder: Any) -> bool:
 
 
 def open_local(source: Path, language: str, columns: Columns) -> Corpus:
-    """Parquet or arrow files, or a folder of them. Raises as `open_hub` does."""
-    cache = str(cache_dir() / "datasets")  # of the arrow files that are made of others
+    """Opens a parquet or arrow file, or a folder of them. Raises as `open_hub` does."""
+    cache = str(cache_dir() / "datasets")  # of the arrow files that others are converted to
     with hub_errors(str(source), LOCAL):
         if source.is_file():
             loaded = datasets.load_dataset(source.suffix[1:], data_files=str(source), cache_dir=cache)
-        elif any((source / name).is_file() for name in SAVED):
+        elif is_saved(source):
             loaded = datasets.load_from_disk(str(source))
         else:
             loaded = datasets.load_dataset(str(source), cache_dir=cache)
@@ -90,44 +96,46 @@ def open_local(source: Path, language: str, columns: Columns) -> Corpus:
 
 
 def _corpus(loaded: Any, source: str, release: str, language: str, columns: Columns) -> Corpus:
-    """From a `datasets.DatasetDict`, or a `Dataset`, which nobody has split."""
+    """Reads a `datasets.DatasetDict`, or a `Dataset`, which has no splits."""
     splits: dict[str, Any] = dict(loaded) if isinstance(loaded, dict) else {UNSPLIT: loaded}
     parts = by_split({name: (name, data) for name, data in splits.items()}) or {UNSPLIT: list(splits.items())}
-    gathered, clips = CorpusBuilder(source), _Rows()
+    builder, clips = CorpusBuilder(source), _ColumnClips()
     for split, own in parts.items():
         for name, data in own:
-            _gather(gathered, clips, split, name, data, columns)
-    return gathered.corpus(release, language, clips)
+            _add_split(builder, clips, split, name, data, columns)
+    return builder.corpus(release, language, clips)
 
 
-def _gather(gathered: CorpusBuilder, clips: "_Rows", split: str, name: str, data: Any, columns: Columns) -> None:
-    """One split of the data set. Its sound is not looked at, but for the names of the files that it came from."""
-    sound, plain, found = resolve_columns(data, columns, f"{gathered.of} ({name})")
+def _add_split(
+    builder: CorpusBuilder, clips: "_ColumnClips", split: str, name: str, data: Any, columns: Columns
+) -> None:
+    """Adds a split of the data set. Of its audio only the names of the files that it came from are read."""
+    sound, plain, found = resolve_columns(data, columns, f"{builder.of} ({name})")
     alone = data.select_columns([sound]).cast_column(sound, datasets.Audio(decode=False))
-    called = _names(alone, name, sound)
+    clip_names = _names(alone, name, sound)
     values = (row for batch in data.select_columns(plain).with_format(None).iter(ROWS) for row in _unbatched(batch))
     for at, row in enumerate(values):
-        clip = called[at] if called[at] not in clips.places else _numbered(name, at, called[at])
+        clip = clip_names[at] if clip_names[at] not in clips.places else _numbered(name, at, clip_names[at])
         try:
             utterance = parse_utterance(
                 {column: as_cell(value) for column, value in row.items()} | {sound: clip}, found
             )
         except ValueError as error:
-            gathered.leave_out(split, f"{name} row {at}", error)
+            builder.leave_out(split, f"{name} row {at}", error)
             continue
         own = segment_name(clip, utterance)
-        gathered.add(split, own, utterance)
+        builder.add(split, own, utterance)
         clips.places[own] = (alone, at, sound)
 
 
 def resolve_columns(data: Any, columns: Columns, table: str) -> tuple[str, list[str], dict[str, str]]:
-    """The column of the sound, those of plain values, and by what they are to us the ones among all of these.
+    """Returns the audio column, those of plain values, and the name of the column of each field.
 
-    Raises ChoiceError where a column that is needed is not there.
+    Raises ConfigError where a required column is not there.
     """
     sound = _sound_column(data, columns, table)
     plain = [column for column, feature in data.features.items() if _is_plain(feature) and column != sound]
-    # Where a clip lay in a recording that is not here is no matter, unless the settings say that it is.
+    # The times of a clip in a recording that is not here are ignored, unless the settings name their columns.
     found = Columns({**columns.named, "path": sound}).found_in([sound, *plain], table)
     return sound, plain, {its: own for its, own in found.items() if its not in PLACES or its in columns.named}
 
@@ -138,22 +146,22 @@ def _unbatched(batch: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _is_plain(feature: Any) -> bool:
-    """Text, a number or a class, no list or structure."""
+    """Returns whether a feature is text, a number or a class, and no list or structure."""
     return isinstance(feature, (datasets.Value, datasets.ClassLabel)) and "binary" not in feature.dtype
 
 
 def _sound_column(data: Any, columns: Columns, table: str) -> str:
-    """The column of the sound, encoded bytes and the name of the file that they came from.
+    """Returns the audio column: encoded bytes, and the name of the file that they came from.
 
-    Raises ChoiceError where there is none, or the one that is named holds something else.
+    Raises ConfigError where there is none, or the one that the settings name holds something else.
     """
     holds = [column for column, feature in (data.features or {}).items() if _is_sound(feature)]
     named = columns.named.get("path", "audio" if "audio" in holds or not holds else holds[0])
     if named not in holds:
         raise ConfigError(
-            f"data.columns: {named} of {table} holds no sound as datasets keeps it, a file's bytes "
-            f"(such are: {listed(holds)}; got: {listed(data.column_names or [])}); "
-            "say 'data.columns={path: <its name>}'"
+            f"data.columns: {named} of {table} holds no audio as datasets stores it, a file's bytes "
+            f"(columns that do: {listed(holds)}; got: {listed(data.column_names or [])}); "
+            "set 'data.columns={path: <its name>}'"
         )
     return named
 
@@ -164,9 +172,9 @@ def _is_sound(feature: Any) -> bool:
 
 
 def _names(sound: Any, split: str, column: str) -> list[str]:
-    """The clips' names: those of their files where no two are alike, else the split and a number."""
-    told = pyarrow.compute.struct_field(sound.with_format("arrow")[:][column], "path").to_pylist()
-    names = [PurePosixPath(path).name if path else "" for path in told]
+    """Returns the clips' names: of their files where all differ, else the split and a number."""
+    paths = pyarrow.compute.struct_field(sound.with_format("arrow")[:][column], "path").to_pylist()
+    names = [PurePosixPath(path).name if path else "" for path in paths]
     if "" in names or len(set(names)) < len(names):
         return [_numbered(split, at, name) for at, name in enumerate(names)]
     return names
@@ -177,8 +185,8 @@ def _numbered(split: str, at: int, name: str) -> str:
 
 
 @dataclass
-class _Rows:
-    """Clips that are bytes in a column: by name the data set, the row and the column."""
+class _ColumnClips:
+    """Clips that are bytes in a column; `places` maps a name to the data set, the row and the column."""
 
     places: dict[str, tuple[Any, int, str]] = field(default_factory=dict)
 
@@ -188,13 +196,13 @@ class _Rows:
         lengths: dict[int, list[int | None]] = {}
         for name, (sound, at, column) in self.places.items():
             if id(sound) not in lengths:
-                held = pyarrow.compute.struct_field(sound.with_format("arrow")[:][column], "bytes")
-                lengths[id(sound)] = pyarrow.compute.binary_length(held).to_pylist()
+                encoded = pyarrow.compute.struct_field(sound.with_format("arrow")[:][column], "bytes")
+                lengths[id(sound)] = pyarrow.compute.binary_length(encoded).to_pylist()
             found[name] = lengths[id(sound)][at] or 0
         return found
 
     def fetch(self, names: Sequence[str]) -> dict[str, Path]:
-        """Writes their bytes to the cache, a clip at a time; a file that is only named must be there."""
+        """Writes the clips to the cache, one at a time; a clip without bytes must be a file that is there."""
         wanted = [name for name in names if name in self.places]
         found: dict[str, Path] = {}
         with progress("writing clips", total=len(wanted)) as bar:
@@ -210,7 +218,7 @@ class _Rows:
 
 
 def cache_audio(content: bytes, suffix: str) -> Path:
-    """The file of these bytes in the cache. Raises WorldError where it cannot be written."""
+    """Returns the file of these bytes in the cache. Raises ExternalError where it cannot be written."""
     digest = hashlib.sha256(content).hexdigest()
     file = cache_dir() / "clips" / digest[:2] / f"{digest[:32]}{plain_suffix(suffix) or suffix_of(content)}"
     if not file.is_file():
@@ -225,7 +233,7 @@ def suffix_of(content: bytes) -> str:
 
 @contextmanager
 def hub_errors(title: str, page: str) -> Iterator[None]:
-    """Turns what the Hugging Face libraries raise into one line with the way out."""
+    """Turns errors of the Hugging Face libraries into one line with the way out."""
     try:
         yield
     except UserError:
@@ -239,8 +247,8 @@ def hub_errors(title: str, page: str) -> Iterator[None]:
         ) from error
     except (ConnectionError, HfHubHTTPError) as error:
         raise ExternalError(
-            f"data.source: {title}: cannot reach the Hub ({first_line(error)}); look to the network and type the same "
-            "again, or name a copy that is on this machine"
+            f"data.source: {title}: cannot reach the Hub ({first_line(error)}); check the network and run the "
+            "same command again, or name a copy that is on this machine"
         ) from error
     except (DatasetsError, pyarrow.ArrowException, ValueError, RuntimeError, OSError, ImportError) as error:
         raise ConfigError(

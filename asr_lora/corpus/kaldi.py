@@ -1,6 +1,6 @@
-"""A Kaldi data directory: wav.scp and text, and segments, utt2spk, utt2dur if there; or a directory a split.
+"""Kaldi data directories, one or one per split: wav.scp and text, optional segments, utt2spk, utt2dur.
 
-A file of it is a line an item: its id, a blank, the rest (kaldi-asr.org/doc/data_prep.html).
+A line of such a file is an id, a blank and the rest (kaldi-asr.org/doc/data_prep.html).
 """
 
 import re
@@ -11,8 +11,8 @@ from asr_lora.corpus.records import UNSPLIT, Corpus, CorpusBuilder, Utterance, b
 from asr_lora.runtime.errors import ConfigError, listed
 
 RECORDINGS = "wav.scp"
-ARCHIVED = re.compile(r"\.ark:\d+$")  # a place within one of Kaldi's own archives
-FOLDERS_UP = 4  # from a data directory: a relative path begins in it or where the recipe was run, data/train/../..
+ARCHIVED = re.compile(r"\.ark:\d+$")  # a position in one of Kaldi's own archives
+FOLDERS_UP = 4  # of a data directory: relative paths begin in it or where the recipe was run, data/train/../..
 
 
 def is_kaldi(source: Path) -> bool:
@@ -20,13 +20,16 @@ def is_kaldi(source: Path) -> bool:
 
 
 def open_kaldi(source: Path, language: str) -> Corpus:
-    """Raises ChoiceError for what lacks a file or names a command; no command is ever run."""
-    gathered = CorpusBuilder(str(source))
+    """Opens a data directory, or those of the splits. No command of wav.scp is ever run.
+
+    Raises ConfigError where a file is missing, or wav.scp names a command.
+    """
+    builder = CorpusBuilder(str(source))
     for split, folders in _folders(source).items():
         for folder in folders:
-            _gather(gathered, folder, split)
+            _add_folder(builder, folder, split)
     rule = f"a path in {RECORDINGS} is absolute, or begins in its folder or where the recipe was run"
-    return gathered.corpus(source.name, language, gathered.clips(rule))
+    return builder.corpus(source.name, language, builder.clips(rule))
 
 
 def _folders(source: Path) -> Mapping[str, list[Path]]:
@@ -42,12 +45,12 @@ def _folders(source: Path) -> Mapping[str, list[Path]]:
     return named
 
 
-def _gather(gathered: CorpusBuilder, folder: Path, split: str) -> None:
-    """One data directory. An utterance is called by its id, with the ending of its recording behind."""
+def _add_folder(builder: CorpusBuilder, folder: Path, split: str) -> None:
+    """Adds a data directory. A clip's name is the id of its utterance and the suffix of its recording."""
     recordings = _recordings(folder)
     if not (folder / "text").is_file():
         raise ConfigError(
-            f"data.source: no text beside {folder / RECORDINGS}; it holds what is said in every utterance"
+            f"data.source: no text beside {folder / RECORDINGS}; it holds the transcript of every utterance"
         )
     speakers, seconds = _column(folder / "utt2spk"), _column(folder / "utt2dur")
     cut = (folder / "segments").is_file()
@@ -58,28 +61,28 @@ def _gather(gathered: CorpusBuilder, folder: Path, split: str) -> None:
             recording, start, end = _segment(segments, utt) if cut else (utt, None, None)
             if recording not in recordings:
                 raise ValueError(f"{recording} is not in {RECORDINGS}")
-            lasting = _time(seconds[utt]) if utt in seconds else None
+            duration = _time(seconds[utt]) if utt in seconds else None
             file = recordings[recording]
-            utterance = check_times(Utterance(str(file), text, speakers.get(utt, ""), "", start, end, lasting))
+            utterance = check_times(Utterance(str(file), text, speakers.get(utt, ""), "", start, end, duration))
             name = f"{utt}{file.suffix}"
-            if gathered.files.get(name, file) != file:
-                raise ValueError(f"{utt} is another clip elsewhere in {gathered.of}")
+            if builder.files.get(name, file) != file:
+                raise ValueError(f"{utt} is another clip elsewhere in {builder.of}")
         except ValueError as error:
-            gathered.leave_out(split, line, error)
+            builder.leave_out(split, line, error)
             continue
-        gathered.add(split, name, utterance, file)
+        builder.add(split, name, utterance, file)
 
 
 def _recordings(folder: Path) -> dict[str, Path]:
-    """Files by recording. They may lie anywhere: these are the user's own lists, which nearly always name them so."""
+    """Returns the files by recording. They may lie anywhere: the lists are the user's own."""
     found: dict[str, str] = {}
     for number, recording, place in _lines(folder / RECORDINGS):
         if place.endswith("|") or ARCHIVED.search(place):
-            kind = "a command" if place.endswith("|") else "a place in an archive"
+            kind = "a command" if place.endswith("|") else "a position in an archive"
             shown = place if len(place) <= 60 else f"{place[:57]}..."
             raise ConfigError(
-                f"data.source: line {number} of {folder / RECORDINGS} is {kind} and no file ({shown}), and none is run "
-                "or opened here; write the audio out once and name the files (a command that only decodes flac or mp3 "
+                f"data.source: line {number} of {folder / RECORDINGS} is {kind} and no file ({shown}), which is not "
+                "run or opened here; write the audio to files and name these (a command that only decodes flac or mp3 "
                 "is not needed: name its file)"
             )
         found[recording] = place
@@ -90,7 +93,7 @@ def _recordings(folder: Path) -> dict[str, Path]:
 
 
 def _segment(segments: Mapping[str, str], utt: str) -> tuple[str, float, float | None]:
-    """Recording, start and end (s; None, in Kaldi -1: to the end of the recording)."""
+    """Returns the recording, start and end (s; None, in Kaldi -1: to the end of the recording)."""
     if utt not in segments:
         raise ValueError(f"{utt} is not in segments")
     fields = re.split(r"[ \t]+", segments[utt].strip())
@@ -112,7 +115,7 @@ def _column(path: Path) -> dict[str, str]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Line number, id and the rest (empty where there is none) of every line that is not empty."""
+    """Yields line number, id and the rest (empty where there is none) of every line that is not empty."""
     for number, line in enumerate(lines_of(path), start=1):
         if fields := re.split(r"[ \t]+", line.strip(" \t"), maxsplit=1) if line.strip(" \t") else []:
             yield number, fields[0], fields[1] if len(fields) > 1 else ""

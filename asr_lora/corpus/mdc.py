@@ -1,7 +1,7 @@
-"""Common Voice from its home, Mozilla Data Collective: `data.source=mdc:<id or slug>`, a release on this machine.
+"""Downloads from Mozilla Data Collective, the home of Common Voice: `data.source=mdc:<id or slug>`.
 
-The `datacollective` SDK downloads and goes on from what is there; it does not look at what it got. So it works in a
-folder of its own, and only an archive whose size and SHA-256 are those that MDC states leaves that folder.
+The `datacollective` SDK downloads and resumes; it does not verify the file. So it works in a folder of its own, and
+only an archive whose size and SHA-256 are those that MDC states leaves that folder.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from asr_lora.runtime.files import ANOTHER_CACHE, cache_dir, is_plain, read_json
 
 if TYPE_CHECKING:
     from datacollective import DatasetDetails
-PREFIX = "mdc:"  # what data.source begins with
+PREFIX = "mdc:"  # of data.source
 NAME = re.compile(r"[A-Za-z0-9](\.?[\w-])*", re.ASCII)  # of a data set; it becomes a folder and part of an address
 CHUNK = 1 << 20  # bytes hashed at a time
 NO_DOTENV = "PYTHON_DOTENV_DISABLED"  # python-dotenv's switch, as of its version 1.2
@@ -38,10 +38,10 @@ WHERE_NAMES_ARE = (
 
 
 def download(name: str) -> Path:
-    """The archive of the data set of this id or slug, fetched unless it lies complete in the cache.
+    """Returns the archive of a data set by id or slug, downloaded unless it is complete in the cache.
 
-    What was fetched stays: a complete archive is found without asking MDC whether there is a newer one. Interrupted, it
-    goes on from there next time. Raises ChoiceError for a name, a key or terms not accepted, WorldError for the rest.
+    A complete archive is used without asking MDC whether there is a newer one. An interrupted download resumes next
+    time. Raises ConfigError for a name, a key or terms not accepted, ExternalError for other failures.
     """
     check(name)
     folder = _downloads()
@@ -50,7 +50,7 @@ def download(name: str) -> Path:
     with mdc_errors(f"{PREFIX}{name}", folder, f"{SITE}/datasets/{name}"):
         release = _look_up(name)
     with mdc_errors(release.title, folder, release.page), _alone(folder / f"{release.id}.lock", release.title):
-        # It may have come under its other name, or by the process that this one waited for.
+        # It may have been downloaded under its other name, or by the process that this one waited for.
         if archive := _complete(release.id, folder, release.sha256):
             _record(release, folder)
             return archive
@@ -58,7 +58,7 @@ def download(name: str) -> Path:
 
 
 def check(name: str) -> None:
-    """Refuses, without the network, what cannot become an archive: no such name, no key. Raises ChoiceError."""
+    """Raises ConfigError, without the network, for a name that cannot exist, and where no key is set."""
     if not NAME.fullmatch(name):
         last = name.rstrip("/").rpartition("/")[2]
         meant = f"did you mean {PREFIX}{last}?" if last != name and NAME.fullmatch(last) else WHERE_NAMES_ARE
@@ -71,13 +71,13 @@ def check(name: str) -> None:
             f"{KEY}: not set, and Mozilla Data Collective hands out {PREFIX}{name} to holders of a key alone; make one "
             f"at {KEYS_PAGE} (free account), then: export {KEY}=<the key>"
         )
-    if not re.fullmatch("[!-~]+", key):  # such a header would be refused by the library, in its own words
+    if not re.fullmatch("[!-~]+", key):  # the library would refuse such a header, with a message of its own
         raise ConfigError(f"{KEY}: a key holds no spaces, line breaks or accents, but this value does; copy it anew")
 
 
 @dataclass(frozen=True)
 class _Release:
-    """What MDC says of a data set."""
+    """A data set as MDC describes it."""
 
     asked: str  # the id or slug that the user wrote
     id: str
@@ -93,10 +93,10 @@ class _Release:
 
 
 def _sdk() -> None:
-    """Makes sure of the SDK. It is imported where it is used, as it takes pandas and most of a second along.
+    """Raises ExternalError where the SDK is not installed.
 
-    As it is imported it would set the environment by the .env file of the working folder, or one above: that of another
-    project, or of whoever made the folder.
+    It is imported where it is used, since with pandas it takes most of a second. On import it would set the environment
+    from the .env file of the working folder, or one above, which may be another project's, or come from elsewhere.
     """
     before = os.environ.get(NO_DOTENV)
     os.environ[NO_DOTENV] = "1"
@@ -133,31 +133,31 @@ def _page(details: "DatasetDetails") -> str:
 
 
 def _fetch(release: _Release, folder: Path) -> Path:
-    """The archive at its final place, by way of a folder that holds the SDK's own unfinished files."""
+    """Downloads the archive to a folder of the SDK's own, verifies it, and moves it to its final place."""
     from datacollective import download_dataset  # noqa: PLC0415
 
     partial = folder / release.id / "partial"
     partial.mkdir(parents=True, exist_ok=True)
-    if _held(partial) > release.bytes:  # the SDK appends, and a server that cannot go on sends all of it again
+    if _held(partial) > release.bytes:  # the SDK appends, and a server that cannot resume sends all of it again
         shutil.rmtree(partial)
         partial.mkdir()
-    # Interrupted between its last byte and our look at it: nothing is left to ask for, and a server says so with 416.
+    # Interrupted between the last byte and the check: nothing is left to ask for, to which a server answers 416.
     got = next((file for file in partial.iterdir() if file.stat().st_size == release.bytes), None)
     if got is None:
         held = _held(partial)
         _enough_room(release, folder, held)
-        begun = f", going on from {_size(held)}" if held else "; interrupted, the same command goes on"
-        log(f"{release.title}: fetching {release.filename}, {_size(release.bytes)}, into {folder}{begun}")
+        resumed = f", resuming from {_size(held)}" if held else "; if interrupted, the same command resumes it"
+        log(f"{release.title}: fetching {release.filename}, {_size(release.bytes)}, into {folder}{resumed}")
         with _watched(release, partial):
             got = download_dataset(release.id, download_directory=str(partial), show_progress=False)
     if wrong := _wrong(release, got):
         shutil.rmtree(partial)
         raise ExternalError(
-            f"{release.title}: {release.filename} came damaged, {wrong}; nothing of it was kept: type the same again, "
-            "and if it stays so, tell Mozilla Data Collective"
+            f"{release.title}: {release.filename} arrived damaged, {wrong}; it was deleted: run the same command "
+            "again, and if that fails too, report it to Mozilla Data Collective"
         )
     archive = folder / release.id / release.filename
-    _record(release, folder)  # before the move: what is recorded counts only once it is there
+    _record(release, folder)  # before the move: a record counts only once its archive is there
     got.replace(archive)
     shutil.rmtree(partial)
     log(f"{release.title}: {archive}")
@@ -174,12 +174,12 @@ def _enough_room(release: _Release, folder: Path, held: int) -> None:
 
 
 def _wrong(release: _Release, file: Path) -> str | None:
-    """What speaks against this being the archive that MDC describes, if anything."""
+    """Returns how a file differs from the archive that MDC describes; None where it does not."""
     size = file.stat().st_size
     if size != release.bytes:
         return f"{size:,} bytes and not {release.bytes:,}"
     if release.sha256 is None:
-        log(f"{release.title}: Mozilla Data Collective states no checksum for it; its size is right")
+        log(f"{release.title}: Mozilla Data Collective states no checksum for it; its size is as stated")
         return None
     hashed = hashlib.sha256()
     with file.open("rb") as content, progress("checking (MB)", size / 1e6) as bar:
@@ -191,7 +191,7 @@ def _wrong(release: _Release, file: Path) -> str | None:
 
 @contextmanager
 def _watched(release: _Release, partial: Path) -> Iterator[None]:
-    """Progress of what grows in `partial`: the SDK tells of its own on standard output alone, and without estimate."""
+    """Shows the progress of the file in `partial`; the SDK prints to stdout alone, without an estimate."""
     over = threading.Event()
     with progress(f"fetching {release.filename} (MB)", release.bytes / 1e6) as bar:
 
@@ -199,7 +199,7 @@ def _watched(release: _Release, partial: Path) -> Iterator[None]:
             while not over.wait(0.5):
                 bar.move_to(_held(partial) / 1e6)
 
-        bar.move_to(_held(partial) / 1e6)  # what was there before does not count for the speed
+        bar.move_to(_held(partial) / 1e6)  # a part that was there before does not count for the speed
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         try:
@@ -211,21 +211,21 @@ def _watched(release: _Release, partial: Path) -> Iterator[None]:
 
 
 def _held(partial: Path) -> int:
-    """Bytes of what came, whatever the SDK calls it; beside it lies its note of the checksum."""
+    """Returns the bytes of the partial file, whatever its name, without the SDK's checksum file."""
     sizes = []
     for file in partial.iterdir():
         if file.suffix == ".checksum":
             continue
         try:
             sizes.append(file.stat().st_size)
-        except FileNotFoundError:  # the SDK renames its file, or begins anew, while this looks
+        except FileNotFoundError:  # the SDK renames its file, or begins again, meanwhile
             continue
     return max(sizes, default=0)
 
 
 @contextmanager
 def _alone(lock: Path, title: str) -> Iterator[None]:
-    """Two processes that append to one file would make rubbish of it: the second waits, and finds it done."""
+    """Locks the download: a second process would corrupt it by appending, so it waits, then finds it done."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     held = FileLock(lock)
     try:
@@ -248,7 +248,7 @@ def _downloads() -> Path:
 
 
 def _complete(name: str, folder: Path, sha256: str | None = None) -> Path | None:
-    """The archive that was recorded as whole under this name, if it still lies there (and has this checksum)."""
+    """Returns the archive recorded under this name if it is still there (with this checksum), else None."""
     record = folder / f"{name}.json"
     if not record.is_file():
         return None
@@ -259,7 +259,7 @@ def _complete(name: str, folder: Path, sha256: str | None = None) -> Path | None
 
 
 def _record(release: _Release, folder: Path) -> None:
-    """Under all its names, so that no later call asks MDC which data set is meant."""
+    """Records the archive under all its names, so that no later call asks MDC which data set is meant."""
     facts = {"id": release.id, "file": release.filename, "bytes": release.bytes, "sha256": release.sha256}
     for name in {release.asked, release.id, release.slug or release.id}:
         if NAME.fullmatch(name):
@@ -268,9 +268,9 @@ def _record(release: _Release, folder: Path) -> None:
 
 @contextmanager
 def mdc_errors(title: str, folder: Path, page: str) -> Iterator[None]:
-    """Turns what the SDK, the network and the disk raise into one line with the way out.
+    """Turns errors of the SDK, the network and the disk into one line with the way out.
 
-    `title` is what the user wrote, mdc:..., `folder` where it goes, `page` where its terms are.
+    `title` is the user's `mdc:...`, `folder` the download's, `page` that of the terms.
     """
     from datacollective.errors import DownloadError  # noqa: PLC0415
 
@@ -281,12 +281,12 @@ def mdc_errors(title: str, folder: Path, page: str) -> Iterator[None]:
     except DownloadError as error:
         cause = error.__cause__ or error
         if isinstance(cause, KeyboardInterrupt):
-            raise cause from None  # the SDK takes Ctrl-C for a failure
+            raise cause from None  # the SDK turns Ctrl-C into a failure
         if _status(cause) == 429 or _of_the_system(cause):
             raise _plain(title, folder, page, cause) from error
         raise ExternalError(
-            f"{title}: fetching it broke off ({_reason(cause)}); what came is kept: type the same again, and it goes "
-            "on from there"
+            f"{title}: the download broke off ({_reason(cause)}); its first part is kept: run the same command "
+            "again to resume it"
         ) from error
     except (OSError, RuntimeError, ValueError) as error:
         raise _plain(title, folder, page, error) from error
@@ -298,48 +298,48 @@ def _plain(title: str, folder: Path, page: str, error: BaseException) -> UserErr
         return _refused(title, page, status, error)
     if _of_the_system(error):
         return ExternalError(f"cannot write {folder}: {_reason(error)}; {ANOTHER_CACHE}")
-    # What requests raises is an OSError, and a ValueError beside where it is no matter of the network.
+    # Errors of requests are OSErrors, and ValueErrors too where they are not of the network.
     if isinstance(error, OSError) and not isinstance(error, ValueError):
         return ExternalError(
-            f"{title}: cannot reach Mozilla Data Collective ({_reason(error)}); look to the network and type the same "
-            "again, or download the archive elsewhere and name its path"
+            f"{title}: cannot reach Mozilla Data Collective ({_reason(error)}); check the network and run the same "
+            "command again, or download the archive elsewhere and name its path"
         )
     return ExternalError(
-        f"{title}: the datacollective package cannot read what Mozilla Data Collective answered ({_reason(error)}); "
+        f"{title}: the datacollective package cannot read the answer of Mozilla Data Collective ({_reason(error)}); "
         "try a newer one, or download the archive in a browser and name its path"
     )
 
 
 def _refused(title: str, page: str, status: int, error: BaseException) -> UserError:
-    """By HTTP's number, and with the server's own words where it gave any."""
-    words = " ".join(str(error).partition(" — ")[2].split())  # where the SDK puts them
-    said = f"HTTP {status}: {words}" if words else f"HTTP {status}"
+    """Returns the error of an HTTP status, with the server's own message where there is one."""
+    message = " ".join(str(error).partition(" — ")[2].split())  # where the SDK puts it
+    answer = f"HTTP {status}: {message}" if message else f"HTTP {status}"
     if status == 401:
         return ConfigError(
-            f"{KEY}: Mozilla Data Collective does not take this key, it is wrong, expired or revoked ({said}); make a "
-            f"new one at {KEYS_PAGE}"
+            f"{KEY}: Mozilla Data Collective does not accept this key, it is wrong, expired or revoked ({answer}); "
+            f"make a new one at {KEYS_PAGE}"
         )
     if status == 402:
-        return ConfigError(f"{title}: has to be paid for ({said}); see {page}")
+        return ConfigError(f"{title}: has to be paid for ({answer}); see {page}")
     if status == 403:
         return ConfigError(
-            f"{title}: its terms are not accepted, or you are not approved ({said}); sign in, accept them on {page}, "
-            "and type the same again"
+            f"{title}: its terms are not accepted, or you are not approved ({answer}); sign in, accept them on {page}, "
+            "and run the same command again"
         )
     if status == 410:
-        return ConfigError(f"{title}: was taken down ({said}); choose another at {SITE}/datasets")
+        return ConfigError(f"{title}: was taken down ({answer}); choose another at {SITE}/datasets")
     if status in (400, 404):
-        return ConfigError(f"{title}: Mozilla Data Collective has no such data set ({said}); {WHERE_NAMES_ARE}")
+        return ConfigError(f"{title}: Mozilla Data Collective has no such data set ({answer}); {WHERE_NAMES_ARE}")
     if status == 429:
         return ExternalError(
-            f"{title}: Mozilla Data Collective takes no more requests for now, or no more downloads by this key today "
-            f"({said}); type the same again {_when(error)}"
+            f"{title}: Mozilla Data Collective accepts no more requests for now, or no more downloads with this key "
+            f"today ({answer}); run the same command again {_when(error)}"
         )
-    return ExternalError(f"{title}: Mozilla Data Collective failed ({said}); try again later")
+    return ExternalError(f"{title}: Mozilla Data Collective failed ({answer}); try again later")
 
 
 def _status(error: BaseException) -> int | None:
-    """HTTP's number for what the SDK raised; it has types of its own for most, and some are Python's."""
+    """Returns the HTTP status of an SDK error, which has a type of the SDK or of Python."""
     from datacollective import AuthenticationError, ResourceRemovedError  # noqa: PLC0415
 
     if (response := getattr(error, "response", None)) is not None:
@@ -351,12 +351,12 @@ def _status(error: BaseException) -> int | None:
 
 
 def _of_the_system(error: BaseException) -> bool:
-    """Whether the system itself raised it, as for a file: errors of the SDK and of requests carry no number."""
+    """Returns whether the system raised it, as for a file: errors of the SDK and requests have no errno."""
     return isinstance(error, OSError) and isinstance(error.errno, int)
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost words of the system, such as Connection refused; never an address, which may be signed."""
+    """Returns the innermost system message (Connection refused); never an address, which may be signed."""
     if (status := _status(error)) is not None:
         return f"HTTP {status}"
     inner: BaseException | None = error
@@ -365,16 +365,16 @@ def _reason(error: BaseException) -> str:
             return str(inner.strerror)
         inner = inner.__cause__ or inner.__context__
     cut, silent = "the connection was cut", "no answer in time"
-    words = {"ChunkedEncodingError": cut, "ConnectTimeout": silent, "ReadTimeout": silent}
-    return words.get(type(error).__name__, type(error).__name__)
+    reasons = {"ChunkedEncodingError": cut, "ConnectTimeout": silent, "ReadTimeout": silent}
+    return reasons.get(type(error).__name__, type(error).__name__)
 
 
 def _when(error: BaseException) -> str:
-    """When Retry-After, seconds or a date, allows another try."""
+    """Returns when Retry-After, seconds or a date, allows another try."""
     after = getattr(error, "response", None)
     after = "" if after is None else after.headers.get("Retry-After", "")
     try:
         moment = datetime.now(UTC) + timedelta(seconds=int(after)) if after.isdigit() else parsedate_to_datetime(after)
     except (ValueError, OverflowError):
-        return "later (it does not say when)"
+        return "later (no time was given)"
     return f"after {moment.astimezone():%Y-%m-%d %H:%M}"

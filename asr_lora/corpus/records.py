@@ -1,4 +1,4 @@
-"""A corpus: tables of utterances by split and their clips; what of a source is unusable is left out and named."""
+"""The corpus: tables of utterances by split, their clips, and the unusable lines that were left out."""
 
 import math
 import re
@@ -18,30 +18,30 @@ SPLITS = ("train", "dev", "test")
 TABLES = (*SPLITS, "validated")  # of a Common Voice release
 UNSPLIT = "all"  # the table of a corpus that comes without splits
 CALLED = {name: name for name in TABLES} | {"training": "train", "valid": "dev", "validation": "dev", "val": "dev"}
-LOOKED_FOR = 20  # files, before all of a table's are believed to be elsewhere
+LOOKED_FOR = 20  # files that are missing before all of a table's are taken to be elsewhere
 Row = dict[str, str]  # of a table: cells by column, raw
 Thing = TypeVar("Thing")
 
 
 class Clips(Protocol):
-    """Clips by name, which is what the column `path` of the tables holds."""
+    """Clips by name, the `path` of their utterances."""
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """Every clip that there is, and its encoded size in bytes: an estimate where durations are absent."""
+        """Maps every clip to its encoded size in bytes, which estimates the duration where that is unknown."""
         ...
 
     def fetch(self, names: Sequence[str]) -> dict[str, Path]:
-        """Names to readable files; a name that the corpus does not hold is absent from the result.
+        """Maps names to readable files; a name that the corpus does not hold is absent from the result.
 
-        Raises WorldError where what holds the clips cannot be read, or the cache not written.
+        Raises ExternalError where the source of the clips cannot be read, or the cache not written.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Files beside one another."""
+    """Clips that are the files of one folder."""
 
     folder: Path
 
@@ -55,7 +55,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Files:
-    """Files anywhere."""
+    """Clips that are files anywhere."""
 
     files: Mapping[str, Path]
 
@@ -69,7 +69,7 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class InShard:
-    """Where a clip lies in a shard, a path or URL: `bytes` from `offset`, as the file `member` of the archive."""
+    """The position of a clip in a shard (path or URL): `bytes` from `offset`, the tar's file `member`."""
 
     shard: str
     member: str
@@ -81,9 +81,9 @@ class InShard:
 class Utterance:
     """A clip and its transcript: a recording, or what lies between `start` and `end` (s) of one.
 
-    `path` is the clip's name in its corpus, `split` what the source calls its split. `duration` (s) is set where the
+    `path` is the clip's name in its corpus, `split` the source's name of its split. `duration` (s) is set where the
     source states it, `sha256` (of the encoded clip) and `shard` where the clip lies in a shard. `source` and `weight`
-    belong to a mixture of corpora. `extra` has the other columns of the source, as they are.
+    belong to a mixture of corpora. `extra` has the other columns of the source, unchanged.
     """
 
     path: str
@@ -104,7 +104,7 @@ class Utterance:
 class Corpus:
     """The speech of one language in one source.
 
-    `tables` holds the utterances of train, dev and test, or what of them there is, and Common Voice's validated; or
+    `tables` holds the utterances of train, dev and test, as far as there are such, and Common Voice's validated; or
     all, where the source has no splits. `durations` is in seconds by clip, empty where unknown. `malformed` lists by
     table which lines were left out, and why.
     """
@@ -126,13 +126,13 @@ class Corpus:
 
 
 def split_called(name: str) -> str | None:
-    """The one split of which a file, a folder or a cell bears the name: dev for valid or nl_validation.csv."""
+    """Returns the one split that a file, folder or cell is named after: dev for valid, nl_validation.csv."""
     found = {CALLED[word] for word in re.split(r"[^a-z]+", name.lower()) if word in CALLED}
     return found.pop() if len(found) == 1 else None
 
 
 def by_split(named: Mapping[str, Thing]) -> dict[str, list[Thing]]:
-    """Things under the splits that they are called after; train alone goes before train_augmented and its like."""
+    """Groups things by the split that they are named after; train takes precedence over train_augmented."""
     found: dict[str, list[Thing]] = {}
     for split in TABLES:
         exact = [thing for name, thing in named.items() if CALLED.get(name.lower()) == split]
@@ -142,9 +142,9 @@ def by_split(named: Mapping[str, Thing]) -> dict[str, list[Thing]]:
 
 
 def parse_utterance(cells: Row, columns: Mapping[str, str]) -> Utterance:
-    """The utterance of a table's row, by the names of its columns for the fields of an utterance.
+    """Parses a row of a table; `columns` maps the fields of an utterance to the names of its columns.
 
-    Raises ValueError, with the reason alone, for what cannot be one.
+    Raises ValueError, with the reason alone, for a row that is no utterance.
     """
     own = {field: cells[column] for field, column in columns.items()}
     if not own["path"].strip():
@@ -158,9 +158,9 @@ def parse_utterance(cells: Row, columns: Mapping[str, str]) -> Utterance:
 
 
 def check_times(utterance: Utterance) -> Utterance:
-    """The same with start, end and duration made consistent.
+    """Returns the utterance with start, end and duration made consistent.
 
-    Raises ValueError for times that cannot be, for more than 30 s, and for NUL characters.
+    Raises ValueError for impossible times, for more than 30 s, and for NUL characters.
     """
     if any("\0" in cell for cell in (utterance.path, utterance.text, utterance.speaker)):
         raise ValueError("a NUL character")
@@ -195,7 +195,7 @@ def _seconds(cell: str, name: str) -> float | None:
 
 
 def segment_name(path: str, utterance: Utterance) -> str:
-    """The name of a clip: that of its recording, for a part of one with the milliseconds where it begins and ends."""
+    """Returns the name of a clip: its recording's, for a segment with its start and end in milliseconds."""
     if utterance.start is None:
         return path
     whole = PurePosixPath(path)
@@ -211,10 +211,10 @@ class CorpusBuilder:
     utterances: dict[str, list[Utterance]] = field(default_factory=lambda: defaultdict(list))  # by the source's split
     durations: dict[str, float] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
-    left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # the same, to lines
+    left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # lines, by the source's split
 
     def add(self, split: str, name: str, utterance: Utterance, file: Path | None = None) -> None:
-        """`name` is the clip's in the corpus. Times are kept to the microsecond, as a manifest writes them."""
+        """Adds an utterance under the clip's `name` in the corpus. Times are rounded to the microsecond."""
         times = {
             key: time and round(time, 6) for key in ("start", "end") if (time := getattr(utterance, key)) is not None
         }
@@ -228,14 +228,14 @@ class CorpusBuilder:
         self.left_out[split].append(f"{line}: {reason}")
 
     def corpus(self, release: str, language: str, clips: Clips) -> Corpus:
-        """All that was gathered. Raises ChoiceError where nothing is left."""
+        """Returns the corpus of all that was added. Raises ConfigError where no utterance is left."""
         tables, malformed = self._tables()
         return Corpus(self.of, release, language, tables, self.durations, malformed, clips)
 
     def _tables(self) -> tuple[dict[str, list[Utterance]], dict[str, list[str]]]:
-        """Our tables and the lines left out of each: under their splits, or all as one where none has a name we know.
+        """Returns the tables by split, or all as one where no split has a known name, and the lines left out.
 
-        Where some rows are of splits that we know, those of another (Spontaneous Speech's unassigned) are left out.
+        Where some splits have known names, the others (Spontaneous Speech's unassigned) are left out.
         """
         known = {split: called for split in self.utterances if (called := split_called(split))}
         tables: dict[str, list[Utterance]] = defaultdict(list)
@@ -254,14 +254,14 @@ class CorpusBuilder:
         count = sum(map(len, out.values()))
         if not tables:
             lines = [line for own in out.values() for line in own]
-            raise ConfigError(f"data.source: {self.of} has no row that can be used (left out: {listed(lines, 3)})")
+            raise ConfigError(f"data.source: {self.of} has no usable row (left out: {listed(lines, 3)})")
         if count:
             example = next(line for own in out.values() for line in own)
             log(f"{self.of}: {count} of {count + sum(map(len, tables.values()))} rows left out ({example}, ...)")
         return dict(tables), {table: out[table] for table in dict.fromkeys([*tables, *out])}
 
     def clips(self, rule: str) -> Files:
-        """The files, once one of the first is seen to be there. Raises ChoiceError, with the `rule` for paths."""
+        """Returns the files. Raises ConfigError, with the `rule` for paths, where none of the first exists."""
         first = list(self.files.values())[:LOOKED_FOR]
         if first and not any(file.is_file() for file in first):
             raise ConfigError(f"data.source: none of the first {len(first)} files of {self.of} is there ({first[0]}, "
@@ -270,7 +270,7 @@ class CorpusBuilder:
 
 
 def inside(path: str) -> PurePosixPath | None:
-    """A relative path with its dots resolved, or None where it leads out of its folder."""
+    """Resolves the dots of a relative path; None where it leads out of its folder."""
     parts: list[str] = []
     for part in PurePosixPath(path).parts:
         if part == ".." and not parts:
@@ -283,13 +283,16 @@ def inside(path: str) -> PurePosixPath | None:
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a text; the last is empty where the text ends as it should. Raises ChoiceError where not UTF-8."""
-    # A line ends at \n alone: splitlines would also break at U+2028 and its like inside a sentence.
+    """Reads the lines of a text file; the last is empty where the file ends with a line break.
+
+    Raises ConfigError for a file that is not UTF-8.
+    """
+    # A line ends at \n alone: splitlines would also break at U+2028 and similar characters inside a sentence.
     return [line.removesuffix("\r") for line in text_of(path).split("\n")]
 
 
 def text_of(path: Path) -> str:
-    """The whole text, without a byte order mark. Raises ChoiceError for a file that is not UTF-8."""
+    """Reads a text file without its byte order mark. Raises ConfigError for a file that is not UTF-8."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

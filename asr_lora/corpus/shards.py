@@ -1,9 +1,8 @@
-"""Shards and their indexes as a corpus: `data.source=shards:<folder or URL>`; asr_lora/data/shard_writer.py writes
-them.
+"""Shards as a corpus: `data.source=shards:<folder or URL>`. asr_lora/data/shard_writer.py writes them.
 
-A folder of shards holds `index.json`, which lists them, and a pair of files a shard: `train-00000.tar`, and
-`train-00000.jsonl` with a line a clip. Only these indexes are read here; those of a server are kept in the cache by
-their hash. A clip is read when it is heard, by its position (asr_lora/data/manifest.py).
+A folder of shards holds `index.json`, which lists them, and two files per shard: `train-00000.tar`, and
+`train-00000.jsonl` with a line per clip. Only these indexes are read here; those of a server are kept in the cache by
+their hash. A clip is read by its position when it is decoded (asr_lora/data/manifest.py).
 """
 
 import hashlib
@@ -26,32 +25,33 @@ from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ConfigError, ExternalError, listed
 from asr_lora.runtime.files import Sha256, atomic_file, cache_dir, damage, existing, is_plain, parse_jsonl, plain_suffix
 
-PREFIX = "shards:"  # how data.source begins
+PREFIX = "shards:"  # of data.source
 INDEX = "index.json"  # of all shards
-VERSION = 1  # of the form of the indexes
+VERSION = 1  # of the format of the indexes
 AT_ONCE = 8  # indexes fetched together
-WRITTEN = "python -m asr_lora.prepare prepare.shards=true writes it, when all shards are complete"
+WRITTEN = "python -m asr_lora.prepare prepare.shards=true writes it, once all shards are complete"
 AGAIN = "copy the folder again"
-ABOUT: Mapping[str, type] = {"language": str, "release": str}  # the fields of index.json beside version and shards,
-SHARD: Mapping[str, type] = {  # of each of its shards,
+ABOUT: Mapping[str, type] = {"language": str, "release": str}  # fields of index.json beside version and shards
+SHARD: Mapping[str, type] = {  # fields of each of its shards
     "shard": Path, "split": str, "bytes": int, "index_sha256": Sha256,
 }  # fmt: skip
-LINE: Mapping[str, type] = {  # and of a line of an index
+LINE: Mapping[str, type] = {  # fields of a line of an index
     "id": Path, "clip": Path, "text": str, "speaker": str, "duration": float, "sha256": Sha256, "member": Path,
     "offset": int, "bytes": int,
 }  # fmt: skip
-FIELDS = {*LINE, "source", "weight", "listed_duration"}  # of a line, beside the corpus's other columns
+FIELDS = {*LINE, "source", "weight", "listed_duration"}  # fields of a line that are not the corpus's other columns
 TRIES = 4
 PAUSE = 0.5  # seconds before the second try; twice as long before each further one
 PATIENCE = 60  # seconds that one request may take
-PASSING = (408, 429, 500, 502, 503, 504)  # HTTP statuses after which the same request may go well
+PASSING = (408, 429, 500, 502, 503, 504)  # HTTP statuses after which the same request may succeed
 Read = TypeVar("Read")
 
 
 def read_shards(place: str, language: str) -> Corpus:
-    """The corpus in a folder of shards, on this machine or behind a URL.
+    """Opens the corpus in a folder of shards, on this machine or behind a URL.
 
-    Raises ChoiceError for what holds no shards, or another language, WorldError for what is damaged or out of reach.
+    Raises ConfigError for a place without shards or of another language, ExternalError for shards that are damaged or
+    cannot be reached.
     """
     home = place if is_url(place) else str(existing(Path(place)))
     about = _about(home)
@@ -66,10 +66,10 @@ def read_shards(place: str, language: str) -> Corpus:
         indexes = pool.map(lambda shard: _index(home, shard), about["shards"])
         for shard, content in zip(about["shards"], indexes, strict=True):
             bar.advance()
-            rows = tables.setdefault(shard["split"], [])
+            utterances = tables.setdefault(shard["split"], [])
             where = beside(home, shard["shard"])
             for line in _lines(content, beside(home, index_name(shard["shard"])), shard["bytes"]):
-                rows.append(_utterance(line, where))
+                utterances.append(_utterance(line, where))
                 durations[line["clip"]] = line["duration"]
     return Corpus(
         source=f"{PREFIX}{home}",
@@ -83,7 +83,7 @@ def read_shards(place: str, language: str) -> Corpus:
 
 
 def beside(home: str, name: str) -> str:
-    """The path or URL of a file in the folder; what follows a URL's ? goes with every file."""
+    """Returns the path or URL of a file in the folder; the query of a URL is kept for every file."""
     if not is_url(home):
         return str(Path(home) / name)
     parts = urlsplit(home)
@@ -91,20 +91,20 @@ def beside(home: str, name: str) -> str:
 
 
 def index_name(shard: str) -> str:
-    """Of the index beside a shard."""
+    """Returns the name of the index beside a shard."""
     return str(PurePosixPath(shard).with_suffix(".jsonl"))
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Clips in shards. They are heard where they are; `fetch` is for who wants a file."""
+    """Clips in shards. Training decodes them from there; `fetch` writes them to files."""
 
     tables: Iterable[Sequence[Utterance]]
     name: str  # of their folder in the cache
 
     @cached_property
     def places(self) -> dict[str, tuple[InShard, str]]:
-        """Where every clip lies, and its SHA-256."""
+        """Maps every clip to its position and its SHA-256."""
         return {each.path: (each.shard, each.sha256) for own in self.tables for each in own if each.shard}
 
     @cached_property
@@ -112,7 +112,10 @@ class Stored:
         return {name: place.bytes for name, (place, _) in self.places.items()}
 
     def fetch(self, names: Sequence[str]) -> dict[str, Path]:
-        """As any clips are; raises WorldError, and keeps nothing, where a shard holds others than its index says."""
+        """Writes clips to the cache.
+
+        Raises ExternalError, and keeps nothing, where a shard holds other bytes than its index states.
+        """
         folder, found = cache_dir() / "shards" / self.name, {}
         for name in names:
             if known := self.places.get(name):
@@ -126,7 +129,10 @@ class Stored:
 
 
 def _about(home: str) -> dict[str, Any]:
-    """What index.json says, once it is known to be ours and, of a folder, the shards to be whole."""
+    """Reads and checks index.json, and the sizes of the shards where they are in a folder.
+
+    Raises ConfigError for one that is missing or of another form, ExternalError for a shard that is not complete.
+    """
     place = beside(home, INDEX)
     try:
         about: dict[str, Any] = json.loads(read_whole(place))
@@ -159,12 +165,12 @@ def _check_size(file: Path, size: int) -> None:
         raise ExternalError(f"data.source: {file} is missing; put it back")
     if file.stat().st_size != size:
         raise ExternalError(
-            f"data.source: {file} has {file.stat().st_size:,} bytes, not {size:,} as {INDEX} says; copy it again"
+            f"data.source: {file} has {file.stat().st_size:,} bytes, not {size:,} as {INDEX} states; copy it again"
         )
 
 
 def _index(home: str, shard: Mapping[str, Any]) -> bytes:
-    """The lines of one shard's index, which are those that index.json was written with."""
+    """Reads a shard's index. Raises ExternalError where it is not the one listed in index.json."""
     place, digest = beside(home, index_name(shard["shard"])), shard["index_sha256"]
     kept = cache_dir() / "indexes" / f"{digest}.jsonl" if is_url(home) else None
     if kept is not None and kept.is_file():
@@ -182,7 +188,7 @@ def _index(home: str, shard: Mapping[str, Any]) -> bytes:
 
 
 def _lines(content: bytes, index: str, held: int) -> Iterator[dict[str, Any]]:
-    """The lines of an index whose shard has `held` bytes. Raises WorldError for one that cannot be."""
+    """Yields the lines of an index whose shard has `held` bytes. Raises ExternalError for a damaged one."""
     lines = parse_jsonl(content.split(b"\n")[:-1], f"data.source: {index}", LINE, {}, AGAIN)
     for number, line in enumerate(lines, 1):
         if not 0 < line["bytes"] <= held - line["offset"]:
@@ -193,7 +199,7 @@ def _lines(content: bytes, index: str, held: int) -> Iterator[dict[str, Any]]:
 
 
 def _utterance(line: Mapping[str, Any], shard: str) -> Utterance:
-    """A line of an index; strings that recur are kept once."""
+    """Returns the utterance of a line of an index; strings that recur are kept once."""
     extra = {sys.intern(name): sys.intern(str(value)) for name, value in line.items() if name not in FIELDS}
     return Utterance(
         path=line["clip"],
@@ -212,9 +218,12 @@ def is_url(place: str) -> bool:
 
 
 def read_whole(place: str) -> bytes:
-    """Raises FileNotFoundError or NotADirectoryError where nothing is, WorldError when it cannot be read."""
+    """Reads a file or URL.
+
+    Raises FileNotFoundError or NotADirectoryError where nothing is there, ExternalError when it cannot be read.
+    """
     if is_url(place):
-        return _patiently(place, lambda: bytes(_web().cat_file(place)))
+        return _with_retries(place, lambda: bytes(_web().cat_file(place)))
     try:
         return Path(place).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -224,13 +233,13 @@ def read_whole(place: str) -> bytes:
 
 
 def read_range(place: str, offset: int, length: int) -> bytes:
-    """Exactly `length` bytes from byte `offset` (more than 0).
+    """Reads exactly `length` bytes from byte `offset` (more than 0) of a file or URL.
 
-    Raises WorldError where they cannot be had: no such file, a server that sends whole files only, less than that.
+    Raises ExternalError where that fails: no such file, a server that sends whole files only, fewer bytes.
     """
     try:
         if is_url(place):
-            content = _patiently(place, lambda: _ranged(place, offset, length))
+            content = _with_retries(place, lambda: _ranged(place, offset, length))
         else:
             content = _sought(place, offset, length)
     except FileNotFoundError as error:
@@ -245,11 +254,11 @@ def read_range(place: str, offset: int, length: int) -> bytes:
 
 
 def read_clip(shard: str, offset: int, length: int, sha256: str) -> bytes:
-    """The bytes of a clip. Raises WorldError where they cannot be read or their hash is not `sha256`."""
+    """Reads the bytes of a clip. Raises ExternalError where that fails or their hash is not `sha256`."""
     content = read_range(shard, offset, length)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ExternalError(
-            f"{shard}: other bytes than its index says at {offset:,}; put back the shard that the index was written for"
+            f"{shard}: other bytes than its index states at {offset:,}; put back the shard that the index is of"
         )
     return content
 
@@ -261,11 +270,11 @@ def _sought(place: str, offset: int, length: int) -> bytes:
 
 
 def _web() -> fsspec.AbstractFileSystem:
-    """A session of this process and thread, kept by fsspec; a loader process that was forked gets its own."""
+    """Returns fsspec's HTTP session of this process and thread; a forked loader gets its own."""
     return fsspec.filesystem(
         "http",
         client_kwargs={
-            "headers": {"Accept-Encoding": "identity"},  # ranges are of the bytes as they lie there
+            "headers": {"Accept-Encoding": "identity"},  # ranges are of the stored bytes
             "timeout": aiohttp.ClientTimeout(total=PATIENCE),
             "trust_env": True,  # proxies
         },
@@ -281,8 +290,8 @@ def _ranged(url: str, offset: int, length: int) -> bytes:
     return content
 
 
-def _patiently(url: str, read: Callable[[], Read], attempt: int = 1) -> Read:
-    """What `read` returns, with a few tries where the network or the server may recover."""
+def _with_retries(url: str, read: Callable[[], Read], attempt: int = 1) -> Read:
+    """Returns the result of `read`, with a few tries where the network or the server may recover."""
     try:
         return read()
     except FileNotFoundError:
@@ -292,12 +301,12 @@ def _patiently(url: str, read: Callable[[], Read], attempt: int = 1) -> Read:
         if status == 404:
             raise FileNotFoundError(url) from error
         if attempt == TRIES or (status is not None and status not in PASSING):
-            told = f"HTTP status {status}" if status else str(error) or type(error).__name__
-            raise ExternalError(f"{url}: cannot be read ({told}); see whether it opens elsewhere, and retry") from error
-    except ValueError as error:  # fsspec's word for a server that answers a range with the whole file
+            reason = f"HTTP status {status}" if status else str(error) or type(error).__name__
+            raise ExternalError(f"{url}: cannot be read ({reason}); check whether it opens elsewhere, retry") from error
+    except ValueError as error:  # fsspec's error for a server that answers a range with the whole file
         raise ExternalError(
             f"{url}: the server sends whole files only (no HTTP ranges); serve the shards by one that takes ranges, "
             "such as nginx or an object store, or copy them here"
         ) from error
     time.sleep(PAUSE * 2 ** (attempt - 1))
-    return _patiently(url, read, attempt + 1)
+    return _with_retries(url, read, attempt + 1)

@@ -1,8 +1,8 @@
-"""A user's own table and the recordings that it names, in a folder or named itself.
+"""A user's own tables with the recordings that they name: a table, or a folder with one or several.
 
-CSV with its quotes, TSV raw, JSON an object a line (NeMo's manifests); columns are called as `data.columns` says, or as
-such tables usually call them. Of several tables in a folder those called after splits are taken; an audiofolder
-(metadata.csv beside the recordings, in one folder or a folder a split) is such a table too."""
+CSV with quotes, raw TSV, JSON with an object per line (NeMo's manifests). `data.columns` names the columns; others are
+guessed by their usual names. Of several tables in a folder those named after splits are read; an audiofolder
+(metadata.csv beside the recordings, in one folder or one per split) is such a table too."""
 
 import csv
 import io
@@ -29,8 +29,8 @@ from asr_lora.runtime.errors import ConfigError, listed
 
 METADATA = "metadata"  # the table of an audiofolder
 LONGEST_CELL = 1 << 27  # characters; csv's own limit, 131,072, is less than a cell may hold
-DELIMITERS = ",;\t|"  # of what is called .csv, the first that the header holds
-# By what a column is to us: its usual names, the likeliest first (Common Voice, NeMo, audiofolder, DeepSpeech, ...).
+DELIMITERS = ",;\t|"  # of a .csv: the first of these that its header holds
+# The usual names of the column of each field, the likeliest first (Common Voice, NeMo, audiofolder, DeepSpeech, ...).
 USUAL = {
     "path": (
         "path", "audio_filepath", "audio_file", "audio_path", "file", "file_name", "filename", "file_path", "filepath",
@@ -47,14 +47,14 @@ USUAL = {
 
 @dataclass(frozen=True)
 class Columns:
-    """The names that the settings give, by what they are to us; those not named are guessed."""
+    """Names of columns by the field that they hold, from the settings; those not named are guessed."""
 
     named: Mapping[str, str] = field(default_factory=dict)
 
     def found_in(self, header: Sequence[str], table: str, needed: Sequence[str] = ("path", "text")) -> dict[str, str]:
-        """The columns of `header` by what they are to us, capitals aside where they are guessed.
+        """Finds the columns of the fields in `header`; guesses ignore upper and lower case.
 
-        Raises ChoiceError where one that is named is not there and cannot be guessed, or none is found for a `needed`.
+        Raises ConfigError where a named one is not there and cannot be guessed, or none is found for a `needed` field.
         """
         plain = {column.strip().lower(): column for column in reversed(header)}
         found: dict[str, str] = {}
@@ -69,10 +69,10 @@ class Columns:
                 raise ConfigError(f"data.columns: {meaning}={name} is no column of {table} (got: {', '.join(header)})")
         if lacking := [meaning for meaning in needed if meaning not in found]:
             names = " or ".join(", ".join(USUAL[meaning]) for meaning in lacking)
-            says = ",".join(f"{meaning}: <its name>" for meaning in lacking)
+            override = ",".join(f"{meaning}: <its name>" for meaning in lacking)
             raise ConfigError(
-                f"data.columns: no column of {table} tells the {' and the '.join(lacking)}, such as {names} "
-                f"(got: {', '.join(header) or 'nothing'}); say 'data.columns={{{says}}}'"
+                f"data.columns: no column of {table} holds the {' and the '.join(lacking)}, such as {names} "
+                f"(got: {', '.join(header) or 'nothing'}); set 'data.columns={{{override}}}'"
             )
         return found
 
@@ -85,24 +85,24 @@ def is_listing(source: Path) -> bool:
 
 
 def open_listing(source: Path, language: str, columns: Columns) -> Corpus:
-    """The tables of a folder, or one table. Raises ChoiceError for what cannot be read as such."""
+    """Opens the tables of a folder, or one table. Raises ConfigError for one that cannot be read."""
     base = source.parent if source.is_file() else source
-    gathered = CorpusBuilder(str(source))
+    builder = CorpusBuilder(str(source))
     tables = {UNSPLIT: [source]} if source.is_file() else _chosen(source)
     for split, files in tables.items():
         for file in files:
             several = sum(map(len, tables.values())) > 1
-            _gather(gathered, file, base, split, columns, f"{file.relative_to(base)} " if several else "")
+            _add_table(builder, file, base, split, columns, f"{file.relative_to(base)} " if several else "")
     release = source.stem if source.is_file() else source.name
-    clips = gathered.clips("a path is absolute, or begins where its table lies")
-    return gathered.corpus(release, language, clips)
+    clips = builder.clips("a path is absolute, or begins where its table lies")
+    return builder.corpus(release, language, clips)
 
 
-def _gather(gathered: CorpusBuilder, table: Path, base: Path, split: str, columns: Columns, prefix: str) -> None:
-    """One table's rows, of `split` unless it is UNSPLIT: then a column may tell, or the folders of the recordings."""
+def _add_table(builder: CorpusBuilder, table: Path, base: Path, split: str, columns: Columns, prefix: str) -> None:
+    """Adds a table's rows to `split`; for UNSPLIT, to that of a column or of the recordings' folders."""
     header, rows, malformed = read_rows(table)
     found = columns.found_in(header, str(table))
-    gathered.left_out[split] += [f"{prefix}{line}" for line in malformed]
+    builder.left_out[split] += [f"{prefix}{line}" for line in malformed]
     by_folder = (
         split == UNSPLIT and "split" not in found and _folders_are_splits([row[found["path"]] for _, row in rows])
     )
@@ -112,16 +112,17 @@ def _gather(gathered: CorpusBuilder, table: Path, base: Path, split: str, column
             utterance = parse_utterance(cells, found)
             file, path = _place(utterance.path, table.parent, base)
         except ValueError as error:
-            gathered.leave_out(split, line, error)
+            builder.leave_out(split, line, error)
             continue
         named = PurePosixPath(utterance.path).parts[0] if by_folder else utterance.split
-        gathered.add(named if split == UNSPLIT else split, segment_name(path, utterance), utterance, file)
+        builder.add(named if split == UNSPLIT else split, segment_name(path, utterance), utterance, file)
 
 
 def _place(cell: str, folder: Path, base: Path) -> tuple[Path, str]:
-    """The file that a cell names, and its name in the corpus. Raises ValueError for one outside of the folder.
+    """Returns the file that a cell names, and the clip's name in the corpus.
 
-    An absolute path may lead anywhere: it is the user's own table, and people keep recordings on other disks.
+    An absolute path may lead anywhere: the table is the user's own, and recordings may be on other disks. Raises
+    ValueError for a relative path that leads out of the folder.
     """
     path = PurePosixPath(cell.strip())
     if path.is_absolute():
@@ -137,13 +138,13 @@ def _place(cell: str, folder: Path, base: Path) -> tuple[Path, str]:
 
 
 def _folders_are_splits(paths: Sequence[str]) -> bool:
-    """Whether every recording lies in a folder that is called after a split, and not all in one."""
+    """Returns whether every recording lies in a folder named after a split, and not all in one."""
     tops = {PurePosixPath(path).parts[:1] if "/" in path else () for path in paths}
     return len(tops) > 1 and all(top and split_called(top[0]) for top in tops)
 
 
 def _tables(folder: Path) -> list[Path]:
-    """The tables beside one another in a folder; .json only where it is called a manifest, for it may be anything."""
+    """Lists the tables in a folder; a .json only where its name has "manifest", since it may be anything."""
     files = [file for file in sorted(folder.iterdir()) if file.is_file() and is_table(file) and file.name[0] != "."]
     return [file for file in files if file.suffix.lower() != ".json" or "manifest" in file.stem.lower()] or _deeper(
         folder
@@ -151,14 +152,14 @@ def _tables(folder: Path) -> list[Path]:
 
 
 def _deeper(folder: Path) -> list[Path]:
-    """The tables of an audiofolder that has a folder a split."""
+    """Lists the tables of an audiofolder with a folder per split."""
     return sorted(file for pattern in (f"*/{METADATA}.csv", f"*/{METADATA}.jsonl") for file in folder.glob(pattern))
 
 
 def _chosen(folder: Path) -> Mapping[str, Sequence[Path]]:
-    """The tables under their splits; one alone is the table of all.
+    """Groups the tables by split; a single one is the table of all.
 
-    Raises ChoiceError where none of several is called after a split.
+    Raises ConfigError where none of several is named after a split.
     """
     tables = _tables(folder)
     if len(tables) == 1:
@@ -186,7 +187,7 @@ def is_table(path: Path) -> bool:
 
 
 def read_rows(path: Path) -> TableRows:
-    """Raises ChoiceError for what is not UTF-8, or no such table."""
+    """Reads the rows of a table. Raises ConfigError for one that is not UTF-8 or no table of its format."""
     return READERS[path.suffix.lower()](path)
 
 
@@ -218,14 +219,14 @@ def _csv(path: Path) -> TableRows:
 
 
 def _by_header(lines: list[tuple[int, int, list[str]]]) -> TableRows:
-    """From the first and last line number of every row, and its cells."""
+    """Builds the rows from the first and last line number of each, and its cells."""
     if not lines:
         return TableRows([], [], [])
     header = lines[0][2]
     rows: list[tuple[int, Row]] = []
     malformed: list[str] = []
     for first, last, cells in lines[1:]:
-        if last > first:  # what quotes that do not match leave behind: rows that became one
+        if last > first:  # unmatched quotes join rows into one
             malformed.append(f"lines {first} to {last}: one row, for a quote is open at the end of a line")
         elif len(cells) != len(header):
             malformed.append(f"line {first}: {len(cells)} columns, not {len(header)}")
@@ -253,7 +254,7 @@ def _json_lines(path: Path) -> TableRows:
 
 
 def as_cell(value: object) -> str:
-    """A value as a table of strings has it; empty for none."""
+    """Returns a value as a cell of a table of strings; empty for None."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
@@ -263,5 +264,5 @@ READERS: dict[str, Callable[[Path], TableRows]] = {
     ".csv": _csv,
     ".tsv": _tsv,
     ".jsonl": _json_lines,
-    ".json": _json_lines,  # what NeMo calls its manifests
+    ".json": _json_lines,  # the suffix of NeMo's manifests
 }

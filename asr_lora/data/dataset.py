@@ -33,18 +33,18 @@ class StepDataset(torch.utils.data.Dataset[list[dict[str, Tensor]]]):
         rows: Sequence[Clip],
         order: StepSampler,
         steps: int,
-        making: SpeechCollator,
+        collator: SpeechCollator,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.clips, self.order, self.steps, self.making = _clips(rows), order, steps, making
+        self.clips, self.order, self.steps, self.collator = _clips(rows), order, steps, collator
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> list[dict[str, Tensor]]:
-        return self.making.step(
+        return self.collator.step(
             step, shard_for_rank(self.order.step(step), self.rank, self.world_size), self.clips.__getitem__
         )
 
@@ -83,10 +83,10 @@ class StreamingStepDataset(torch.utils.data.IterableDataset[Step]):
     """
 
     def __init__(
-        self, split: Split, sieve: StreamFilter, training: TrainingConfig, making: SpeechCollator, token_limit: int, buffer: int,
+        self, split: Split, sieve: StreamFilter, training: TrainingConfig, collator: SpeechCollator, token_limit: int, buffer: int,
         rank: int = 0, world_size: int = 1,
     ) -> None:  # fmt: skip
-        self.split, self.sieve, self.making, self.token_limit, self.buffer = split, sieve, making, token_limit, buffer
+        self.split, self.sieve, self.collator, self.token_limit, self.buffer = split, sieve, collator, token_limit, buffer
         self.rank, self.world_size = rank, world_size
         rule = f"at least the {world_size} processes under data.streaming=true"
         check("training.batch_size", training.batch_size, rule, training.batch_size >= world_size)
@@ -125,7 +125,7 @@ class StreamingStepDataset(torch.utils.data.IterableDataset[Step]):
             return
         tokens = [0] * whole
         if self.training.context == "packed":  # where the labels' lengths matter too
-            tokens = [len(label_ids(clip["text"], self.making.processor.tokenizer)) for clip, _ in window.clips]
+            tokens = [len(label_ids(clip["text"], self.collator.processor.tokenizer)) for clip, _ in window.clips]
         seconds = [len(waveform) / audio.SAMPLE_RATE for _, waveform in window.clips]
         order = StepSampler(seconds, tokens, self.training, self._seed(self._windows), self.token_limit)
         for clips in order.epoch(0):
@@ -133,7 +133,7 @@ class StreamingStepDataset(torch.utils.data.IterableDataset[Step]):
             batches = order.batches(step, clips)
             context = sum(batch.seconds * len(batch.rows) for batch in batches)
             yield (
-                self.making.step(step, batches, window),
+                self.collator.step(step, batches, window),
                 self._recorded([window.clips[at][0] for at in clips], context),
             )
         self._windows += 1
@@ -150,7 +150,7 @@ class StreamingStepDataset(torch.utils.data.IterableDataset[Step]):
         return {"clips": list(clips), "context_seconds": context, "left_out": left_out}
 
     def _seed(self, at: int) -> int:
-        return int(np.random.SeedSequence((self.making.seed, self.first, at)).generate_state(1)[0])
+        return int(np.random.SeedSequence((self.collator.seed, self.first, at)).generate_state(1)[0])
 
 
 class StreamingLoader:

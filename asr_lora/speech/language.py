@@ -1,6 +1,6 @@
-"""From the locale of a corpus to the language token of Whisper.
+"""Language tokens: maps the locale of a corpus to Whisper's token.
 
-`tokens` are always the codes that the checkpoint at hand knows (the keys of its generation config's `lang_to_id`
+`tokens` are always the codes that the checkpoint in use knows (the keys of its generation config's `lang_to_id`
 without `<|` and `|>`): 99 up to large-v2, one more (yue) since large-v3.
 """
 
@@ -11,7 +11,7 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from asr_lora.runtime.errors import ConfigError
 
-# Locales of Common Voice, released or being collected. Each release adds some: one that is not here may yet be real.
+# Locales of Common Voice, released or being collected. Each release adds some: one that is not listed may be real.
 COMMON_VOICE = frozenset(
     """
     ab abb abq ady af ajg am an ar as ast az ba bag bas bax bba bbj bbl bci be beb bfd bft bg bgp bkm bn bnm bnn br bri
@@ -26,7 +26,7 @@ COMMON_VOICE = frozenset(
     """.split()
 )
 
-# What people write for a language beside its code; Whisper's own table holds the English names.
+# Names that users write for a language beside its code; Whisper's own table holds the English ones.
 NAMES = TO_LANGUAGE_CODE | {
     "čeština": "cs",
     "dansk": "da",
@@ -43,10 +43,10 @@ NAMES = TO_LANGUAGE_CODE | {
     "türkçe": "tr",
 }
 
-# Where the token's code is other than the first part of the locale.
+# Tokens whose code is not the first part of the locale.
 TOKEN_OF = {"jv": "jw", "fil": "tl", "nb-NO": "no", "nb": "no"}
 
-# The token of a close relative, for locales that have none of their own. Not "the best": nobody has measured that.
+# The token of a close relative, for locales that have none of their own. Not "the best": that is not measured.
 RELATED = {
     "nl": "fy-NL",
     "de": "gsw",
@@ -83,10 +83,10 @@ RELATIVE = {locale: token for token, locales in RELATED.items() for locale in lo
 
 
 def token_for_locale(locale: str, tokens: Collection[str]) -> str:
-    """The token for a corpus in `locale`: sv-SE gives sv, zh-TW zh, jv jw.
+    """Returns the token for a corpus in `locale`: sv for sv-SE, zh for zh-TW, jw for jv.
 
-    ChoiceError for a locale without a token (the way out is a relative's, in `model.language`), and for one that is
-    misspelt or the name of a language (the way out is the nearest locales).
+    Raises ConfigError for a locale without a token (the way out is a relative's, in `model.language`), and for one that
+    is misspelled or the name of a language (the way out is the nearest locales).
     """
     if token := _token(locale, tokens):
         return token
@@ -94,37 +94,40 @@ def token_for_locale(locale: str, tokens: Collection[str]) -> str:
         relative = RELATIVE.get(locale)
         example = relative if relative in tokens else "<code>"
         raise ConfigError(
-            f"data.language: this Whisper has no token for {locale!r}; train on that of a related or neighbouring "
+            f"data.language: this Whisper has no token for {locale!r}; train on that of a related or neighboring "
             f"language: model.language={example}"
         )
     raise ConfigError(
-        f"data.language: {locale!r} is no locale that we know; {_nearest(locale, COMMON_VOICE)}; if it is right, train "
+        f"data.language: {locale!r} is not a known locale; {_nearest(locale, COMMON_VOICE)}; if it is right, train "
         "on the token of a related language: model.language=<code>"
     )
 
 
 def check_token(code: str, tokens: Collection[str]) -> str:
-    """`code`, if it is a token; else ChoiceError with the nearest, or the one that a name or locale stands for."""
+    """Returns `code` if it is a token.
+
+    Raises ConfigError with the nearest tokens, or the one that a name or locale stands for.
+    """
     if code in tokens:
         return code
     raise ConfigError(f"model.language: this Whisper has no token {code!r}; {_nearest(code, tokens)}")
 
 
 def _token(locale: str, codes: Collection[str]) -> str | None:
-    """The one of `codes` that stands for `locale`: the regions of a language share its token."""
+    """Returns the one of `codes` that stands for `locale`; the regions of a language share its token."""
     candidates = (TOKEN_OF.get(locale, locale), locale.partition("-")[0])
     return next((code for code in candidates if code in codes), None)
 
 
 def _nearest(word: str, codes: Collection[str]) -> str:
-    """Which of `codes` may have been meant: what a name or another spelling stands for, else those spelt like it."""
+    """Lists which of `codes` a name or another spelling stands for, else those spelled like it."""
     word = word.lower()
     named = get_close_matches(word, NAMES, n=1, cutoff=0.8)
     token = NAMES[named[0]] if named else _token(word, codes) or word
     meant = sorted(code for code in codes if _token(code, {token}))
     if not meant:
-        spelt = {code.lower(): code for code in codes}
-        near = get_close_matches(word, spelt, n=len(spelt), cutoff=0.5)  # one letter of two is right
-        near.sort(key=lambda code: code[0] != word[0])  # people rarely mistake the first
-        meant = [spelt[code] for code in near[:5]]
-    return f"nearest: {', '.join(meant)}" if meant else "nothing is spelt like it"
+        spelled = {code.lower(): code for code in codes}
+        near = get_close_matches(word, spelled, n=len(spelled), cutoff=0.5)  # one letter of two is right
+        near.sort(key=lambda code: code[0] != word[0])  # the first letter is rarely mistaken
+        meant = [spelled[code] for code in near[:5]]
+    return f"nearest: {', '.join(meant)}" if meant else "nothing is spelled like it"

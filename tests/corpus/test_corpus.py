@@ -1,4 +1,4 @@
-"""What the reader of Common Voice promises: every layout, raw tables, and a plain word for what is no release."""
+"""The reader of Common Voice: every layout, raw tables, and a clear error for a folder that is no release."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_folder_is_read_from_above_the_release_from_the_release_and_from_the_language(release: Path, within: str):
     corpus = open_corpus(release / within, "nl")
     assert (corpus.release, corpus.language) == (RELEASE, "nl")
-    assert {split: len(rows) for split, rows in corpus.tables.items()} == {"train": 12, "dev": 4, "test": 6}
+    assert {split: len(utterances) for split, utterances in corpus.tables.items()} == {"train": 12, "dev": 4, "test": 6}
     found = corpus.fetch(clip_names(corpus, "dev"))
     assert {soundfile.info(file).duration for file in found.values()} == {0.4}
 
@@ -65,7 +65,7 @@ def test_a_leading_tilde_is_the_home_folder(release: Path, monkeypatch: pytest.M
     assert open_corpus(Path("~") / RELEASE, "nl").source == str(release)
 
 
-def test_a_release_outside_a_cv_corpus_folder_is_called_after_its_own_folder(tmp_path: Path):
+def test_a_release_outside_a_cv_corpus_folder_is_named_after_its_own_folder(tmp_path: Path):
     home = write_release(tmp_path / "mine")
     named = home.rename(tmp_path / "dutch")
     assert open_corpus(named, "nl").release == "dutch"
@@ -81,20 +81,20 @@ def test_sentences_stay_raw(tmp_path: Path):
     rows = [row | {"sentence": text} for row, text in zip(utterances("train", 9, 3), sentences, strict=True)]
     write_release(tmp_path, splits={"train": rows})
     corpus = open_corpus(tmp_path, "nl")
-    assert [row.text for row in corpus.tables["train"]] == sentences
+    assert [each.text for each in corpus.tables["train"]] == sentences
     assert set(corpus.tables) == {"train"}
     kept = [column for column in COLUMNS if column not in ("client_id", "path", "sentence")]
-    assert all(list(row.extra) == kept and row.extra["age"] == "" for row in corpus.tables["train"])
+    assert all(list(each.extra) == kept and each.extra["age"] == "" for each in corpus.tables["train"])
 
 
-def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_table(tmp_path: Path):
+def test_a_byte_order_mark_and_windows_line_ends_do_not_change_a_table(tmp_path: Path):
     table = write_release(tmp_path) / "train.tsv"
     before = open_corpus(tmp_path, "nl").tables
     table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes().replace(b"\n", b"\r\n"))
     assert open_corpus(tmp_path, "nl").tables == before
 
 
-def test_a_line_of_another_width_is_left_out_and_named(tmp_path: Path):
+def test_a_line_of_another_width_is_left_out_and_listed(tmp_path: Path):
     table = write_release(tmp_path, columns=["path", "sentence", "locale"]) / "train.tsv"
     write_lines(
         table, ["path\tsentence\tlocale", "a.mp3\teen\tnl", "b.mp3\ttwee", "c.mp3\tdrie\tnl\tx", "d.mp3\tvier\tnl"]
@@ -116,7 +116,7 @@ def test_path_cells_of_old_releases_lead_to_their_clips_and_none_leads_out(tmp_p
     assert corpus.fetch([*clip_names(corpus, "train"), *cells]) == {"old.mp3": home / "clips" / "old.mp3"}
 
 
-def test_durations_are_seconds_and_what_is_no_duration_is_left_out_and_named(tmp_path: Path):
+def test_durations_are_seconds_and_invalid_ones_are_left_out_and_listed(tmp_path: Path):
     home = write_release(tmp_path)
     lines = ["clip\tduration[ms]", "a.mp3\t4968", "clips/b\t0", "c.mp3\t-1", "d.mp3\tnan", "e.mp3\t"]
     write_lines(home / "clip_durations.tsv", lines)
@@ -136,12 +136,12 @@ def test_without_durations_the_sizes_of_the_clips_are_known(tmp_path: Path):
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-def test_a_path_that_is_not_there_names_its_nearest_neighbour(release: Path):
+def test_a_missing_path_is_refused_with_the_nearest_one(release: Path):
     assert f"did you mean {release.parent / 'first.tar.gz'}?" in refusal(release.parent / "frist.tar.gz")
     assert "no file or folder" in refusal(release / "no" / "such" / "place")
 
 
-def test_a_folder_that_is_no_release_is_told_what_it_lacks_and_holds(tmp_path: Path):
+def test_a_folder_that_is_no_release_is_refused_with_what_it_lacks_and_holds(tmp_path: Path):
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).touch()
     assert refusal(tmp_path) == (
@@ -155,19 +155,19 @@ def test_a_folder_that_is_no_release_is_told_what_it_lacks_and_holds(tmp_path: P
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_another_language_is_told_which_there_are_and_the_way_out(tmp_path: Path, packed: bool):
+def test_another_language_is_refused_with_those_there_are_and_the_way_out(tmp_path: Path, packed: bool):
     home = write_release(tmp_path / RELEASE, "es")
     source = pack(tmp_path / RELEASE, tmp_path / "x.tar.gz") if packed else home.parent
     assert "holds es, not nl; write data.language=es" in refusal(source)
 
 
-def test_a_language_folder_that_is_named_itself_is_known_by_its_table(tmp_path: Path):
+def test_the_language_of_a_folder_that_the_user_named_is_that_of_its_table(tmp_path: Path):
     home = write_release(tmp_path, "es").rename(tmp_path / "nederlands")
     assert "holds es, not nl; write data.language=es" in refusal(home)
     assert len(open_corpus(home, "es").tables["train"]) == 12
 
 
-def test_two_releases_side_by_side_are_not_guessed_between(tmp_path: Path):
+def test_two_releases_side_by_side_are_refused(tmp_path: Path):
     for release_ in ("cv-corpus-24.0", "cv-corpus-25.0"):
         write_release(tmp_path / "both" / release_)
     assert "holds nl more than once" in refusal(tmp_path / "both")
@@ -175,7 +175,7 @@ def test_two_releases_side_by_side_are_not_guessed_between(tmp_path: Path):
 
 
 @pytest.mark.parametrize("table", ["train", "test"])
-def test_a_table_without_sentences_names_file_and_columns(tmp_path: Path, table: str):
+def test_a_table_without_sentences_is_refused_with_its_file_and_columns(tmp_path: Path, table: str):
     home = write_release(tmp_path)
     write_lines(home / f"{table}.tsv", ["client_id\tpath\ttext", "x\ty.mp3\tz"])
     message = refusal(tmp_path)
@@ -188,11 +188,11 @@ def test_a_table_that_is_not_utf8_is_refused(tmp_path: Path):
     assert "dev.tsv is not UTF-8 (at byte 20)" in refusal(tmp_path)
 
 
-def test_a_column_that_would_pass_for_a_place_in_a_recording_is_only_a_column(tmp_path: Path):
+def test_columns_named_like_times_of_a_segment_are_only_columns(tmp_path: Path):
     home = write_release(tmp_path)
     write_lines(home / "train.tsv", ["path\tsentence\tstart\tend\tbytes", "a.mp3\thoi\tx\tnan\t-1"])
-    (row,) = open_corpus(tmp_path, "nl").tables["train"]
-    assert row == Utterance("a.mp3", "hoi", extra={"start": "x", "end": "nan", "bytes": "-1"})
+    (utterance,) = open_corpus(tmp_path, "nl").tables["train"]
+    assert utterance == Utterance("a.mp3", "hoi", extra={"start": "x", "end": "nan", "bytes": "-1"})
 
 
 def test_a_name_that_no_file_can_have_is_not_in_the_release(tmp_path: Path):

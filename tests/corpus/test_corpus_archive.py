@@ -1,4 +1,4 @@
-"""What the reader of archives promises: no more is read and written than needed, nothing unsafe, nothing half."""
+"""The reader of archives: reads and writes no more than needed, nothing unsafe, no partial file."""
 
 import gzip
 import io
@@ -43,13 +43,13 @@ def tar_of(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
 
 
 @pytest.mark.parametrize("name", ["plain.tar", "really a.tar.gz called.tar", "no suffix", "short.tgz"])
-def test_an_archive_is_known_by_its_content_not_its_name(release: Path, tmp_path: Path, name: str):
+def test_an_archive_is_detected_by_its_content_not_its_name(release: Path, tmp_path: Path, name: str):
     packed = pack(release, tmp_path / ("x.tar" if name == "plain.tar" else "x.tar.gz"))
     corpus = open_corpus(packed.rename(tmp_path / name), "nl")
     assert len(corpus.fetch(clip_names(corpus, "dev"))) == 4
 
 
-def test_an_archive_of_the_bare_language_folder_is_called_after_itself(tmp_path: Path):
+def test_an_archive_of_the_bare_language_folder_is_named_after_itself(tmp_path: Path):
     home = write_release(tmp_path)
     assert open_corpus(pack(home, tmp_path / "bare.tar.gz"), "nl").release == "bare"
 
@@ -69,7 +69,7 @@ def test_only_the_clips_asked_for_are_extracted_and_an_unknown_name_is_absent(re
     assert extracted(cache) == set(chosen)
 
 
-def test_a_second_opening_and_a_second_fetch_read_nothing(release: Path, tmp_path: Path):
+def test_opening_and_fetching_again_read_nothing(release: Path, tmp_path: Path):
     source = pack(release, tmp_path / "x.tar.gz")
     state = source.stat()
     corpus = open_corpus(source, "nl")
@@ -88,7 +88,7 @@ def test_another_archive_of_the_same_name_is_read_anew(tmp_path: Path):
     assert len(open_corpus(pack(tmp_path / RELEASE, source), "nl").tables["train"]) == 1
 
 
-def test_a_fetch_stops_reading_at_the_last_clip_it_wants(release: Path, tmp_path: Path):
+def test_a_fetch_stops_reading_at_the_last_clip_that_it_needs(release: Path, tmp_path: Path):
     source = pack(release, tmp_path / "x.tar")
     corpus = open_corpus(source, "nl")
     first = min(corpus.sizes)
@@ -167,7 +167,7 @@ def test_an_archive_cut_short_is_refused_wherever_the_cut_lies(
     source = pack(release, tmp_path / f"x{suffix}", "first")
     with tarfile.open(source) as packed:
         ends = packed.getmembers()[-1].offset_data + packed.getmembers()[-1].size
-    whole = ends if suffix == ".tar" else source.stat().st_size  # behind a .tar's last file there is padding alone
+    whole = ends if suffix == ".tar" else source.stat().st_size  # after the last file of a .tar there is padding alone
     os.truncate(source, int(whole * share))
     message = refusal(source)
     assert "cut short or damaged; download it again" in message and f"({int(whole * share):,} bytes" in message
@@ -202,13 +202,13 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, content: bytes):
     assert "is no .tar or .tar.gz archive" in refusal(tmp_path / "x.tar.gz")
 
 
-def test_an_archive_of_something_else_is_told_what_it_holds(tmp_path: Path):
+def test_an_archive_of_something_else_is_refused_with_what_it_holds(tmp_path: Path):
     source = tar_of(tmp_path / "photos.tar.gz", (tarfile.TarInfo("photos/cat.jpg"), b"cat"))
     message = refusal(source)
     assert "no nl/train.tsv in" in message and "(got: photos)" in message
 
 
-def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(
+def test_a_cache_that_cannot_be_written_is_reported_with_the_way_out(
     release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "file").touch()
@@ -217,7 +217,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_way_out(
     assert "cannot write" in message and "ASR_LORA_CACHE" in message
 
 
-def test_a_full_disk_while_clips_are_extracted_is_named(release: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_while_clips_are_extracted_is_reported(release: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
     corpus = open_corpus(release.parent / "last.tar.gz", "nl")
 
     def full(path: Path, content: bytes) -> int:

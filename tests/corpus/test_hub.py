@@ -1,4 +1,4 @@
-"""What data sets of the Hub promise: sound as bytes, written once, read without torchcodec; refusals in one line."""
+"""Data sets of the Hub: audio as bytes, written once, decoded without torchcodec; errors in one line."""
 
 from pathlib import Path
 
@@ -22,8 +22,8 @@ def test_clips_of_a_data_set_are_written_once_and_only_those_drawn(
     words: list[str], tmp_path: Path, private_cache: Path
 ) -> None:
     source = parquet(tmp_path / "speech")
-    asked = [*words, f"data.source={source}", "data.hours=null"]
-    config = load([*asked, "data.dev_clips=1", "eval.limit=1"])
+    overrides = [*words, f"data.source={source}", "data.hours=null"]
+    config = load([*overrides, "data.dev_clips=1", "eval.limit=1"])
     prepare(config)
     written = {path: path.stat().st_mtime_ns for path in (private_cache / "clips").rglob("*.mp3")}
     assert len(written) == 16 + 3 + 3  # two of dev and test to replace bad ones
@@ -52,9 +52,9 @@ def test_a_data_set_of_the_hub_is_loaded_by_its_name(
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
-        (None, "cannot reach the Hub.*look to the network"),
+        (None, "cannot reach the Hub.*check the network"),
         (
             datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' doesn't exist on the Hub"),
             "the Hub has no such data",
@@ -63,23 +63,23 @@ def test_a_data_set_of_the_hub_is_loaded_by_its_name(
         (RuntimeError("Dataset scripts are no longer supported, but found b.py"), "scripts are no longer supported"),
     ],
 )
-def test_what_the_hub_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception | None, told: str) -> None:
+def test_errors_of_the_hub_are_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception | None, message: str) -> None:
     if error is not None:
 
         def refuse(*_: object) -> None:
             raise error
 
         monkeypatch.setattr(datasets, "load_dataset_builder", refuse)
-    with pytest.raises(UserError, match=rf"data.source: hf:a/b:nl: .*{told}") as raised:
+    with pytest.raises(UserError, match=rf"data.source: hf:a/b:nl: .*{message}") as raised:
         open_corpus("hf:a/b:nl", "nl")
     assert "\n" not in str(raised.value)
 
 
-def test_names_that_are_none_and_sound_that_is_none_are_refused(tmp_path: Path) -> None:
+def test_invalid_names_and_columns_without_audio_are_refused(tmp_path: Path) -> None:
     for name in ("hf:", "hf:a/b/c"):
         with pytest.raises(ConfigError, match=r"must be hf:<owner>/<name>\[:config\]"):
             open_corpus(name, "nl")
     pyarrow.parquet.write_table(pa.table({"path": ["a.mp3"], "text": ["ja"]}), tmp_path / "x.parquet")
-    assert "holds no sound as datasets keeps it" in refusal(tmp_path / "x.parquet")
+    assert "holds no audio as datasets stores it" in refusal(tmp_path / "x.parquet")
     (tmp_path / "y.parquet").write_bytes(b"no parquet")
     assert "datasets cannot read it" in refusal(tmp_path / "y.parquet")

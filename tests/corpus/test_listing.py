@@ -1,4 +1,4 @@
-"""What tables of one's own promise: columns guessed or named, rotten rows left out, parts cut to the sample."""
+"""A user's own tables: columns guessed or named, damaged rows left out, segments cut to the sample."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from asr_lora.data.manifest import waveform
 from asr_lora.runtime.errors import ConfigError
 from asr_lora.speech.audio import PREROLL, AudioSegment, scan_clip
 
-# --- tables of one's own ----------------------------------------------------------------------------------------------
+# --- a user's own tables ----------------------------------------------------------------------------------------------
 
 
 def table_of(folder: Path, name: str, content: str) -> Path:
@@ -38,20 +38,20 @@ def test_columns_are_guessed_or_named(tmp_path: Path, columns: dict[str, str]) -
 
 
 @pytest.mark.parametrize(
-    ("header", "columns", "told"),
+    ("header", "columns", "message"),
     [
-        ("a,b", {}, "data.columns: no column of .*x.csv tells the path and the text, such as path, audio_filepath"),
-        ("path,b", {}, r"tells the text, such as sentence, .*say 'data.columns=\{text: <its name>\}'"),
+        ("a,b", {}, "data.columns: no column of .*x.csv holds the path and the text, such as path, audio_filepath"),
+        ("path,b", {}, r"holds the text, such as sentence, .*set 'data.columns=\{text: <its name>\}'"),
         ("path,b", {"text": "c"}, r"data.columns: text=c is no column of .*x.csv \(got: path, b\)"),
     ],
 )
-def test_columns_that_are_not_there_are_told(tmp_path: Path, header: str, columns: dict[str, str], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_missing_columns_are_reported(tmp_path: Path, header: str, columns: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         open_corpus(table_of(tmp_path, "x.csv", f"{header}\n{FIRST},y\n"), "nl", Columns(columns))
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl"])
-def test_a_mark_of_byte_order_windows_lines_and_rotten_rows(tmp_path: Path, name: str) -> None:
+def test_a_byte_order_mark_windows_line_ends_and_damaged_rows(tmp_path: Path, name: str) -> None:
     rows = [(FIRST, "Eén"), (FIRST, "NUL\0"), ("../../etc/passwd", "weg"), ("", "niets"), (ROWS[1]["path"], "twee")]
     if name == "x.jsonl":
         lines = [json.dumps({"audio_filepath": path, "text": text}) for path, text in rows]
@@ -61,14 +61,14 @@ def test_a_mark_of_byte_order_windows_lines_and_rotten_rows(tmp_path: Path, name
         lines = [mark.join(("path", "text")), *(mark.join(row) for row in rows), "too" + mark * 2 + "many", "few", ""]
     table = table_of(tmp_path, name, "\ufeff" + "\r\n".join(lines) + "\r\n")
     corpus = open_corpus(table, "nl")
-    assert [row.text for row in corpus.tables["all"]][:2] == ["Eén", "twee"]
-    told = " | ".join(corpus.malformed["all"])
-    assert len(corpus.malformed["all"]) == 5 and "a NUL character" in told and "no path" in told
-    assert "leads out of the folder: ../../etc/passwd; write such a path from / on" in told
-    assert ("no JSON" if name == "x.jsonl" else "columns, not 2") in told
+    assert [each.text for each in corpus.tables["all"]][:2] == ["Eén", "twee"]
+    left_out = " | ".join(corpus.malformed["all"])
+    assert len(corpus.malformed["all"]) == 5 and "a NUL character" in left_out and "no path" in left_out
+    assert "leads out of the folder: ../../etc/passwd; write such a path from / on" in left_out
+    assert ("no JSON" if name == "x.jsonl" else "columns, not 2") in left_out
 
 
-def test_quotes_that_do_not_match_are_one_row_left_out_or_one_line(tmp_path: Path) -> None:
+def test_unmatched_quotes_leave_out_one_row_or_are_reported_in_one_line(tmp_path: Path) -> None:
     rows = [f"{row['path']},tekst {at}" for at, row in enumerate(ROWS[:3])]
     lines = ["path,text", f'{FIRST},"open', f'{FIRST},dicht"', *rows]
     corpus = open_corpus(table_of(tmp_path, "x.csv", "\n".join(lines)), "nl")
@@ -85,16 +85,19 @@ def test_a_sentence_of_a_megabyte_is_a_row_like_others_and_tsv_stays_raw(tmp_pat
     assert corpus.tables["all"][0].text == '"open, null'
 
 
-def test_a_split_column_splits_and_columns_that_pass_for_ours_are_only_columns(tmp_path: Path) -> None:
-    said = [(ROWS[0]["path"], "een", "train"), (ROWS[1]["path"], "twee", "valid"), (ROWS[2]["path"], "drie", "fold 7")]
-    lines = ["file,text,split,weight,clip", *(f"{','.join(row)},9,x" for row in said)]
+def test_a_split_column_splits_and_columns_named_like_fields_are_only_columns(tmp_path: Path) -> None:
+    given = [(ROWS[0]["path"], "een", "train"), (ROWS[1]["path"], "twee", "valid"), (ROWS[2]["path"], "drie", "fold 7")]
+    lines = ["file,text,split,weight,clip", *(f"{','.join(row)},9,x" for row in given)]
     corpus = open_corpus(table_of(tmp_path, "x.csv", "\n".join(lines)), "nl")
-    assert {split: clip_names(corpus, split) for split in corpus.tables} == {"train": [said[0][0]], "dev": [said[1][0]]}
-    assert corpus.malformed["train"] == [f"{said[2][0]}: of the split fold 7"]
+    assert {split: clip_names(corpus, split) for split in corpus.tables} == {
+        "train": [given[0][0]],
+        "dev": [given[1][0]],
+    }
+    assert corpus.malformed["train"] == [f"{given[2][0]}: of the split fold 7"]
     assert corpus.tables["train"][0].extra == {"weight": "9", "clip": "x"} and corpus.tables["train"][0].weight == 1
 
 
-def test_absolute_paths_lead_anywhere_and_names_stay_apart(tmp_path: Path) -> None:
+def test_absolute_paths_may_lead_anywhere_and_names_stay_unique(tmp_path: Path) -> None:
     for folder in ("near/a", "near/b", "far"):
         recordings(tmp_path / folder, ROWS[:1])
     paths = ["a/" + FIRST, str(tmp_path / "near" / "b" / FIRST), str(tmp_path / "far" / FIRST)]
@@ -105,21 +108,21 @@ def test_absolute_paths_lead_anywhere_and_names_stay_apart(tmp_path: Path) -> No
     assert len(set(corpus.fetch(names).values())) == 3 == len(corpus.sizes)
 
 
-def test_tables_of_no_split_files_that_are_elsewhere_and_nothing_usable_are_refused(tmp_path: Path) -> None:
+def test_tables_of_no_split_missing_files_and_tables_without_usable_rows_are_refused(tmp_path: Path) -> None:
     lost = table_of(tmp_path / "lost", "x.csv", "path,text\nno/such.wav,ja\n")
     assert "none of the first 1 files of" in refusal(lost) and "begins where its table lies" in refusal(lost)
     table_of(tmp_path / "two", "a.csv", "path,text\n"), table_of(tmp_path / "two", "b.csv", "path,text\n")
     assert "holds 2 tables (a.csv, b.csv), none called train, dev or test; name the one" in refusal(tmp_path / "two")
     bad = table_of(tmp_path, "x.jsonl", "{half\n" + json.dumps({"path": "", "text": "x"}))
-    assert "has no row that can be used (left out: line 1: no JSON" in refusal(bad)
+    assert "has no usable row (left out: line 1: no JSON" in refusal(bad)
     empty = table_of(tmp_path, "x.csv", "")
     assert "(got: nothing)" in refusal(empty)
 
 
-# --- parts of recordings ----------------------------------------------------------------------------------------------
+# --- segments of recordings -------------------------------------------------------------------------------------------
 
 
-def test_times_that_cannot_be_are_left_out_and_an_end_alone_begins_at_nought(tmp_path: Path) -> None:
+def test_impossible_times_are_left_out_and_an_end_alone_begins_at_zero(tmp_path: Path) -> None:
     times = ["0.5,1.25,", ",1.25,", "0,,", "1,,0.5", "1,1,", "x,2,", "-1,2,", "nan,2,", "0,31,", "2,,"]
     lines = ["path,text,start,end,duration", *(f"{FIRST},ja,{time}" for time in times)]
     corpus = open_corpus(table_of(tmp_path, "x.csv", "\n".join(lines)), "nl")
@@ -136,7 +139,7 @@ def test_times_that_cannot_be_are_left_out_and_an_end_alone_begins_at_nought(tmp
 
 
 @pytest.mark.parametrize("ending", ["wav", "flac", "mp3"])
-def test_a_part_is_what_lies_between_its_times(words: list[str], tmp_path: Path, ending: str) -> None:
+def test_a_segment_is_cut_at_its_times(words: list[str], tmp_path: Path, ending: str) -> None:
     home = tmp_path / "talk"
     home.mkdir()
     sound = np.random.default_rng(0).uniform(-0.2, 0.2, 16_000 * 20).astype(np.float32)
@@ -150,7 +153,7 @@ def test_a_part_is_what_lies_between_its_times(words: list[str], tmp_path: Path,
         assert clip["duration"] == pytest.approx(0.6) and clip["id"] == clip["clip"].removesuffix(f".{ending}")
 
 
-def test_of_two_hours_only_the_part_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_hours_only_the_segment_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     minute = np.resize(np.sin(np.arange(16_000) / 9).astype(np.float32) / 3, 16_000 * 60)
     with soundfile.SoundFile(tmp_path / "long.flac", "w", 16_000, 1) as file:
         for _ in range(120):
@@ -165,6 +168,6 @@ def test_of_two_hours_only_the_part_is_read(tmp_path: Path, monkeypatch: pytest.
         return read(self, frames, *more, **settings)
 
     monkeypatch.setattr(soundfile.SoundFile, "read", watched)
-    heard = [scan_clip(AudioSegment(tmp_path / "long.flac", row.start, row.end)) for row in corpus.tables["all"]]
-    assert heard[0].seconds == 2.5 and heard[1].problem == "longer than 30 s"
+    scans = [scan_clip(AudioSegment(tmp_path / "long.flac", each.start, each.end)) for each in corpus.tables["all"]]
+    assert scans[0].seconds == 2.5 and scans[1].problem == "longer than 30 s"
     assert counted == [round((2.5 + PREROLL) * 16_000), round((31 + PREROLL) * 16_000)]

@@ -1,7 +1,7 @@
-"""What mdc: sources promise: fetched once, whole and verified, going on after a cut, each refusal in plain words.
+"""Sources mdc:... downloaded once, complete and verified, resumed after an interruption; clear errors.
 
-The server is ours, on loopback, and speaks what the datacollective SDK asks of Mozilla Data Collective: details of a
-data set, a download session, and the archive itself, in ranges.
+The server is a local one, on loopback. It answers what the datacollective SDK requests of Mozilla Data Collective:
+details of a data set, a download session, and the archive itself, in ranges.
 """
 
 import gc
@@ -41,15 +41,15 @@ from asr_lora.runtime.files import read_json, read_jsonl
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 
 ID, SLUG, KEY = "cmt95wvb80027qb6e2vezm3d9", "mcv-nl-v25.0", "a-key"
-PIECE = 1 << 16  # bytes, in which the SDK writes what comes
+PIECE = 1 << 16  # bytes that the SDK writes at a time
 ARCHIVE = f"{RELEASE}-nl.tar.gz"
 
 
 class Site:
-    """The server: what it holds, how it fails, and what was asked of it."""
+    """The server: what it holds, how it fails, and the requests that it got."""
 
     def __init__(self, content: bytes) -> None:
-        self.content, self.asked, self.ranges = content, [], []
+        self.content, self.requests, self.ranges = content, [], []
         self.details: dict[str, Any] = {
             "id": ID, "slug": SLUG, "filename": ARCHIVE, "sizeBytes": len(content),
             "checksum": hashlib.sha256(content).hexdigest(), "datasetUrl": f"https://mdc.test/datasets/{ID}",
@@ -60,8 +60,8 @@ class Site:
         self.takes_ranges, self.slow = True, 0.0  # seconds before an archive is sent
 
     def fails(self, route: str, status: int, body: Any = None, **headers: str) -> None:
-        told = {name.replace("_", "-"): value for name, value in headers.items()}
-        self.failing[route] = (status, told, body if isinstance(body, bytes) else json.dumps(body or {}).encode())
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.failing[route] = (status, sent, body if isinstance(body, bytes) else json.dumps(body or {}).encode())
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         routes = {
@@ -69,7 +69,7 @@ class Site:
             ("POST", f"/api/datasets/{ID}/download"): "session", ("GET", "/storage/x?signature=secret"): "archive",
         }  # fmt: skip
         route = routes.get((request.command, request.path), "nowhere")
-        self.asked.append(route)
+        self.requests.append(route)
         if route in self.failing:
             self.send(request, *self.failing[route])
         elif route == "nowhere":
@@ -93,9 +93,9 @@ class Site:
         request.wfile.write(body)
 
     def send_archive(self, request: BaseHTTPRequestHandler) -> None:
-        asked = request.headers["Range"]
-        self.ranges.append(asked)
-        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and self.takes_ranges else 0
+        given = request.headers["Range"]
+        self.ranges.append(given)
+        start = int(re.fullmatch(r"bytes=(\d+)-", given)[1]) if given and self.takes_ranges else 0
         if start >= len(self.content):
             self.send(request, 416, {}, b"")
             return
@@ -146,11 +146,11 @@ def site(packed: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     if "archive" in made.failing:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
-            gc.collect()  # here, and not in somebody else's test
+            gc.collect()  # here, and not in another test
 
 
 def refusal(kind: type[UserError], name: str = SLUG) -> str:
-    """What it says, which has to be a single line, with no key and no signed address, and leave nothing complete."""
+    """Returns the message, a single line without a key or a signed address; no complete archive is left."""
     with pytest.raises(kind) as error:
         mdc.download(name)
     message = str(error.value)
@@ -178,20 +178,20 @@ def test_a_data_set_is_fetched_and_prepared_like_any_archive(
     assert len(read_jsonl(config.run / "data" / "train.jsonl")) == 12
     summary = read_json(config.run / "data" / "summary.json")
     assert summary["release"] == RELEASE and summary["source"] == f"mdc:{SLUG}"
-    out, said = capsys.readouterr()
-    assert out == "" and f"mdc:{SLUG}: fetching {ARCHIVE}, {len(site.content) / 1e6:.1f} MB, into" in said
-    assert re.search(rf"fetching {ARCHIVE} \(MB\): \d+/\d+", said) and "checking (MB)" in said
+    out, logged = capsys.readouterr()
+    assert out == "" and f"mdc:{SLUG}: fetching {ARCHIVE}, {len(site.content) / 1e6:.1f} MB, into" in logged
+    assert re.search(rf"fetching {ARCHIVE} \(MB\): \d+/\d+", logged) and "checking (MB)" in logged
 
 
-def test_what_is_complete_is_not_asked_for_again_under_either_of_its_names(
+def test_a_complete_archive_is_not_requested_again_under_either_of_its_names(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = mdc.download(SLUG)
     assert archive.read_bytes() == site.content and archive.name == ARCHIVE
-    asked = list(site.asked)
+    requests = list(site.requests)
     monkeypatch.delenv("MDC_API_KEY")
     assert mdc.download(SLUG) == mdc.download(ID) == archive
-    assert site.asked == asked and asked.count("archive") == 1
+    assert site.requests == requests and requests.count("archive") == 1
 
 
 def test_nothing_but_the_archive_and_its_records_stays(site: Site) -> None:
@@ -199,23 +199,21 @@ def test_nothing_but_the_archive_and_its_records_stays(site: Site) -> None:
     assert {file.name for file in files()} - {f"{ID}.lock"} == {ARCHIVE, f"{ID}.json", f"{SLUG}.json"}
 
 
-def test_an_emptied_cache_is_filled_again_for_a_run_that_was_prepared(
-    site: Site, words: list[str], private_cache: Path
-) -> None:
+def test_an_emptied_cache_is_filled_again_for_a_prepared_run(site: Site, words: list[str], private_cache: Path) -> None:
     config = load([*words, f"data.source=mdc:{ID}"])
     prepare(config)
     shutil.rmtree(private_cache)
     prepare(config)
     clips = read_jsonl(config.run / "data" / "test.jsonl")
-    assert all(Path(clip["path"]).is_file() for clip in clips) and site.asked.count("archive") == 2
+    assert all(Path(clip["path"]).is_file() for clip in clips) and site.requests.count("archive") == 2
 
 
-def test_a_set_to_score_may_come_from_there_too(site: Site, words: list[str], release: Path) -> None:
+def test_an_evaluation_set_may_be_one_of_its_data_sets(site: Site, words: list[str], release: Path) -> None:
     site.content = pack_english(release.parent / "english")
     site.details |= {"sizeBytes": len(site.content), "checksum": hashlib.sha256(site.content).hexdigest()}
-    asked = [*words, f"eval.sets=[{{source: 'mdc:{SLUG}', language: en}}]"]
+    overrides = [*words, f"eval.sets=[{{source: 'mdc:{SLUG}', language: en}}]"]
     prepare(load(words))
-    other = sets_of(load(asked))[1]
+    other = sets_of(load(overrides))[1]
     assert (other.name, other.language, len(other.clips)) == (f"{SLUG}-en", "en", 4)
 
 
@@ -238,7 +236,7 @@ def test_a_set_without_a_key_is_refused_before_training(
     config = load([*words, f"eval.sets=[{{source: 'mdc:{SLUG}'}}]"])
     with pytest.raises(ConfigError, match="MDC_API_KEY: not set"):
         check_eval_sets(config.eval, config.data, config.model)
-    assert site.asked == []
+    assert site.requests == []
 
 
 def test_a_plan_downloads_nothing_and_needs_no_key(
@@ -246,32 +244,32 @@ def test_a_plan_downloads_nothing_and_needs_no_key(
 ) -> None:
     monkeypatch.delenv("MDC_API_KEY")
     _, origin = durations(load([*words, f"data.source=mdc:{SLUG}"]))
-    assert origin.startswith("typical") and site.asked == []
+    assert origin.startswith("typical") and site.requests == []
 
 
-# --- going on ---------------------------------------------------------------------------------------------------------
+# --- resumed ----------------------------------------------------------------------------------------------------------
 
 
 def resumed_at(site: Site) -> int:
-    """The byte at which the second of two downloads began."""
+    """Returns the byte at which the second of two downloads began."""
     first, second = site.ranges
     assert first is None and second is not None
     return int(second.removeprefix("bytes=").removesuffix("-"))
 
 
-def test_a_download_that_was_cut_goes_on_from_there(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_download_that_broke_off_resumes(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     site.cut_at = len(site.content) // 2
     message = refusal(ExternalError)
-    assert "broke off (the connection was cut); what came is kept: type the same again" in message
+    assert "broke off (the connection was cut); its first part is kept: run the same command again" in message
     capsys.readouterr()
     assert mdc.download(SLUG).read_bytes() == site.content
     start = resumed_at(site)
     assert start == len(site.content) // 2 // PIECE * PIECE
-    assert f"going on from {start / 1e6:.1f} MB" in capsys.readouterr().err
+    assert f"resuming from {start / 1e6:.1f} MB" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_it_and_it_goes_on_next_time(site: Site) -> None:
+def test_ctrl_c_stops_a_download_and_it_resumes_next_time(site: Site) -> None:
     stopped = threading.Event()
 
     def interrupt() -> None:
@@ -291,7 +289,7 @@ def test_ctrl_c_stops_it_and_it_goes_on_next_time(site: Site) -> None:
     assert 0 < resumed_at(site) <= len(site.content) // 2
 
 
-def test_one_interrupted_after_its_last_byte_is_verified_and_not_fetched_again(site: Site) -> None:
+def test_a_download_interrupted_after_its_last_byte_is_verified_and_not_repeated(site: Site) -> None:
     partial = Path(os.environ["ASR_LORA_CACHE"]) / "downloads" / "mdc" / ID / "partial"
     partial.mkdir(parents=True)
     (partial / f"{ARCHIVE}.part").write_bytes(site.content)
@@ -300,7 +298,7 @@ def test_one_interrupted_after_its_last_byte_is_verified_and_not_fetched_again(s
     assert site.ranges == []
 
 
-def test_a_data_set_that_changed_meanwhile_is_begun_anew(site: Site) -> None:
+def test_a_data_set_that_changed_meanwhile_is_downloaded_again(site: Site) -> None:
     site.cut_at = len(site.content) // 2
     refusal(ExternalError)
     site.content += b"more"
@@ -309,7 +307,7 @@ def test_a_data_set_that_changed_meanwhile_is_begun_anew(site: Site) -> None:
     assert site.ranges == [None, None]
 
 
-def test_two_at_once_fetch_it_once(site: Site) -> None:
+def test_two_processes_at_once_download_it_once(site: Site) -> None:
     site.slow = 0.5
     with ThreadPoolExecutor(2) as pool:
         assert len(set(pool.map(mdc.download, (SLUG, ID)))) == 1
@@ -320,65 +318,65 @@ def test_two_at_once_fetch_it_once(site: Site) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "sha256:"])
-def test_another_content_than_stated_is_refused_and_nothing_of_it_kept(site: Site, prefix: str) -> None:
+def test_other_content_than_stated_is_refused_and_deleted(site: Site, prefix: str) -> None:
     right = site.content
     site.details["checksum"] = f"{prefix}{site.details['checksum']}"
     site.content = right[:-1] + bytes([right[-1] ^ 1])
     message = refusal(ExternalError)
-    assert f"{ARCHIVE} came damaged, SHA-256 {hashlib.sha256(site.content).hexdigest()} and not" in message
+    assert f"{ARCHIVE} arrived damaged, SHA-256 {hashlib.sha256(site.content).hexdigest()} and not" in message
     assert {file.suffix for file in files()} <= {".lock"}
     site.content = right
     assert mdc.download(SLUG).read_bytes() == right and site.ranges == [None, None]
 
 
-@pytest.mark.parametrize("state", ["shorter than stated", "all of it, when the rest was asked for"])
-def test_another_size_than_stated_is_refused_and_nothing_of_it_kept(site: Site, state: str) -> None:
+@pytest.mark.parametrize("state", ["shorter than stated", "all of it, when the rest was requested"])
+def test_another_size_than_stated_is_refused_and_deleted(site: Site, state: str) -> None:
     if state.startswith("shorter"):
         site.details["sizeBytes"] += 10
     else:
         site.takes_ranges, site.cut_at = False, 2 * PIECE
         refusal(ExternalError)
-    assert re.search(r"came damaged, [\d,]+ bytes and not [\d,]+; nothing of it was kept", refusal(ExternalError))
+    assert re.search(r"arrived damaged, [\d,]+ bytes and not [\d,]+; it was deleted", refusal(ExternalError))
     assert {file.suffix for file in files()} <= {".lock"}
 
 
-def test_where_no_checksum_is_stated_that_is_said(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_checksum_is_logged(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     site.details["checksum"] = None
     assert mdc.download(SLUG).read_bytes() == site.content
-    assert "states no checksum for it; its size is right" in capsys.readouterr().err
+    assert "states no checksum for it; its size is as stated" in capsys.readouterr().err
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------
 
 
-def test_no_key_is_told_with_the_page_that_makes_one(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_key_is_reported_with_the_page_that_makes_one(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MDC_API_KEY")
     message = refusal(ConfigError)
     assert message.startswith("MDC_API_KEY: not set") and "mozilladatacollective.com/profile/credentials" in message
-    assert site.asked == []
+    assert site.requests == []
 
 
-def test_a_key_with_a_line_break_is_told_and_not_shown(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_with_a_line_break_is_reported_and_not_shown(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MDC_API_KEY", f"{KEY}\n")
     assert refusal(ConfigError).startswith("MDC_API_KEY: a key holds no spaces, line breaks")
 
 
-def test_401_is_told_as_the_key(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_401_is_reported_as_the_key(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MDC_API_KEY", "another")
     message = refusal(ConfigError)
-    assert message.startswith("MDC_API_KEY: Mozilla Data Collective does not take this key") and "401" in message
+    assert message.startswith("MDC_API_KEY: Mozilla Data Collective does not accept this key") and "401" in message
 
 
-def test_403_is_told_as_terms_with_the_page_to_accept_them_on(site: Site) -> None:
+def test_403_is_reported_as_the_terms_with_their_page(site: Site) -> None:
     site.fails("session", 403, {"error": "You must agree\nto the terms"})
     message = refusal(ConfigError)
     assert message == (
         f"mdc:{SLUG}: its terms are not accepted, or you are not approved (HTTP 403: You must agree to the terms); "
-        f"sign in, accept them on https://mdc.test/datasets/{ID}, and type the same again"
+        f"sign in, accept them on https://mdc.test/datasets/{ID}, and run the same command again"
     )
 
 
-def test_404_is_told_as_the_id_with_where_ids_are(site: Site) -> None:
+def test_404_is_reported_as_the_id_with_where_ids_are(site: Site) -> None:
     message = refusal(ConfigError, "mcv-nl-v99")
     assert message.startswith("mdc:mcv-nl-v99: Mozilla Data Collective has no such data set (HTTP 404: Dataset not")
     assert "mozilladatacollective.com/datasets/<id>" in message
@@ -386,41 +384,41 @@ def test_404_is_told_as_the_id_with_where_ids_are(site: Site) -> None:
 
 @pytest.mark.parametrize("route", ["details", "session", "archive"])
 @pytest.mark.parametrize(
-    ("after", "says"),
+    ("after", "message"),
     [
-        ("90", r"type the same again after \d{4}-\d\d-\d\d \d\d:\d\d$"),
-        ("a date", r"type the same again after \d{4}-\d\d-\d\d \d\d:\d\d$"),
-        ("", r"type the same again later \(it does not say when\)$"),
-        ("soon", r"type the same again later \(it does not say when\)$"),
+        ("90", r"run the same command again after \d{4}-\d\d-\d\d \d\d:\d\d$"),
+        ("a date", r"run the same command again after \d{4}-\d\d-\d\d \d\d:\d\d$"),
+        ("", r"run the same command again later \(no time was given\)$"),
+        ("soon", r"run the same command again later \(no time was given\)$"),
     ],
 )
-def test_429_is_told_as_the_limit_with_when_to_try_again(site: Site, route: str, after: str, says: str) -> None:
+def test_429_is_reported_as_the_limit_with_when_to_try_again(site: Site, route: str, after: str, message: str) -> None:
     after = formatdate(time.time() + 90, usegmt=True) if after == "a date" else after
     site.fails(route, 429, {"error": "Daily download limit reached"}, **({"Retry_After": after} if after else {}))
-    assert re.search(says, refusal(ExternalError))
+    assert re.search(message, refusal(ExternalError))
 
 
 @pytest.mark.parametrize(
-    ("route", "status", "says"),
+    ("route", "status", "message"),
     [
         ("session", 402, "has to be paid for (HTTP 402"),
         ("details", 410, "was taken down (HTTP 410"),
         ("details", 400, "has no such data set (HTTP 400"),
         ("session", 503, "Mozilla Data Collective failed (HTTP 503); try again later"),
-        ("archive", 403, "fetching it broke off (HTTP 403); what came is kept"),
-        ("archive", 500, "fetching it broke off (HTTP 500); what came is kept"),
+        ("archive", 403, "the download broke off (HTTP 403); its first part is kept"),
+        ("archive", 500, "the download broke off (HTTP 500); its first part is kept"),
     ],
 )
-def test_other_refusals_are_one_line_too(site: Site, route: str, status: int, says: str) -> None:
+def test_other_refusals_are_one_line_too(site: Site, route: str, status: int, message: str) -> None:
     site.fails(route, status)
-    assert says in refusal(UserError)
+    assert message in refusal(UserError)
 
 
 @pytest.mark.parametrize("route", ["details", "session"])
 @pytest.mark.parametrize("body", [b"<html>log in to this wireless network</html>", b"{}"])
-def test_an_answer_that_is_none_of_theirs_is_told(site: Site, route: str, body: bytes) -> None:
+def test_an_answer_of_another_server_is_reported(site: Site, route: str, body: bytes) -> None:
     site.fails(route, 200, body)
-    assert "cannot read what Mozilla Data Collective answered" in refusal(ExternalError)
+    assert "cannot read the answer of Mozilla Data Collective" in refusal(ExternalError)
 
 
 @pytest.mark.parametrize(
@@ -431,19 +429,21 @@ def test_a_file_name_that_leads_elsewhere_is_refused(site: Site, filename: str |
     assert "names no file to download" in refusal(ExternalError)
 
 
-def test_a_refused_connection_is_told_as_the_network(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_connection_is_reported_as_the_network(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MDC_API_URL", "http://127.0.0.1:1/api")
-    assert "cannot reach Mozilla Data Collective (Connection refused); look to the network" in refusal(ExternalError)
+    assert "cannot reach Mozilla Data Collective (Connection refused); check the network" in refusal(ExternalError)
 
 
-def test_a_disk_too_small_is_told_before_anything_is_fetched(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_too_small_is_reported_before_anything_is_downloaded(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(mdc.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     message = refusal(ExternalError)
     assert re.search(r"needs [\d.]+ MB more, and \S+ has 0.0 MB free; make room there", message)
-    assert site.asked == ["details"]
+    assert site.requests == ["details"]
 
 
-def test_a_disk_that_fills_up_is_told(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_is_reported(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> Path:
         from datacollective.errors import DownloadError  # noqa: PLC0415
 
@@ -453,7 +453,9 @@ def test_a_disk_that_fills_up_is_told(site: Site, monkeypatch: pytest.MonkeyPatc
     assert "No space left on device; free some space there" in refusal(ExternalError)
 
 
-def test_a_cache_that_cannot_be_written_is_told(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_reported(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("ASR_LORA_CACHE", str(tmp_path / "file"))
     message = refusal(ExternalError)
@@ -461,13 +463,13 @@ def test_a_cache_that_cannot_be_written_is_told(site: Site, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "../a", "a..b", ".a", "-a", "a b", "a?b", "a#b", "a%2e", "é", "a\n"])
-def test_what_is_no_id_or_slug_is_refused_before_anything_is_asked(site: Site, name: str) -> None:
+def test_an_invalid_id_or_slug_is_refused_before_any_request(site: Site, name: str) -> None:
     with pytest.raises(ConfigError, match="must be a data set's id or slug"):
         mdc.download(name)
-    assert site.asked == [] and files() == []
+    assert site.requests == [] and files() == []
 
 
-def test_the_address_of_its_page_is_answered_with_its_name(site: Site) -> None:
+def test_the_address_of_a_page_is_refused_with_its_name(site: Site) -> None:
     message = refusal(ConfigError, f"https://mozilladatacollective.com/datasets/{ID}")
     assert message.endswith(f"did you mean mdc:{ID}?")
 
@@ -480,12 +482,12 @@ def test_a_missing_sdk_is_one_line_with_the_way_out(site: Site, monkeypatch: pyt
 READ = """
 import os, sys
 from asr_lora.corpus import mdc
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.errors import ConfigError
 before = dict(os.environ)
 try:
     mdc.check("mcv-nl-v25.0")
-    print("taken")
-except ChoiceError as error:
+    print("accepted")
+except ConfigError as error:
     print(error)
 assert "datacollective" in sys.modules
 print({name for name in {**before, **os.environ} if before.get(name) != os.environ.get(name)})
@@ -507,6 +509,6 @@ def test_a_dotenv_file_in_the_working_folder_is_not_read(tmp_path: Path, key: st
         [sys.executable, "-c", READ], cwd=tmp_path / "work" / "deep", env=environment, capture_output=True, text=True,
         check=False, timeout=120,
     )  # fmt: skip
-    said, changed = done.stdout.splitlines()
-    assert said == "taken" if key else said.startswith("MDC_API_KEY: not set"), done.stderr
+    printed, changed = done.stdout.splitlines()
+    assert printed == "accepted" if key else printed.startswith("MDC_API_KEY: not set"), done.stderr
     assert changed == "set()"

@@ -511,7 +511,7 @@ def test_other_bytes_than_the_index_says_are_told(from_shards: list[str]) -> Non
     content[clip["offset"] + 9] ^= 1
     Path(clip["path"]).write_bytes(content)
     for heard in (waveform, encoded_audio):
-        with pytest.raises(ExternalError, match=r"train-00000\.tar: other bytes than its index says"):
+        with pytest.raises(ExternalError, match=r"train-00000\.tar: other bytes than its index states"):
             heard(clip)
 
 

@@ -195,7 +195,7 @@ def test_a_clip_that_is_not_the_one_of_the_index_is_refused_and_not_kept(shards:
     content = bytearray(tar.read_bytes())
     content[line["offset"] + 9] ^= 1
     tar.write_bytes(content)
-    assert "other bytes than its index says" in refusal(lambda: fetched(shards))
+    assert "other bytes than its index states" in refusal(lambda: fetched(shards))
     assert not [path for path in private_cache.rglob("*") if path.is_file()]
 
 

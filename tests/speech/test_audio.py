@@ -1,4 +1,4 @@
-"""What decoding promises: any format, rate and channel count becomes the same 16 kHz mono float32, or a plain word."""
+"""Decoding: any format, rate and channel count gives the same 16 kHz mono float32, or a clear error."""
 
 import io
 import shutil
@@ -52,7 +52,7 @@ def assert_is_the_tone(waveform: audio.Waveform, seconds: float = 0.5, level: fl
 def test_every_format_gives_the_same_tone_from_a_path_and_from_bytes(tmp_path: Path, kind: str) -> None:
     rate = 48_000 if kind == "opus" else 32_000
     content = encoded(tone(rate), rate, kind)
-    file = tmp_path / "a clip whose name does not tell its format"
+    file = tmp_path / "a clip whose name does not give its format"
     file.write_bytes(content)
     assert_is_the_tone(audio.load(file))
     np.testing.assert_array_equal(audio.load(file), audio.load(content))
@@ -80,7 +80,7 @@ def test_a_stereo_mp3_is_read() -> None:
     assert_is_the_tone(audio.load(encoded(np.stack([tone(44_100)] * 2, axis=1), 44_100, "mp3")))
 
 
-def test_samples_of_a_16_khz_clip_are_left_as_they_are() -> None:
+def test_samples_of_a_16_khz_clip_do_not_change() -> None:
     samples = tone(16_000).astype(np.float32)
     np.testing.assert_array_equal(audio.load(encoded(samples, 16_000)), samples)
 
@@ -93,7 +93,7 @@ def test_decode_keeps_the_clips_own_rate() -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"This is a text that somebody called .mp3.\n" * 20, "clip cannot be decoded: Format not recognised"),
+        (b"This is a text whose name ends in .mp3.\n" * 20, "clip cannot be decoded: Format not recognised"),
         (b"", "clip cannot be decoded: Format not recognised"),
         (encoded(tone(16_000), 16_000, "flac")[:30], "clip cannot be decoded"),
         (encoded(np.zeros((0, 1)), 16_000), "clip holds no samples"),
@@ -142,7 +142,7 @@ def test_no_other_program_is_needed_to_decode(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("rate", [16_001, 44_101, 2**31 - 1])
-def test_a_rate_that_nothing_records_at_is_refused_before_it_takes_gigabytes(rate: int) -> None:
+def test_a_rate_that_no_recorder_uses_is_refused_before_it_takes_gigabytes(rate: int) -> None:
     content = encoded(tone(16_000), 16_000, "wav-16")
-    with pytest.raises(ExternalError, match=r"samples a second, which nothing records"):
+    with pytest.raises(ExternalError, match=r"samples a second, which no recorder uses"):
         audio.load(content[:24] + rate.to_bytes(4, "little") + content[28:])

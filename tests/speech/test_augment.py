@@ -1,4 +1,4 @@
-"""Augmentation: what each kind does to sound, the same whoever asks, in training alone; and Whisper's SpecAugment."""
+"""Augmentation: what each kind does to audio, reproducibly, in training alone; and Whisper's SpecAugment."""
 
 import random
 from pathlib import Path
@@ -15,7 +15,6 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from asr_lora import train
 from asr_lora.config.compose import load
-from asr_lora.data import dataset as loader
 from asr_lora.data.dataset import StepDataset
 from asr_lora.data.features import Example, SpeechCollator, collate, label_ids
 from asr_lora.data.sampler import Batch, RowSpec, StepSampler
@@ -29,11 +28,11 @@ from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.speech import audio, augment
 from asr_lora.speech.audio import SAMPLE_RATE
 from asr_lora.speech.augment import KINDS
-from asr_lora.training import builder as assembly
+from asr_lora.training import builder
 
 
 def speech(seconds: float) -> audio.Waveform:
-    """Something like it: syllables of noise, half of them silence."""
+    """Synthesizes syllables of noise, half of the time silence."""
     rng, samples = np.random.default_rng(0), round(seconds * SAMPLE_RATE)
     syllables = np.sin(2 * np.pi * 4 * np.arange(samples) / SAMPLE_RATE) > 0
     return (0.1 * rng.standard_normal(samples) * syllables).astype(np.float32)
@@ -44,7 +43,7 @@ def draws(kind: str, waveform: audio.Waveform, count: int = 20) -> list[audio.Wa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_chance_comes_from_the_stream_that_is_given(kind: str) -> None:
+def test_all_random_numbers_come_from_the_given_generator(kind: str) -> None:
     waveform = speech(1)
     before = waveform.copy(), torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     first, second = draws(kind, waveform), draws(kind, waveform)
@@ -58,18 +57,18 @@ def test_all_chance_comes_from_the_stream_that_is_given(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("samples", [1, 2, 100, 16_000, 80_001])
-def test_any_clip_becomes_finite_sound_that_fits(kind: str, samples: int) -> None:
+def test_any_clip_becomes_finite_audio_that_fits(kind: str, samples: int) -> None:
     waveform, longest = speech(6)[2:][:samples], int(samples * 1.03)
     for at in range(20):
         sound = augment.augment(waveform, kind, np.random.default_rng(at), longest)
         assert sound.dtype == np.float32 and sound.ndim == 1 and np.isfinite(sound).all()
         assert 0.9 * samples <= len(sound) <= longest
         assert len(sound) == samples or kind != "telephone"
-        # Half a dB over full scale is what a filter behind the gain may add.
+        # A filter behind the gain may add half a dB over full scale.
         assert abs(sound).max() <= 1.06
 
 
-def test_a_clip_without_sound_stays_as_it_is() -> None:
+def test_a_silent_clip_does_not_change() -> None:
     for kind in KINDS:
         for loudness in (0, 1e-6):
             silence = np.full(800, loudness, dtype=np.float32)
@@ -77,7 +76,7 @@ def test_a_clip_without_sound_stays_as_it_is() -> None:
 
 
 def alone(monkeypatch: pytest.MonkeyPatch, **constants: Any) -> None:
-    """Nothing happens to a clip but what is named."""
+    """Turns off all augmentation but what `constants` set."""
     nothing = {"SPEED": 0, "GAINS": (0.0, 0.0), "ROOM_SHARE": 0.0, "NOISY_SHARE": 0.0, "TELEPHONE_SHARE": 0.0}
     for name, value in (nothing | constants).items():
         monkeypatch.setattr(augment, name, value)
@@ -108,7 +107,7 @@ def test_gain_is_within_its_range_and_never_clips(monkeypatch: pytest.MonkeyPatc
     assert max(abs(sound).max() for sound in draws("light", loud)) <= 1 + 1e-6
 
 
-def test_noise_is_at_the_asked_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_noise_has_the_given_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     alone(monkeypatch, NOISY_SHARE=1.0)
     waveform = speech(2)
     ratios = [decibels(waveform) - decibels(sound - waveform) for sound in draws("noisy", waveform, 60)]
@@ -136,7 +135,7 @@ def test_a_room_dies_away_by_sixty_decibels_in_its_time(monkeypatch: pytest.Monk
         assert early - late == pytest.approx(60 * 0.2 / 0.4, abs=3)
 
 
-def test_a_line_takes_the_highs_and_the_lows_and_keeps_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_telephone_line_removes_highs_and_lows_and_keeps_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     alone(monkeypatch, TELEPHONE_SHARE=1.0)
     hiss = (0.1 * np.random.default_rng(0).standard_normal(2 * SAMPLE_RATE)).astype(np.float32)
     frequencies = np.fft.rfftfreq(len(hiss), 1 / SAMPLE_RATE)
@@ -144,16 +143,16 @@ def test_a_line_takes_the_highs_and_the_lows_and_keeps_the_time(monkeypatch: pyt
     def band(sound: audio.Waveform, low: float, high: float) -> float:
         return decibels(np.abs(np.fft.rfft(sound))[(frequencies >= low) & (frequencies < high)])
 
-    heard = draws("telephone", hiss, 12)
-    assert len({sound.tobytes() for sound in heard}) == len(augment.LINE_CODECS)
-    for sound in heard:
+    received = draws("telephone", hiss, 12)
+    assert len({sound.tobytes() for sound in received}) == len(augment.LINE_CODECS)
+    for sound in received:
         assert np.correlate(sound, hiss[800:-800]).argmax() == 800
         assert band(sound, 500, 3000) == pytest.approx(band(hiss, 500, 3000), abs=3)
         assert band(sound, 4200, 8000) < band(hiss, 4200, 8000) - 30
         assert band(sound, 10, 100) < band(hiss, 10, 100) - 10
 
 
-# ---- in the loader ----
+# ---- in the collator ----
 
 
 @pytest.fixture
@@ -172,12 +171,12 @@ def equal(one: list[dict[str, torch.Tensor]], other: list[dict[str, torch.Tensor
     return all(torch.equal(batch[key], other[at][key]) for at, batch in enumerate(one) for key in batch)
 
 
-def dynamic(rows: list[dict[str, Any]], *words: str) -> StepSampler:
-    training = load(["training.batch_size=4", *words]).training
+def dynamic(rows: list[dict[str, Any]], *overrides: str) -> StepSampler:
+    training = load(["training.batch_size=4", *overrides]).training
     return StepSampler([row["duration"] for row in rows], [4] * len(rows), training, 0, 448)
 
 
-def test_off_a_batch_is_what_it_ever_was(rows: list[dict[str, Any]], processor: WhisperProcessor) -> None:
+def test_without_augmentation_a_batch_is_the_plain_one(rows: list[dict[str, Any]], processor: WhisperProcessor) -> None:
     (batch,) = StepDataset(rows, Fixed(Batch((RowSpec((3,)), RowSpec((5,))), 1.6)), 1, SpeechCollator(processor))[0]
     examples = [
         Example(audio.load(Path(rows[at]["path"])), label_ids(rows[at]["text"], processor.tokenizer)) for at in (3, 5)
@@ -187,13 +186,13 @@ def test_off_a_batch_is_what_it_ever_was(rows: list[dict[str, Any]], processor: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_heard_follows_from_seed_step_and_clip_alone(
+def test_augmentation_follows_from_seed_step_and_clip_alone(
     rows: list[dict[str, Any]], processor: WhisperProcessor, kind: str
 ) -> None:
     steps = StepDataset(rows, dynamic(rows), 6, SpeechCollator(processor, kind, 1))
     alone, crew = (list(torch.utils.data.DataLoader(steps, batch_size=None, num_workers=workers)) for workers in (0, 2))
     assert all(equal(one, other) for one, other in zip(alone, crew, strict=True))
-    assert equal(steps[4], alone[4])  # asked again, out of turn
+    assert equal(steps[4], alone[4])  # asked for again, out of order
     fixed = Fixed(Batch((RowSpec((7,)), RowSpec((8,))), 30.0))
     (first,) = StepDataset(rows, fixed, 2, SpeechCollator(processor, kind, 1))[0]
     (later,) = StepDataset(rows, fixed, 2, SpeechCollator(processor, kind, 1))[1]
@@ -210,67 +209,67 @@ def test_no_sample_is_cut_however_tight_the_context(
 ) -> None:
     alone(monkeypatch, SPEED=10)
     monkeypatch.setattr("asr_lora.data.sampler.MAX_SECONDS", 3.0)  # so that packs are tight
-    order = dynamic(rows, f"training.context={context}", "training.context_margin=[0,0]", "training.context_multiple=0.02",
-                    "training.long_share=0")  # fmt: skip
+    tight = ["training.context_margin=[0,0]", "training.context_multiple=0.02", "training.long_share=0"]
+    order = dynamic(rows, f"training.context={context}", *tight)
     steps, stretched = StepDataset(rows, order, 60, SpeechCollator(processor, "light")), []
     for step in range(60):
         for batch in order.step(step):
             for row in batch.rows:
-                heard = len(steps.making.example(row, steps.clips[list(row.clips)], step, batch.seconds).waveform)
-                assert heard <= round(batch.seconds * SAMPLE_RATE)
-                stretched.append(heard / sum(round(rows[clip]["duration"] * SAMPLE_RATE) for clip in row.clips))
+                samples = len(steps.collator.example(row, steps.clips[list(row.clips)], step, batch.seconds).waveform)
+                assert samples <= round(batch.seconds * SAMPLE_RATE)
+                stretched.append(samples / sum(round(rows[clip]["duration"] * SAMPLE_RATE) for clip in row.clips))
     assert min(stretched) < 0.97 and max(stretched) > 1.03
 
 
-def test_the_times_of_joins_are_those_of_the_changed_sound(
+def test_timestamps_of_joined_clips_are_those_of_the_augmented_audio(
     rows: list[dict[str, Any]], processor: WhisperProcessor
 ) -> None:
     row = RowSpec((2, 9, 4), timestamps=True)
     steps = StepDataset(rows, Fixed(Batch((row,), 30.0)), 9, SpeechCollator(processor, "light"))
     for step in range(9):
-        said = processor.tokenizer.convert_ids_to_tokens(
-            steps.making.example(row, steps.clips[list(row.clips)], step, 30.0).ids
+        tokens = processor.tokenizer.convert_ids_to_tokens(
+            steps.collator.example(row, steps.clips[list(row.clips)], step, 30.0).ids
         )
-        times = [float(token[2:-2]) for token in said if token.startswith("<|") and "." in token]
+        times = [float(token[2:-2]) for token in tokens if token.startswith("<|") and "." in token]
         streams = {clip: np.random.default_rng((0, step, clip, *b"augment")) for clip in row.clips}
         lengths = [len(augment.augment(audio.load(Path(rows[at]["path"])), "light", streams[at])) for at in row.clips]
         ends = np.cumsum(lengths) / SAMPLE_RATE
         assert times == pytest.approx([0, ends[0], ends[0], ends[1], ends[1], ends[2]], abs=0.011)
-        assert len(steps.making.example(row, steps.clips[list(row.clips)], step, 30.0).waveform) == sum(lengths)
+        assert len(steps.collator.example(row, steps.clips[list(row.clips)], step, 30.0).waveform) == sum(lengths)
 
 
 # ---- in a run ----
 
 
-def test_only_training_clips_are_augmented_and_the_run_says_so(
+def test_only_training_clips_are_augmented_and_the_run_records_it(
     words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard, really = [], augment.augment
+    augmented, really = [], augment.augment
 
     def spy(waveform: audio.Waveform, *args: Any, **rest: Any) -> audio.Waveform:
-        heard.append(len(waveform))
+        augmented.append(len(waveform))
         return really(waveform, *args, **rest)
 
-    for room in (augment, loader):
-        monkeypatch.setattr(room, "augment", spy)
+    for module in ("asr_lora.speech.augment", "asr_lora.data.features"):
+        monkeypatch.setattr(f"{module}.augment", spy)
     config = load([*words, "data.augment=noisy", "training.learning_rate=1e-30"])
     train.train(config)
     facts = read_json(config.run / "train" / "metrics.json")
     assert (facts["augment"], facts["spec_augment"]) == ("noisy", False)
     assert 0 <= facts["data_wait_fraction"] <= 1
-    assert len(heard) == facts["clips_seen"] == 8  # dev and test were decoded as well
-    # An adapter that learnt nothing hears in dev and test what the untouched model hears.
+    assert len(augmented) == facts["clips_seen"] == 8  # dev and test were decoded as well
+    # With an adapter that learned nothing, dev and test give the hypotheses of the base model.
     lines = read_jsonl(config.run / "eval" / "test" / "hypotheses.jsonl")
     assert [line["hypothesis"] for line in lines] == [line["baseline_hypothesis"] for line in lines]
 
 
-def test_run_names_say_it_in_a_word() -> None:
+def test_run_names_have_it_in_a_word() -> None:
     assert load(["data.augment=telephone"]).run_name == "nl-1h-large_v2-qv-r32-s0-telephone"
     assert load(["training.spec_augment=true"]).run_name == "nl-1h-large_v2-qv-r32-s0-specaugment"
 
 
 @pytest.mark.parametrize(
-    ("setting", "says"),
+    ("setting", "message"),
     [
         (["data.augment=loud"], r"data\.augment: loud is none of light, noisy, telephone"),
         (["training.mask_time_prob=2"], r"training\.mask_time_prob: must be a share"),
@@ -280,8 +279,8 @@ def test_run_names_say_it_in_a_word() -> None:
         ),
     ],
 )
-def test_what_cannot_be_is_refused(setting: list[str], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_impossible_settings_are_refused(setting: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         load(setting)
 
 
@@ -299,9 +298,7 @@ def test_spec_augment_masks_clips_in_training_alone(words: list[str], context: s
     prepare(config)
     seen: list[tuple[bool, torch.Tensor]] = []
     with progress("training", total=2) as bar:
-        trainer = assembly.build_trainer(
-            config, hardware_of(config), read_jsonl(run.manifest(config.run, "train")), bar
-        )
+        trainer = builder.build_trainer(config, hardware_of(config), read_jsonl(run.manifest(config.run, "train")), bar)
         (encoder,) = (module for module in trainer.model.modules() if isinstance(module, WhisperEncoder))
         encoder.conv1.register_forward_pre_hook(lambda module, args: seen.append((module.training, args[0].clone())))
         given: list[bool] = []
@@ -315,24 +312,24 @@ def test_spec_augment_masks_clips_in_training_alone(words: list[str], context: s
 
         trainer.training_step = training_step
         trainer.train()
-    assert given and all(given)  # a step that has to begin again finds its features as they were made
+    assert given and all(given)  # a step that is retried finds its features unchanged
     masked = [features for training, features in seen if training]
     steps = [batch for step in range(2) for batch in trainer.train_dataset[step]]
     assert len(masked) == len(steps) and len(seen) > len(steps)  # dev was decoded too
     for features, batch in zip(masked, steps, strict=True):
         frames = (features == 0).all(dim=1)
-        assert frames.any() and not frames[batch["attention_mask"] == 0].any()  # of clips, not of the silence behind
+        assert frames.any() and not frames[batch["attention_mask"] == 0].any()  # not of the silence after a clip
         kept = features != 0
         torch.testing.assert_close(features[kept], batch["input_features"][kept])
     assert any((features == 0).all(dim=2).any() for features in masked)
     for features in (features for training, features in seen if not training):
         frames = (features == 0).all(dim=1).int()
-        assert (frames.diff() >= 0).all()  # zeros at the end alone, which are generate's own
+        assert (frames.diff() >= 0).all()  # zeros at the end alone, which generate pads
         assert not (features == 0).all(dim=2).any()
 
 
 @pytest.mark.slow
-def test_spec_augment_is_drawn_anew_from_the_seed_and_leaves_no_trace_in_what_is_saved(words: list[str]) -> None:
+def test_spec_augment_is_drawn_from_the_seed_and_is_not_saved_with_the_adapter(words: list[str]) -> None:
     usual, one, two, cut = (
         load([*words, *settings, "data.augment=light", "eval.after=false", f"run_name={name}"])
         for name, settings in {
@@ -360,7 +357,7 @@ def test_spec_augment_runs_at_the_shortest_contexts_that_are_allowed(words: list
     assert np.isfinite(losses(config.run)).all()
 
 
-def test_clips_shorter_than_a_mask_pass_whole(processor: WhisperProcessor, tiny_checkpoint: Path) -> None:
+def test_clips_shorter_than_a_mask_are_not_masked(processor: WhisperProcessor, tiny_checkpoint: Path) -> None:
     model = whisper.load(str(tiny_checkpoint), "fp32", torch.device("cpu")).train()
     whisper.enable_spec_augment(model, 0.3, 0.0)
     examples = [Example(speech(seconds), label_ids("ja", processor.tokenizer)) for seconds in (0.05, 0.1, 0.6)]

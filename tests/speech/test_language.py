@@ -1,4 +1,4 @@
-"""From a corpus's locale to Whisper's language token, and what people hear when there is none."""
+"""Maps a corpus's locale to Whisper's language token; what users read when there is none."""
 
 import pytest
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
@@ -69,8 +69,8 @@ def test_locale_without_a_token_is_refused_with_the_way_out(locale: str, way_out
         ("swedish", "sv-SE"),
     ],
 )
-def test_misspelt_locale_is_refused_with_the_nearest(locale: str, nearest: str) -> None:
-    with pytest.raises(ConfigError, match=rf"'{locale}' is no locale that we know; nearest: .*\b{nearest}\b.*;"):
+def test_misspelled_locale_is_refused_with_the_nearest(locale: str, nearest: str) -> None:
+    with pytest.raises(ConfigError, match=rf"'{locale}' is not a known locale; nearest: .*\b{nearest}\b.*;"):
         token_for_locale(locale, V3)
 
 
@@ -83,12 +83,12 @@ def test_explicit_language_that_is_no_token_is_answered_with_one(code: str, near
         check_token(code, V3)
 
 
-def test_explicit_language_is_taken_as_it_is() -> None:
+def test_explicit_token_is_accepted() -> None:
     assert check_token("no", V3) == "no"
 
 
-def test_nonsense_says_so_and_stays_one_line() -> None:
-    with pytest.raises(ConfigError, match="nothing is spelt like it") as refused:
+def test_nonsense_is_refused_in_one_line() -> None:
+    with pytest.raises(ConfigError, match="nothing is spelled like it") as refused:
         check_token("%%%%", V3)
     assert "\n" not in str(refused.value)
 

@@ -1,4 +1,4 @@
-"""What counts as the same word under each normaliser."""
+"""What counts as the same word under each normalizer."""
 
 import pytest
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
@@ -123,10 +123,10 @@ def test_numbers_are_read_as_words_where_asked(language: str, sentence: str, wor
     assert Normalizer("marks", language)(sentence) != words
 
 
-def test_a_language_whose_numbers_nobody_reads_is_refused() -> None:
+def test_a_language_whose_numbers_num2words_cannot_read_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"eval\.numbers: num2words reads no numbers in haw; it knows .*nl"):
         Normalizer("marks", "haw", numbers=True)
-    with pytest.raises(ConfigError, match=r"in am; it knows (?!.*\bam\b)"):  # which would never come back
+    with pytest.raises(ConfigError, match=r"in am; it knows (?!.*\bam\b)"):  # num2words would never return
         Normalizer("marks", "am", numbers=True)
 
 
@@ -135,6 +135,6 @@ def test_the_rate_of_characters_leads_where_no_spaces_part_words(language: str, 
     assert primary_metric(language) == rate
 
 
-def test_the_name_beside_a_rate_says_the_preset_and_its_version() -> None:
+def test_the_name_beside_a_rate_has_the_preset_and_its_version() -> None:
     assert str(Normalizer("marks", "nl")) == "marks 2"
     assert str(Normalizer("basic", "nl", numbers=True)) == "basic 2, numbers as words"
