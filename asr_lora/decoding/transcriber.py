@@ -184,7 +184,7 @@ def txt(segments: Sequence[Segment]) -> str:
 def srt(segments: Sequence[Segment]) -> str:
     """Formats segments as SubRip: numbered blocks, the milliseconds after a comma."""
     blocks = (
-        f"{number}\n{_timestamp(segment.start, ',')} --> {_timestamp(segment.end, ',')}\n{_escape_arrow(segment.text)}\n"
+        f"{number}\n{_timestamp(segment.start, ',')} --> {_timestamp(segment.end, ',')}\n{_escaped(segment.text)}\n"
         for number, segment in enumerate(segments, start=1)
     )
     return "\n".join(blocks)
@@ -194,7 +194,7 @@ def vtt(segments: Sequence[Segment]) -> str:
     """Formats segments as WebVTT (W3C), in which & and < are escaped."""
     blocks = (
         f"{_timestamp(segment.start, '.')} --> {_timestamp(segment.end, '.')}\n"
-        f"{_escape_arrow(segment.text).replace('&', '&amp;').replace('<', '&lt;')}\n"
+        f"{_escaped(segment.text).replace('&', '&amp;').replace('<', '&lt;')}\n"
         for segment in segments
     )
     return "\n".join(["WEBVTT\n", *blocks])
@@ -216,7 +216,7 @@ def _timestamp(seconds: float, point: str) -> str:
     return f"{minutes // 60:02}:{minutes % 60:02}:{rest // 1000:02}{point}{rest % 1000:03}"
 
 
-def _escape_arrow(text: str) -> str:
+def _escaped(text: str) -> str:
     """Replaces -->, which would end the times of a block."""
     return text.replace("-->", "->")
 
