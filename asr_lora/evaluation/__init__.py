@@ -1,1 +1,1 @@
-"""Hypotheses against references: WER, CER and intervals, error analysis, the sets that are scored."""
+"""Hypotheses against references: WER, CER and intervals, kinds of error, the sets that are scored."""
