@@ -135,9 +135,9 @@ def _together(config: Config, hearing: Transcriber, found: Sequence[Recording], 
         except ExternalError as error:
             log(f"left out: {error}")
     parts = [part for each in known for part in each.parts]
-    worn = [RowAdapter(each.language, each.adapter or BASE) for each in known for _ in each.parts]
+    adapters = [RowAdapter(each.language, each.adapter or BASE) for each in known for _ in each.parts]
     with progress("hearing all together", total=len(parts)) as bar:
-        segments = hearing.segments_mixed(parts, worn, bar.advance) if parts else []
+        segments = hearing.segments_mixed(parts, adapters, bar.advance) if parts else []
     left = iter(segments)
     for each in known:
         _write(config, each.recording, list(islice(left, len(each.parts))), each.facts())

@@ -1,7 +1,7 @@
-"""Clips in, hypotheses out: longest first, in batches, with the next batch read while this one is decoded.
+"""Batched decoding of clips, longest first, and long-form decoding; the next batch is read while one is decoded.
 
-Several processes that share a run are dealt whole batches, the same ones that one process would make, and all of them
-know in the end what each has heard.
+The processes of a run are given whole batches, the same ones that a single process would make, and all of them return
+all hypotheses.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby, takewhile
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -24,37 +24,35 @@ from asr_lora.data.sampler import context_for, count_micro_batches
 from asr_lora.model.hardware import Capacity, Hardware, is_out_of_memory
 from asr_lora.model.pretrained import load_config
 from asr_lora.model.whisper import encoder_context, seconds_of
-from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime import distributed
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError, first_line
 from asr_lora.speech import audio
 
-if TYPE_CHECKING:
-    pass
 PROMPT_TOKENS = 4  # start, language, task, no timestamps
-VERSION = 3  # it rises whenever the same settings hear the same clips otherwise
-SPARE_TOKENS = 24  # beside what a clip's seconds allow: a clip of one second may hold a long word
-MULTIPLE = 1.28  # seconds: of short contexts, so that enough clips share one
+VERSION = 3  # raised whenever the same settings decode the same clips to other hypotheses
+SPARE_TOKENS = 24  # added to what a clip's seconds allow: a clip of one second may hold a long word
+MULTIPLE = 1.28  # seconds: short contexts are multiples of it, so that enough clips share one
 FEW_BEYOND = 7.68  # seconds: clips of longer contexts are few, and a token of one costs nearly what one of eight does
-LONG_MULTIPLE = 5.12  # seconds: of those
-MOST_AT_ONCE = 4  # times the rows of a batch at 30 s: what one more row costs beside its context then tells
+LONG_MULTIPLE = 5.12  # seconds: the multiple for those
+MOST_AT_ONCE = 4  # times the rows of a batch at 30 s: with more, the cost of a row besides its context matters
 
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How hypotheses are made; `margin` alone differs between an untouched and a tuned model."""
+    """How clips are decoded; only `margin` differs between the base model and a fine-tuned one."""
 
     language: str  # Whisper's token, without its brackets
     task: str
     num_beams: int
     max_new_tokens: int  # of any clip
-    tokens_per_second: float  # of a clip, beside a few to spare: what says more runs away, and is cut
-    margin: float | None  # seconds of context behind a clip, and up to the next multiple; None: 30 s of context
-    batch_size: int  # rows at 30 s; of shorter ones as many more as have the same length together
+    tokens_per_second: float  # limit for a clip, beside SPARE_TOKENS: longer output runs away, and is truncated
+    margin: float | None  # seconds of context behind a clip, rounded up to the next multiple; None: 30 s of context
+    batch_size: int  # rows at 30 s; more rows of shorter contexts, with the same total length
 
 
 class RowAdapter(NamedTuple):
-    """What hears one row of a batch: Whisper's language, and the adapter by its name, adapter.BASE for none."""
+    """What decodes one row of a batch: Whisper's language, and the adapter's name (adapter.BASE for none)."""
 
     language: str
     adapter: str
@@ -63,21 +61,21 @@ class RowAdapter(NamedTuple):
 def decoding_options(
     decoding: DecodingConfig, model: ModelConfig, hardware: Hardware, language: str, short: bool
 ) -> DecodingOptions:
-    """How hypotheses are made, in Whisper's `language`.
+    """Returns the decoding options in Whisper's `language`.
 
-    `short` where the model was trained on contexts of less than 30 s. An untouched model is always heard at 30 s, as
-    everybody else hears it.
-    Raises ChoiceError for what the checkpoint cannot do.
+    `short`: the model was trained on contexts of less than 30 s. The base model is always decoded at 30 s, as it is
+    elsewhere.
+    Raises ConfigError for more tokens than the checkpoint has positions for.
     """
-    asked = decoding.max_new_tokens
+    limit = decoding.max_new_tokens
     most = load_config(model.checkpoint).max_target_positions - PROMPT_TOKENS
-    if asked is not None and asked > most:
-        raise ConfigError(f"decoding.max_new_tokens: must be at most {most} with this checkpoint, got {asked}")
+    if limit is not None and limit > most:
+        raise ConfigError(f"decoding.max_new_tokens: must be at most {most} with this checkpoint, got {limit}")
     return DecodingOptions(
         language=language,
         task=model.task,
         num_beams=decoding.num_beams,
-        max_new_tokens=asked or most,
+        max_new_tokens=limit or most,
         tokens_per_second=decoding.tokens_per_second,
         margin=decoding.context_margin if short and decoding.context == "auto" else None,
         batch_size=rows_per_batch(hardware.decode_batch, decoding.num_beams),
@@ -86,9 +84,9 @@ def decoding_options(
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """Decoded tokens, the text that they spell, and whether the text was truncated at the most tokens that it may have.
+    """Decoded tokens, their text, and whether the text was truncated at the token limit of its clip.
 
-    `redecoded` where the text ran away at a short context, and this is the one decoded at 30 s.
+    `redecoded`: the text ran away at a short context, and this is the one decoded at 30 s.
     """
 
     tokens: list[int]  # after the prompt, before the end
@@ -98,19 +96,19 @@ class Hypothesis:
 
 
 class Suppressed:
-    """A LogitsProcessor: these tokens are never said."""
+    """A LogitsProcessor: these tokens are never generated."""
 
     def __init__(self, tokens: Sequence[int], device: torch.device) -> None:
         self.tokens = torch.tensor(tokens, device=device)
 
     def __call__(self, _: Tensor, scores: Tensor) -> Tensor:
-        """Scores are (rows, vocabulary)."""
+        """Sets the tokens' scores, (rows, vocabulary), to minus infinity."""
         return scores.index_fill(-1, self.tokens, -math.inf)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """`start` and `end` in seconds; `truncated` where the text ran away."""
+    """The text of a part of a recording: `start` and `end` in seconds; `truncated` where the text ran away."""
 
     start: float
     end: float
@@ -119,10 +117,10 @@ class Segment:
 
 
 def suppress_tokens(model: Any) -> dict[str, Any]:
-    """Arguments of `generate` by which nothing else is said than without them, but sooner.
+    """Returns arguments of `generate` that give the same tokens as without them, faster.
 
-    The LogitsProcessor of transformers 5.23 finds what the model may never say by sorting the vocabulary at every
-    token: 8 ms on two cores, where whisper-base takes 50 for the rest (2026-11).
+    The LogitsProcessor of transformers 5.23 finds the suppressed tokens by sorting the vocabulary at every token: 8 ms
+    on two cores, where whisper-base takes 50 for the rest (2026-11).
     """
     tokens = model.generation_config.suppress_tokens
     return {"suppress_tokens": None, "logits_processor": [Suppressed(tokens, model.device)] if tokens else []}
@@ -137,15 +135,15 @@ def decode_clips(
     expect: Callable[[int], None] = lambda count: None,
     capacity: Capacity | None = None,
 ) -> list[Hypothesis]:
-    """One hypothesis a line of the manifest, in its order.
+    """Decodes clips of the manifest; returns one hypothesis a clip, in their order.
 
-    `advance` is told of every batch how many clips it held, and `expect` how many will be heard a second time.
-    `capacity` is what fits the device's memory, lowered where that proves too much: pass the same one again to a
-    later call with the same model. Hypotheses do not depend on it.
+    `advance` is called after every batch with its number of clips, and `expect` with the number that is decoded a
+    second time. `capacity` is what fits the device's memory, lowered where that proves too much: pass the same one
+    again to a later call with the same model. Hypotheses do not depend on it.
 
-    Clips of like length are decoded together, for their contexts are alike and their hypotheses end together. What was
-    cut at a short context is heard again at 30 s, which the base was made for: there less runs away.
-    Raises WorldError when a clip cannot be decoded.
+    Clips of similar length are decoded together: they share a context, and their hypotheses end together. A hypothesis
+    that was truncated at a short context is decoded again at 30 s, for which the base was made: there less runs away.
+    Raises ExternalError when a clip cannot be decoded.
     """
     capacity = capacity or Capacity()
     hypotheses = decode_once(model, processor, clips, decoding, advance, capacity=capacity)
@@ -155,9 +153,9 @@ def decode_clips(
     if not runaways:
         return hypotheses
     expect(len(runaways))
-    once_more, at_thirty = [clips[at] for at in runaways], replace(decoding, margin=None)
-    at_full = decode_once(model, processor, once_more, at_thirty, advance, capacity=capacity)
-    for at, hypothesis in zip(runaways, at_full, strict=True):
+    repeated, full_context = [clips[at] for at in runaways], replace(decoding, margin=None)
+    redecoded = decode_once(model, processor, repeated, full_context, advance, capacity=capacity)
+    for at, hypothesis in zip(runaways, redecoded, strict=True):
         hypotheses[at] = replace(hypothesis, redecoded=True)
     return hypotheses
 
@@ -168,33 +166,34 @@ def decode_once(
     clips: Sequence[Clip],
     decoding: DecodingOptions,
     advance: Callable[[int], None] = lambda count: None,
-    worn: Sequence[RowAdapter] | None = None,
+    adapters: Sequence[RowAdapter] | None = None,
     capacity: Capacity | None = None,
 ) -> list[Hypothesis]:
-    """The same, but what runs away at a short context is left as it is, cut and told.
+    """Decodes as `decode_clips`, but a hypothesis that runs away at a short context stays truncated.
 
-    Where `worn` says for every clip what hears it, clips of several languages and adapters share a batch; `model` is
-    then that of adapter.beside_each_other, and decoding.margin None.
+    With `adapters`, one a clip, clips of several languages and adapters share a batch; `model` is then that of
+    adapter.load_adapters, and decoding.margin None.
     """
     hypotheses: dict[int, Hypothesis] = {}
     capacity = capacity or Capacity()
-    dtype = model.get_encoder().conv1.weight.dtype  # a quantised model's own dtype is that of its integers
+    dtype = model.get_encoder().conv1.weight.dtype  # a quantized model's own dtype is that of its integers
     durations = [clip["duration"] for clip in clips]
-    cut = batches(durations, decoding.batch_size, decoding.margin)
-    share = cut[ranks.rank() :: ranks.world_size()]
+    planned = batches(durations, decoding.batch_size, decoding.margin)
+    share = planned[distributed.rank() :: distributed.world_size()]
     for at, ((batch, seconds), input_features) in enumerate(_prefetched(share, clips, processor)):
         limits = [_most_tokens(durations[index], decoding) for index in batch]
         with torch.inference_mode(), encoder_context(model, seconds):
-            beside = None if worn is None else [worn[index] for index in batch]
-            rows = _fitting(model, input_features.to(model.device, dtype), decoding, max(limits), capacity, beside)
+            own = None if adapters is None else [adapters[index] for index in batch]
+            rows = _decode_in_parts(model, input_features.to(model.device, dtype), decoding, max(limits), capacity, own)
         for index, row, limit in zip(batch, rows, limits, strict=True):
-            # Its own limit, not the longest clip's: what is heard in a clip must not depend on its neighbours.
-            said = list(takewhile(lambda token: token != processor.tokenizer.eos_token_id, row))[:limit]
-            text = processor.decode(said, skip_special_tokens=True).strip()
-            hypotheses[index] = Hypothesis(said, text, truncated=len(said) == limit)
-        advance(sum(len(beside) for beside, _ in cut[at * ranks.world_size() : (at + 1) * ranks.world_size()]))
-    for heard in ranks.all_gather(hypotheses):
-        hypotheses |= heard
+            # Its own limit, not the longest clip's: a hypothesis must not depend on the other clips of its batch.
+            tokens = list(takewhile(lambda token: token != processor.tokenizer.eos_token_id, row))[:limit]
+            text = processor.decode(tokens, skip_special_tokens=True).strip()
+            hypotheses[index] = Hypothesis(tokens, text, truncated=len(tokens) == limit)
+        world_size = distributed.world_size()
+        advance(sum(len(indices) for indices, _ in planned[at * world_size : (at + 1) * world_size]))
+    for gathered in distributed.all_gather(hypotheses):
+        hypotheses |= gathered
     return [hypotheses[index] for index in range(len(clips))]
 
 
@@ -204,24 +203,24 @@ def decode_long_form(
     waveform: audio.Waveform,
     decoding: DecodingOptions,
 ) -> list[Segment]:
-    """A recording of any length by windows of 30 s, with Whisper's own timestamps: (samples,) at 16 kHz.
+    """Decodes a recording of any length, (samples,) at 16 kHz, in windows of 30 s by Whisper's own timestamps.
 
-    Each window begins where the last one's timestamps ended (Radford et al. 2023, section 4.5), so the model must know
-    them still: an untouched one does, and one that was tuned under training.context=packed.
-    Raises WorldError where a window does not fit in memory.
+    Each window begins where the last one's timestamps ended (Radford et al. 2023, section 4.5), so the model must still
+    predict timestamps: the base model does, and one that was fine-tuned with training.context=packed.
+    Raises ExternalError where a window does not fit in memory.
     """
-    heard = processor.feature_extractor(
+    inputs = processor.feature_extractor(
         waveform, sampling_rate=audio.SAMPLE_RATE, return_tensors="pt", truncation=False, padding="longest",
         return_attention_mask=True,
     )  # fmt: skip
     if len(waveform) <= audio.MAX_SECONDS * audio.SAMPLE_RATE:  # one window, which the encoder wants whole
-        heard = processor.feature_extractor(waveform, sampling_rate=audio.SAMPLE_RATE, return_tensors="pt")
+        inputs = processor.feature_extractor(waveform, sampling_rate=audio.SAMPLE_RATE, return_tensors="pt")
     weight = model.get_encoder().conv1.weight
     try:
         with torch.inference_mode():
-            told = model.generate(
-                input_features=heard.input_features.to(weight.device, weight.dtype),
-                attention_mask=heard.get("attention_mask"), language=decoding.language, task=decoding.task,
+            output = model.generate(
+                input_features=inputs.input_features.to(weight.device, weight.dtype),
+                attention_mask=inputs.get("attention_mask"), language=decoding.language, task=decoding.task,
                 num_beams=decoding.num_beams, return_timestamps=True, return_segments=True,
             )  # fmt: skip
     except RuntimeError as error:
@@ -232,17 +231,17 @@ def decode_long_form(
         Segment(
             float(each["start"]), float(each["end"]), processor.decode(each["tokens"], skip_special_tokens=True).strip()
         )
-        for each in told["segments"][0]
+        for each in output["segments"][0]
     ]
 
 
-def _fitting(
-    model: WhisperForConditionalGeneration, input_features: Tensor, decoding: DecodingOptions, limit: int, capacity: Capacity,
-    worn: Sequence[RowAdapter] | None,
+def _decode_in_parts(
+    model: WhisperForConditionalGeneration, input_features: Tensor, decoding: DecodingOptions, limit: int,
+    capacity: Capacity, adapters: Sequence[RowAdapter] | None,
 ) -> list[list[int]]:  # fmt: skip
-    """A row of tokens a clip, in parts of at most `capacity`; where memory runs out, that is lowered for good.
+    """Generates a row of tokens a clip, in parts of at most `capacity`, which is lowered where memory runs out.
 
-    Of one process alone: ranks are dealt the same batches whatever fits them.
+    Lowered in this process only: ranks are given the same batches whatever fits them.
     """
     found: list[list[int]] = []
     seconds = seconds_of(input_features) * decoding.num_beams  # of a row: every beam takes a clip's memory
@@ -250,7 +249,8 @@ def _fitting(
         left = input_features[len(found) :]
         part = left.tensor_split(count_micro_batches(len(left), seconds, capacity.seconds))[0]
         try:
-            found += _generated(model, part, decoding, limit, worn and worn[len(found) : len(found) + len(part)])
+            own = adapters and adapters[len(found) : len(found) + len(part)]
+            found += _generate(model, part, decoding, limit, own)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -271,30 +271,30 @@ def _fitting(
 
 def _not_even_one(error: RuntimeError) -> ExternalError:
     return ExternalError(
-        f"hardware: not even one clip at a time fits in memory to be decoded ({first_line(error)}); take decoding=greedy, "
-        "a smaller model, or free what else uses this device"
+        f"hardware: not even one clip at a time fits in memory to be decoded ({first_line(error)}); take "
+        "decoding=greedy, a smaller model, or free what else uses this device"
     )
 
 
-def _generated(
+def _generate(
     model: WhisperForConditionalGeneration, input_features: Tensor, decoding: DecodingOptions, limit: int,
-    worn: Sequence[RowAdapter] | None,
+    adapters: Sequence[RowAdapter] | None,
 ) -> list[list[int]]:  # fmt: skip
-    """A row of tokens a clip."""
-    apart: dict[str, object] = {}
-    if worn is not None:
-        # A row that says a timestamp, which nobody asked for, would be heard on from there without its fellows.
-        apart = {"adapter_names": [each.adapter for each in worn], "force_unique_generate_call": True}
+    """Generates a row of tokens a clip."""
+    mixed: dict[str, object] = {}
+    if adapters is not None:
+        # Without it a row with an unasked timestamp would be decoded on from there, without the other rows.
+        mixed = {"adapter_names": [each.adapter for each in adapters], "force_unique_generate_call": True}
     rows: list[list[int]] = model.generate(
         input_features=input_features,
-        language=decoding.language if worn is None else [each.language for each in worn],
+        language=decoding.language if adapters is None else [each.language for each in adapters],
         task=decoding.task,
         num_beams=decoding.num_beams,
         max_new_tokens=limit,
         **suppress_tokens(model),
-        **apart,
+        **mixed,
     ).tolist()
-    return rows if worn is None else [row[PROMPT_TOKENS:] for row in rows]  # such a call gives the prompt back
+    return rows if adapters is None else [row[PROMPT_TOKENS:] for row in rows]  # such a call returns the prompt too
 
 
 def _most_tokens(duration: float, decoding: DecodingOptions) -> int:
@@ -302,21 +302,21 @@ def _most_tokens(duration: float, decoding: DecodingOptions) -> int:
 
 
 def batches(durations: Sequence[float], batch_size: int, margin: float | None) -> list[tuple[list[int], float]]:
-    """The clips of every batch, longest first, and its context in seconds; the settings are those of Decoding.
+    """Returns the clips of every batch, longest first, and its context in seconds; settings as in DecodingOptions.
 
-    A clip's context follows from the clip alone, and what shares a batch has the same: what is heard depends neither
-    on the clips beside it nor on how many fit.
+    A clip's context follows from the clip alone, and all clips of a batch share it: a hypothesis depends neither on the
+    other clips nor on how many fit.
     """
     order, made = sorted(range(len(durations)), key=lambda index: -durations[index]), []
     for seconds, group in groupby(order, lambda index: _context(durations[index], margin)):
-        alike = list(group)
+        indices = list(group)
         rows = int(batch_size * min(audio.MAX_SECONDS / seconds, MOST_AT_ONCE))
-        made += [(alike[start : start + rows], seconds) for start in range(0, len(alike), rows)]
+        made += [(indices[start : start + rows], seconds) for start in range(0, len(indices), rows)]
     return made
 
 
 def rows_per_batch(rows: int, num_beams: int) -> int:
-    """Clips at 30 s that are decoded together where so many rows fit: a beam takes a clip's memory."""
+    """Returns how many clips at 30 s are decoded together where `rows` fit: a beam takes a clip's memory."""
     return max(1, rows // num_beams)
 
 
@@ -328,7 +328,7 @@ def _context(duration: float, margin: float | None) -> float:
 
 
 def _prefetched(
-    cut: Sequence[tuple[list[int], float]], clips: Sequence[Clip], processor: WhisperProcessor
+    planned: Sequence[tuple[list[int], float]], clips: Sequence[Clip], processor: WhisperProcessor
 ) -> Iterator[tuple[tuple[list[int], float], Tensor]]:
     def read(batch: list[int], seconds: float) -> Tensor:
         waveforms = [waveform(clips[index]) for index in batch]
@@ -336,7 +336,7 @@ def _prefetched(
 
     ahead: deque[tuple[tuple[list[int], float], Future[Tensor]]] = deque()
     with ThreadPoolExecutor(max_workers=1) as pool:
-        for batch in cut:
+        for batch in planned:
             ahead.append((batch, pool.submit(read, *batch)))
             if len(ahead) > 1:
                 ready, reading = ahead.popleft()

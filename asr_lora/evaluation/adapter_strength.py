@@ -1,4 +1,4 @@
-"""Which adapter is scored: as trained, the mean of several, or at the strength that is best on dev; nothing trains."""
+"""Chooses the adapter that is scored: as trained, the mean of several, or scaled to the best strength on dev."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,25 +11,24 @@ from asr_lora.config.stages import EvalConfig
 from asr_lora.data.preparation import split_clips
 from asr_lora.evaluation import metrics
 from asr_lora.evaluation.eval_sets import EvalSet, decode_sets, set_normalizer
-from asr_lora.model import adapter_folder as stored
-from asr_lora.model import arithmetic
+from asr_lora.model import adapter_folder, arithmetic
 from asr_lora.model.hardware import Hardware
 from asr_lora.model.pretrained import language_token
 from asr_lora.runs import folder
-from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime import distributed
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import write_json
 from asr_lora.speech.normalizer import primary_metric
 
-SHOWN = (
+SCORES = (
     "clips", "wer", "wer_ci95", "cer", "cer_ci95", "empty_references", "hallucinated_words", "hallucination_rate",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class AdapterChoice:
-    """Which adapter of the run in the folder `run` is scored, as `eval` in its settings says."""
+    """Chooses which adapter of the run in the folder `run` is scored, by the settings of `eval`."""
 
     run: Path
     eval: EvalConfig
@@ -40,13 +39,13 @@ class AdapterChoice:
     seed: int
 
     def choose(self, others: Sequence[EvalSet]) -> tuple[Path, float, dict[str, Any] | None]:
-        """The folder of the adapter, an ordinary one beside the run's own unless it is that, and its strength.
+        """Returns the adapter's folder (the run's own, or a new one beside it), its strength, and the curve or None.
 
-        With `eval.strengths` the best on dev, and the curve of all of them on dev and on the `others`, which is kept in
-        eval/strengths.json; else no curve.
-        Raises ChoiceError for what training has not kept, or what does not scale to the untouched model.
+        With `eval.strengths` it is the best on dev, and the curve scores all strengths on dev and on the `others`; it
+        is written to eval/strengths.json.
+        Raises ConfigError for adapters that training has not kept, or one that does not scale to the base model.
         """
-        source = ranks.rank_zero(self._source)
+        source = distributed.rank_zero(self._source)
         strength, context, curve = self.eval.strength, self._context(source), None
         if self.eval.strengths:
             curve = self._curve(source, others)
@@ -54,12 +53,12 @@ class AdapterChoice:
         if strength == 1 and context == self._context(source):
             return source, strength, curve
         scaled = source.with_name(f"{source.name}-strength{strength:g}")
-        ranks.rank_zero(lambda: arithmetic.scale_adapter(source, strength, scaled, self.model.checkpoint))
-        log(f"at strength {strength:g}, heard at 30 s: {scaled}")
+        distributed.rank_zero(lambda: arithmetic.scale_adapter(source, strength, scaled, self.model.checkpoint))
+        log(f"at strength {strength:g}, decoded at 30 s: {scaled}")
         return scaled, strength, curve
 
     def _source(self) -> Path:
-        """Raises ChoiceError when training kept fewer adapters than are to be averaged."""
+        """Returns the adapter at full strength. Raises ConfigError if fewer are kept than are to be averaged."""
         best, wanted, kept_in = folder.tuned(self.run), self.eval.average, folder.kept_adapters(self.run)
         if wanted is None:
             return best
@@ -67,7 +66,7 @@ class AdapterChoice:
         if len(kept) < wanted:
             raise ConfigError(
                 f"eval.average: training kept {len(kept)} adapters ({kept_in}), not {wanted}; training.keep_adapters "
-                "says how many of the last it keeps, one a checkpoint (training.save_steps) and one a dev decoding"
+                "is how many of the last it keeps, one a checkpoint (training.save_steps) and one a dev decoding"
             )
         mean = best.with_name(f"{best.name}-average{wanted}")
         arithmetic.average_adapters(kept, mean)
@@ -75,18 +74,18 @@ class AdapterChoice:
         return mean
 
     def _context(self, source: Path) -> str:
-        """At which an adapter as trained is heard: short or full."""
-        return "short" if stored.knows_short_context(source) and self.decoding.context == "auto" else "full"
+        """Returns the context at which an adapter as trained is decoded: short or full."""
+        return "short" if adapter_folder.knows_short_context(source) and self.decoding.context == "auto" else "full"
 
     def _curve(self, source: Path, others: Sequence[EvalSet]) -> dict[str, Any]:
-        """Every strength's figures, and which is the best: the lowest error rate on dev.
+        """Scores every strength, and finds the best: the lowest error rate on dev.
 
-        Of equals it is the least strength, and the shorter context. Scaled adapters are decoded at 30 s, 0 being the
-        base model: at less than full strength a model knows no short context. Where the adapter as trained knows them,
-        it is compared at its own too, as it would be used.
+        Of equals it is the smallest strength, and the shorter context. Scaled adapters are decoded at 30 s, 0 being the
+        base model: below full strength a model does not know short contexts. An adapter that was trained on short ones
+        is scored at its own context too, as it would be used.
         """
         data, language = self.data, language_token(self.model, self.data.language)
-        dev = ranks.rank_zero(lambda: split_clips(self.run, data, self.model, "dev", data.dev_clips))
+        dev = distributed.rank_zero(lambda: split_clips(self.run, data, self.model, "dev", data.dev_clips))
         sets = [EvalSet("dev", "dev", language, dev, len(dev)), *others]
         points = [(strength, "full") for strength in sorted(set(self.eval.strengths))]
         if self._context(source) == "short":
@@ -100,14 +99,14 @@ class AdapterChoice:
         )
         found = {
             "curve": curve, "best": best["strength"], "best_context": best["context"],
-            "adapter_sha256": stored.fingerprint(source), "average": self.eval.average,
+            "adapter_sha256": adapter_folder.fingerprint(source), "average": self.eval.average,
             "normalizer": str(set_normalizer(self.eval, sets[0])), "figures": folder.FIGURES,
         }  # fmt: skip
-        ranks.rank_zero(lambda: write_json(self.run / "eval" / "strengths.json", found))
+        distributed.rank_zero(lambda: write_json(self.run / "eval" / "strengths.json", found))
         return found
 
     def _point(self, source: Path, sets: Sequence[EvalSet], strength: float, context: str) -> dict[str, Any]:
-        """What is decoded of every set at a strength and context, in figures."""
+        """Decodes and scores every set at a strength and context."""
         with TemporaryDirectory() as scratch:
             tuned: Path | None = source
             if strength == 0:
@@ -120,5 +119,5 @@ class AdapterChoice:
         for each, model in zip(sets, models, strict=True):
             references, speakers = ([clip[name] for clip in each.clips] for name in ("text", "speaker"))
             facts = metrics.score(references, model["hypotheses"], speakers, set_normalizer(self.eval, each), self.seed)
-            point["sets"][each.name] = {"language": each.language, **{name: facts[name] for name in SHOWN}}
+            point["sets"][each.name] = {"language": each.language, **{name: facts[name] for name in SCORES}}
         return point

@@ -1,7 +1,7 @@
-"""What kind of errors, in whom, and which clips changed; over the normalised sentences that error rates are made of.
+"""Error analysis over normalized sentences: alignments, confusions, runaway output, groups, most changed clips.
 
-Every function takes one item a clip, all in the same order. Nothing here draws a conclusion from a small group: counts
-and intervals stand beside every rate, and groups are in the order of their names, never of their rates.
+Every function takes one item a clip, all in the same order. No conclusion is drawn from a small group: every rate has
+its counts and interval, and groups are in the order of their names, never of their rates.
 """
 
 import re
@@ -17,24 +17,24 @@ import regex
 from asr_lora.evaluation.metrics import SMALL, bootstrap
 from asr_lora.speech.normalizer import UNSPACED
 
-# OpenAI's own threshold: text that zlib shortens more repeats itself (openai/whisper, transcribe.py).
+# OpenAI's threshold: text that zlib shortens more repeats itself (openai/whisper, transcribe.py).
 COMPRESSION_RATIO = 2.4
-# Up to 61 characters, four times on end. Vowel signs are of a word; where no spaces are written, nothing parts words.
+# Up to 61 characters, four times in a row. Vowel signs belong to a word; without spaces nothing separates words.
 LOOP = regex.compile(
     r"(?<![\w\p{M}])(?P<once>[\w\p{M}].{0,60}?)(?:[^\w\p{M}]+(?P=once)(?![\w\p{M}])){3,}"
     rf"|(?P<joined>(?:{UNSPACED.pattern}){{3,60}}?)(?P=joined){{3,}}"
 )
-MORE_THAN_SAID = 1.5  # times what the reference does: dense scripts compress well, and some speakers repeat themselves
+OVER_REFERENCE = 1.5  # times the reference's own: dense scripts compress well, and some speakers repeat themselves
 WORDS_PER_SECOND = 7.0  # read speech has 2 to 4
 SIGNS = ("compression", "loop", "rate", "limit", "silence")
 COLUMNS = ("age", "gender", "accents", "accent", "variant", "speaker")  # of Common Voice's tables, by release
-BUCKETS = (2.0, 4.0, 6.0, 8.0, 12.0)  # seconds, where groups of duration part
-SHOWN_GROUPS = 20  # of a column, those of the most clips; the others are one group together
-TOP = 20  # confusions of a kind
+BUCKETS = (2.0, 4.0, 6.0, 8.0, 12.0)  # seconds, the edges between groups of duration
+SHOWN_GROUPS = 20  # of a column, those with the most clips; the others form one group
+TOP = 20  # confusions of a kind; clips most helped, and most harmed
 
 
 class AlignmentChunk(NamedTuple):
-    """A stretch of an alignment: `kind` is equal, substitute, delete or insert; both sides are what spaces part."""
+    """A part of an alignment: `kind` is equal, substitute, delete or insert; both sides are split at spaces."""
 
     kind: str
     reference: list[str]
@@ -42,42 +42,44 @@ class AlignmentChunk(NamedTuple):
 
 
 def alignments(references: Sequence[str], hypotheses: Sequence[str]) -> list[list[AlignmentChunk]]:
-    """Word by word, by jiwer, as the error counts are. Against an empty reference all is inserted."""
+    """Aligns hypotheses word by word with jiwer, as errors are counted; against an empty reference all is inserted."""
     spoken = [i for i, reference in enumerate(references) if reference.strip()]
-    found = [[AlignmentChunk("insert", [], heard.split())] if heard.split() else [] for heard in hypotheses]
+    found = [[AlignmentChunk("insert", [], text.split())] if text.split() else [] for text in hypotheses]
     if spoken:
         aligned = jiwer.process_words([references[i] for i in spoken], [hypotheses[i] for i in spoken])
-        for i, chunks, said, heard in zip(
+        for i, chunks, reference, hypothesis in zip(
             spoken, aligned.alignments, aligned.references, aligned.hypotheses, strict=True
         ):
             found[i] = [
-                AlignmentChunk(c.type, said[c.ref_start_idx : c.ref_end_idx], heard[c.hyp_start_idx : c.hyp_end_idx])
+                AlignmentChunk(
+                    c.type, reference[c.ref_start_idx : c.ref_end_idx], hypothesis[c.hyp_start_idx : c.hyp_end_idx]
+                )
                 for c in chunks
             ]
     return found
 
 
 def count_edits(chunks: Sequence[AlignmentChunk]) -> int:
-    """Words of a clip that were substituted, deleted or inserted."""
+    """Counts the words of a clip that were substituted, deleted or inserted."""
     return sum(max(len(chunk.reference), len(chunk.hypothesis)) for chunk in chunks if chunk.kind != "equal")
 
 
 def error_counts(aligned: Sequence[Sequence[AlignmentChunk]]) -> dict[str, Any]:
-    """What the errors are, of clips in which something was said: `error_counts` counts them, `confusions` names them.
+    """Counts the errors of clips with speech by kind, and lists the most frequent confusions.
 
-    `error_counts` has `units` (of the references), `substituted`, `left_out` and `added`; `confusions` the most frequent,
-    `substitutions` [reference, hypothesis, times], `deletions` and `insertions` [word, times].
+    `kinds` has `units` (of the references), `substituted`, `left_out` and `added`; `confusions` has `substitutions`
+    [reference, hypothesis, times], `deletions` and `insertions` [word, times].
     """
     found: dict[str, Counter[tuple[str, ...]]] = {"substitute": Counter(), "delete": Counter(), "insert": Counter()}
     for chunk in (chunk for chunks in aligned for chunk in chunks if chunk.kind != "equal"):
         sides = [side for side in (chunk.reference, chunk.hypothesis) if side]
         found[chunk.kind].update(zip(*sides, strict=True))
-    said = {"substituted": "substitute", "left_out": "delete", "added": "insert"}
+    kinds = {"substituted": "substitute", "left_out": "delete", "added": "insert"}
     names = {"substitutions": "substitute", "deletions": "delete", "insertions": "insert"}
     return {
         "kinds": {
             "units": sum(len(chunk.reference) for chunks in aligned for chunk in chunks),
-            **{name: found[kind].total() for name, kind in said.items()},
+            **{name: found[kind].total() for name, kind in kinds.items()},
         },
         "confusions": {
             name: [[*words, times] for words, times in found[kind].most_common(TOP)] for name, kind in names.items()
@@ -86,19 +88,19 @@ def error_counts(aligned: Sequence[Sequence[AlignmentChunk]]) -> dict[str, Any]:
 
 
 def runaway_signs(hypothesis: str, reference: str, seconds: float, cut: bool) -> list[str]:
-    """The signs that what was heard is not speech written down; none for an ordinary hypothesis, right or wrong.
+    """Finds signs of runaway output in a hypothesis; an ordinary one, right or wrong, has none.
 
-    `compression`: it repeats itself, by its compression ratio. `loop`: the same words four times on end. `rate`: more
-    words than can be said in the clip's `seconds`. These only where the reference does not do nearly as much. `limit`:
-    `cut` while it was still talking. `silence`: text where the reference is empty.
+    `compression`: it repeats itself, by its compression ratio. `loop`: the same words four times in a row. `rate`: more
+    words than can be spoken in the clip's `seconds`. These three only where the reference does not come close to it.
+    `limit`: truncated (`cut`) before its end. `silence`: text where the reference is empty.
     """
-    words, said = len(hypothesis.split()), len(reference.split())
+    words, spoken = len(hypothesis.split()), len(reference.split())
     seen = {
-        "compression": _compression(hypothesis) > max(COMPRESSION_RATIO, MORE_THAN_SAID * _compression(reference)),
+        "compression": _compression(hypothesis) > max(COMPRESSION_RATIO, OVER_REFERENCE * _compression(reference)),
         "loop": bool(LOOP.search(hypothesis)) and not LOOP.search(reference),
-        "rate": words > max(2 + WORDS_PER_SECOND * seconds, MORE_THAN_SAID * said),
+        "rate": words > max(2 + WORDS_PER_SECOND * seconds, OVER_REFERENCE * spoken),
         "limit": cut,
-        "silence": bool(words) and not said,
+        "silence": bool(words) and not spoken,
     }
     return [sign for sign in SIGNS if seen[sign]]
 
@@ -109,7 +111,7 @@ def _compression(text: str) -> float:
 
 
 def count_runaways(signs: Sequence[Sequence[str]]) -> dict[str, int]:
-    """Clips by sign, and `clips` that show any."""
+    """Counts clips by sign, and `clips` that show any."""
     counted = Counter(sign for own in signs for sign in own)
     return {"clips": sum(map(bool, signs)), **{sign: counted[sign] for sign in SIGNS}}
 
@@ -122,18 +124,18 @@ def groups(
     seen: Collection[str],
     seed: int,
 ) -> dict[str, list[dict[str, Any]]]:
-    """By column of the corpus, duration and whether the sentence was trained on: both models' rates in every group.
+    """Scores both models by group: by column of the corpus, duration, and whether the sentence was trained on.
 
-    `clips` are lines of the manifest with `reference_normalized`; `units` are the words of the reference, or its
-    characters, of which errors are counted, and a clip without any stands in no group. `seen` holds the normalised
-    sentences of training; sentences that `marks` finds alike were dropped long before, so a clip is among them only
-    under another normaliser, or with numbers as words. A group has `value`, `clips`, `speakers`, `units`, `rate`,
-    `rate_ci95`, `baseline_rate`, `delta`, `delta_ci95`, `ci_unit`, and `small` when its rates are not to be relied on.
+    `clips` are lines of the manifest with `reference_normalized`. `units` are the words of the reference, or its
+    characters, in which errors are counted; a clip without any is in no group. `seen` holds the normalized sentences of
+    training. Sentences that are equal under `marks` were dropped when the clips were drawn, so a clip is among them
+    only under another normalizer, or with numbers as words. A group has `value`, `clips`, `speakers`, `units`, `rate`,
+    `rate_ci95`, `baseline_rate`, `delta`, `delta_ci95`, `ci_unit`, and `small` when it has too few clips to rely on.
     A column that puts all clips into one group is left out.
     """
     spoken = [i for i, count in enumerate(units) if count]
     by_column = {
-        column: {i: str(clips[i].get(column) or "not said") for i in spoken}
+        column: {i: str(clips[i].get(column) or "not given") for i in spoken}
         for column in COLUMNS
         if any(clips[i].get(column) for i in spoken)
     }
@@ -181,7 +183,7 @@ def _group(value: str, speakers: list[str], counts: Sequence[Any], seed: int) ->
 
 
 def _shown(members: Mapping[str, list[int]]) -> list[tuple[str, list[int]]]:
-    """Groups by name; of many those with the most clips, and the rest as one at the end."""
+    """Orders groups by name; of many keeps those with the most clips, and the rest as one at the end."""
     by_size = sorted(members, key=lambda value: (-len(members[value]), value))
     kept, rest = by_size[:SHOWN_GROUPS], by_size[SHOWN_GROUPS:]
     shown = [(value, members[value]) for value in sorted(kept, key=_natural)]
@@ -191,7 +193,7 @@ def _shown(members: Mapping[str, list[int]]) -> list[tuple[str, list[int]]]:
 
 
 def _natural(value: str) -> list[Any]:
-    """2 before 12."""
+    """Sort key that puts 2 before 12."""
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", value) if part]
 
 
@@ -203,7 +205,7 @@ def _bucket(seconds: float) -> str:
 
 
 def most_changed(base_errors: Sequence[int], tuned_errors: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The clips (their places) most helped and most harmed by fine-tuning, by errors fewer or more; TOP of each."""
+    """Returns the indices of the clips most helped and most harmed by fine-tuning, by change in errors; TOP of each."""
     change = [tuned - base for base, tuned in zip(base_errors, tuned_errors, strict=True)]
     order = sorted(range(len(change)), key=lambda i: change[i])
     return [i for i in order[:TOP] if change[i] < 0], [i for i in reversed(order[-TOP:]) if change[i] > 0]

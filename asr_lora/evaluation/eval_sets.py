@@ -1,4 +1,4 @@
-"""What a model is scored on: the run's own split, other corpora, and silence and noise in which nobody speaks."""
+"""The sets that are scored (the run's own split, other corpora, silence and noise), and cached hypotheses on them."""
 
 import hashlib
 import json
@@ -19,14 +19,13 @@ from asr_lora.config.stages import EvalConfig, EvalSetConfig
 from asr_lora.corpus import is_path, mdc
 from asr_lora.data.manifest import Clip, missing_files, read_manifest, trained_files
 from asr_lora.data.preparation import draw_from_corpus, split_clips
-from asr_lora.decoding import generate as decode
+from asr_lora.decoding import generate
 from asr_lora.decoding.generate import decoding_options
-from asr_lora.model import adapter, whisper
-from asr_lora.model import adapter_folder as stored
+from asr_lora.model import adapter, adapter_folder, whisper
 from asr_lora.model.hardware import Capacity, Hardware, free_memory
 from asr_lora.model.pretrained import fingerprint, language_token, language_tokens, load_processor
 from asr_lora.runs import folder
-from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime import distributed
 from asr_lora.runtime.console import log, progress
 from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import atomic_folder, cache_dir, exclusive, read_json, write_json, write_jsonl
@@ -34,9 +33,9 @@ from asr_lora.speech.audio import SAMPLE_RATE, Waveform
 from asr_lora.speech.augment import brown_noise, mains_hum, white_noise
 from asr_lora.speech.normalizer import Normalizer
 
-OWN = ("*.csv", "*.jsonl", "*.json", "text", "segments", "wav.scp")  # tables of speech that is not Common Voice's
-NON_SPEECH_VERSION = 1  # it rises whenever the sounds change
-NON_SPEECH_SECONDS = (1, 2, 3, 5, 8, 12, 20, 29)  # of our clips without speech, one of every kind of sound each
+OWN = ("*.csv", "*.jsonl", "*.json", "text", "segments", "wav.scp")  # a user's own tables, not Common Voice's
+NON_SPEECH_VERSION = 1  # raised whenever the sounds change
+NON_SPEECH_SECONDS = (1, 2, 3, 5, 8, 12, 20, 29)  # of the clips without speech, one a length and kind of sound
 
 
 @dataclass(frozen=True)
@@ -48,44 +47,44 @@ class EvalSet:
     language: str  # Whisper's token
     clips: list[Clip]
     available: int | None  # None: more than was streamed
-    leaks: dict[str, int] = field(default_factory=dict)  # clips left out for what training heard too, by kind
+    leaks: dict[str, int] = field(default_factory=dict)  # clips left out for what they share with training, by kind
 
 
-def eval_sets(run: Path, asked: EvalConfig, data: DataConfig, model: ModelConfig) -> list[EvalSet]:
-    """The run's own split first, then what `eval.sets` names.
+def eval_sets(run: Path, settings: EvalConfig, data: DataConfig, model: ModelConfig) -> list[EvalSet]:
+    """Returns the run's own split, then the sets of `eval.sets`.
 
-    Raises ChoiceError for a set that cannot be drawn, or two of one name, and WorldError as reading a corpus does.
+    Raises ConfigError for a set that cannot be drawn, or two of one name, and ExternalError as reading a corpus does.
     """
-    split, language = asked.split, language_token(model, data.language)
-    own = split_clips(run, data, model, split, asked.limit)
+    split, language = settings.split, language_token(model, data.language)
+    own = split_clips(run, data, model, split, settings.limit)
     available = read_json(folder.summary(run))["splits"][split]["available"]
     found = [EvalSet(split, split, language, own, available)]
-    check_eval_sets(asked, data, model)
-    for each in asked.sets:
+    check_eval_sets(settings, data, model)
+    for each in settings.sets:
         if each.source in NON_SPEECH:
-            found.append(_wordless(each.source, language))
+            found.append(_non_speech(each.source, language))
         else:
-            found.append(_corpus(run, each, asked.limit, data, model))
+            found.append(_corpus(run, each, settings.limit, data, model))
     return found
 
 
-def set_normalizer(asked: EvalConfig, each: EvalSet) -> Normalizer:
-    """The one that a set is scored under."""
-    return Normalizer(asked.normalizer, each.language, asked.numbers)
+def set_normalizer(settings: EvalConfig, each: EvalSet) -> Normalizer:
+    """Returns the normalizer of a set."""
+    return Normalizer(settings.normalizer, each.language, settings.numbers)
 
 
-def check_eval_sets(asked: EvalConfig, data: DataConfig, model: ModelConfig) -> None:
-    """Raises ChoiceError for whatever of `eval.sets` can be told before anything is drawn, so before training too."""
-    Normalizer(asked.normalizer, language_token(model, data.language), asked.numbers)
-    names = [_name(each, data.language) for each in asked.sets]
-    for each, name in zip(asked.sets, names, strict=True):
+def check_eval_sets(settings: EvalConfig, data: DataConfig, model: ModelConfig) -> None:
+    """Raises ConfigError for errors in `eval.sets` that can be found before anything is drawn, so before training."""
+    Normalizer(settings.normalizer, language_token(model, data.language), settings.numbers)
+    names = [_name(each, data.language) for each in settings.sets]
+    for each, name in zip(settings.sets, names, strict=True):
         if each.source in NON_SPEECH:
             if each != EvalSetConfig(each.source):
-                raise ConfigError(f"eval.sets: {each.source} is made by us; it has no language, name or split to say")
+                raise ConfigError(f"eval.sets: {each.source} is generated; it takes no language, name or split")
             continue
         if name in ("test", "dev"):
             raise ConfigError(f"eval.sets: {name} is the name of the run's own split; give the set another, name=...")
-        Normalizer(asked.normalizer, _token(each, data.language, model), asked.numbers)
+        Normalizer(settings.normalizer, _token(each, data.language, model), settings.numbers)
         if each.source.startswith(mdc.PREFIX):
             mdc.check(each.source.removeprefix(mdc.PREFIX))
         elif is_path(each.source) and not Path(each.source).expanduser().exists():
@@ -96,40 +95,40 @@ def check_eval_sets(asked: EvalConfig, data: DataConfig, model: ModelConfig) -> 
         raise ConfigError(f"eval.sets: {', '.join(twice)} is the name of two sets; give one another, name=...")
 
 
-def _name(asked: EvalSetConfig, language: str) -> str:
-    """`language` is that of the run's corpus."""
-    if asked.source in NON_SPEECH:
-        return asked.source
-    named = asked.source if is_path(asked.source) else asked.source.partition(":")[2].replace(":", "-")
+def _name(settings: EvalSetConfig, language: str) -> str:
+    """Returns the name of a set; `language` is that of the run's corpus."""
+    if settings.source in NON_SPEECH:
+        return settings.source
+    named = settings.source if is_path(settings.source) else settings.source.partition(":")[2].replace(":", "-")
     stem = Path(named).expanduser().name.partition(".tar")[0]
-    return asked.name or f"{stem}-{asked.language or language}"
+    return settings.name or f"{stem}-{settings.language or language}"
 
 
-def _token(asked: EvalSetConfig, language: str, model: ModelConfig) -> str:
-    """Whisper's token for the set; `language` is that of the run's corpus."""
-    if asked.token is None:
-        locale = asked.language or language
+def _token(settings: EvalSetConfig, language: str, model: ModelConfig) -> str:
+    """Returns Whisper's token for a set; `language` is that of the run's corpus."""
+    if settings.token is None:
+        locale = settings.language or language
         model = model if locale == language else replace(model, language=None)
         try:
             return language_token(model, locale)
         except ConfigError as error:
             raise ConfigError(
-                f"eval.sets: the checkpoint has no token for {locale}; say in which language it is to "
-                "be heard, token=nl in that set"
+                f"eval.sets: the checkpoint has no token for {locale}; name the language to decode it in, "
+                "token=nl in that set"
             ) from error
     tokens = language_tokens(model.checkpoint)
-    if asked.token not in tokens:
-        raise ConfigError(f"eval.sets: token {asked.token} is none of this checkpoint's {', '.join(sorted(tokens))}")
-    return asked.token
+    if settings.token not in tokens:
+        raise ConfigError(f"eval.sets: token {settings.token} is none of this checkpoint's {', '.join(sorted(tokens))}")
+    return settings.token
 
 
-def _corpus(run: Path, asked: EvalSetConfig, limit: int | None, data: DataConfig, model: ModelConfig) -> EvalSet:
-    """Drawn as the run's own split is; kept in the run folder, and drawn anew when something else is asked for."""
-    locale, name = asked.language or data.language, _name(asked, data.language)
-    source, files = asked.source, list[Path]()
+def _corpus(run: Path, settings: EvalSetConfig, limit: int | None, data: DataConfig, model: ModelConfig) -> EvalSet:
+    """Draws a set as the run's own split; cached in the run folder, and drawn again when its settings change."""
+    locale, name = settings.language or data.language, _name(settings, data.language)
+    source, files = settings.source, list[Path]()
     if is_path(source):
         path = Path(source).expanduser().absolute()
-        # An archive's own time, or that of a folder's tables: mended sentences are drawn anew.
+        # An archive's own time, or that of a folder's tables: corrected sentences are drawn again.
         tables = (
             "*.tsv",
             f"{locale}/*.tsv",
@@ -140,12 +139,12 @@ def _corpus(run: Path, asked: EvalSetConfig, limit: int | None, data: DataConfig
         files = [path] if path.is_file() else [file for pattern in tables for file in path.glob(pattern)]
     follows_from = {
         "source": source, "changed": max((file.stat().st_mtime for file in files), default=None),
-        "language": locale, "split": asked.split, "limit": limit, "seed": data.seed,
+        "language": locale, "split": settings.split, "limit": limit, "seed": data.seed,
         "train": sha256(b"".join(file.read_bytes() for file in trained_files(run))).hexdigest(),
     }  # fmt: skip
     drawn = run / "eval" / name / "drawn"
     if not drawn.is_dir() or read_json(drawn / "summary.json")["follows_from"] != follows_from:
-        chosen, available, leaks = draw_from_corpus(run, data, model, source, locale, asked.split, limit)
+        chosen, available, leaks = draw_from_corpus(run, data, model, source, locale, settings.split, limit)
         with atomic_folder(drawn) as partial:
             write_jsonl(partial / "clips.jsonl", chosen)
             made = {"follows_from": follows_from, "available": available, "leaks_dropped": leaks}
@@ -156,11 +155,11 @@ def _corpus(run: Path, asked: EvalSetConfig, limit: int | None, data: DataConfig
             f"eval.sets: {len(lost)} clips of {name} are gone ({lost[0]['path']}, ...); remove {drawn}, and retry"
         )
     return EvalSet(
-        name, asked.split, _token(asked, data.language, model), rows, facts["available"], facts["leaks_dropped"]
+        name, settings.split, _token(settings, data.language, model), rows, facts["available"], facts["leaks_dropped"]
     )
 
 
-# ---- where nobody speaks ----
+# ---- non-speech ----
 
 
 def _silence(rng: np.random.Generator, samples: int) -> Waveform:
@@ -173,8 +172,8 @@ NON_SPEECH: dict[str, dict[str, Callable[[np.random.Generator, int], Waveform]]]
 }
 
 
-def _wordless(name: str, language: str) -> EvalSet:
-    """Clips of silence or noise, always the same ones, in the cache as 16-bit WAV; their reference is empty."""
+def _non_speech(name: str, language: str) -> EvalSet:
+    """Generates clips of silence or noise, always the same, cached as 16-bit WAV; their reference is empty."""
     rows: list[Clip] = []
     with_sound = [(kind, make, seconds) for kind, make in NON_SPEECH[name].items() for seconds in NON_SPEECH_SECONDS]
     place = cache_dir() / f"wordless-{NON_SPEECH_VERSION}" / name
@@ -196,21 +195,21 @@ def _wordless(name: str, language: str) -> EvalSet:
 def decode_sets(
     base: ModelConfig, decoding: DecodingConfig, hardware: Hardware, sets: Sequence[EvalSet], tuned: Path | None
 ) -> list[dict[str, Any]]:
-    """What the model hears in each set, tuned as in the folder `tuned` or untouched (None), and what it took.
+    """Decodes each set with the adapter in the folder `tuned`, or with the base model (None).
 
-    The keys are those of eval/<set>/metrics.json that decoding decides, and `hypotheses` and `cut`, an item a clip.
-    Kept in the cache by all that it follows from: a sweep decodes the untouched model once, and scoring the same
-    hypotheses under another normaliser decodes nothing. Of several processes the first one's cache counts.
+    The keys are those of eval/<set>/metrics.json that decoding decides, and `hypotheses` and `truncated`, an item a
+    clip. Cached by everything that they follow from: a sweep decodes the base model once, and scoring the same
+    hypotheses under another normalizer decodes nothing. With several processes rank 0's cache counts.
     """
-    name, found, model, load_seconds = "untouched" if tuned is None else "tuned", [], None, 0.0
-    processor, short = load_processor(base.checkpoint), tuned is not None and stored.knows_short_context(tuned)
-    of_model, capacity = ranks.rank_zero(lambda: _model_content(base.checkpoint, hardware, tuned)), Capacity()
+    name, found, model, load_seconds = "base" if tuned is None else "fine-tuned", [], None, 0.0
+    processor, short = load_processor(base.checkpoint), tuned is not None and adapter_folder.knows_short_context(tuned)
+    of_model, capacity = distributed.rank_zero(lambda: _model_content(base.checkpoint, hardware, tuned)), Capacity()
     for each in sets:
         settings = decoding_options(decoding, base, hardware, each.language, short)
         kept = cache_dir() / "hypotheses-2" / f"{_content(of_model, each, settings)}.json"
-        if before := ranks.rank_zero(partial(_kept, kept)):
+        if cached := distributed.rank_zero(partial(_kept, kept)):
             log(f"{name}, {each.name}: these clips were decoded before; hypotheses from {kept}")
-            found.append({**before, "cached": True})
+            found.append({**cached, "cached": True})
             continue
         if model is None:
             free_memory()
@@ -218,7 +217,7 @@ def decode_sets(
             model = _loaded(base.checkpoint, hardware, tuned)
             load_seconds = time.perf_counter() - started
         facts = _decoded(model, processor, hardware, each, name, settings, capacity) | {"load_seconds": load_seconds}
-        ranks.rank_zero(partial(write_json, kept, facts))
+        distributed.rank_zero(partial(write_json, kept, facts))
         found.append({**facts, "cached": False})
     return found
 
@@ -228,19 +227,19 @@ def _kept(file: Path) -> dict[str, Any] | None:
 
 
 def _loaded(checkpoint: str, hardware: Hardware, tuned: Path | None) -> WhisperForConditionalGeneration:
-    asked = hardware.merged_precision, hardware.device
+    precision, device = hardware.merged_precision, hardware.device
     if tuned is None:
-        return whisper.load(checkpoint, *asked)
-    return adapter.load(checkpoint, tuned, *asked)
+        return whisper.load(checkpoint, precision, device)
+    return adapter.load(checkpoint, tuned, precision, device)
 
 
 def _decoded(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, hardware: Hardware, each: EvalSet, name: str,
-    settings: decode.DecodingOptions, capacity: Capacity,
+    settings: generate.DecodingOptions, capacity: Capacity,
 ) -> dict[str, Any]:  # fmt: skip
     started = time.perf_counter()
     with progress(f"decoding {each.name}, {name}", total=len(each.clips)) as bar:
-        hypotheses = decode.decode_clips(model, processor, each.clips, settings, bar.advance, bar.extend, capacity)
+        hypotheses = generate.decode_clips(model, processor, each.clips, settings, bar.advance, bar.extend, capacity)
     seconds, audio_seconds = time.perf_counter() - started, sum(clip["duration"] for clip in each.clips)
     return {
         "hypotheses": [hypothesis.text for hypothesis in hypotheses],
@@ -256,19 +255,19 @@ def _decoded(
 
 
 def _model_content(checkpoint: str, hardware: Hardware, tuned: Path | None) -> dict[str, Any]:
-    """What hypotheses follow from on the model's side; a checkpoint's gigabytes are read for it, once for all sets."""
+    """Identifies the model of hypotheses in the cache; reads the checkpoint's gigabytes, once for all sets."""
     return {
         "checkpoint": fingerprint(checkpoint),
-        "adapter": None if tuned is None else stored.fingerprint(tuned),
+        "adapter": None if tuned is None else adapter_folder.fingerprint(tuned),
         "precision": hardware.merged_precision,
         "versions": {name: version for name, version in folder.versions().items() if name in ("torch", "transformers")},
     }
 
 
-def _content(of_model: Mapping[str, Any], each: EvalSet, settings: decode.DecodingOptions) -> str:
+def _content(of_model: Mapping[str, Any], each: EvalSet, settings: generate.DecodingOptions) -> str:
     follows_from = {
         **of_model,
-        "decoder": decode.VERSION,
+        "decoder": generate.VERSION,
         "clips": [clip["sha256"] for clip in each.clips],
         "decoding": asdict(replace(settings, batch_size=0)),
     }

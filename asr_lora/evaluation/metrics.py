@@ -1,8 +1,8 @@
-"""Hypotheses against references: error rates of a corpus, their intervals, and paired differences.
+"""Scores hypotheses against references: WER and CER, bootstrap intervals, paired differences, the regression check.
 
 Rates come from our evaluate module (`asr_lora/evaluation/wer`) and the errors of single clips from the same jiwer, so a
-rate and its interval stand on the same counts. A clip whose reference is empty after normalising has no error rate: it
-is counted, with the words that were heard in it, and stays out of everything else.
+rate and its interval use the same counts. A clip whose reference is empty after normalization has no error rate: it is
+counted, with the words of its hypothesis, and left out of everything else.
 
 Every function takes one item a clip, all in the same order; an unknown speaker is the empty string.
 """
@@ -23,12 +23,12 @@ from asr_lora.speech.normalizer import VERSION, Normalizer, primary_metric
 
 DRAWS = 10_000  # bootstrap samples
 DRAWN_AT_ONCE = 1_000_000  # units: 8 MB a table, where all draws of 12,000 clips would be a gigabyte
-# Fewer make too narrow an interval: over 6 speakers a "95 %" one covers 83 %, over 2 46 % (simulated).
+# Fewer make the interval too narrow: over 6 speakers a "95 %" one covers 83 %, over 2 46 % (simulated).
 MIN_SPEAKERS = 20
 ALIGNERS: dict[str, Callable[..., Any]] = {"wer": jiwer.process_words, "cer": jiwer.process_characters}
 SMALL = 30  # clips: a group of fewer is marked
-# Our silence has eight clips, one of every length that matters: a list to go through, not a sample of anything. A
-# bootstrap over eight is certain (at 95 %) only when three of them changed for the worse, which is enough to ask for.
+# The silence set has eight clips, one of every length that matters: a list to go through, not a sample. A bootstrap
+# over eight is certain (at 95 %) only when three of them changed for the worse, which is enough evidence.
 SMALL_SILENT = 8
 GRAVEST_LAST = ("passed", "inconclusive", "failed")
 
@@ -36,11 +36,11 @@ GRAVEST_LAST = ("passed", "inconclusive", "failed")
 def score(
     references: Sequence[str], hypotheses: Sequence[str], speakers: Sequence[str], normalizer: Normalizer, seed: int
 ) -> dict[str, Any]:
-    """The fields of eval/<split>/metrics.json that the text decides.
+    """Computes the fields of eval/<split>/metrics.json that follow from the text.
 
-    Rates are fractions, None where no reference has a word. In `cer` a space is a character, but not in languages where
-    that rate leads. `wer_raw` is over the clips of `wer`, not normalised. `hallucinated_words` counts what was heard
-    where the reference is empty, and `hallucinating` is the share of those clips in which anything was.
+    Rates are fractions, None where no reference has a word. In `cer` a space is a character, except in languages whose
+    primary metric it is. `wer_raw` is over the clips of `wer`, not normalized. `hallucinated_words` counts words of
+    hypotheses whose reference is empty; `hallucination_rate` is the share of those clips with any.
     """
     clean_references, clean_hypotheses = _normalized(references, normalizer), _normalized(hypotheses, normalizer)
     spoken = _spoken(clean_references, hypotheses, speakers)
@@ -59,7 +59,7 @@ def score(
         return found | counts | dict.fromkeys(("wer", "wer_ci95", "ci_unit", "cer", "cer_ci95", "wer_raw"))
     pair = _take(clean_references, spoken), _take(clean_hypotheses, spoken)
     found |= _rates(*pair)
-    for rate in ALIGNERS:  # the same rates again, but that the module knows no language, and counts spaces in all
+    for rate in ALIGNERS:  # again: the module above knows no language, and counts spaces in all
         errors, units = _counted(rate, normalizer.language, *pair)
         interval, unit = bootstrap(errors, units, _take(speakers, spoken), seed)
         found |= {rate: float(errors.sum() / units.sum()), f"{rate}_ci95": interval, "ci_unit": unit}
@@ -76,37 +76,37 @@ def paired_delta(
     normalizer: Normalizer,
     seed: int,
 ) -> dict[str, Any]:
-    """Tuned minus base, so below zero is better: `wer` the difference of the two rates, `ci95` its interval.
+    """Computes fine-tuned minus base, so below zero is better: `wer` the difference of the rates, `ci95` its interval.
 
     `cer` and `cer_ci95` are the same of characters. Paired: each bootstrap sample scores both models on the same
-    clips. None where no reference has a word. `hallucinating` and `hallucinating_ci95` are the difference of the two
-    shares of the clips without a word, None where every clip has one.
+    clips. None where no reference has a word. `hallucination_rate` and `hallucination_rate_ci95` are the difference of
+    the two shares of the clips without a word, None where every clip has one.
     """
     clean_references = _normalized(references, normalizer)
     spoken = _spoken(clean_references, base_hypotheses, tuned_hypotheses, speakers)
-    clean = [_normalized(heard, normalizer) for heard in (base_hypotheses, tuned_hypotheses)]
+    clean = [_normalized(texts, normalizer) for texts in (base_hypotheses, tuned_hypotheses)]
     names = ("wer", "ci95", "cer", "cer_ci95", "hallucination_rate", "hallucination_rate_ci95", "ci_unit")
     found: dict[str, Any] = {"paired": True, **dict.fromkeys(names)}
     if silent := sorted(set(range(len(references))) - set(spoken)):
-        before, after = ([bool(text.strip()) for text in _take(heard, silent)] for heard in clean)
+        before, after = ([bool(text.strip()) for text in _take(texts, silent)] for texts in clean)
         share, interval, unit = share_delta(before, after, _take(speakers, silent), seed)
         found |= {"hallucination_rate": share, "hallucination_rate_ci95": interval, "ci_unit": unit}
     if not spoken:
         return found
     kept = _take(clean_references, spoken)
-    base, tuned = (_take(heard, spoken) for heard in clean)
+    base, tuned = (_take(texts, spoken) for texts in clean)
     for rate in ALIGNERS:
         base_errors, units = _counted(rate, normalizer.language, kept, base)
         tuned_errors, _ = _counted(rate, normalizer.language, kept, tuned)
         interval, unit = bootstrap(tuned_errors - base_errors, units, _take(speakers, spoken), seed)
-        # The difference of the two quotients, not the quotient of the difference: it is what the two rates show.
+        # The difference of the two quotients, not the quotient of the difference, so that it matches the two rates.
         difference = float(tuned_errors.sum() / units.sum() - base_errors.sum() / units.sum())
         found |= {rate: difference, "ci95" if rate == "wer" else f"{rate}_ci95": interval, "ci_unit": unit}
     return found
 
 
 def delta_interval(delta: Mapping[str, Any], rate: str) -> Sequence[float] | None:
-    """That of the paired difference in a rate or share: of words it is called ci95 alone."""
+    """Returns the interval of the paired difference in a rate or share; that of `wer` is called ci95."""
     bounds: Sequence[float] | None = delta["ci95" if rate == "wer" else f"{rate}_ci95"]
     return bounds
 
@@ -114,9 +114,9 @@ def delta_interval(delta: Mapping[str, Any], rate: str) -> Sequence[float] | Non
 def clip_errors(
     clean_references: Sequence[str], clean_hypotheses: Sequence[str], language: str, rate: str | None = None
 ) -> tuple[list[int], list[int]]:
-    """Errors of each clip, and units of its reference; 0 and 0 without a reference.
+    """Returns the errors of each clip and the units of its reference; 0 and 0 without a reference.
 
-    Of `rate`, "wer" or "cer"; None for the one that leads in Whisper's `language`.
+    `rate` is "wer" or "cer"; None for the primary metric of Whisper's `language`.
     """
     spoken = _spoken(clean_references, clean_hypotheses)
     errors, units = [0] * len(clean_references), [0] * len(clean_references)
@@ -131,9 +131,9 @@ def clip_errors(
 def share_delta(
     before: Sequence[bool], after: Sequence[bool], speakers: Sequence[str], seed: int
 ) -> tuple[float, list[float], str]:
-    """Of the clips that show something: their share after minus that before, its paired interval, and what was drawn.
+    """Returns the share of clips after minus that before, its paired interval, and what was drawn.
 
-    The bootstrap is that of the rates, with a clip for a word.
+    The bootstrap is that of the rates, with a clip in place of a word.
     """
     change = np.array(after, dtype=np.int64) - np.array(before, dtype=np.int64)
     interval, unit = bootstrap(change, np.ones_like(change), speakers, seed)
@@ -143,11 +143,11 @@ def share_delta(
 def bootstrap(
     errors: npt.NDArray[np.int64 | np.float64], words: npt.NDArray[np.int64], speakers: Sequence[str], seed: int
 ) -> tuple[list[float], str]:
-    """[low, high] of the 95 % percentile interval of sum(errors) / sum(words), and what was drawn: "speaker" or "clip".
+    """Returns the 95 % percentile interval [low, high] of sum(errors) / sum(words), and what was drawn.
 
-    Whole speakers are drawn with replacement (a speaker's clips go together), single clips where fewer than
-    MIN_SPEAKERS are known or one is not; that interval says nothing about other speakers. M. Bisani and H. Ney,
-    "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004.
+    Draws whole speakers with replacement (a speaker's clips stay together): "speaker". Draws single clips where fewer
+    than MIN_SPEAKERS are known or one is unknown: "clip"; that interval does not extend to other speakers. M. Bisani
+    and H. Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004.
     """
     by_speaker = "" not in speakers and len(set(speakers)) >= MIN_SPEAKERS
     units = np.unique(speakers, return_inverse=True)[1] if by_speaker else np.arange(len(speakers))
@@ -167,7 +167,7 @@ def _normalized(sentences: Sequence[str], normalizer: Normalizer) -> list[str]:
 
 
 def _spoken(clean_references: Sequence[str], *others: Sequence[str]) -> list[int]:
-    """Where there is a word to get right; ValueError if the lists are not of one length."""
+    """Returns the indices of references with a word. Raises ValueError if the lists differ in length."""
     clips = zip(clean_references, *others, strict=True)
     return [i for i, (reference, *_) in enumerate(clips) if reference.strip()]
 
@@ -177,8 +177,8 @@ def _take(items: Sequence[str], where: Sequence[int]) -> list[str]:
 
 
 def _rates(references: list[str], hypotheses: list[str]) -> dict[str, Any]:
-    # The class itself, not evaluate.load, which would copy it to the user's cache first; evaluate makes a folder even
-    # to work in memory, so it gets one that it may.
+    # The class itself, not evaluate.load, which would copy it to the user's cache first. evaluate makes a folder even
+    # to work in memory, so it gets a temporary one.
     with tempfile.TemporaryDirectory() as scratch:
         module = WordErrorRate(keep_in_memory=True, cache_dir=scratch)
         rates: dict[str, Any] = module.compute(references=references, predictions=hypotheses)
@@ -188,16 +188,17 @@ def _rates(references: list[str], hypotheses: list[str]) -> dict[str, Any]:
 def _counted(
     rate: str, language: str | None, references: Sequence[str], hypotheses: Sequence[str]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Errors of each clip, and words ("wer") or characters ("cer") of its reference.
+    """Counts the errors of each clip, and the words ("wer") or characters ("cer") of its reference.
 
-    Where characters lead, a space is none of them: nobody says it, a normaliser puts it for a comma or between all.
+    Where CER is the primary metric a space is no character: it is not spoken, and some normalizers write it for a comma
+    or between all characters.
     """
     sides = [list(references), list(hypotheses)]
     if rate == "cer" and primary_metric(language) == "cer":
         sides = [["".join(sentence.split()) for sentence in side] for side in sides]
     aligned = ALIGNERS[rate](*sides)
     errors = [
-        # A substituted stretch is as long on both sides, an inserted or deleted one has no length on the other.
+        # A substituted chunk is as long on both sides, an inserted or deleted one has no length on the other.
         sum(
             max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
             for chunk in chunks
@@ -209,7 +210,7 @@ def _counted(
 
 
 class Spread(NamedTuple):
-    """`deviation` is the sample's standard deviation (over seeds - 1); None of a single value."""
+    """Mean and spread over seeds; `deviation` is the sample standard deviation (over seeds - 1), None of one value."""
 
     mean: float
     deviation: float | None
@@ -217,12 +218,13 @@ class Spread(NamedTuple):
 
 
 def spread(values: Sequence[float]) -> Spread:
+    """Returns the mean and spread of a value per seed."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return Spread(statistics.fmean(values), deviation, len(values))
 
 
 def difference(delta: Mapping[str, Any], rate: str) -> str:
-    """`-21.0 points (-31.4 to -13.0)`."""
+    """Formats a paired difference: `-21.0 points (-31.4 to -13.0)`."""
     if delta[rate] is None:
         return "no words"
     return f"{points(delta[rate])} points ({interval(delta_interval(delta, rate), points)})"
@@ -241,32 +243,32 @@ def interval(bounds: Sequence[float] | None, shown: Callable[[float], str] = per
 
 
 class RegressionResult(NamedTuple):
-    """`said` is held, undecided or exceeded; `why` what it rests on, or that the clips are too few."""
+    """`outcome` is passed, inconclusive or failed; `why` gives the differences, or that the clips are too few."""
 
-    said: str
+    outcome: str
     why: str
 
 
 def check_regressions(facts: Mapping[str, Mapping[str, Any]], limit: float, strict: bool) -> None:
-    """Tells the verdict on every set, of which `facts` are the metrics, by a `limit` that is a share.
+    """Logs the result of every set; `facts` are their metrics, `limit` is a share.
 
-    Raises RegressionError, naming the sets, when one is exceeded; with `strict` also when one is undecided.
+    Raises RegressionError, naming the sets, when one failed; with `strict` also when one is inconclusive.
     """
-    verdicts = {name: check_regression(scored, limit) for name, scored in facts.items()}
-    for name, verdict in verdicts.items():
-        log(f"eval.max_regression={limit:g}, {name}: {verdict.said}, {verdict.why}")
+    results = {name: check_regression(scored, limit) for name, scored in facts.items()}
+    for name, result in results.items():
+        log(f"eval.max_regression={limit:g}, {name}: {result.outcome}, {result.why}")
     failing = ("failed", "inconclusive") if strict else ("failed",)
-    if failed := [f"{name} ({each.said}, {each.why})" for name, each in verdicts.items() if each.said in failing]:
+    if failed := [f"{name} ({each.outcome}, {each.why})" for name, each in results.items() if each.outcome in failing]:
         raise RegressionError(
-            f"eval.max_regression: must be at most {limit * 100:g} points on every set, got {'; '.join(failed)}; turn "
+            f"eval.max_regression: must be at most {limit * 100:g} points on every set, got {'; '.join(failed)}; scale "
             "the adapter down (eval.strengths=[0.25,0.5,0.75,1]), train on more kinds of speech, or score more clips"
         )
 
 
 def check_regression(scored: Mapping[str, Any], limit: float) -> RegressionResult:
-    """On a set with words by the rate that leads; on one without by the clips in which text is heard or runs away.
+    """Checks a set with words by its primary metric, one without by its clips with text and those that run away.
 
-    Text in every clip of silence can hardly get worse by the first share; that it now runs on and on is the second.
+    Text in every clip of silence can hardly get worse by the first share; the second shows that it now runs away.
     """
     delta, spoken = scored["delta"], scored["clips"] - scored["empty_references"]
     if spoken:
@@ -277,18 +279,20 @@ def check_regression(scored: Mapping[str, Any], limit: float) -> RegressionResul
             scored["clips"],
             SMALL_SILENT,
         )
-    told = ", ".join(f"{words}{difference(delta, share)}" for share, words in shares.items())
+    differences = ", ".join(f"{label}{difference(delta, share)}" for share, label in shares.items())
     if clips < least:
         return RegressionResult(
-            "inconclusive", f"too few clips{' with words' if spoken else ''}: {clips}, of {least}; {told}"
+            "inconclusive", f"too few clips{' with words' if spoken else ''}: {clips}, of {least}; {differences}"
         )
-    verdicts = [_within(delta, share, limit) for share in shares]
-    return RegressionResult(max(verdicts, key=GRAVEST_LAST.index), told)
+    outcomes = [_within(delta, share, limit) for share in shares]
+    return RegressionResult(max(outcomes, key=GRAVEST_LAST.index), differences)
 
 
 def _within(delta: Mapping[str, Any], share: str, limit: float) -> str:
-    """Exceeded: it is more than the limit, and its interval excludes 0. Undecided: else, where the interval reaches
-    beyond the limit and is wider than it. Held: else.
+    """Compares a difference with the limit.
+
+    failed: more than the limit, and its interval excludes 0. inconclusive: else, where the interval reaches beyond the
+    limit and is wider than it. passed: else.
     """
     bounds: Any = delta_interval(delta, share)
     low, high = bounds

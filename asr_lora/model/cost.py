@@ -144,7 +144,7 @@ def _linear_parameters(shape: ModelDimensions) -> int:
     return shape.encoder_layers * (4 * d**2 + 2 * d * f) + shape.decoder_layers * (8 * d**2 + 2 * d * f)
 
 
-def weight_bytes(shape: ModelDimensions, precision: str, double_quantisation: bool = False) -> float:
+def weight_bytes(shape: ModelDimensions, precision: str, double_quant: bool = False) -> float:
     """Of a base that is trained on: fp32, fp16, bf16, int8 or nf4.
 
     A quantised one keeps the rest in fp32 (peft's prepare_model_for_kbit_training); NF4 is half a byte a weight and
@@ -154,7 +154,7 @@ def weight_bytes(shape: ModelDimensions, precision: str, double_quantisation: bo
     if precision not in ("int8", "nf4"):
         return parameters(shape) * (4 if precision == "fp32" else 2)
     linear = _linear_parameters(shape)
-    scales = (1 + 4 / 256 if double_quantisation else 4) / 64
+    scales = (1 + 4 / 256 if double_quant else 4) / 64
     return linear * (1 if precision == "int8" else 0.5 + scales) + (parameters(shape) - linear) * 4
 
 

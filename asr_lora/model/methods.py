@@ -1,4 +1,4 @@
-"""The ways of tuning, a function each: its adapter or what trains without one, its optimiser, what follows a step."""
+"""The ways of tuning, a function each: its adapter or what trains without one, its optimizer, what follows a step."""
 
 import math
 import re
@@ -32,15 +32,15 @@ class TuningMethod:
     """A way of tuning, made for a run of so many steps; what is None is as usual.
 
     `adapter` is what peft puts on; where it is None, those parameters of the base train that `trains` names.
-    `optimiser(model, rate, decay)` is in place of AdamW at one rate. `penalty(model)` joins the loss, once a step.
-    `after_step(model, step, skipped)` follows every step of the optimiser, the first being 1, with its gradients still
+    `optimizer(model, rate, decay)` is in place of AdamW at one rate. `penalty(model)` joins the loss, once a step.
+    `after_step(model, step, skipped)` follows every step of the optimizer, the first being 1, with its gradients still
     there; `skipped` where it was left out because they overflowed. What it remembers is `state(model)`, tensors by
     name, which `restore(model, tensors)` takes back.
     """
 
     adapter: PeftConfig | None = None
     trains: Callable[[str], bool] | None = None
-    optimiser: Callable[[Module, float, float], Optimizer] | None = None
+    optimizer: Callable[[Module, float, float], Optimizer] | None = None
     penalty: Callable[[Module], Tensor] | None = None
     after_step: Callable[[Module, int, bool], None] | None = None
     state: Callable[[Module], dict[str, Tensor]] | None = None
@@ -119,13 +119,13 @@ def pissa(lora: "LoraSettings") -> TuningMethod:
 def lora_plus(lora: "LoraSettings") -> TuningMethod:
     """LoRA whose B has a rate of its own (Hayou et al. 2024)."""
 
-    def optimiser(model: Module, rate: float, decay: float) -> Optimizer:
+    def optimizer(model: Module, rate: float, decay: float) -> Optimizer:
         made: Optimizer = create_loraplus_optimizer(
             model, torch.optim.AdamW, lr=rate, loraplus_lr_ratio=lora.lr_ratio, loraplus_weight_decay=decay
         )
         return made
 
-    return TuningMethod(_lora(lora), optimiser=optimiser)
+    return TuningMethod(_lora(lora), optimizer=optimizer)
 
 
 def initial_rank(left: int) -> int:
@@ -205,7 +205,7 @@ def bitfit() -> TuningMethod:
 def full(lora: "LoraSettings") -> TuningMethod:
     """Every weight but the encoder's positions, which are sinusoids and no weights; the moments in 8 bits if asked."""
 
-    def optimiser(model: Module, rate: float, decay: float) -> Optimizer:
+    def optimizer(model: Module, rate: float, decay: float) -> Optimizer:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         groups = [  # as the trainer's: biases and norms do not decay
             {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": decay},
@@ -214,5 +214,5 @@ def full(lora: "LoraSettings") -> TuningMethod:
         eight_bit: Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=rate)
         return eight_bit
 
-    eight = optimiser if lora.optim == "8bit" else None
-    return TuningMethod(trains=lambda name: SINUSOIDS not in name, optimiser=eight)
+    eight = optimizer if lora.optim == "adamw_8bit" else None
+    return TuningMethod(trains=lambda name: SINUSOIDS not in name, optimizer=eight)

@@ -80,11 +80,11 @@ class Base:
     precision: str
     device: torch.device
     autocast: torch.dtype | None
-    double_quantisation: bool = False
+    double_quant: bool = False
 
     def load(self) -> WhisperForConditionalGeneration:
         compute = self.autocast or torch.float32
-        return whisper.load(self.checkpoint, self.precision, self.device, compute, self.double_quantisation)
+        return whisper.load(self.checkpoint, self.precision, self.device, compute, self.double_quant)
 
     def arithmetic(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
@@ -124,13 +124,13 @@ def gradients(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
 def saved_and_reloaded(
     model: Tuned, base: Base, lora: "LoraSettings", steps: int, batch: Mapping[str, Tensor], folder: Path, named: str
 ) -> tuple[float, float]:
-    """After one step of the optimiser, saved to `folder` as standing on `named`, and loaded again by peft alone.
+    """After one step of the optimizer, saved to `folder` as standing on `named`, and loaded again by peft alone.
 
     The largest change of a logit that the step made, and the largest difference that coming back made.
     """
     way = tuning_method(lora, steps)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    usual = way.optimiser(model, STEP, 0.0) if way.optimiser else torch.optim.AdamW(trained, lr=STEP)
+    usual = way.optimizer(model, STEP, 0.0) if way.optimizer else torch.optim.AdamW(trained, lr=STEP)
     usual.step()
     if lora.whole:
         whisper.cache_silence(model.eval())  # as whoever loads it will hear it

@@ -31,12 +31,12 @@ def load(
     precision: str,
     device: torch.device,
     compute: torch.dtype = torch.float32,
-    double_quantisation: bool = False,
+    double_quant: bool = False,
 ) -> WhisperForConditionalGeneration:
     """The untouched model, frozen nowhere yet, in evaluation mode on `device`; it has heard 30 s of silence.
 
     `precision` is fp32, fp16 or bf16, or a quantised one: int8 (LLM.int8, Dettmers et al. 2022) or nf4 (Dettmers et
-    al. 2023), whose other weights and products are in `compute`; `double_quantisation` quantises NF4's scales too. The
+    al. 2023), whose other weights and products are in `compute`; `double_quant` quantises NF4's scales too. The
     dtype is always named: transformers would otherwise take the file's, and an fp16 file is fp16 on a CPU too.
     Raises as `checkpoint.resolve` does.
     """
@@ -44,7 +44,7 @@ def load(
         "int8": BitsAndBytesConfig(load_in_8bit=True),
         "nf4": BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute,
-            bnb_4bit_use_double_quant=double_quantisation,
+            bnb_4bit_use_double_quant=double_quant,
         ),
     }.get(precision)  # fmt: skip
     plain = device.type == "cpu" and compute is torch.bfloat16

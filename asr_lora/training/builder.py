@@ -1,4 +1,4 @@
-"""A run's trainer, put together from its settings: model and adapter, the order of its batches, dev, guard, budget."""
+"""Builds the trainer of a run from its settings: model and adapter, sampler, dev, divergence guard, time budget."""
 
 import time
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from asr_lora.model.hardware import Hardware
 from asr_lora.model.methods import tuning_method
 from asr_lora.model.pretrained import language_token, load_config, load_processor
 from asr_lora.runs import folder as run
-from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime import distributed
 from asr_lora.runtime.console import Bar, log
 from asr_lora.runtime.files import read_json
 from asr_lora.training.callbacks import DivergenceGuard, KeepAdapters, TimeBudget, TrainingLog
@@ -39,7 +39,7 @@ def build_trainer(
     budget: TimeBudget | None = None,
     rate: float = 1.0,
 ) -> WhisperTrainer:
-    """The trainer of a prepared run, with the model and a fresh adapter in it, at `rate` times the learning rate."""
+    """Builds the trainer of a prepared run, with the model and a new adapter, at `rate` times the learning rate."""
     training, folder, began = config.training, config.run, time.monotonic()
     processor, base = _processor(config), _base(config, hardware)
     dev = _dev(config, hardware, processor)
@@ -53,9 +53,9 @@ def build_trainer(
         budget=budget and replace(budget, loading=time.monotonic() - began),
     )
     arguments = _arguments(config, hardware, learning_rate, warmup)
-    making = SpeechCollator(processor, config.data.augment, config.seed, training.spec_augment)
+    collator = SpeechCollator(processor, config.data.augment, config.seed, training.spec_augment)
     place = arguments.process_index, arguments.world_size
-    way = tuning_method(config.lora, config.max_steps)
+    method = tuning_method(config.lora, config.max_steps)
     model = adapter.attach(base, config.lora, config.seed, config.max_steps)
     kept = KeepAdapters(
         training_log,
@@ -64,18 +64,21 @@ def build_trainer(
         run.kept_adapters(folder),
         training.keep_adapters,
     )
+    optimizer = method.optimizer and method.optimizer(model, learning_rate, training.weight_decay)
     tensorboard = (
-        [TensorBoardCallback(SummaryWriter(str(folder / "train" / "tensorboard")))] if ranks.is_rank_zero() else []
+        [TensorBoardCallback(SummaryWriter(str(folder / "train" / "tensorboard")))]
+        if distributed.is_rank_zero()
+        else []
     )
     return WhisperTrainer(
         model=model,
         args=arguments,
-        optimizers=(way.optimiser and way.optimiser(model, learning_rate, training.weight_decay), None),
-        method=way,
+        optimizers=(optimizer, None),
+        method=method,
         train_dataset=(
-            streaming_dataset(config, making, *place)
+            streaming_dataset(config, collator, *place)
             if config.data.streaming
-            else StepDataset(rows, step_sampler(config, rows), config.max_steps, making, *place)
+            else StepDataset(rows, step_sampler(config, rows), config.max_steps, collator, *place)
         ),
         capacity=hardware.capacity,
         training_log=training_log,
@@ -87,7 +90,7 @@ def build_trainer(
 
 
 def _processor(config: Config) -> WhisperProcessor:
-    """Its tokenizer opens every label sequence with the run's language and task."""
+    """Loads the processor, whose tokenizer begins every label sequence with the run's language and task."""
     processor = load_processor(config.model.checkpoint)
     language = language_token(config.model, config.data.language)
     processor.tokenizer = with_prompt(processor.tokenizer, language, config.model.task)
@@ -98,7 +101,7 @@ def _base(config: Config, hardware: Hardware) -> WhisperForConditionalGeneration
     training = config.training
     base = whisper.load(
         config.model.checkpoint, config.model.precision, hardware.device, hardware.autocast or torch.float32,
-        double_quantisation=bool(config.lora.double_quant),
+        double_quant=bool(config.lora.double_quant),
     )  # fmt: skip
     if training.spec_augment:
         whisper.enable_spec_augment(base, training.mask_time_prob, training.mask_feature_prob)
@@ -134,14 +137,14 @@ def _arguments(config: Config, hardware: Hardware, learning_rate: float, warmup_
         fp16=hardware.autocast is torch.float16,
         bf16=hardware.autocast is torch.bfloat16,
         activation_checkpointing=hardware.gradient_checkpointing,
-        # With a frozen front the reentrant kind would leave the encoder's adapters without gradient.
+        # With frozen first layers the reentrant kind would give the encoder's adapters no gradient.
         activation_checkpointing_kwargs={"use_reentrant": False},
         use_cpu=hardware.device.type == "cpu",
-        ddp_broadcast_buffers=False,  # it would wait, in a step that gave a process no row
+        ddp_broadcast_buffers=False,  # it would hang in a step that gives a process no row
         dataloader_num_workers=hardware.workers,
         dataloader_pin_memory=hardware.device.type == "cuda",
         save_steps=training.save_steps,
-        ignore_data_skip=True,  # the order of batches starts at the right step by itself
+        ignore_data_skip=True,  # the sampler starts at the right step by itself
         logging_steps=1,
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
@@ -155,9 +158,9 @@ def _arguments(config: Config, hardware: Hardware, learning_rate: float, warmup_
 
 
 def step_sampler(config: Config, rows: Sequence[Clip]) -> StepSampler:
-    """The batches of every step of the run."""
+    """Builds the sampler of the run's batches."""
     training, tokens = config.training, [0] * len(rows)
-    if training.context == "packed":  # where the labels' lengths matter too
+    if training.context == "packed":  # the lengths of labels matter too
         processor = load_processor(config.model.checkpoint)
         tokens = [len(label_ids(row["text"], processor.tokenizer)) for row in rows]
     limit = load_config(config.model.checkpoint).max_target_positions
@@ -166,9 +169,9 @@ def step_sampler(config: Config, rows: Sequence[Clip]) -> StepSampler:
 
 
 def streaming_dataset(
-    config: Config, making: SpeechCollator, rank: int = 0, world_size: int = 1
+    config: Config, collator: SpeechCollator, rank: int = 0, world_size: int = 1
 ) -> StreamingStepDataset:
-    """The steps of a run that streams. Raises ChoiceError and WorldError as opening the data set does."""
+    """Builds the dataset of a streaming run. Raises ConfigError and ExternalError as opening the data set does."""
     stream, known = open_streamed(config.data), read_json(run.summary(config.run))["splits"]["train"]["streamed"]
     if stream.fingerprint != known["fingerprint"]:
         log(f"data.source: {stream.source} is another version of the data set than dev and test were drawn from")
@@ -178,6 +181,6 @@ def streaming_dataset(
     return StreamingStepDataset(
         stream.split(config.data.train_split, "train"), StreamFilter.by([*held_out, *excluded_utterances(config.data)],
         label_filter(config.model, config.data.language)),
-        config.training, making, load_config(config.model.checkpoint).max_target_positions,
+        config.training, collator, load_config(config.model.checkpoint).max_target_positions,
         config.data.shuffle_buffer, rank, world_size,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Callbacks of the trainer: log and clock, early stopping and time limit; divergence guard; which adapters are kept."""
+"""Callbacks of the trainer: log, clock, early stopping and time limit; the divergence guard; kept adapters."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime import distributed
 from asr_lora.runtime.console import Bar, log
 from asr_lora.runtime.files import atomic_folder, read_log, write_jsonl
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from asr_lora.config.schema import DivergenceConfig
     from asr_lora.training.validation import DevResult
 
-# Times what is expected of dev decoding and evaluation: their texts' lengths are not known before they are heard.
+# Times the expected seconds of dev decoding and evaluation: lengths of hypotheses are not known before decoding.
 SPARE = 1.1
 ENDING = 10.0  # seconds for what is not measured: tables, the card, the end of the process
-REMEMBERED = 50  # steps whose losses tell what is usual
-FEW = 10  # of them tell nothing yet
+REMEMBERED = 50  # steps whose losses define the usual loss
+FEW = 10  # fewer losses than this define none yet
 OVERFLOWS = 20  # in a row: the scale of fp16's gradients has fallen from its 65,536 to below 1
 
 
 @dataclass(frozen=True)
 class TimeBudget:
-    """The time that a command was given, training.max_hours: when to stop so that saving and evaluation fit in it.
+    """The time limit of a command, training.max_hours: decides when to stop so that saving and evaluation fit in it.
 
     `began` is when the hours count from (time.monotonic), `loading` the seconds that a model takes to load.
 
-    `step`, `dev` and `eval` are the floating-point work of a mean step, of one dev decoding and of evaluation (0 where
-    there is none). So what a dev decoding has taken tells what evaluation will, a little too much: most of that is the
-    encoder's work at 30 s, which is done faster than the decoder's.
+    `step`, `dev` and `eval` are the FLOP of a mean step, of one dev decoding and of evaluation (0 where there is none).
+    The time of evaluation is predicted from that of a dev decoding, a little too high: most of evaluation is the
+    encoder's work at 30 s, which is faster than the decoder's.
     """
 
     hours: float
@@ -49,19 +49,19 @@ class TimeBudget:
     loading: float = 0.0
 
     def is_over(self, steps: Sequence[float], decodings: Sequence[float], saves: Sequence[float]) -> bool:
-        """Whether one more step is one too many; told the seconds of all steps, dev decodings and saves so far."""
+        """Whether one more step would exceed the limit, given the seconds of all steps, dev decodings and saves."""
         dev = max(decodings) if decodings else statistics.median(steps) * self.dev / self.step
         evaluation = dev * self.eval / self.dev + 2 * self.loading * (self.eval > 0)
         after = max(steps) + max(saves, default=0.0) + SPARE * (dev + evaluation) + ENDING
         return self.spent() + after > 3600 * self.hours
 
     def spent(self) -> float:
-        """Seconds since the beginning."""
+        """Returns the seconds since the command began."""
         return time.monotonic() - self.began
 
 
 class DivergenceError(Exception):
-    """Training has gone wrong; `action` is rollback or stop."""
+    """Training has diverged; `action` is rollback or stop."""
 
     def __init__(self, step: int, reason: str, action: str) -> None:
         super().__init__(reason)
@@ -69,7 +69,7 @@ class DivergenceError(Exception):
 
 
 class _Saved(TrainerCallback, ExportableState):
-    """A callback whose attributes SAVED travel in every checkpoint: a resumed run goes on from them."""
+    """A callback whose attributes SAVED are saved in every checkpoint, and restored when a run is resumed."""
 
     SAVED: tuple[str, ...]
 
@@ -77,18 +77,18 @@ class _Saved(TrainerCallback, ExportableState):
         return {"attributes": {name: getattr(self, name) for name in self.SAVED}}
 
     def restore(self, state: TrainerState) -> None:
-        """Takes back what a checkpoint holds; one from elsewhere changes nothing else."""
+        """Restores the attributes of a checkpoint; those that it does not have stay."""
         saved = state.stateful_callbacks[type(self).__name__]["attributes"]
         for name in self.SAVED:
             setattr(self, name, saved.get(name, getattr(self, name)))
 
 
 class TrainingLog(_Saved):
-    """Clock and log of a run: log.jsonl, the progress bar, when dev is decoded, and when to stop early.
+    """Times and logs a run: log.jsonl, the progress bar, when dev is decoded, and when to stop early.
 
-    Dev is decoded every `eval_steps` and at the end; one that comes due while dev has had more than `dev_share` of
-    the training time is skipped and counted. The figures travel in every checkpoint: a resumed run counts on.
-    What is decided by the clock, or asked of one process alone (to stop), all processes of a run decide alike.
+    Dev is decoded every `eval_steps` and at the end; a decoding that comes due while dev has had more than `dev_share`
+    of the training time is skipped and counted. The figures are saved in every checkpoint: a resumed run counts on.
+    Decisions by the clock, and requests to stop that reach one process, are shared by all processes of a run.
     """
 
     SAVED = (
@@ -112,18 +112,18 @@ class TrainingLog(_Saved):
         self.patience = patience
         self.budget = budget
         self.step_seconds: list[float] = []
-        self.train_seconds = 0.0  # dev decoding out
-        self.data_wait = 0.0  # seconds of it that training stood waiting for batches
+        self.train_seconds = 0.0  # without dev decoding
+        self.data_wait = 0.0  # seconds of it spent waiting for batches
         self.dev: list[dict[str, Any]] = []
-        self.lowest_errors: list[int] = []  # in each dev clip, of the decoding with the lowest WER
+        self.lowest_errors: list[int] = []  # by dev clip, of the decoding with the lowest WER
         self.dev_took: list[float] = []  # seconds of every dev decoding
         self.save_took: list[float] = []  # of every checkpoint; within train_seconds
         self.dev_skipped = 0
-        self.oom_retries = 0  # times that a step was begun again in smaller parts
-        self.earlier_seconds = 0.0  # what a resumed run had taken before
+        self.oom_retries = 0  # times that a step was retried in smaller parts
+        self.earlier_seconds = 0.0  # of a resumed run, before it was resumed
         self.stop_asked = False
         self.out_of_time = False
-        self.stop_reason: str | None = None  # where it was not the last step
+        self.stop_reason: str | None = None  # None at the last step
         self._mark = 0.0
         self._steps_before = 0  # of other commands, perhaps on other machines
 
@@ -133,21 +133,21 @@ class TrainingLog(_Saved):
 
     @property
     def best(self) -> dict[str, Any]:
-        """The last dev decoding that is not worse, beyond chance, than the lowest; one in trouble only where all are.
+        """The last dev decoding not worse, beyond chance, than the lowest; one with a regression only where all have.
 
         The lowest of several on dozens of clips is luck: more training with a falling rate is the better guess, unless
-        dev tells otherwise.
+        dev shows otherwise.
         """
         sound = [entry for entry in self.dev if "trouble" not in entry] or self.dev
         return next(entry for entry in reversed(sound) if "worse" not in entry)
 
     @property
     def lowest(self) -> dict[str, Any]:
-        """The dev decoding with the lowest WER, the earliest of equals; one in trouble only where all are."""
+        """The dev decoding with the lowest WER, the earliest of equals; one with a regression only where all have."""
         return min(self.dev, key=_rank)
 
     def decoded(self, step: int, result: "DevResult") -> None:
-        """Takes down a dev decoding."""
+        """Records a dev decoding."""
         entry: dict[str, Any] = {"step": step, "wer": result.wer}
         if result.regression:
             entry["trouble"] = result.regression
@@ -190,26 +190,26 @@ class TrainingLog(_Saved):
         self.bar.move_to(state.global_step)
         last = state.global_step >= state.max_steps
         due = last or state.global_step % self.eval_steps == 0
-        control.should_evaluate = due and (last or ranks.all_gather(self._affords_dev())[0])
+        control.should_evaluate = due and (last or distributed.all_gather(self._affords_dev())[0])
         self.dev_skipped += due and not control.should_evaluate
-        self.stop_asked = ranks.any_rank(self.stop_asked)
+        self.stop_asked = distributed.any_rank(self.stop_asked)
         if not last and self.budget:
             own = self.step_seconds[self._steps_before :]
-            # The first process's clock counts: another machine's began elsewhere.
-            over = ranks.is_rank_zero() and self.budget.is_over(own, self.dev_took, self.save_took)
-            self.out_of_time = ranks.any_rank(over)
+            # Only rank 0's clock counts: those of other machines have another origin.
+            over = distributed.is_rank_zero() and self.budget.is_over(own, self.dev_took, self.save_took)
+            self.out_of_time = distributed.any_rank(over)
         if self.out_of_time:
             self.stop_reason = "training.max_hours"
-            control.should_evaluate = True  # what was learnt since the last decoding may be the best
+            control.should_evaluate = True  # the adapter since the last decoding may be the best
         if self.stop_asked or self.out_of_time:
             control.should_training_stop = True
-        # With every dev decoding a checkpoint: a resumed run then knows which adapter is the best so far.
+        # A checkpoint with every dev decoding: a resumed run then knows the best adapter so far.
         control.should_save |= control.should_evaluate or self.stop_asked
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # Our one epoch ends with the last step, which has been decoded and saved just now.
+        # The one epoch ends with the last step, whose adapter has just been decoded and saved.
         control.should_evaluate = control.should_save = False
 
     def on_log(
@@ -223,9 +223,9 @@ class TrainingLog(_Saved):
         logs = logs or {}
         if "loss" in logs:
             self.bar.status(f"loss {logs['loss']:.3f}" + (f", dev WER {self.best['wer']:.1%}" if self.dev else ""))
-        closing = "train_runtime" in logs  # the Trainer's own summary; train/metrics.json says it better
+        closing = "train_runtime" in logs  # the Trainer's own summary; train/metrics.json has it
         if state.is_world_process_zero and not closing:
-            # NaN is no JSON; an epoch is the Trainer's own, which counts anew in a run that goes on.
+            # NaN is not JSON; `epoch` is the Trainer's, which counts from 0 again in a resumed run.
             line = {name: value if math.isfinite(value) else None for name, value in logs.items() if name != "epoch"}
             with self.log.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps({"step": state.global_step, **line}) + "\n")
@@ -235,7 +235,7 @@ class TrainingLog(_Saved):
             control.should_training_stop = control.should_save = True
 
     def _affords_dev(self) -> bool:
-        return self.dev_seconds <= self.dev_share * self.train_seconds  # the untouched model's is no choice
+        return self.dev_seconds <= self.dev_share * self.train_seconds  # the baseline's decoding does not count
 
     def _out_of_patience(self) -> bool:
         since = len(self.dev) - 1 - self.dev.index(self.lowest)
@@ -247,11 +247,11 @@ def _rank(entry: dict[str, Any]) -> tuple[bool, float]:
 
 
 class DivergenceGuard(_Saved):
-    """Judges every step and every dev decoding, and acts as `divergence` in the settings says.
+    """Detects divergence in steps and dev decodings, and skips, rolls back or stops by the settings of `divergence`.
 
-    A bad step is one whose loss or gradient is no number, or whose loss is a spike; a collapse is a row of them, or a
-    dev decoding that is worse than the untouched model's beyond chance. `warmup` steps long no dev decoding is judged.
-    All processes of a run give it the same figures.
+    A bad step is one whose loss or gradient is not finite, or whose loss is a spike. A collapse is several in a row, or
+    a dev decoding that is worse than the base model's beyond chance; dev is not checked in the first `warmup` steps.
+    All processes of a run pass it the same figures.
     """
 
     SAVED = ("losses", "bad_in_a_row", "overflows_in_a_row", "events")
@@ -270,11 +270,11 @@ class DivergenceGuard(_Saved):
         self.restore(state)
 
     def accepts_step(self, step: int, loss: float, gradient_norm: float) -> bool:
-        """Whether the optimiser is to take this step. Raises CollapsedError where skipping it would not do.
+        """Whether the optimizer may take this step; `loss` in nats per token.
 
-        `loss` in nats per token.
+        Raises DivergenceError where the step may not just be skipped.
         """
-        what = self._bad(loss, gradient_norm)
+        what = self._bad_step(loss, gradient_norm)
         if what is None:
             self.losses = [*self.losses, loss][-REMEMBERED:]
             self.bad_in_a_row = 0
@@ -285,28 +285,28 @@ class DivergenceGuard(_Saved):
         if self.bad_in_a_row >= self.settings.max_bad_steps:
             self._collapsed(step, f"{self.bad_in_a_row} bad steps in a row, the last of them: {what}")
         else:
-            self._note(step, what, "skipped: its clips change nothing")
+            self._record(step, what, "skipped: its clips change nothing")
         return False
 
     def overflowed(self, step: int, overflowed: bool) -> None:
-        """Told after every step that it took whether fp16's gradients overflowed 16 bits: nothing was learnt then.
+        """Counts fp16 overflows, after every accepted step: one whose gradients overflow changes no weight.
 
-        The scale of the gradients is halved then, which is as it should be a few times. Raises CollapsedError.
+        The loss scale is then halved, which is normal a few times in a row. Raises DivergenceError after OVERFLOWS.
         """
         self.overflows_in_a_row = self.overflows_in_a_row + 1 if overflowed else 0
         if self.overflows_in_a_row == OVERFLOWS:
             self._collapsed(step, f"fp16's gradients have overflowed {OVERFLOWS} times in a row")
 
     def check_dev(self, step: int, regression: str | None) -> None:
-        """`regression` is what makes a dev decoding worse than the untouched model's. Raises CollapsedError."""
+        """Raises DivergenceError for a `regression` of dev against the base model, by settings, after the warm-up."""
         if regression and step >= self.warmup:
             self._collapsed(step, regression)
 
-    def _bad(self, loss: float, gradient_norm: float) -> str | None:
+    def _bad_step(self, loss: float, gradient_norm: float) -> str | None:
         if not math.isfinite(loss):
-            return "the loss is no number"
+            return "the loss is not finite"
         if not math.isfinite(gradient_norm):
-            return "a gradient is no number"
+            return "a gradient is not finite"
         if self.settings.loss_spike is None or len(self.losses) < FEW:
             return None
         usual = statistics.median(self.losses)
@@ -315,22 +315,22 @@ class DivergenceGuard(_Saved):
     def _collapsed(self, step: int, reason: str) -> None:
         if self.settings.on_collapse != "ignore":
             raise self._collapse(step, reason, self.settings.on_collapse)
-        self._note(step, reason, "divergence.on_collapse=ignore")
+        self._record(step, reason, "divergence.on_collapse=ignore")
 
     def _collapse(self, step: int, reason: str, action: str) -> DivergenceError:
-        self._note(step, reason, action)
+        self._record(step, reason, action)
         return DivergenceError(step, reason, action)
 
-    def _note(self, step: int, what: str, done: str) -> None:
+    def _record(self, step: int, what: str, done: str) -> None:
         self.events.append({"step": step, "what": what, "done": done})
         log(f"divergence: step {step}: {what}; {done}")
 
 
 class KeepAdapters(TrainerCallback):
-    """Keeps the adapter of the best dev decoding in the folder `best`, and those of the last checkpoints in `kept`.
+    """Saves the adapter of the best dev decoding in the folder `best`, and those of the last checkpoints in `kept`.
 
-    `save(model, folder)` writes what is learned; `last` is how many of `kept` stay (step-000100, ...). `training_log` tells
-    whether the newest dev decoding is the best.
+    `save(model, folder)` writes an adapter; `last` is how many stay in `kept` (step-000100, ...). Whether the newest
+    dev decoding is the best is read from `training_log`.
     """
 
     def __init__(

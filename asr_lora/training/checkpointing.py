@@ -1,4 +1,4 @@
-"""The checkpoints that training goes on from: written beside their place, sealed with checksums, then renamed."""
+"""Checkpoints with checksums that training resumes from, written atomically; the record of a rollback."""
 
 import hashlib
 import re
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime import distributed
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import is_plain, read_json, write_json
@@ -19,18 +19,18 @@ SEAL = "checksums.json"  # SHA-256 by file name: the last file of a checkpoint
 
 @contextmanager
 def save_in(folder: Path) -> Iterator[Path]:
-    """Yields a folder beside the checkpoints, the same for all processes of a run; a checkpoint in it is then moved in.
+    """Yields a folder beside the checkpoints, the same in all processes of a run; moves the checkpoint in it there.
 
-    What a kill or an error leaves in it is no checkpoint yet, and the next save removes it.
+    A checkpoint that a kill or an error leaves in it does not count, and the next save removes it.
     """
     partial = folder / ".partial"
-    ranks.rank_zero(lambda: shutil.rmtree(partial, ignore_errors=True))
+    distributed.rank_zero(lambda: shutil.rmtree(partial, ignore_errors=True))
     try:
         yield partial
-        ranks.all_gather(None)  # each has written its part
-        ranks.rank_zero(lambda: _move_in(folder, partial))
+        distributed.all_gather(None)  # each has written its part
+        distributed.rank_zero(lambda: _move_in(folder, partial))
     finally:
-        if ranks.is_rank_zero():
+        if distributed.is_rank_zero():
             shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -38,12 +38,12 @@ def _move_in(folder: Path, partial: Path) -> None:
     (made,) = partial.glob("checkpoint-*")
     write_json(made / SEAL, {file.name: _sha256(file) for file in sorted(made.iterdir())})
     target = folder / made.name
-    shutil.rmtree(target, ignore_errors=True)  # a damaged one, whose step has come again
+    shutil.rmtree(target, ignore_errors=True)  # a damaged one, whose step was repeated
     made.replace(target)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; a damaged one is told and passed over."""
+    """Returns the newest intact checkpoint, or None; logs and skips damaged ones."""
     for step in sorted(_steps(folder), reverse=True):
         checkpoint = checkpoint_at(folder, step)
         if (damage := _damage(checkpoint)) is None:
@@ -57,7 +57,7 @@ def checkpoint_at(folder: Path, step: int) -> Path:
 
 
 def prune(folder: Path, newest: int, also: Collection[int] = ()) -> None:
-    """Removes all but the `newest` so many checkpoints, and those of the steps `also`."""
+    """Removes all checkpoints except the `newest`, by count, and those of the steps `also`."""
     for step in sorted(_steps(folder))[:-newest]:
         if step not in also:
             shutil.rmtree(checkpoint_at(folder, step))
@@ -94,10 +94,10 @@ def _sha256(file: Path) -> str:
 
 @dataclass(frozen=True)
 class Rollback:
-    """What the guard has done to a run: kept in a file, for going back forgets what the checkpoints know.
+    """Records the rollback of a run; kept in a file, because a rollback discards the state in later checkpoints.
 
-    `rate` is what is left of the learning rate, `step` where training was taken back to (None: never), `events` those
-    that came after it, and `over` why training is not to go on at all. While `pending`, later checkpoints may be there.
+    `rate` is the factor on the learning rate, `step` the one rolled back to (None: never), `events` those after it, and
+    `over` the reason why training cannot go on at all. While `pending`, later checkpoints may still exist.
     """
 
     rate: float = 1.0
@@ -111,17 +111,17 @@ def read_rollback(file: Path) -> Rollback:
     return Rollback(**read_json(file)) if file.is_file() else Rollback()
 
 
-def write_rollback(file: Path, retreat: Rollback) -> None:
-    write_json(file, asdict(retreat))
+def write_rollback(file: Path, rollback: Rollback) -> None:
+    write_json(file, asdict(rollback))
 
 
 def finish_rollback(file: Path, folder: Path) -> Rollback:
-    """What is known, and done to its end with the checkpoints in `folder`. Raises ChoiceError when training is over."""
-    retreat = read_rollback(file)
-    if retreat.over:
-        raise ConfigError(retreat.over)
-    if retreat.pending and retreat.step is not None:
-        drop_later(folder, retreat.step)
-        retreat = replace(retreat, pending=False)
-        write_rollback(file, retreat)
-    return retreat
+    """Reads the record; removes later checkpoints in `folder` if pending. Raises ConfigError if training is over."""
+    rollback = read_rollback(file)
+    if rollback.over:
+        raise ConfigError(rollback.over)
+    if rollback.pending and rollback.step is not None:
+        drop_later(folder, rollback.step)
+        rollback = replace(rollback, pending=False)
+        write_rollback(file, rollback)
+    return rollback

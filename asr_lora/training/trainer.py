@@ -1,4 +1,4 @@
-"""Hugging Face's Seq2SeqTrainer with what Whisper needs: the loss scaled right, our order of batches, real dev WER."""
+"""Hugging Face's Seq2SeqTrainer for Whisper: correct loss scaling, our sampler, steps that fit memory, dev WER."""
 
 import os
 import signal
@@ -27,29 +27,29 @@ from asr_lora.model import adapter
 from asr_lora.model.hardware import is_out_of_memory
 from asr_lora.model.methods import TuningMethod
 from asr_lora.model.whisper import encoder_context, seconds_of
-from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime import distributed
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ExternalError
-from asr_lora.training import checkpointing as checkpoints
+from asr_lora.training import checkpointing
 from asr_lora.training.callbacks import DivergenceGuard, TrainingLog
 from asr_lora.training.validation import DevEvaluator
 
-# Checkpoints, the newest: should one be damaged, there is the one before. Beside them stays the best one by dev.
+# The newest checkpoints: if one is damaged, there is the one before. The best one by dev is kept beside them.
 KEPT = 2
-PREFETCHED = 4  # steps that a loader process has ready
+PREFETCHED = 4  # steps that a loader process prepares ahead
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy summed over labels; the trainer divides it by the count of labels of the whole optimiser step.
+    """Sums cross-entropy over labels; the trainer divides it by the count of labels of the whole optimizer step.
 
-    Whisper's own loss is a mean over its micro-batch, which the Trainer neither weights nor divides (it believes that
-    a model which takes **kwargs has done so): 8x1, 4x2 and 2x4 clips would give three different gradients.
+    Whisper's own loss is a mean over its micro-batch, which the Trainer neither weights nor divides (it assumes that a
+    model which takes **kwargs has done so): 8x1, 4x2 and 2x4 clips would give three different gradients.
     """
     return cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 def micro_batches(batches: Sequence[Mapping[str, Tensor]], capacity: float) -> Iterator[dict[str, Tensor]]:
-    """The batches cut into parts of at most `capacity` seconds of context together, but never less than a row."""
+    """Splits the batches into parts of at most `capacity` seconds of context in total, but at least one row."""
     for batch in batches:
         parts = count_micro_batches(len(batch["labels"]), seconds_of(batch["input_features"]), capacity)
         for part in zip(*(tensor.tensor_split(parts) for tensor in batch.values()), strict=True):
@@ -57,14 +57,14 @@ def micro_batches(batches: Sequence[Mapping[str, Tensor]], capacity: float) -> I
 
 
 class WhisperTrainer(Seq2SeqTrainer):
-    """Takes whole steps from loader.Steps or streamed.StreamedSteps, and scores `dev` by decoding it.
+    """Trains whole steps from StepDataset or StreamingStepDataset, and scores `dev` by decoding it.
 
-    To the stock Trainer a step is one batch; what of it goes through the model at once is decided here: `capacity`
-    seconds of encoder context, fewer once memory has run out. So a step may hold batches of several contexts, and ranks
-    may differ in what fits them.
-    `method` is the way of tuning: its checkpoints hold what trains and what it remembers, its penalty joins the loss
-    once a step, and it is asked after every step. `guard` is asked whether a step may be taken; train() raises its
-    CollapsedError. What is heard of a stream is written to `record`.
+    To the stock Trainer a step is one batch. This class decides how much of it goes through the model at once:
+    `capacity` seconds of encoder context, less once memory has run out. So a step may hold batches of several contexts,
+    and ranks may differ in what fits them.
+    `method` is the tuning method: checkpoints hold what it trains and its state, its penalty is added to the loss once
+    a step, and it is called after every step. `guard` decides whether a step is accepted; train() raises its
+    DivergenceError. The clips of a stream are recorded in `record`.
     """
 
     control: TrainerControl
@@ -90,34 +90,34 @@ class WhisperTrainer(Seq2SeqTrainer):
         self.dev = dev
         self.record = record
         self.first_step = 0
-        self.step_accepted = True  # whether the guard has let the optimiser have the last one
-        self._scaler: GradScaler | None = None  # of fp16, while a step goes without it
+        self.step_accepted = True  # whether the guard has accepted the last step
+        self._scaler: GradScaler | None = None  # of fp16, while a step is taken without it
         self._saving_in: Path | None = None
 
     def get_train_dataloader(self) -> DataLoader[Any] | StreamingLoader:
-        """Our order, already split over ranks: accelerate must not shard it again, so it never sees the loader."""
+        """Returns our own loader, already split over ranks: accelerate must not shard it, so it is not prepared."""
         args, workers = self.args, self.args.dataloader_num_workers
         loading: dict[str, Any] = {
             "num_workers": workers,
             "prefetch_factor": PREFETCHED if workers else None,
-            "worker_init_fn": _leave_interruptions,
+            "worker_init_fn": _ignore_interruptions,
             "pin_memory": args.device.type == "cuda",
         }
         if isinstance(self.train_dataset, StreamingStepDataset):
             return StreamingLoader(self.train_dataset, self.record, self.first_step, args.max_steps, **loading)
-        sampler = _From(self.first_step, args.max_steps)
+        sampler = _StepsFrom(self.first_step, args.max_steps)
         return DataLoader(self.train_dataset, batch_size=None, sampler=sampler, **loading)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        asked = time.perf_counter()
+        started = time.perf_counter()
         samples = super().get_batch_samples(*args, **kwargs)
-        self.training_log.data_wait += time.perf_counter() - asked
+        self.training_log.data_wait += time.perf_counter() - started
         return samples
 
     def training_step(self, model: Any, inputs: list[dict[str, Tensor]], num_items_in_batch: object = None) -> Tensor:
-        """Gradients of one optimiser step, equal on all ranks: loss summed over labels, over the count of all labels.
+        """Computes the gradients of one optimizer step, equal on all ranks: summed loss over the count of all labels.
 
-        When memory runs out on any rank, all drop what they have and begin the step again with half the capacity.
+        When memory runs out on any rank, all drop their gradients and repeat the step with half the capacity.
         Raises torch.OutOfMemoryError when not even one row fits.
         """
         model.train()
@@ -130,38 +130,38 @@ class WhisperTrainer(Seq2SeqTrainer):
             self._shrink(inputs, ran_out)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if self.args.world_size > 1:
-            ranks.sum_gradients(trained)
+            distributed.sum_gradients(trained)
         self.step_accepted = self.guard.accepts_step(
             self.state.global_step + 1, self._over_ranks(float(loss), "SUM"), self._gradient_norm(trained)
         )
         if not self.step_accepted:
             model.zero_grad()
             self._set_scaler_aside()
-            return torch.zeros_like(loss)  # what is no number would stay in the Trainer's sum for ever
+            return torch.zeros_like(loss)  # a NaN would stay in the Trainer's sum forever
         scaled: Tensor = loss * self.args.world_size
         return scaled  # the Trainer logs the mean over ranks
 
     def _set_scaler_aside(self) -> None:
-        """Has the optimizer step without gradients, which changes nothing, as it does where there is no loss scaler.
+        """Lets the optimizer step without gradients, which changes nothing, as it does without a loss scaler.
 
-        GradScaler.step asserts that there are gradients. One that is not enabled only passes the step on, and neither
-        the scale nor the count of steps until it grows hears of a step that was skipped for its loss.
+        GradScaler.step asserts that there are gradients. A disabled one only passes the step on, so a step that was
+        skipped for its loss changes neither the scale nor the count of steps until it grows.
         """
         if self.accelerator.scaler is not None:
             self._scaler = self.accelerator.scaler
             self.accelerator.scaler = self.optimizer.scaler = GradScaler(enabled=False)
 
     def restore_scaler(self) -> None:
-        """Takes back the loss scaler that a skipped step went without, if any."""
+        """Restores the loss scaler after a skipped step, if it was set aside."""
         if self._scaler is not None:
             self.accelerator.scaler = self.optimizer.scaler = self._scaler
             self._scaler = None
 
     def _gradient_norm(self, parameters: Sequence[torch.nn.Parameter]) -> float:
-        """Before it is clipped; 0 under fp16, whose scaled gradients overflow by design.
+        """Returns the norm before clipping; 0 under fp16, whose scaled gradients overflow by design.
 
-        The scaler looks at every gradient that the optimizer has: a step with one that is not finite is left out, for
-        whatever reason it is so, and counted by Guard.overflowed.
+        The scaler checks every gradient of the optimizer: it skips a step with one that is not finite, for whatever
+        reason, and DivergenceGuard.overflowed counts it.
         """
         if self.accelerator.scaler is not None:
             return 0.0
@@ -170,9 +170,9 @@ class WhisperTrainer(Seq2SeqTrainer):
     def _forward_backward(
         self, model: Any, inputs: list[dict[str, Tensor]], labels: float
     ) -> tuple[Tensor, RuntimeError | None]:
-        """This rank's part of the loss, and the error when memory ran out.
+        """Returns this rank's part of the loss, and the error if memory ran out.
 
-        Every forward draws its dropout from (seed, step, micro-batch, rank), so nothing before it can change it.
+        Every forward draws its dropout from (seed, step, micro-batch, rank), so nothing earlier can change it.
         """
         loss = torch.zeros((), device=self.args.device)
         for micro, batch in enumerate(micro_batches(inputs, self.capacity)):
@@ -181,9 +181,9 @@ class WhisperTrainer(Seq2SeqTrainer):
             try:
                 features = self._prepare_inputs(batch)
                 targets = features.pop("labels")
-                # SpecAugment writes into them, and the step may have to begin again.
+                # SpecAugment writes into them, and the step may have to be repeated.
                 features["input_features"] = features["input_features"].clone()
-                # Gradients are summed over ranks above, once: DDP's own way would wait for a rank that has run out.
+                # Gradients are summed over ranks by the caller, once: DDP would wait for a rank out of memory.
                 with self.accelerator.no_sync(model), encoder_context(model, seconds_of(batch["input_features"])):
                     part = token_loss(model(**features).logits, targets) / labels
                     self.accelerator.backward(part)
@@ -213,7 +213,7 @@ class WhisperTrainer(Seq2SeqTrainer):
         )
 
     def _over_ranks(self, number: float, operation: str) -> float:
-        """The sum ("SUM") or the largest ("MAX") of what every rank has."""
+        """Returns the sum ("SUM") or the maximum ("MAX") of a number over ranks."""
         if self.args.world_size == 1:
             return number
         numbers = torch.tensor(number, dtype=torch.float64, device=self.args.device)
@@ -221,17 +221,17 @@ class WhisperTrainer(Seq2SeqTrainer):
         return float(numbers)
 
     def floating_point_ops(self, inputs: Any) -> int:
-        return 0  # the stock estimate takes a step for one batch; plan.py counts better
+        return 0  # the stock estimate takes a step for one batch; model/cost.py counts better
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
-        """Resumes by step: the order of batches needs no replay."""
+        """Trains; resumes by step, because the sampler needs no replay."""
         if resume_from_checkpoint:
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / TRAINER_STATE_NAME))
             self.first_step = state.global_step
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Word error rate of dev by decoding it, not by teacher-forced loss."""
+        """Computes the word error rate of dev by decoding it, not a teacher-forced loss."""
         self.training_log.bar.status("decoding dev")
         step = self.state.global_step
         with self.training_log.dev_clock():
@@ -250,35 +250,36 @@ class WhisperTrainer(Seq2SeqTrainer):
         folder = Path(self.args.output_dir)
         with self.training_log.save_clock():
             try:
-                with checkpoints.save_in(folder) as self._saving_in:
+                with checkpointing.save_in(folder) as self._saving_in:
                     super()._save_checkpoint(*args, **kwargs)
             except ExternalError:
                 raise
-            except RuntimeError as error:  # how torch.save tells of a disk that fails
+            except RuntimeError as error:  # what torch.save raises for a failing disk
                 raise ExternalError(
                     f"run_dir: cannot write a checkpoint to {folder} ({error}); free some space"
                 ) from error
             finally:
                 self._saving_in = None
             if self.args.should_save:
-                checkpoints.prune(folder, KEPT, also=[self.training_log.best["step"]] if self.training_log.dev else [])
+                best = [self.training_log.best["step"]] if self.training_log.dev else []
+                checkpointing.prune(folder, KEPT, also=best)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         adapter.save_training(self.model, self.method, Path(output_dir or self.args.output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As saved, but for a learning rate that the guard has lowered since."""
-        asked = list(self.lr_scheduler.base_lrs)
+        """Loads them as saved, except for a learning rate that a rollback has lowered since."""
+        current = list(self.lr_scheduler.base_lrs)
         super()._load_optimizer_and_scheduler(checkpoint)
         saved = list(self.lr_scheduler.base_lrs)
-        if saved != asked:
-            self.lr_scheduler.base_lrs = asked
-            for group, before, now in zip(self.optimizer.param_groups, saved, asked, strict=True):
+        if saved != current:
+            self.lr_scheduler.base_lrs = current
+            for group, before, now in zip(self.optimizer.param_groups, saved, current, strict=True):
                 group["lr"] *= now / before
             self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]  # which is logged
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        """Of a run that goes on without fp16, on another device, the scale is not needed."""
+        """Loads the loss scale, unless the run goes on without fp16, on another device."""
         if self.accelerator.scaler is not None:
             super()._load_scaler(checkpoint)
 
@@ -287,7 +288,7 @@ class WhisperTrainer(Seq2SeqTrainer):
 
 
 class _AfterStep(TrainerCallback):
-    """Tells guard and way of tuning of every step of the optimiser, while its gradients are there."""
+    """Calls the guard and the tuning method after every optimizer step, while its gradients exist."""
 
     def __init__(self, trainer: WhisperTrainer) -> None:
         self.trainer = trainer
@@ -297,32 +298,32 @@ class _AfterStep(TrainerCallback):
     ) -> None:
         self.trainer.restore_scaler()
         step, overflowed = state.global_step + 1, kwargs["optimizer"].step_was_skipped
-        if self.trainer.step_accepted:  # what the guard has skipped tells nothing of the scale
+        if self.trainer.step_accepted:  # a step that the guard has skipped has no overflow to count
             self.trainer.guard.overflowed(step, overflowed)
         if self.trainer.method.after_step:
             self.trainer.method.after_step(kwargs["model"], step, overflowed or not self.trainer.step_accepted)
 
 
-def _leave_interruptions(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach every process of a terminal or a job: what to do about them is the trainer's to say."""
+def _ignore_interruptions(worker: int) -> None:
+    """Ignores Ctrl-C and SIGTERM, which reach every process of a terminal or a job: the trainer handles them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a loader ends
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+        Thread(target=_exit_on_sigterm, args=(os.getppid(),), daemon=True).start()
 
 
-def _end_when_told(trainer: int) -> None:
-    """Waits for a SIGTERM of the process `trainer`, by which a DataLoader ends what does not end by itself.
+def _exit_on_sigterm(trainer: int) -> None:
+    """Exits on a SIGTERM of the process `trainer`, with which a DataLoader ends a loader that does not end by itself.
 
-    Where that process is gone any SIGTERM will do; a loader that is asked for nothing looks for it every five seconds.
+    Once that process is gone any SIGTERM does; an idle loader checks for its parent every five seconds.
     """
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != trainer and os.getppid() == trainer:
         pass
-    os._exit(0)  # as torch's own handler does: any other status would be that of a loader that broke
+    os._exit(0)  # as torch's own handler: any other status would mean a broken loader
 
 
-class _From(Sampler[int]):
-    """The steps from `first` on; `len` counts those of the whole run, as the Trainer's arithmetic of epochs expects."""
+class _StepsFrom(Sampler[int]):
+    """The steps from `first` on; `len` is that of the whole run, as the Trainer's arithmetic of epochs expects."""
 
     def __init__(self, first: int, steps: int) -> None:
         self.first, self.steps = first, steps

@@ -1,4 +1,4 @@
-"""Dev, decoded while training: its WER, and whether that is worse than the untouched model's beyond chance."""
+"""Decodes dev during training: its WER, whether it is worse than the base model's beyond chance, and when."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -11,22 +11,21 @@ from transformers import WhisperProcessor
 
 from asr_lora.config.schema import DivergenceConfig, TrainingConfig
 from asr_lora.data.manifest import Clip
-from asr_lora.decoding import generate as decode
-from asr_lora.decoding.generate import DecodingOptions
+from asr_lora.decoding.generate import DecodingOptions, decode_clips
 from asr_lora.evaluation import metrics
 from asr_lora.evaluation.error_analysis import runaway_signs
 from asr_lora.model.hardware import Capacity, Hardware
-from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime import distributed
 from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, write_json
 from asr_lora.speech.normalizer import Normalizer, primary_metric
 
 
 class DevResult(NamedTuple):
-    """A dev decoding: its WER, and the `errors` in each clip.
+    """The result of a dev decoding: its WER, and the `errors` in each clip.
 
-    `regression` says what is worse than with the untouched model, where that is known and more than chance; `worse`
-    whether the WER is so than that of the lowest decoding before.
+    `regression` describes what is worse than with the base model beyond chance (None: nothing, or not known); `worse`:
+    the WER is higher, beyond chance, than that of the lowest decoding before.
     """
 
     wer: float
@@ -36,50 +35,50 @@ class DevResult(NamedTuple):
 
 
 class DevEvaluator:
-    """Decodes `clips` with the model as it is being trained, and judges what it hears.
+    """Decodes `clips` with the model during training, and scores the hypotheses.
 
-    `kept` is the file of what the untouched model hears, which stands there once `decode_baseline` was called.
+    `baseline` is the file of the base model's hypotheses, which `decode_baseline` writes.
     """
 
     def __init__(
-        self, hardware: Hardware, processor: WhisperProcessor, clips: Sequence[Clip], decoding: DecodingOptions, kept: Path,
-        normalizer: Normalizer, seed: int,
+        self, hardware: Hardware, processor: WhisperProcessor, clips: Sequence[Clip], decoding: DecodingOptions,
+        baseline: Path, normalizer: Normalizer, seed: int,
     ) -> None:  # fmt: skip
-        self.clips, self.kept = clips, kept
+        self.clips, self.baseline = clips, baseline
         self._hardware, self._processor, self._decoding = hardware, processor, decoding
-        self._capacity = Capacity()  # of all decodings: what did not fit in one does not fit in the next
+        self._capacity = Capacity()  # shared by all decodings: what did not fit in one does not fit in the next
         self.normalizer, self._seed = normalizer, seed
         self._references = [clip["text"] for clip in clips]
         self._speakers = [clip["speaker"] for clip in clips]
 
     def decode_baseline(self, model: Any) -> None:
-        """Decodes with a model that has learnt nothing yet, at the contexts of training; once a run."""
-        if ranks.rank_zero(self.kept.is_file):
+        """Decodes with the model before its first step, at the contexts of training; once a run."""
+        if distributed.rank_zero(self.baseline.is_file):
             return
         started = time.perf_counter()
-        heard = self._heard(model)
-        ranks.rank_zero(lambda: write_json(self.kept, {**heard, "seconds": time.perf_counter() - started}))
+        decoded = self._decode(model)
+        distributed.rank_zero(lambda: write_json(self.baseline, {**decoded, "seconds": time.perf_counter() - started}))
 
     @property
     def baseline_seconds(self) -> float:
-        return float(read_json(self.kept)["seconds"]) if self.kept.is_file() else 0.0
+        return float(read_json(self.baseline)["seconds"]) if self.baseline.is_file() else 0.0
 
     def evaluate(self, model: Any, lowest: Sequence[int]) -> DevResult:
-        """Against the errors of the `lowest` decoding so far; of none before the first.
+        """Decodes and scores dev, and compares it with the errors of the `lowest` decoding so far (empty at first).
 
-        Raises ChoiceError when the normaliser leaves no word to get right.
+        Raises ConfigError when the normalizer leaves no word of the references.
         """
-        heard = self._heard(model)
-        return ranks.rank_zero(lambda: self._evaluated(heard, lowest))
+        decoded = self._decode(model)
+        return distributed.rank_zero(lambda: self._score(decoded, lowest))
 
-    def _evaluated(self, heard: Mapping[str, Any], lowest: Sequence[int]) -> DevResult:
-        wer = metrics.score(self._references, heard["hypotheses"], self._speakers, self.normalizer, self._seed)["wer"]
+    def _score(self, decoded: Mapping[str, Any], lowest: Sequence[int]) -> DevResult:
+        wer = metrics.score(self._references, decoded["hypotheses"], self._speakers, self.normalizer, self._seed)["wer"]
         if wer is None:
             name = self.normalizer.name
             raise ConfigError(f"training.dev_normalizer: {name} leaves no word of the dev references; take another")
-        regression = self._regression(heard, read_json(self.kept)) if self.kept.is_file() else None
-        clean, said = ([self.normalizer(text) for text in texts] for texts in (self._references, heard["hypotheses"]))
-        errors, words = metrics.clip_errors(clean, said, self._decoding.language, "wer")
+        regression = self._regression(decoded, read_json(self.baseline)) if self.baseline.is_file() else None
+        sides = ([self.normalizer(text) for text in texts] for texts in (self._references, decoded["hypotheses"]))
+        errors, words = metrics.clip_errors(*sides, self._decoding.language, "wer")
         return DevResult(float(wer), regression, errors, self._is_worse(errors, lowest or errors, words))
 
     def _is_worse(self, errors: Sequence[int], before: Sequence[int], words: Sequence[int]) -> bool:
@@ -88,42 +87,42 @@ class DevEvaluator:
         (low, _), _ = metrics.bootstrap(more, np.array(words)[spoken], speakers, self._seed)
         return low > 0
 
-    def _regression(self, heard: Mapping[str, Any], untouched: Mapping[str, Any]) -> str | None:
-        """By the paired bootstrap of the report: a dev set of dozens of clips moves by a point from nothing."""
+    def _regression(self, decoded: Mapping[str, Any], base: Mapping[str, Any]) -> str | None:
+        """Compares with the base model by the paired bootstrap: dozens of clips move by a point from chance alone."""
         delta = metrics.paired_delta(
-            self._references, untouched["hypotheses"], heard["hypotheses"], self._speakers, self.normalizer, self._seed
+            self._references, base["hypotheses"], decoded["hypotheses"], self._speakers, self.normalizer, self._seed
         )
         if delta["ci95"][0] > 0:
             low, high = (f"{bound * 100:+.1f}" for bound in delta["ci95"])
-            return f"dev WER is {delta['wer'] * 100:+.1f} points above the untouched model's ({low} to {high})"
-        before, after = self._runaways(untouched), self._runaways(heard)
+            return f"dev WER is {delta['wer'] * 100:+.1f} points above the base model's ({low} to {high})"
+        before, after = self._runaways(base), self._runaways(decoded)
         if metrics.share_delta(before, after, self._speakers, self._seed)[1][0] > 0:
-            return f"{sum(after)} of {len(after)} dev clips run away, {sum(before)} with the untouched model"
+            return f"{sum(after)} of {len(after)} dev clips run away, {sum(before)} with the base model"
         return None
 
-    def _runaways(self, heard: Mapping[str, Any]) -> list[bool]:
-        said = zip(heard["hypotheses"], heard["truncated"], self.clips, strict=True)
+    def _runaways(self, decoded: Mapping[str, Any]) -> list[bool]:
+        hypotheses = zip(decoded["hypotheses"], decoded["truncated"], self.clips, strict=True)
         return [
             bool(set(runaway_signs(text, clip["text"], clip["duration"], cut)) - {"silence"})
-            for text, cut, clip in said
+            for text, cut, clip in hypotheses
         ]
 
-    def _heard(self, model: Any) -> dict[str, list[Any]]:
+    def _decode(self, model: Any) -> dict[str, list[Any]]:
         model.eval()
         hardware = self._hardware
         with torch.autocast(hardware.device.type, hardware.autocast, enabled=hardware.autocast is not None):
-            heard = decode.decode_clips(model, self._processor, self.clips, self._decoding, capacity=self._capacity)
+            decoded = decode_clips(model, self._processor, self.clips, self._decoding, capacity=self._capacity)
         model.train()
-        return {"hypotheses": [each.text for each in heard], "truncated": [each.truncated for each in heard]}
+        return {"hypotheses": [each.text for each in decoded], "truncated": [each.truncated for each in decoded]}
 
 
-def dev_normalizer(asked: str | None, language: str) -> Normalizer:
-    """`training.dev_normalizer`, else by Whisper's language: where no spaces part words, each character is a unit.
+def dev_normalizer(name: str | None, language: str) -> Normalizer:
+    """Returns that of `training.dev_normalizer`, or (None) characters where no spaces separate words, else marks.
 
-    Errors of whole phrases would tell adapters apart badly.
+    `language` is Whisper's. Errors of whole phrases would discriminate badly between adapters.
     """
     usual = "characters" if primary_metric(language) == "cer" else "marks"
-    return Normalizer(asked or usual, language)
+    return Normalizer(name or usual, language)
 
 
 # Seconds to decode a clip over seconds to train on it, at equal contexts (0.6 measured on a CPU): plans dev decodings.
@@ -131,7 +130,7 @@ DECODE_OVER_TRAIN = 0.6
 
 
 def eval_steps(training: TrainingConfig, max_steps: int, dev_clips: int) -> int:
-    """Steps between dev decodings: as asked, else evenly spread so that dev takes about dev_share of the time."""
+    """Returns the steps between dev decodings: as set, else even, so that dev takes about dev_share of the time."""
     if training.eval_steps is not None:
         return training.eval_steps
     affordable = training.dev_share * max_steps * training.batch_size
@@ -140,5 +139,5 @@ def eval_steps(training: TrainingConfig, max_steps: int, dev_clips: int) -> int:
 
 
 def decodes_baseline(training: TrainingConfig, divergence: DivergenceConfig, max_steps: int, dev_clips: int) -> bool:
-    """Whether the untouched model hears dev too, for the guard: not where the first decoding is the last step's."""
+    """Whether dev is decoded by the base model too, for the guard: not where only the last step decodes it."""
     return eval_steps(training, max_steps, dev_clips) < max_steps and divergence.on_collapse != "ignore"

@@ -1,4 +1,4 @@
-"""Decoding: plain `generate`'s tokens where the context is full, batches of like length, runaways cut and counted."""
+"""Decoding: the tokens of plain `generate` at full context, batches of similar length, runaways truncated, counted."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -49,13 +49,13 @@ def clips(tmp_path: Path) -> list[dict[str, Any]]:
     return [{"path": str(tmp_path / f"{at}.mp3"), "duration": seconds} for at, seconds in enumerate(lengths)]
 
 
-def plainly(
+def plain_generate(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     clips: Sequence[dict[str, Any]],
     **settings: Any,
 ) -> list[list[int]]:
-    """Tokens by `generate` as anyone would call it: one batch at 30 s, in the order of the clips."""
+    """Returns the tokens of an ordinary call of `generate`: one batch at 30 s, in the order of the clips."""
     waveforms = [audio.load(Path(clip["path"])) for clip in clips]
     with torch.inference_mode():
         rows = model.generate(log_mel(waveforms, processor.feature_extractor), task="transcribe", **settings).tolist()
@@ -77,42 +77,44 @@ def test_a_hypothesis_depends_neither_on_the_clips_beside_it_nor_on_how_many_fit
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
-def test_what_the_model_may_never_say_is_never_said_as_in_plain_generate(
+def test_suppressed_tokens_are_never_generated_as_in_plain_generate(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     clips: list[dict[str, Any]],
     num_beams: int,
 ) -> None:
     settings = replace(USUAL, num_beams=num_beams, max_new_tokens=8)
-    freely = {token for hypothesis in decode_clips(model, processor, clips, settings) for token in hypothesis.tokens}
-    model.generation_config.suppress_tokens = sorted(freely)
-    heard = [hypothesis.tokens for hypothesis in decode_clips(model, processor, clips, settings)]
-    assert not freely & {token for tokens in heard for token in tokens}
-    plain = plainly(model, processor, clips, language="nl", num_beams=num_beams, max_new_tokens=8)
-    assert heard == [tokens[:8] for tokens in plain]  # a random model says timestamps too, and is then heard on
+    unsuppressed = {
+        token for hypothesis in decode_clips(model, processor, clips, settings) for token in hypothesis.tokens
+    }
+    model.generation_config.suppress_tokens = sorted(unsuppressed)
+    decoded = [hypothesis.tokens for hypothesis in decode_clips(model, processor, clips, settings)]
+    assert not unsuppressed & {token for tokens in decoded for token in tokens}
+    plain = plain_generate(model, processor, clips, language="nl", num_beams=num_beams, max_new_tokens=8)
+    assert decoded == [tokens[:8] for tokens in plain]  # a random model's timestamps make plain generate go on
 
 
-def test_what_runs_away_is_cut_where_its_own_seconds_end_and_told(
+def test_a_runaway_is_truncated_by_the_duration_of_its_clip_and_marked(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
 ) -> None:
-    heard = decode_clips(model, processor, clips, replace(USUAL, tokens_per_second=10))  # an untrained one never stops
-    assert all(hypothesis.truncated for hypothesis in heard)
-    assert [len(hypothesis.tokens) for hypothesis in heard] == [29, 44, 34, 28, 54]  # 24, and 10 a second
+    runaways = decode_clips(model, processor, clips, replace(USUAL, tokens_per_second=10))  # untrained: never stops
+    assert all(hypothesis.truncated for hypothesis in runaways)
+    assert [len(hypothesis.tokens) for hypothesis in runaways] == [29, 44, 34, 28, 54]  # 24, and 10 a second
     limited = decode_clips(model, processor, clips, replace(USUAL, max_new_tokens=5))
     assert [len(hypothesis.tokens) for hypothesis in limited] == [5] * 5
 
 
-def test_what_runs_away_at_a_short_context_is_heard_again_at_thirty_seconds_and_told(
+def test_a_runaway_at_a_short_context_is_decoded_again_at_thirty_seconds_and_marked(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
 ) -> None:
     at_full = decode_clips(model, processor, clips, USUAL)
-    heard = decode_clips(model, processor, clips, replace(USUAL, margin=1.0))  # an untrained one never stops
-    assert [hypothesis.redecoded for hypothesis in heard] == [True] * len(clips)
-    assert [hypothesis.tokens for hypothesis in heard] == [hypothesis.tokens for hypothesis in at_full]
+    redecoded = decode_clips(model, processor, clips, replace(USUAL, margin=1.0))  # an untrained model never stops
+    assert [hypothesis.redecoded for hypothesis in redecoded] == [True] * len(clips)
+    assert [hypothesis.tokens for hypothesis in redecoded] == [hypothesis.tokens for hypothesis in at_full]
     assert not any(hypothesis.redecoded for hypothesis in at_full)
 
 
-def test_progress_is_told_of_clips_that_are_heard_again_before_and_while_they_are(
+def test_progress_counts_clips_that_are_decoded_again_before_and_while_they_are(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
 ) -> None:
     total, done, bar = len(clips), 0, []
@@ -128,11 +130,11 @@ def test_progress_is_told_of_clips_that_are_heard_again_before_and_while_they_ar
 
     decode_clips(model, processor, clips, replace(USUAL, margin=1.0, batch_size=2), advance, expect)
     assert bar == [(1, 5), (2, 5), (5, 5), (7, 10), (9, 10), (10, 10)]
-    decode_clips(model, processor, clips, USUAL, advance, expect)  # at 30 s nothing is heard again
+    decode_clips(model, processor, clips, USUAL, advance, expect)  # at 30 s nothing is decoded again
     assert total == 10
 
 
-def test_a_bar_that_is_told_of_more_work_does_not_stand_at_its_end() -> None:
+def test_a_bar_that_is_extended_is_not_finished() -> None:
     with progress("decoding", total=4) as bar:
         bar.advance(4)
         bar.extend(2)
@@ -142,7 +144,7 @@ def test_a_bar_that_is_told_of_more_work_does_not_stand_at_its_end() -> None:
         assert task.completed == task.total
 
 
-def test_a_clips_short_context_follows_from_its_own_seconds_and_like_contexts_are_heard_together(
+def test_a_clips_short_context_follows_from_its_duration_and_equal_contexts_share_batches(
     clips: list[dict[str, Any]],
 ) -> None:
     durations = [clip["duration"] for clip in clips]
@@ -154,7 +156,7 @@ def test_a_clips_short_context_follows_from_its_own_seconds_and_like_contexts_ar
     assert batches(durations, batch_size=2, margin=None) == [([4, 1], 30.0), ([2, 0], 30.0), ([3], 30.0)]
 
 
-def test_the_model_sees_the_short_context_and_is_at_thirty_seconds_again_afterwards(
+def test_the_model_gets_the_short_context_and_is_at_thirty_seconds_again_afterwards(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
 ) -> None:
     seen: list[int] = []
@@ -164,7 +166,7 @@ def test_the_model_sees_the_short_context_and_is_at_thirty_seconds_again_afterwa
     assert set(at_full) == {3000}
     decode_clips(model, processor, clips, replace(USUAL, margin=1.0, batch_size=1))
     hook.remove()
-    assert seen == [512, 384, 256, *at_full]  # an untrained one never stops, so all five are heard again
+    assert seen == [512, 384, 256, *at_full]  # an untrained model never stops, so all five are decoded again
     assert model.config.max_source_positions == whisper.MAX_POSITIONS
 
 
@@ -176,9 +178,9 @@ FULL = [
 
 
 class Small:
-    """A device that has memory for so many rows in the encoder at once; `sizes` are those of every try.
+    """A device with memory for `rows` rows in the encoder at once; `sizes` are the rows of every attempt.
 
-    The model says no timestamps, after which a random one is heard on from there.
+    Timestamps are suppressed: `generate` would go on from those of a random model.
     """
 
     def __init__(self, model: WhisperForConditionalGeneration, rows: int, error: RuntimeError = FULL[0]) -> None:
@@ -195,7 +197,7 @@ class Small:
 
 
 @pytest.mark.parametrize("error", FULL, ids=["torch", "cublas", "bitsandbytes"])
-def test_where_memory_runs_out_a_batch_is_decoded_by_halves_and_says_the_same(
+def test_where_memory_runs_out_a_batch_is_decoded_by_halves_to_the_same_hypotheses(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     clips: list[dict[str, Any]],
@@ -208,7 +210,7 @@ def test_where_memory_runs_out_a_batch_is_decoded_by_halves_and_says_the_same(
     assert memory.sizes == [5, 5, 2, 2, 1]
 
 
-def test_what_ran_out_once_is_not_tried_again_and_said_once(
+def test_a_size_that_ran_out_of_memory_is_not_tried_again_and_logged_once(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     clips: list[dict[str, Any]],
@@ -223,11 +225,11 @@ def test_what_ran_out_once_is_not_tried_again_and_said_once(
     assert capacity.seconds == 2 * audio.MAX_SECONDS
     assert decode_clips(model, processor, many, settings, capacity=capacity) == whole
     assert memory.sizes[10:] == [2] * 6
-    told = [line for line in capsys.readouterr().err.splitlines() if "memory ran out" in line]
-    assert len(told) == 1 and "at most 60 s of context at once" in told[0]
+    logged = [line for line in capsys.readouterr().err.splitlines() if "memory ran out" in line]
+    assert len(logged) == 1 and "at most 60 s of context at once" in logged[0]
 
 
-def test_what_fits_is_reckoned_in_seconds_of_context_and_every_beam_counts(
+def test_capacity_is_counted_in_seconds_of_context_of_every_beam(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
 ) -> None:
     memory, capacity = Small(model, 2), Capacity()
@@ -241,29 +243,28 @@ def test_what_fits_is_reckoned_in_seconds_of_context_and_every_beam_counts(
     assert capacity.seconds == pytest.approx(3 * 2.56 / 2)
 
 
-def test_rows_that_wear_adapters_keep_theirs_where_memory_runs_out(
+def test_rows_keep_their_adapters_where_memory_runs_out(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
 ) -> None:
     languages = ["nl", "es", "de", "fr", "it"]
     seen = []
-    monkey = model.generate
+    original = model.generate
 
     def generate(*args: Any, adapter_names: list[str], language: list[str], **settings: Any) -> torch.Tensor:
         seen.append((len(settings["input_features"]), adapter_names, language))
-        return monkey(*args, language=language, **settings)
+        return original(*args, language=language, **settings)
 
     model.generate = generate
     Small(model, 2)
-    decode_once(
-        model, processor, clips, replace(USUAL, max_new_tokens=4), worn=[RowAdapter(each, each) for each in languages]
-    )
+    adapters = [RowAdapter(each, each) for each in languages]
+    decode_once(model, processor, clips, replace(USUAL, max_new_tokens=4), adapters=adapters)
     longest_first = ["it", "es", "de", "nl", "fr"]
     assert seen[0] == (5, longest_first, longest_first)
     assert [names for _, names, _ in seen[1:]] == [longest_first[:2], longest_first[2:4], longest_first[4:]]
 
 
 @pytest.mark.parametrize("error", FULL, ids=["torch", "cublas", "bitsandbytes"])
-def test_a_clip_that_does_not_fit_alone_is_told_in_one_line(
+def test_a_clip_that_does_not_fit_alone_is_reported_in_one_line(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     clips: list[dict[str, Any]],
@@ -278,7 +279,7 @@ def test_a_clip_that_does_not_fit_alone_is_told_in_one_line(
         decode_long_form(model, processor, audio.load(Path(clips[0]["path"])), USUAL)
 
 
-def test_an_error_that_is_no_lack_of_memory_is_not_tried_again(
+def test_an_error_other_than_out_of_memory_is_not_retried(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
 ) -> None:
     memory = Small(model, 0, RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"))
@@ -289,7 +290,7 @@ def test_an_error_that_is_no_lack_of_memory_is_not_tried_again(
 
 @pytest.fixture
 def every_core() -> Iterator[None]:
-    """Real weights want the threads that the tiny ones do without."""
+    """Gives real weights the threads that the tiny ones do without."""
     usual = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
     yield
@@ -298,21 +299,21 @@ def every_core() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_beams", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_real_weights_say_at_thirty_seconds_what_plain_generate_says_token_for_token(
+def test_real_weights_decode_at_thirty_seconds_as_plain_generate_token_for_token(
     every_core: None, tmp_path: Path, num_beams: int
 ) -> None:
     checkpoint = str(whisper_base_from_wheels())
     model, processor = whisper.load(checkpoint, "fp32", torch.device("cpu")), load_processor(checkpoint)
     clips = spoken(tmp_path, ["Goedemorgen.", "De trein naar Utrecht vertrekt om negen uur.", "Waar woon je?"])
     settings = replace(USUAL, num_beams=num_beams, max_new_tokens=444, batch_size=2)
-    heard = decode_clips(model, processor, clips, settings)
-    assert not any(hypothesis.truncated for hypothesis in heard)
-    plain = plainly(model, processor, clips, language="nl", num_beams=num_beams)
-    assert [hypothesis.tokens for hypothesis in heard] == plain
+    decoded = decode_clips(model, processor, clips, settings)
+    assert not any(hypothesis.truncated for hypothesis in decoded)
+    plain = plain_generate(model, processor, clips, language="nl", num_beams=num_beams)
+    assert [hypothesis.tokens for hypothesis in decoded] == plain
 
 
 def spoken(folder: Path, sentences: Sequence[str]) -> list[dict[str, Any]]:
-    """Clips of Dutch by espeak-ng, as lines of a manifest."""
+    """Writes clips of Dutch by espeak-ng; returns them as lines of a manifest."""
     clips = []
     for at, samples in enumerate(speak([Utterance(text=s, voice="nl+m1", pitch=50, rate=150) for s in sentences])):
         path = folder / f"{at}.wav"

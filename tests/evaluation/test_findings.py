@@ -1,4 +1,4 @@
-"""What kind of errors, in whom, and which clips changed."""
+"""Error analysis: kinds of errors, runaway signs, groups of clips, and which clips changed."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ def test_confusions_are_counted_by_kind() -> None:
     [
         ("gewoon een zin", "gewone zin", 2.0, False, []),
         ("ja ja ja", "ja ja ja", 1.0, False, []),
-        ("nee nee nee nee", "nee nee nee nee", 2.0, False, []),  # who says so is not a machine that stutters
+        ("nee nee nee nee", "nee nee nee nee", 2.0, False, []),  # the speaker repeats it, not the model
         ("nee nee nee nee", "nee", 2.0, False, ["loop"]),
         ("ik weet het ik weet het ik weet het ik weet het", "ik weet het", 4.0, False, ["loop"]),
         ("dank u wel voor het kijken " * 12, "dank u", 20.0, False, ["compression", "loop"]),
@@ -63,14 +63,14 @@ def test_confusions_are_counted_by_kind() -> None:
         ("", "", 5.0, False, []),
         ("", "iets", 5.0, False, []),
         (" ", " ", 5.0, False, []),  # what `basic` leaves of a full stop
-        ("谢谢观看" * 4, "今天", 4.0, False, ["loop"]),  # no spaces between the rounds
+        ("谢谢观看" * 4, "今天", 4.0, False, ["loop"]),  # no spaces between the repetitions
         ("哈哈哈哈哈哈哈哈", "哈哈", 4.0, False, []),  # laughter
-        ("मेरे दादा दादी गाँव में रहते हैं", "मेरे दादा", 4.0, False, []),  # grandparents: vowel signs part no words
-        (" ".join("dmacbekfghlj"), " ".join("dmacbekfghlk"), 1.0, False, []),  # letters were said as fast
+        ("मेरे दादा दादी गाँव में रहते हैं", "मेरे दादा", 4.0, False, []),  # grandparents: vowel signs separate no words
+        (" ".join("dmacbekfghlj"), " ".join("dmacbekfghlk"), 1.0, False, []),  # letters were spoken as fast
         ("ა" + "ბგდევზთიკლმნოპჟრსტუფქღყშჩცძწჭხჯჰ " * 4, "ა" + "ბგდევზთიკლმნოპჟრსტუფქღყშჩცძწჭხჯჰ " * 4, 20.0, False, []),
     ],
 )
-def test_what_is_no_speech_written_down_shows_signs(
+def test_runaway_output_shows_its_signs(
     hypothesis: str, reference: str, seconds: float, cut: bool, signs: list[str]
 ) -> None:
     assert runaway_signs(hypothesis.strip(), reference, seconds, cut) == signs
@@ -91,15 +91,15 @@ def clips(count: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def test_groups_hold_every_spoken_clip_once_and_say_when_they_are_small() -> None:
+def test_groups_hold_every_spoken_clip_once_and_mark_small_ones() -> None:
     count = 100
     words, base, tuned = [4] * count, [1] * count, [i % 2 for i in range(count)]
-    words[0] = 0  # an empty reference stands in no group
+    words[0] = 0  # an empty reference is in no group
     found = groups(clips(count), words, base, tuned, {"zin 5", "zin 7"}, seed=0)
     assert set(found) == {"age", "duration", "sentence", "speaker"}  # no accents; one gender, of the clip left out
     for rows in found.values():
         assert sum(row["clips"] for row in rows) == count - 1
-    assert [row["value"] for row in found["age"]] == ["fifties", "not said", "twenties"]
+    assert [row["value"] for row in found["age"]] == ["fifties", "not given", "twenties"]
     assert [row["value"] for row in found["duration"]] == [
         "0 to 2 s", "2 to 4 s", "4 to 6 s", "6 to 8 s", "8 to 12 s"
     ]  # fmt: skip

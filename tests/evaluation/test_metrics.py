@@ -20,20 +20,20 @@ MARKS = Normalizer("marks")
 
 
 def many(seed: int, clips: int = 300, wrong: float = 0.2) -> tuple[list[str], list[str]]:
-    """Sentences of 3 to 9 words out of 50, and the same with a share of the words replaced or left out."""
+    """Returns sentences of 3 to 9 words out of 50, and the same with a share of the words replaced or left out."""
     generator = np.random.default_rng(seed)
     words = np.array([f"woord{i}" for i in range(50)])
     references = [" ".join(generator.choice(words, generator.integers(3, 10))) for _ in range(clips)]
-    heard = [
+    hypotheses = [
         " ".join(generator.choice([word, "anders", ""], p=[1 - wrong, wrong / 2, wrong / 2]) for word in line.split())
         for line in references
     ]
-    return references, heard
+    return references, hypotheses
 
 
 def test_hand_counted_corpus() -> None:
     found = score(REFERENCES, HYPOTHESES, SPEAKERS, MARKS, seed=0)
-    # zit/zat, a lost "de"; two words too many; four lost words; the third clip has no word to get right.
+    # zit/zat, a deleted "de"; two inserted words; four deleted words; the third reference has no word.
     assert (found["words"], found["hits"]) == (12, 6)
     assert (found["substitutions"], found["deletions"], found["insertions"]) == (1, 5, 2)
     assert found["wer"] == 8 / 12
@@ -41,7 +41,7 @@ def test_hand_counted_corpus() -> None:
     assert (found["clips"], found["normalizer"], found["ci_unit"]) == (4, "marks", "clip")
 
 
-def test_words_heard_in_an_empty_reference_are_counted_apart() -> None:
+def test_words_against_an_empty_reference_are_counted_separately() -> None:
     found = score(REFERENCES, HYPOTHESES, SPEAKERS, MARKS, seed=0)
     assert (found["empty_references"], found["hallucinated_words"]) == (1, 3)
     without = [REFERENCES[i] for i in (0, 1, 3)], [HYPOTHESES[i] for i in (0, 1, 3)], ["a", "b", "c"]
@@ -95,12 +95,12 @@ def test_same_seed_same_interval_and_another_seed_hardly_another() -> None:
 
 
 @pytest.mark.parametrize("unit", ["speaker", "clip"])
-def test_interval_covers_the_truth_about_as_often_as_it_says(unit: str) -> None:
+def test_interval_covers_the_truth_at_about_its_nominal_rate(unit: str) -> None:
     generator = np.random.default_rng(4)
     units, clips_each, worlds, truth = 40, 5 if unit == "speaker" else 1, 200, 0.15
     covered = 0
     for world in range(worlds):
-        rates = generator.beta(truth * 20, (1 - truth) * 20, size=units).repeat(clips_each)  # some are harder to hear
+        rates = generator.beta(truth * 20, (1 - truth) * 20, size=units).repeat(clips_each)  # some speakers are harder
         words = generator.integers(4, 14, size=rates.size)
         errors = generator.binomial(words, rates)
         speakers = np.arange(units).repeat(clips_each).astype(str).tolist() if unit == "speaker" else [""] * units
@@ -111,7 +111,7 @@ def test_interval_covers_the_truth_about_as_often_as_it_says(unit: str) -> None:
 
 
 @pytest.mark.parametrize("unit", ["speaker", "clip"])
-def test_interval_of_a_paired_difference_covers_it_about_as_often_as_it_says(unit: str) -> None:
+def test_interval_of_a_paired_difference_covers_it_at_about_its_nominal_rate(unit: str) -> None:
     generator = np.random.default_rng(8)
     units, clips_each, worlds, truth = 40, 5 if unit == "speaker" else 1, 200, -0.05
     covered = 0
@@ -127,7 +127,7 @@ def test_interval_of_a_paired_difference_covers_it_about_as_often_as_it_says(uni
     assert 0.87 <= covered / worlds <= 0.99
 
 
-def test_speakers_of_unlike_difficulty_widen_the_interval() -> None:
+def test_speakers_of_different_difficulty_widen_the_interval() -> None:
     words = np.full(400, 10)
     errors = np.repeat(np.tile([0, 4], 20), 10)  # 40 speakers of 10 clips: half perfect, half at 40 %
     by_speaker, _ = bootstrap(errors, words, np.arange(40).repeat(10).astype(str).tolist(), seed=0)
@@ -137,12 +137,12 @@ def test_speakers_of_unlike_difficulty_widen_the_interval() -> None:
 
 def test_delta_is_the_difference_of_the_two_rates_and_paired() -> None:
     references, base = many(seed=5, wrong=0.3)
-    # The tuned model repairs every third clip: it is better on each sample, however hard the sample's clips are.
+    # The fine-tuned model corrects every third clip: it is better on each sample, however hard the sample's clips are.
     tuned = [
-        reference if i % 3 == 0 else heard for i, (reference, heard) in enumerate(zip(references, base, strict=True))
+        reference if i % 3 == 0 else text for i, (reference, text) in enumerate(zip(references, base, strict=True))
     ]
     speakers = [""] * len(references)
-    before, after = (score(references, heard, speakers, MARKS, seed=0) for heard in (base, tuned))
+    before, after = (score(references, texts, speakers, MARKS, seed=0) for texts in (base, tuned))
     delta = paired_delta(references, base, tuned, speakers, MARKS, seed=0)
     assert delta["wer"] == after["wer"] - before["wer"]
     low, high = delta["ci95"]
@@ -152,15 +152,15 @@ def test_delta_is_the_difference_of_the_two_rates_and_paired() -> None:
     assert (delta["paired"], delta["ci_unit"]) == (True, "clip")
 
 
-def test_delta_of_a_model_with_itself_is_exactly_nothing() -> None:
-    references, heard = many(seed=6)
-    delta = paired_delta(references, heard, heard, [""] * len(references), MARKS, seed=0)
+def test_delta_of_a_model_with_itself_is_exactly_zero() -> None:
+    references, hypotheses = many(seed=6)
+    delta = paired_delta(references, hypotheses, hypotheses, [""] * len(references), MARKS, seed=0)
     assert (delta["wer"], delta["ci95"]) == (0.0, [0.0, 0.0])
 
 
 def test_evaluate_loads_our_module_by_path_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(*_: object, **__: object) -> None:
-        raise AssertionError("the network was asked for")
+        raise AssertionError("the network was used")
 
     monkeypatch.setattr(socket.socket, "connect", no_network)
     monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path)  # evaluate copies the script there
@@ -190,13 +190,13 @@ def test_scoring_needs_no_writable_home(tmp_path: Path, monkeypatch: pytest.Monk
     assert score(["een twee"], ["een"], [""], MARKS, seed=0)["wer"] == 0.5
 
 
-def test_arguments_are_left_as_they_were() -> None:
+def test_arguments_are_not_changed() -> None:
     before = list(REFERENCES), list(HYPOTHESES), list(SPEAKERS)
     score(REFERENCES, HYPOTHESES, SPEAKERS, MARKS, seed=0)
     assert before == (REFERENCES, HYPOTHESES, SPEAKERS)
 
 
-def test_lists_of_unlike_length_are_a_bug_not_a_rate() -> None:
+def test_lists_of_different_lengths_are_a_bug_not_a_rate() -> None:
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         score(["a", "b"], ["a"], ["s", "s"], MARKS, seed=0)
 
@@ -204,7 +204,7 @@ def test_lists_of_unlike_length_are_a_bug_not_a_rate() -> None:
 def test_characters_have_an_interval_and_a_paired_difference_of_their_own() -> None:
     references, base = many(seed=7)
     speakers = [""] * len(references)
-    before, after = (score(references, heard, speakers, MARKS, seed=0) for heard in (base, references))
+    before, after = (score(references, texts, speakers, MARKS, seed=0) for texts in (base, references))
     delta = paired_delta(references, base, references, speakers, MARKS, seed=0)
     low, high = before["cer_ci95"]
     assert low < before["cer"] < high and before["cer_ci95"] != before["wer_ci95"]
@@ -213,19 +213,19 @@ def test_characters_have_an_interval_and_a_paired_difference_of_their_own() -> N
 
 
 @pytest.mark.parametrize("name", ["marks", "characters"])
-def test_where_characters_lead_a_space_is_none_of_them(name: str) -> None:
+def test_where_cer_is_the_primary_metric_spaces_are_not_counted(name: str) -> None:
     normal = Normalizer(name, "zh")
-    references, heard = ["今天，天气很好", "你好"], ["今天天气不好", "你好"]
-    found = score(references, heard, ["", ""], normal, seed=0)
+    references, hypotheses = ["今天，天气很好", "你好"], ["今天天气不好", "你好"]
+    found = score(references, hypotheses, ["", ""], normal, seed=0)
     assert found["cer"] == 1 / 8  # one of eight characters, whatever stands between them
-    delta = paired_delta(references, heard, references, ["", ""], normal, seed=0)
+    delta = paired_delta(references, hypotheses, references, ["", ""], normal, seed=0)
     assert delta["cer"] == -1 / 8
-    clean = [normal(text) for text in references], [normal(text) for text in heard]
+    clean = [normal(text) for text in references], [normal(text) for text in hypotheses]
     assert clip_errors(*clean, "zh") == ([1, 0], [6, 2])
     assert score(["een twee"], ["eentwee"], [""], Normalizer("marks", "nl"), seed=0)["cer"] == 1 / 8
 
 
-def test_clips_without_a_word_have_a_share_that_hallucinates_and_a_paired_difference() -> None:
+def test_clips_without_a_word_have_a_hallucination_rate_and_a_paired_difference() -> None:
     references, speakers = [*["..."] * 8, "een twee"], [""] * 9
     before, after = [*["dank u"] * 2, *[""] * 6, "een"], [*["dank u"] * 6, *[""] * 2, "een"]
     found = score(references, before, speakers, MARKS, seed=0)

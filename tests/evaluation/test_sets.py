@@ -1,4 +1,4 @@
-"""What a model is scored on beside its own split: other corpora, silence and noise."""
+"""Evaluation sets beside the run's own split: other corpora, silence and noise."""
 
 from pathlib import Path
 
@@ -24,37 +24,37 @@ def english(tmp_path: Path) -> Path:
     return folder
 
 
-def prepared(words: list[str], *more: str) -> None:
-    prepare(load([*words, *more]))
+def prepared(words: list[str], *overrides: str) -> None:
+    prepare(load([*words, *overrides]))
 
 
 @pytest.mark.parametrize("name", ["silence", "noise"])
-def test_wordless_clips_have_no_reference_and_are_the_same_every_time(words: list[str], name: str) -> None:
+def test_non_speech_clips_have_no_reference_and_are_the_same_every_time(words: list[str], name: str) -> None:
     prepared(words)
-    own, wordless = sets_of(load([*words, f"eval.sets=[{{source: {name}}}]"]))
+    own, non_speech = sets_of(load([*words, f"eval.sets=[{{source: {name}}}]"]))
     assert (own.name, own.language, len(own.clips)) == ("test", "nl", 4)
-    assert (wordless.name, wordless.language) == (name, "nl")
-    assert len(wordless.clips) == len(NON_SPEECH[name]) * len(NON_SPEECH_SECONDS)
-    for clip in wordless.clips:
+    assert (non_speech.name, non_speech.language) == (name, "nl")
+    assert len(non_speech.clips) == len(NON_SPEECH[name]) * len(NON_SPEECH_SECONDS)
+    for clip in non_speech.clips:
         sound = audio.load(Path(clip["path"]))
         assert clip["text"] == "" and len(sound) / audio.SAMPLE_RATE == clip["duration"]
         loudness = float(np.sqrt(np.mean(sound**2)))
         assert loudness == 0 if name == "silence" else LOUDNESS / 2 < loudness < 2 * LOUDNESS
     again = sets_of(load([*words, f"eval.sets=[{{source: {name}}}]"]))[1]
-    assert again == wordless
+    assert again == non_speech
 
 
 def test_another_corpus_has_its_own_name_language_and_draw(words: list[str], english: Path) -> None:
     prepared(words)
-    asked = f"eval.sets=[{{source: {english}, language: en}}]"
-    other = sets_of(load([*words, asked]))[1]
+    override = f"eval.sets=[{{source: {english}, language: en}}]"
+    other = sets_of(load([*words, override]))[1]
     assert (other.name, other.language, len(other.clips), other.available) == ("english-en", "en", 4, 5)
-    every = sets_of(load([*words, asked, "eval.limit=null"]))[1]
+    every = sets_of(load([*words, override, "eval.limit=null"]))[1]
     assert {clip["id"] for clip in other.clips} < {clip["id"] for clip in every.clips} and len(every.clips) == 5
 
 
 @pytest.mark.parametrize(
-    ("sets", "says"),
+    ("sets", "message"),
     [
         ("[{source: silence}, {source: silence}]", r"eval.sets: silence is the name of two sets"),
         ("[{source: ENGLISH, language: en, name: test}]", r"eval.sets: test is the name of the run's own split"),
@@ -64,20 +64,20 @@ def test_another_corpus_has_its_own_name_language_and_draw(words: list[str], eng
             r"eval.sets: token no-such is none of this checkpoint's ",
         ),
         ("[{source: /nowhere, language: en}]", r"eval.sets: no /nowhere; a set is a corpus"),
-        ("[{source: silence, language: en}]", r"eval.sets: silence is made by us; it has no language"),
+        ("[{source: silence, language: en}]", r"eval.sets: silence is generated; it takes no language"),
     ],
 )
-def test_a_set_that_cannot_be_is_refused_before_anything_is_trained(
-    words: list[str], english: Path, sets: str, says: str
+def test_an_invalid_set_is_refused_before_anything_is_trained(
+    words: list[str], english: Path, sets: str, message: str
 ) -> None:
     config = load([*words, f"eval.sets={sets.replace('ENGLISH', str(english))}"])
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         train(config)
     assert not config.run.exists()
 
 
 @pytest.mark.parametrize(
-    ("sets", "says"),
+    ("sets", "message"),
     [
         ("[{source: ENGLISH, language: nl}]", r"eval.sets: .*\bnl\b.*\ben\b"),
         (
@@ -86,14 +86,16 @@ def test_a_set_that_cannot_be_is_refused_before_anything_is_trained(
         ),
     ],
 )
-def test_a_set_that_its_corpus_does_not_have_is_refused(words: list[str], tmp_path: Path, sets: str, says: str) -> None:
+def test_a_set_that_its_corpus_does_not_have_is_refused(
+    words: list[str], tmp_path: Path, sets: str, message: str
+) -> None:
     prepared(words)
     write_release(tmp_path / "no-dev", "en", {name: utterances(f"en-{name}", 3, 3) for name in ("train", "test")})
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         sets_of(load([*words, f"eval.sets={sets.replace('ENGLISH', str(tmp_path / 'no-dev'))}"]))
 
 
-def test_what_training_heard_is_no_test_of_it(words: list[str], release: Path) -> None:
+def test_clips_that_share_something_with_training_are_left_out_of_a_set(words: list[str], release: Path) -> None:
     prepared(words)
     with pytest.raises(ConfigError, match=r"eval.sets: no usable clip of train .* that training has not heard \("):
         sets_of(load([*words, f"eval.sets=[{{source: {release}, split: train, name: again}}]"]))

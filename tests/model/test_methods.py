@@ -321,7 +321,7 @@ def test_adams_moments_can_be_of_8_bits(words: list[str], of_64: Path) -> None:
 
 def test_double_quantisation_quantises_the_scales_too(of_64: Path) -> None:
     def scales(double: bool) -> torch.dtype:
-        model = whisper.load(str(of_64), "nf4", CPU, double_quantisation=double)
+        model = whisper.load(str(of_64), "nf4", CPU, double_quant=double)
         dtype: torch.dtype = model.model.decoder.layers[0].fc1.weight.quant_state.absmax.dtype
         return dtype
 

@@ -93,13 +93,13 @@ def test_every_precision_learns_on_a_cpu(tiny_checkpoint: Path, precision: str) 
     base = model.base_model.model.model.encoder.layers[0].self_attn.q_proj.base_layer.weight
     assert base.dtype == (quantised or whisper.DTYPES[precision])
     assert all(p.dtype is torch.float32 for p in model.parameters() if p.requires_grad)
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
     losses = []
     for _ in range(6):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             losses.append(step(model, batch(model)))
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
     assert losses[-1] < losses[0] - 0.01
 
 

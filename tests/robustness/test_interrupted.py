@@ -21,7 +21,7 @@ from asr_lora.runs import folder as run
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
 from asr_lora.training import fit
-from asr_lora.training.trainer import _leave_interruptions
+from asr_lora.training.trainer import _ignore_interruptions
 
 SCRIPT = Path(__file__).parents[1] / "support" / "interrupted.py"
 
@@ -194,8 +194,8 @@ class Stuck(torch.utils.data.Dataset[int]):
         return 2
 
 
-def test_a_loader_leaves_sigterm_to_its_trainer_and_ends_when_that_one_says_so() -> None:
-    items = iter(DataLoader(Stuck(), batch_size=None, num_workers=1, worker_init_fn=_leave_interruptions))
+def test_a_loader_leaves_sigterm_to_its_trainer_and_ends_on_its_signal() -> None:
+    items = iter(DataLoader(Stuck(), batch_size=None, num_workers=1, worker_init_fn=_ignore_interruptions))
     next(items)
     (loader,) = items._workers  # type: ignore[attr-defined]
     subprocess.run(["kill", "-TERM", str(loader.pid)], check=True)

@@ -173,8 +173,8 @@ def trained_for_many(words: list[str], tmp_path: Path) -> list[str]:
 def test_the_gate_names_the_sets_that_lost_too_much_when_all_is_written(trained_for_many: list[str]) -> None:
     config = load([*trained_for_many, "eval.max_regression=0.01", "eval.sets=[{source: silence}]"])
     said = (
-        r"at most 1 points on every set, got test \(exceeded, \+50\.0 points .*; "
-        r"silence \(exceeded, clips with text \+100\.0 points \(\+100\.0 to \+100\.0\), running away \+0\.0 points"
+        r"at most 1 points on every set, got test \(failed, \+50\.0 points .*; "
+        r"silence \(failed, clips with text \+100\.0 points \(\+100\.0 to \+100\.0\), running away \+0\.0 points"
     )
     with pytest.raises(RegressionError, match=said):
         evaluate(config)
@@ -189,8 +189,8 @@ def test_too_few_clips_decide_nothing_and_fail_only_where_strict(
     trained: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate(load([*trained, "eval.max_regression=0.01"]))  # all four are worse, but they are four
-    assert "test: undecided, too few clips with words: 4, of 30; +50.0 points" in capsys.readouterr().err
-    with pytest.raises(RegressionError, match=r"test \(undecided, too few clips with words: 4, of 30"):
+    assert "test: inconclusive, too few clips with words: 4, of 30; +50.0 points" in capsys.readouterr().err
+    with pytest.raises(RegressionError, match=r"test \(inconclusive, too few clips with words: 4, of 30"):
         evaluate(load([*trained, "eval.max_regression=0.01", "eval.strict=true"]))
 
 

@@ -140,10 +140,10 @@ def test_rows_of_one_batch_wear_their_own_adapters_and_languages(
     config = load([*words, both, f"decoding={way}", "decoding.context=full"])
     several = ears.with_adapters(config.adapters, config.model, config.decoding, hardware_of(config))
     clips = [{"path": str(talk), "start": start, "end": start + 2, "duration": 2.0} for start in (0.0, 0.0, 0.0, 2.0)]
-    worn = [RowAdapter("nl", "nl"), RowAdapter("de", "de"), RowAdapter("nl", BASE), RowAdapter("de", "nl")]
+    adapters = [RowAdapter("nl", "nl"), RowAdapter("de", "de"), RowAdapter("nl", BASE), RowAdapter("de", "nl")]
     settings = decoding_options(config.decoding, config.model, several.hardware, "nl", short=False)
-    together = decode_once(several.model, several.processor, clips, settings, worn=worn)
-    for clip, each, hypothesis in zip(clips, worn, together, strict=True):
+    together = decode_once(several.model, several.processor, clips, settings, adapters=adapters)
+    for clip, each, hypothesis in zip(clips, adapters, together, strict=True):
         alone = (
             whisper.load(config.model.checkpoint, "fp32", torch.device("cpu"))
             if each.adapter == BASE

@@ -1,4 +1,4 @@
-"""training.max_hours: a command that ends in time, saved and scored, and the same command that goes on."""
+"""training.max_hours: a command ends in time, saved and scored, and the same command resumes."""
 
 import time
 
@@ -12,13 +12,16 @@ from asr_lora.training.callbacks import ENDING, TimeBudget
 
 
 def over(hours: float, spent: float, evaluation: float = 10.0, **took: list[float]) -> bool:
-    """Of a run whose steps took 2 s, dev decodings 20 s, saves 1 s; evaluation is so many decodings' work."""
+    """Whether time is over for a run with steps of 2 s, dev decodings of 20 s, saves of 1 s.
+
+    `evaluation` is the work of evaluation in dev decodings.
+    """
     budget = TimeBudget(hours, time.monotonic() - spent, loading=5.0, step=1.0, dev=12.0, eval=12.0 * evaluation)
     usual = {"steps": [2.0, 2.0], "decodings": [20.0], "saves": [1.0]}
     return budget.is_over(**(usual | took))
 
 
-def test_the_time_that_is_left_must_hold_a_step_a_save_dev_and_the_evaluation() -> None:
+def test_the_remaining_time_must_hold_a_step_a_save_dev_and_the_evaluation() -> None:
     # 2 + 1 + 1.1 * (20 + 200 + 2 * 5) + ending
     needed = 256 + ENDING
     assert not over(0.5, 1800 - needed - 5)
@@ -27,28 +30,28 @@ def test_the_time_that_is_left_must_hold_a_step_a_save_dev_and_the_evaluation() 
     assert not over(0.5, 1800 - needed + 5, evaluation=0.0)  # eval.after=false
 
 
-def test_before_dev_was_heard_the_steps_tell_what_it_will_take() -> None:
+def test_before_the_first_dev_decoding_its_time_is_predicted_from_the_steps() -> None:
     needed = 3 + 1.1 * (24 + 240 + 10) + ENDING  # a step of 2 s is 1 of work, dev is 12
     assert not over(0.5, 1800 - needed - 5, decodings=[])
     assert over(0.5, 1800 - needed + 5, decodings=[])
 
 
 @pytest.mark.slow
-def test_a_run_whose_time_is_over_is_saved_scored_and_goes_on_to_the_end_it_would_have_had(
+def test_a_run_whose_time_is_over_is_saved_and_scored_and_resumes_to_the_same_end(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     many = [*words, "training.max_steps=4", "training.eval_steps=9", "lora.dropout=0.1"]
     steady = load([*many, "run_name=steady"])
     train(steady)
     config = load([*many, "training.max_hours=1e-6"])
-    assert config.run == load(many).run  # what stops a run is not what it is
+    assert config.run == load(many).run  # the time limit is not part of the run's name
     train(config)
     facts = read_json(run.train_metrics(config.run))
     assert (facts["finished"], facts["steps"], facts["max_steps"]) == (False, 1, 4)
     assert facts["stop_reason"] == "training.max_hours" and facts["total_seconds"] > 0
     assert (config.run / "eval" / "test" / "metrics.json").is_file()
-    said = capsys.readouterr().err
-    assert "training is at step 1 of 4, and the same command goes on from there" in said
+    logged = capsys.readouterr().err
+    assert "training is at step 1 of 4, and the same command goes on from there" in logged
 
     train(load(many))
     assert "resuming from" in capsys.readouterr().err

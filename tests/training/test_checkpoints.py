@@ -1,4 +1,4 @@
-"""Checkpoints: sealed, so that a damaged one is told and passed over; few; and a run folder that one command has."""
+"""Checkpoints: damaged ones are detected by checksums and skipped; few are kept; one command locks the run folder."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ from support.runs import killed
 
 from asr_lora.config.compose import load
 from asr_lora.eval import evaluate
-from asr_lora.prepare import main as prepare_alone
+from asr_lora.prepare import main as prepare_main
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
-from asr_lora.training import checkpointing as checkpoints
+from asr_lora.training import checkpointing
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def saving(words: list[str]) -> list[str]:
 
 
 def flip(file: Path) -> None:
-    """Another bit in the middle of it, as a failing disk has it."""
+    """Flips a bit in the middle of a file, as a failing disk does."""
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(bytes(content))
@@ -37,7 +37,7 @@ NAMES = ["optimizer.pt", "trained.safetensors", "trainer_state.json", "checksums
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_gone_on_from(
+def test_a_damaged_checkpoint_is_logged_and_the_one_before_is_resumed_from(
     saving: list[str], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = killed(saving, step=3)
@@ -51,34 +51,34 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_gone_on_from(
     else:
         flip(damaged)
     train(config)
-    said = capsys.readouterr().err
-    assert f"checkpoint-3: damaged ({'no ' * (name == 'checksums.json')}{name}" in said
-    assert "resuming from" in said and "checkpoint-2\n" in said
+    logged = capsys.readouterr().err
+    assert f"checkpoint-3: damaged ({'no ' * (name == 'checksums.json')}{name}" in logged
+    assert "resuming from" in logged and "checkpoint-2\n" in logged
     steady = load([*saving, "run_name=steady"])
     train(steady)
     assert losses(config.run) == losses(steady.run)
 
 
-def test_where_no_checkpoint_is_whole_training_begins_anew(
+def test_where_no_checkpoint_is_intact_training_starts_again(
     saving: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = killed(saving, step=1)
     flip(run.checkpoints(config.run) / "checkpoint-1" / "rng_state.pth")
     train(config)
-    said = capsys.readouterr().err
-    assert "or from the beginning" in said and "resuming" not in said
+    logged = capsys.readouterr().err
+    assert "or from the beginning" in logged and "resuming" not in logged
     assert len(losses(config.run)) == 4
 
 
-def test_what_was_being_saved_when_a_run_was_killed_is_no_checkpoint(tmp_path: Path) -> None:
-    with checkpoints.save_in(tmp_path) as partial:
+def test_a_checkpoint_whose_saving_was_interrupted_does_not_count(tmp_path: Path) -> None:
+    with checkpointing.save_in(tmp_path) as partial:
         (partial / "checkpoint-1").mkdir(parents=True)
         (partial / "checkpoint-1" / "optimizer.pt").write_bytes(b"1")
     left = tmp_path / ".partial" / "checkpoint-2"
     left.mkdir(parents=True)
     (left / "optimizer.pt").write_bytes(b"2")
-    assert checkpoints.last_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
-    with pytest.raises(OSError, match="full"), checkpoints.save_in(tmp_path) as partial:
+    assert checkpointing.last_checkpoint(tmp_path) == tmp_path / "checkpoint-1"
+    with pytest.raises(OSError, match="full"), checkpointing.save_in(tmp_path) as partial:
         assert not partial.exists()  # what was left is gone
         (partial / "checkpoint-3").mkdir(parents=True)
         raise OSError("full")
@@ -88,7 +88,7 @@ def test_what_was_being_saved_when_a_run_was_killed_is_no_checkpoint(tmp_path: P
 def test_the_newest_checkpoints_are_kept_and_that_of_the_best_dev_decoding(tmp_path: Path) -> None:
     for step in (5, 10, 15, 20, 100):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    checkpoints.prune(tmp_path, newest=2, also=[10])
+    checkpointing.prune(tmp_path, newest=2, also=[10])
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-10", "checkpoint-20", "checkpoint-100"}
 
 
@@ -96,7 +96,7 @@ def test_a_second_command_on_the_same_run_is_refused_and_the_first_goes_on(words
     config = load(words)
     config.run.mkdir(parents=True)
     with FileLock(config.run / ".lock"):
-        for command in (train, evaluate, prepare_alone):
+        for command in (train, evaluate, prepare_main):
             if command is evaluate:
                 run.adapter(config.run).mkdir(parents=True)
             with pytest.raises(ConfigError, match=r"another command is at .* wait until it has ended"):

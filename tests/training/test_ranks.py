@@ -1,4 +1,4 @@
-"""Several processes: the real command under torchrun learns, hears and writes what one process would."""
+"""Several processes: the real command under torchrun trains, decodes and writes the same as one process."""
 
 import os
 import shutil
@@ -26,10 +26,10 @@ from asr_lora.report import report
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch
 from asr_lora.runtime.files import read_json, read_jsonl
-from asr_lora.training import builder as assembly
+from asr_lora.training.builder import step_sampler
 
 STEPS = 20
-SOON = 30.0  # seconds: a run whose process died ends within them on any machine; here it took one or two
+SOON = 30.0  # seconds: a run ends within them after one of its processes died, on any machine; here it took one or two
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def shared(words: list[str], tmp_path: Path) -> list[str]:
 
 
 def files(folder: Path) -> Counter[str]:
-    """What lies in a run's folder, by name; a file of TensorBoard has a name of its own every time."""
+    """Counts the files of a run's folder by name; TensorBoard's have another name every time."""
     paths = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     return Counter(path.partition(".tfevents")[0] for path in paths)
 
@@ -58,7 +58,7 @@ def started(words: Sequence[str], *launcher: str) -> subprocess.Popen[str]:
 
 
 def after_steps(config: Config, steps: int) -> None:
-    """Waits until training has made so many."""
+    """Waits until training has made `steps` steps."""
     log, until = config.run / "train" / "log.jsonl", time.monotonic() + 240
     while not (log.is_file() and log.read_text().count("\n") >= steps):
         assert time.monotonic() < until, "no step was made"
@@ -66,13 +66,13 @@ def after_steps(config: Config, steps: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_hear_and_write_what_one_does_from_shards(shared: list[str], tmp_path: Path) -> None:
+def test_two_processes_train_decode_and_write_the_same_as_one_from_shards(shared: list[str], tmp_path: Path) -> None:
     made = load([*shared, "run_name=made", "prepare.shards=true"])
     prepare(made)
     words = [*shared, f"data.source=shards:{made.run / 'data' / 'shards'}"]
     one, two = load([*words, "run_name=one"]), load([*words, "run_name=two"])
     train.train(one)
-    shutil.rmtree(tmp_path / "cache")  # or what one process heard would do for two
+    shutil.rmtree(tmp_path / "cache")  # or the hypotheses of one process would be read for two
     ended = torchrun([*words, "run_name=two"])
     assert ended.returncode == 0, ended.stderr[-3000:]
 
@@ -83,31 +83,31 @@ def test_two_processes_learn_hear_and_write_what_one_does_from_shards(shared: li
         torch.testing.assert_close(weights[1][name], weight, atol=1e-4, rtol=0)
     assert read_json(run.train_metrics(two.run))["processes"] == 2
 
-    assert files(two.run) == files(one.run)  # nothing twice, nothing of the second process
+    assert files(two.run) == files(one.run)  # nothing twice, nothing by the second process
     assert ended.stderr.count("20 steps of 8 clips") == ended.stdout.count("two: 6 of 6 test clips") == 1
 
-    heard = two.run / "eval" / "test" / "hypotheses.jsonl"
-    by_two = heard.read_bytes()
+    hypotheses = two.run / "eval" / "test" / "hypotheses.jsonl"
+    by_two = hypotheses.read_bytes()
     shutil.rmtree(tmp_path / "cache")
     shutil.rmtree(two.run / "eval")
     evaluate(two)
-    assert heard.read_bytes() == by_two
+    assert hypotheses.read_bytes() == by_two
 
 
 @pytest.mark.parametrize("context", ["dynamic", "full", "packed"])
-def test_an_epoch_of_all_processes_together_hears_every_clip_once(shared: list[str], context: str) -> None:
+def test_an_epoch_over_all_processes_has_every_clip_once(shared: list[str], context: str) -> None:
     config = load([*shared, f"training.context={context}"])
     prepare(config)
     rows = read_jsonl(run.manifest(config.run, "train"))
-    order = assembly.step_sampler(config, rows)
-    dealt = [shard_for_rank(order.step(step), rank, 2) for step in range(len(rows) // 8) for rank in (0, 1)]
-    heard = Counter(clip for batches in dealt for batch in batches for row in batch.rows for clip in row.clips)
-    assert heard == Counter(range(len(rows)))
+    order = step_sampler(config, rows)
+    shards = [shard_for_rank(order.step(step), rank, 2) for step in range(len(rows) // 8) for rank in (0, 1)]
+    clips = Counter(clip for batches in shards for batch in batches for row in batch.rows for clip in row.clips)
+    assert clips == Counter(range(len(rows)))
 
 
 @pytest.mark.slow
-def test_what_one_process_refuses_is_told_once(shared: list[str]) -> None:
-    """The first one alone prepares; the second learns of it and leaves quietly."""
+def test_an_error_that_one_process_raises_is_logged_once(shared: list[str]) -> None:
+    """Only rank 0 prepares; rank 1 gets its error and exits silently."""
     ended = torchrun([*shared, "data.hours=5"])
     assert ended.returncode != 0
     assert ended.stderr.count("error:") == ended.stderr.count("data.hours: 5 is more than there is") == 1
@@ -116,29 +116,32 @@ def test_what_one_process_refuses_is_told_once(shared: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_a_setting_that_all_processes_refuse_is_told_once(shared: list[str]) -> None:
+def test_an_error_that_all_processes_raise_is_logged_once(shared: list[str]) -> None:
     ended = torchrun([*shared, "lora.r=0"])
     assert ended.returncode != 0 and ended.stderr.count("lora.r: must be at least 1, got 0") == 1
 
 
 @pytest.mark.slow
-def test_what_the_second_process_alone_meets_is_told_once(shared: list[str]) -> None:
+def test_an_error_that_only_the_second_process_meets_is_logged_once(shared: list[str]) -> None:
     config = load(shared)
     prepare(config)
     rows = read_jsonl(run.manifest(config.run, "train"))
-    mine, others = ({clip for batch in shard_for_rank(assembly.step_sampler(config, rows).step(0), rank, 2) for row in batch.rows
-                     for clip in row.clips} for rank in (1, 0))  # fmt: skip
+    order = step_sampler(config, rows)
+    mine, others = (
+        {clip for batch in shard_for_rank(order.step(0), rank, 2) for row in batch.rows for clip in row.clips}
+        for rank in (1, 0)
+    )
     assert not mine & others
-    spoilt = Path(rows[min(mine)]["path"])
-    spoilt.write_bytes(b"no sound")
+    damaged = Path(rows[min(mine)]["path"])
+    damaged.write_bytes(b"no sound")
     ended = torchrun(shared)
     assert ended.returncode != 0
-    assert ended.stderr.count("error:") == 1 and str(spoilt) in ended.stderr
+    assert ended.stderr.count("error:") == 1 and str(damaged) in ended.stderr
 
 
 @pytest.mark.slow
-def test_scoring_is_shared_too(shared: list[str], tmp_path: Path) -> None:
-    """Other sets and strengths, heard by two processes; then by one, from nothing."""
+def test_scoring_is_shared_by_processes(shared: list[str], tmp_path: Path) -> None:
+    """Other sets and strengths, decoded by two processes, then by one with an empty cache."""
     config = load([*shared, "training.max_steps=2", "eval.after=false"])
     train.train(config)
     words = [f"run_dir={config.run}", "eval.sets=[{source: silence}]", "eval.strengths=[0,0.5,1]", "hardware=cpu"]
@@ -172,26 +175,26 @@ def test_a_process_that_is_killed_ends_the_run_within_seconds(shared: list[str])
         after_steps(load(endless), 3)
         children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
         if not children.is_file():
-            pytest.skip("only Linux tells a process's children, and not every kernel: this needs /proc/<pid>/task")
+            pytest.skip("only Linux lists a process's children, and not every kernel: this needs /proc/<pid>/task")
         os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
         killed = time.monotonic()
-        said, _ = launcher.communicate(timeout=120)
+        output, _ = launcher.communicate(timeout=120)
         assert time.monotonic() - killed < SOON
     assert launcher.returncode != 0
-    assert said.count("error:") == said.count("WORLD_SIZE: another process of this run has ended") == 1
+    assert output.count("error:") == output.count("WORLD_SIZE: another process of this run has ended") == 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signalled", [signal.SIGTERM, signal.SIGINT])
-def test_all_processes_stop_at_one_step_and_one_process_goes_on_from_there(
-    shared: list[str], signalled: signal.Signals
+@pytest.mark.parametrize("signaled", [signal.SIGTERM, signal.SIGINT])
+def test_all_processes_stop_at_one_step_and_one_process_resumes_there(
+    shared: list[str], signaled: signal.Signals
 ) -> None:
     words = [*shared, "training.max_steps=500", "training.eval_steps=500", "eval.after=false"]
     with started(words, "--standalone", "--nproc-per-node=2") as launcher:
         after_steps(load(words), 3)
-        launcher.send_signal(signalled)
-        said, _ = launcher.communicate(timeout=120)
-    assert launcher.returncode != 0 and said.count("stopped at step") == said.count("goes on from there") == 1
+        launcher.send_signal(signaled)
+        output, _ = launcher.communicate(timeout=120)
+    assert launcher.returncode != 0 and output.count("stopped at step") == output.count("goes on from there") == 1
     (checkpoint,) = (load(words).run / "train" / "checkpoints").iterdir()
     step = int(checkpoint.name.rpartition("-")[2])
     assert 3 <= step < 500
@@ -201,7 +204,7 @@ def test_all_processes_stop_at_one_step_and_one_process_goes_on_from_there(
         [sys.executable, "-m", "asr_lora.train", *words], stderr=subprocess.PIPE, text=True
     ) as alone:  # fmt: skip
         after_steps(load(words), step + 3)
-        alone.send_signal(signalled)
+        alone.send_signal(signaled)
         _, resumed = alone.communicate(timeout=120)
     assert alone.returncode == 130
     assert "(processes: 1, before 2): the same clips in the same order" in " ".join(resumed.split())
@@ -211,7 +214,7 @@ def test_all_processes_stop_at_one_step_and_one_process_goes_on_from_there(
 
 @pytest.mark.slow
 def test_two_machines_meet_and_train_as_one(shared: list[str]) -> None:
-    """Both here, each with a torchrun of its own, by rendezvous on the loopback."""
+    """Both run here, each with a torchrun of its own, by rendezvous on the loopback."""
     one, two = load([*shared, "run_name=one"]), load([*shared, "run_name=two"])
     train.train(one)
     with socket.socket() as free:
@@ -220,14 +223,14 @@ def test_two_machines_meet_and_train_as_one(shared: list[str]) -> None:
     meeting = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=loopback",
                f"--rdzv-endpoint=127.0.0.1:{port}")  # fmt: skip
     with started([*shared, "run_name=two"], *meeting) as node, started([*shared, "run_name=two"], *meeting) as other:
-        said = [each.communicate(timeout=300)[0] for each in (node, other)]
-    assert (node.returncode, other.returncode) == (0, 0), said[0][-2000:] + said[1][-2000:]
+        outputs = [each.communicate(timeout=300)[0] for each in (node, other)]
+    assert (node.returncode, other.returncode) == (0, 0), outputs[0][-2000:] + outputs[1][-2000:]
     assert losses(two) == pytest.approx(losses(one), abs=1e-4)
     assert files(two.run) == files(one.run)
-    assert sum("20 steps of 8 clips" in each for each in said) == 1
+    assert sum("20 steps of 8 clips" in each for each in outputs) == 1
 
 
-def test_a_command_for_one_process_is_refused_to_several(
+def test_a_command_for_one_process_refuses_several(
     words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -1,4 +1,4 @@
-"""The trainer: a loss that does not depend on how a batch is cut, and runs that go on as if never interrupted."""
+"""The trainer: a loss that does not depend on how a batch is split, and runs that resume to the same result."""
 
 import json
 import time
@@ -18,8 +18,7 @@ from asr_lora.runs import folder as run
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ExternalError
 from asr_lora.runtime.files import read_json, read_jsonl
-from asr_lora.training import builder as assembly
-from asr_lora.training import fit
+from asr_lora.training import builder, fit
 from asr_lora.training.trainer import WhisperTrainer
 from asr_lora.training.validation import DevEvaluator, DevResult, eval_steps
 
@@ -43,11 +42,11 @@ def trained(words: list[str]) -> Path:
 
 
 def outcome(folder: Path) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
-    """Losses and gradient norms by step, and the adapter."""
+    """Returns losses and gradient norms by step, and the adapter."""
     steps = [line for line in read_jsonl(folder / "train" / "log.jsonl") if "loss" in line]
     (adapter,) = (
         load_file(file)
-        for name in ("adapter", "best")  # the latter where the trainer alone was run
+        for name in ("adapter", "best")  # the latter where only the trainer was run
         if (file := folder / "train" / name / "adapter_model.safetensors").is_file()
     )
     return [line["loss"] for line in steps], [line["grad_norm"] for line in steps], adapter
@@ -60,7 +59,7 @@ def assert_same(one: Any, other: Any) -> None:
         torch.testing.assert_close(weight, other[2][name], atol=1e-4, rtol=1e-3)
 
 
-def test_loss_gradient_and_adapter_do_not_depend_on_how_a_batch_is_cut(uneven: list[str]) -> None:
+def test_loss_gradient_and_adapter_do_not_depend_on_how_a_batch_is_split(uneven: list[str]) -> None:
     at_thirty = [*uneven, "training.context=full"]  # or all eight would go through at once: capacity is in seconds
     whole = outcome(trained([*at_thirty, "run_name=8x1", "hardware.micro_batch=8"]))
     assert len(whole[0]) == STEPS
@@ -71,10 +70,10 @@ def test_loss_gradient_and_adapter_do_not_depend_on_how_a_batch_is_cut(uneven: l
 
 @pytest.mark.slow
 @pytest.mark.parametrize("context", ["dynamic", "packed"])
-def test_contexts_of_several_lengths_in_a_step_do_not_depend_on_how_it_is_cut(uneven: list[str], context: str) -> None:
+def test_a_step_with_several_contexts_does_not_depend_on_how_it_is_split(uneven: list[str], context: str) -> None:
     mixed = [*uneven, f"training.context={context}", "training.long_share=0.25", "training.long_rows=2"]
     whole = outcome(trained([*mixed, "run_name=whole", "hardware.micro_batch=8"]))
-    assert_same(outcome(trained([*mixed, "run_name=cut", "hardware.micro_batch=1"])), whole)
+    assert_same(outcome(trained([*mixed, "run_name=split", "hardware.micro_batch=1"])), whole)
 
 
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -83,7 +82,7 @@ INT8 = RuntimeError("cublasLt ran into an error!\n\tshapeA=torch.Size([8, 8])") 
 
 
 class Small:
-    """A device that has memory for so many rows in one forward, of any context; else it raises `error`."""
+    """A device with memory for `rows` rows in one forward, of any context; else it raises `error`."""
 
     def __init__(self, rows: int, error: RuntimeError = FULL) -> None:
         self.rows, self.error, self.largest = rows, error, 0
@@ -96,33 +95,31 @@ class Small:
 
 
 class Within:
-    """Has train.train build its trainer with a model that runs out of memory as `memory` says; it is then `made`."""
+    """Lets train.train build its trainer with a model that runs out of memory by `memory`; it is then `made`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, memory: Small) -> None:
         self.memory = memory
         monkeypatch.setattr(fit, "build_trainer", self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> WhisperTrainer:
-        self.made = assembly.build_trainer(*args, **kwargs)
+        self.made = builder.build_trainer(*args, **kwargs)
         self.made.model.register_forward_pre_hook(self.memory, with_kwargs=True)
         return self.made
 
 
 def trained_within(words: list[str], memory: Small) -> dict[str, Any]:
-    """Trains with a model that runs out of memory as `memory` says; what metrics.json would say of it."""
+    """Trains with a model that runs out of memory by `memory`; returns the saved attributes of the training log."""
     config = load(words)
     prepare(config)
     with progress("training", total=STEPS) as bar:
-        trainer = assembly.build_trainer(
-            config, hardware_of(config), read_jsonl(run.manifest(config.run, "train")), bar
-        )
+        trainer = builder.build_trainer(config, hardware_of(config), read_jsonl(run.manifest(config.run, "train")), bar)
         trainer.model.register_forward_pre_hook(memory, with_kwargs=True)
         trainer.train()
     return trainer.training_log.state()["attributes"]
 
 
 @pytest.mark.slow
-def test_when_memory_runs_out_the_step_is_begun_again_in_smaller_parts_and_nothing_else_changes(
+def test_when_memory_runs_out_the_step_is_repeated_in_smaller_parts_and_nothing_else_changes(
     uneven: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     at_thirty = [*uneven, "training.context=full", "hardware.micro_batch=8"]
@@ -135,16 +132,14 @@ def test_when_memory_runs_out_the_step_is_begun_again_in_smaller_parts_and_nothi
 
 
 @pytest.mark.parametrize("error", [CUBLAS, INT8], ids=["cublas", "bitsandbytes"])
-def test_memory_that_a_library_asked_for_in_vain_is_the_same_as_torchs_own(
-    uneven: list[str], error: RuntimeError
-) -> None:
+def test_out_of_memory_errors_of_libraries_are_handled_as_torchs_own(uneven: list[str], error: RuntimeError) -> None:
     words = [*uneven, "training.context_margin=[0.5,0.5]", "training.max_steps=1"]  # eight rows at 0.96 s
     memory = Small(4, error)
     facts = trained_within(words, memory)
     assert (facts["oom_retries"], memory.largest) == (1, 4)
 
 
-def test_memory_that_ran_out_on_a_short_batch_is_met_though_a_longer_single_row_has_gone_through(
+def test_out_of_memory_on_a_short_batch_is_handled_though_a_longer_single_row_fits(
     uneven: list[str],
 ) -> None:
     """Two rows of 0.96 s at once, in a step that also holds one row at 30 s: halving goes on below that row."""
@@ -156,7 +151,7 @@ def test_memory_that_ran_out_on_a_short_batch_is_met_though_a_longer_single_row_
 
 
 @pytest.mark.parametrize("error", [FULL, CUBLAS, INT8], ids=["torch", "cublas", "bitsandbytes"])
-def test_when_not_even_one_row_fits_training_ends_with_the_reason_and_the_way_out(
+def test_when_not_even_one_row_fits_training_ends_with_the_reason_and_a_way_out(
     uneven: list[str], monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ) -> None:
     build = Within(monkeypatch, Small(0, error))
@@ -166,7 +161,7 @@ def test_when_not_even_one_row_fits_training_ends_with_the_reason_and_the_way_ou
     assert build.made.training_log.oom_retries == 3  # eight rows, four, two
 
 
-def test_an_error_that_is_no_lack_of_memory_ends_training_as_it_is(
+def test_an_error_other_than_out_of_memory_ends_training_unchanged(
     uneven: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`")
@@ -176,7 +171,7 @@ def test_an_error_that_is_no_lack_of_memory_ends_training_as_it_is(
     assert raised.value is error and build.made.training_log.oom_retries == 0
 
 
-def test_what_a_dev_decoding_had_no_memory_for_is_not_tried_in_the_next(
+def test_a_size_that_ran_out_of_memory_in_a_dev_decoding_is_not_tried_in_the_next(
     uneven: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sizes = []
@@ -188,7 +183,7 @@ def test_what_a_dev_decoding_had_no_memory_for_is_not_tried_in_the_next(
                 raise CUBLAS
 
     def build(*args: Any, **kwargs: Any) -> WhisperTrainer:
-        made = assembly.build_trainer(*args, **kwargs)
+        made = builder.build_trainer(*args, **kwargs)
         made.model.get_encoder().conv1.register_forward_pre_hook(small)
         return made
 
@@ -199,7 +194,7 @@ def test_what_a_dev_decoding_had_no_memory_for_is_not_tried_in_the_next(
     assert capsys.readouterr().err.count("memory ran out while decoding") == 1
 
 
-def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_end(uneven: list[str]) -> None:
+def test_a_killed_run_resumes_from_its_checkpoint_to_the_same_end(uneven: list[str]) -> None:
     steady = outcome(trained([*uneven, "run_name=steady", "lora.dropout=0.1"]))
     again = [*uneven, "run_name=killed", "lora.dropout=0.1", "training.save_steps=1"]
     config = killed(again, step=2)
@@ -222,7 +217,7 @@ def test_patience_ends_a_run_that_no_longer_improves(words: list[str], monkeypat
     assert (facts["best_step"], facts["steps"]) == (4, 4)  # as good as step 2, and trained for longer
 
 
-def test_dev_decoding_keeps_to_its_share_and_what_it_skips_is_counted(
+def test_dev_decoding_keeps_to_its_share_and_skipped_ones_are_counted(
     words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def slow(*args: Any) -> DevResult:

@@ -1,7 +1,7 @@
 """Word and character error rate as a module of Hugging Face's evaluate, over jiwer; needs no network.
 
-`evaluate.load("asr_lora/evaluation/wer").compute(predictions=[...], references=[...])`; evaluate takes this file alone,
-so it imports nothing of ours, and one module a line, as evaluate's reader of imports expects.
+`evaluate.load("asr_lora/evaluation/wer").compute(predictions=[...], references=[...])`; evaluate copies only this file,
+so it imports nothing of asr_lora, and one module a line, as evaluate parses imports.
 """
 
 from typing import Any
@@ -13,8 +13,8 @@ import jiwer
 DESCRIPTION = "Word and character error rate of a corpus of speech transcripts, with the counts behind them."
 
 INPUTS = """
-predictions: the hypotheses, a string a clip, already normalised; may be empty.
-references: the reference sentences, likewise; none may be empty (errors per word of nothing have no meaning).
+predictions: the hypotheses, one string a clip, already normalized; may be empty.
+references: the reference sentences, likewise; none may be empty (a rate over no words is undefined).
 Returns wer and cer as fractions of the reference's words and characters (spaces between words count as characters),
 and the counts of words: words (in the references), hits, substitutions, deletions, insertions.
 """
@@ -30,7 +30,7 @@ CITATION = """
 
 
 class WordErrorRate(evaluate.Metric):  # type: ignore[misc]
-    """Rates over the whole corpus: all errors by all words, so long clips weigh more than short ones."""
+    """Rates over the whole corpus: all errors over all words, so long clips weigh more than short ones."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -45,7 +45,7 @@ class WordErrorRate(evaluate.Metric):  # type: ignore[misc]
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
         if not all(reference.strip() for reference in references):
-            raise ValueError("references: an empty one has no error rate; leave such clips out and count them apart")
+            raise ValueError("references: an empty one has no error rate; leave such clips out, count them separately")
         words = jiwer.process_words(references, predictions)
         characters = jiwer.process_characters(references, predictions)
         return {
