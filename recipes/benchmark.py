@@ -34,7 +34,7 @@ def benchmark(asked: argparse.Namespace) -> Facts:
     """Runs the arms that were not run yet; writes, shows and returns results.json. Raises UserError, one line each."""
     work: Path = asked.work.expanduser().absolute()
     words = _words(asked)
-    _recognise(work, words)
+    _recognize(work, words)
     config = load(
         [*words, f"run_dir={quote_override(str(work / 'prepared'))}", f"runs_dir={quote_override(str(work))}"]
     )
@@ -185,8 +185,8 @@ def _demo_corpus() -> Path:
     return archive
 
 
-def _recognise(work: Path, words: Sequence[str]) -> None:
-    """Raises ChoiceError when the work folder holds what was measured with other settings."""
+def _recognize(work: Path, words: Sequence[str]) -> None:
+    """Raises ConfigError when the work folder holds what was measured with other settings."""
     note = work / "settings.json"
     if note.is_file() and (changed := set(read_json(note)["words"]) ^ set(words)):
         raise ConfigError(

@@ -45,7 +45,7 @@ ON_SCREEN = 8  # of them, which 80 characters hold
 def check(asked: argparse.Namespace, spent: float = 0.0) -> Facts:
     """Measures all parts, and returns what is in the file; `spent` are seconds of the limit that are gone already.
 
-    Raises WorldError where the disk is too small.
+    Raises ExternalError where the disk is too small.
     """
     on_gpu = torch.cuda.is_available() and not asked.tiny
     out: Path = asked.out.expanduser().absolute()

@@ -15,11 +15,11 @@ from gpu_check_faults import running_out, skipped, summed
 from transformers import TrainerCallback
 
 from asr_lora.config.compose import Config, gpu_settings
-from asr_lora.decoding import generate as decode
+from asr_lora.decoding import generate
 from asr_lora.model import adapter, cost, whisper
 from asr_lora.model.hardware import Hardware, free_memory, known_gpu, peak_memory_bytes, resolve_hardware
 from asr_lora.model.pretrained import load_config, load_processor
-from asr_lora.planning import timing as clock
+from asr_lora.planning import timing
 from asr_lora.planning.devices import durations, estimate_here
 from asr_lora.planning.estimate import Estimate, trained_parameters, workload
 from asr_lora.planning.timing import Forward
@@ -171,17 +171,17 @@ def decoded(bench: Bench, model: str, precision: str, name: str, merged: bool) -
         bench.clips("test"),
         load_processor(config.model.checkpoint),
     )
-    settings = decode.decoding_options(config.decoding, config.model, hardware, LANGUAGE, short=name == "short")
+    settings = generate.decoding_options(config.decoding, config.model, hardware, LANGUAGE, short=name == "short")
     settings = replace(settings, max_new_tokens=NEW_TOKENS)
     dtype = None if merged else hardware.autocast
     base = whisper.load(config.model.checkpoint, precision, hardware.device, hardware.autocast or torch.float32)
     tuned = adapter.attach(base, config.lora, seed=0).eval()
     tuned = tuned.merge_and_unload() if merged else tuned
     with torch.autocast(hardware.device.type, dtype) if dtype else nullcontext():
-        decode.decode_once(tuned, processor, rows[:2], replace(settings, max_new_tokens=4))
+        generate.decode_once(tuned, processor, rows[:2], replace(settings, max_new_tokens=4))
         free_memory()
         started = time.perf_counter()
-        said = decode.decode_once(tuned, processor, rows, settings)  # on the host, so the device is done
+        said = generate.decode_once(tuned, processor, rows, settings)  # on the host, so the device is done
         seconds = time.perf_counter() - started
     memory, audio_seconds = _memory(hardware.device), sum(row["duration"] for row in rows)
     longest = max(len(each.tokens) for each in said)
@@ -202,7 +202,7 @@ def decoded(bench: Bench, model: str, precision: str, name: str, merged: bool) -
 
 
 def _expected_decoding(
-    config: Config, hardware: Hardware, settings: decode.DecodingOptions, rows: Sequence[Mapping[str, Any]], tokens: int,
+    config: Config, hardware: Hardware, settings: generate.DecodingOptions, rows: Sequence[Mapping[str, Any]], tokens: int,
     merged: bool,
 ) -> dict[str, float | None]:  # fmt: skip
     """`seconds` and bytes of `memory` by the plan's own arithmetic; of the batches that there are."""
@@ -212,7 +212,7 @@ def _expected_decoding(
     lengths = [row["duration"] for row in rows]
     works = [
         Forward(len(batch), seconds, tokens, sum(lengths[at] for at in batch))
-        for batch, seconds in decode.batches(lengths, settings.batch_size, settings.margin)
+        for batch, seconds in generate.batches(lengths, settings.batch_size, settings.margin)
     ]
     memory = max(
         cost.decoding_bytes(
@@ -221,10 +221,10 @@ def _expected_decoding(
         )
         for each in works
     )  # fmt: skip
-    rates = gpu_settings(known).rates if known else clock.matrix_rates(hardware.device, hardware.autocast)
+    rates = gpu_settings(known).rates if known else timing.matrix_rates(hardware.device, hardware.autocast)
     if precision not in rates:
         return {"seconds": None, "memory": memory}
-    clocks = clock.from_tflops(
+    clocks = timing.from_tflops(
         shape, trained_parameters(architecture, config.lora), config.lora.kind, rates, precision,
         checkpointing=False, beams=1, on_gpu=on_gpu,
     )  # fmt: skip

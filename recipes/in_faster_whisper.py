@@ -43,7 +43,7 @@ def main() -> None:
         heard.append(texts)
     delta = metrics.paired_delta(references, *heard, speakers, normal, config.seed)
     low, high = (100 * bound for bound in delta["ci95"])
-    log(f"difference: {100 * delta['wer']:+.1f} points ({low:+.1f} to {high:+.1f}), normalised by {normal}")
+    log(f"difference: {100 * delta['wer']:+.1f} points ({low:+.1f} to {high:+.1f}), normalized by {normal}")
 
 
 if __name__ == "__main__":

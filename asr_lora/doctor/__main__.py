@@ -90,7 +90,7 @@ def examine(config: "Config", scratch: Path, versions: Check) -> Checks:
 
 
 def doctor(config: "Config", versions: Check, as_json: bool = False) -> None:
-    """Prints what the checks came to. Raises WorldError where one failed."""
+    """Prints what the checks came to. Raises ExternalError where one failed."""
     began = time.perf_counter()
     with TemporaryDirectory(prefix="asr_lora-") as scratch:
         found = examine(config, Path(scratch), versions)

@@ -71,7 +71,7 @@ class DataSample:
 def sample_data(config: "Config", scratch: Path) -> DataSample:
     """What is unpacked goes to `scratch`, and is read from there.
 
-    Raises UnseenError, and ChoiceError and WorldError as preparing does.
+    Raises UnseenError, and ConfigError and ExternalError as preparing does.
     """
     if run.summary(config.run).is_file():
         return _of_manifest(config)
@@ -172,7 +172,7 @@ def _place(source: str, language: str, folder: Path) -> _Place:
 def _unpack_beginning(archive: Path, folder: Path) -> bool:
     """Tables and the first clips of an archive; whether its beginning is all of it.
 
-    Raises ChoiceError and WorldError as reading all of it does.
+    Raises ConfigError and ExternalError as reading all of it does.
     """
     read, kept = 0, Counter[PurePosixPath]()
 
@@ -207,7 +207,7 @@ def counted(reasons: Sequence[str]) -> str:
 
 
 def data(config: "Config", scratch: Path) -> tuple[Check, DataSample | None]:
-    """Some clips are heard. Raises ChoiceError and WorldError as preparing does."""
+    """Some clips are heard. Raises ConfigError and ExternalError as preparing does."""
     try:
         sight = sample_data(config, scratch)
     except NotInspectableError as unseen:
@@ -239,7 +239,7 @@ def labels(config: "Config", sight: DataSample) -> tuple[Check, int]:
 
 
 def token(config: "Config") -> tuple[Check, str]:
-    """Whisper's token for the language. Raises ChoiceError where there is none, naming the way out."""
+    """Whisper's token for the language. Raises ConfigError where there is none, naming the way out."""
     code = language_token(config.model, config.data.language)
     return Check("language", OK, f"{config.data.language} is <|{code}|>, to {config.model.task}"), code
 

@@ -24,7 +24,7 @@ from asr_lora.corpus.huggingface import PREFIX as HUB
 from asr_lora.doctor.check import FAIL, OK, WARN, Check
 from asr_lora.doctor.data import DataSample
 from asr_lora.model import cost
-from asr_lora.model import probes as probe
+from asr_lora.model import probes
 from asr_lora.model.adapter import Tuned
 from asr_lora.model.hardware import Hardware, cpu_has_bf16, is_out_of_memory, known_gpu, resolve_hardware
 from asr_lora.model.pretrained import is_local, resolve
@@ -49,14 +49,14 @@ SMALL_FILES = (  # of a checkpoint; of each line one will do
 WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
-NEAR = {"int8": (0.02, 0.02), "nf4": (0.2, 0.2)}  # how far product and gradient of a quantised layer may be
+NEAR = {"int8": (0.02, 0.02), "nf4": (0.2, 0.2)}  # how far product and gradient of a quantized layer may be
 COMES_BACK = 0.05  # of what an adapter does to logits, the share that saving it may cost (a 16-bit base rounds)
 SMALL = {"cuda": 80e6, "cpu": 10e6}  # parameters up to which the real weights are tried: whisper-base; none published
 LONG = 48.0  # hours that hardly anybody means to wait
 
 
 def checkpoint(config: "Config", base: str) -> tuple[Check, WhisperConfig]:
-    """`base` says its precision. Raises ChoiceError for a model that is not known here."""
+    """`base` says its precision. Raises ConfigError for a model that is not known here."""
     known = architecture(config.model.checkpoint)
     size = f"{cost.parameters(cost.dimensions(known.to_dict())) / 1e6:,.1f} M parameters, {base}"
     found = f"{config.model.checkpoint}: {size}, lora={config.lora.kind}"
@@ -92,7 +92,7 @@ def hub(config: "Config") -> tuple[Check, bool | None]:
 
 
 def weights_are_here(checkpoint: str) -> bool:
-    """On this machine, as a folder or in the Hub's cache. Raises ChoiceError for what is no checkpoint at all."""
+    """On this machine, as a folder or in the Hub's cache. Raises ConfigError for what is no checkpoint at all."""
     return is_local(checkpoint) or any(_cached(checkpoint, file) for file in WEIGHTS)
 
 
@@ -102,7 +102,7 @@ def _cached(checkpoint: str, file: str) -> bool:
 
 
 def device(config: "Config", known: WhisperConfig) -> tuple[Check, Hardware]:
-    """Raises ChoiceError and WorldError for what it cannot do."""
+    """Raises ConfigError and ExternalError for what it cannot do."""
     shape, precision = cost.dimensions(known.to_dict()), config.model.precision
     hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size, shape)
     on_gpu = hardware.device.type == "cuda"
@@ -115,12 +115,12 @@ def device(config: "Config", known: WhisperConfig) -> tuple[Check, Hardware]:
 
 
 def bitsandbytes(config: "Config", hardware: Hardware) -> tuple[Check, bool]:
-    """Whether a quantised layer multiplies and gives gradients, on the device itself."""
+    """Whether a quantized layer multiplies and gives gradients, on the device itself."""
     precision = config.model.precision
     if precision not in NEAR:
         return Check("bitsandbytes", OK, f"not needed: {precision}"), True
     try:
-        product, gradient = probe.quantized_product(precision, hardware.device, hardware.autocast or torch.float32)
+        product, gradient = probes.quantized_product(precision, hardware.device, hardware.autocast or torch.float32)
     except RuntimeError as error:  # what a library without kernels for the device makes of it
         raise ExternalError(
             f"bitsandbytes: cannot multiply in {precision} here ({str(error).splitlines()[0]}); "
@@ -148,22 +148,22 @@ def gradients(
     parameters = cost.parameters(cost.dimensions(known.to_dict()))
     real = is_local(config.model.checkpoint) and parameters <= SMALL[hardware.device.type]
     weights = (
-        config.model.checkpoint if real else str(probe.small_whisper(known, config.lora.r or 1, scratch / "small"))
+        config.model.checkpoint if real else str(probes.small_whisper(known, config.lora.r or 1, scratch / "small"))
     )
-    quantised_twice = bool(config.lora.double_quant)
-    base = Base(weights, config.model.precision, hardware.device, hardware.autocast, quantised_twice)
+    double_quant = bool(config.lora.double_quant)
+    base = Base(weights, config.model.precision, hardware.device, hardware.autocast, double_quant)
     heard = made_up(known) if batch is None else {name: tensor[:2] for name, tensor in batch.items()}
     on = f"on {'noise' if batch is None else 'a real batch'}, {'the real' if real else 'a small random'} model"
     try:
-        model = probe.tuned(base, config.lora, config.seed, config.max_steps, hardware.gradient_checkpointing)
-        probe.back_propagate(model, base, heard)
+        model = probes.tuned(base, config.lora, config.seed, config.max_steps, hardware.gradient_checkpointing)
+        probes.back_propagate(model, base, heard)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         raise ExternalError(
             f"gradients: memory ran out on a small model ({first_line(error)}); end what else holds the GPU"
         ) from error
-    check = judged(config.lora.kind, probe.gradients(model), on)
+    check = judged(config.lora.kind, probes.gradients(model), on)
     return check, None if check.verdict == FAIL else Trial(model, base, heard)
 
 
@@ -177,9 +177,9 @@ def made_up(known: WhisperConfig) -> dict[str, Tensor]:
 
 def judged(kind: str, arrived: Mapping[str, tuple[int, int]], on: str) -> Check:
     """`arrived` in how many of how many modules, by side."""
-    asked = [kind] if kind in probe.SIDES else probe.SIDES
+    asked = [kind] if kind in probes.SIDES else probes.SIDES
     counts = ", ".join(f"{side} {some} of {every}" for side, (some, every) in arrived.items() if side in asked)
-    found = f"{counts} {on}" + (f"; lora={kind} trains that side alone" if kind in probe.SIDES else "")
+    found = f"{counts} {on}" + (f"; lora={kind} trains that side alone" if kind in probes.SIDES else "")
     if silent := [side for side in asked if arrived[side][0] == 0]:
         way_out = "see lora.target_modules; a side that hears no gradient learns nothing (lora=encoder, lora=decoder)"
         return Check("gradients", FAIL, f"none in the {' and '.join(silent)}: {found}", way_out)
@@ -190,7 +190,7 @@ def judged(kind: str, arrived: Mapping[str, tuple[int, int]], on: str) -> Check:
 
 def reloaded(config: "Config", trial: Trial, scratch: Path) -> tuple[Check, bool]:
     """Whether what a step has learnt is still there when it was saved and loaded by peft alone."""
-    moved, lost = probe.saved_and_reloaded(
+    moved, lost = probes.saved_and_reloaded(
         trial.model, trial.base, config.lora, config.max_steps, trial.batch, scratch / "saved", config.model.checkpoint
     )
     found = f"a step moved logits by {moved:.2g}, saving and reloading by {lost:.2g}"
@@ -208,7 +208,7 @@ class Prediction(NamedTuple):
 
 
 def predicted(config: "Config", sight: DataSample | None) -> Prediction:
-    """Raises ChoiceError and WorldError as opening the corpus does."""
+    """Raises ConfigError and ExternalError as opening the corpus does."""
     seen = sight.source if sight else None
     data = replace(config.data, source=str(seen)) if seen else config.data
     asked = replace(config, data=data, plan=replace(config.plan, calibrate=False))  # timing steps takes minutes

@@ -26,7 +26,7 @@ from asr_lora.model.hardware import (
     resolve_hardware,
 )
 from asr_lora.model.pretrained import is_local, language_token, resolve
-from asr_lora.planning import timing as clock
+from asr_lora.planning import timing
 from asr_lora.planning.estimate import (
     Device,
     Estimate,
@@ -122,7 +122,7 @@ def estimate_on_gpu(config: Config, work: Workload) -> Estimate:
 def estimate_here(config: Config, work: Workload) -> Estimate:
     """On this machine, as training would run on it.
 
-    Raises ChoiceError where steps are to be timed and the weights are not on this machine.
+    Raises ConfigError where steps are to be timed and the weights are not on this machine.
     """
     if config.plan.calibrate:
         _refuse_to_fetch(config.model.checkpoint)
@@ -155,7 +155,7 @@ def _forecast_here(config: Config, work: Workload, hardware: Hardware) -> Estima
         clocks = _by_timing(config, work, hardware)
     else:
         known = known_gpu(hardware.name)
-        measured = gpu_settings(known).tflops if known else clock.matrix_rates(hardware.device, hardware.autocast)
+        measured = gpu_settings(known).tflops if known else timing.matrix_rates(hardware.device, hardware.autocast)
         rates = {**measured, **config.hardware.tflops}
         arithmetic = _arithmetic(config.model.precision, hardware.autocast_name)
         if arithmetic not in rates:
@@ -170,7 +170,7 @@ def _arithmetic(precision: str, autocast: str | None) -> str:
 
 
 def _by_rates(work: Workload, device: Device, rates: Mapping[str, float], arithmetic: str) -> Timings:
-    return clock.from_tflops(
+    return timing.from_tflops(
         work.shape, work.trainable, work.kind, rates, arithmetic,
         checkpointing=device.checkpointing, beams=work.beams, on_gpu=device.on_gpu,
     )  # fmt: skip
@@ -192,7 +192,7 @@ def _by_timing(config: Config, work: Workload, hardware: Hardware) -> Timings:
     rows = rows_per_batch(hardware.decode_batch, config.decoding.num_beams)
     dev, scored = work.decoding("dev", rows), work.decoding("eval", rows)
     try:
-        return clock.from_timing(
+        return timing.from_timing(
             config.model, config.lora,
             language_token(config.model, config.data.language), hardware,
             beams=config.decoding.num_beams, trained=split_to_capacity(work.trained, hardware.capacity),

@@ -100,7 +100,7 @@ def workload(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Worklo
         "dev": [DecodePass(dev, margin)],
         "eval": [DecodePass(scored, None), DecodePass(scored, margin)] * config.eval.after,
     }
-    # The base as published, in fp16; what is saved twice, and two checkpoints with the optimiser's moments.
+    # The base as published, in fp16; what is saved twice, and two checkpoints with the optimizer's moments.
     kept = 2 * saved_bytes(config.lora, trainable, shape, config.model.precision) + 2 * 3 * 4 * trainable
     disk = {"prepare": heard * MP3_RATE, "train": 2 * cost.parameters(shape) + kept, "dev": 0, "eval": 0}
     order = StepSampler(train, [_tokens(each) for each in train], training, config.seed, known.max_target_positions)
@@ -113,7 +113,7 @@ def workload(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Worklo
 def architecture(checkpoint: str) -> WhisperConfig:
     """From config.json where it is on this machine, else as published; nothing is fetched.
 
-    Raises ChoiceError for a model that is neither.
+    Raises ConfigError for a model that is neither.
     """
     if is_local(checkpoint):
         return load_config(checkpoint)

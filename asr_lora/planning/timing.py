@@ -23,7 +23,7 @@ from asr_lora.speech import audio
 from asr_lora.training.trainer import token_loss
 
 # Seconds that the host needs to launch a layer's kernels, which no GPU undercuts: forward and backward of training, and
-# one token of decoding (estimated from Hugging Face's Whisper in eager mode; twice that for a quantised base).
+# one token of decoding (estimated from Hugging Face's Whisper in eager mode; twice that for a quantized base).
 LAUNCH_TRAINING, LAUNCH_TOKEN = 2e-3, 1e-3
 REACHED = 0.5  # of a device's rate on large matrices, what training and decoding get (estimated)
 SLOWER = {"int8": 2.5, "nf4": 1.5}  # than half precision: a T4 by the published recipe; nf4 estimated
@@ -96,7 +96,7 @@ def from_timing(
     """Times shapes between the smallest and the largest of each kind, on noise; others are interpolated by their work.
 
     Training is timed through the same pieces as the trainer's: clip decoding, log-mel, the model at its context, loss,
-    backward, optimiser. Only speed is asked, so labels are random and decoding goes on to the length that is expected.
+    backward, optimizer. Only speed is asked, so labels are random and decoding goes on to the length that is expected.
     """
     processor = load_processor(asked.checkpoint)
     free_memory()
@@ -140,7 +140,7 @@ def _interpolated(works: Sequence[Forward], do: Callable[[Forward], object], har
 
 def _training_step(model: Any, processor: WhisperProcessor, hardware: Hardware) -> Callable[[Forward], None]:
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trainable)
+    optimizer = torch.optim.AdamW(trainable)
     if hardware.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
@@ -155,8 +155,8 @@ def _training_step(model: Any, processor: WhisperProcessor, hardware: Hardware) 
                 logits = model(input_features=features, decoder_input_ids=ids).logits
                 loss = token_loss(logits, ids) / ids.numel()
             torch.autograd.backward(loss)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
     return step
 

@@ -20,7 +20,7 @@ from asr_lora.config.naming import GROUPS, result_settings, with_todays_names
 from asr_lora.config.schema import DecodingConfig, resolve_precision
 from asr_lora.config.stages import EvalConfig, ReportConfig
 from asr_lora.model.pretrained import fingerprint
-from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime import distributed
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import ANEW, check_links, damage, finish_replacement, read_json, read_jsonl, write_text
 
@@ -105,13 +105,13 @@ def dev_baseline(run: Path) -> Path:
 
 @contextmanager
 def lock(run: Path) -> Iterator[None]:
-    """The run is this command's alone. Raises ChoiceError while another command is at it, or for links out of it.
+    """The run is this command's alone. Raises ConfigError while another command is at it, or for links out of it.
 
     What a killed one held is free at once. Within it the same process may hold it again.
     """
     lock = FileLock(run / ".lock", timeout=0, is_singleton=True)
     try:
-        ranks.rank_zero(lambda: _lock(run, lock))
+        distributed.rank_zero(lambda: _lock(run, lock))
         yield
     finally:
         if lock.is_locked:
@@ -137,7 +137,7 @@ def streamed_record(run: Path, rank: int) -> Path:
 
 
 def read_hypotheses(run: Path, split: str) -> list[dict[str, Any]]:
-    """The lines of eval/<split>/hypotheses.jsonl. Raises WorldError where one is not as it was written, or is gone."""
+    """The lines of eval/<split>/hypotheses.jsonl. Raises ExternalError where one is not as it was written, or is gone."""
     file = run / "eval" / split / "hypotheses.jsonl"
     lines, scored = read_jsonl(file, HEARD, NOT_OF_ALL), read_json(file.with_name("metrics.json"))["clips"]
     if len(lines) != scored:
@@ -148,7 +148,7 @@ def read_hypotheses(run: Path, split: str) -> list[dict[str, Any]]:
 def read_scores(run: Path) -> dict[str, dict[str, Any]]:
     """The metrics of the run's own split, test before dev, and of every other set that was scored in the same way.
 
-    What another adapter, normaliser or decoding scored would not stand beside it, and figures of another version mean
+    What another adapter, normalizer or decoding scored would not stand beside it, and figures of another version mean
     something else. Empty where nothing was scored.
     """
     read = {path.parent.name: read_json(path) for path in sorted(run.glob("eval/*/metrics.json"))}
@@ -183,7 +183,7 @@ def settings(run: Path) -> dict[str, Any]:
 
 
 def check_same_settings(config: Config) -> None:
-    """Raises ChoiceError when the run folder was made with other settings; a new one is welcome."""
+    """Raises ConfigError when the run folder was made with other settings; a new one is welcome."""
     if settings_file(config.run).is_file():
         check_settings(config.run, result_settings(settings(config.run)), result_settings(to_dict(config)))
 
@@ -201,7 +201,7 @@ def record(config: Config, command: Sequence[str], base: str) -> None:
 def with_pinned_base(config: Config) -> Config:
     """With the base that the run was begun with: of the Hub that very commit, whatever is there by now.
 
-    Raises ChoiceError where a directory no longer holds what it held.
+    Raises ConfigError where a directory no longer holds what it held.
     """
     base = settings(config.run).get("base")
     if base is None:  # an earlier version did not record it
@@ -227,14 +227,14 @@ def with_precision(config: Config, device: str) -> tuple[Config, str]:
 
 
 def check_same_base(bases: Mapping[str, str], way_out: str) -> None:
-    """Raises ChoiceError where the runs or adapters of those names stand on different bases."""
+    """Raises ConfigError where the runs or adapters of those names stand on different bases."""
     if len(set(bases.values())) > 1:
         told = ", ".join(f"{name} on {base[:40]}" for name, base in bases.items())
         raise ConfigError(f"adapters: must be of one base, got {told}; {way_out}")
 
 
 def check_settings(run: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises ChoiceError, naming the first differing setting, when a run made with `before` is asked for as `now`."""
+    """Raises ConfigError, naming the first differing setting, when a run made with `before` is asked for as `now`."""
     for key in now:
         if before.get(key) != now[key]:
             raise ConfigError(
@@ -247,7 +247,7 @@ def recorded_config(run: Path, asked: Config, overrides: Sequence[str]) -> Confi
     """The run's own settings, but of evaluation, decoding and report those that the words name, and today's hardware.
 
     What an earlier version did not know yet, and no result depends on, is as asked; so is what is exported.
-    Raises ChoiceError when there is no run in the folder.
+    Raises ConfigError when there is no run in the folder.
     """
     finish_replacement(run)
     path = settings_file(run)
@@ -284,8 +284,8 @@ def _where_named(group: str, recorded: Branch, asked: Branch, named: set[str]) -
 
 
 def check_shared_disk(run: Path) -> None:
-    """Raises WorldError where a process does not see the manifest that the first has written."""
-    wanted = ranks.all_gather(_digest(summary(run)))[0]
+    """Raises ExternalError where a process does not see the manifest that the first has written."""
+    wanted = distributed.all_gather(_digest(summary(run)))[0]
     until = time.monotonic() + SHARED_WITHIN
     while _digest(summary(run)) != wanted:
         if time.monotonic() > until:
@@ -306,7 +306,7 @@ def set_last_run(run: Path, runs_dir: Path) -> None:
 
 
 def last_run(runs_dir: Path) -> Path:
-    """Raises ChoiceError when nothing was trained yet, or the note of it names no folder."""
+    """Raises ConfigError when nothing was trained yet, or the note of it names no folder."""
     note = runs_dir / "last"
     if not note.is_file():
         raise ConfigError(f"run_dir: no run yet (no {note}); train one with make train, or name one: run_dir=...")

@@ -33,7 +33,7 @@ from asr_lora.config.compose import (
     parse_config,
 )
 from asr_lora.runs import folder as run
-from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime import distributed
 from asr_lora.runtime.console import log, log_error, quiet_libraries
 from asr_lora.runtime.errors import ConfigError, ExternalError, RegressionError, UserError
 from asr_lora.runtime.files import read_json, write_json, write_text
@@ -102,8 +102,8 @@ def launch(
         here.append(Path(str(cfg.runs_dir)).expanduser())
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             _go_to(place)
-            if ranks.world_size() > 1:
-                _leave(ConfigError(f"-m: a sweep takes one process, got {ranks.world_size()}; start it plainly"), words)
+            if distributed.world_size() > 1:
+                _leave(ConfigError(f"-m: a sweep takes one process, got {distributed.world_size()}; start it plainly"), words)
             _of_sweep(stage, cfg, ledger_folder(here[-1], began), words)
             return
         try:
@@ -111,16 +111,16 @@ def launch(
         except USER_FIXABLE as error:
             _leave(error, words)
         except RuntimeError as error:
-            if not ranks.is_peer_failure(error):
+            if not distributed.is_peer_failure(error):
                 raise
             _leave(ExternalError(ANOTHER_ENDED), words)
 
     try:
-        if ranks.world_size() > 1 and not several:
-            raise ConfigError(f"WORLD_SIZE: this command takes one process, got {ranks.world_size()}; start it plainly")
+        if distributed.world_size() > 1 and not several:
+            raise ConfigError(f"WORLD_SIZE: this command takes one process, got {distributed.world_size()}; start it plainly")
         check_overrides(words)
         lost = _launched(job, words)
-        ranks.shut_down()
+        distributed.shut_down()
         runs_dir = here[-1] if here else _runs_dir(words)
         ledger = ledger_folder(runs_dir, began)
         if jobs := noted_jobs(ledger):
@@ -187,7 +187,7 @@ def _runs_dir(words: Sequence[str]) -> Path:
 def find_run(config: Config) -> Path:
     """The folder of the run that the command line means: the one its words lead to, without any the last.
 
-    Raises ChoiceError when nothing was trained yet.
+    Raises ConfigError when nothing was trained yet.
     """
     apart = (*(f"{group}{end}" for group in APART for end in (".", "=")), "audio=")
     about_run = [word for word in job_overrides() if not word.startswith(apart)]

@@ -44,7 +44,7 @@ class OutOfTimeError(Exception):
 def search(config: Config, words: Sequence[str] = ()) -> Path:
     """Tries settings until search.trials have ended or search.max_hours are over, and returns where the page is.
 
-    `words` are the overrides that made `config`. Raises ChoiceError for a space that cannot be, and while another
+    `words` are the overrides that made `config`. Raises ConfigError for a space that cannot be, and while another
     process is at the same search; what the first trial breaks is raised, later ones are told and left behind.
     """
     deadline = time.monotonic() + 3600 * (math.inf if config.search.max_hours is None else config.search.max_hours)

@@ -139,7 +139,7 @@ def _charts(study: optuna.Study) -> list[tuple[str, Markup]]:
 
 
 def parse_space(space: Sequence[str]) -> dict[str, Setting]:
-    """The settings that vary, each `name=values`. Raises ChoiceError, also where there is none."""
+    """The settings that vary, each `name=values`. Raises ConfigError, also where there is none."""
     if not space:
         raise ConfigError(f"search.space: must name a setting to try, got none; for instance lora.r={EXAMPLES}")
     return dict(map(_parsed, space))

@@ -36,9 +36,9 @@ def start(stage: str, *words: str) -> subprocess.Popen[str]:
         ("+data.hour=1", "data.hour: no such setting; did you mean data.hours?"),
         ("modl=whisper_tiny", "modl: no such setting; did you mean model?"),
         ("qqqqqq=1", "qqqqqq: no such setting; --cfg job prints all"),
-        ("hydra.launcher.x=1", "hydra.launcher.x: not among the settings of Hydra or of the launcher; +hydra."),
+        ("hydra.launcher.x=1", "hydra.launcher.x: no setting of Hydra or the launcher; +hydra."),
         ("hydra/launcher=other", "hydra/launcher: other is not installed; `uv sync --inexact --extra ray` brings ray"),
-        ("hydra/launcher=0", "hydra/launcher: 0 is none of its names"),
+        ("hydra/launcher=0", "hydra/launcher: 0 is none of those of Hydra and its plugins"),
         ("~data=0", "data: 0 is none of common_voice"),
         ("lora=lokr", "lora: lokr is none of adalora, all_linear, bitfit"),
         ("experiment=best", "experiment: best is none of demo, full_data, low_data"),
@@ -80,8 +80,8 @@ def start(stage: str, *words: str) -> subprocess.Popen[str]:
         ("eval.sets=[{source: ''}]", "eval.sets.source: must be a path, silence or noise"),
         ("eval.sets=[{source: a, name: b/c}]", "eval.sets.name: must be letters, digits"),
         ("eval.sets=[{sauce: a}]", "sauce: no such setting"),
-        ("eval.strength=3", "eval.strength: must be within 0 (untouched) to 2"),
-        ("eval.strengths=[0,-1]", "eval.strengths: must be within 0 (untouched) to 2"),
+        ("eval.strength=3", "eval.strength: must be within 0 (base model) to 2"),
+        ("eval.strengths=[0,-1]", "eval.strengths: must be within 0 (base model) to 2"),
         ("eval.max_regression=2", "eval.max_regression: must be a share of at least 0, such as 0.01"),
         ("eval.average=0", "eval.average: must be at least 1"),
         ("seed=-1", "seed: must be at least 0"),
@@ -155,7 +155,7 @@ def test_a_quoted_value_is_taken_literally(name: str) -> None:
 def test_a_value_that_means_something_else_unquoted_is_answered_with_what_to_paste(name: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         load([f"data.source=/data/{name}"])
-    pasted = str(refusal.value).partition("to be taken as it is: ")[2].partition("; to try several")[0]
+    pasted = str(refusal.value).partition("quote it: ")[2].partition("; to try several")[0]
     assert load(shlex.split(pasted)).data.source == f"/data/{name}"
 
 
@@ -240,8 +240,8 @@ def test_ctrl_c_says_what_is_safe_and_the_same_command_goes_on(
 def test_what_is_recorded_is_what_one_job_was_told(tmp_path: Path, words: list[str], jobs: list[str]) -> None:
     script = (
         "import shlex\n"
-        "from asr_lora.runs.launch import launch, words_of_job\n"
-        "launch(lambda config: print(shlex.join(words_of_job())))\n"
+        "from asr_lora.runs.launch import job_overrides, launch\n"
+        "launch(lambda config: print(shlex.join(job_overrides())))\n"
     )
     typed = shlex.split(" ".join(words))
     done = subprocess.run(
@@ -275,8 +275,8 @@ def test_an_unknown_choice_of_a_group_is_a_choice_at_the_command_line_too() -> N
         (f"lora.kind={'x' * 300}", "lora.kind: "),
         ("=0", "=0: must be setting=value"),
         ("data={a: 1}", "data: {a: 1} is none of common_voice"),
-        ("~A", "~A: no such setting to take out"),
-        ("~", "~: no such setting to take out"),
+        ("~A", "~A: no such setting to remove"),
+        ("~", "~: no such setting to remove"),
         ("A~", "A~: must be setting=value"),
         ("", "'': must be setting=value"),
         ("data.language=\u2028", "data.language: "),

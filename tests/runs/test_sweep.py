@@ -13,14 +13,14 @@ from asr_lora.runs.launch import Job
 
 STAGE = """
 import os, signal, sys
-from asr_lora.runtime.errors import RegressionError, WorldError
+from asr_lora.runtime.errors import RegressionError, ExternalError
 from asr_lora.runs.launch import launch
 def stage(config):
     print("rank", config.lora.r, flush=True)
     if config.lora.r == 2:
         raise RegressionError("eval.max_regression: lost")
     if config.lora.r == 3:
-        raise WorldError("hardware: too small")
+        raise ExternalError("hardware: too small")
     if config.lora.r == 5:
         raise KeyError("bug")
     if config.lora.r == 6:
