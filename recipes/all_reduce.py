@@ -1,7 +1,7 @@
-"""How fast two processes sum an adapter's gradients:  torchrun --nproc-per-node=2 recipes/all_reduce.py OUT.json
+"""Times sums of an adapter's gradients:  torchrun --nproc-per-node=2 recipes/all_reduce.py OUT.json
 
-As training does (asr_lora.runtime.distributed.sum_gradients), through NCCL where every process has a GPU, else through
-gloo; for so many --seconds. The first process writes what it took. A wrong sum is an error.
+Sums as training does (asr_lora.runtime.distributed.sum_gradients), through NCCL where every process has a GPU, else
+through gloo, for --seconds. Rank 0 writes the times. A wrong sum is an error.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import torch
-from torch import distributed
+from torch.distributed import barrier
 
 from asr_lora.runtime import distributed
 from asr_lora.runtime.errors import ExternalError
@@ -45,25 +45,25 @@ def main() -> None:
     sums = math.ceil(asked.seconds / max(distributed.all_gather(timed(parameters, WARM_UP, device) / WARM_UP)))
     seconds = timed(parameters, sums, device) / sums
     if distributed.is_rank_zero():
-        size = 4 * MATRIX * asked.matrices
+        size, processes = 4 * MATRIX * asked.matrices, distributed.world_size()
         write_json(
             asked.out,
             {
                 "backend": "nccl" if device.type == "cuda" else "gloo",
-                "processes": distributed.world_size(),
+                "processes": processes,
                 "bytes_per_sum": size,
                 "sums": sums,
                 "seconds_per_sum": seconds,
-                # What each link carries in a ring: 2 (N - 1) / N times what is summed.
-                "link_bytes_per_second": 2 * (distributed.world_size() - 1) / distributed.world_size() * size / seconds,
+                # Each link of a ring transfers 2 (N - 1) / N times the bytes of a sum.
+                "link_bytes_per_second": 2 * (processes - 1) / processes * size / seconds,
             },
         )
-    distributed.barrier()
+    barrier()
     distributed.shut_down()
 
 
 def timed(parameters: list[torch.nn.Parameter], sums: int, device: torch.device) -> float:
-    """Seconds of so many sums."""
+    """Returns the seconds of `sums` sums."""
     started = time.perf_counter()
     for _ in range(sums):
         distributed.sum_gradients(parameters)

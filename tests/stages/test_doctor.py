@@ -312,7 +312,7 @@ def test_a_full_disk_fails_and_names_the_other_disks(
 def test_a_checkpoint_that_only_an_unreachable_hub_has_fails(words: list[str], tmp_path: Path) -> None:
     found = examined([*words, "model.checkpoint=openai/whisper-tiny"], tmp_path)
     assert verdicts(found, "fail") == {"Hub"}
-    assert found["Hub"].found.startswith("needed for all of openai/whisper-tiny, and does not give it: ")
+    assert found["Hub"].found.startswith("needed for all of openai/whisper-tiny, and does not return it: ")
     assert "model.checkpoint=/path" in found["Hub"].way_out
     assert found["language"].found == "skipped: needs Hub"
     assert found["gradients"].verdict == found["memory"].verdict == "ok"  # its sizes are published

@@ -179,7 +179,7 @@ def test_the_usual_settings_are_tried_as_far_as_the_space_holds_them() -> None:
     settings = study.parse_space(
         ["lora.r=choice(2,4)", "lora.dropout=interval(0,0.1)", "training.warmup_ratio=range(2)"]
     )
-    recorded = {"lora": {"r": 4, "dropout": 0.5}, "training": {"warmup": 0.1}}
+    recorded = {"lora": {"r": 4, "dropout": 0.5}, "training": {"warmup_ratio": 0.1}}
     assert study.default_values(settings, recorded) == {"lora.r": "4"}
 
 
