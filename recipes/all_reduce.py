@@ -1,7 +1,7 @@
-"""How fast two processes sum an adapter's gradients:  torchrun --nproc-per-node=2 recipes/all_reduce.py OUT.json
+"""Times sums of an adapter's gradients:  torchrun --nproc-per-node=2 recipes/all_reduce.py OUT.json
 
-As training does (asr_lora.runtime.distributed.sum_gradients), through NCCL where every process has a GPU, else through
-gloo; for so many --seconds. The first process writes what it took. A wrong sum is an error.
+Sums as training does (asr_lora.runtime.distributed.sum_gradients), through NCCL where every process has a GPU, else
+through gloo, for --seconds. Rank 0 writes the times. A wrong sum is an error.
 """
 
 import argparse
@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import torch
-from torch import distributed
+from torch.distributed import barrier
 
-from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime import distributed
 from asr_lora.runtime.errors import ExternalError
 from asr_lora.runtime.files import write_json
 
@@ -29,44 +29,44 @@ def main() -> None:
     parser.add_argument("--matrices", type=int, default=MATRICES, help=f"of {MATRIX:,} numbers each (%(default)s)")
     asked = parser.parse_args()
     device = torch.device("cpu")
-    if torch.cuda.device_count() >= ranks.world_size():
+    if torch.cuda.device_count() >= distributed.world_size():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    ranks.init(device)
+    distributed.init(device)
     parameters = [torch.nn.Parameter(torch.zeros(MATRIX, device=device)) for _ in range(asked.matrices)]
     for parameter in parameters:
-        parameter.grad = torch.full_like(parameter, ranks.rank() + 1)
-    ranks.sum_gradients(parameters)
-    expected = sum(range(1, ranks.world_size() + 1))
+        parameter.grad = torch.full_like(parameter, distributed.rank() + 1)
+    distributed.sum_gradients(parameters)
+    expected = sum(range(1, distributed.world_size() + 1))
     if any(parameter.grad is None or bool(parameter.grad.ne(expected).any()) for parameter in parameters):
-        raise ExternalError(f"all_reduce: {ranks.world_size()} processes must sum to {expected}, and did not")
+        raise ExternalError(f"all_reduce: {distributed.world_size()} processes must sum to {expected}, and did not")
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)  # or sums of sums would overflow
-    sums = math.ceil(asked.seconds / max(ranks.all_gather(timed(parameters, WARM_UP, device) / WARM_UP)))
+    sums = math.ceil(asked.seconds / max(distributed.all_gather(timed(parameters, WARM_UP, device) / WARM_UP)))
     seconds = timed(parameters, sums, device) / sums
-    if ranks.is_rank_zero():
-        size = 4 * MATRIX * asked.matrices
+    if distributed.is_rank_zero():
+        size, processes = 4 * MATRIX * asked.matrices, distributed.world_size()
         write_json(
             asked.out,
             {
                 "backend": "nccl" if device.type == "cuda" else "gloo",
-                "processes": ranks.world_size(),
+                "processes": processes,
                 "bytes_per_sum": size,
                 "sums": sums,
                 "seconds_per_sum": seconds,
-                # What each link carries in a ring: 2 (N - 1) / N times what is summed.
-                "link_bytes_per_second": 2 * (ranks.world_size() - 1) / ranks.world_size() * size / seconds,
+                # Each link of a ring transfers 2 (N - 1) / N times the bytes of a sum.
+                "link_bytes_per_second": 2 * (processes - 1) / processes * size / seconds,
             },
         )
-    distributed.barrier()
-    ranks.shut_down()
+    barrier()
+    distributed.shut_down()
 
 
 def timed(parameters: list[torch.nn.Parameter], sums: int, device: torch.device) -> float:
-    """Seconds of so many sums."""
+    """Returns the seconds of `sums` sums."""
     started = time.perf_counter()
     for _ in range(sums):
-        ranks.sum_gradients(parameters)
+        distributed.sum_gradients(parameters)
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started

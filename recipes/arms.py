@@ -1,4 +1,4 @@
-"""What recipes/benchmark.py measures: an arm runs its stages as processes of their own and returns what they found."""
+"""The arms of recipes/benchmark.py: each runs its stages as separate processes and returns their figures."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ from asr_lora.runtime.errors import ExternalError
 from asr_lora.runtime.files import atomic_folder, read_json, read_jsonl, write_json
 
 RECIPES = Path(__file__).parent
-T4_GIGABYTES = 15  # what a T4's 16 leave to a process
+T4_GIGABYTES = 15  # of a T4's 16, available to a process
 LARGE_STEPS = 12
 LARGE_V2 = {
     "d_model": 1280, "encoder_layers": 32, "decoder_layers": 32, "encoder_attention_heads": 20,
@@ -32,23 +32,23 @@ Facts = dict[str, Any]
 
 
 def tutorial(config: Config, words: Sequence[str], folder: Path) -> Facts:
-    """recipes/tutorial.py on our manifest, with our settings: what differs is the recipe."""
+    """Runs recipes/tutorial.py on our manifest with our settings: only the recipe differs."""
     write_json(folder / "settings.json", tutorial_settings(config))
     command = [sys.executable, str(RECIPES / "tutorial.py")]
     spent = timed("tutorial, training", [*command, "train", str(folder)], folder)
     decoding = timed("tutorial, evaluation", [*command, "evaluate", str(folder)], folder)
-    heard = read_json(folder / "evaluate.json")
-    hypotheses = heard.pop("hypotheses")
+    decoded = read_json(folder / "evaluate.json")
+    hypotheses = decoded.pop("hypotheses")
     return {
         "train": spent | read_json(folder / "train.json"),
-        "evaluate": decoding | heard | {"tuned_command_seconds": decoding["command_seconds"]},
+        "evaluate": decoding | decoded | {"tuned_command_seconds": decoding["command_seconds"]},
         "bytes_written": _bytes_written(folder, spent, decoding),
         "hypotheses": hypotheses,
     }
 
 
 def tutorial_settings(config: Config) -> Facts:
-    """settings.json of recipes/tutorial.py; `lora` and `training` in the words of peft and of the Trainer."""
+    """Returns settings.json of recipes/tutorial.py; `lora` has peft's names, `training` those of the Trainer."""
     training, lora, hardware = (
         config.training,
         config.lora,
@@ -85,7 +85,7 @@ def tutorial_settings(config: Config) -> Facts:
 
 
 def ours(config: Config, words: Sequence[str], folder: Path) -> Facts:
-    """The commands that a person types, on the manifest that is there, in a cache where nothing was ever decoded."""
+    """Runs the user's commands on the existing manifest, with an empty cache."""
     shutil.copytree(config.run / "data", folder / "data")
     words = [*words, f"run_dir={quote_override(str(folder))}", f"runs_dir={quote_override(str(folder))}"]
     command = [sys.executable, "-m"]
@@ -94,13 +94,13 @@ def ours(config: Config, words: Sequence[str], folder: Path) -> Facts:
     written = _bytes_written(folder, spent, decoding)
     scored, hypotheses = _scored(config, folder)
     before = scored["baseline"]
-    untouched = 0.0 if before["cached"] else before["seconds"] + before["load_seconds"]
-    # The untouched model is in the cache by now.
+    base_seconds = 0.0 if before["cached"] else before["seconds"] + before["load_seconds"]
+    # The base model's hypotheses are in the cache now.
     timed("ours, evaluation at 30 s", [*command, "asr_lora.eval", *words, "decoding.context=full"], folder)
     scored_full, hypotheses_full = _scored(config, folder)
     return {
         "train": spent | read_json(run.train_metrics(folder)),
-        "evaluate": decoding | scored | {"tuned_command_seconds": decoding["command_seconds"] - untouched},
+        "evaluate": decoding | scored | {"tuned_command_seconds": decoding["command_seconds"] - base_seconds},
         "evaluate_full": scored_full,
         "bytes_written": written,
         "hypotheses": hypotheses,
@@ -109,14 +109,14 @@ def ours(config: Config, words: Sequence[str], folder: Path) -> Facts:
 
 
 def padded(config: Config, words: Sequence[str], folder: Path) -> Facts:
-    """Ours in all but the context: what of the difference is the padding's, and whether it costs any accuracy."""
+    """Runs ours at 30 s context: shows the effect of padding, and whether short contexts cost accuracy."""
     return ours(config, [*words, "training.context=full"], folder)
 
 
 def large(config: Config, words: Sequence[str], folder: Path, sizes: Facts = LARGE_V2) -> Facts:
-    """A T4's stand-in: our training of large-v2 within 15 GB, by precision and context; None for a cell that failed.
+    """Trains large-v2 within 15 GB, like a T4, by precision and context; None for a cell that failed.
 
-    The weights are random, for neither speed nor memory depends on them. On a CPU it is fp32 and nothing is capped.
+    The weights are random, as neither speed nor memory depends on them. On a CPU it is fp32 without a memory cap.
     """
     checkpoint = folder / "large_v2-random"
     write_random(checkpoint, config.model.checkpoint, sizes)
@@ -127,8 +127,8 @@ def large(config: Config, words: Sequence[str], folder: Path, sizes: Facts = LAR
             cell = folder / f"{precision}-{context}"
             shutil.copytree(config.run / "data", cell / "data")
             changed = [
-                f"model.checkpoint={quote_override(str(checkpoint))}", "model.name=large_v2", f"model.precision={precision}",
-                f"hardware={'t4' if on_gpu else 'cpu'}", f"training.context={context}",
+                f"model.checkpoint={quote_override(str(checkpoint))}", "model.name=large_v2",
+                f"model.precision={precision}", f"hardware={'t4' if on_gpu else 'cpu'}", f"training.context={context}",
                 f"training.max_steps={LARGE_STEPS}", f"training.eval_steps={LARGE_STEPS}",
                 "decoding.max_new_tokens=8", "eval.after=false",
                 f"run_dir={quote_override(str(cell))}", f"runs_dir={quote_override(str(folder))}",
@@ -149,7 +149,7 @@ def large(config: Config, words: Sequence[str], folder: Path, sizes: Facts = LAR
 
 
 def write_random(target: Path, base: str, sizes: Facts) -> None:
-    """A checkpoint of those sizes with random weights, and with the tokens of `base`, in fp16 as OpenAI's own."""
+    """Writes a checkpoint of these sizes with random weights and the tokens of `base`, in fp16 like OpenAI's."""
     torch.manual_seed(0)
     source, revision = resolve(base)
     settings = WhisperConfig.from_pretrained(source, revision=revision, **sizes)
@@ -170,7 +170,7 @@ ARMS: dict[str, Callable[[Config, Sequence[str], Path], Facts]] = {
 
 
 def timed(name: str, command: Sequence[str], folder: Path) -> Facts:
-    """Runs a command to its end: its seconds by the clock outside, its most memory at once, what it wrote."""
+    """Runs a command; returns its seconds measured from outside, its peak memory, and the bytes that it wrote."""
     log(f"{name} ...")
     started = time.monotonic()
     process = subprocess.Popen(command, env=os.environ | {"ASR_LORA_CACHE": str(folder / "cache")})
@@ -190,7 +190,7 @@ def timed(name: str, command: Sequence[str], folder: Path) -> Facts:
     return {
         "command_seconds": seconds,
         "resident_bytes": used.ru_maxrss * (1 if sys.platform == "darwin" else 1024),  # macOS counts bytes, Linux KiB
-        "bytes_written": used.ru_oublock * 512,  # blocks as getrusage(2) counts them, whatever the file system's own
+        "bytes_written": used.ru_oublock * 512,  # blocks of getrusage(2), independent of the file system's
     }
 
 
@@ -200,7 +200,7 @@ def _scored(config: Config, folder: Path) -> tuple[Facts, list[str]]:
 
 
 def _bytes_written(folder: Path, *commands: Facts) -> int:
-    """What the kernel counted, deleted files too; where it does not count (tmpfs), what is left in the folder."""
+    """Returns the bytes counted by the kernel, deleted files too; without a count (tmpfs), those left in the folder."""
     left: int = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     counted: int = sum(command["bytes_written"] for command in commands)
     return max(left, counted)

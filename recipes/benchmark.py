@@ -1,9 +1,9 @@
-"""The tutorial recipe against ours:  python recipes/benchmark.py [--source ARCHIVE] [--steps 120]   (make bench)
+"""Compares the tutorial recipe with ours:  python recipes/benchmark.py [--source ARCHIVE] [--steps 120]   (make bench)
 
-One corpus, one checkpoint, the same training and test clips, equal batch size, steps, learning rate and seed. Every
-stage of either arm is a process of its own, timed by one clock outside it. What an arm found is kept in the work folder
-and not measured again; one that was interrupted begins anew, for half a measurement is none. With an NVIDIA GPU there
-is a third arm, `large`: our training of a random large-v2 within 15 GB, padded and dynamic, in 8 and 16 bits.
+Same corpus, checkpoint, training and test clips, batch size, steps, learning rate and seed. Every stage of an arm is a
+separate process, timed from outside. Results of an arm are kept in the work folder and not measured again; an
+interrupted arm starts again. With an NVIDIA GPU there is a third arm, `large`: our training of a random large-v2 within
+15 GB, padded and dynamic, in 8 and 16 bits.
 """
 
 import argparse
@@ -31,17 +31,17 @@ from asr_lora.speech.normalizer import Normalizer
 
 
 def benchmark(asked: argparse.Namespace) -> Facts:
-    """Runs the arms that were not run yet; writes, shows and returns results.json. Raises UserError, one line each."""
+    """Runs the arms that were not run yet; writes, prints and returns results.json. Raises UserError."""
     work: Path = asked.work.expanduser().absolute()
-    words = _words(asked)
-    _recognise(work, words)
+    overrides = _overrides(asked)
+    _check_same_settings(work, overrides)
     config = load(
-        [*words, f"run_dir={quote_override(str(work / 'prepared'))}", f"runs_dir={quote_override(str(work))}"]
+        [*overrides, f"run_dir={quote_override(str(work / 'prepared'))}", f"runs_dir={quote_override(str(work))}"]
     )
     hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size)
     prepare(config)
-    write_json(work / "settings.json", {"words": words})
-    results: Facts = {"words": words, "machine": hardware.name, "versions": run.versions()}
+    write_json(work / "settings.json", {"words": overrides})
+    results: Facts = {"words": overrides, "machine": hardware.name, "versions": run.versions()}
     for arm in asked.arms:
         kept = work / f"{arm}.json"
         if kept.is_file():
@@ -49,7 +49,7 @@ def benchmark(asked: argparse.Namespace) -> Facts:
         else:
             shutil.rmtree(work / arm, ignore_errors=True)
             (work / arm).mkdir()
-            write_json(kept, ARMS[arm](config, words, work / arm))
+            write_json(kept, ARMS[arm](config, overrides, work / arm))
         results[arm] = read_json(kept)
     for other in {"tutorial", "padded"} & set(results) if "ours" in results else ():
         results[f"against_{other}"] = compared = _compared(config, results[other], results["ours"])
@@ -57,31 +57,31 @@ def benchmark(asked: argparse.Namespace) -> Facts:
     if "large" in results:
         _show_large(results["large"])
     write_json(work / "results.json", results)
-    log(f"everything measured: {work / 'results.json'}")
+    log(f"all figures: {work / 'results.json'}")
     return results
 
 
-# ---- what came of it ----
+# ---- results ----
 
 
 def _compared(config: Config, theirs: Facts, own: Facts) -> Facts:
-    """Error rates of both by one scorer, and ours minus theirs on the same clips, ours decoded short and at 30 s."""
+    """Scores both arms in the same way, and ours minus theirs on the same clips, ours at short contexts and at 30 s."""
     rows = read_jsonl(run.manifest(config.run, "test"))[: config.eval.limit]
     references, speakers = [row["text"] for row in rows], [row["speaker"] for row in rows]
     rule = Normalizer(config.eval.normalizer, language_token(config.model, config.data.language)), config.seed
-    heard = {"theirs": theirs["hypotheses"], "ours": own["hypotheses"], "ours_full": own["hypotheses_full"]}
+    decoded = {"theirs": theirs["hypotheses"], "ours": own["hypotheses"], "ours_full": own["hypotheses_full"]}
     return {
-        "scores": {arm: metrics.score(references, said, speakers, *rule) for arm, said in heard.items()},
+        "scores": {arm: metrics.score(references, texts, speakers, *rule) for arm, texts in decoded.items()},
         "delta": {
-            arm: metrics.paired_delta(references, heard["theirs"], said, speakers, *rule)
-            for arm, said in heard.items()
+            arm: metrics.paired_delta(references, decoded["theirs"], texts, speakers, *rule)
+            for arm, texts in decoded.items()
             if arm != "theirs"
         },
     }
 
 
 def _show(name: str, theirs: Facts, own: Facts, compared: Facts) -> None:
-    """The table, on standard output."""
+    """Prints the table to standard output."""
     table = Table(title=f"{name} and ours")
     for heading in ("", name, "ours", "times better"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -91,8 +91,8 @@ def _show(name: str, theirs: Facts, own: Facts, compared: Facts) -> None:
         ("training, whole command (s)", "train", "command_seconds", 1, 1),
         ("training, peak memory (GB)", "train", "peak_memory_bytes", 2, 1e9),
         ("training, peak memory of the process (GB)", "train", "resident_bytes", 2, 1e9),
-        ("evaluation, tuned pass (s)", "evaluate", "seconds", 1, 1),
-        ("evaluation, command without the untouched model (s)", "evaluate", "tuned_command_seconds", 1, 1),
+        ("evaluation, fine-tuned pass (s)", "evaluate", "seconds", 1, 1),
+        ("evaluation, command without the base model (s)", "evaluate", "tuned_command_seconds", 1, 1),
     ):
         before, after = theirs[part][figure] / unit, own[part][figure] / unit
         better = after / before if figure == "clips_per_second" else before / after
@@ -133,12 +133,12 @@ def _show_large(cells: Facts) -> None:
     Console().print(table)
 
 
-# ---- what was asked ----
+# ---- command line ----
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/benchmark"), help="folder of it all (%(default)s)")
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmark"), help="folder of all files (%(default)s)")
     parser.add_argument("--source", type=Path, help="archive or folder in Common Voice's layout (the demo's Dutch)")
     parser.add_argument("--language", default="nl", help="locale of the corpus (%(default)s)")
     parser.add_argument("--checkpoint", help="Hub id or folder (whisper-base from the package registry)")
@@ -148,7 +148,9 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="(%(default)s)")
     arms = "of tutorial, padded (ours at 30 s), ours and large (tutorial,ours; large too with an NVIDIA GPU)"
     parser.add_argument("--arms", type=_arms, default=_arms(), help=arms)
-    parser.add_argument("words", nargs="*", help="Hydra words; the tutorial takes over those that it has a word for")
+    parser.add_argument(
+        "overrides", nargs="*", help="Hydra overrides; the tutorial uses those that it has settings for"
+    )
     return parser.parse_intermixed_args(arguments)
 
 
@@ -160,8 +162,8 @@ def _arms(text: str | None = None) -> list[str]:
     return text.split(",")
 
 
-def _words(asked: argparse.Namespace) -> list[str]:
-    """The settings of both arms, as Hydra takes them."""
+def _overrides(asked: argparse.Namespace) -> list[str]:
+    """Returns the settings of both arms as Hydra overrides."""
     source = _demo_corpus() if asked.source is None else asked.source.expanduser().absolute()
     checkpoint = resolve(asked.checkpoint or str(whisper_base_from_wheels()))[0]
     return [
@@ -174,7 +176,7 @@ def _words(asked: argparse.Namespace) -> list[str]:
         f"training.max_steps={asked.steps}",
         f"training.batch_size={asked.batch}",
         f"seed={asked.seed}",
-        *asked.words,
+        *asked.overrides,
     ]
 
 
@@ -185,10 +187,10 @@ def _demo_corpus() -> Path:
     return archive
 
 
-def _recognise(work: Path, words: Sequence[str]) -> None:
-    """Raises ChoiceError when the work folder holds what was measured with other settings."""
+def _check_same_settings(work: Path, overrides: Sequence[str]) -> None:
+    """Raises ConfigError when the work folder was measured with other settings."""
     note = work / "settings.json"
-    if note.is_file() and (changed := set(read_json(note)["words"]) ^ set(words)):
+    if note.is_file() and (changed := set(read_json(note)["words"]) ^ set(overrides)):
         raise ConfigError(
             f"--work: {work} was measured with other settings ({', '.join(sorted(changed))}); name another folder, or "
             "remove that one"
@@ -200,7 +202,7 @@ def main() -> None:
     try:
         benchmark(parsed())
     except KeyboardInterrupt:
-        log("interrupted; whole arms are kept, and the same command goes on with the next")
+        log("interrupted; complete arms are kept, and the same command goes on with the next")
         raise SystemExit(130) from None
     except (UserError, OSError) as error:
         log(f"error: {' '.join(str(error).splitlines())}")

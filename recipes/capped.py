@@ -1,6 +1,6 @@
-"""asr_lora.train within so many GB of GPU memory:  python recipes/capped.py 15 hardware=t4 data.language=nl
+"""Runs asr_lora.train within a cap on GPU memory, in GB:  python recipes/capped.py 15 hardware=t4 data.language=nl
 
-Stands in for a smaller GPU: what would not fit there fails here too. Without a GPU nothing is capped.
+Emulates a smaller GPU: a run that does not fit there fails here too. Without a GPU there is no cap.
 """
 
 import sys

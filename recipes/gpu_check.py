@@ -1,11 +1,11 @@
-"""What this GPU does with the project, in at most 8 minutes:  python recipes/gpu_check.py   (make gpu-check)
+"""Measures this GPU with the project's code, in at most 8 minutes:  python recipes/gpu_check.py   (make gpu-check)
 
-Nothing is fetched: weights are random, of large-v2's and whisper-small's sizes, and clips are noise, for neither speed
+Downloads nothing: weights are random, of large-v2's and whisper-small's sizes, and clips are noise, as neither speed
 nor memory depends on them. Within --memory GB: steps and peak memory at short contexts and at 30 s, in int8, fp16 and
-nf4; decoding; what the plan expects beside each; steps that the loss scaler skips; a step that runs out of memory; with
-two GPUs their sums of gradients. What matters most comes first, and what does not fit in --minutes is listed as not
-reached. A part that fails is listed with its reason; the others go on, and the exit status is 1.
-Without a GPU, or with --tiny, the same parts run with tiny weights on the CPU: whether they work, not what they take.
+nf4; decoding; the plan's prediction beside each; steps that the loss scaler skips; a step that runs out of memory; with
+two GPUs their sums of gradients. The most important parts come first; those that do not fit in --minutes are listed as
+not reached. A part that fails is listed with its reason; the others go on, and the exit status is 1.
+Without a GPU, or with --tiny, the same parts run with tiny weights on the CPU: a test of the code, not of speed.
 """
 
 import argparse
@@ -36,16 +36,16 @@ from asr_lora.runtime.console import log, quiet_libraries
 from asr_lora.runtime.errors import ConfigError, ExternalError, UserError, first_line
 from asr_lora.runtime.files import write_json
 
-DISK_BYTES = 5e9  # large-v2 and whisper-small in fp16, and what the runs leave
-RESERVE = 20.0  # seconds before the end at which a training part stops: it still decodes dev, and saves
+DISK_BYTES = 5e9  # large-v2 and whisper-small in fp16, and the run folders
+RESERVE = 20.0  # seconds before the end at which a training part stops: it still decodes dev and saves
 HEADINGS = ("", "seconds", "plan", "times", "a second", "GB", "plan", "times", "reserved GB", "remark")
 ON_SCREEN = 8  # of them, which 80 characters hold
 
 
 def check(asked: argparse.Namespace, spent: float = 0.0) -> Facts:
-    """Measures all parts, and returns what is in the file; `spent` are seconds of the limit that are gone already.
+    """Measures all parts; returns the contents of the file. `spent`: seconds of the limit that are used already.
 
-    Raises WorldError where the disk is too small.
+    Raises ExternalError where the disk is too small.
     """
     on_gpu = torch.cuda.is_available() and not asked.tiny
     out: Path = asked.out.expanduser().absolute()
@@ -66,7 +66,7 @@ def check(asked: argparse.Namespace, spent: float = 0.0) -> Facts:
         log(f"{found['machine']['device_name']}, {cap / 1e9:.1f} GB of it, {asked.minutes:g} minutes")
     else:
         torch.set_num_threads(1)  # tiny matrices gain nothing from more, which on a busy machine wait for one another
-        log("on the CPU, with tiny weights: this shows that the parts work, and says nothing about a GPU")
+        log("on the CPU, with tiny weights: this shows that the parts work, and measures no GPU")
     until = time.monotonic() + asked.minutes * 60 - spent
     with tempfile.TemporaryDirectory(prefix=".gpu-check-", dir=out.parent) as folder, _cache(Path(folder) / "cache"):
         memory, hardware = (cap or 0) / 1e9, asked.hardware if on_gpu else "cpu"
@@ -75,10 +75,10 @@ def check(asked: argparse.Namespace, spent: float = 0.0) -> Facts:
 
 
 def measure(every: Sequence[Part], until: float, found: Facts, out: Path) -> Facts:
-    """Adds `seconds` and `parts` to what is `found`, and writes it to `out` after every part.
+    """Adds `seconds` and `parts` to `found`, and writes it to `out` after every part.
 
-    No part begins that would not end by `until` (time.monotonic), by its estimate times the pace of those before it; a
-    shorter one after it still may. Ctrl-C ends the part and all after it; `interrupted` says so.
+    No part starts that would not end by `until` (time.monotonic), by its estimate times the pace of those before it; a
+    shorter one after it still may. Ctrl-C ends the part and all after it, and sets `interrupted`.
     """
     began, rows = time.monotonic(), []
     found |= {"interrupted": False, "parts": rows}
@@ -109,7 +109,7 @@ def _measured(part: Part, found: Facts) -> Facts:
     except KeyboardInterrupt:
         found["interrupted"] = True
         result, why = "interrupted", "Ctrl-C"
-    except Exception as error:  # noqa: BLE001 (the other parts have nothing to do with it; the table says what broke)
+    except Exception as error:  # noqa: BLE001 (the other parts do not depend on it; the table lists the error)
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         result, why = "failed", kind + first_line(error)
         log(f"{part.name}: {why}")
@@ -136,7 +136,7 @@ def machine(gigabytes: float, on_gpu: bool) -> Facts:
 
 
 def _output(*command: str) -> str | None:
-    """What a command prints; None where there is no such command, or it fails."""
+    """Returns what a command prints; None where it does not exist or fails."""
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -145,7 +145,7 @@ def _output(*command: str) -> str | None:
 
 @contextmanager
 def _cache(folder: Path) -> Iterator[None]:
-    """Within it nothing is kept in the user's cache."""
+    """Uses `folder` as the cache instead of the user's."""
     before = os.environ.get("ASR_LORA_CACHE")
     os.environ["ASR_LORA_CACHE"] = str(folder)
     try:
@@ -160,7 +160,7 @@ def _cache(folder: Path) -> Iterator[None]:
 
 
 def cells(row: Facts) -> list[str]:
-    """A part, as HEADINGS says: seconds of a step or of all clips, clips a second or seconds of audio a second."""
+    """Returns the cells of a part under HEADINGS: seconds of a step or of all clips, clips or audio a second."""
     name = next((each for each in ("seconds_per_step", "decode_seconds", "seconds_per_sum") if each in row), "")
     rate = row.get("clips_per_second", row.get("rtfx"))
     return [
@@ -194,8 +194,8 @@ def _remark(row: Facts) -> str:
         rate = row["link_bytes_per_second"] / 1e9
         return f"{row['backend']}, {row['bytes_per_sum'] / 1e6:.1f} MB a sum, {rate:.2f} GB/s a link"
     if "decode_seconds" in row:
-        way = "merged" if row["merged"] else "unmerged, as dev is decoded"
-        return f"{row['clips']} clips, {row['audio_seconds']:.0f} s, up to {row['longest_tokens']} tokens, {way}"
+        weights = "merged" if row["merged"] else "unmerged, as dev is decoded"
+        return f"{row['clips']} clips, {row['audio_seconds']:.0f} s, up to {row['longest_tokens']} tokens, {weights}"
     if "seconds_per_step" in row:
         retries = f", {row['out_of_memory_retries']} retries" if row["out_of_memory_retries"] else ""
         return f"median of {row['steps']} steps of {row['clips_per_step']} clips{retries}"
@@ -210,7 +210,7 @@ def title(found: Facts) -> str:
 
 CAPTION = (
     "seconds: of a step, of decoding all clips, or of one sum; a second: clips trained, or seconds of audio decoded; "
-    "GB: most that tensors took, on a CPU the process; plan: what asr_lora.plan expects, its GB with 0.7 for the "
+    "GB: peak of tensors, on a CPU of the process; plan: prediction of asr_lora.plan, its GB with 0.7 for the "
     "process or for CUDA itself"
 )
 
@@ -227,7 +227,7 @@ def show(found: Facts) -> None:
 
 
 def markdown(found: Facts) -> str:
-    """The same for recipes/RESULTS.md."""
+    """Returns the table as Markdown for recipes/RESULTS.md."""
     rows = [HEADINGS, ["---"] * len(HEADINGS), *map(cells, found["parts"])]
     table = "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
     facts = found["machine"]
@@ -237,7 +237,7 @@ def markdown(found: Facts) -> str:
     )
 
 
-# ---- what was asked ----
+# ---- command line ----
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:

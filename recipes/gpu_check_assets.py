@@ -1,4 +1,4 @@
-"""What recipes/gpu_check.py stands on, made here so that nothing is fetched: clips, a tokenizer, random weights."""
+"""Inputs of recipes/gpu_check.py, made without downloads: clips, a tokenizer, random weights."""
 
 import random
 import shutil
@@ -29,11 +29,11 @@ from asr_lora.runtime.files import atomic_folder
 
 LANGUAGE = "nl"
 SPLITS = {"train": (24, 12), "dev": (2, 2), "test": (16, 4)}  # clips, speakers; dev is decoded after what is timed
-CLIP_SECONDS = (5.2, 6.7)  # with training's margin contexts of 6 to 8 s, as most of Common Voice needs
-CLIP_RATE = 32_000  # Hz, as Common Voice has it
+CLIP_SECONDS = (5.2, 6.7)  # with training's margin contexts of 6 to 8 s, as for most of Common Voice
+CLIP_RATE = 32_000  # Hz, as in Common Voice
 LETTERS = "abcdefghijklmnoprstuvwz"
-LETTERS_PER_SECOND = 4.0  # a token each, so that labels are as long as the plan expects of Dutch
-DEV_TOKENS = 8  # of a clip at most, where dev is decoded after training: it is not what is timed
+LETTERS_PER_SECOND = 4.0  # a token each, so that labels are as long as the plan assumes for Dutch
+DEV_TOKENS = 8  # of a clip at most, where dev is decoded after training, which is not timed
 COMMAND = ("python", "recipes/gpu_check.py")
 TINY = cost.ModelDimensions(d_model=16, ffn=32, encoder_layers=2, decoder_layers=2, mels=80, vocabulary=2_000)
 SHAPES = {
@@ -45,7 +45,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Bench:
-    """What all parts share: the `folder` of their files, GB of GPU `memory`, the choice of conf/hardware/.
+    """Settings of all parts: the `folder` of their files, GB of GPU `memory`, the choice of conf/hardware/.
 
     Training stops early when time.monotonic() has passed `until`.
     """
@@ -57,7 +57,7 @@ class Bench:
     until: float
 
     def config(self, model: str, precision: str, context: str, steps: int, *more: str) -> Config:
-        """The settings of a run in a folder of its own, prepared once `make clips` is done."""
+        """Returns the settings of a run in a separate folder, prepared once `make clips` is done."""
         name = "-".join(("run", model, precision, context, *(word.replace("=", "-") for word in more)))
         size = [f"hardware.memory_gb={self.memory:g}"] if self.on_gpu else ["training.batch_size=4"]
         if not (self.folder / name).is_dir() and (self.folder / "prepared").is_dir():
@@ -76,7 +76,7 @@ class Bench:
 
 
 def write_clips(folder: Path) -> Path:
-    """A release in Common Voice's layout of mp3 clips, noise over a tone; no two splits share a speaker or sentence."""
+    """Writes a release like Common Voice's of noise over a tone as mp3; no two splits share a speaker or sentence."""
     home, rng = folder / "cv-corpus-noise-1.0" / LANGUAGE, random.Random(0)
     (home / "clips").mkdir(parents=True)
     seconds: dict[Path, float] = {}
@@ -101,7 +101,7 @@ def _sentence(seconds: float, rng: random.Random) -> str:
 
 
 def _write_noise(clip: Path, seconds: float) -> None:
-    """No two clips are the same file: what follows from the name is the noise."""
+    """Writes a clip whose noise is seeded by its name: no two clips are the same file."""
     rng = np.random.default_rng(zlib.crc32(clip.name.encode()))
     time = np.arange(round(seconds * CLIP_RATE)) / CLIP_RATE
     wave = 0.2 * np.sin(2 * np.pi * 150 * time) + rng.normal(0, 0.05, len(time))
@@ -109,7 +109,7 @@ def _write_noise(clip: Path, seconds: float) -> None:
 
 
 def write_tiny(target: Path) -> None:
-    """A random Whisper of the sizes TINY, with Whisper's layout of tokens over single bytes."""
+    """Writes a random Whisper of the sizes TINY, with Whisper's layout of tokens over single bytes."""
     tokenizer = _tokenizer()
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in tokenizer.get_vocab() if name.startswith("<|")}
     start, end = ids["<|startoftranscript|>"], ids["<|endoftext|>"]
@@ -129,7 +129,7 @@ def write_tiny(target: Path) -> None:
 
 
 def write_weights(folder: Path, model: str) -> None:
-    """`folder`/<model>: random weights in fp16 of the sizes that SHAPES has for `model`, 3.1 GB for large-v2.
+    """Writes random fp16 weights of the sizes in SHAPES to `folder`/<model>, 3.1 GB for large-v2.
 
     On a GPU they are drawn there, in seconds, and take 6.2 GB of it for a moment.
     """
@@ -141,7 +141,7 @@ def write_weights(folder: Path, model: str) -> None:
 
 
 def _sizes(shape: cost.ModelDimensions) -> dict[str, int]:
-    """As WhisperConfig calls them; a head is 64 wide in all published models."""
+    """Returns the sizes with WhisperConfig's names; a head is 64 wide in all published models."""
     heads = max(2, shape.d_model // 64)
     return {
         "d_model": shape.d_model, "vocab_size": shape.vocabulary, "num_mel_bins": shape.mels,
@@ -152,7 +152,7 @@ def _sizes(shape: cost.ModelDimensions) -> dict[str, int]:
 
 
 def _tokenizer() -> WhisperTokenizer:
-    """Bytes, end, start, languages, tasks, no timestamps, timestamps."""
+    """Makes a tokenizer of bytes, end, start, languages, tasks, no timestamps, timestamps."""
     vocab = {byte: index for index, byte in enumerate(sorted(ByteLevel.alphabet()))}
     special = [
         "<|startoftranscript|>", *(f"<|{code}|>" for code in LANGUAGES), "<|translate|>", "<|transcribe|>",

@@ -1,4 +1,4 @@
-"""The parts of recipes/gpu_check.py in which something goes wrong on purpose, and the one that needs two processes."""
+"""Parts of recipes/gpu_check.py with deliberate failures, and the one that needs two processes."""
 
 import math
 import subprocess
@@ -22,19 +22,19 @@ from asr_lora.train import train
 from asr_lora.training.builder import build_trainer
 
 NAN_STEP, OVERFLOW_STEP, LAST_STEP = 2, 4, 12
-OVERFLOWING = 2.0**26  # a loss scale at which fp16's gradients overflow, and no longer once it was halved a few times
-OVERFLOWING_FP32 = 3e38  # the same for the fp32 arithmetic that a CPU has instead: its largest number is 3.4e38
+OVERFLOWING = 2.0**26  # a loss scale at which fp16 gradients overflow, and no longer once it was halved a few times
+OVERFLOWING_FP32 = 3e38  # the same for a CPU's fp32 arithmetic: its largest number is 3.4e38
 TOO_MANY = 3  # times the rows that are estimated to fit
 PROCESSES = 2
 SUM_SECONDS = 2.0
 
 
 class NotTriedError(Exception):
-    """This machine lacks what the part needs, which is no failure."""
+    """Raised where this machine lacks what the part needs, which is no failure."""
 
 
-class Faults(TrainerCallback):
-    """Makes one step's loss no number, later the loss scale too large; counts the steps that overflow then."""
+class InjectedFailures(TrainerCallback):
+    """Makes one step's loss NaN, later the loss scale too large; records the steps that overflow then."""
 
     def __init__(self, scaler: torch.amp.GradScaler, too_large: float) -> None:
         self.scaler, self.too_large = scaler, too_large
@@ -61,9 +61,9 @@ def _spoil(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
 
 
 def skipped(bench: Bench, model: str, precision: str) -> Facts:
-    """A loss that is no number, and gradients that overflow fp16: those steps change nothing, and training goes on.
+    """Checks that steps with a NaN loss or with overflowing fp16 gradients change nothing, and training goes on.
 
-    A CPU trains in fp32, here with a loss scaler all the same.
+    A CPU trains in fp32, here with a loss scaler too.
     """
     config = bench.config(model, precision, "dynamic", LAST_STEP, "divergence.loss_spike=null")
     with progress("training", total=LAST_STEP) as bar, keep_freed_memory():
@@ -78,19 +78,19 @@ def skipped(bench: Bench, model: str, precision: str) -> Facts:
         scaler = trainer.accelerator.scaler
         if scaler is None:
             raise ExternalError(f"{precision} training has no loss scaler; it must have one")
-        faults = Faults(scaler, OVERFLOWING if bench.on_gpu else OVERFLOWING_FP32)
-        trainer.add_callback(faults)
+        failures = InjectedFailures(scaler, OVERFLOWING if bench.on_gpu else OVERFLOWING_FP32)
+        trainer.add_callback(failures)
         trainer.train()
     events = [event for event in trainer.guard.events if event["step"] == NAN_STEP]
-    learnt = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     for holds, broken in (
         (trainer.state.global_step == LAST_STEP, f"training ended at step {trainer.state.global_step} of {LAST_STEP}"),
-        (len(events) == 1, f"step {NAN_STEP}, whose loss is no number, was recorded {len(events)} times, not once"),
-        (bool(faults.overflows), f"no step overflowed at a loss scale of {faults.too_large:g}"),
-        (LAST_STEP not in faults.overflows, "every step from there on overflowed"),
+        (len(events) == 1, f"step {NAN_STEP}, whose loss is NaN, was recorded {len(events)} times, not once"),
+        (bool(failures.overflows), f"no step overflowed at a loss scale of {failures.too_large:g}"),
+        (LAST_STEP not in failures.overflows, "every step from there on overflowed"),
         (
-            all(bool(parameter.isfinite().all()) for parameter in learnt),
-            "the adapter holds numbers that are not finite",
+            all(bool(parameter.isfinite().all()) for parameter in trained),
+            "the adapter has numbers that are not finite",
         ),
     ):
         if not holds:
@@ -99,14 +99,14 @@ def skipped(bench: Bench, model: str, precision: str) -> Facts:
         "steps": LAST_STEP,
         "skipped_step": NAN_STEP,
         "skipped_because": events[0]["what"],
-        "overflowed_steps": faults.overflows,
+        "overflowed_steps": failures.overflows,
         "loss_scale_at_the_end": scaler.get_scale(),
         "emulated": not bench.on_gpu,
     }
 
 
 class Short(TrainerCallback):
-    """A CPU's memory runs out wherever more than so many rows go through the model at once."""
+    """Emulates a CPU without memory for more than `rows` rows in one forward."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -123,7 +123,7 @@ class Short(TrainerCallback):
 
 
 def running_out(bench: Bench, model: str, precision: str) -> Facts:
-    """A step of several times the rows that fit, all to go through the model at once: it must go on with fewer."""
+    """Checks that a step with several times the rows that fit in one forward goes on with fewer."""
     rows, steps = 4, 2
     if bench.on_gpu:
         many = bench.config(model, precision, "full", steps, "training.batch_size=1024")
@@ -133,20 +133,20 @@ def running_out(bench: Bench, model: str, precision: str) -> Facts:
     asked = f"training.batch_size={rows}", f"hardware.micro_batch={rows}"
     config = bench.config(model, precision, "full", steps, *asked)
     train(config, COMMAND, [] if bench.on_gpu else [Short(rows // 4)])
-    told = read_json(run.train_metrics(config.run))
-    if not told["oom_retries"]:
+    trained = read_json(run.train_metrics(config.run))
+    if not trained["oom_retries"]:
         raise ExternalError(f"memory did not run out with {rows} rows at 30 s in one forward; the cap must be lower")
     return {
-        "steps": told["steps"],
+        "steps": trained["steps"],
         "rows_at_first": rows,
-        "out_of_memory_retries": told["oom_retries"],
-        "peak_memory_bytes": told["peak_memory_bytes"],
+        "out_of_memory_retries": trained["oom_retries"],
+        "peak_memory_bytes": trained["peak_memory_bytes"],
         "emulated": not bench.on_gpu,
     }
 
 
 def summed(bench: Bench) -> Facts:
-    """What recipes/all_reduce.py finds, started as torchrun does: NCCL between two GPUs, gloo on a CPU."""
+    """Runs recipes/all_reduce.py as torchrun does: NCCL between two GPUs, gloo on a CPU."""
     if bench.on_gpu and torch.cuda.device_count() < PROCESSES:
         raise NotTriedError("one GPU")
     out = bench.folder / "all_reduce.json"
@@ -157,7 +157,7 @@ def summed(bench: Bench) -> Facts:
     try:
         process.wait(timeout=max(30.0, bench.until - time.monotonic()))
     except subprocess.TimeoutExpired as error:
-        raise ExternalError(f"recipes/all_reduce.py: {PROCESSES} processes came to no end in time") from error
+        raise ExternalError(f"recipes/all_reduce.py: {PROCESSES} processes did not end in time") from error
     finally:
         process.terminate()  # it ends its processes with it
         process.wait()

@@ -1,4 +1,4 @@
-"""The parts of recipes/gpu_check.py: each measures one thing with the project's own code and returns its figures."""
+"""Parts of recipes/gpu_check.py: each measures one thing with the project's code and returns its figures."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +15,11 @@ from gpu_check_faults import running_out, skipped, summed
 from transformers import TrainerCallback
 
 from asr_lora.config.compose import Config, gpu_settings
-from asr_lora.decoding import generate as decode
+from asr_lora.decoding import generate
 from asr_lora.model import adapter, cost, whisper
 from asr_lora.model.hardware import Hardware, free_memory, known_gpu, peak_memory_bytes, resolve_hardware
 from asr_lora.model.pretrained import load_config, load_processor
-from asr_lora.planning import timing as clock
+from asr_lora.planning import timing
 from asr_lora.planning.devices import durations, estimate_here
 from asr_lora.planning.estimate import Estimate, trained_parameters, workload
 from asr_lora.planning.timing import Forward
@@ -28,13 +28,13 @@ from asr_lora.runs import folder as run
 from asr_lora.runtime.files import read_json
 from asr_lora.train import train
 
-NEW_TOKENS = 32  # of a decoded clip at most; random weights may go on to there
-WARM_UP = 2  # steps that are not counted: libraries choose kernels, and the allocator asks for memory
+NEW_TOKENS = 32  # of a decoded clip at most; random weights may reach it
+WARM_UP = 2  # steps that are not counted: libraries choose kernels, and the allocator requests memory
 
 
 @dataclass(frozen=True)
 class Part:
-    """`seconds` is what it takes of a T4 at most (estimated); `measure` returns its figures, units in their names."""
+    """One part. `seconds`: at most on a T4 (estimated); `measure` returns its figures, with units in their names."""
 
     name: str
     seconds: float
@@ -42,7 +42,7 @@ class Part:
 
 
 def parts(bench: Bench) -> list[Part]:
-    """What matters most first. On a CPU weights are tiny, there is one model, and fp32 stands in for fp16."""
+    """Returns the parts, the most important first. On a CPU one model with tiny weights, and fp32 instead of fp16."""
     large, small, half = ("large-v2", "small", "fp16") if bench.on_gpu else ("tiny", "tiny", "fp32")
 
     def trained(model: str, context: str, steps: int, seconds: float) -> list[Part]:
@@ -80,7 +80,7 @@ def parts(bench: Bench) -> list[Part]:
 
 
 def clips(bench: Bench) -> Facts:
-    """Writes a release, and prepares it once for all runs; with weights of no use but for their tokens."""
+    """Writes a release and prepares it once for all runs, with tiny weights for their tokenizer."""
     write_clips(bench.folder)
     write_weights(bench.folder, "tiny")
     config = bench.config("tiny", "int8", "dynamic", 1)
@@ -97,7 +97,7 @@ def weights(bench: Bench, model: str) -> Facts:
 
 
 class Steps(TrainerCallback):
-    """Times whole steps, reads what memory they took before dev is decoded, and stops training in time."""
+    """Times whole steps, records their memory before dev is decoded, and stops training in time."""
 
     def __init__(self, hardware: Hardware, until: float) -> None:
         self.device, self.until = hardware.device, until
@@ -121,13 +121,13 @@ class Steps(TrainerCallback):
 
 
 def training(bench: Bench, model: str, precision: str, context: str, steps: int) -> Facts:
-    """The median step of a few by asr_lora.train, after a warm-up, beside what the plan expects of them."""
+    """Measures the median of a few steps of asr_lora.train after a warm-up, beside the plan's prediction."""
     config = bench.config(model, precision, context, steps)
     hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size)
     expected = _forecast(config)
     watch = Steps(hardware, bench.until)
     train(config, COMMAND, [watch])
-    told, seconds = read_json(run.train_metrics(config.run)), median(watch.seconds[WARM_UP:])
+    trained, seconds = read_json(run.train_metrics(config.run)), median(watch.seconds[WARM_UP:])
     return {
         "steps": len(watch.seconds) - WARM_UP,
         "clips_per_step": config.training.batch_size,
@@ -136,8 +136,8 @@ def training(bench: Bench, model: str, precision: str, context: str, steps: int)
         "clips_per_second": config.training.batch_size / seconds,
         **watch.memory,
         **_beside("peak_memory_bytes", watch.memory["peak_memory_bytes"], expected.memory.get("train")),
-        "padding_fraction": told["padding_fraction"],
-        "out_of_memory_retries": told["oom_retries"],
+        "padding_fraction": trained["padding_fraction"],
+        "out_of_memory_retries": trained["oom_retries"],
         "autocast": hardware.autocast_name,
         "gradient_checkpointing": hardware.gradient_checkpointing,
         "capacity_seconds": hardware.capacity,
@@ -150,13 +150,13 @@ def _forecast(config: Config) -> Estimate:
 
 
 def _memory(device: torch.device) -> Facts:
-    """Since the peak was last forgotten; a CPU's is the process's, its libraries included."""
+    """Returns peak memory since the last reset; on a CPU of the whole process, with its libraries."""
     reserved = {"reserved_memory_bytes": torch.cuda.max_memory_reserved()} if device.type == "cuda" else {}
     return {"peak_memory_bytes": peak_memory_bytes(device), **reserved}
 
 
 def _beside(name: str, measured: float, expected: float | None) -> Facts:
-    """What the plan expects of a figure, and how many times that was measured; nulls where the plan knows nothing."""
+    """Returns the plan's prediction of a figure, and measured over predicted; None where the plan has none."""
     return {f"predicted_{name}": expected, f"{name}_over_predicted": expected and measured / expected}
 
 
@@ -164,27 +164,27 @@ def _beside(name: str, measured: float, expected: float | None) -> Facts:
 
 
 def decoded(bench: Bench, model: str, precision: str, name: str, merged: bool) -> Facts:
-    """The test clips, greedily: by the merged model as eval does, or unmerged as dev is decoded while training."""
+    """Decodes the test clips greedily: with the merged model like eval, or unmerged like dev while training."""
     config = bench.config(model, precision, "dynamic", 1)
     hardware, rows, processor = (
         resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size),
         bench.clips("test"),
         load_processor(config.model.checkpoint),
     )
-    settings = decode.decoding_options(config.decoding, config.model, hardware, LANGUAGE, short=name == "short")
+    settings = generate.decoding_options(config.decoding, config.model, hardware, LANGUAGE, short=name == "short")
     settings = replace(settings, max_new_tokens=NEW_TOKENS)
     dtype = None if merged else hardware.autocast
     base = whisper.load(config.model.checkpoint, precision, hardware.device, hardware.autocast or torch.float32)
     tuned = adapter.attach(base, config.lora, seed=0).eval()
     tuned = tuned.merge_and_unload() if merged else tuned
     with torch.autocast(hardware.device.type, dtype) if dtype else nullcontext():
-        decode.decode_once(tuned, processor, rows[:2], replace(settings, max_new_tokens=4))
+        generate.decode_once(tuned, processor, rows[:2], replace(settings, max_new_tokens=4))
         free_memory()
         started = time.perf_counter()
-        said = decode.decode_once(tuned, processor, rows, settings)  # on the host, so the device is done
+        hypotheses = generate.decode_once(tuned, processor, rows, settings)  # on the host, so the device is done
         seconds = time.perf_counter() - started
     memory, audio_seconds = _memory(hardware.device), sum(row["duration"] for row in rows)
-    longest = max(len(each.tokens) for each in said)
+    longest = max(len(each.tokens) for each in hypotheses)
     expected = _expected_decoding(config, hardware, settings, rows, longest, merged)
     return {
         "merged": merged,
@@ -202,17 +202,17 @@ def decoded(bench: Bench, model: str, precision: str, name: str, merged: bool) -
 
 
 def _expected_decoding(
-    config: Config, hardware: Hardware, settings: decode.DecodingOptions, rows: Sequence[Mapping[str, Any]], tokens: int,
-    merged: bool,
+    config: Config, hardware: Hardware, settings: generate.DecodingOptions, rows: Sequence[Mapping[str, Any]],
+    tokens: int, merged: bool,
 ) -> dict[str, float | None]:  # fmt: skip
-    """`seconds` and bytes of `memory` by the plan's own arithmetic; of the batches that there are."""
+    """Returns the plan's prediction of `seconds` and bytes of `memory` for these batches."""
     known, on_gpu, precision = known_gpu(hardware.name), hardware.device.type == "cuda", config.model.precision
     architecture = load_config(config.model.checkpoint)
     shape = cost.dimensions(architecture.to_dict())
     lengths = [row["duration"] for row in rows]
     works = [
         Forward(len(batch), seconds, tokens, sum(lengths[at] for at in batch))
-        for batch, seconds in decode.batches(lengths, settings.batch_size, settings.margin)
+        for batch, seconds in generate.batches(lengths, settings.batch_size, settings.margin)
     ]
     memory = max(
         cost.decoding_bytes(
@@ -221,10 +221,10 @@ def _expected_decoding(
         )
         for each in works
     )  # fmt: skip
-    rates = gpu_settings(known).rates if known else clock.matrix_rates(hardware.device, hardware.autocast)
+    rates = gpu_settings(known).tflops if known else timing.matrix_rates(hardware.device, hardware.autocast)
     if precision not in rates:
         return {"seconds": None, "memory": memory}
-    clocks = clock.from_tflops(
+    clocks = timing.from_tflops(
         shape, trained_parameters(architecture, config.lora), config.lora.kind, rates, precision,
         checkpointing=False, beams=1, on_gpu=on_gpu,
     )  # fmt: skip

@@ -1,8 +1,8 @@
-"""Exports as most people run them: python recipes/in_faster_whisper.py --run runs/mine UNTUNED/ct2 runs/mine/export/ct2
+"""Scores exports with faster-whisper's defaults: python recipes/in_faster_whisper.py --run runs/mine BASE/ct2 TUNED/ct2
 
-faster-whisper with its own defaults (five beams, timestamps, its fallbacks, clips filled up to 30 s) hears all test
-clips of the run; word error rates with their intervals over clips, and the second folder's difference to the first. The
-untouched model is exported by `python -m asr_lora.export eval.strength=0 export.out=UNTUNED 'export.formats=[ct2]'`.
+Decodes all test clips of the run with faster-whisper's defaults (five beams, timestamps, its fallbacks, clips padded to
+30 s). Logs word error rates with intervals over clips, and the second folder's difference to the first. The base model
+is exported by `python -m asr_lora.export eval.strength=0 export.out=BASE 'export.formats=[ct2]'`.
 """
 
 import argparse
@@ -26,24 +26,24 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs=2)
     asked = parser.parse_args()
     config = run.recorded_config(asked.run, load(), [])
-    clips, told = read_manifest(run.manifest(asked.run, "test")), language_token(config.model, config.data.language)
-    normal = set_normalizer(config.eval, EvalSet("test", "test", told, clips, len(clips)))
+    clips, language = read_manifest(run.manifest(asked.run, "test")), language_token(config.model, config.data.language)
+    normal = set_normalizer(config.eval, EvalSet("test", "test", language, clips, len(clips)))
     references, speakers = [clip["text"] for clip in clips], [clip["speaker"] for clip in clips]
-    heard = []
+    hypotheses = []
     for folder in asked.folders:
         model, started = WhisperModel(str(folder), device="cpu"), time.perf_counter()
         texts = []
         for clip in clips:
-            segments, _ = model.transcribe(waveform(clip), language=told)
+            segments, _ = model.transcribe(waveform(clip), language=language)
             texts.append(" ".join(segment.text.strip() for segment in segments))
         scored = metrics.score(references, texts, speakers, normal, config.seed)
         low, high = (100 * bound for bound in scored["wer_ci95"])
         took = f"{len(clips)} clips in {time.perf_counter() - started:.0f} s"
         log(f"{folder}: WER {100 * scored['wer']:.1f} % ({low:.1f} to {high:.1f}), {took}")
-        heard.append(texts)
-    delta = metrics.paired_delta(references, *heard, speakers, normal, config.seed)
+        hypotheses.append(texts)
+    delta = metrics.paired_delta(references, *hypotheses, speakers, normal, config.seed)
     low, high = (100 * bound for bound in delta["ci95"])
-    log(f"difference: {100 * delta['wer']:+.1f} points ({low:+.1f} to {high:+.1f}), normalised by {normal}")
+    log(f"difference: {100 * delta['wer']:+.1f} points ({low:+.1f} to {high:+.1f}), normalized by {normal}")
 
 
 if __name__ == "__main__":

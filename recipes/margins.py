@@ -1,8 +1,7 @@
-"""How much silence the untouched model needs behind a clip:  python recipes/margins.py MANIFEST --checkpoint FOLDER
+"""Measures how much silence the base model needs behind a clip:  python recipes/margins.py MANIFEST --checkpoint FOLDER
 
-Decodes the clips of a manifest (runs/<run>/data/test.jsonl) with untouched weights at short contexts, by the clips' own
-length and by seconds of context behind each, and at 30 s. Nothing is heard again: what runs away is left so, cut and
-counted.
+Decodes the clips of a manifest (runs/<run>/data/test.jsonl) with the base model at short contexts, by the clips' own
+length and by seconds of context behind each, and at 30 s. Runaway output is truncated and counted, not decoded again.
 """
 
 import argparse
@@ -30,12 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--checkpoint", default="openai/whisper-base", help="(%(default)s)")
     parser.add_argument("--language", default="es", help="Whisper's token (%(default)s)")
-    parser.add_argument("--clips", type=int, default=30, help="of each length, the first so many (%(default)s)")
+    parser.add_argument("--clips", type=int, default=30, help="of each length, the first N (%(default)s)")
     asked = parser.parse_args(arguments)
     quiet_libraries()
     model, processor = whisper.load(asked.checkpoint, "fp32", torch.device("cpu")), load_processor(asked.checkpoint)
     every = read_jsonl(asked.manifest)
-    table = Table(title="untouched: WER (insertions, clips cut), by seconds behind a clip")
+    table = Table(title="base model: WER (insertions, truncated clips), by seconds behind a clip")
     table.add_column("clips of")
     for margin in MARGINS:
         table.add_column("to 30 s" if margin is None else f"{margin:g} s", justify="right")
@@ -47,10 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cells = []
         for margin in MARGINS:
             settings = DecodingOptions(asked.language, "transcribe", 1, 444, 40, margin, 8)
-            heard = decode_once(model, processor, clips, settings)
-            found = metrics.score(references, [each.text for each in heard], speakers, Normalizer("marks"), 0)
-            cut = sum(each.truncated for each in heard)
-            cells.append(f"{found['wer']:.1%} ({found['insertions']}, {cut})")
+            hypotheses = decode_once(model, processor, clips, settings)
+            found = metrics.score(references, [each.text for each in hypotheses], speakers, Normalizer("marks"), 0)
+            truncated = sum(each.truncated for each in hypotheses)
+            cells.append(f"{found['wer']:.1%} ({found['insertions']}, {truncated})")
         table.add_row(f"{low:g} to {high:g} s: {len(clips)}", *cells)
     Console().print(table)
 

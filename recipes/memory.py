@@ -1,8 +1,8 @@
-"""Whether memory stays flat over many clips:  python recipes/memory.py MANIFEST --checkpoint FOLDER [--clips 5000]
+"""Measures memory while decoding many clips:  python recipes/memory.py MANIFEST --checkpoint FOLDER [--clips 5000]
 
-Decodes the clips of a manifest (runs/<run>/data/test.jsonl) again and again up to so many, as evaluation does, and
-tells what the process held on the way. The slope is that of a straight line through all but the first tenth, within
-which batches of the longest clips have their turn.
+Decodes the clips of a manifest (runs/<run>/data/test.jsonl) repeatedly, up to --clips, as evaluation does, and logs the
+memory of the process. The slope is that of a straight line through all but the first tenth, which has the batches of
+the longest clips.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", default="openai/whisper-base", help="(%(default)s)")
     parser.add_argument("--language", default="es", help="Whisper's token (%(default)s)")
     parser.add_argument("--clips", type=int, default=5000, help="(%(default)s)")
-    parser.add_argument("--tokens", type=int, default=64, help="at most so many a clip (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=64, help="of a clip at most (%(default)s)")
     asked = parser.parse_args(arguments)
     quiet_libraries()
     model, processor = whisper.load(asked.checkpoint, "fp32", torch.device("cpu")), load_processor(asked.checkpoint)

@@ -1,8 +1,8 @@
-"""Several benchmarks as one:  python recipes/pooled.py MEASURED ... [--against tutorial|padded] [--keep FOLDER]
+"""Pools several benchmarks:  python recipes/pooled.py MEASURED ... [--against tutorial|padded] [--keep FOLDER]
 
-Takes what recipes/benchmark.py measured, a work folder per corpus and seed, and pools their test clips: one difference
-in WER with one paired interval, ours decoded short and at 30 s, and the medians of what ours is faster by. `--keep`
-writes a file of counts per work folder, which stands in for it later: numbers alone, nothing that anybody said.
+Takes work folders of recipes/benchmark.py, one per corpus and seed, and pools their test clips: one difference in WER
+with one paired interval, ours decoded at short contexts and at 30 s, and the median speed-ups. `--keep` writes a file
+of counts per work folder, which can replace it later: numbers only, no transcripts.
 """
 
 import argparse
@@ -16,8 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora.evaluation import error_analysis as findings
-from asr_lora.evaluation import metrics
+from asr_lora.evaluation import error_analysis, metrics
 from asr_lora.runtime.files import read_json, read_jsonl, write_json
 from asr_lora.speech.normalizer import Normalizer
 
@@ -30,7 +29,7 @@ OTHERS = ("tutorial", "padded")
 
 
 def counted(measured: Path) -> dict[str, Any]:
-    """A work folder's counts, a number a test clip: `words`, and of every arm its errors and its insertions."""
+    """Returns a work folder's counts, a number for each test clip: `words`, and each arm's errors and insertions."""
     if measured.is_file():
         return read_json(measured)
     results, rows = read_json(measured / "results.json"), read_jsonl(measured / "prepared" / "data" / "test.jsonl")
@@ -47,9 +46,9 @@ def counted(measured: Path) -> dict[str, Any]:
         "arms": {},
     }
     for name, hypotheses in arms.items():
-        aligned = findings.alignments(references, [clean(heard) for heard in hypotheses])
+        aligned = error_analysis.alignments(references, [clean(text) for text in hypotheses])
         found["arms"][name] = {
-            "errors": [findings.count_edits(chunks) for chunks in aligned],
+            "errors": [error_analysis.count_edits(chunks) for chunks in aligned],
             "insertions": [sum(len(c.hypothesis) for c in chunks if c.kind == "insert") for chunks in aligned],
         }
         found["arms"][name] |= {
@@ -59,10 +58,10 @@ def counted(measured: Path) -> dict[str, Any]:
 
 
 def pooled(counts: Sequence[dict[str, Any]], against: str) -> dict[str, Any]:
-    """Differences `ours` and `ours_full` (at 30 s) minus the other arm's over all clips, and ratios, a number a work.
+    """Computes `ours` and `ours_full` (at 30 s) minus the other arm over all clips, and ratios by work folder.
 
-    A clip that several seeds were heard on is drawn with all of them: seeds do not make more clips. Clips without a
-    word stay out of it, as they do of every rate.
+    A clip decoded under several seeds is resampled with all of them: seeds do not make more clips. Clips without words
+    are left out, as from every rate.
     """
 
     def joined(arm: str, what: str) -> np.ndarray:
@@ -71,7 +70,7 @@ def pooled(counts: Sequence[dict[str, Any]], against: str) -> dict[str, Any]:
     clips, words = (np.array(list(chain.from_iterable(each[key] for each in counts))) for key in ("clips", "words"))
     spoken = words > 0
     clips, words = clips[spoken], words[spoken]
-    # Whatever their number, all hearings of a clip are one unit.
+    # All decodings of a clip are one unit of the bootstrap.
     unique, places = np.unique(clips, return_inverse=True)
     rates, deltas = {}, {}
     for arm in (against, "ours", "ours_full"):
@@ -83,7 +82,7 @@ def pooled(counts: Sequence[dict[str, Any]], against: str) -> dict[str, Any]:
             interval, _ = metrics.bootstrap(*by_clip, [""] * len(unique), seed=0)
             deltas[arm] = {"wer": more.sum() / words.sum(), "ci95": interval}
     ratios = {name: [_ratio(each["arms"], against, name) for each in counts] for name in MEASURES}
-    return {"clips": len(unique), "heard": len(words), "scores": rates, "delta": deltas, "ratios": ratios}
+    return {"clips": len(unique), "decoded": len(words), "scores": rates, "delta": deltas, "ratios": ratios}
 
 
 def _ratio(arms: dict[str, Any], against: str, name: str) -> float:
@@ -92,7 +91,7 @@ def _ratio(arms: dict[str, Any], against: str, name: str) -> float:
 
 
 def show(found: dict[str, Any], against: str) -> None:
-    title = f"{found['clips']} clips, heard {found['heard']} times: ours against {against}"
+    title = f"{found['clips']} clips, decoded {found['decoded']} times: ours against {against}"
     table = Table(title=title, caption="intervals are drawn over clips")
     for heading in ("", "WER", "insertions", "minus the other (points)"):
         table.add_column(heading, justify="right" if heading else "left")

@@ -1,6 +1,6 @@
-"""Runs at several sizes of data as one table, a row a model and way of tuning:  python recipes/reference_table.py RUNS
+"""Tabulates runs by hours of data, model and tuning method:  python recipes/reference_table.py RUNS
 
-Takes every complete run in the folder RUNS, shows what each made of its untouched model, and leaves RUNS/table.md.
+Takes every complete run in the folder RUNS, prints each beside its base model, and leaves RUNS/table.md.
 """
 
 import argparse
@@ -19,25 +19,25 @@ from asr_lora.runtime.files import write_text
 from asr_lora.speech.normalizer import primary_metric
 
 HEADINGS = (
-    "data", "steps", "model", "tuning", "trains", "error rate (95 %)", "to untouched, points (95 %)",
+    "data", "steps", "model", "tuning", "trains", "error rate (95 %)", "difference to base, points (95 %)",
     "minutes of training", "minutes in all", "MB", "dollars",
 )  # fmt: skip
 
 
 def table(runs_dir: Path) -> str:
-    """The Markdown of it: first the untouched models, then what tuning made of them. Raises SystemExit without runs."""
+    """Returns the table as Markdown, base models first, then fine-tuned ones. Raises SystemExit without runs."""
     complete = sorted(folder for folder in runs_dir.glob("*") if is_complete(folder))
     if not complete:
-        raise SystemExit(f"{runs_dir}: must hold runs that were trained and scored, found none; train some there first")
-    rows = list(dict.fromkeys(map(_untouched, complete))) + sorted(map(_tuned, complete))
+        raise SystemExit(f"{runs_dir}: must have runs that were trained and scored, found none; train some there first")
+    rows = list(dict.fromkeys(map(_base, complete))) + sorted(map(_tuned, complete))
     return "\n".join("| " + " | ".join(row) + " |" for row in (HEADINGS, ["---"] * len(HEADINGS), *rows)) + "\n"
 
 
-def _untouched(folder: Path) -> tuple[str, ...]:
+def _base(folder: Path) -> tuple[str, ...]:
     settings, own = run.settings(folder), _own(folder)
     rate, base = primary_metric(own["language"]), own["baseline"]
     wer = f"{percent(base[rate])} ({interval(base[f'{rate}_ci95'])})"
-    return ("", "", settings["model"]["name"], "untouched", "", wer, "", "", "", "", "")
+    return ("", "", settings["model"]["name"], "base", "", wer, "", "", "", "", "")
 
 
 def _tuned(folder: Path) -> tuple[str, ...]:

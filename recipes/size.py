@@ -1,8 +1,8 @@
-"""What preparing a large release costs:  python recipes/size.py ARCHIVE [--clips 50000] [--work runs/size]
+"""Times preparing a large release:  python recipes/size.py ARCHIVE [--clips 50000] [--work runs/size]
 
-Makes a release of so many clips in Common Voice's layout by linking those of ARCHIVE (a small one of the same layout),
-60 a speaker, and times `prepare` on it, a process a time, by one clock outside: all of it with nothing in the cache,
-again, under another name, and an hour of it. Beside it the tutorials' way: `datasets.map` to 30 s features, of 1,000.
+Makes a release of --clips clips in Common Voice's layout by linking those of ARCHIVE (a small one of the same layout),
+60 a speaker, and times `prepare` on it as separate processes, from outside: all of it with an empty cache, again, under
+another name, and an hour of it. For comparison the tutorials' method: `datasets.map` to 30 s features of 1,000 clips.
 """
 
 import argparse
@@ -30,20 +30,20 @@ FEATURES = """
 import sys
 from datasets import Dataset, disable_progress_bars
 from transformers import WhisperFeatureExtractor
-from asr_lora import audio
 from pathlib import Path
+from asr_lora.speech import audio
 disable_progress_bars()
 extractor = WhisperFeatureExtractor()
 def features(row):
-    heard = extractor(audio.load(Path(row["path"])), sampling_rate=audio.SAMPLE_RATE)
-    return {"input_features": heard.input_features[0]}
+    found = extractor(audio.load(Path(row["path"])), sampling_rate=audio.SAMPLE_RATE)
+    return {"input_features": found.input_features[0]}
 clips = [{"path": path} for path in Path(sys.argv[1]).read_text().split("\\n")]
 Dataset.from_list(clips).map(features, remove_columns=["path"], cache_file_name=sys.argv[2])
 """
 
 
 def linked(archive: Path, language: str, clips: int, folder: Path) -> Path:
-    """A release whose clips are hard links to those of the archive, over and over; its sentences are numbers."""
+    """Makes a release whose clips are hard links to those of the archive, repeated; its sentences are numbers."""
     corpus = open_corpus(archive, language)
     files = sorted(corpus.fetch(list(corpus.sizes)).values())
     home = folder / "cv-corpus-linked-1.0" / language
@@ -65,20 +65,21 @@ def measured(asked: argparse.Namespace) -> dict[str, Facts]:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     release = linked(asked.archive, asked.language, asked.clips, work)
-    words = [
+    overrides = [
         f"data.source={quote_override(str(release))}", f"data.language={asked.language}", "model=whisper_base",
-        f"model.checkpoint={quote_override(str(whisper_base_from_wheels()))}", f"runs_dir={quote_override(str(work / 'runs'))}",
+        f"model.checkpoint={quote_override(str(whisper_base_from_wheels()))}",
+        f"runs_dir={quote_override(str(work / 'runs'))}",
     ]  # fmt: skip
     everything = ["data.hours=null", f"data.dev_clips={asked.clips}", "eval.limit=null"]
-    prepare, found = [sys.executable, "-m", "asr_lora.prepare", *words], {}
+    prepare, found = [sys.executable, "-m", "asr_lora.prepare", *overrides], {}
     for name, run_name, more in (
-        ("all of it, nothing known", "all", everything),
+        ("all of it, empty cache", "all", everything),
         ("the same again", "all", everything),
         ("the same under another name", "other", everything),
         ("an hour of it", "hour", ["data.hours=1"]),
     ):
         found[name] = timed(name, [*prepare, *more, f"run_name={run_name}"], work)
-        # Its manifest, and what is remembered of every clip of the release, for whatever run comes next.
+        # Its manifest, and the cached scans of every clip of the release, for later runs.
         found[name]["left"] = bytes_of(work / "runs" / run_name) + bytes_of(work / "cache")
     listing = work / "clips.txt"
     listing.write_text("\n".join(str(clip) for clip in sorted((release / "clips").iterdir())[:MAPPED]))
@@ -117,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (UserError, OSError) as error:
         log(f"error: {error}")
         raise SystemExit(1) from error
-    log(f"everything of it: {asked.work}")
+    log(f"all files: {asked.work}")
 
 
 if __name__ == "__main__":

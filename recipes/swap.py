@@ -1,7 +1,7 @@
-"""What adapters on one base cost: python recipes/swap.py --checkpoint whisper-base --adapter runs/mine/train/adapter
+"""Measures adapters on one base: python recipes/swap.py --checkpoint whisper-base --adapter runs/mine/train/adapter
 
-Holds the base in fp32 with --count copies of the adapter, each under a name of its own, and swaps them --swaps times.
-Memory is the process's resident set once all is loaded: run it with --count 0, 1 and 5 and take the differences.
+Loads the base in fp32 with --count copies of the adapter under different names, and swaps them --swaps times. Memory is
+the process's resident set once all is loaded: run it with --count 0, 1 and 5 and take the differences.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def main() -> None:
         with adapter.active_adapter(model, names[number % len(names)]):
             took.append(time.perf_counter() - started)
     if took:
-        log(f"a swap: {1000 * statistics.median(took):.1f} ms in the middle, {1000 * max(took):.1f} ms at most")
+        log(f"a swap: median {1000 * statistics.median(took):.1f} ms, {1000 * max(took):.1f} ms at most")
 
 
 if __name__ == "__main__":

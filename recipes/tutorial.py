@@ -1,12 +1,12 @@
-"""What the public notebooks do, as recipes/benchmark.py runs it:  python recipes/tutorial.py train|evaluate FOLDER
+"""The recipe of the public notebooks, for recipes/benchmark.py:  python recipes/tutorial.py train|evaluate FOLDER
 
-Whisper with peft's LoRA as it is usually taught, in our own words: 30 s log-mel features of every clip on disk by
+Whisper with peft's LoRA as in most tutorials, rewritten here: 30 s log-mel features of every clip on disk by
 `datasets.map`, the stock Seq2SeqTrainer over batches in random order, then `generate` with the adapter unmerged, the
-test set in batches as it comes. FOLDER holds settings.json and receives features/, adapter/, train.json, evaluate.json.
+test set in batches in its own order. FOLDER has settings.json and receives features/, adapter/, train.json,
+evaluate.json.
 
-Kinder than the notebooks where that is not the point: clips are decoded by asr_lora.speech.audio, features reach the
-collator as arrays (their nested lists cost 0.7 s a batch of 8), and neither checkpoints nor dev decodings cost
-anything.
+Faster than the notebooks where that is not compared: clips are decoded by asr_lora.speech.audio, features reach the
+collator as arrays (their nested lists cost 0.7 s a batch of 8), and there are no checkpoints and no dev decodings.
 """
 
 import sys
@@ -38,7 +38,7 @@ PROMPT_TOKENS = 4  # start, language, task, no timestamps
 
 
 def train(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Maps the training clips, trains, and leaves adapter/. Seconds are from within; the loop's begin with its data."""
+    """Maps the training clips, trains, and writes adapter/. Times are measured inside; the loop's include its data."""
     device, processor = torch.device(settings["device"]), _processor(settings)
     dataset, feature_seconds = _features(settings, "train", processor, folder)
     base = _base(settings)
@@ -80,7 +80,7 @@ def train(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def evaluate(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Maps the test clips and decodes them. `seconds` holds both, as ours holds clip decoding and features."""
+    """Maps the test clips and decodes them. `seconds` includes both, as ours includes clip decoding and features."""
     device, processor = torch.device(settings["device"]), _processor(settings)
     model = PeftModel.from_pretrained(_base(settings), folder / "adapter").to(device).eval()
     started = time.perf_counter()
@@ -109,11 +109,11 @@ def evaluate(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 class Collator:
-    """Features stacked; labels padded with -100.
+    """Stacks features; pads labels with -100.
 
-    The doubled start token of the notebooks is here on purpose. They cut the first label where it is bos_token_id, for
-    the model puts a start token before the labels itself; but bos_token_id is <|endoftext|>, which opens no label, so
-    nothing is ever cut and the decoder learns to be started twice.
+    The doubled start token of the notebooks is deliberate. They cut the first label where it is bos_token_id, because
+    the model itself puts a start token before the labels; but bos_token_id is <|endoftext|>, which opens no label, so
+    nothing is ever cut and the decoder is trained with two start tokens.
     """
 
     def __init__(self, processor: WhisperProcessor) -> None:
@@ -130,7 +130,7 @@ class Collator:
 
 
 class Steps(TrainerCallback):
-    """Seconds of every step, its batch included."""
+    """Records the seconds of every step, its batch included."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -145,11 +145,11 @@ class Steps(TrainerCallback):
 
 
 def _features(settings: dict[str, Any], split: str, processor: WhisperProcessor, folder: Path) -> tuple[Dataset, float]:
-    """30 s of log-mel of every clip, 0.96 MB each, in an Arrow file; and the seconds that it took."""
+    """Returns 30 s of log-mel of every clip, 0.96 MB each, in an Arrow file; and the seconds that it took."""
 
     def prepared(row: dict[str, Any]) -> dict[str, Any]:
-        heard = processor.feature_extractor(audio.load(Path(row["path"])), sampling_rate=audio.SAMPLE_RATE)
-        return {"input_features": heard.input_features[0], "labels": processor.tokenizer(row["text"]).input_ids}
+        extracted = processor.feature_extractor(audio.load(Path(row["path"])), sampling_rate=audio.SAMPLE_RATE)
+        return {"input_features": extracted.input_features[0], "labels": processor.tokenizer(row["text"]).input_ids}
 
     started = time.perf_counter()
     rows = [{"path": row["path"], "text": row["text"]} for row in read_jsonl(Path(settings[split]))]
@@ -169,17 +169,17 @@ def _processor(settings: dict[str, Any]) -> WhisperProcessor:
 
 
 def _base(settings: dict[str, Any]) -> WhisperForConditionalGeneration:
-    quantised = settings["precision"] == "int8"
+    quantized = settings["precision"] == "int8"
     return WhisperForConditionalGeneration.from_pretrained(
         settings["checkpoint"],
         dtype=torch.float32,
-        quantization_config=BitsAndBytesConfig(load_in_8bit=True) if quantised else None,
-        device_map={"": settings["device"]} if quantised else None,
+        quantization_config=BitsAndBytesConfig(load_in_8bit=True) if quantized else None,
+        device_map={"": settings["device"]} if quantized else None,
     )
 
 
 def _autocast(settings: dict[str, Any]) -> torch.dtype | None:
-    """Mixed precision as the Trainer's fp16=True and bf16=True have it; the same as ours."""
+    """Returns the dtype of mixed precision by the Trainer's fp16=True or bf16=True; the same as ours."""
     return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(settings["autocast"])
 
 

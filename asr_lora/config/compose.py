@@ -1,6 +1,6 @@
-"""The typed tree that the stages accept, and where conf/ lies.
+"""Composes conf/ and overrides into the typed tree of settings, `Config`, and explains Hydra's errors.
 
-Values live in conf/, types and rules here. The way in is asr_lora/runs/launch.py.
+Values are in conf/, types and rules here. Commands start in asr_lora/runs/launch.py.
 """
 
 import re
@@ -49,6 +49,8 @@ from asr_lora.runtime.errors import ConfigError, check, check_name
 
 @dataclass
 class Config:
+    """All settings of a run; `conf/config.yaml` has their values and comments."""
+
     data: DataConfig
     model: ModelConfig
     lora: LoraConfig
@@ -75,16 +77,16 @@ class Config:
 
     def __post_init__(self) -> None:
         check("seed", self.seed, "at least 0", self.seed >= 0)
-        keep, wanted = self.training.keep_adapters, self.eval.average
-        check("eval.average", wanted, f"at most training.keep_adapters={keep}", wanted is None or wanted <= keep)
+        keep, average = self.training.keep_adapters, self.eval.average
+        check("eval.average", average, f"at most training.keep_adapters={keep}", average is None or average <= keep)
         check_name("experiment_name", self.experiment_name or "none")
         for name in ("shards", "audit"):
             rule, asked = "false under data.streaming=true, which lists no training clips", getattr(self.prepare, name)
             check(f"prepare.{name}", asked, rule, not (self.data.streaming and asked))
         places = list(self.adapters.values()) if isinstance(self.adapters, dict) else self.adapters or []
-        told = "{nl: runs/nl-..., es: runs/es-...}, or [runs/a,runs/b] to export their combination"
+        rule = "{nl: runs/nl-..., es: runs/es-...}, or [runs/a,runs/b] to export their combination"
         folders = isinstance(places, list) and all(isinstance(place, str) for place in places)
-        check("adapters", self.adapters, told, folders)
+        check("adapters", self.adapters, rule, folders)
         fits = self.weights is None or (isinstance(self.adapters, list) and len(self.weights) == len(places))
         check("weights", self.weights, "one each of adapters=[...]", fits)
         alone = self.transcribe.mixed_batches and not isinstance(self.adapters, dict)
@@ -95,15 +97,15 @@ class Config:
         strengths = [self.eval.strength, *self.eval.strengths]
         if self.lora.kind not in SCALABLE and any(strength != 1 for strength in strengths):
             raise ConfigError(
-                f"eval.strength: must be 1 under lora={self.lora.kind}, got {strengths}; at 0 its adapter is not the "
-                f"untouched model, or no plain scaling of weights leads there ({', '.join(SCALABLE)} can be scaled)"
+                f"eval.strength: must be 1 under lora={self.lora.kind}, got {strengths}; strength 0 is not the base "
+                f"model, or cannot be reached by scaling weights ({', '.join(SCALABLE)} can be scaled)"
             )
         if self.lora.tfinal is not None:  # of AdaLoRA
             before = self.max_steps - int(self.lora.tfinal * self.max_steps)
             check("training.max_steps", self.max_steps, "enough for two steps before lora.tfinal", before >= 2)
-        if self.lora.kind == "adalora" and wanted is not None:
+        if self.lora.kind == "adalora" and average is not None:
             raise ConfigError(
-                f"eval.average: must be null under lora=adalora, got {wanted}; its adapters keep different ranks"
+                f"eval.average: must be null under lora=adalora, got {average}; its adapters keep different ranks"
             )
 
     @property
@@ -113,16 +115,16 @@ class Config:
 
     @property
     def max_steps(self) -> int:
-        """Optimiser steps: as asked, else 2,000 up to two hours of audio and 5,000 beyond."""
+        """Optimizer steps: training.max_steps, else 2,000 up to two hours of audio and 5,000 beyond."""
         if self.training.max_steps is not None:
             return self.training.max_steps
         return 2000 if self.data.hours is not None and self.data.hours <= 2 else 5000
 
 
 def conf_dir() -> Path:
-    """The checkout's conf/ when it lies beside the package, else the copy in the wheel.
+    """Returns the checkout's conf/ when it is beside the package, else the copy in the wheel.
 
-    An editable install leaves a stale copy in site-packages, which is therefore never preferred; a folder that merely
+    An editable install leaves a stale copy in site-packages, which is therefore never preferred. Another folder that
     happens to be called conf does not count.
     """
     package = Path(__file__).resolve().parent.parent
@@ -131,24 +133,24 @@ def conf_dir() -> Path:
 
 
 def gpu_settings(name: str) -> HardwareConfig:
-    """What conf/hardware/ knows of a GPU."""
+    """Returns the settings of a GPU in conf/hardware/."""
     settings: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "hardware" / f"{name}.yaml"))
     return HardwareConfig(**settings)
 
 
 def tuning_settings(kind: str) -> tuple[LoraConfig, str | None]:
-    """What conf/lora/ has for a kind of tuning, and the precision of the base that it asks for, if it does."""
-    said: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "lora" / f"{kind}.yaml"))
+    """Returns the settings in conf/lora/ of a tuning method, and the base precision that it sets, or None."""
+    loaded: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "lora" / f"{kind}.yaml"))
     of_others = {field.name: None for field in fields(LoraConfig)}
-    return LoraConfig(**{**of_others, **said.get("lora", said)}), said.get("model", {}).get("precision")
+    return LoraConfig(**{**of_others, **loaded.get("lora", loaded)}), loaded.get("model", {}).get("precision")
 
 
 def parse_config(cfg: DictConfig) -> Config:
-    """Checks a composed tree once and turns it into plain dataclasses, with run_name and run_dir filled in.
+    """Checks a composed tree and turns it into plain dataclasses, with run_name and run_dir filled in.
 
-    Needs Hydra initialised (inside a job or `launch.load`): the name depends on what the defaults would have been.
+    Needs Hydra initialized (inside a job or `load`): the name depends on the defaults.
     """
-    # The defaults of the same experiment, model and tuning, so that naming any does not count as a change.
+    # The defaults of the same experiment, model and method, so that choosing one does not count as a change.
     choices = {
         "experiment": cfg.get("experiment_name"),
         "model": f"whisper_{OmegaConf.select(cfg, 'model.name')}",
@@ -167,7 +169,7 @@ def parse_config(cfg: DictConfig) -> Config:
 
 
 def _checked(cfg: DictConfig) -> Config:
-    """The tree as dataclasses; an absent name stays empty until every setting that it is made of has been checked."""
+    """Returns the tree as dataclasses; without run_name it stays empty until all settings have been checked."""
     named = OmegaConf.merge(cfg, {"run_name": cfg.run_name or "", "run_dir": cfg.run_dir or ""})
     of_other_kinds = {"lora": {field.name: None for field in fields(LoraConfig) if field.name != "kind"}}
     tree = OmegaConf.merge(OmegaConf.structured(Config), of_other_kinds, named)
@@ -176,12 +178,12 @@ def _checked(cfg: DictConfig) -> Config:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The settings as nested dictionaries, as recorded in train/config.yaml."""
+    """Returns the settings as nested dictionaries, as recorded in train/config.yaml."""
     return asdict(config)
 
 
 def from_dict(settings: Mapping[str, Any]) -> Config:
-    """The inverse of `to_dict`; a value is taken as it is, also one that holds an OmegaConf interpolation."""
+    """Inverts `to_dict`; values are taken literally, also one that contains an OmegaConf interpolation."""
     values: dict[str, Any] = {}
     for field in fields(Config):
         value = settings[field.name]
@@ -190,7 +192,7 @@ def from_dict(settings: Mapping[str, Any]) -> Config:
 
 
 def load(overrides: Sequence[str] = ()) -> Config:
-    """Composes the settings as the command line does. Raises ChoiceError for whatever does not hold."""
+    """Composes the settings as the command line does. Raises ConfigError for any invalid one."""
     check_overrides(overrides)
     try:
         if GlobalHydra.instance().is_initialized():  # within a job of Hydra's
@@ -202,42 +204,42 @@ def load(overrides: Sequence[str] = ()) -> Config:
 
 
 def job_overrides() -> list[str]:
-    """The overrides of the command line, in a sweep those of the job alone; none where no command line was."""
+    """Returns the overrides of the command line, in a sweep those of the job; none outside of Hydra."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
-def check_overrides(words: Sequence[str]) -> None:
-    """Raises ChoiceError for words that Hydra has no error for: no name before the =, no name of a file of conf/."""
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raises ConfigError for overrides that Hydra has no error for: no name before the =, no file name of conf/."""
     groups = {folder.name for folder in conf_dir().iterdir() if folder.is_dir()}
-    for word in words:
-        group, _, value = word.lstrip("+~").partition("=")
-        if "=" in word and not group.strip("~ "):
-            raise ConfigError(f"{word}: must be setting=value, for instance data.hours=1; --help says more")
-        if (group in groups or "/" in group) and _parses(word):  # hydra/launcher is a group too
-            chosen = OverridesParser.create().parse_override(word).value()
+    for override in overrides:
+        group, _, value = override.lstrip("+~").partition("=")
+        if "=" in override and not group.strip("~ "):
+            raise ConfigError(f"{override}: must be setting=value, for instance data.hours=1; see --help")
+        if (group in groups or "/" in group) and _parses(override):  # hydra/launcher is a group too
+            chosen = OverridesParser.create().parse_override(override).value()
             names = chosen if isinstance(chosen, list) else [chosen]
-            if "=" in word and not all(isinstance(name, str | Sweep) and "\0" not in str(name) for name in names):
+            if "=" in override and not all(isinstance(name, str | Sweep) and "\0" not in str(name) for name in names):
                 raise ConfigError(f"{group}: {value} is none of {_choices(group)}")
 
 
 def _choices(group: str) -> str:
     if not (conf_dir() / group).is_dir():
-        return "its names, which Hydra or a plugin brings"
+        return "those of Hydra and its plugins"
     return ", ".join(sorted(file.stem for file in (conf_dir() / group).glob("*.yaml")))
 
 
 def explain_hydra_error(error: BaseException, overrides: Sequence[str]) -> str:
-    """Hydra's or OmegaConf's complaint as `name: rule, value; way out`."""
+    """Rewrites an error of Hydra or OmegaConf as `name: rule, value; way out`."""
     text = str(error)
     full_key = re.search(r"full_key: (\S+)", text)
     unknown = re.search(r"Could not override '([^']+)'", text) or (full_key if "not in" in text else None)
     if unknown:
         group, _, name = unknown[1].partition(".")
         if group == "lora" and name in LoraConfig.__dataclass_fields__:
-            kind = next((word[5:] for word in reversed(overrides) if word.startswith("lora=")), "qv")
+            kind = next((each[5:] for each in reversed(overrides) if each.startswith("lora=")), "qv")
             return unknown_lora_key(name, kind)
         if group == "hydra":
-            return f"{unknown[1]}: not among the settings of Hydra or of the launcher; +{unknown[1]}=... adds it"
+            return f"{unknown[1]}: no setting of Hydra or the launcher; +{unknown[1]}=... adds it"
         if unknown[1] in RENAMED:
             return _renamed(unknown[1])
         near = get_close_matches(unknown[1], _all_keys(), n=1)
@@ -252,16 +254,16 @@ def explain_hydra_error(error: BaseException, overrides: Sequence[str]) -> str:
             return f"lora: {PREFIX}"
         return f"{choice[1]}: {choice[2]} is none of {_choices(choice[1])}"
     if absent := re.match(r"Could not delete .*?'([^']*)'", text):
-        return f"~{absent[1]}: no such setting to take out; --cfg job prints all"
+        return f"~{absent[1]}: no such setting to remove; --cfg job prints all"
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals and (f"'{override}'" in text or not _parses(override)):
-            return f"{override or repr(override)}: must be setting=value, for instance data.hours=1; --help says more"
+            return f"{override or repr(override)}: must be setting=value, for instance data.hours=1; see --help"
         misread = full_key and full_key[1] == key and ("Cannot convert" in text or "nterpolation" in text)
         if equals and (misread or override in text or not _parses(override)):
             literal = shlex.quote(f"{key}={quote_override(value)}")
             sweep = "; to try several values: -m" if "Ambiguous" in text else ""
-            return f"{key}: {value} holds characters that mean something here; to be taken as it is: {literal}{sweep}"
+            return f"{key}: {value} has characters with a meaning in Hydra's grammar; quote it: {literal}{sweep}"
     if full_key and "missing mandatory value" in text:
         return f"{full_key[1]}: has no value; give it one: {full_key[1]}=..."
     if full_key and "is not a ListConfig" in text:
@@ -270,10 +272,10 @@ def explain_hydra_error(error: BaseException, overrides: Sequence[str]) -> str:
 
 
 def _renamed(key: str) -> str:
-    """What became of a setting that an earlier version had."""
+    """Returns the error for a setting's former name, with the current one."""
     new = RENAMED[key]
     values = ", ".join(f"{to} for {str(old).lower()}" for old, to in RENAMED_VALUES.get(new, {}).items())
-    return f"{key}: is called {new} today{f' ({values})' if values else ''}; write {new}=..."
+    return f"{key}: was renamed to {new}{f' ({values})' if values else ''}; write {new}=..."
 
 
 def _parses(override: str) -> bool:
@@ -284,14 +286,14 @@ def _parses(override: str) -> bool:
     return True
 
 
-def fixed_overrides(words: Sequence[str]) -> list[str]:
-    """Those of a sweep's overrides that are the same for every job."""
+def fixed_overrides(overrides: Sequence[str]) -> list[str]:
+    """Returns those of a sweep's overrides that are the same for every job."""
     parser = OverridesParser.create()
-    return [word for word in words if _parses(word) and not parser.parse_override(word).is_sweep_override()]
+    return [each for each in overrides if _parses(each) and not parser.parse_override(each).is_sweep_override()]
 
 
 def quote_override(value: str) -> str:
-    """`value` as Hydra's grammar takes it literally, whatever its characters. The Makefile does the same with sed."""
+    """Quotes `value` so that Hydra's grammar takes it literally. The Makefile does the same with sed."""
     # OmegaConf would interpolate ${; then Hydra unescapes backslashes, but only before a quote or at the end.
     inner = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     inner = re.sub(r'(\\*)("|$)', lambda end: end[1] * 2 + end[2].replace('"', '\\"'), inner)

@@ -1,4 +1,4 @@
-"""How a run is named: by what its result depends on, so that the same words lead back to it."""
+"""Names of runs, made of the settings that a result depends on, and settings that were renamed."""
 
 import hashlib
 import re
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-# Settings by the names that they had until 2026-11-29, with those of today; and values that were renamed with them.
+# Names of settings until 2026-11-29 with the current ones; and values that were renamed with them.
 RENAMED = {
     "audit": "prepare.audit", "audit_decode": "prepare.audit_decode",
     "shards": "prepare.shards", "shards_dir": "prepare.shards_dir",
@@ -38,11 +38,11 @@ GROUPS = ("data", "model", "lora", "training", "divergence", "decoding")  # of s
 
 
 def run_name(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
-    """Language, hours, model, kind of tuning, r if it has one, seed, then what else differs from the usual and matters.
+    """Returns language, hours, model, tuning method, r, seed and every other setting that differs from `usual`.
 
-    Over 80 characters the tail becomes eight hexadecimal digits of the whole: no two experiments share a name. It
-    follows from the settings alone, never from what lies on the disk: the same settings always find the same run.
-    Both are nested dictionaries, as `compose.plain` makes them.
+    Over 80 characters the tail becomes eight hexadecimal digits of the whole: no two experiments share a name. The
+    name follows from the settings alone, never from files: the same settings always find the same run.
+    Both arguments are nested dictionaries, as `compose.to_dict` makes them.
     """
     data, lora, experiment = settings["data"], settings["lora"], settings["experiment_name"]
     hours = "all" if data["hours"] is None else f"{np.format_float_positional(data['hours'], trim='-')}h"
@@ -60,19 +60,19 @@ def run_name(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
 
 
 def result_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that the result depends on, flat: `{"lora.r": 32, ...}`; never hardware, evaluation or names."""
+    """Returns the settings that a result depends on, flat: `{"lora.r": 32, ...}`; no hardware, evaluation or names."""
     flat = {
         f"{group}.{key}": value
         for group in GROUPS
         for key, value in settings.get(group, {}).items()
-        # A run resumes exactly, from wherever it was saved.
+        # A run resumes exactly, from any checkpoint.
         if f"{group}.{key}" not in ("training.save_steps", "training.max_hours", "training.keep_adapters")
     }
     return {**flat, "seed": settings["seed"]}
 
 
 def with_todays_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings as an earlier version recorded them, under the names and with the values of today."""
+    """Returns nested settings that an earlier version recorded, with the current names and values."""
     found: dict[str, Any] = {}
     for group, value in settings.items():
         branch = value if isinstance(value, dict) and group != "adapters" else {"": value}
@@ -101,7 +101,7 @@ _PATHS = ("data.source", "data.search_dir", "model.checkpoint")
 
 
 def _short(key: str, value: Any) -> str:
-    """`training.learning_rate`, 3e-4 -> `lr3e-4`; what is on by its name; of a path its last part, and its digest."""
+    """Abbreviates: `training.learning_rate`, 3e-4 -> `lr3e-4`; true -> the key; a path -> last part and digest."""
     label = _ABBREVIATIONS.get(key, key.rpartition(".")[2].replace("_", ""))
     if value is True:
         return label

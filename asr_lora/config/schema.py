@@ -1,4 +1,4 @@
-"""The branches of the settings' tree: what each holds, and what its values must be. The tree is in compose.py."""
+"""Branches of the tree of settings: data, model, lora, training, decoding, divergence. compose.py has the tree."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,12 +9,12 @@ from asr_lora.speech.audio import MAX_SECONDS
 from asr_lora.speech.augment import KINDS
 from asr_lora.speech.normalizer import NORMALIZERS
 
-COLUMNS = ("path", "text", "speaker", "start", "end", "duration", "split")  # of a table of one's own
+COLUMNS = ("path", "text", "speaker", "start", "end", "duration", "split")  # of a user's own table
 
 
 @dataclass
 class SourceConfig:
-    """An item of a list, which conf/ cannot give values to: what is not said is None, and once an epoch."""
+    """An item of data.sources. Its defaults are here, as conf/ cannot have any for items: once an epoch."""
 
     path: str
     weight: float = 1.0
@@ -46,7 +46,7 @@ class DataConfig:
     augment: str | None
 
     def __post_init__(self) -> None:
-        # As recorded they are plain dictionaries.
+        # In recorded settings they are plain dictionaries.
         self.sources = [each if isinstance(each, SourceConfig) else SourceConfig(**each) for each in self.sources]
         both = bool(self.sources) and self.source is not None
         check("data.sources", "data.source too", "the only one of the two", not both)
@@ -70,10 +70,10 @@ class DataConfig:
             check_choice("data.augment", self.augment, KINDS)
 
     def _check_streaming(self) -> None:
-        """What needs a list of all clips, a stream cannot have."""
+        """Raises ConfigError for settings that need a list of all clips, which a stream does not have."""
         one = self.source is not None and not self.sources
         check("data.source", self.source, "one data set, hf:<name> or a path, under data.streaming=true", one)
-        rule = "null under data.streaming=true, where no clips are drawn (training.max_steps says how long it takes)"
+        rule = "null under data.streaming=true, where no clips are drawn (training.max_steps sets the length)"
         check("data.hours", self.hours, rule, self.hours is None)
         check("data.exclude_ids", self.exclude_ids, "null under data.streaming=true", self.exclude_ids is None)
 
@@ -200,7 +200,7 @@ class DivergenceConfig:
 
 
 _LORA = ("r", "scaling", "dropout", "target_modules")
-LORA_KEYS: Mapping[str, tuple[str, ...]] = {  # of every kind of tuning: what conf/lora/<kind>.yaml holds beside `kind`
+LORA_KEYS: Mapping[str, tuple[str, ...]] = {  # of every method: the keys of conf/lora/<kind>.yaml beside `kind`
     "qv": _LORA,
     "all_linear": _LORA,
     "encoder": _LORA,
@@ -215,21 +215,21 @@ LORA_KEYS: Mapping[str, tuple[str, ...]] = {  # of every kind of tuning: what co
     "bitfit": (),
     "full": ("optim",),
 }
-# What model.precision=auto is, by type of device: on a GPU as published; on a CPU int8 takes several times as long.
+# model.precision=auto by type of device: on a GPU as published; on a CPU int8 takes several times as long.
 AUTO: Mapping[str, str] = {"cuda": "int8", "cpu": "fp32"}
 DEVICES = {"cuda": "GPU", "cpu": "CPU"}
-WHOLE = ("bitfit", "full")  # tune the base's own weights: a model is saved, no adapter
+WHOLE = ("bitfit", "full")  # train the base's own weights: a model is saved, no adapter
 UNSCALABLE = ("dora", "adalora", "ia3")  # by eval.strength
 SCALABLE = tuple(kind for kind in LORA_KEYS if kind not in UNSCALABLE)
 PREFIX = (
-    "peft 0.21 cannot put prefixes on Whisper: it asks for input_ids or inputs_embeds, where Whisper takes "
-    "input_features; of its other kinds ia3 is as small"
+    "peft 0.21 cannot put prefixes on Whisper: it needs input_ids or inputs_embeds, where Whisper takes "
+    "input_features; ia3 is as small"
 )
 
 
 @dataclass
 class LoraConfig:
-    """How the model is tuned. A kind has the settings of LORA_KEYS; the others are None, and not in conf/."""
+    """The tuning method, `kind`. It has the settings of LORA_KEYS; the others are None, and not in conf/."""
 
     kind: str
     r: int | None
@@ -253,7 +253,7 @@ class LoraConfig:
             if name != "kind" and value is not None and name not in LORA_KEYS[self.kind]:
                 raise ConfigError(unknown_lora_key(name, self.kind))
             missing = name in LORA_KEYS[self.kind] and value is None
-            check(f"lora.{name}", value, f"something under lora={self.kind}", not missing)
+            check(f"lora.{name}", value, f"set under lora={self.kind}", not missing)
         check("lora.r", self.r, "at least 1", self.r is None or self.r >= 1)
         for name in ("scaling", "alpha", "lr_ratio"):
             value = getattr(self, name)
@@ -273,38 +273,38 @@ class LoraConfig:
 
     @property
     def whole(self) -> bool:
-        """Whether a whole model is saved, for want of an adapter."""
+        """Whether training saves a whole model instead of an adapter."""
         return self.kind in WHOLE
 
     @property
     def memory(self) -> dict[str, Any]:
-        """What memory depends on beside the parameters that train, as asr_lora/model/cost.py calls it."""
+        """What memory depends on besides trainable parameters, with the names of asr_lora/model/cost.py."""
         return {"kind": self.kind, "eight_bit": self.optim == "adamw_8bit"}
 
 
 def unknown_lora_key(name: str, kind: str) -> str:
-    """What to tell somebody who gives a kind of tuning a setting of another."""
+    """Returns the error for a setting that this method does not have, with those that it has."""
     there = ", ".join(f"lora.{key}" for key in LORA_KEYS.get(kind, ())) or "none but its kind"
     return f"lora.{name}: is no setting of lora={kind}; it has {there}"
 
 
 def resolve_precision(asked: str, device: str, begun: str | None = None) -> tuple[str, str]:
-    """The precision of the base on a type of device (cuda or cpu), and that in words: `auto` is resolved here.
+    """Resolves model.precision, `auto` included, on a type of device (cuda or cpu); returns it and a log line.
 
-    `begun` is the precision that the run was begun in, where it was: training goes on with those weights.
+    `begun` is the precision that the run was started in, if it was: training resumes with those weights.
     """
     if asked != "auto":
         return asked, f"model.precision={asked}"
     new = f"{AUTO[device]} on this {DEVICES[device]}"
     if begun is None or begun == AUTO[device]:
         return AUTO[device], f"model.precision=auto: {new}"
-    return begun, f"model.precision=auto: {begun}, as this run was begun (a new one: {new})"
+    return begun, f"model.precision=auto: {begun}, as this run was started (a new one: {new})"
 
 
 def check_base(kind: str, precision: str) -> None:
-    """Raises ChoiceError where a kind of tuning cannot stand on a base of this precision, with the reason.
+    """Raises ConfigError, with the reason, where a tuning method does not work on a base of this precision.
 
-    `auto` must be possible on every type of device: the same settings are valid on all machines.
+    `auto` must work on every type of device: the same settings are valid on all machines.
     """
     if precision != "auto":
         if why := _unfit(kind, precision):
@@ -318,14 +318,14 @@ def check_base(kind: str, precision: str) -> None:
 
 
 def _unfit(kind: str, precision: str) -> str | None:
-    quantised = precision in ("int8", "nf4")
+    quantized = precision in ("int8", "nf4")
     if kind == "full" and precision != "fp32":
-        lost = "has no gradients" if quantised else "loses steps smaller than it resolves"
+        lost = "has no gradients" if quantized else "loses steps smaller than it resolves"
         return f"a weight in {precision} {lost}; take fp32, and hardware.autocast for half-precision arithmetic"
-    if kind == "pissa" and quantised:
-        return f"it begins with singular parts of the weights, and {precision} keeps none; take fp32, or fp16 on a GPU"
-    if kind == "bitfit" and quantised:
-        return f"the trainer takes a base in {precision} only with an adapter on it; take fp32, or fp16 on a GPU"
+    if kind == "pissa" and quantized:
+        return f"it starts from singular vectors of the weights, and {precision} has none; take fp32, or fp16 on a GPU"
+    if kind == "bitfit" and quantized:
+        return f"the trainer accepts a base in {precision} only with an adapter; take fp32, or fp16 on a GPU"
     if kind == "dora" and precision == "int8":
         return "bitsandbytes loses the scales of an int8 weight once peft's DoRA has read it; take nf4, fp16 or fp32"
     if kind == "qlora" and precision != "nf4":

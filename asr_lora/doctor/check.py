@@ -1,4 +1,7 @@
-"""What a check of `python -m asr_lora.doctor` came to, and the one screen of all; knows nothing that may be broken."""
+"""Results of the checks of `python -m asr_lora.doctor`, their printing, and the check of versions.
+
+Imports nothing that may be broken: neither torch nor any library that `check_versions` tries.
+"""
 
 import json
 import sys
@@ -15,7 +18,7 @@ from rich.text import Text
 from asr_lora.runtime.errors import first_line
 
 OK, WARN, FAIL = VERDICTS = ("ok", "warn", "fail")
-SHORT = 60  # characters that stand on one line
+SHORT = 60  # characters that fit one line
 STYLES = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 NAME = "versions"
 COMPILED = ("torch", "torchaudio", "transformers", "peft", "bitsandbytes", "soundfile")
@@ -24,7 +27,7 @@ AGAIN = "install what uv.lock has: uv sync --inexact --locked"
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at: what was found, and for `warn` and `fail` what to do about it."""
+    """The result of a check: what was found, and for `warn` and `fail` the way out."""
 
     name: str
     verdict: str
@@ -33,13 +36,13 @@ class Check:
 
 
 def failed_check(name: str, error: Exception) -> Check:
-    """A failure in the words of an error, which are `name: rule, value; way out`."""
+    """Returns the failed check of an error, whose message is `name: rule, value; way out`."""
     found, _, way_out = str(error).partition("; ")
     return Check(name, FAIL, found, way_out)
 
 
 def print_checks(checks: Sequence[Check], seconds: float, as_json: bool) -> None:
-    """On standard output: a line a check and how many came to what, or the same as one JSON object and nothing else."""
+    """Prints a line a check and the number of each verdict to standard output, or all as one JSON object."""
     counts = Counter(check.verdict for check in checks)
     if as_json:
         tally = {verdict: counts[verdict] for verdict in VERDICTS}
@@ -56,12 +59,12 @@ def print_checks(checks: Sequence[Check], seconds: float, as_json: bool) -> None
     console = Console()
     console.print(screen)
     console.print(
-        f"{counts[OK]} ok, {counts[WARN]} to be warned of, {counts[FAIL]} failed, in {seconds:.0f} s", highlight=False
+        f"{counts[OK]} ok, {counts[WARN]} warnings, {counts[FAIL]} failed, in {seconds:.0f} s", highlight=False
     )
 
 
 def check_versions() -> Check:
-    """Imports them: to be called before anything of ours that does, where a broken one would be a traceback."""
+    """Imports COMPILED and checks their versions. Call before our own imports, where a broken one is a traceback."""
     versions = {}
     for name in COMPILED:
         try:
@@ -74,13 +77,13 @@ def check_versions() -> Check:
     for name in COMPILED:
         try:
             import_module(name)
-        except (ImportError, OSError, RuntimeError, AttributeError) as error:  # whatever a wrong library makes of it
+        except (ImportError, OSError, RuntimeError, AttributeError) as error:  # a broken library may raise any of these
             return Check(NAME, FAIL, f"{name} {versions[name]} cannot be imported: {first_line(error)}", AGAIN)
     return Check(NAME, OK, ", ".join(f"{name} {number}" for name, number in versions.items()))
 
 
 def is_pair(torch: str, torchaudio: str) -> bool:
-    """Whether they are of one release (2.11), and of one build (+cpu, +cu130) where both say which."""
+    """Returns whether both are of one release (2.11), and of one build (+cpu, +cu130) where both name it."""
     (one, _, one_build), (other, _, other_build) = torch.partition("+"), torchaudio.partition("+")
     alike = one_build == other_build or not (one_build and other_build)
     return one.split(".")[:2] == other.split(".")[:2] and alike

@@ -1,7 +1,7 @@
-"""A few clips of a run's data, looked at before anything is fetched, unpacked or written where it would stay.
+"""Checks of a run's data on a few clips, without downloads and without files that stay.
 
-From the run's manifest where it is prepared, else from its corpora: of an archive the beginning alone is read, unless
-its tables are in the cache from an earlier time.
+The clips are from the run's manifest where it is prepared, else from its corpora: of an archive only the beginning is
+read, unless its tables are in the cache.
 """
 
 from collections import Counter
@@ -36,29 +36,29 @@ from asr_lora.training.builder import step_sampler
 
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config
-if TYPE_CHECKING:
-    from asr_lora.config.compose import Config
 
 MOST_READ = 200e6  # bytes of an archive's files: two seconds or so
-UNPACKED = 64  # clips of an archive that are kept to be heard
-HEARD = 32  # clips
+UNPACKED = 64  # clips of an archive that are unpacked for the sample
+SAMPLED = 32  # clips
 TABLES = ("train", "dev", "test", "validated", "clip_durations")
 Batch: TypeAlias = dict[str, Tensor]
-SENTENCES = 5_000  # whose labels are measured: a second's work
-MOST_BAD_OF_FEW = 0.2  # of some tens of clips: below it, all of them may have few enough
+SENTENCES = 5_000  # whose label lengths are measured: about a second
+MOST_BAD_OF_FEW = (
+    0.2  # share of unusable clips in a sample of some tens: below it, the whole corpus may have few enough
+)
 SPOILT = "take tokenizer and generation_config.json of the checkpoint's own base model"
 
 
 class NotInspectableError(Exception):
-    """The data cannot be looked at without paying for it; it says why."""
+    """Raised where the data cannot be inspected without a download or conversion; its message is the reason."""
 
 
 @dataclass(frozen=True)
 class DataSample:
-    """What was seen of the training clips: some of them heard, as lines of a manifest; and the sentences of all.
+    """A sample of the training clips: some of them decoded, as lines of a manifest, and the sentences of all.
 
-    `left_out` says which of those heard are unusable, and why; `origin` where all is from; `source`, if there is one, a
-    corpus with all tables that may be opened quickly in place of that of the settings.
+    `left_out`: the unusable ones of the decoded, by reason; `origin`: where all is from; `source`: a corpus with all
+    tables that opens quickly, to use in place of that of the settings, or None.
     """
 
     clips: list[Clip]
@@ -69,9 +69,9 @@ class DataSample:
 
 
 def sample_data(config: "Config", scratch: Path) -> DataSample:
-    """What is unpacked goes to `scratch`, and is read from there.
+    """Samples the training clips; unpacks to the folder `scratch` and reads from there.
 
-    Raises UnseenError, and ChoiceError and WorldError as preparing does.
+    Raises NotInspectableError, and ConfigError and ExternalError as preparing does.
     """
     if run.summary(config.run).is_file():
         return _of_manifest(config)
@@ -89,7 +89,7 @@ def sample_data(config: "Config", scratch: Path) -> DataSample:
         corpus = open_sources(data, config.eval.limit)
     except UserError as error:
         if not all(place.every_table for place in places):
-            raise NotInspectableError("its tables lie beyond its beginning") from error
+            raise NotInspectableError("its tables are beyond its beginning") from error
         text = str(error)
         for source, place in zip(named, places, strict=True):
             text = text.replace(place.path, source)
@@ -104,7 +104,7 @@ def _of_manifest(config: "Config") -> DataSample:
     clips = read_jsonl(run.manifest(config.run, "train"))
     if not clips:
         raise NotInspectableError(f"{facts['source']} is streamed")
-    few = clips[:HEARD]
+    few = clips[:SAMPLED]
     lost = {clip["id"] for clip in missing_files(few)}
     if len(lost) == len(few):
         raise NotInspectableError("the clips of its manifest are no longer in the cache; training puts them back")
@@ -113,7 +113,7 @@ def _of_manifest(config: "Config") -> DataSample:
 
 
 def _of_corpus(config: "Config", corpus: Corpus, named: str, complete: bool, source: Path | None) -> DataSample:
-    """`complete`: every clip is at hand, so that one that is not there is missing."""
+    """Samples an open corpus. `complete`: every clip is on the disk, so that an absent one is missing."""
     rows = sampling_order(corpus.tables["train"], config.data.seed)
     if not rows:
         raise ConfigError(f"data.source: train.tsv of {named} has no clips; a run needs train, dev and test")
@@ -123,22 +123,24 @@ def _of_corpus(config: "Config", corpus: Corpus, named: str, complete: bool, sou
             replace(corpus, source=named),
             sum(corpus.durations.get(each.path, 30.0) for each in rows),
         )
-    asked = rows[:HEARD] if complete else rows
-    files = corpus.fetch([each.path for each in asked if each.shard is None])
-    heard = asked if complete else [each for each in rows if each.path in files][:HEARD]
-    if not heard:
-        raise NotInspectableError("the clips that its tables name lie beyond its beginning")
-    draw = SplitDraw("train", list(heard))
-    draw.accept([each.path for each in heard], files, corpus.durations, lambda sentence: None, lambda: None)
+    asked = rows[:SAMPLED] if complete else rows
+    files = corpus.fetch([row["path"] for row in asked if not in_shard(row)])
+    found = asked if complete else [row for row in rows if row["path"] in files][:SAMPLED]
+    if not found:
+        raise NotInspectableError("the clips that its tables name are beyond its beginning")
+    draw = SplitDraw("train", list(found))
+    draw.accept([row["path"] for row in found], files, corpus.durations, lambda sentence: None, lambda: None)
     if not draw.chosen:
         reasons = Counter({reason: len(names) for reason, names in draw.left_out.items()})
-        raise ConfigError(f"data.source: none of {len(heard)} clips of {named} can be used ({dict(reasons)})")
-    return DataSample(draw.chosen, [each.text for each in rows], draw.left_out, f"{named}, {len(rows)} clips", source)
+        raise ConfigError(f"data.source: none of {len(found)} clips of {named} can be used ({dict(reasons)})")
+    return DataSample(
+        draw.chosen, [row["sentence"] for row in rows], draw.left_out, f"{named}, {len(rows)} clips", source
+    )
 
 
 @dataclass(frozen=True)
 class _Place:
-    """What to open in place of a source, and whether it has every table and every clip of it."""
+    """What to open in place of a source, and whether it has all of its tables and clips."""
 
     path: str
     every_table: bool = True
@@ -146,11 +148,11 @@ class _Place:
 
 
 def _place(source: str, language: str, folder: Path) -> _Place:
-    """Itself, or of an archive what of it was put into `folder`."""
+    """Returns the source itself, or for an archive `folder` with what was unpacked there."""
     if source.startswith(SHARDS) and not is_url(source.removeprefix(SHARDS)):
         return _Place(source)
     if not is_path(source):
-        raise NotInspectableError(f"{source} is fetched when it is prepared")
+        raise NotInspectableError(f"{source} is downloaded when it is prepared")
     path = existing(Path(source))
     if is_quick(path):
         return _Place(str(path))
@@ -168,9 +170,9 @@ def _place(source: str, language: str, folder: Path) -> _Place:
 
 
 def _unpack_beginning(archive: Path, folder: Path) -> bool:
-    """Tables and the first clips of an archive; whether its beginning is all of it.
+    """Unpacks tables and the first clips of an archive; returns whether that was all of it.
 
-    Raises ChoiceError and WorldError as reading all of it does.
+    Raises ConfigError and ExternalError as reading all of it does.
     """
     read, kept = 0, Counter[PurePosixPath]()
 
@@ -180,7 +182,7 @@ def _unpack_beginning(archive: Path, folder: Path) -> bool:
         return path.parent.name in (CLIPS, AUDIOS) and kept[path.parent] < UNPACKED
 
     folder.mkdir(parents=True)
-    with closing(walk(archive, "looking into the archive", wanted)) as members:
+    with closing(walk(archive, "reading the archive", wanted)) as members:
         for path, size, content in members:
             if content is not None:
                 file = folder / path
@@ -193,72 +195,72 @@ def _unpack_beginning(archive: Path, folder: Path) -> bool:
     return True
 
 
-def share_unusable(sight: DataSample) -> float:
-    """Of the clips that were heard."""
-    bad = sum(map(len, sight.left_out.values()))
-    return bad / (bad + len(sight.clips))
+def share_unusable(sample: DataSample) -> float:
+    """Returns the share of unusable clips in the sample."""
+    bad = sum(map(len, sample.left_out.values()))
+    return bad / (bad + len(sample.clips))
 
 
 def counted(reasons: Sequence[str]) -> str:
-    """How many times which, the most frequent first."""
+    """Returns each reason with its count, the most frequent first."""
     return ", ".join(f"{count} {reason}" for reason, count in Counter(reasons).most_common())
 
 
 def data(config: "Config", scratch: Path) -> tuple[Check, DataSample | None]:
-    """Some clips are heard. Raises ChoiceError and WorldError as preparing does."""
+    """Decodes some clips. Raises ConfigError and ExternalError as preparing does."""
     try:
-        sight = sample_data(config, scratch)
+        sample = sample_data(config, scratch)
     except NotInspectableError as unseen:
-        way_out = "preparing looks at all of it, before anything trains: make prepare"
-        return Check("data", WARN, f"not looked at: {unseen}", way_out), None
-    found, bad = f"{sight.origin}; {len(sight.clips)} heard", share_unusable(sight)
+        way_out = "preparing scans all of it, before training starts: make prepare"
+        return Check("data", WARN, f"skipped: {unseen}", way_out), None
+    found, bad = f"{sample.origin}; {len(sample.clips)} decoded", share_unusable(sample)
     if not bad:
-        return Check("data", OK, found), sight
-    reasons = counted([reason for reason, names in sight.left_out.items() for _ in names])
+        return Check("data", OK, found), sample
+    reasons = counted([reason for reason, names in sample.left_out.items() for _ in names])
     found = f"{found}, others unusable: {reasons}"
-    heard_all = len(sight.clips) + sum(map(len, sight.left_out.values())) >= len(sight.sentences)
-    if bad > (MOST_BAD if heard_all else MOST_BAD_OF_FEW):
-        way_out = f"preparing refuses more than {MOST_BAD:.0%} of such: fetch the corpus again or mend it"
-        return Check("data", FAIL, found, way_out), sight
-    return Check("data", WARN, found, "preparing leaves such out and names them in data/summary.json"), sight
+    all_decoded = len(sample.clips) + sum(map(len, sample.left_out.values())) >= len(sample.sentences)
+    if bad > (MOST_BAD if all_decoded else MOST_BAD_OF_FEW):
+        way_out = f"preparing refuses more than {MOST_BAD:.0%} of such: download the corpus again or repair it"
+        return Check("data", FAIL, found, way_out), sample
+    return Check("data", WARN, found, "preparing leaves such out and names them in data/summary.json"), sample
 
 
-def labels(config: "Config", sight: DataSample) -> tuple[Check, int]:
-    """How many sentences would be dropped for what they are as labels."""
-    sentences, refuse = sight.sentences[:SENTENCES], label_filter(config.model, config.data.language)
+def labels(config: "Config", sample: DataSample) -> tuple[Check, int]:
+    """Counts the sentences that preparing would drop because of their labels."""
+    sentences, refuse = sample.sentences[:SENTENCES], label_filter(config.model, config.data.language)
     dropped = [reason for sentence in sentences if (reason := refuse(sentence))]
     if not dropped:
         return Check("labels", OK, f"none of {len(sentences):,} would be dropped"), 0
     found = f"{len(dropped):,} of {len(sentences):,} would be dropped: {counted(dropped)}"
     if len(dropped) > MOST_BAD * len(sentences):
-        way_out = f"preparing refuses more than {MOST_BAD:.0%} of such; see whether data.columns names the right text"
+        way_out = f"preparing refuses more than {MOST_BAD:.0%} of such; check that data.columns names the text"
         return Check("labels", FAIL, found, way_out), len(dropped)
     return Check("labels", WARN, found, "nothing, or shorten those sentences: preparing leaves them out"), len(dropped)
 
 
 def token(config: "Config") -> tuple[Check, str]:
-    """Whisper's token for the language. Raises ChoiceError where there is none, naming the way out."""
+    """Finds Whisper's token for the language. Raises ConfigError where there is none, with the way out."""
     code = language_token(config.model, config.data.language)
-    return Check("language", OK, f"{config.data.language} is <|{code}|>, to {config.model.task}"), code
+    return Check("language", OK, f"{config.data.language} -> <|{code}|>, task {config.model.task}"), code
 
 
 def mel_bins(config: "Config", known: WhisperConfig) -> tuple[Check, int]:
-    """Those that the feature extractor makes against those that the model hears."""
+    """Compares the mel bins of the feature extractor with those of the model."""
     silence = np.zeros(audio.SAMPLE_RATE, dtype=np.float32)
     made = log_mel([silence], load_processor(config.model.checkpoint).feature_extractor, seconds=1.0).shape[1]
     if made == known.num_mel_bins:
-        return Check("mel bins", OK, f"{made}, as the model hears"), made
-    found = f"features have {made}, the model hears {known.num_mel_bins}"
+        return Check("mel bins", OK, f"{made}, as the model expects"), made
+    found = f"features have {made}, the model expects {known.num_mel_bins}"
     way_out = "take preprocessor_config.json of the checkpoint's own base model"
     return Check("mel bins", FAIL, found, way_out), made
 
 
-def batch(config: "Config", sight: DataSample, code: str) -> tuple[Check, Batch | None]:
-    """The first batch that the run would make of the clips that were seen; None where its labels are wrong."""
+def batch(config: "Config", sample: DataSample, code: str) -> tuple[Check, Batch | None]:
+    """Makes the run's first batch of the sampled clips; returns None where its labels are wrong."""
     refuse = label_filter(config.model, config.data.language)
-    rows = [clip for clip in sight.clips if not refuse(clip["text"])]
+    rows = [clip for clip in sample.clips if not refuse(clip["text"])]
     if not rows:
-        raise ConfigError(f"data.source: none of {len(sight.clips)} clips has a sentence that can be a label")
+        raise ConfigError(f"data.source: none of {len(sample.clips)} clips has a sentence that can be a label")
     processor = load_processor(config.model.checkpoint)
     processor.tokenizer = with_prompt(processor.tokenizer, code, config.model.task)
     making = SpeechCollator(processor, config.data.augment, config.seed, config.training.spec_augment)
@@ -268,8 +270,8 @@ def batch(config: "Config", sight: DataSample, code: str) -> tuple[Check, Batch 
     prompt = (first, generation.lang_to_id[f"<|{code}|>"], generation.task_to_id[config.model.task])
     if wrong := [trouble for each in batches for trouble in troubles(each, prompt, end, len(processor.tokenizer))]:
         return Check("batch", FAIL, f"{wrong[0]} ({len(wrong)} such in {_size(batches)})", SPOILT), None
-    said = sum(int((each["labels"] != IGNORE_INDEX).sum()) for each in batches)
-    found = f"{_size(batches)}: one start token, <|{code}|>, {said} tokens to learn, each row's end among them"
+    tokens = sum(int((each["labels"] != IGNORE_INDEX).sum()) for each in batches)
+    found = f"{_size(batches)}: one start token, <|{code}|>, {tokens} label tokens, an end token in each row"
     return Check("batch", OK, found), batches[0]
 
 
@@ -278,23 +280,23 @@ def _size(batches: Sequence[Batch]) -> str:
 
 
 def troubles(batch: Batch, prompt: Sequence[int], end: int, vocabulary: int) -> list[str]:
-    """What is wrong with the labels of a batch: `prompt` are the tokens of start, language and task, `end` the last."""
+    """Returns what is wrong with a batch's labels. `prompt`: tokens of start, language and task; `end`: the last."""
     first, *after = prompt
     wrong = []
     for inputs, labels in zip(batch["decoder_input_ids"].tolist(), batch["labels"].tolist(), strict=True):
-        said = [label for label in labels if label != IGNORE_INDEX]
+        tokens = [label for label in labels if label != IGNORE_INDEX]
         if inputs[0] != first:
             wrong.append(f"a row begins with token {inputs[0]}, not with the start token {first}")
-        elif first in said or inputs[: len(said)].count(first) != 1:
-            wrong.append("the start token is doubled: the model would learn to say it")
-        elif said[: len(after)] != after:
-            wrong.append(f"language and task are {said[: len(after)]}, not {after}")
-        elif said[-1] != end:
-            wrong.append("the end is not among what is learnt: the model would never stop")
-        elif end in said[:-1]:
-            wrong.append("the end is learnt before the sentence ends")
-        elif max(said) >= vocabulary:
-            wrong.append(f"token {max(said)} is beyond the vocabulary of {vocabulary}")
+        elif first in tokens or inputs[: len(tokens)].count(first) != 1:
+            wrong.append("the start token is doubled: the model would learn to output it")
+        elif tokens[: len(after)] != after:
+            wrong.append(f"language and task are {tokens[: len(after)]}, not {after}")
+        elif tokens[-1] != end:
+            wrong.append("the labels lack the end token: the model would never stop")
+        elif end in tokens[:-1]:
+            wrong.append("the end token is in the labels before the sentence ends")
+        elif max(tokens) >= vocabulary:
+            wrong.append(f"token {max(tokens)} is beyond the vocabulary of {vocabulary}")
     if not bool(batch["input_features"].isfinite().all()):
-        wrong.append("features are no numbers")
+        wrong.append("features are not finite")
     return wrong

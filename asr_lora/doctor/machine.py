@@ -1,6 +1,6 @@
-"""Whether a run can stand: its checkpoint, the Hub, the device, bitsandbytes, gradients, an adapter that comes back.
+"""Checks of checkpoint, Hub, device, bitsandbytes, gradients, saved adapter, memory, disk and time.
 
-Each check gives what it came to, and what later checks need of it.
+Each check returns its result, and a value that later checks need.
 """
 
 from collections import defaultdict
@@ -23,8 +23,7 @@ from asr_lora.corpus import is_path, is_quick
 from asr_lora.corpus.huggingface import PREFIX as HUB
 from asr_lora.doctor.check import FAIL, OK, WARN, Check
 from asr_lora.doctor.data import DataSample
-from asr_lora.model import cost
-from asr_lora.model import probes as probe
+from asr_lora.model import cost, probes
 from asr_lora.model.adapter import Tuned
 from asr_lora.model.hardware import Hardware, cpu_has_bf16, is_out_of_memory, known_gpu, resolve_hardware
 from asr_lora.model.pretrained import is_local, resolve
@@ -36,11 +35,9 @@ from asr_lora.runtime.files import cache_dir
 
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config
-if TYPE_CHECKING:
-    from asr_lora.config.compose import Config
 
 PATIENCE = 5.0  # seconds that the Hub may take to answer
-SMALL_FILES = (  # of a checkpoint; of each line one will do
+SMALL_FILES = (  # of a checkpoint; one of each line is enough
     ("config.json",),
     ("generation_config.json",),
     ("preprocessor_config.json", "processor_config.json"),
@@ -49,14 +46,14 @@ SMALL_FILES = (  # of a checkpoint; of each line one will do
 WEIGHTS = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
-NEAR = {"int8": (0.02, 0.02), "nf4": (0.2, 0.2)}  # how far product and gradient of a quantised layer may be
-COMES_BACK = 0.05  # of what an adapter does to logits, the share that saving it may cost (a 16-bit base rounds)
-SMALL = {"cuda": 80e6, "cpu": 10e6}  # parameters up to which the real weights are tried: whisper-base; none published
-LONG = 48.0  # hours that hardly anybody means to wait
+NEAR = {"int8": (0.02, 0.02), "nf4": (0.2, 0.2)}  # largest relative errors of a quantized layer's product and gradient
+COMES_BACK = 0.05  # share of an adapter's effect on logits that saving may lose (a 16-bit base rounds)
+SMALL = {"cuda": 80e6, "cpu": 10e6}  # most parameters for a check with the real weights: whisper-base; none published
+LONG = 48.0  # hours, above which the check warns
 
 
 def checkpoint(config: "Config", base: str) -> tuple[Check, WhisperConfig]:
-    """`base` says its precision. Raises ChoiceError for a model that is not known here."""
+    """Finds the architecture. `base` is a line about its precision. Raises ConfigError for an unknown model."""
     known = architecture(config.model.checkpoint)
     size = f"{cost.parameters(cost.dimensions(known.to_dict())) / 1e6:,.1f} M parameters, {base}"
     found = f"{config.model.checkpoint}: {size}, lora={config.lora.kind}"
@@ -64,7 +61,7 @@ def checkpoint(config: "Config", base: str) -> tuple[Check, WhisperConfig]:
 
 
 def hub(config: "Config") -> tuple[Check, bool | None]:
-    """Whether the Hub answers, where it is needed; the value is None where not even a tokenizer is to be had."""
+    """Checks that the Hub answers, where it is needed; returns None where not even a tokenizer is available."""
     name, source = config.model.checkpoint, config.data.source or ""
     weights = weights_are_here(name)
     small = is_local(name) or all(any(_cached(name, file) for file in files) for files in SMALL_FILES)
@@ -85,14 +82,14 @@ def hub(config: "Config") -> tuple[Check, bool | None]:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         if small and weights:
             return Check("Hub", WARN, f"does not answer ({reason})", f"needed for {wanted}, unless it is cached"), True
-        way_out = "mend the network or the name, or name a folder that holds the model: model.checkpoint=/path/to/it"
-        return Check("Hub", FAIL, f"needed for {wanted}, and does not give it: {reason}", way_out), small or None
+        way_out = "fix the network or the name, or name a folder that has the model: model.checkpoint=/path/to/it"
+        return Check("Hub", FAIL, f"needed for {wanted}, and does not return it: {reason}", way_out), small or None
     size = f", {held / 1e9:.1f} GB" if held and not weights else ""
     return Check("Hub", OK, f"answers; needed for {wanted}{size}"), True
 
 
 def weights_are_here(checkpoint: str) -> bool:
-    """On this machine, as a folder or in the Hub's cache. Raises ChoiceError for what is no checkpoint at all."""
+    """Returns whether the weights are a local folder or in the Hub's cache. Raises ConfigError for no checkpoint."""
     return is_local(checkpoint) or any(_cached(checkpoint, file) for file in WEIGHTS)
 
 
@@ -102,7 +99,7 @@ def _cached(checkpoint: str, file: str) -> bool:
 
 
 def device(config: "Config", known: WhisperConfig) -> tuple[Check, Hardware]:
-    """Raises ChoiceError and WorldError for what it cannot do."""
+    """Resolves the device and its arithmetic. Raises ConfigError and ExternalError for settings it does not support."""
     shape, precision = cost.dimensions(known.to_dict()), config.model.precision
     hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size, shape)
     on_gpu = hardware.device.type == "cuda"
@@ -115,13 +112,13 @@ def device(config: "Config", known: WhisperConfig) -> tuple[Check, Hardware]:
 
 
 def bitsandbytes(config: "Config", hardware: Hardware) -> tuple[Check, bool]:
-    """Whether a quantised layer multiplies and gives gradients, on the device itself."""
+    """Checks product and gradient of a quantized layer on the device."""
     precision = config.model.precision
     if precision not in NEAR:
         return Check("bitsandbytes", OK, f"not needed: {precision}"), True
     try:
-        product, gradient = probe.quantized_product(precision, hardware.device, hardware.autocast or torch.float32)
-    except RuntimeError as error:  # what a library without kernels for the device makes of it
+        product, gradient = probes.quantized_product(precision, hardware.device, hardware.autocast or torch.float32)
+    except RuntimeError as error:  # raised by a library without kernels for the device
         raise ExternalError(
             f"bitsandbytes: cannot multiply in {precision} here ({str(error).splitlines()[0]}); "
             "model.precision=fp16 on a GPU, fp32 on a CPU"
@@ -134,7 +131,7 @@ def bitsandbytes(config: "Config", hardware: Hardware) -> tuple[Check, bool]:
 
 @dataclass(frozen=True)
 class Trial:
-    """A model of the run's kind with gradients in it, and the batch that they are of."""
+    """A model with the run's tuning method, with gradients, and the batch that they are from."""
 
     model: Tuned
     base: Base
@@ -144,44 +141,44 @@ class Trial:
 def gradients(
     config: "Config", known: WhisperConfig, hardware: Hardware, batch: Mapping[str, Tensor] | None, scratch: Path
 ) -> tuple[Check, Trial | None]:
-    """Of the real model where that takes seconds, else of a small random one; of a real batch where there is one."""
+    """Checks gradients of the real model where that takes seconds, else of a small random one."""
     parameters = cost.parameters(cost.dimensions(known.to_dict()))
     real = is_local(config.model.checkpoint) and parameters <= SMALL[hardware.device.type]
     weights = (
-        config.model.checkpoint if real else str(probe.small_whisper(known, config.lora.r or 1, scratch / "small"))
+        config.model.checkpoint if real else str(probes.small_whisper(known, config.lora.r or 1, scratch / "small"))
     )
-    quantised_twice = bool(config.lora.double_quant)
-    base = Base(weights, config.model.precision, hardware.device, hardware.autocast, quantised_twice)
-    heard = made_up(known) if batch is None else {name: tensor[:2] for name, tensor in batch.items()}
+    double_quant = bool(config.lora.double_quant)
+    base = Base(weights, config.model.precision, hardware.device, hardware.autocast, double_quant)
+    inputs = made_up(known) if batch is None else {name: tensor[:2] for name, tensor in batch.items()}
     on = f"on {'noise' if batch is None else 'a real batch'}, {'the real' if real else 'a small random'} model"
     try:
-        model = probe.tuned(base, config.lora, config.seed, config.max_steps, hardware.gradient_checkpointing)
-        probe.back_propagate(model, base, heard)
+        model = probes.tuned(base, config.lora, config.seed, config.max_steps, hardware.gradient_checkpointing)
+        probes.back_propagate(model, base, inputs)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         raise ExternalError(
             f"gradients: memory ran out on a small model ({first_line(error)}); end what else holds the GPU"
         ) from error
-    check = judged(config.lora.kind, probe.gradients(model), on)
-    return check, None if check.verdict == FAIL else Trial(model, base, heard)
+    check = judged(config.lora.kind, probes.gradients(model), on)
+    return check, None if check.verdict == FAIL else Trial(model, base, inputs)
 
 
 def made_up(known: WhisperConfig) -> dict[str, Tensor]:
-    """Noise with words drawn at random, where no data was seen: 2 rows at 2 s."""
+    """Returns a batch of noise with random labels, where there is no data: 2 rows of 2 s and 8 tokens."""
     generator = torch.Generator().manual_seed(0)
-    words = torch.randint(known.vocab_size, (2, 9), generator=generator)
+    ids = torch.randint(known.vocab_size, (2, 9), generator=generator)
     features = torch.randn(2, known.num_mel_bins, 200, generator=generator)
-    return {"input_features": features, "decoder_input_ids": words[:, :-1], "labels": words[:, 1:]}
+    return {"input_features": features, "decoder_input_ids": ids[:, :-1], "labels": ids[:, 1:]}
 
 
 def judged(kind: str, arrived: Mapping[str, tuple[int, int]], on: str) -> Check:
-    """`arrived` in how many of how many modules, by side."""
-    asked = [kind] if kind in probe.SIDES else probe.SIDES
+    """Judges the gradients. `arrived`: by side, the modules with a gradient and all modules that train."""
+    asked = [kind] if kind in probes.SIDES else probes.SIDES
     counts = ", ".join(f"{side} {some} of {every}" for side, (some, every) in arrived.items() if side in asked)
-    found = f"{counts} {on}" + (f"; lora={kind} trains that side alone" if kind in probe.SIDES else "")
+    found = f"{counts} {on}" + (f"; lora={kind} trains that side alone" if kind in probes.SIDES else "")
     if silent := [side for side in asked if arrived[side][0] == 0]:
-        way_out = "see lora.target_modules; a side that hears no gradient learns nothing (lora=encoder, lora=decoder)"
+        way_out = "see lora.target_modules; a side without gradients learns nothing (lora=encoder, lora=decoder)"
         return Check("gradients", FAIL, f"none in the {' and '.join(silent)}: {found}", way_out)
     if any(some < every for side, (some, every) in arrived.items() if side in asked):
         return Check("gradients", WARN, found, "those without learn nothing from this batch; see lora.target_modules")
@@ -189,8 +186,8 @@ def judged(kind: str, arrived: Mapping[str, tuple[int, int]], on: str) -> Check:
 
 
 def reloaded(config: "Config", trial: Trial, scratch: Path) -> tuple[Check, bool]:
-    """Whether what a step has learnt is still there when it was saved and loaded by peft alone."""
-    moved, lost = probe.saved_and_reloaded(
+    """Checks that the change of one step survives saving, and loading by peft alone."""
+    moved, lost = probes.saved_and_reloaded(
         trial.model, trial.base, config.lora, config.max_steps, trial.batch, scratch / "saved", config.model.checkpoint
     )
     found = f"a step moved logits by {moved:.2g}, saving and reloading by {lost:.2g}"
@@ -200,33 +197,33 @@ def reloaded(config: "Config", trial: Trial, scratch: Path) -> tuple[Check, bool
 
 
 class Prediction(NamedTuple):
-    """The work of a run, what it takes of this machine, and whose clips were counted for it."""
+    """The work of a run, its estimate on this machine, and the origin of the durations."""
 
     work: Workload
     forecast: Estimate
     origin: str
 
 
-def predicted(config: "Config", sight: DataSample | None) -> Prediction:
-    """Raises ChoiceError and WorldError as opening the corpus does."""
-    seen = sight.source if sight else None
+def predicted(config: "Config", sample: DataSample | None) -> Prediction:
+    """Estimates the run on this machine. Raises ConfigError and ExternalError as opening the corpus does."""
+    seen = sample.source if sample else None
     data = replace(config.data, source=str(seen)) if seen else config.data
     asked = replace(config, data=data, plan=replace(config.plan, calibrate=False))  # timing steps takes minutes
     seconds, origin = durations(asked)
     work = workload(asked, seconds)
-    return Prediction(work, estimate_here(asked, work), sight.origin if sight and seen else origin)
+    return Prediction(work, estimate_here(asked, work), sample.origin if sample and seen else origin)
 
 
-def memory(config: "Config", hardware: Hardware, sight: DataSample | None) -> tuple[Check, Prediction]:
-    """What the greediest stage holds against what there is."""
-    prediction = predicted(config, sight)
+def memory(config: "Config", hardware: Hardware, sample: DataSample | None) -> tuple[Check, Prediction]:
+    """Compares the peak memory of all stages with the device's."""
+    prediction = predicted(config, sample)
     forecast = prediction.forecast
     if not forecast.memory:
         unknown = f"not predicted: {forecast.problem}"
         return Check("memory", WARN, unknown, "give hardware.tflops, or see make plan"), prediction
     if forecast.problem:
         way_out = "a smaller model (model=whisper_small), hardware.gradient_checkpointing=true, model.precision=int8"
-        return Check("memory", FAIL, forecast.problem, f"{way_out}; make plan shows what each takes"), prediction
+        return Check("memory", FAIL, forecast.problem, f"{way_out}; make plan shows the memory of each"), prediction
     most, stage = max((held, stage) for stage, held in forecast.memory.items())
     on_gpu = hardware.device.type == "cuda"
     free = torch.cuda.mem_get_info(hardware.device)[0] if on_gpu else psutil.virtual_memory().available
@@ -237,14 +234,14 @@ def memory(config: "Config", hardware: Hardware, sight: DataSample | None) -> tu
 
 
 def disk(config: "Config", prediction: Prediction) -> tuple[Check, bool]:
-    """By disk: what stays in the run folder, the clips that are unpacked or fetched, the weights that are."""
+    """Compares each disk's free space with the needs of run folder, unpacked or downloaded clips, and weights."""
     work, source = prediction.work, config.data.source
     parameters, here_already = cost.parameters(work.shape), weights_are_here(config.model.checkpoint)
     lies = source is not None and is_path(source) and is_quick(Path(source).expanduser())
     wanted = {
-        Path(config.runs_dir): work.disk["train"] - 2 * parameters,  # which are the weights
+        Path(config.runs_dir): work.disk["train"] - 2 * parameters,  # without the base's weights
         cache_dir(): 0.0 if lies else work.disk["prepare"],
-        Path(constants.HF_HUB_CACHE): 0.0 if here_already else 4 * parameters,  # in fp32, as most of OpenAI's are there
+        Path(constants.HF_HUB_CACHE): 0.0 if here_already else 4 * parameters,  # in fp32, as most of OpenAI's
     }
     needs: dict[int, float] = defaultdict(float)  # by disk
     places: dict[int, Path] = {}
@@ -272,7 +269,7 @@ def _existing(folder: Path) -> Path:
 
 
 def hours(config: "Config", hardware: Hardware, prediction: Prediction) -> tuple[Check, bool]:
-    """And dollars, where a price is known."""
+    """Estimates hours, and dollars where a price is known."""
     forecast = prediction.forecast
     if not forecast.seconds:
         unknown = f"not predicted: {forecast.problem}"

@@ -26,7 +26,7 @@ from asr_lora.model.hardware import (
     resolve_hardware,
 )
 from asr_lora.model.pretrained import is_local, language_token, resolve
-from asr_lora.planning import timing as clock
+from asr_lora.planning import timing
 from asr_lora.planning.estimate import (
     Device,
     Estimate,
@@ -43,13 +43,13 @@ from asr_lora.speech import audio
 
 HERE = "this machine"
 CLIPS = {"train": 46_392, "dev": 12_247, "test": 12_247}  # of Dutch Common Voice 25.0
-SPREAD = 0.35  # of the logarithm of a clip's seconds, a guess of what read sentences have
+SPREAD = 0.35  # standard deviation of the logarithm of a clip's seconds, a guess for read sentences
 
 
 def predict(config: Config, hardware: Hardware, seconds: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
-    """What training will take on this device, to stand beside what it took; None where no facts are known of it.
+    """Predicts what training takes on this device, for train/metrics.json; None where its rates are unknown.
 
-    `seconds` of the clips of the splits `train`, `dev` and `test`. Keys are those of train/metrics.json.
+    `seconds`: durations of the clips of the splits `train`, `dev` and `test`. Keys are those of train/metrics.json.
     """
     if not config.plan.calibrate and known_gpu(hardware.name) is None:
         return None
@@ -67,17 +67,17 @@ def predict(config: Config, hardware: Hardware, seconds: Mapping[str, Sequence[f
 
 
 def durations(config: Config) -> tuple[dict[str, list[float]], str]:
-    """Seconds of the clips of every split, and where they are from: the manifest, the corpus, or what is typical.
+    """Returns the durations in seconds of every split's clips, and their origin: manifest, corpus, or typical values.
 
-    An archive is neither opened, as to find its tables may take minutes, nor downloaded; nor is parquet converted.
+    Archives are not opened, as finding their tables may take minutes, nor downloaded; parquet is not converted.
     """
     if run.summary(config.run).is_file() and not config.data.streaming:
         lines = {split: read_manifest(run.manifest(config.run, split)) for split in SPLITS}
         return {split: [line["duration"] for line in lines[split]] for split in SPLITS}, "the manifest"
     named = config.data.source
     source = Path(named).expanduser() if named and is_path(named) else None
-    if source and (is_quick(source) or not source.exists()) and (told := _corpus_seconds(source, config.data)):
-        seconds, origin = told, str(source)
+    if source and (is_quick(source) or not source.exists()) and (listed := _corpus_seconds(source, config.data)):
+        seconds, origin = listed, str(source)
     else:
         rng, mean = np.random.default_rng(config.data.seed), config.plan.clip_seconds
         center = math.log(mean) - SPREAD**2 / 2  # a log-normal's mean lies above its median
@@ -92,7 +92,7 @@ def durations(config: Config) -> tuple[dict[str, list[float]], str]:
 
 
 def _corpus_seconds(source: Path, data: DataConfig) -> dict[str, list[float]] | None:
-    """In the order of the draw; None where the corpus does not say how long its clips are."""
+    """Returns durations in the order of the draw; None where the corpus does not list any."""
     corpus = with_splits(open_corpus(source, data.language, Columns(data.columns or {})), data)
     if not corpus.durations or not all(corpus.tables[split] for split in SPLITS):
         return None
@@ -102,7 +102,7 @@ def _corpus_seconds(source: Path, data: DataConfig) -> dict[str, list[float]] | 
 
 
 def estimate_on_gpu(config: Config, work: Workload) -> Estimate:
-    """On the GPU whose facts config.hardware holds, with as much in one forward as fits it."""
+    """Estimates for the GPU that config.hardware describes, with forwards as large as fit its memory."""
     config, _ = run.with_precision(config, "cuda")
     asked, precision = config.hardware, config.model.precision
     arithmetic = _arithmetic(precision, asked.autocast)
@@ -120,22 +120,25 @@ def estimate_on_gpu(config: Config, work: Workload) -> Estimate:
 
 
 def estimate_here(config: Config, work: Workload) -> Estimate:
-    """On this machine, as training would run on it.
+    """Estimates for this machine, with the settings that training would use.
 
-    Raises ChoiceError where steps are to be timed and the weights are not on this machine.
+    Raises ConfigError where steps are to be timed and the weights are not on this machine.
     """
     if config.plan.calibrate:
         _refuse_to_fetch(config.model.checkpoint)
     config, _ = settle_here(config)
     try:
         hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size, work.shape)
-    except UserError as refused:  # the plan for other machines holds all the same
+    except UserError as refused:  # the plan for other machines is still valid
         return Estimate({}, {}, str(refused))
     return _forecast_here(config, work, hardware)
 
 
 def settle_here(config: Config) -> tuple[Config, str]:
-    """`run.settled` on this machine; as asked where its device cannot be used, which `resolve_hardware` then says."""
+    """Applies `run.with_precision` for this machine; no change where its device cannot be used.
+
+    `resolve_hardware` then raises the error about the device.
+    """
     try:
         device = find_device(config.hardware.device)
     except UserError:
@@ -155,7 +158,7 @@ def _forecast_here(config: Config, work: Workload, hardware: Hardware) -> Estima
         clocks = _by_timing(config, work, hardware)
     else:
         known = known_gpu(hardware.name)
-        measured = gpu_settings(known).tflops if known else clock.matrix_rates(hardware.device, hardware.autocast)
+        measured = gpu_settings(known).tflops if known else timing.matrix_rates(hardware.device, hardware.autocast)
         rates = {**measured, **config.hardware.tflops}
         arithmetic = _arithmetic(config.model.precision, hardware.autocast_name)
         if arithmetic not in rates:
@@ -165,12 +168,12 @@ def _forecast_here(config: Config, work: Workload, hardware: Hardware) -> Estima
 
 
 def _arithmetic(precision: str, autocast: str | None) -> str:
-    """Whose rate counts: that of the base, but an fp32 base under autocast multiplies in half precision."""
+    """Returns the precision of the products: the base's; that of autocast for an fp32 base under half precision."""
     return autocast if precision == "fp32" and autocast in ("fp16", "bf16") else precision
 
 
 def _by_rates(work: Workload, device: Device, rates: Mapping[str, float], arithmetic: str) -> Timings:
-    return clock.from_tflops(
+    return timing.from_tflops(
         work.shape, work.trainable, work.kind, rates, arithmetic,
         checkpointing=device.checkpointing, beams=work.beams, on_gpu=device.on_gpu,
     )  # fmt: skip
@@ -183,8 +186,8 @@ def _refuse_to_fetch(checkpoint: str) -> None:
         cached = [try_to_load_from_cache(name, file, revision=revision) for file in weights]
         if not any(isinstance(file, str) for file in cached):
             raise ConfigError(
-                f"plan.calibrate: the weights of {checkpoint} are not on this machine, and a plan fetches nothing; "
-                "name a directory that holds them (model.checkpoint=...), or plan without"
+                f"plan.calibrate: the weights of {checkpoint} are not on this machine, and a plan downloads nothing; "
+                "name a directory that has them (model.checkpoint=...), or plan without plan.calibrate"
             )
 
 
@@ -192,7 +195,7 @@ def _by_timing(config: Config, work: Workload, hardware: Hardware) -> Timings:
     rows = rows_per_batch(hardware.decode_batch, config.decoding.num_beams)
     dev, scored = work.decoding("dev", rows), work.decoding("eval", rows)
     try:
-        return clock.from_timing(
+        return timing.from_timing(
             config.model, config.lora,
             language_token(config.model, config.data.language), hardware,
             beams=config.decoding.num_beams, trained=split_to_capacity(work.trained, hardware.capacity),
@@ -202,6 +205,6 @@ def _by_timing(config: Config, work: Workload, hardware: Hardware) -> Timings:
         if not is_out_of_memory(error):
             raise
         raise ExternalError(
-            f"plan.calibrate: memory ran out while timing ({first_line(error)}); say hardware.micro_batch=1 and a small "
-            "hardware.decode_batch"
+            f"plan.calibrate: memory ran out while timing ({first_line(error)}); use hardware.micro_batch=1 and a "
+            "small hardware.decode_batch"
         ) from error

@@ -1,4 +1,4 @@
-"""The work of a run, whatever the device, and what it takes of one: seconds and bytes of every stage."""
+"""The work of a run, independent of the device, and estimates on a device: seconds and bytes of every stage."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from asr_lora.config.schema import LoraConfig
 
 STAGES = ("prepare", "train", "dev", "eval")
-PROMPT_TOKENS, TOKENS_PER_SECOND = 5, 4.0  # of labels: what is beside the words, and what is said (Dutch)
-LISTENED = 50  # clips a second that prepare decodes and hashes (a guess, not measured)
+PROMPT_TOKENS, TOKENS_PER_SECOND = 5, 4.0  # of labels: special tokens, and text tokens a second of speech (Dutch)
+SCAN_RATE = 50  # clips a second that prepare decodes and hashes (a guess, not measured)
 MP3_RATE = 6_000  # bytes a second of Common Voice's clips (estimated: 48 kbit/s)
 
 
 @dataclass(frozen=True)
 class DecodePass:
-    """Clips of so many seconds, decoded once: with `margin` where short contexts are known, else (None) at 30 s."""
+    """One decoding of clips with these durations: at short contexts with `margin`, or (None) at 30 s."""
 
     seconds: Sequence[float]
     margin: float | None
@@ -45,23 +45,23 @@ class DecodePass:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a run does, whatever the device: forwards, not yet cut to what fits, and bytes that stay on the disk."""
+    """What a run does on any device: forwards, not yet split to fit memory, and bytes that stay on the disk."""
 
     shape: cost.ModelDimensions
     trainable: int
-    kind: str  # of tuning
-    clips: dict[str, int]  # by stage, as all what follows
+    kind: str  # the tuning method
+    clips: dict[str, int]  # by stage
     trained: list[Forward]
-    decoded: dict[str, list[DecodePass]]  # dev: of one decoding; eval: untouched and tuned
+    decoded: dict[str, list[DecodePass]]  # by stage; dev: of one decoding; eval: base and fine-tuned
     beams: int
     decodings: int  # of dev while training, at most
     dev_share: float  # of training's time, at most
-    baseline: bool  # whether the untouched model hears dev too
+    baseline: bool  # whether dev is also decoded with the base model
     disk: dict[str, float]
-    kept: dict[str, Any]  # what memory depends on in the settings of tuning, as LoraConfig.memory has it
+    kept: dict[str, Any]  # LoraConfig.memory: what memory depends on besides trainable parameters
 
     def decoding(self, stage: str, rows: int) -> list[Forward]:
-        """The batches of a stage's passes on a device that decodes so many rows at 30 s at once."""
+        """Returns the batches of a stage's passes on a device that decodes `rows` rows at 30 s at once."""
         return [
             Forward(len(clips), context, _tokens(once.seconds[clips[0]]), sum(once.seconds[clip] for clip in clips))
             for once in self.decoded[stage]
@@ -71,7 +71,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Estimate:
-    """By stage: seconds, and the most bytes held. `problem` says why the run cannot be."""
+    """Seconds and peak bytes by stage. `problem`: why the run is impossible, or None."""
 
     seconds: dict[str, float]
     memory: dict[str, float]
@@ -79,7 +79,7 @@ class Estimate:
 
 
 def workload(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Workload:
-    """What the run does with clips of so many `seconds`."""
+    """Computes the work of a run on clips with these durations, `seconds` by split."""
     known = architecture(config.model.checkpoint)
     shape = cost.dimensions(known.to_dict())
     trainable = trained_parameters(known, config.lora)
@@ -91,7 +91,7 @@ def workload(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Worklo
     margin = (
         config.decoding.context_margin if training.context == "dynamic" and config.decoding.context == "auto" else None
     )
-    heard = sum(map(sum, (train, dev, test)))
+    audio_seconds = sum(map(sum, (train, dev, test)))
     counts = {
         "prepare": len(train) + len(dev) + len(test), "train": steps * batch_size,
         "dev": (decodings + judged) * len(dev), "eval": 2 * len(scored) * config.eval.after,
@@ -100,9 +100,9 @@ def workload(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Worklo
         "dev": [DecodePass(dev, margin)],
         "eval": [DecodePass(scored, None), DecodePass(scored, margin)] * config.eval.after,
     }
-    # The base as published, in fp16; what is saved twice, and two checkpoints with the optimiser's moments.
+    # The base as published, in fp16; weights saved twice, and two checkpoints with the optimizer's moments.
     kept = 2 * saved_bytes(config.lora, trainable, shape, config.model.precision) + 2 * 3 * 4 * trainable
-    disk = {"prepare": heard * MP3_RATE, "train": 2 * cost.parameters(shape) + kept, "dev": 0, "eval": 0}
+    disk = {"prepare": audio_seconds * MP3_RATE, "train": 2 * cost.parameters(shape) + kept, "dev": 0, "eval": 0}
     order = StepSampler(train, [_tokens(each) for each in train], training, config.seed, known.max_target_positions)
     return Workload(
         shape, trainable, config.lora.kind, counts, _trained(train, order, steps), decoded, config.decoding.num_beams,
@@ -111,9 +111,9 @@ def workload(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Worklo
 
 
 def architecture(checkpoint: str) -> WhisperConfig:
-    """From config.json where it is on this machine, else as published; nothing is fetched.
+    """Returns a checkpoint's architecture from config.json on this machine, else as published; downloads nothing.
 
-    Raises ChoiceError for a model that is neither.
+    Raises ConfigError for a model that is neither.
     """
     if is_local(checkpoint):
         return load_config(checkpoint)
@@ -126,7 +126,7 @@ def architecture(checkpoint: str) -> WhisperConfig:
             f"{', '.join(cost.PUBLISHED)}"
         )
     shape = cost.PUBLISHED[name]
-    heads = shape.d_model // 64  # as all of Whisper's
+    heads = shape.d_model // 64  # in every Whisper
     return WhisperConfig(
         d_model=shape.d_model, encoder_ffn_dim=shape.ffn, decoder_ffn_dim=shape.ffn, vocab_size=shape.vocabulary,
         encoder_layers=shape.encoder_layers, decoder_layers=shape.decoder_layers, num_mel_bins=shape.mels,
@@ -135,9 +135,9 @@ def architecture(checkpoint: str) -> WhisperConfig:
 
 
 def trained_parameters(known: WhisperConfig, lora: "LoraConfig") -> int:
-    """Parameters that train, counted on models that have shapes but no memory.
+    """Counts trainable parameters on models of the meta device, which allocate no memory.
 
-    All layers of a side are alike, so one layer more on either side tells what each adds: it takes no time.
+    All layers of a side are alike: models with one layer more on either side give what each layer adds.
     """
 
     def counted(encoder: int, decoder: int) -> int:
@@ -152,7 +152,7 @@ def trained_parameters(known: WhisperConfig, lora: "LoraConfig") -> int:
 
 
 def saved_bytes(lora: "LoraConfig", trainable: int, shape: cost.ModelDimensions, precision: str) -> float:
-    """Of the weights that training leaves: an adapter in fp32, PiSSA's of twice the rank, AdaLoRA's of what is left."""
+    """Returns the bytes of the saved weights: fp32 adapters, PiSSA's at twice the rank, AdaLoRA's at the final rank."""
     if lora.whole:
         frozen = 2 if precision in ("fp16", "bf16") else 4
         return frozen * (cost.parameters(shape) - trainable) + 4 * trainable
@@ -164,8 +164,8 @@ def saved_bytes(lora: "LoraConfig", trainable: int, shape: cost.ModelDimensions,
 def _trained(seconds: Sequence[float], order: StepSampler, steps: int) -> list[Forward]:
     works = []
     for batch in (batch for step in range(steps) for batch in order.step(step)):
-        heard = [sum(seconds[clip] for clip in row.clips) for row in batch.rows]
-        works.append(Forward(len(batch.rows), batch.seconds, _tokens(max(heard)), sum(heard)))
+        lengths = [sum(seconds[clip] for clip in row.clips) for row in batch.rows]
+        works.append(Forward(len(batch.rows), batch.seconds, _tokens(max(lengths)), sum(lengths)))
     return works
 
 
@@ -174,7 +174,7 @@ def _tokens(seconds: float) -> int:
 
 
 def flops(work: Workload, checkpointing: bool) -> dict[str, float]:
-    """Floating-point work by stage, of one beam."""
+    """Returns floating-point operations by stage, of one beam."""
     train = (
         each.rows * cost.training_flops(work.shape, each.seconds, each.tokens, work.trainable, checkpointing, work.kind)
         for each in work.trained
@@ -198,10 +198,10 @@ def flops(work: Workload, checkpointing: bool) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Device:
-    """`memory` in bytes, what is done of a run at once in it, and how.
+    """A device, and how the run uses it. `memory` in bytes.
 
-    `capacity` seconds of training in one forward, `decode_rows` of decoding (clips at 30 s, times beams); `half`
-    precision arithmetic.
+    `capacity`: seconds of context in one training forward; `decode_rows`: rows decoded at once (clips at 30 s, times
+    beams); `half`: arithmetic in half precision.
     """
 
     memory: float
@@ -213,11 +213,11 @@ class Device:
 
 
 def estimate_on(work: Workload, device: Device, precision: str, clocks: Timings) -> Estimate:
-    """With the base in `precision`, and forwards that take as long as `clocks` say."""
+    """Estimates the run on a device with the base in `precision`; `clocks` gives the seconds of each forward."""
     train, beams, on_gpu = split_to_capacity(work.trained, device.capacity), work.beams, device.on_gpu
     dev, scored = (work.decoding(stage, rows_per_batch(device.decode_rows, beams)) for stage in ("dev", "eval"))
     seconds = {
-        "prepare": work.clips["prepare"] / LISTENED,
+        "prepare": work.clips["prepare"] / SCAN_RATE,
         "train": sum(map(clocks.train, train)),
         "eval": sum(map(clocks.eval, scored)),
     }
@@ -247,7 +247,7 @@ def estimate_on(work: Workload, device: Device, precision: str, clocks: Timings)
 
 
 def _dev_seconds(once: float, train: float, decodings: int, share: float) -> float:
-    """As the trainer has it: a decoding is skipped while dev has had more than its share; the last never is."""
+    """Returns the seconds of all dev decodings. One is skipped while dev is above its share of time, never the last."""
     spent = 0.0
     for due in range(1, decodings + 1):
         if due == decodings or spent <= share * train * due / decodings:
@@ -256,23 +256,23 @@ def _dev_seconds(once: float, train: float, decodings: int, share: float) -> flo
 
 
 def split_to_capacity(works: Sequence[Forward], capacity: float) -> list[Forward]:
-    """Into forwards of at most `capacity` seconds of context, as the trainer cuts them."""
+    """Splits forwards into ones of at most `capacity` seconds of context, as the trainer does."""
     parts: list[Forward] = []
     for work in works:
         count = count_micro_batches(work.rows, work.seconds, capacity)
         for at in range(count):
             rows = work.rows // count + (at < work.rows % count)
-            parts.append(replace(work, rows=rows, heard=work.heard * rows / work.rows))
+            parts.append(replace(work, rows=rows, audio_seconds=work.audio_seconds * rows / work.rows))
     return parts
 
 
 def time_budget(config: "Config", began: float) -> TimeBudget | None:
-    """Of training.max_hours, which count from `began` (time.monotonic); None without a limit."""
+    """Returns the budget of training.max_hours, counted from `began` (time.monotonic); None without a limit."""
     hours = config.training.max_hours
     if hours is None:
         return None
     lengths = {split: [row["duration"] for row in read_manifest(run.manifest(config.run, split))] for split in SPLITS}
-    lengths["train"] = lengths["train"] or lengths["dev"]  # of a stream nothing is known
+    lengths["train"] = lengths["train"] or lengths["dev"]  # a stream has no listed durations
     scored = lengths["test"][: config.eval.limit] if config.eval.split == "test" else lengths["dev"]
     if config.eval.after:
         scored = scored + [

@@ -1,4 +1,4 @@
-"""How long a forward takes, of training or of decoding: by a device's sustained rates, or by timing a few here."""
+"""Seconds of a forward of training or decoding: from a device's sustained rates, or by timing a few on this one."""
 
 import io
 import time
@@ -22,10 +22,10 @@ from asr_lora.runtime.console import Bar, progress
 from asr_lora.speech import audio
 from asr_lora.training.trainer import token_loss
 
-# Seconds that the host needs to launch a layer's kernels, which no GPU undercuts: forward and backward of training, and
-# one token of decoding (estimated from Hugging Face's Whisper in eager mode; twice that for a quantised base).
+# Seconds that the host needs to launch a layer's kernels, a lower bound on any GPU: forward and backward of training,
+# and one token of decoding (estimated from Hugging Face's Whisper in eager mode; twice that for a quantized base).
 LAUNCH_TRAINING, LAUNCH_TOKEN = 2e-3, 1e-3
-REACHED = 0.5  # of a device's rate on large matrices, what training and decoding get (estimated)
+REACHED = 0.5  # share of a device's rate on large matrices that training and decoding reach (estimated)
 SLOWER = {"int8": 2.5, "nf4": 1.5}  # than half precision: a T4 by the published recipe; nf4 estimated
 POINTS = 5  # shapes that are timed, from the least work to the most
 REPEATS = 3
@@ -34,12 +34,12 @@ LONG = 5.0  # seconds
 
 @dataclass(frozen=True)
 class Forward:
-    """Rows in one forward, their context in seconds, the tokens of the longest, and how much heard audio they hold."""
+    """One forward: rows, their context in seconds, tokens of the longest row, and seconds of audio in all rows."""
 
     rows: int
     seconds: float
     tokens: int
-    heard: float  # seconds of clips, which must be read and decoded
+    audio_seconds: float  # of clips, which are read and decoded
 
 
 Clock = Callable[[Forward], float]  # seconds that it takes
@@ -47,7 +47,7 @@ Clock = Callable[[Forward], float]  # seconds that it takes
 
 @dataclass(frozen=True)
 class Timings:
-    """`train` of forward, backward and its share of the rest; `dev` unmerged, as trained; `eval` merged."""
+    """Seconds of forwards: `train` with backward and its share of the step; `dev` unmerged; `eval` merged."""
 
     train: Clock
     dev: Clock
@@ -58,7 +58,7 @@ def from_tflops(
     shape: cost.ModelDimensions, trainable: int, kind: str, rates: Mapping[str, float], precision: str, *,
     checkpointing: bool, beams: int, on_gpu: bool,
 ) -> Timings:  # fmt: skip
-    """Work over `rates` (TFLOP/s by precision), but never less than the host needs to launch a GPU's kernels."""
+    """Divides work by `rates` (TFLOP/s by precision); at least the time that the host needs to launch GPU kernels."""
     host = (2 if precision in SLOWER else 1) if on_gpu else 0
 
     def train(work: Forward) -> float:
@@ -77,7 +77,7 @@ def from_tflops(
 
 
 def matrix_rates(device: torch.device, autocast: torch.dtype | None) -> dict[str, float]:
-    """TFLOP/s by precision that this device may sustain: half of what it does on large matrices for a moment."""
+    """Returns TFLOP/s by precision that this device may sustain: half of its short-term rate on large matrices."""
 
     def rate(dtype: torch.dtype) -> float:
         side = 8192 if device.type == "cuda" else 1024  # a small product would time a GPU's launch
@@ -93,10 +93,10 @@ def from_timing(
     asked: ModelConfig, lora: LoraConfig, language: str, hardware: Hardware, *,
     beams: int, trained: Sequence[Forward], developed: Sequence[Forward], evaluated: Sequence[Forward],
 ) -> Timings:  # fmt: skip
-    """Times shapes between the smallest and the largest of each kind, on noise; others are interpolated by their work.
+    """Times shapes between the smallest and the largest of each kind, on noise; interpolates others by their work.
 
-    Training is timed through the same pieces as the trainer's: clip decoding, log-mel, the model at its context, loss,
-    backward, optimiser. Only speed is asked, so labels are random and decoding goes on to the length that is expected.
+    Training is timed with the trainer's own parts: clip decoding, log-mel, the model at its context, loss, backward,
+    optimizer. Only speed matters: labels are random, and decoding is forced to the expected length.
     """
     processor = load_processor(asked.checkpoint)
     free_memory()
@@ -122,9 +122,9 @@ def from_timing(
 
 
 def _interpolated(works: Sequence[Forward], do: Callable[[Forward], object], hardware: Hardware, bar: Bar) -> Clock:
-    """Times quantiles of `works` and reads the others off the line between them."""
+    """Times quantiles of `works`; returns the linear interpolation between them."""
 
-    def size(work: Forward) -> float:  # what time follows: positions of the encoder, and steps of the decoder
+    def size(work: Forward) -> float:  # time grows with encoder positions and decoder steps
         return work.rows * work.seconds * (1 + work.seconds / 60) + work.tokens / 100
 
     ordered = sorted(works, key=size)
@@ -140,7 +140,7 @@ def _interpolated(works: Sequence[Forward], do: Callable[[Forward], object], har
 
 def _training_step(model: Any, processor: WhisperProcessor, hardware: Hardware) -> Callable[[Forward], None]:
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trainable)
+    optimizer = torch.optim.AdamW(trainable)
     if hardware.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
@@ -148,15 +148,15 @@ def _training_step(model: Any, processor: WhisperProcessor, hardware: Hardware) 
     vocabulary = model.config.vocab_size
 
     def step(work: Forward) -> None:
-        features = _heard(work, processor).to(device)
+        features = _noise_features(work, processor).to(device)
         ids = torch.randint(vocabulary, (work.rows, work.tokens), device=device)
         with whisper.encoder_context(model, work.seconds):  # backward too: checkpoints compute forward again
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 logits = model(input_features=features, decoder_input_ids=ids).logits
                 loss = token_loss(logits, ids) / ids.numel()
             torch.autograd.backward(loss)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
     return step
 
@@ -167,7 +167,7 @@ def _decoding(
     dtype, device = hardware.autocast if autocast else None, hardware.device
 
     def decode(work: Forward) -> None:
-        features = _heard(work, processor).to(device, model.get_encoder().conv1.weight.dtype)
+        features = _noise_features(work, processor).to(device, model.get_encoder().conv1.weight.dtype)
         with (
             torch.inference_mode(),
             torch.autocast(device.type, dtype, enabled=dtype is not None),
@@ -181,10 +181,10 @@ def _decoding(
     return decode
 
 
-def _heard(work: Forward, processor: WhisperProcessor) -> torch.Tensor:
-    """Features of noise that was read as a Common Voice clip is, from mp3 at 32 kHz: (rows, mel bins, frames)."""
+def _noise_features(work: Forward, processor: WhisperProcessor) -> torch.Tensor:
+    """Returns features of noise, decoded like a Common Voice clip from mp3 at 32 kHz: (rows, mel bins, frames)."""
     rate = 32_000  # Hz
-    noise = np.random.default_rng(0).normal(0, 0.1, int(rate * max(0.2, work.heard / work.rows)))
+    noise = np.random.default_rng(0).normal(0, 0.1, int(rate * max(0.2, work.audio_seconds / work.rows)))
     file = io.BytesIO()
     soundfile.write(file, noise, rate, format="MP3")
     waveforms = [audio.load(file.getvalue()) for _ in range(work.rows)]
@@ -192,7 +192,7 @@ def _heard(work: Forward, processor: WhisperProcessor) -> torch.Tensor:
 
 
 def _median(do: Callable[[], object], device: torch.device) -> float:
-    """Of REPEATS; of what takes long the first alone, which is slower where it is short: there it is left out."""
+    """Returns the median of REPEATS after a warm-up; above LONG seconds the first time alone."""
     first = _timed(do, device)
     return first if first > LONG else float(np.median([_timed(do, device) for _ in range(REPEATS)]))
 

@@ -1,4 +1,4 @@
-"""The run folder: where everything of a run lies, what settings it was made with, and which run was the last."""
+"""The run folder: paths of a run's files, its recorded settings, its lock, and which run was the last."""
 
 import hashlib
 import platform
@@ -20,15 +20,15 @@ from asr_lora.config.naming import GROUPS, result_settings, with_todays_names
 from asr_lora.config.schema import DecodingConfig, resolve_precision
 from asr_lora.config.stages import EvalConfig, ReportConfig
 from asr_lora.model.pretrained import fingerprint
-from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime import distributed
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import ANEW, check_links, damage, finish_replacement, read_json, read_jsonl, write_text
 
 Branch = TypeVar("Branch", EvalConfig, DecodingConfig, ReportConfig)
-SHARED_WITHIN = 60.0  # seconds: a network's disk may show a new file late
+SHARED_WITHIN = 60.0  # seconds: a network disk may show a new file late
 RENAMED_METRICS = {"ended_by": "stop_reason", "guard": "divergence", "out_of_memory": "oom_retries"}  # on 2026-11-29
-FIGURES = 3  # of eval/<set>/metrics.json: it rises whenever the same hypotheses give other figures, or more of them
-HEARD = {  # of a line of hypotheses.jsonl
+FIGURES = 3  # version of eval/<set>/metrics.json: raised whenever the same hypotheses give other or more figures
+HYPOTHESIS_FIELDS = {  # of a line of hypotheses.jsonl
     "id": Path, "path": Path, "duration": float, "speaker": str, "reference": str, "reference_normalized": str,
     **{f"{model}{name}": kind for model in ("", "baseline_") for name, kind in (
         ("hypothesis", str), ("hypothesis_normalized", str), ("errors", int), ("runaway", list)
@@ -38,8 +38,8 @@ PACKAGES = (
     "asr_lora", "torch", "torchaudio", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate",
     "jiwer", "hydra-core", "soundfile", "numpy",
 )  # fmt: skip
-LINE = {"id": Path, "path": Path, "text": str, "duration": float, "speaker": str, "sha256": str}  # what it has, and
-NOT_OF_ALL = {"start": float, "end": float, "offset": int, "bytes": int, "clip": Path}  # what some have
+LINE = {"id": Path, "path": Path, "text": str, "duration": float, "speaker": str, "sha256": str}  # of a manifest
+NOT_OF_ALL = {"start": float, "end": float, "offset": int, "bytes": int, "clip": Path}  # of some lines
 
 
 def manifest(run: Path, split: str) -> Path:
@@ -55,22 +55,22 @@ def adapter(run: Path) -> Path:
 
 
 def whole_model(run: Path) -> Path:
-    """What is saved in place of an adapter where there is none (lora=bitfit, lora=full)."""
+    """The folder of the whole model, saved instead of an adapter by lora=bitfit and lora=full."""
     return run / "train" / "model"
 
 
 def tuned(run: Path) -> Path:
-    """What training made: the whole model where there is one, else the adapter, there or not."""
+    """The folder of the fine-tuned weights: the whole model where it exists, else the adapter."""
     return whole_model(run) if whole_model(run).is_dir() else adapter(run)
 
 
 def best(run: Path) -> Path:
-    """While training: what was learnt when dev was heard best."""
+    """While training: the weights with the best dev decoding so far."""
     return run / "train" / "best"
 
 
 def kept_adapters(run: Path) -> Path:
-    """The last of every so many steps, a folder each: step-000100, ..."""
+    """The folder of the last adapters that training kept: step-000100, ..."""
     return run / "train" / "kept"
 
 
@@ -79,14 +79,15 @@ def train_metrics(run: Path) -> Path:
 
 
 def training_metrics(run: Path) -> dict[str, Any]:
-    """train/metrics.json; what an earlier version called otherwise has the name of today."""
+    """Returns train/metrics.json; keys that an earlier version wrote have their current names."""
     return {RENAMED_METRICS.get(name, name): value for name, value in read_json(train_metrics(run)).items()}
 
 
 def is_trained(run: Path) -> bool:
-    """Whether training has come to its end: not where training.max_hours have stopped it, or it came to nothing."""
+    """Returns whether training has finished: not stopped by training.max_hours, nor diverged without a result."""
     metrics = train_metrics(run)
-    return metrics.is_file() and bool(read_json(metrics).get("finished", True))  # an earlier version knew no other end
+    # Earlier versions wrote the file at the end only.
+    return metrics.is_file() and bool(read_json(metrics).get("finished", True))
 
 
 def checkpoints(run: Path) -> Path:
@@ -94,24 +95,24 @@ def checkpoints(run: Path) -> Path:
 
 
 def rollback(run: Path) -> Path:
-    """What the guard has done to the run, where it had to."""
+    """The record of what the divergence guard has done to the run; absent where it did nothing."""
     return run / "train" / "rollback.json"
 
 
 def dev_baseline(run: Path) -> Path:
-    """What the untouched model hears in dev, at the contexts of training."""
+    """The base model's hypotheses of dev, decoded at the contexts of training."""
     return run / "train" / "dev_baseline.json"
 
 
 @contextmanager
 def lock(run: Path) -> Iterator[None]:
-    """The run is this command's alone. Raises ChoiceError while another command is at it, or for links out of it.
+    """Locks the run folder. Raises ConfigError while another command holds the lock, or for links out of the folder.
 
-    What a killed one held is free at once. Within it the same process may hold it again.
+    The lock of a killed process is free at once. The same process may lock it again inside the block.
     """
     lock = FileLock(run / ".lock", timeout=0, is_singleton=True)
     try:
-        ranks.rank_zero(lambda: _lock(run, lock))
+        distributed.rank_zero(lambda: _lock(run, lock))
         yield
     finally:
         if lock.is_locked:
@@ -126,41 +127,43 @@ def _lock(run: Path, lock: BaseFileLock) -> None:
         finish_replacement(run)
     except Timeout as error:
         raise ConfigError(
-            f"run_dir: another command is at {run}; wait until it has ended, or give this run a name of its own "
+            f"run_dir: another command uses {run}; wait until it has ended, or give this run another name "
             "(run_name=...)"
         ) from error
 
 
 def streamed_record(run: Path, rank: int) -> Path:
-    """What training heard of a stream, a step a line."""
+    """The log of the clips that this rank trained on from a stream, a step a line."""
     return run / "train" / "streamed" / f"rank-{rank}.jsonl"
 
 
 def read_hypotheses(run: Path, split: str) -> list[dict[str, Any]]:
-    """The lines of eval/<split>/hypotheses.jsonl. Raises WorldError where one is not as it was written, or is gone."""
+    """Returns the lines of eval/<split>/hypotheses.jsonl. Raises ExternalError where one is damaged or missing."""
     file = run / "eval" / split / "hypotheses.jsonl"
-    lines, scored = read_jsonl(file, HEARD, NOT_OF_ALL), read_json(file.with_name("metrics.json"))["clips"]
+    lines = read_jsonl(file, HYPOTHESIS_FIELDS, NOT_OF_ALL)
+    scored = read_json(file.with_name("metrics.json"))["clips"]
     if len(lines) != scored:
         raise ExternalError(f"{file}: {len(lines)} lines, not the {scored} of metrics.json; {ANEW.format(file.parent)}")
     return lines
 
 
 def read_scores(run: Path) -> dict[str, dict[str, Any]]:
-    """The metrics of the run's own split, test before dev, and of every other set that was scored in the same way.
+    """Returns the metrics of the run's own split, test before dev, and of the other sets scored in the same way.
 
-    What another adapter, normaliser or decoding scored would not stand beside it, and figures of another version mean
-    something else. Empty where nothing was scored.
+    Scores by another adapter, normalizer or decoding are not comparable and left out, as are figures of another
+    version. Empty where nothing was scored.
     """
     read = {path.parent.name: read_json(path) for path in sorted(run.glob("eval/*/metrics.json"))}
     every = {name: facts for name, facts in read.items() if facts["inputs"].get("figures") == FIGURES}
     own = next((name for name in ("test", "dev") if name in every), None)
     if own is None:
         return {}
-    way = ("adapter_sha256", "normalizer", "decoding", "decoder", "asr_lora")
+    same = ("adapter_sha256", "normalizer", "decoding", "decoder", "asr_lora")
     alike = {
         name: facts
         for name, facts in every.items()
-        if name not in ("test", "dev") and all(facts["inputs"].get(key) == every[own]["inputs"].get(key) for key in way)
+        if name not in ("test", "dev")
+        and all(facts["inputs"].get(key) == every[own]["inputs"].get(key) for key in same)
     }
     return {own: every[own], **alike}
 
@@ -174,34 +177,33 @@ def settings_file(run: Path) -> Path:
 
 
 def settings(run: Path) -> dict[str, Any]:
-    """As recorded: the composed tree, `versions`, `base` (`pretrained.fingerprint`) and `command`.
+    """Returns the recorded settings: the composed tree, `versions`, `base` (`pretrained.fingerprint`) and `command`.
 
-    What an earlier version called otherwise has the name of today.
+    Keys that an earlier version wrote have their current names.
     """
     recorded: Any = OmegaConf.to_container(OmegaConf.load(settings_file(run)))
     return with_todays_names(recorded)
 
 
 def check_same_settings(config: Config) -> None:
-    """Raises ChoiceError when the run folder was made with other settings; a new one is welcome."""
+    """Raises ConfigError when the run folder exists and was made with other settings."""
     if settings_file(config.run).is_file():
         check_settings(config.run, result_settings(settings(config.run)), result_settings(to_dict(config)))
 
 
 def record(config: Config, command: Sequence[str], base: str) -> None:
-    """Writes settings, versions, `base` (checkpoint.identity) and command into a new run folder, once and for all."""
+    """Writes settings, versions, `base` (pretrained.fingerprint) and command into a new run folder, once."""
     if not settings_file(config.run).exists():
         facts = {"versions": versions(), "base": base, "command": shlex.join(command)}
-        words = OmegaConf.create({**to_dict(config), **facts})
-        settings = OmegaConf.to_yaml(words)
+        settings = OmegaConf.to_yaml(OmegaConf.create({**to_dict(config), **facts}))
         header = "# What this run was made with: the settings as composed, and the versions."
         write_text(settings_file(config.run), f"{header}\n{settings}")
 
 
 def with_pinned_base(config: Config) -> Config:
-    """With the base that the run was begun with: of the Hub that very commit, whatever is there by now.
+    """Returns the settings with the base that the run was started with: of the Hub, the recorded commit.
 
-    Raises ChoiceError where a directory no longer holds what it held.
+    Raises ConfigError where the files of a local directory have changed.
     """
     base = settings(config.run).get("base")
     if base is None:  # an earlier version did not record it
@@ -210,44 +212,45 @@ def with_pinned_base(config: Config) -> Config:
         return replace(config, model=replace(config.model, checkpoint=base))
     if fingerprint(config.model.checkpoint) != base:
         raise ConfigError(
-            f"model.checkpoint: {config.model.checkpoint} no longer holds the files that {config.run} was begun with; "
-            "put those back, or give this run a name of its own (run_name=...)"
+            f"model.checkpoint: {config.model.checkpoint} no longer has the files that {config.run} was started with; "
+            "put those back, or give this run another name (run_name=...)"
         )
     return config
 
 
 def with_precision(config: Config, device: str) -> tuple[Config, str]:
-    """With model.precision=auto resolved for a type of device (cuda or cpu), and what it came to in words.
+    """Resolves model.precision=auto for a type of device (cuda or cpu); returns the settings and a log line.
 
-    A run that was begun keeps the precision that it recorded, whatever the device.
+    A run that was started keeps its recorded precision on every device.
     """
     begun = settings(config.run)["model"]["precision"] if settings_file(config.run).is_file() else None
-    precision, told = resolve_precision(config.model.precision, device, begun)
-    return replace(config, model=replace(config.model, precision=precision)), told
+    precision, line = resolve_precision(config.model.precision, device, begun)
+    return replace(config, model=replace(config.model, precision=precision)), line
 
 
 def check_same_base(bases: Mapping[str, str], way_out: str) -> None:
-    """Raises ChoiceError where the runs or adapters of those names stand on different bases."""
+    """Raises ConfigError where these runs or adapters have different bases."""
     if len(set(bases.values())) > 1:
-        told = ", ".join(f"{name} on {base[:40]}" for name, base in bases.items())
-        raise ConfigError(f"adapters: must be of one base, got {told}; {way_out}")
+        found = ", ".join(f"{name} on {base[:40]}" for name, base in bases.items())
+        raise ConfigError(f"adapters: must be of one base, got {found}; {way_out}")
 
 
 def check_settings(run: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises ChoiceError, naming the first differing setting, when a run made with `before` is asked for as `now`."""
+    """Raises ConfigError, naming the first setting that differs between `before`, the run's, and `now`."""
     for key in now:
         if before.get(key) != now[key]:
             raise ConfigError(
                 f"run_dir: {run} was made with {key}={before.get(key)}, not {now[key]}; "
-                "give this run a name of its own (run_name=...), or remove that folder to make it anew"
+                "give this run another name (run_name=...), or remove that folder to make it anew"
             )
 
 
 def recorded_config(run: Path, asked: Config, overrides: Sequence[str]) -> Config:
-    """The run's own settings, but of evaluation, decoding and report those that the words name, and today's hardware.
+    """Returns the run's recorded settings, with this command's hardware, export and named overrides.
 
-    What an earlier version did not know yet, and no result depends on, is as asked; so is what is exported.
-    Raises ChoiceError when there is no run in the folder.
+    Overrides apply to evaluation, decoding and report. A setting that an earlier version did not have, and that no
+    result depends on, has this command's value.
+    Raises ConfigError when there is no run in the folder.
     """
     finish_replacement(run)
     path = settings_file(run)
@@ -258,12 +261,12 @@ def recorded_config(run: Path, asked: Config, overrides: Sequence[str]) -> Confi
     new = {name: value for name, value in to_dict(asked).items() if name not in (*GROUPS, "seed")}
     try:
         recorded = from_dict({**new, **settings(run)})
-    except (KeyError, TypeError) as error:  # a setting that is absent, or that there is no more
+    except (KeyError, TypeError) as error:  # a setting is missing or unknown
         raise ConfigError(
             f"run_dir: {run} was made by another version of asr_lora, with other settings ({error}); "
             "score it with that version, or make it anew"
         ) from error
-    named = {word.lstrip("+").partition("=")[0] for word in overrides}
+    named = {override.lstrip("+").partition("=")[0] for override in overrides}
     return replace(
         recorded,
         eval=_where_named("eval", recorded.eval, asked.eval, named),
@@ -276,7 +279,7 @@ def recorded_config(run: Path, asked: Config, overrides: Sequence[str]) -> Confi
 
 
 def _where_named(group: str, recorded: Branch, asked: Branch, named: set[str]) -> Branch:
-    """`recorded` with what is asked for by name: a key of the group, or the whole of it (decoding=beam)."""
+    """Returns `recorded` with the overridden keys of `asked`, or all of `asked` where the group is (decoding=beam)."""
     if group in named:
         return asked
     keys = [field.name for field in fields(asked) if f"{group}.{field.name}" in named]
@@ -284,8 +287,8 @@ def _where_named(group: str, recorded: Branch, asked: Branch, named: set[str]) -
 
 
 def check_shared_disk(run: Path) -> None:
-    """Raises WorldError where a process does not see the manifest that the first has written."""
-    wanted = ranks.all_gather(_digest(summary(run)))[0]
+    """Raises ExternalError where a rank does not see the manifest that rank 0 has written."""
+    wanted = distributed.all_gather(_digest(summary(run)))[0]
     until = time.monotonic() + SHARED_WITHIN
     while _digest(summary(run)) != wanted:
         if time.monotonic() > until:
@@ -301,12 +304,12 @@ def _digest(file: Path) -> str | None:
 
 
 def set_last_run(run: Path, runs_dir: Path) -> None:
-    """Makes `run` the one that a bare `python -m asr_lora.eval` scores."""
+    """Makes `run` the one that `python -m asr_lora.eval` without overrides scores."""
     write_text(runs_dir / "last", f"{run.resolve()}\n")
 
 
 def last_run(runs_dir: Path) -> Path:
-    """Raises ChoiceError when nothing was trained yet, or the note of it names no folder."""
+    """Returns the last run's folder. Raises ConfigError when none was trained yet, or runs/last is damaged."""
     note = runs_dir / "last"
     if not note.is_file():
         raise ConfigError(f"run_dir: no run yet (no {note}); train one with make train, or name one: run_dir=...")

@@ -1,7 +1,7 @@
-"""The processes of one run, as torchrun and accelerate launch start them: who is first, and what all agree on.
+"""The processes of one run, as torchrun or accelerate launch starts them: ranks, broadcasts, sums of gradients.
 
-What is written, said or drawn is the first one's to do, and what follows from it is told to the others. With one
-process nothing here does anything. Knows torch.distributed and no more of the house than its errors.
+Rank 0 writes, logs and draws, and broadcasts what follows to the others. With one process every function here is a
+no-op. Depends on torch.distributed and on asr_lora.runtime.errors only.
 """
 
 import os
@@ -19,23 +19,23 @@ from asr_lora.runtime.errors import UserError
 
 Made = TypeVar("Made")
 
-# While one prepares the others wait, for as long as that takes: hours, where an archive is fetched and listened to.
-# They need no shorter limit to notice that the first has died: its end of the connection closes.
+# While rank 0 prepares, the others wait: for hours, where an archive is downloaded and its clips are scanned.
+# They need no shorter limit to notice that rank 0 has died: its end of the connection closes.
 WAIT = timedelta(days=7)
-STEP = timedelta(minutes=30)  # for sums of gradients, where nobody prepares: longer than any step
+STEP = timedelta(minutes=30)  # for sums of gradients, where no rank prepares: longer than any step
 COMPLAINT = timedelta(seconds=10)  # for one line to be printed by another process
 AT_ONCE = 2**24  # numbers of gradients that are summed at once, 64 MB
 
-_waiting: list[Any] = []  # the group that waits patiently, once there is one
+_waiting: list[Any] = []  # the group with the long timeout, once there is one
 
 
 def world_size() -> int:
-    """How many processes share the run."""
+    """Returns how many processes share the run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def local_world_size() -> int:
-    """How many of them are on this machine; all, where the launcher does not say."""
+    """Returns how many processes of the run are on this machine; all of them, where the launcher does not set it."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
 
 
@@ -48,7 +48,7 @@ def is_rank_zero() -> bool:
 
 
 def init(device: torch.device) -> None:
-    """Meets the other processes, once; all must come. On GPUs sums go through NCCL, and what is told through gloo."""
+    """Joins the process group, once; every process must. On GPUs sums go through NCCL, objects through gloo."""
     if world_size() == 1 or _waiting:
         return
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=STEP)
@@ -56,36 +56,36 @@ def init(device: torch.device) -> None:
 
 
 def shut_down() -> None:
-    """Parts from the others when all is done."""
+    """Leaves the process group at the end of the run."""
     if _waiting:
         distributed.destroy_process_group()
         _waiting.clear()
 
 
 def rank_zero(work: Callable[[], Made]) -> Made:
-    """What `work` returns, which the first process alone does: the others wait for it, and end as it ends.
+    """Runs `work` on rank 0 alone and returns its result on every rank; the others wait, and fail where it fails.
 
-    What a person can mend is raised in all; where it is a bug, the others leave quietly.
+    An error that the user can fix is raised on all ranks; at a bug the others exit silently.
     """
     if not _waiting:
         return work()
-    told: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]  # result, error
     if is_rank_zero():
         try:
-            told[0] = work()
+            outcome[0] = work()
         except BaseException as error:
-            told[1] = error if isinstance(error, (UserError, OSError, KeyboardInterrupt)) else SystemExit(1)
-            distributed.broadcast_object_list(told, src=0, group=_waiting[0])
+            outcome[1] = error if isinstance(error, (UserError, OSError, KeyboardInterrupt)) else SystemExit(1)
+            distributed.broadcast_object_list(outcome, src=0, group=_waiting[0])
             raise
-    distributed.broadcast_object_list(told, src=0, group=_waiting[0])
-    if told[1] is not None:
-        raise told[1]
-    made: Made = told[0]
+    distributed.broadcast_object_list(outcome, src=0, group=_waiting[0])
+    if outcome[1] is not None:
+        raise outcome[1]
+    made: Made = outcome[0]
     return made
 
 
 def all_gather(own: Made) -> list[Made]:
-    """What every process has, in the order of their ranks."""
+    """Returns every process's value, in the order of ranks."""
     if not _waiting:
         return [own]
     every: list[Any] = [None] * world_size()
@@ -94,7 +94,7 @@ def all_gather(own: Made) -> list[Made]:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether it holds in any process: asked in every step, so it is one number that travels."""
+    """Returns whether the flag is set on any rank. Called at every step, so only one number is sent."""
     if not _waiting:
         return flag
     number = torch.tensor(int(flag))
@@ -103,7 +103,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Over all ranks, a few large sums: one a matrix would wait for the network hundreds of times a step."""
+    """Sums gradients over all ranks in a few large buckets: one sum a matrix would wait hundreds of times a step."""
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     begins = np.cumsum([0, *(parameter.numel() for parameter in parameters[:-1])]) // AT_ONCE
@@ -117,20 +117,20 @@ def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
             begin += parameter.numel()
 
 
-# ---- when it goes wrong ----
+# ---- errors ----
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether it says no more than that another process is gone."""
+    """Returns whether the error only means that another process is gone."""
     gone = "gloo/transport" in str(error) and "Timed out" not in str(error)
     return world_size() > 1 and (gone or isinstance(error, distributed.DistError))
 
 
 @contextmanager
 def complaint() -> Iterator[bool]:
-    """Whether this process is the one to tell of an error: the first that has any, so that a run's end is told once.
+    """Yields whether this process prints its error: the first that has one, so that a run reports its end once.
 
-    The others go on only when it was told: what started them ends all as soon as one of them has ended.
+    The others continue only after it was printed: the launcher ends all processes as soon as one has ended.
     """
     if world_size() == 1:
         yield True
@@ -140,12 +140,12 @@ def complaint() -> Iterator[bool]:
         store = TCPStore(
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, COMPLAINT, wait_for_workers=False
         )
-        mine = store.add(f"{place}/complaints", 1) == 1
-    except (KeyError, RuntimeError):  # where nobody keeps a store, or it is gone with whoever kept it
+        is_first = store.add(f"{place}/complaints", 1) == 1
+    except (KeyError, RuntimeError):  # no process keeps a store, or the one that kept it has ended
         yield is_rank_zero()
         return
-    yield mine
-    if mine:
-        store.set(f"{place}/told", "")
+    yield is_first
+    if is_first:
+        store.set(f"{place}/printed", "")
     else:
-        store.wait([f"{place}/told"], COMPLAINT)
+        store.wait([f"{place}/printed"], COMPLAINT)

@@ -1,7 +1,7 @@
-"""Errors that a user can fix, shown as one line at the command line, and checks of a value.
+"""Errors that a user can fix, printed as one line on the command line, and checks of a value.
 
 Anything else is a bug and keeps its traceback.
-A message says name, rule, value and the way out:
+A message has name, rule, value and way out:
 `data.source: no clips directory under /x; a Common Voice release has clips/ and train.tsv (got: a.txt, b.txt)`.
 """
 
@@ -10,13 +10,13 @@ import unicodedata
 from collections.abc import Collection, Iterable
 from typing import Any
 
-MOST_SHOWN = 1_500  # characters: a damaged file can put a megabyte into the value that is told
+MOST_SHOWN = 1_500  # characters: a damaged file can put a megabyte into the value of a message
 
 
 class UserError(Exception):
-    """The parent of them all; stages let it pass, and the command line prints it and exits with `status`.
+    """Base class of errors that a user can fix; the command line prints it and exits with `status`.
 
-    Its message is a line that any screen can show, whatever stands in the name or value that it tells.
+    Its message is one printable line, whatever characters the name or value in it has.
     """
 
     status = 2
@@ -26,17 +26,17 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error of somebody else's code says, or its name where it says nothing."""
+    """Returns the first line of a library's error message, or the error's class name where the message is empty."""
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def to_install(extra: str) -> str:
-    """The way out where an optional dependency is absent; without --inexact uv would remove the other extras."""
+    """Returns the way out where an optional dependency is absent; without --inexact uv would remove other extras."""
     return f"`uv sync --inexact --extra {extra}` installs it"
 
 
 def _one_line(message: str) -> str:
-    """Line ends become spaces; what moves a cursor, or is no character, is written as in Python: \\x1b, \\u2028."""
+    """Replaces line ends by spaces and escapes control characters and surrogates as Python does: \\x1b, \\u2028."""
     plain = _short(message).replace("\r\n", " ").replace("\n", " ")
     odd = ("Cc", "Cs", "Zl", "Zp")
     return _short(
@@ -47,27 +47,27 @@ def _one_line(message: str) -> str:
 def _short(message: str) -> str:
     if len(message) <= MOST_SHOWN:
         return message
-    return f"{message[: MOST_SHOWN - 400]} [...] {message[-400:]}"  # the way out stands at the end
+    return f"{message[: MOST_SHOWN - 400]} [...] {message[-400:]}"  # the way out is at the end
 
 
 class ConfigError(UserError, ValueError):
-    """A setting, name or path that cannot be what was meant."""
+    """An invalid setting, name or path."""
 
 
 class ExternalError(UserError, RuntimeError):
-    """Something outside that failed: a damaged file, a missing network, a full disk. Chain the cause with `from`."""
+    """A failure outside the program: a damaged file, no network, a full disk. Chain the cause with `from`."""
 
     status = 1
 
 
 class RegressionError(UserError):
-    """Fine-tuning cost more than was allowed; everything that was asked for is done and written."""
+    """A regression beyond eval.max_regression; everything was scored and written before it is raised."""
 
     status = 3
 
 
 def check(name: str, value: Any, rule: str, holds: bool) -> None:
-    """Raises ChoiceError `name: must be rule, got value` unless it holds."""
+    """Raises ConfigError `name: must be rule, got value` unless `holds`."""
     if not holds:
         raise ConfigError(f"{name}: must be {rule}, got {value}")
 
@@ -83,12 +83,12 @@ def check_range(name: str, bounds: list[float], most: float) -> None:
 
 
 def check_locale(name: str, value: str) -> None:
-    """It becomes a part of paths in the cache, and of a set's folder."""
+    """Raises ConfigError unless `value` is a locale: it becomes part of paths in the cache and of a set's folder."""
     check(name, repr(value), "a locale such as nl or sv-SE", re.fullmatch(r"\w+(-\w+)*", value) is not None)
 
 
 def check_name(name: str, value: str) -> None:
-    """It becomes a part of run_name, where a hyphen parts the parts."""
+    """Raises ConfigError unless `value` can be part of run_name, whose parts are separated by hyphens."""
     check(name, repr(value), "letters, digits, _ and . alone", re.fullmatch(r"[\w.]+", value) is not None)
 
 

@@ -1,4 +1,7 @@
-"""Files that are whole or absent: a write goes to a temporary name beside its target and is renamed when complete."""
+"""Atomic writes and checked reads of files: text, JSON, JSONL, folders.
+
+A write goes to a temporary name beside its target and is renamed when complete, so a file is whole or absent.
+"""
 
 import difflib
 import json
@@ -9,14 +12,11 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from filelock import FileLock
 
 from asr_lora.runtime.errors import ConfigError, ExternalError
-
-if TYPE_CHECKING:
-    pass
 
 ANEW = "put back the file that was written, or remove {}, which the same command makes anew"
 LONGEST_NAME, LONGEST_PATH = 255, 4_000  # bytes of a file's name, characters of a path or URL
@@ -27,7 +27,7 @@ ANOTHER_CACHE = "free some space there, or name another cache in ASR_LORA_CACHE"
 
 
 def cache_dir() -> Path:
-    """Where what can be made again is kept: $ASR_LORA_CACHE, else $XDG_CACHE_HOME/asr_lora, else ~/.cache/asr_lora."""
+    """Returns the folder for caches: $ASR_LORA_CACHE, else $XDG_CACHE_HOME/asr_lora, else ~/.cache/asr_lora."""
     if named := os.environ.get("ASR_LORA_CACHE"):
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "asr_lora"
@@ -35,7 +35,7 @@ def cache_dir() -> Path:
 
 @contextmanager
 def disk_errors(folder: Path, setting: str = "", way_out: str = ANOTHER_CACHE) -> Iterator[None]:
-    """For what is written to `folder`, which `setting` names, or is in the cache: raises WorldError where it cannot."""
+    """Turns an OSError of a write to `folder`, which `setting` names (none: the cache), into an ExternalError."""
     try:
         yield
     except OSError as error:
@@ -45,7 +45,7 @@ def disk_errors(folder: Path, setting: str = "", way_out: str = ANOTHER_CACHE) -
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """One process at a time makes `path`: jobs of a sweep may want the same at once. Leaves no lock behind."""
+    """Locks `path` while one process makes it: jobs of a sweep may need the same at once. Removes the lock file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     with FileLock(lock):
@@ -57,7 +57,7 @@ def exclusive(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, which becomes `path` when the block ends well and else is removed."""
+    """Yields a temporary path beside `path`: renamed to it when the block succeeds, removed when it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")  # a name may be as long as can be
     os.close(handle)
@@ -72,7 +72,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder: `path`, if it is there already, is replaced only when the new one is complete."""
+    """Yields a temporary folder beside `path`; an existing `path` is replaced only when the new one is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     partial.chmod(0o755)
@@ -84,11 +84,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def replace_folder(made: Path, path: Path) -> None:
-    """Makes the folder `made`, on the same disk, `path`, in place of what is there.
+    """Moves the folder `made` to `path`, on the same disk, and removes what was at `path`.
 
-    No system renames onto a folder that holds something, so the old one is renamed aside first: the old or the new is
-    whole at every moment, and where a kill comes between the two renames `finish_replacement` and the next writer put the old one
-    back. Writers at the same time come one after the other.
+    No system renames onto a folder that is not empty, so the old one is renamed aside first. The old or the new one is
+    whole at every moment: after a kill between the two renames, `finish_replacement` and the next writer put the old
+    one back. Concurrent writers wait for each other.
     """
     with exclusive(_aside(path)):
         _settle(path)
@@ -101,7 +101,7 @@ def replace_folder(made: Path, path: Path) -> None:
 
 
 def finish_replacement(folder: Path) -> None:
-    """Puts back what kills left aside in `folder` and below while it was being replaced; before it is read."""
+    """Puts back what a kill during `replace_folder` left aside in `folder` and below. Call before reading it."""
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
             if found := re.fullmatch(r"\.(.+)\.(old|gone)", name):
@@ -115,7 +115,7 @@ def _aside(path: Path) -> Path:
 
 
 def _settle(path: Path) -> None:
-    """To be called alone. What is aside is always whole: it gets another name before it is removed."""
+    """Puts the aside copy back or removes it; needs the lock. The copy is whole: it is renamed before removal."""
     aside, gone = _aside(path), path.with_name(f".{path.name}.gone")
     if os.path.lexists(aside) and not os.path.lexists(path):
         aside.rename(path)
@@ -135,7 +135,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path, way_out: str = ANEW) -> dict[str, Any]:
-    """Raises WorldError, with the way out, for a file that holds no JSON object."""
+    """Returns the JSON object of a file. Raises ExternalError, with the way out, for a file that holds none."""
     return _object(path.read_bytes(), f"{path}:", way_out.format(path.parent))
 
 
@@ -148,8 +148,8 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def read_jsonl(
     path: Path, needed: Mapping[str, type] = NOTHING, maybe: Mapping[str, type] = NOTHING, way_out: str = ANEW
 ) -> list[dict[str, Any]]:
-    """The objects of a file, one a line. Fields and errors are those of `parse_jsonl`."""
-    # A line ends at \n alone: str.splitlines would also break at U+2028 and its like inside a sentence.
+    """Returns the objects of a file, one a line. Fields and errors are those of `parse_jsonl`."""
+    # A line ends at \n alone: str.splitlines would also break at U+2028 and similar characters inside a sentence.
     with path.open("rb") as lines:
         return list(parse_jsonl(lines, str(path), needed, maybe, way_out.format(path.parent)))
 
@@ -157,10 +157,10 @@ def read_jsonl(
 def parse_jsonl(
     lines: Iterable[bytes], of: str, needed: Mapping[str, type], maybe: Mapping[str, type], way_out: str
 ) -> Iterator[dict[str, Any]]:
-    """The objects of lines; each has the fields `needed`, and of `maybe` none that is something else.
+    """Yields the object of each line; every field of `needed` must be there, those of `maybe` may be, with their types.
 
-    Raises WorldError, naming file (`of`) and line, with the way out, for anything else. A float is a number of at least
-    0 that can be a time or size, a Path a text that can be one, a Sha256 a digest.
+    A float is a number of at least 0 that can be a time or size, a Path a text that can be a path, a Sha256 a digest.
+    Raises ExternalError, naming file (`of`) and line, with the way out, for anything else.
     """
     for number, line in enumerate(lines, 1):
         row = _object(line, f"{of}: line {number} is", way_out)
@@ -170,7 +170,7 @@ def parse_jsonl(
 
 
 def damage(row: Mapping[str, Any], needed: Mapping[str, type], maybe: Mapping[str, type] = NOTHING) -> str | None:
-    """What is wrong with the fields of an object, as `parse_jsonl` wants them; None where nothing is."""
+    """Returns what is wrong with the fields of an object, by the rules of `parse_jsonl`; None where nothing is."""
     for name, kind in {**maybe, **needed}.items():
         if name not in row and name in needed:
             return f"has no {name}"
@@ -179,37 +179,37 @@ def damage(row: Mapping[str, Any], needed: Mapping[str, type], maybe: Mapping[st
     return None
 
 
-# ---- names, digests and links that come from elsewhere ----
+# ---- names, digests and links in foreign data ----
 
 
 class Sha256(str):
-    """In the fields of `parse_jsonl`: a text of which `is_sha256` holds."""
+    """Field type of `parse_jsonl`: a text for which `is_sha256` holds."""
 
     __slots__ = ()
 
 
 def is_sha256(value: object) -> bool:
-    """Whether it is a SHA-256 in hexadecimal digits, and so can become the name of a file."""
+    """Returns whether `value` is a SHA-256 in hexadecimal digits, and so can be the name of a file."""
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
 
 
 def is_plain(name: object) -> bool:
-    """Whether it names a file in a folder, and leads nowhere else."""
+    """Returns whether `name` is a plain file name, without a path that leads elsewhere."""
     if not isinstance(name, str) or name in ("", ".", "..") or NO_TEXT.search(name):
         return False
     return "/" not in name and len(name.encode()) <= LONGEST_NAME
 
 
 def plain_suffix(name: str) -> str:
-    """The ending of a clip's file name, with its dot and in lower case; empty where it is no ordinary one."""
+    """Returns the suffix of a clip's file name, with its dot and in lower case; empty where it is unusual."""
     suffix = PurePosixPath(name).suffix.lower()
     return suffix if re.fullmatch(r"\.[a-z0-9]{1,8}", suffix) else ""
 
 
 def check_links(folder: Path, setting: str = "run_dir", root: Path | None = None) -> None:
-    """Raises ChoiceError for a symbolic link, in `folder` or below, that leads out of `root` (None: the folder).
+    """Raises ConfigError for a symbolic link, in `folder` or below, that leads out of `root` (None: the folder).
 
-    For folders that are written to and may come from others: a write, a removal or a copy there would follow the link.
+    For folders that are written to and may come from other users: a write, removal or copy would follow the link.
     The root may be a link itself: it is what the user named.
     """
     base = os.path.realpath(root or folder)
@@ -224,7 +224,7 @@ def check_links(folder: Path, setting: str = "run_dir", root: Path | None = None
             )
 
 
-# ---- what a file may hold ----
+# ---- contents of a file ----
 
 
 def _object(content: bytes, named: str, way_out: str) -> dict[str, Any]:
@@ -259,9 +259,9 @@ def _short(value: Any) -> str:
 
 
 def existing(source: Path, setting: str = "data.source") -> Path:
-    """The absolute path of `source`, in which a leading ~ is the home folder unless a file is called so.
+    """Returns the absolute path of `source`; a leading ~ is the home folder, unless a file has that name.
 
-    Raises ChoiceError, with the name of the `setting` that asked for it, when nothing is there.
+    Raises ConfigError, with the name of the `setting`, when no file is there.
     """
     if source.parts[:1] == ("~",) and not source.exists():
         source = source.expanduser()
@@ -274,25 +274,7 @@ def existing(source: Path, setting: str = "data.source") -> Path:
     raise ConfigError(f"{setting}: no file or folder {source}; {way_out}")
 
 
-WAY_OUT = "name a folder for caches in ASR_LORA_CACHE, or set HOME"
-
-
-def _temporary() -> Path:
-    """The user's own folder in the temporary one, where another user could have made one of this name before."""
-    try:
-        folder = Path(tempfile.gettempdir()) / f"asr_lora-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        state = folder.lstat()
-    except OSError as error:
-        raise SystemExit(
-            f"error: HOME: none that can be written, nor a temporary folder ({error}); {WAY_OUT}"
-        ) from error
-    if folder.is_symlink() or state.st_uid != os.getuid() or state.st_mode & 0o077:
-        raise SystemExit(f"error: HOME: none that can be written, and {folder} is not this user's alone; {WAY_OUT}")
-    return folder
-
-
 def read_log(log: Path) -> list[dict[str, Any]]:
-    """What is in the log, but for a last line that a kill cut short."""
+    """Returns the objects of a JSONL log, without a last line that a kill cut short."""
     whole = log.read_text(encoding="utf-8").rpartition("\n")[0] if log.exists() else ""
     return [json.loads(line) for line in whole.split("\n") if line]

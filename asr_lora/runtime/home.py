@@ -1,7 +1,7 @@
-"""A place for caches where the user id has no home: no passwd entry, as with `docker run --user` and on OpenShift.
+"""A folder for caches where the user id has no home: no passwd entry, as with `docker run --user` and on OpenShift.
 
-Libraries ask for the user's name and home as they are imported, so `provide_home` comes before them: asr_lora/__init__.py
-calls it, and the command line (asr_lora/runs/launch.py) says what it returned.
+Libraries look up the user's name and home on import, so `provide_home` runs before them: asr_lora/__init__.py calls it,
+and the command line (asr_lora/runs/launch.py) logs what it returned.
 """
 
 import getpass
@@ -13,12 +13,12 @@ WAY_OUT = "name a folder for caches in ASR_LORA_CACHE, or set HOME"
 
 
 def provide_home() -> str | None:
-    """Makes sure that libraries find a user name and a folder for their caches; a line about it where they would not.
+    """Ensures that libraries find a user name and a cache folder; returns a log line where it had to provide them.
 
     Sets environment variables, for child processes too, and none that is set already: USER, and HOME where no home is
     known, or the XDG_*_HOME where there is one that cannot be written and holds no cache yet. The folder is that of
-    ASR_LORA_CACHE, XDG_CACHE_HOME, or asr_lora-<uid> in the temporary folder. Raises SystemExit, with one line, where
-    that is not the user's own.
+    ASR_LORA_CACHE, XDG_CACHE_HOME, or asr_lora-<uid> in the temporary folder.
+    Raises SystemExit, with one line, where that folder belongs to another user or others may write to it.
     """
     try:
         getpass.getuser()
@@ -41,12 +41,12 @@ def provide_home() -> str | None:
 
 
 def _holds_caches(home: Path) -> bool:
-    """Whether there is a cache, or can be one; a cache that is there but cannot be written may be read."""
+    """Returns whether a cache exists or can be made; an existing one that cannot be written may still be read."""
     return os.path.exists(home / ".cache") or os.access(home, os.W_OK | os.X_OK)  # noqa: PTH110 (no error if forbidden)
 
 
 def _temporary() -> Path:
-    """The user's own folder in the temporary one, where another user could have made one of this name before."""
+    """Returns the user's own folder in the temporary one; another user may have made one of that name before."""
     try:
         folder = Path(tempfile.gettempdir()) / f"asr_lora-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)

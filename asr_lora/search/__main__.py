@@ -1,7 +1,7 @@
-"""Looks for better settings by dev WER, with Optuna:  python -m asr_lora.search data.language=nl search.max_hours=8
+"""Searches hyperparameters by dev WER, with Optuna:  python -m asr_lora.search data.language=nl search.max_hours=8
 
-search.space says what is tried; every trial is an ordinary run, trained but never scored: test stays unseen until the
-best is. Leaves search/<name>/{study.log,index.html} in the runs folder. The same words go on with a half-done search.
+search.space sets what is tried. Every trial is an ordinary run, trained but not scored: only the best is scored on
+test. Leaves search/<name>/{study.log,index.html} in the runs folder. The same command resumes an unfinished search.
 """
 
 import math
@@ -23,7 +23,6 @@ from asr_lora.runs.launch import launch
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, UserError, to_install
 from asr_lora.runtime.files import check_links, read_json
-from asr_lora.search.study import Setting
 from asr_lora.train import train
 
 try:
@@ -31,7 +30,19 @@ try:
     from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
 
-    from asr_lora.search import study as trials
+    from asr_lora.search.study import (
+        Setting,
+        as_override,
+        default_values,
+        digest,
+        has_ended,
+        last_step,
+        parse_space,
+        reported,
+        show,
+        to_overrides,
+        write_page,
+    )
 except ImportError as missing:
     absent = f"error: search: needs {missing.name}, which is not installed; {to_install('search')}"
     raise SystemExit(absent) from missing
@@ -41,27 +52,25 @@ class OutOfTimeError(Exception):
     """search.max_hours are over; the run has saved a checkpoint."""
 
 
-def search(config: Config, words: Sequence[str] = ()) -> Path:
-    """Tries settings until search.trials have ended or search.max_hours are over, and returns where the page is.
+def search(config: Config, overrides: Sequence[str] = ()) -> Path:
+    """Tries settings until search.trials have ended or search.max_hours are over; returns the path of the page.
 
-    `words` are the overrides that made `config`. Raises ChoiceError for a space that cannot be, and while another
-    process is at the same search; what the first trial breaks is raised, later ones are told and left behind.
+    `overrides` are those of `config`. Raises ConfigError for an invalid space, and while another process runs the same
+    search. An error of the first trial is raised; errors of later ones are logged and recorded.
     """
     deadline = time.monotonic() + 3600 * (math.inf if config.search.max_hours is None else config.search.max_hours)
-    about = [word for word in words if not word.startswith(("search.", "search=", "eval.after="))]
-    settings = trials.parse_space(config.search.space)
-    for end in ("first", "last"):  # refused now, not hours from now
-        load([*about, *trials.words({name: getattr(setting, end) for name, setting in settings.items()})])
-    folder = Path(config.runs_dir) / "search" / f"{config.run_name}-{trials.digest(settings)}"
+    about = [each for each in overrides if not each.startswith(("search.", "search=", "eval.after="))]
+    settings = parse_space(config.search.space)
+    for end in ("first", "last"):  # raises now what a trial would raise hours later
+        load([*about, *to_overrides({name: getattr(setting, end) for name, setting in settings.items()})])
+    folder = Path(config.runs_dir) / "search" / f"{config.run_name}-{digest(settings)}"
     folder.mkdir(parents=True, exist_ok=True)
     check_links(folder.parent, "runs_dir", root=Path(config.runs_dir))
     try:
         with FileLock(folder / "lock", timeout=0):
             return _search(config, about, settings, folder, deadline)
     except Timeout as error:
-        raise ConfigError(
-            f"search: another process is at {folder}; wait for it, or give it another runs_dir"
-        ) from error
+        raise ConfigError(f"search: another process uses {folder}; wait for it, or give it another runs_dir") from error
 
 
 def _search(
@@ -69,10 +78,10 @@ def _search(
 ) -> Path:
     study = _study(config, folder)
     _go_on(study)
-    if not study.trials:  # so that the best is never worse than what is there, by dev
-        study.enqueue_trial(trials.usual(settings, to_dict(config)))
+    if not study.trials:  # so that the best is never worse than the defaults, by dev
+        study.enqueue_trial(default_values(settings, to_dict(config)))
     ended = f"{_ended(study)} of {config.search.trials} trials ended"
-    log(f"search by dev WER, test is not looked at; {ended}: {folder}")
+    log(f"search by dev WER, test is not decoded; {ended}: {folder}")
     while _ended(study) < config.search.trials:
         left, needed = deadline - time.monotonic(), _usual_seconds(study)
         if left <= 0 or (needed is not None and needed > left):
@@ -85,11 +94,11 @@ def _search(
         except OutOfTimeError:
             log("search.max_hours are over: the trial stopped with a checkpoint; the same command goes on with it")
             break
-    trials.show(study, settings)
-    page = trials.write_page(study, settings, folder, _best_command(study, about))
+    show(study, settings)
+    page = write_page(study, settings, folder, _best_command(study, about))
     if best := _best(study):
         run.set_last_run(Path(best.user_attrs["run"]), Path(config.runs_dir))
-        log(f"best on dev, which flatters it; this scores it on test: {_best_command(study, about)}")
+        log(f"best on dev, where its WER is optimistic; this scores it on test: {_best_command(study, about)}")
     log(f"search: {page}")
     return page
 
@@ -97,8 +106,8 @@ def _search(
 def _study(config: Config, folder: Path) -> "optuna.Study":
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     backend = JournalFileBackend(str(folder / "study.log"))
-    # Of what had the worse half at the same step nothing more is expected. Not Hyperband: its brackets want dozens of
-    # trials, and the learning rate falls to zero at a run's own end, so that a short run is no preview of a long one.
+    # Prunes trials worse than the median at the same step. Not Hyperband: its brackets need dozens of trials, and the
+    # learning rate falls to zero at a run's own end, so that a short run does not predict a long one.
     pruner = optuna.pruners.MedianPruner(
         n_startup_trials=config.search.startup_trials,
         n_warmup_steps=round(config.search.warmup_share * config.max_steps),
@@ -109,13 +118,13 @@ def _study(config: Config, folder: Path) -> "optuna.Study":
 
 
 def _sampler(config: Config, ended: int) -> "optuna.samplers.BaseSampler":
-    """A function of the seed and how many trials have ended: a search that goes on draws what it would have drawn."""
+    """Makes a sampler from the seed and the number of ended trials: a resumed search draws the same settings."""
     seed = int(np.random.SeedSequence((config.seed, ended)).generate_state(1)[0])
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=config.search.startup_trials)
 
 
 def _go_on(study: "optuna.Study") -> None:
-    """Trials that were interrupted are tried again first, with what they had reported: their runs have checkpoints."""
+    """Enqueues interrupted trials again, with what they had reported: their runs have checkpoints."""
     for stopped in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(stopped.number, state=TrialState.FAIL)
         study.add_trial(
@@ -130,20 +139,20 @@ def _try(
     config: Config, study: "optuna.Study", trial: "optuna.Trial", about: Sequence[str], settings: Mapping[str, Setting],
     deadline: float,
 ) -> None:  # fmt: skip
-    """One trial: a run, and what Optuna is told of it. Raises OutOfTimeError, and what is no fault of its settings."""
-    words = [*about, *trials.words({name: _suggested(trial, name, setting) for name, setting in settings.items()})]
-    tried = load([*words, "eval.after=false"])
+    """Runs one trial and reports its result to Optuna. Raises OutOfTimeError, and the first trial's error."""
+    overrides = [*about, *to_overrides({name: _suggested(trial, name, setting) for name, setting in settings.items()})]
+    tried = load([*overrides, "eval.after=false"])
     folder, fresh = tried.run, not (tried.run / "train" / "checkpoints").exists()
     trial.set_user_attr("run", str(folder.resolve()))
-    log(f"trial {trial.number}: {shlex.join(words[len(about) :])}")
+    log(f"trial {trial.number}: {shlex.join(overrides[len(about) :])}")
     try:
-        train(tried, ["python", "-m", "asr_lora.train", *words], [_Watch(trial, deadline)])
+        train(tried, ["python", "-m", "asr_lora.train", *overrides], [_TrialCallback(trial, deadline)])
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
-        if fresh:  # nobody else's: gigabytes that nobody wants to go on from
+        if fresh:  # made by this trial: gigabytes that no run resumes from
             for used_up in ("checkpoints", "best"):
                 shutil.rmtree(folder / "train" / used_up, ignore_errors=True)
-        log(f"trial {trial.number}: pruned, worse than the median at step {trials.last_step(study, trial.number)}")
+        log(f"trial {trial.number}: pruned, worse than the median at step {last_step(study, trial.number)}")
     except (UserError, RuntimeError, ValueError) as error:
         if not _ended(study):
             raise
@@ -162,11 +171,11 @@ def _try(
 def _suggested(trial: "optuna.Trial", name: str, setting: Setting) -> str:
     if setting.choices:
         return str(trial.suggest_categorical(name, setting.choices))
-    return trials.as_override(trial.suggest_float(name, setting.low, setting.high, log=setting.log))
+    return as_override(trial.suggest_float(name, setting.low, setting.high, log=setting.log))
 
 
-class _Watch(TrainerCallback):
-    """Tells a trial every dev decoding as it comes; ends the run where Optuna or the clock says so."""
+class _TrialCallback(TrainerCallback):
+    """Reports every dev WER to the trial; ends the run where Optuna prunes it or the deadline has passed."""
 
     def __init__(self, trial: "optuna.Trial", deadline: float) -> None:
         self.trial, self.deadline, self.over = trial, deadline, False
@@ -181,7 +190,7 @@ class _Watch(TrainerCallback):
     ) -> None:  # fmt: skip
         if "eval_wer" not in (logs or {}):
             return
-        if state.global_step not in trials.reported(self.trial.study, self.trial.number):
+        if state.global_step not in reported(self.trial.study, self.trial.number):
             self.trial.report(dict(logs or {})["eval_wer"], state.global_step)
         if state.global_step < state.max_steps and self.trial.should_prune():
             raise optuna.TrialPruned
@@ -194,11 +203,11 @@ class _Watch(TrainerCallback):
 
 
 def _ended(study: "optuna.Study") -> int:
-    return sum(trials.has_ended(trial) for trial in study.trials)
+    return sum(has_ended(trial) for trial in study.trials)
 
 
 def _usual_seconds(study: "optuna.Study") -> float | None:
-    """What a whole trial takes; None while none has come to its end."""
+    """Returns the median seconds of a complete trial; None while there is none."""
     seconds = [trial.user_attrs["seconds"] for trial in study.get_trials(states=(TrialState.COMPLETE,))]
     return statistics.median(seconds) if seconds else None
 
@@ -211,11 +220,11 @@ def _best_command(study: "optuna.Study", about: Sequence[str]) -> str | None:
     best = _best(study)
     if best is None:
         return None
-    return shlex.join(["python", "-m", "asr_lora.train", *about, *trials.words(best.params)])
+    return shlex.join(["python", "-m", "asr_lora.train", *about, *to_overrides(best.params)])
 
 
 def main(config: Config) -> None:
-    """Searches with the words of the command line."""
+    """Searches with the overrides of the command line."""
     search(config, job_overrides())
 
 

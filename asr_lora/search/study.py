@@ -1,4 +1,4 @@
-"""The trials of a search, as a table on the screen and as a page with Optuna's own plots."""
+"""The space of a search, and its trials as a table on the screen and as a page with Optuna's plots."""
 
 import hashlib
 import io
@@ -26,16 +26,16 @@ from asr_lora.reporting.pages import environment
 from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import write_text
 
-NOTE = "Dev WER of what a trial kept, of one that did not end the lowest; test was not looked at"
+NOTE = "Dev WER of the weights that a trial kept, of an unfinished one its lowest; test was not decoded"
 EXAMPLES = "choice(4,8,16), interval(0,0.2) or tag(log,interval(1e-4,1e-2))"
-DIGITS = 3  # of a number that is drawn: so many can be typed, and more make no difference
+DIGITS = 3  # significant digits of a drawn number: short to type, and more make no difference
 GROUPS = ("lora", "training", "model")
-COMPARABLE = ("data.augment",)  # of data: the others change the clips that trials are compared by
+COMPARABLE = ("data.augment",)  # of data: the others change the clips that trials are compared on
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One of `choices`, as they are typed; or, where there are none, a number from `low` to `high`."""
+    """A setting to search: one of `choices`, as typed; or, where there are none, a number from `low` to `high`."""
 
     choices: tuple[str, ...]
     low: float
@@ -52,13 +52,13 @@ class Setting:
 
 
 def has_ended(trial: FrozenTrial) -> bool:
-    """Complete, pruned or broken; an interrupted one is tried again under another number."""
-    broke = trial.state == TrialState.FAIL and "error" in trial.user_attrs
-    return broke or trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+    """Returns whether a trial is complete, pruned or failed; an interrupted one runs again under another number."""
+    failed = trial.state == TrialState.FAIL and "error" in trial.user_attrs
+    return failed or trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def reported(study: optuna.Study, number: int) -> dict[int, float]:
-    """Dev WER by step."""
+    """Returns dev WER by step."""
     return dict(study.trials[number].intermediate_values)
 
 
@@ -67,7 +67,7 @@ def last_step(study: optuna.Study, number: int) -> int:
 
 
 def rows(study: optuna.Study, settings: Mapping[str, Setting]) -> list[dict[str, Any]]:
-    """The trials that the table shows, the lowest dev WER first, those that did not come to their end last."""
+    """Returns the rows of the table: complete trials by dev WER, the lowest first, then the others."""
     shown = [trial for trial in study.trials if has_ended(trial) or trial.state == TrialState.RUNNING]
     best_first = sorted(shown, key=lambda trial: (trial.state != TrialState.COMPLETE, _wer(trial) or 0.0, trial.number))
     return [
@@ -93,7 +93,7 @@ def show(study: optuna.Study, settings: Mapping[str, Setting]) -> None:
 
 
 def write_page(study: optuna.Study, settings: Mapping[str, Setting], folder: Path, command: str | None) -> Path:
-    """`command` scores the best on test; None where no trial came to its end."""
+    """Writes the page. `command` scores the best trial on test; None where none is complete."""
     page = folder / "index.html"
     text = environment(autoescape=True).get_template("search.html").render(
         name=study.study_name, settings=list(settings), rows=rows(study, settings), note=NOTE, command=command,
@@ -110,13 +110,13 @@ def _wer(trial: FrozenTrial) -> float | None:
 def _ended(trial: FrozenTrial) -> str:
     step = max(trial.intermediate_values, default=0)
     if trial.state == TrialState.FAIL:
-        return f"broke: {trial.user_attrs['error']}"
-    said = {TrialState.COMPLETE: "complete", TrialState.PRUNED: f"pruned at step {step}"}
-    return said.get(trial.state, "stopped; the same command goes on")
+        return f"failed: {trial.user_attrs['error']}"
+    ended = {TrialState.COMPLETE: "complete", TrialState.PRUNED: f"pruned at step {step}"}
+    return ended.get(trial.state, "stopped; the same command goes on")
 
 
 def _charts(study: optuna.Study) -> list[tuple[str, Markup]]:
-    """Title and SVG; none while no trial is complete, of which Optuna draws nothing."""
+    """Returns titles and SVGs of Optuna's plots; none while no trial is complete."""
     if not study.get_trials(states=(TrialState.COMPLETE,)):
         return []
     drawn: dict[str, Callable[[optuna.Study], Any]] = {
@@ -139,14 +139,14 @@ def _charts(study: optuna.Study) -> list[tuple[str, Markup]]:
 
 
 def parse_space(space: Sequence[str]) -> dict[str, Setting]:
-    """The settings that vary, each `name=values`. Raises ChoiceError, also where there is none."""
+    """Parses the settings that vary, each `name=values`. Raises ConfigError, also where there is none."""
     if not space:
         raise ConfigError(f"search.space: must name a setting to try, got none; for instance lora.r={EXAMPLES}")
-    return dict(map(_parsed, space))
+    return dict(map(_parse_setting, space))
 
 
-def _parsed(said: str) -> tuple[str, Setting]:
-    name = said.partition("=")[0]
+def _parse_setting(override: str) -> tuple[str, Setting]:
+    name = override.partition("=")[0]
     varies = name.partition(".")[0] in GROUPS or name in COMPARABLE
     if not varies or name == "training.dev_normalizer":
         raise ConfigError(
@@ -154,17 +154,17 @@ def _parsed(said: str) -> tuple[str, Setting]:
             "leave the dev WER comparable"
         )
     try:
-        override = OverridesParser.create().parse_override(said)
+        parsed = OverridesParser.create().parse_override(override)
     except HydraException as error:
-        raise ConfigError(f"search.space: {name} must be {EXAMPLES}, got {said}") from error
-    if override.is_discrete_sweep():
-        return name, Setting(tuple(override.sweep_string_iterator()), 0.0, 0.0, False)
-    value = override.value()
+        raise ConfigError(f"search.space: {name} must be {EXAMPLES}, got {override}") from error
+    if parsed.is_discrete_sweep():
+        return name, Setting(tuple(parsed.sweep_string_iterator()), 0.0, 0.0, False)
+    value = parsed.value()
     if not isinstance(value, IntervalSweep) or value.start is None or value.end is None or value.start >= value.end:
-        raise ConfigError(f"search.space: {name} must be {EXAMPLES}, got {said}")
+        raise ConfigError(f"search.space: {name} must be {EXAMPLES}, got {override}")
     log = "log" in value.tags
     if log and value.start <= 0:
-        raise ConfigError(f"search.space: {name} must begin above 0 under tag(log,...), got {said}")
+        raise ConfigError(f"search.space: {name} must begin above 0 under tag(log,...), got {override}")
     return name, Setting((), float(value.start), float(value.end), log)
 
 
@@ -172,12 +172,12 @@ def as_override(value: Any) -> str:
     return f"{value:.{DIGITS}g}" if isinstance(value, float) else str(value)
 
 
-def words(values: Mapping[str, Any]) -> list[str]:
+def to_overrides(values: Mapping[str, Any]) -> list[str]:
     return [f"{name}={as_override(value)}" for name, value in values.items()]
 
 
-def usual(settings: Mapping[str, Setting], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the settings those values, as recorded in `config`, that the space holds."""
+def default_values(settings: Mapping[str, Setting], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values in `config` of the searched settings, where the space has them."""
     found: dict[str, Any] = {}
     for name, setting in settings.items():
         group, _, key = name.partition(".")
@@ -190,6 +190,6 @@ def usual(settings: Mapping[str, Setting], config: Mapping[str, Any]) -> dict[st
 
 
 def digest(settings: Mapping[str, Setting]) -> str:
-    """Eight hexadecimal digits: no two spaces share a study."""
-    said = json.dumps({name: asdict(setting) for name, setting in settings.items()}, sort_keys=True)
-    return hashlib.sha256(said.encode()).hexdigest()[:8]
+    """Returns eight hexadecimal digits of the space: no two spaces share a study."""
+    text = json.dumps({name: asdict(setting) for name, setting in settings.items()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""The settings: every file in conf/ composes, values and types keep apart, and no two experiments share a folder."""
+"""Tests of the settings: each file of conf/ composes, types reject bad values, and experiments never share a folder."""
 
 import random
 from dataclasses import MISSING, fields, is_dataclass, replace
@@ -25,14 +25,14 @@ def test_every_choice_of_every_group_composes(choice: str) -> None:
     load([choice])
 
 
-def test_settings_without_words_are_those_of_the_contract(usual: Config) -> None:
+def test_settings_without_overrides_are_those_of_the_contract(usual: Config) -> None:
     assert (usual.model.name, usual.model.precision, usual.hardware.device) == ("large_v2", "auto", "auto")
     assert (usual.lora.r, usual.lora.scaling, usual.lora.dropout) == (32, 2.0, 0.05)
     assert usual.lora.target_modules == ["q_proj", "v_proj"]
     assert (usual.training.batch_size, usual.training.learning_rate, usual.eval.limit) == (8, 1e-3, 1000)
 
 
-def test_values_stand_in_conf_alone() -> None:
+def test_only_conf_has_values() -> None:
     branches = [Config, *(field.type for field in fields(Config) if is_dataclass(field.type))]
     for field in (field for branch in branches for field in fields(branch)):
         assert field.default is MISSING and field.default_factory is MISSING, field.name
@@ -105,7 +105,7 @@ def test_a_name_and_a_folder_can_be_given() -> None:
     assert load(['runs_dir="~/runs"', "run_name=mine"]).run == Path.home() / "runs" / "mine"
 
 
-def test_the_name_follows_from_the_words_and_not_from_the_disk(tmp_path: Path) -> None:
+def test_the_name_follows_from_the_overrides_and_not_from_files(tmp_path: Path) -> None:
     words = [f"data.source={tmp_path / 'corpus'}"]
     before = load(words).run_name
     (tmp_path / "corpus").mkdir()
@@ -173,8 +173,8 @@ def test_the_property_above_varies_every_group_that_a_result_depends_on(usual: C
 
 
 def test_columns_are_named_as_the_readme_says() -> None:
-    assert load(["data.columns={path: file,text: said,speaker: who}"]).data.columns == {
-        "path": "file", "text": "said", "speaker": "who",
+    assert load(["data.columns={path: file,text: sentence,speaker: who}"]).data.columns == {
+        "path": "file", "text": "sentence", "speaker": "who",
     }  # fmt: skip
     with pytest.raises(ConfigError, match=r"data\.columns: file is none of path, text"):
         load(["data.columns={file: path}"])

@@ -108,11 +108,11 @@ def test_auto_leaves_no_part_in_a_name_and_int8_does() -> None:
         ("auto", "cuda", "int8", "int8", "model.precision=auto: int8 on this GPU"),
         (
             "auto", "cpu", "int8", "int8",
-            "model.precision=auto: int8, as this run was begun (a new one: fp32 on this CPU)",
+            "model.precision=auto: int8, as this run was started (a new one: fp32 on this CPU)",
         ),
         (
             "auto", "cuda", "fp32", "fp32",
-            "model.precision=auto: fp32, as this run was begun (a new one: int8 on this GPU)",
+            "model.precision=auto: fp32, as this run was started (a new one: int8 on this GPU)",
         ),
         ("fp16", "cuda", None, "fp16", "model.precision=fp16"),
         ("int8", "cpu", "fp32", "int8", "model.precision=int8"),  # which is refused then
@@ -167,7 +167,7 @@ def test_a_run_that_was_begun_as_int8_is_found_by_its_words_goes_on_so_and_says_
     train(config)
     first = capsys.readouterr().err.splitlines()[0]
     assert first.startswith(f"{config.run_name}: ") and "int8" not in config.run_name
-    assert first.endswith("model.precision=auto: int8, as this run was begun (a new one: fp32 on this CPU)")
+    assert first.endswith("model.precision=auto: int8, as this run was started (a new one: fp32 on this CPU)")
     assert learnt_in(config) == ("int8", "int8")
 
 
@@ -229,7 +229,7 @@ def test_the_doctor_says_what_auto_came_to(bare: list[str], tmp_path: Path) -> N
     assert "parameters, model.precision=bf16, lora=qv" in told([*bare, "model.precision=bf16"], "named")["checkpoint"]
     begun(bare, "int8")
     old = told(bare, "old")
-    assert "model.precision=auto: int8, as this run was begun" in old["checkpoint"]
+    assert "model.precision=auto: int8, as this run was started" in old["checkpoint"]
     assert old["bitsandbytes"].startswith("int8 product within")
 
 

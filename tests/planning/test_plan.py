@@ -1,4 +1,4 @@
-"""The plan of a run: one table, nothing fetched and nothing written, and what comes true of it."""
+"""Tests of the plan of a run: one table, without downloads or written files, and the predictions in it."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ from asr_lora.runtime.errors import ConfigError
 
 @pytest.fixture
 def few(words: list[str]) -> Config:
-    """A run of the tiny release, on nothing but its tables."""
+    """Settings of a run of the tiny release, planned from its tables alone."""
     return load(words)
 
 
@@ -61,7 +61,7 @@ def test_at_the_command_line_a_plan_leaves_no_file_and_refuses_an_unknown_key(tm
     assert list(tmp_path.rglob("*")) == []
 
 
-def test_what_does_not_fit_is_said() -> None:
+def test_an_estimate_that_does_not_fit_has_a_problem() -> None:
     config = load(["training.context=full", "model.precision=fp32", "training.max_steps=5"])
     work = workload(config, durations(config)[0])
     small = load(["hardware=t4", "hardware.memory_gb=4", "training.context=full", "model.precision=fp32"])
@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_said() -> None:
     assert estimate_on_gpu(load(["hardware=a100", "model.precision=fp32"]), work).problem is None
 
 
-def test_a_precision_that_a_gpu_lacks_is_said() -> None:
+def test_a_precision_that_a_gpu_lacks_is_a_problem() -> None:
     config = load(["hardware=t4", "model.precision=bf16", "training.max_steps=5"])
     assert (estimate_on_gpu(config, workload(config, durations(config)[0])).problem or "").startswith("no bf16 there")
 
@@ -89,7 +89,7 @@ def test_a_short_context_is_planned_to_be_several_times_faster_on_a_t4() -> None
     assert hours("full") > 3 * hours("dynamic")
 
 
-def test_real_durations_count_where_a_corpus_tells_them(words: list[str]) -> None:
+def test_real_durations_count_where_a_corpus_lists_them(words: list[str]) -> None:
     seconds, origin = durations(load(words))
     assert origin == str(load(words).data.source)
     assert len(seconds["train"]) == 12 and set(seconds["train"]) == {0.4}
@@ -109,7 +109,7 @@ def test_work_is_cut_to_what_fits_and_none_of_it_is_lost(few: Config) -> None:
     parts = split_to_capacity(works, capacity=2 * works[0].seconds)
     assert sum(part.rows for part in parts) == sum(work.rows for work in works) == 8
     assert all(part.rows <= 2 for part in parts if part.seconds >= works[0].seconds)
-    assert sum(part.heard for part in parts) == pytest.approx(sum(work.heard for work in works))
+    assert sum(part.audio_seconds for part in parts) == pytest.approx(sum(work.audio_seconds for work in works))
 
 
 def test_calibrating_needs_the_weights_here() -> None:
@@ -118,7 +118,7 @@ def test_calibrating_needs_the_weights_here() -> None:
         estimate_here(config, workload(config, durations(config)[0]))
 
 
-def test_a_model_whose_sizes_nobody_knows_is_refused() -> None:
+def test_a_model_of_unknown_sizes_is_refused() -> None:
     config = load(["model.checkpoint=someone/whisper"])
     with pytest.raises(ConfigError, match=r"model.checkpoint: the sizes of someone/whisper are not known here"):
         workload(config, durations(config)[0])
@@ -127,9 +127,9 @@ def test_a_model_whose_sizes_nobody_knows_is_refused() -> None:
 def test_a_calibrated_prediction_has_the_names_of_the_training_metrics(words: list[str]) -> None:
     config = load([*words, "plan.calibrate=true"])
     hardware = hardware_of(config)
-    told = predict(config, hardware, durations(config)[0])
-    assert told is not None and told["basis"] == "steps timed before"
-    assert 0 < told["train_seconds"] < 60 and told["peak_memory_bytes"] > 0
+    predicted = predict(config, hardware, durations(config)[0])
+    assert predicted is not None and predicted["basis"] == "steps timed before"
+    assert 0 < predicted["train_seconds"] < 60 and predicted["peak_memory_bytes"] > 0
 
 
 def test_without_facts_and_without_timing_there_is_no_prediction(few: Config) -> None:

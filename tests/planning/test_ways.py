@@ -1,4 +1,4 @@
-"""The table of ways to tune: counted from shapes, and what memory and work they are predicted to take."""
+"""Tests of the table of tuning methods: parameters counted from shapes, and predicted memory and work."""
 
 import re
 
@@ -24,7 +24,7 @@ def test_parameters_counted_from_a_layer_or_two_are_those_of_the_whole_model(kin
     assert trained_parameters(known, lora) == adapter.trainable_parameters(whole)
 
 
-def test_a_plan_shows_every_way_with_what_trains_is_saved_and_held(
+def test_a_plan_shows_every_method_with_trainable_saved_and_peak_sizes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
@@ -34,18 +34,17 @@ def test_a_plan_shows_every_way_with_what_trains_is_saved_and_held(
     assert set(rows) >= {*LORA_KEYS, "prefix"}
     assert "3,932,160" in rows["qv"] and "15.7 MB" in rows["qv"]  # the run's own, at the rank asked for
     assert "15,728,640" in rows["pissa"] and "125.8 MB" in rows["pissa"]  # saved at twice its rank
-    assert "23,602,176" in rows["adalora"] and "62.9 MB" in rows["adalora"]  # saved at what is left of it
+    assert "23,602,176" in rows["adalora"] and "62.9 MB" in rows["adalora"]  # saved at its final rank
     assert "1,541,384,960" in rows["full"] and "model/" in rows["full"] and "adapter/" in rows["qv"]
     assert "cannot be" in rows["prefix"] and "input_features" in shown
 
 
 def test_memory_of_full_fine_tuning_counts_gradients_and_moments_of_every_weight() -> None:
-    known = {way.lora.kind: way for way in ways(load(), cost.PUBLISHED[LARGE])}
+    known = {method.lora.kind: method for method in ways(load(), cost.PUBLISHED[LARGE])}
     frozen, full = known["bitfit"], known["full"]  # both in fp32
     assert full.held - frozen.held > 12 * 1.54e9
-    eight = {way.lora.kind: way for way in ways(load(["lora=full", "lora.optim=adamw_8bit"]), cost.PUBLISHED[LARGE])}[
-        "full"
-    ]
+    in_8_bits = ways(load(["lora=full", "lora.optim=adamw_8bit"]), cost.PUBLISHED[LARGE])
+    eight = {method.lora.kind: method for method in in_8_bits}["full"]
     assert full.held - eight.held == pytest.approx(6 * 1.54e9, rel=0.01)
     assert known["qlora"].held < known["qv"].held < known["all_linear"].held
     assert known["decoder"].held < known["encoder"].held  # nothing of the encoder is kept

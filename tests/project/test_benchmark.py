@@ -1,4 +1,4 @@
-"""The benchmark: both arms on a tiny release with a random tiny Whisper, measured, kept, and compared."""
+"""Tests of the benchmark: both arms on a tiny release with a random tiny Whisper, measured, kept, and compared."""
 
 import shlex
 import subprocess
@@ -24,7 +24,7 @@ SIZES = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1}
 
 @pytest.fixture(scope="module")
 def recipes() -> Any:
-    """benchmark.py as it is when run: the modules beside it are its own."""
+    """Imports benchmark.py with the modules beside it, as when it is run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "recipes")
         import benchmark  # noqa: PLC0415
@@ -51,7 +51,7 @@ def test_both_arms_are_measured_once_and_every_figure_is_kept(
         trained, scored = found[arm]["train"], found[arm]["evaluate"]
         for name in ("command_seconds", "resident_bytes", "train_seconds", "clips_per_second", "seconds_per_step"):
             assert trained[name] > 0, (arm, name)
-        # The clock outside holds the one inside.
+        # The time measured outside includes the one inside.
         assert trained["command_seconds"] > trained["train_seconds"]
         assert scored["command_seconds"] >= scored["tuned_command_seconds"] > scored["seconds"] > 0
         assert trained["peak_memory_bytes"] > 0
@@ -70,7 +70,7 @@ def test_both_arms_are_measured_once_and_every_figure_is_kept(
     write_json(kept, counts)
     assert sys.modules["pooled"].counted(kept) == counts
     pooled = sys.modules["pooled"].pooled([counts, counts], "tutorial")  # the same clips under a second seed
-    assert (pooled["clips"], pooled["heard"]) == (4, 8)
+    assert (pooled["clips"], pooled["decoded"]) == (4, 8)
     assert pooled["delta"]["ours"]["wer"] == pytest.approx(against["delta"]["ours"]["wer"])
     assert all(len(ratios) == 2 for ratios in pooled["ratios"].values())
 
@@ -98,8 +98,8 @@ def test_the_tutorial_trains_decodes_and_leaves_its_features_on_disk(
     settings = sys.modules["arms"].tutorial_settings(config)
     trained = tutorial.train(settings, folder)
     assert trained["clips_per_second"] == pytest.approx(2 * 4 / trained["train_seconds"])
-    heard = tutorial.evaluate(settings, folder)
-    assert len(heard["hypotheses"]) == 4 and heard["seconds"] > heard["feature_seconds"] > 0
+    decoded = tutorial.evaluate(settings, folder)
+    assert len(decoded["hypotheses"]) == 4 and decoded["seconds"] > decoded["feature_seconds"] > 0
     assert (folder / "adapter" / "adapter_model.safetensors").is_file()
     assert sum(path.stat().st_size for path in (folder / "features").iterdir()) > 16 * 80 * 3000 * 4
 
@@ -116,7 +116,7 @@ def test_the_tutorial_keeps_the_doubled_start_token_of_the_notebooks(
     ]
     labels = tutorial.Collator(processor)(rows)["labels"]
     start = load_config(str(tiny_checkpoint)).decoder_start_token_id
-    # The model puts another one before them: what it is trained on then opens with two.
+    # The model puts another one before them: the decoder's input then starts with two.
     assert labels[:, 0].tolist() == [start, start]
     assert labels[0, -2:].tolist() == [-100, -100] and labels[1, -1] == processor.tokenizer.eos_token_id
 
@@ -148,8 +148,8 @@ def test_the_random_checkpoint_has_the_asked_sizes_and_the_tokens_of_its_base(
     assert tokens == base_tokens
 
 
-def told(recipes: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> str:
-    """The one line that benchmark.py leaves with."""
+def error_line(recipes: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> str:
+    """Runs benchmark.py; returns its one error line."""
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *arguments])
     with pytest.raises(SystemExit) as left:
         recipes.main()
@@ -164,7 +164,7 @@ def test_a_wrong_path_is_one_line_and_spoils_no_work_folder(
 ) -> None:
     absent = tmp_path / "not there, [really]"
     wrong = [f"--source={absent}" if word.startswith("--source") else word for word in asked]
-    assert str(absent) in told(recipes, wrong, capsys, monkeypatch)
+    assert str(absent) in error_line(recipes, wrong, capsys, monkeypatch)
     assert not (tmp_path / "work" / "settings.json").exists()
 
 
@@ -172,11 +172,11 @@ def test_a_folder_measured_with_other_settings_is_not_taken_for_these(
     recipes: ModuleType, asked: list[str], tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_json(tmp_path / "work" / "settings.json", {"words": ["seed=7"]})
-    line = told(recipes, asked, capsys, monkeypatch)
+    line = error_line(recipes, asked, capsys, monkeypatch)
     assert "--work: " in line and "seed=7" in line and "training.max_steps=2" in line
 
 
-def test_a_stage_that_fails_says_which_and_keeps_nothing(recipes: ModuleType, tmp_path: Path) -> None:
+def test_a_stage_that_fails_is_named_and_keeps_nothing(recipes: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(ExternalError, match="ours, training: ended with status 3"):
         sys.modules["arms"].timed("ours, training", [sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
 

@@ -204,7 +204,7 @@ def test_it_runs_top_to_bottom_on_synthetic_dutch(alone: None, checkout: Path, m
     executed(notebook, checkout / "recipes")
     output = {each.id: each.outputs for each in notebook.cells if each.cell_type == "code"}
     told = "".join(part["text"] for parts in output.values() for part in parts if part["output_type"] == "stream")
-    assert "speaking 316 Dutch sentences" in told and "\x1b" not in told  # no bars that move: a line now and then
+    assert "synthesizing 316 Dutch sentences" in told and "\x1b" not in told  # no bars that move: a line now and then
     assert "0 failed" in "".join(part["text"] for part in output["look"])
     (folder,) = (path.parent.parent for path in (checkout / "my runs").glob("*/train/adapter"))
     scored = read_json(folder / "eval" / "test" / "metrics.json")

@@ -1,4 +1,4 @@
-"""`make gpu-check`: its parts on the CPU with tiny weights, and what it makes of time, failures and Ctrl-C."""
+"""Tests of `make gpu-check`: its parts on the CPU with tiny weights, its time limit, failures and Ctrl-C."""
 
 import json
 import shlex
@@ -21,7 +21,7 @@ SECONDS = 0.01
 
 @pytest.fixture(scope="module")
 def recipe() -> Any:
-    """gpu_check.py as it is when run: the modules beside it are its own."""
+    """Imports gpu_check.py with the modules beside it, as when it is run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "recipes")
         import gpu_check  # noqa: PLC0415
@@ -31,7 +31,7 @@ def recipe() -> Any:
 
 @pytest.fixture
 def measured(recipe: ModuleType, tmp_path: Path) -> Callable[..., Any]:
-    """What is found in so many seconds of (name, estimate, what the part does) each, as the file holds it."""
+    """Returns a function that measures parts (name, estimate, function) within a time limit, and checks the file."""
 
     def measure(seconds: float, *parts: tuple[str, float, Callable[[], Any]]) -> Any:
         out = tmp_path / "found.json"
@@ -111,7 +111,7 @@ def test_ctrl_c_leaves_what_was_measured(measured: Callable[..., Any]) -> None:
     }
 
 
-def test_the_tables_hold_every_part_with_the_plan_beside_it(
+def test_the_tables_have_every_part_with_the_plan_beside_it(
     recipe: ModuleType, measured: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = measured(1_000, ("train", 10.0, steps), ("long", 1e9, dict), ("a|b", 1.0, failing(OSError("gone"))))
@@ -131,7 +131,7 @@ def test_the_tables_hold_every_part_with_the_plan_beside_it(
 
 
 @pytest.mark.parametrize("broken", [[], ["train tiny fp32 dynamic"]])
-def test_the_exit_status_tells_whether_all_parts_work(
+def test_the_exit_status_shows_whether_all_parts_work(
     recipe: ModuleType, broken: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = [recipe.Part(name, SECONDS, failing(ExternalError("no"))) for name in broken]
@@ -174,7 +174,7 @@ def test_all_parts_work_with_tiny_weights_on_a_cpu(recipe: ModuleType, tmp_path:
 
 @pytest.fixture(scope="module")
 def bench(recipe: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """With clips and tiny weights; its time is over."""
+    """Returns a bench with clips and tiny weights whose time is over."""
     made = recipe.Bench(tmp_path_factory.mktemp("bench"), 0.0, "cpu", False, time.monotonic())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ASR_LORA_CACHE", str(made.folder / "cache"))
@@ -187,12 +187,12 @@ def test_training_stops_in_time_with_what_it_has_measured(recipe: ModuleType, be
     assert figures["steps"] == 1 and figures["seconds_per_step"] > 0
 
 
-def test_training_goes_on_past_a_loss_that_is_no_number_and_past_overflows(recipe: ModuleType, bench: Any) -> None:
+def test_training_goes_on_after_a_nan_loss_and_after_overflows(recipe: ModuleType, bench: Any) -> None:
     figures = sys.modules["gpu_check_faults"].skipped(bench, "tiny", "fp32")
     assert (figures["skipped_step"], figures["overflowed_steps"][0], figures["steps"]) == (2, 4, 12)
 
 
-def test_the_clips_are_as_long_as_the_plan_takes_them(recipe: ModuleType, bench: Any) -> None:
+def test_the_clips_are_as_long_as_the_plan_assumes(recipe: ModuleType, bench: Any) -> None:
     from asr_lora.data.features import label_ids, with_prompt  # noqa: PLC0415
     from asr_lora.model.pretrained import load_processor  # noqa: PLC0415
     from asr_lora.planning.estimate import PROMPT_TOKENS, TOKENS_PER_SECOND  # noqa: PLC0415
@@ -204,7 +204,7 @@ def test_the_clips_are_as_long_as_the_plan_takes_them(recipe: ModuleType, bench:
     assert labels == pytest.approx(expected, rel=0.15)
 
 
-def test_make_hands_the_words_over(tmp_path: Path) -> None:
+def test_make_passes_the_arguments(tmp_path: Path) -> None:
     installed = ("-o", ".venv/.installed-core")
     command = ["make", "-n", "--no-print-directory", *installed, "gpu-check", "ARGS=--minutes 4 --markdown"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -14,7 +14,7 @@ from support.models import tiny_whisper
 from asr_lora.config.compose import load
 from asr_lora.data import manifest
 from asr_lora.model import adapter
-from asr_lora.model import adapter_folder as stored
+from asr_lora.model import adapter_folder
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ExternalError
@@ -94,9 +94,9 @@ def settings(change: dict[str, Any]) -> Callable[[Path], None]:
 
 def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
     def spoil(folder: Path) -> None:
-        weights = load_file(folder / stored.WEIGHTS[0])
+        weights = load_file(folder / adapter_folder.WEIGHTS[0])
         change(weights)
-        save_file(weights, folder / stored.WEIGHTS[0])
+        save_file(weights, folder / adapter_folder.WEIGHTS[0])
 
     return spoil
 
@@ -110,8 +110,8 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pattern that is none": (settings({"exclude_modules": "\\C"}), "does not load as an adapter"),
     "a bias that is none": (settings({"bias": "random"}), "does not load as an adapter"),
     "code of another package": (settings({"megatron_config": {}, "megatron_core": "this"}), "run other code"),
-    "no weights": (lambda folder: (folder / stored.WEIGHTS[0]).unlink(), "does not load as an adapter"),
-    "weights cut short": (lambda folder: (folder / stored.WEIGHTS[0]).write_bytes(b"x"), "not load as an adapter"),
+    "no weights": (lambda folder: (folder / adapter_folder.WEIGHTS[0]).unlink(), "does not load as an adapter"),
+    "weights cut short": (lambda folder: (folder / adapter_folder.WEIGHTS[0]).write_bytes(b"x"), "not load as an adapter"),
     "half of the weights": (tensors(lambda weights: weights.popitem()), "Found missing adapter keys"),
     "another shape": (
         tensors(lambda weights: weights.update({name: weights[name][:1].clone() for name in list(weights)[:1]})),
@@ -138,7 +138,7 @@ def test_a_spoilt_adapter_is_told_and_never_half_used(saved: Path, processor: An
 
 
 def test_a_spoilt_note_beside_an_adapter_is_told_and_an_absent_one_means_an_ordinary_adapter(tmp_path: Path) -> None:
-    assert not stored.knows_short_context(tmp_path)
+    assert not adapter_folder.knows_short_context(tmp_path)
     write_json(tmp_path / "asr_lora.json", {"context": 3})
     with pytest.raises(ExternalError, match=r"asr_lora\.json: context is none of dynamic, full, packed"):
-        stored.knows_short_context(tmp_path)
+        adapter_folder.knows_short_context(tmp_path)

@@ -21,7 +21,7 @@ from asr_lora.config.compose import Config, load
 from asr_lora.data.manifest import audio_suffix, encoded_audio, read_manifest, waveform
 from asr_lora.data.splits import count_overlap
 from asr_lora.model import adapter, arithmetic, whisper
-from asr_lora.model import adapter_folder as stored
+from asr_lora.model import adapter_folder
 from asr_lora.planning.devices import durations
 from asr_lora.prepare import prepare
 from asr_lora.report import report
@@ -110,10 +110,10 @@ def test_fuzz_adapters(elsewhere: Path, trained: Config) -> None:
         folder = home / "adapter"
         shutil.copytree(run.adapter(trained.run), folder)
         break_adapter(folder, *how)
-        stored.knows_short_context(folder)
-        stored.describe(folder)
-        stored.fingerprint(folder)
-        if not stored.is_whole(folder):
+        adapter_folder.knows_short_context(folder)
+        adapter_folder.describe(folder)
+        adapter_folder.fingerprint(folder)
+        if not adapter_folder.is_whole(folder):
             arithmetic.scale_adapter(folder, 0.5, home / "half", trained.model.checkpoint)
             arithmetic.average_adapters([run.adapter(trained.run), folder], home / "mean")
             adapter.merge(copy.deepcopy(base), folder)

@@ -36,7 +36,7 @@ from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ConfigError, ExternalError, UserError
 from asr_lora.runtime.files import is_plain, is_sha256, plain_suffix, read_json, read_jsonl, write_json, write_jsonl
 from asr_lora.train import train
-from asr_lora.training import checkpointing as checkpoints
+from asr_lora.training import checkpointing
 from asr_lora.training.callbacks import DivergenceGuard, TrainingLog
 
 LONG = "x" * 5_000
@@ -405,8 +405,8 @@ def test_a_checkpoint_that_seals_files_elsewhere_is_damaged(tmp_path: Path, name
     (tmp_path / "secret.txt").write_text(SECRET)
     file = folder / name
     digest = hashlib.sha256(file.read_bytes() if file.is_file() else b"").hexdigest()
-    write_json(folder / checkpoints.SEAL, {name: digest})
-    assert checkpoints.last_checkpoint(tmp_path) is None
+    write_json(folder / checkpointing.SEAL, {name: digest})
+    assert checkpointing.last_checkpoint(tmp_path) is None
 
 
 def test_templates_of_a_base_are_not_written_beside_what_was_made_of_it(

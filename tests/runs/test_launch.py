@@ -1,4 +1,4 @@
-"""The command line: a person's mistake is one line that names the way out, and what was complete is kept."""
+"""Tests of the command line: a user's mistake is one line with the way out, and what was complete is kept."""
 
 import os
 import shlex
@@ -30,15 +30,15 @@ def start(stage: str, *words: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    ("word", "says"),
+    ("override", "message"),
     [
         ("data.hour=1", "data.hour: no such setting; did you mean data.hours?"),
         ("+data.hour=1", "data.hour: no such setting; did you mean data.hours?"),
         ("modl=whisper_tiny", "modl: no such setting; did you mean model?"),
         ("qqqqqq=1", "qqqqqq: no such setting; --cfg job prints all"),
-        ("hydra.launcher.x=1", "hydra.launcher.x: not among the settings of Hydra or of the launcher; +hydra."),
+        ("hydra.launcher.x=1", "hydra.launcher.x: no setting of Hydra or the launcher; +hydra."),
         ("hydra/launcher=other", "hydra/launcher: other is not installed; `uv sync --inexact --extra ray` brings ray"),
-        ("hydra/launcher=0", "hydra/launcher: 0 is none of its names"),
+        ("hydra/launcher=0", "hydra/launcher: 0 is none of those of Hydra and its plugins"),
         ("~data=0", "data: 0 is none of common_voice"),
         ("lora=lokr", "lora: lokr is none of adalora, all_linear, bitfit"),
         ("experiment=best", "experiment: best is none of demo, full_data, low_data"),
@@ -80,8 +80,8 @@ def start(stage: str, *words: str) -> subprocess.Popen[str]:
         ("eval.sets=[{source: ''}]", "eval.sets.source: must be a path, silence or noise"),
         ("eval.sets=[{source: a, name: b/c}]", "eval.sets.name: must be letters, digits"),
         ("eval.sets=[{sauce: a}]", "sauce: no such setting"),
-        ("eval.strength=3", "eval.strength: must be within 0 (untouched) to 2"),
-        ("eval.strengths=[0,-1]", "eval.strengths: must be within 0 (untouched) to 2"),
+        ("eval.strength=3", "eval.strength: must be within 0 (base model) to 2"),
+        ("eval.strengths=[0,-1]", "eval.strengths: must be within 0 (base model) to 2"),
         ("eval.max_regression=2", "eval.max_regression: must be a share of at least 0, such as 0.01"),
         ("eval.average=0", "eval.average: must be at least 1"),
         ("seed=-1", "seed: must be at least 0"),
@@ -92,10 +92,10 @@ def start(stage: str, *words: str) -> subprocess.Popen[str]:
         ("app.clips=-1", "app.clips: must be at least 0"),
     ],
 )
-def test_a_setting_that_cannot_be_is_one_line_before_anything_loads(word: str, says: str) -> None:
+def test_an_invalid_setting_is_one_line_before_anything_loads(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as refusal:
-        load([word])
-    assert says in str(refusal.value)
+        load([override])
+    assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
@@ -108,12 +108,12 @@ def test_at_the_command_line_a_mistake_is_one_line_and_no_traceback(tmp_path: Pa
         "data.hours=two": (2, "data.hours: Value 'two' of type 'str'"),  # OmegaConf does
         "data.hours=0": (2, "data.hours: must be more than 0"),  # we do
     }
-    started = {word: start("prepare", word) for word in mistakes}
-    for word, process in started.items():
+    started = {override: start("prepare", override) for override in mistakes}
+    for override, process in started.items():
         stdout, stderr = process.communicate()
-        status, says = mistakes[word]
+        status, message = mistakes[override]
         assert process.returncode == status
-        assert stderr.startswith(f"error: {says}") and stderr.count("\n") == 1
+        assert stderr.startswith(f"error: {message}") and stderr.count("\n") == 1
         assert stdout == ""
 
 
@@ -127,12 +127,12 @@ def test_an_unwritable_run_folder_is_one_line(words: list[str], tmp_path: Path) 
     assert "Traceback" not in stderr
 
 
-def test_help_says_how_in_one_screen() -> None:
+def test_help_fits_one_screen() -> None:
     # Any stage's help is the same; this one costs no start of torch.
     code = "from asr_lora.runs.launch import launch; launch(print)"
     done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
-    for word in ("setting=value", "model: whisper_base", "data.source=", "--cfg job", "-m lora.r="):
-        assert word in done.stdout
+    for text in ("setting=value", "model: whisper_base", "data.source=", "--cfg job", "-m lora.r="):
+        assert text in done.stdout
     assert len(done.stdout.splitlines()) <= 25
 
 
@@ -152,10 +152,10 @@ def test_a_quoted_value_is_taken_literally(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["a,b", "a=b", "it's", 'say "hi"', "[x]", "{x: 1}", "a~b", "a&b", "(p)", "${x}", "#h", "Zoë", "a  [b]  c"]
 )
-def test_a_value_that_means_something_else_unquoted_is_answered_with_what_to_paste(name: str) -> None:
+def test_the_error_for_an_unquoted_value_has_the_quoted_one_to_paste(name: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         load([f"data.source=/data/{name}"])
-    pasted = str(refusal.value).partition("to be taken as it is: ")[2].partition("; to try several")[0]
+    pasted = str(refusal.value).partition("quote it: ")[2].partition("; to try several")[0]
     assert load(shlex.split(pasted)).data.source == f"/data/{name}"
 
 
@@ -172,7 +172,7 @@ def test_a_run_folder_of_other_settings_is_refused_with_both_ways_out(tmp_path: 
     assert (tmp_path / "train" / "config.yaml").read_text(encoding="utf-8") == recorded
 
 
-def test_a_scored_run_keeps_its_settings_but_for_what_is_named_anew(tmp_path: Path) -> None:
+def test_a_scored_run_keeps_its_settings_except_named_overrides(tmp_path: Path) -> None:
     run.record(
         load([f"run_dir={tmp_path}", "eval.limit=50", "decoding=beam", "lora.r=4", "hardware=t4"]), [], base="0a1b"
     )
@@ -204,7 +204,7 @@ def test_the_last_run_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_ctrl_c_says_what_is_safe_and_the_same_command_goes_on(
+def test_ctrl_c_logs_what_is_kept_and_the_same_command_goes_on(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     many = [*words, "training.max_steps=30", "training.batch_size=2", "training.save_steps=2", "eval.after=false"]
@@ -237,11 +237,11 @@ def test_ctrl_c_says_what_is_safe_and_the_same_command_goes_on(
         ),
     ],
 )
-def test_what_is_recorded_is_what_one_job_was_told(tmp_path: Path, words: list[str], jobs: list[str]) -> None:
+def test_the_recorded_overrides_are_those_of_one_job(tmp_path: Path, words: list[str], jobs: list[str]) -> None:
     script = (
         "import shlex\n"
-        "from asr_lora.runs.launch import launch, words_of_job\n"
-        "launch(lambda config: print(shlex.join(words_of_job())))\n"
+        "from asr_lora.runs.launch import job_overrides, launch\n"
+        "launch(lambda config: print(shlex.join(job_overrides())))\n"
     )
     typed = shlex.split(" ".join(words))
     done = subprocess.run(
@@ -251,7 +251,7 @@ def test_what_is_recorded_is_what_one_job_was_told(tmp_path: Path, words: list[s
 
 
 @pytest.mark.slow
-def test_the_main_command_says_nothing_before_its_own_words() -> None:
+def test_the_main_command_logs_nothing_on_import() -> None:
     """On CPUs with AVX512-BF16 bitsandbytes warns as it is imported, and transformers imports it before we do."""
     loaded = subprocess.run([sys.executable, "-c", "import asr_lora.train"], capture_output=True, text=True, check=True)
     assert loaded.stderr == ""
@@ -259,14 +259,14 @@ def test_the_main_command_says_nothing_before_its_own_words() -> None:
 
 @pytest.mark.slow
 def test_an_unknown_choice_of_a_group_is_a_choice_at_the_command_line_too() -> None:
-    """Hydra's complaint of it is an OSError as well, and is none of the disk."""
-    words = [sys.executable, "-m", "asr_lora.train", "lora=lokr"]
-    told = subprocess.run(words, check=False, capture_output=True, text=True)
-    assert (told.returncode, told.stderr.splitlines()[-1][:36]) == (2, "error: lora: lokr is none of adalora")
+    """Hydra's error for it is an OSError too, but not one of the disk."""
+    command = [sys.executable, "-m", "asr_lora.train", "lora=lokr"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.splitlines()[-1][:36]) == (2, "error: lora: lokr is none of adalora")
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("override", "message"),
     [
         ("lora=4", "lora: 4 is none of adalora, "),
         ("data=[{source: silence}]", "data: [{source: silence}] is none of common_voice"),
@@ -275,22 +275,22 @@ def test_an_unknown_choice_of_a_group_is_a_choice_at_the_command_line_too() -> N
         (f"lora.kind={'x' * 300}", "lora.kind: "),
         ("=0", "=0: must be setting=value"),
         ("data={a: 1}", "data: {a: 1} is none of common_voice"),
-        ("~A", "~A: no such setting to take out"),
-        ("~", "~: no such setting to take out"),
+        ("~A", "~A: no such setting to remove"),
+        ("~", "~: no such setting to remove"),
         ("A~", "A~: must be setting=value"),
         ("", "'': must be setting=value"),
         ("data.language=\u2028", "data.language: "),
         ("data.source=\x1b[2J", "data.source: "),
     ],
 )
-def test_a_word_that_hydra_has_no_word_for_is_named_in_one_line(word: str, told: str) -> None:
+def test_an_override_that_hydra_has_no_error_for_is_named_in_one_line(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        load([word])
-    assert str(error.value).startswith(told)
+        load([override])
+    assert str(error.value).startswith(message)
     assert len(str(error.value).splitlines()) == 1 and "\x1b" not in str(error.value)
 
 
-def test_an_error_is_a_line_that_a_person_can_read_whatever_value_it_tells() -> None:
+def test_an_error_is_one_printable_line_whatever_value_it_has() -> None:
     message = str(ConfigError(f"data.source: \x1b[2J two\nlines \ud800 {'9' * 100_000}; take another"))
     assert message.startswith("data.source: \\x1b[2J two lines \\ud800 999") and message.endswith("; take another")
     assert len(message) < 2_000

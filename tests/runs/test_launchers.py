@@ -1,4 +1,4 @@
-"""Sweeps by launchers of others, on this machine: a Ray cluster, and what stands in for SLURM's queue."""
+"""Tests of sweeps by Hydra's plugins on this machine: a Ray cluster, and submitit's local stand-in for SLURM."""
 
 import os
 import secrets
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 
 def needs(module: str, extra: str) -> pytest.MarkDecorator:
-    """Skips where an extra of pyproject.toml is not installed."""
+    """Returns the mark that skips a test where an extra of pyproject.toml is not installed."""
     way_out = f"`uv sync --inexact --extra {extra}` installs it, and this is tested too"
     return pytest.mark.skipif(find_spec(module) is None, reason=f"no {module}: {way_out}")
 
@@ -38,7 +38,7 @@ needs_submitit = needs("submitit", "slurm")
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[str]:
-    """The address of a Ray cluster of two CPUs, which began in another folder than the sweep does."""
+    """Yields the address of a Ray cluster of two CPUs, started in another folder than the sweep."""
     elsewhere, log = tmp_path / "elsewhere", tmp_path / "ray.log"
     elsewhere.mkdir()
     with socket.socket() as free:
@@ -50,8 +50,8 @@ def cluster(tmp_path: Path) -> Iterator[str]:
         f"--port={port}", "--num-cpus=2", "--include-dashboard=false", "--object-store-memory=100000000",
         f"--temp-dir={of_ray}",
     ]  # fmt: skip
-    with log.open("w") as told:
-        head = subprocess.Popen(command, cwd=elsewhere, env=ENVIRONMENT, stdout=told, stderr=subprocess.STDOUT)
+    with log.open("w") as output:
+        head = subprocess.Popen(command, cwd=elsewhere, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT)
     try:
         until = time.monotonic() + 120
         while "Ray runtime started" not in log.read_text():
@@ -65,7 +65,7 @@ def cluster(tmp_path: Path) -> Iterator[str]:
 
 
 def swept(folder: Path, words: Sequence[str], *launcher: str) -> subprocess.CompletedProcess[str]:
-    """Three runs by the main command, typed in `folder` with a relative runs_dir; the first is refused."""
+    """Sweeps three runs with the main command in `folder`, with a relative runs_dir; the first is refused."""
     usual = [word for word in words if not word.startswith(("runs_dir=", "lora.r="))]
     command = [sys.executable, "-m", "asr_lora.train", "-m", *usual, "runs_dir=here", "lora.r=0,2,4", *launcher]
     return subprocess.run(
@@ -73,8 +73,8 @@ def swept(folder: Path, words: Sequence[str], *launcher: str) -> subprocess.Comp
     )
 
 
-def has_its_end(ended: subprocess.CompletedProcess[str], runs: Path) -> None:
-    """Two runs in one table, the third told."""
+def check_sweep(ended: subprocess.CompletedProcess[str], runs: Path) -> None:
+    """Checks that two runs are in one table and the third one's error is logged."""
     assert ended.returncode == 2, ended.stdout + ended.stderr
     assert "Traceback" not in ended.stderr
     names = sorted(folder.name for folder in runs.glob("nl-*"))
@@ -91,25 +91,25 @@ def has_its_end(ended: subprocess.CompletedProcess[str], runs: Path) -> None:
 @pytest.mark.usefixtures("private_cache")
 def test_a_sweep_over_a_ray_cluster_ends_in_one_table(tmp_path: Path, words: list[str], cluster: str) -> None:
     joined = [f"hydra.launcher.ray.init.address='{cluster}'", "+hydra.launcher.ray.init.object_store_memory=null"]
-    has_its_end(swept(tmp_path, words, "hydra/launcher=ray", *joined), tmp_path / "here")
+    check_sweep(swept(tmp_path, words, "hydra/launcher=ray", *joined), tmp_path / "here")
     assert list((tmp_path / "elsewhere").rglob("*.json")) == []
 
 
 @needs_ray
 def test_a_sweep_starts_a_ray_cluster_where_there_is_none(tmp_path: Path, words: list[str]) -> None:
     one_at_a_time = "+hydra.launcher.ray.init.num_cpus=1"
-    has_its_end(swept(tmp_path, words, "hydra/launcher=ray", one_at_a_time), tmp_path / "here")
+    check_sweep(swept(tmp_path, words, "hydra/launcher=ray", one_at_a_time), tmp_path / "here")
 
 
 @needs_submitit
 def test_a_sweep_in_the_processes_of_submitit_ends_in_one_table(tmp_path: Path, words: list[str]) -> None:
-    has_its_end(swept(tmp_path, words, "hydra/launcher=submitit_local"), tmp_path / "here")
-    told = "".join(file.read_text() for file in tmp_path.glob("here/.hydra/.submitit/*/*_log.err"))
-    assert "2 steps of 4 clips" in told  # what a job says is in a file of its own
+    check_sweep(swept(tmp_path, words, "hydra/launcher=submitit_local"), tmp_path / "here")
+    logs = "".join(file.read_text() for file in tmp_path.glob("here/.hydra/.submitit/*/*_log.err"))
+    assert "2 steps of 4 clips" in logs  # every job has its own log
 
 
 @needs_submitit
-def test_the_recipe_for_slurm_says_what_the_launcher_takes(tmp_path: Path) -> None:
+def test_the_recipe_for_slurm_sets_options_that_the_launcher_has(tmp_path: Path) -> None:
     recipe = [str(ROOT / "recipes" / "slurm_sweep.sh"), "nl", str(tmp_path), str(tmp_path), "hydra.launcher.qos=low"]
     shown = subprocess.run(recipe, check=True, capture_output=True, text=True, env=ENVIRONMENT | {"MAKEFLAGS": "-n"})
     _, _, _, many, ranks, *words = shlex.split(shown.stdout.splitlines()[-1])
@@ -117,5 +117,5 @@ def test_the_recipe_for_slurm_says_what_the_launcher_takes(tmp_path: Path) -> No
     command = [sys.executable, "-m", "asr_lora.train", *words, "--cfg", "hydra"]
     composed = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT)
     assert (composed.returncode, composed.stderr) == (0, "")
-    for said in ("SlurmLauncher", "timeout_min: 480", "max_num_timeout: 3", "gpus_per_node: 1", "qos: low"):
-        assert said in composed.stdout
+    for line in ("SlurmLauncher", "timeout_min: 480", "max_num_timeout: 3", "gpus_per_node: 1", "qos: low"):
+        assert line in composed.stdout

@@ -1,4 +1,4 @@
-"""A sweep: what breaks in one run is told and leaves the others alone, whoever launches them."""
+"""Tests of sweeps: an error in one run is logged and does not stop the others, with any launcher."""
 
 import os
 import signal
@@ -13,14 +13,14 @@ from asr_lora.runs.launch import Job
 
 STAGE = """
 import os, signal, sys
-from asr_lora.runtime.errors import RegressionError, WorldError
+from asr_lora.runtime.errors import RegressionError, ExternalError
 from asr_lora.runs.launch import launch
 def stage(config):
     print("rank", config.lora.r, flush=True)
     if config.lora.r == 2:
         raise RegressionError("eval.max_regression: lost")
     if config.lora.r == 3:
-        raise WorldError("hardware: too small")
+        raise ExternalError("hardware: too small")
     if config.lora.r == 5:
         raise KeyError("bug")
     if config.lora.r == 6:
@@ -29,7 +29,7 @@ def stage(config):
         os.kill(os.getpid(), signal.SIGKILL)
 launch(stage, after_sweep=lambda runs_dir, jobs: print("after", len(jobs)))
 """
-# What joblib's and submitit's launchers do, with a fork in place of their ways into another process.
+# A launcher that forks, where joblib's and submitit's start other processes.
 FORKING = """
 import os
 from hydra.core.utils import run_job, JobReturn, JobStatus
@@ -61,7 +61,7 @@ ConfigStore.instance().store(
 
 
 def swept(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """A sweep of the stage above; `folder` may hold plugins of Hydra's."""
+    """Runs a sweep of the stage above; `folder` may have plugins of Hydra."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # children of a background shell ignore it
     paths = os.pathsep.join([str(folder), str(Path(__file__).parents[2])])
     command = [sys.executable, "-c", STAGE, "-m", "data.source=x", *words]
@@ -71,16 +71,16 @@ def swept(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_what_breaks_in_one_run_is_told_at_once_and_at_the_end_and_leaves_the_others_alone(tmp_path: Path) -> None:
+def test_an_error_in_one_run_is_logged_at_once_and_at_the_end_and_the_other_runs_go_on(tmp_path: Path) -> None:
     ended = swept(tmp_path, "lora.r=2,3,5,0,7")
     assert ended.stdout.split("\n")[:-1] == ["rank 2", "rank 3", "rank 5", "rank 7", "after 5"]
     assert ended.returncode == 1  # of the first that is graver than a regression
     assert "Traceback" not in ended.stderr
     at_once, _, at_the_end = ended.stderr.partition("error: 4 of 5 runs of the sweep ended in an error:\n")
-    for told in ("hardware: too small", "eval.max_regression: lost", "KeyError: 'bug'", "lora.r: must be at least 1"):
-        assert at_once.count(told) == 1 and at_the_end.count(told) == 1
+    for error in ("hardware: too small", "eval.max_regression: lost", "KeyError: 'bug'", "lora.r: must be at least 1"):
+        assert at_once.count(error) == 1 and at_the_end.count(error) == 1
     assert "-r3-s0" in at_once and "error: data.source=x lora.r=0: " in at_once  # no run where settings are refused
-    assert at_the_end.splitlines()[-1].startswith("once that is mended, the same command goes on where they broke")
+    assert at_the_end.splitlines()[-1].startswith("once that is fixed, the same command goes on where they failed")
     (bug,) = tmp_path.glob("runs/.hydra/*/2.txt")
     assert bug.read_text().startswith("Traceback")
 
@@ -115,18 +115,18 @@ def test_a_sweep_whose_jobs_run_in_other_processes_has_its_end_all_the_same(tmp_
     assert len(list((tmp_path / runs / ".hydra").glob("*/*.json"))) == 2
 
 
-def test_a_job_that_is_killed_in_another_process_is_told_beside_what_the_others_made(tmp_path: Path) -> None:
+def test_a_job_that_is_killed_in_another_process_is_logged_and_the_other_jobs_results_are_kept(tmp_path: Path) -> None:
     (tmp_path / "hydra_plugins").mkdir()
     (tmp_path / "hydra_plugins" / "forking.py").write_text(FORKING)
     ended = swept(tmp_path, "lora.r=4,9", "hydra/launcher=forking")
     assert sorted(ended.stdout.splitlines()) == ["after 2", "rank 4", "rank 9"]
     assert ended.returncode == 1 and "Traceback" not in ended.stderr
     assert "error: 1 of 2 runs of the sweep ended in an error:" in ended.stderr
-    assert "-r9-s0-x-29558c57: came to no end: it was killed" in ended.stderr
+    assert "-r9-s0-x-29558c57: did not finish: it was killed" in ended.stderr
     assert ended.stderr.splitlines()[-1].startswith("error: hydra/launcher: RuntimeError: process ")
 
 
-def test_a_launcher_that_starts_nothing_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_launcher_that_starts_nothing_is_logged_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "hydra_plugins").mkdir()
     (tmp_path / "hydra_plugins" / "forking.py").write_text(FORKING.replace("children = []", "raise KeyError('srun')"))
     ended = swept(tmp_path, "lora.r=4,7", "hydra/launcher=forking")
@@ -134,7 +134,7 @@ def test_a_launcher_that_starts_nothing_is_told_in_one_line(tmp_path: Path) -> N
     assert ended.stderr.startswith("error: hydra/launcher: KeyError: 'srun'; ") and ended.stderr.count("\n") == 1
 
 
-def test_a_job_that_begins_in_another_folder_works_where_the_sweep_was_typed(tmp_path: Path) -> None:
+def test_a_job_that_starts_in_another_folder_works_where_the_sweep_was_started(tmp_path: Path) -> None:
     (tmp_path / "hydra_plugins").mkdir()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -1,4 +1,4 @@
-"""A folder that is replaced is the old one or the new one, whole, whenever a kill comes and whoever else writes."""
+"""Tests of runtime.files: a replaced folder is the old or the new one, whole, after a kill at any moment."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ PARTS = [f"part-{number}" for number in range(3)]
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from asr_lora.runtime.files import whole_folder
+from asr_lora.runtime.files import atomic_folder
 
 folder, after = sys.argv[1], int(sys.argv[2])
 
@@ -29,7 +29,7 @@ def watch(event, arguments):
             if after < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-with whole_folder(Path(folder) / "page") as partial:
+with atomic_folder(Path(folder) / "page") as partial:
     for name in ("part-0", "part-1", "part-2"):
         (partial / name).write_text("new")
     (partial / "deep").mkdir()
@@ -40,31 +40,31 @@ print("done")
 WRITING = """
 import sys
 from pathlib import Path
-from asr_lora.runtime.files import whole_folder
+from asr_lora.runtime.files import atomic_folder
 
 for _ in range(60):
-    with whole_folder(Path(sys.argv[1]) / "page") as partial:
+    with atomic_folder(Path(sys.argv[1]) / "page") as partial:
         for name in ("part-0", "part-1", "part-2"):
             (partial / name).write_text(sys.argv[2])
 """
 
 
-def write(folder: Path, said: str) -> None:
+def write(folder: Path, text: str) -> None:
     with atomic_folder(folder) as partial:
         for name in PARTS:
-            (partial / name).write_text(said)
-        write_text(partial / "deep" / "more", said)
+            (partial / name).write_text(text)
+        write_text(partial / "deep" / "more", text)
 
 
-def held_in(folder: Path) -> set[str]:
-    """What the files of a whole folder hold."""
+def contents(folder: Path) -> set[str]:
+    """Returns the contents of a complete folder's files."""
     files = {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("*") if file.is_file()}
     assert set(files) == {*PARTS, "deep/more"}
     return set(files.values())
 
 
 def killed(folder: Path, after: int) -> bool:
-    """Replaces folder/page in a process that is killed before the rename or removal of that number; whether it was."""
+    """Replaces folder/page in a process that is killed before its n-th rename or removal; returns whether it was."""
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(folder), str(after)], capture_output=True, text=True, check=False, timeout=60
     )
@@ -80,10 +80,10 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_whole(tmp_path: Path) ->
         if not killed(folder, after):
             break
         finish_replacement(folder)
-        (said,) = held_in(folder / "page")
-        found.append(said)
+        (text,) = contents(folder / "page")
+        found.append(text)
         write(folder / "page", "newest")
-        assert held_in(folder / "page") == {"newest"}
+        assert contents(folder / "page") == {"newest"}
         assert not [path for path in folder.iterdir() if "old" in path.name or "gone" in path.name]
     assert {"old", "new"} == set(found) and len(found) >= 5
 
@@ -94,28 +94,28 @@ def test_what_a_kill_left_aside_is_put_back_by_the_next_writer_who_then_fails(tm
     with pytest.raises(ExternalError), atomic_folder(tmp_path / "page"):
         raise ExternalError("page: nothing to write; write something")
     finish_replacement(tmp_path)
-    assert held_in(tmp_path / "page") == {"old"}
+    assert contents(tmp_path / "page") == {"old"}
 
 
 def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(tmp_path: Path) -> None:
     write(tmp_path / "page", "old")
     with pytest.raises(FileNotFoundError):
         replace_folder(tmp_path / "nonesuch", tmp_path / "page")
-    assert held_in(tmp_path / "page") == {"old"}
+    assert contents(tmp_path / "page") == {"old"}
 
 
 def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
     write(tmp_path / "elsewhere", "old")
     (tmp_path / "page").symlink_to("elsewhere")
     write(tmp_path / "page", "new")
-    assert held_in(tmp_path / "page") == {"new"} and held_in(tmp_path / "elsewhere") == {"old"}
+    assert contents(tmp_path / "page") == {"new"} and contents(tmp_path / "elsewhere") == {"old"}
     assert not (tmp_path / "page").is_symlink()
 
 
 def test_a_file_whose_name_is_as_long_as_can_be_is_written(tmp_path: Path) -> None:
     for name in ("x" * 255, "é" * 127, "\U0001f600" * 63):
-        write_text(tmp_path / name, "said")
-        assert (tmp_path / name).read_text() == "said"
+        write_text(tmp_path / name, "text")
+        assert (tmp_path / name).read_text() == "text"
 
 
 def test_writers_at_the_same_time_do_not_harm_one_another(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_run_whose_adapter_was_being_replaced_has_it_again(words: list[str]) -
         write(config.run / "train" / "page", "old")
         assert killed(config.run / "train", 1) and not (config.run / "train" / "page").exists()
         opened()
-        assert held_in(config.run / "train" / "page") == {"old"}
+        assert contents(config.run / "train" / "page") == {"old"}
 
 
 def test_a_list_of_suspects_that_was_edited_outlives_a_kill(words: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""How long work is shown where standard error is no terminal."""
+"""Tests of runtime.console: progress lines where standard error is no terminal."""
 
 import io
 from types import SimpleNamespace
@@ -6,14 +6,14 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from asr_lora.runtime import console as progress
+from asr_lora.runtime import console
 
 
 def test_work_that_takes_a_minute_a_piece_has_an_estimate_of_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     now, shown = [0.0], io.StringIO()
-    monkeypatch.setattr(progress, "console", Console(file=shown, get_time=lambda: now[0]))
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    with progress.progress("decoding", total=4) as bar:
+    monkeypatch.setattr(console, "console", Console(file=shown, get_time=lambda: now[0]))
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with console.progress("decoding", total=4) as bar:
         for _ in range(3):
             now[0] += 60
             bar.advance()

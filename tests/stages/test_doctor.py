@@ -89,7 +89,7 @@ def test_a_failure_is_an_exit_status_and_json_alone_on_standard_output(
     out, err = capsys.readouterr()
     (failed,) = (each for each in json.loads(out)["checks"] if each["verdict"] == "fail")
     assert failed["name"] == "memory" and failed["found"].startswith("does not fit: ") and failed["way_out"]
-    assert err.strip().splitlines()[-1] == "error: doctor: memory failed; the way out stands beside each"
+    assert err.strip().splitlines()[-1] == "error: doctor: memory failed; the way out is beside each"
 
 
 def test_a_torchaudio_that_is_not_torch_s_is_told_before_anything_breaks_on_it(
@@ -122,7 +122,7 @@ def test_an_archive_is_looked_into_and_nothing_kept_of_it(
     archive = pack(release, tmp_path / "cv-corpus-25.0-nl.tar.gz")
     found = examined([*words, f"data.source={archive}"], tmp_path / "scratch")
     assert not verdicts(found, "fail") and not verdicts(found, "warn")
-    assert found["data"].found == f"{archive}, 12 clips; 12 heard"
+    assert found["data"].found == f"{archive}, 12 clips; 12 decoded"
     assert found["hours"].found.endswith(f"clips: {archive}, 12 clips")
     assert not private_cache.exists()
 
@@ -142,7 +142,7 @@ def test_of_a_large_archive_only_the_beginning_is_read(
 
 def test_a_prepared_run_is_looked_at_by_its_manifest(words: list[str], tmp_path: Path) -> None:
     prepare(load(words))
-    assert examined(words, tmp_path / "scratch")["data"].found == "the manifest, 12 clips; 12 heard"
+    assert examined(words, tmp_path / "scratch")["data"].found == "the manifest, 12 clips; 12 decoded"
 
 
 def test_a_missing_corpus_and_a_wrong_language_fail_as_preparing_would(
@@ -152,7 +152,7 @@ def test_a_missing_corpus_and_a_wrong_language_fail_as_preparing_would(
         [*(word for word in words if "data.source" not in word), f"data.search_dir={tmp_path / 'none'}"], tmp_path
     )
     assert verdicts(nowhere, "fail") == {"data"} and "make demo" in nowhere["data"].way_out
-    assert nowhere["labels"].found == nowhere["memory"].found == "not looked at: needs data"
+    assert nowhere["labels"].found == nowhere["memory"].found == "skipped: needs data"
     archive = pack(release, tmp_path / "nl.tar.gz")
     other = examined([*words, f"data.source={archive}", "data.language=sv-SE"], tmp_path / "scratch")["data"]
     assert other.found == f"data.language: {archive} holds nl, not sv-SE" and "data.language=nl" in other.way_out
@@ -161,7 +161,7 @@ def test_a_missing_corpus_and_a_wrong_language_fail_as_preparing_would(
 def test_what_would_be_fetched_is_not(words: list[str], tmp_path: Path) -> None:
     found = examined([*words, "data.source=mdc:cv-nl"], tmp_path)
     assert (found["data"].verdict, found["data"].found) == (
-        "warn", "not looked at: mdc:cv-nl is fetched when it is prepared",
+        "warn", "skipped: mdc:cv-nl is downloaded when it is prepared",
     )  # fmt: skip
 
 
@@ -195,9 +195,9 @@ def test_a_locale_without_a_token_fails_and_names_a_relative(words: list[str], t
     mine = [*words, f"data.source={release}", "data.language=fy-NL"]
     found = examined(mine, tmp_path / "one")
     assert verdicts(found, "fail") == {"language"} and "model.language=nl" in found["language"].way_out
-    assert found["batch"].found == "not looked at: needs language"
+    assert found["batch"].found == "skipped: needs language"
     well = examined([*mine, "model.language=nl"], tmp_path / "two")
-    assert not verdicts(well, "fail") and well["language"].found == "fy-NL is <|nl|>, to transcribe"
+    assert not verdicts(well, "fail") and well["language"].found == "fy-NL -> <|nl|>, task transcribe"
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_features_of_another_whisper_fail(words: list[str], tiny_checkpoint: Pat
     processor = WhisperProcessor.from_pretrained(other)
     WhisperProcessor(WhisperFeatureExtractor(feature_size=128), processor.tokenizer).save_pretrained(other)
     told, _ = glimpse.mel_bins(load([*words, f"model.checkpoint={other}"]), load_config(str(other)))
-    assert told.verdict == "fail" and told.found == "features have 128, the model hears 80"
+    assert told.verdict == "fail" and told.found == "features have 128, the model expects 80"
 
 
 def test_a_full_disk_fails_and_names_the_other_disks(
@@ -312,7 +312,7 @@ def test_a_full_disk_fails_and_names_the_other_disks(
 def test_a_checkpoint_that_only_an_unreachable_hub_has_fails(words: list[str], tmp_path: Path) -> None:
     found = examined([*words, "model.checkpoint=openai/whisper-tiny"], tmp_path)
     assert verdicts(found, "fail") == {"Hub"}
-    assert found["Hub"].found.startswith("needed for all of openai/whisper-tiny, and does not give it: ")
+    assert found["Hub"].found.startswith("needed for all of openai/whisper-tiny, and does not return it: ")
     assert "model.checkpoint=/path" in found["Hub"].way_out
-    assert found["language"].found == "not looked at: needs Hub"
+    assert found["language"].found == "skipped: needs Hub"
     assert found["gradients"].verdict == found["memory"].verdict == "ok"  # its sizes are published

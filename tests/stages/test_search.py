@@ -152,7 +152,7 @@ def test_what_one_trial_breaks_is_told_and_what_the_first_breaks_is_raised(
     broken, count = {2}, iter(range(100))
     page = search(load(few), few)
     assert states(page).count("FAIL") == 2  # the first was tried again
-    assert "hardware: too small" in capsys.readouterr().err and "broke: hardware: too small" in page.read_text()
+    assert "hardware: too small" in capsys.readouterr().err and "failed: hardware: too small" in page.read_text()
 
 
 @pytest.mark.parametrize(
@@ -179,8 +179,8 @@ def test_the_usual_settings_are_tried_as_far_as_the_space_holds_them() -> None:
     settings = study.parse_space(
         ["lora.r=choice(2,4)", "lora.dropout=interval(0,0.1)", "training.warmup_ratio=range(2)"]
     )
-    recorded = {"lora": {"r": 4, "dropout": 0.5}, "training": {"warmup": 0.1}}
-    assert study.usual(settings, recorded) == {"lora.r": "4"}
+    recorded = {"lora": {"r": 4, "dropout": 0.5}, "training": {"warmup_ratio": 0.1}}
+    assert study.default_values(settings, recorded) == {"lora.r": "4"}
 
 
 @pytest.mark.slow

@@ -99,7 +99,7 @@ def test_a_second_command_on_the_same_run_is_refused_and_the_first_goes_on(words
         for command in (train, evaluate, prepare_main):
             if command is evaluate:
                 run.adapter(config.run).mkdir(parents=True)
-            with pytest.raises(ConfigError, match=r"another command is at .* wait until it has ended"):
+            with pytest.raises(ConfigError, match=r"another command uses .* wait until it has ended"):
                 command(config)
         assert not run.train_metrics(config.run).exists()
         run.adapter(config.run).rmdir()
