@@ -1,8 +1,8 @@
-"""Scores a run, untouched against tuned:  python -m asr_lora.eval [run_dir=runs/...] [eval.limit=null]
+"""Scores the base and the fine-tuned model of a run:  python -m asr_lora.eval [run_dir=runs/...] [eval.limit=null]
 
-Without words it scores the run that runs/last names; other words name the run as they did for train. Both models
-decode the same clips with the same settings, unquantised, on the run's own split and on all of eval.sets. Leaves
-eval/<set>/{hypotheses.jsonl,metrics.json}; with eval.strengths=[...] eval/strengths.json too. Under torchrun the
+Without overrides it scores the run that runs/last names; the overrides of train name the same run here. Both models
+decode the same clips with the same settings, unquantized, on the run's own split and on all of eval.sets. Writes
+eval/<set>/{hypotheses.jsonl,metrics.json}, and with eval.strengths=[...] eval/strengths.json. Under torchrun the
 processes share the clips.
 """
 
@@ -16,18 +16,17 @@ from typing import Any
 
 from asr_lora.config.compose import Config, job_overrides, to_dict
 from asr_lora.data.manifest import LOCATION_FIELDS, training_clips
-from asr_lora.decoding import generate as decode
-from asr_lora.evaluation import error_analysis as findings
-from asr_lora.evaluation import metrics
+from asr_lora.decoding import generate
+from asr_lora.evaluation import error_analysis, metrics
 from asr_lora.evaluation.adapter_strength import AdapterChoice
 from asr_lora.evaluation.eval_sets import EvalSet, decode_sets, eval_sets, set_normalizer
-from asr_lora.model import adapter_folder as stored
+from asr_lora.model import adapter_folder
 from asr_lora.model.hardware import Hardware, agreed, resolve_hardware
 from asr_lora.reporting import tables
 from asr_lora.reporting.pages import write_card
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import find_run, launch
-from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime import distributed
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, write_json, write_jsonl
@@ -35,39 +34,43 @@ from asr_lora.speech.normalizer import Normalizer, scoring_units
 
 
 def evaluate(config: Config, command: Sequence[str] | None = None) -> dict[str, Any]:
-    """Writes and shows the metrics of every set, and returns those of `eval.split`.
+    """Writes and prints the metrics of every set, and returns those of `eval.split`.
 
-    `command` is what was typed, where it was not this module. What was scored the same way before is shown again.
-    Raises ChoiceError when the run has no adapter, or another command is at it, and RegressionError, once all is
-    written, when fine-tuning cost more on a set than `eval.max_regression`.
+    `command` is the command line if it was another module's. Sets that were scored before with the same inputs are not
+    scored again. Raises ConfigError if the run has no adapter or another command uses it, and RegressionError, after
+    everything is written, if a set lost more than `eval.max_regression`.
     """
     if not run.tuned(config.run).is_dir():
-        raise ConfigError(f"run_dir: no adapter in {config.run}/train; the same words with asr_lora.train finish it")
+        raise ConfigError(
+            f"run_dir: no adapter in {config.run}/train; asr_lora.train with the same overrides finishes it"
+        )
     hardware = agreed(resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size))
     with run.lock(config.run):
-        config = ranks.rank_zero(lambda: run.with_pinned_base(config))
+        config = distributed.rank_zero(lambda: run.with_pinned_base(config))
         return _evaluate(config, hardware, shlex.join(command or ["python", "-m", "asr_lora.eval", *job_overrides()]))
 
 
-def _evaluate(config: Config, hardware: Hardware, typed: str) -> dict[str, Any]:
-    sets = ranks.rank_zero(lambda: eval_sets(config.run, config.eval, config.data, config.model))
+def _evaluate(config: Config, hardware: Hardware, command: str) -> dict[str, Any]:
+    sets = distributed.rank_zero(lambda: eval_sets(config.run, config.eval, config.data, config.model))
     choice = AdapterChoice(config.run, config.eval, config.data, config.model, config.decoding, hardware, config.seed)
     tuned, strength, curve = choice.choose(sets[1:])
     if curve:
-        ranks.rank_zero(lambda: tables.show_strengths(curve))
-    inputs = ranks.rank_zero(lambda: {each.name: _inputs(config, each, tuned) for each in sets})
-    if missing := ranks.rank_zero(lambda: [each for each in sets if not _is_scored(config, each, inputs[each.name])]):
-        common = {"strength": strength, "average": config.eval.average, "command": typed}
+        distributed.rank_zero(lambda: tables.show_strengths(curve))
+    inputs = distributed.rank_zero(lambda: {each.name: _inputs(config, each, tuned) for each in sets})
+    if missing := distributed.rank_zero(
+        lambda: [each for each in sets if not _is_scored(config, each, inputs[each.name])]
+    ):
+        common = {"strength": strength, "average": config.eval.average, "command": command}
         _score(config, hardware, missing, tuned, inputs, common)
     else:
         log(f"already evaluated: {config.run / 'eval'}")
-    return ranks.rank_zero(lambda: _told(config, sets, tuned))
+    return distributed.rank_zero(lambda: _show(config, sets, tuned))
 
 
-def _told(config: Config, sets: Sequence[EvalSet], tuned: Path) -> dict[str, Any]:
-    """Shows what was scored, on the card too, and returns the metrics of `eval.split`."""
+def _show(config: Config, sets: Sequence[EvalSet], tuned: Path) -> dict[str, Any]:
+    """Prints the scores, writes the model card, and returns the metrics of `eval.split`."""
     facts = {each.name: read_json(_folder(config, each) / "metrics.json") for each in sets}
-    if config.eval.split == "test":  # a card tells nothing of the clips that chose the adapter
+    if config.eval.split == "test":  # not dev, which chose the adapter
         _write_card(config, tuned)
     tables.show_run(config.run_name, facts)
     if config.eval.max_regression is not None:
@@ -86,12 +89,12 @@ def _score(
     config: Config, hardware: Hardware, sets: Sequence[EvalSet], tuned: Path, inputs: Mapping[str, Mapping[str, Any]],
     common: Mapping[str, Any],
 ) -> None:  # fmt: skip
-    """Decodes and writes; `common` stands in the metrics of every set."""
-    named = ", ".join(f"{each.name} ({len(each.clips)} clips)" for each in sets)
-    log(f"{config.run_name}: {named}, untouched and tuned, on {hardware.name}")
+    """Decodes the sets with both models and writes their scores; `common` goes into the metrics of every set."""
+    names = ", ".join(f"{each.name} ({len(each.clips)} clips)" for each in sets)
+    log(f"{config.run_name}: {names}, base and fine-tuned model, on {hardware.name}")
     before, after = (decode_sets(config.model, config.decoding, hardware, sets, each) for each in (None, tuned))
     common = {**common, "precision": hardware.merged_precision, "versions": run.versions()}
-    ranks.rank_zero(lambda: _write(config, sets, before, after, inputs, common))
+    distributed.rank_zero(lambda: _write(config, sets, before, after, inputs, common))
 
 
 def _write(
@@ -99,36 +102,37 @@ def _write(
     inputs: Mapping[str, Mapping[str, Any]], common: Mapping[str, Any],
 ) -> None:  # fmt: skip
     trained_on = [row["text"] for row in training_clips(config.run)]
-    for each, untouched, own in zip(sets, before, after, strict=True):
-        facts, lines = _scored(config, each, untouched, own, trained_on)
+    for each, base, own in zip(sets, before, after, strict=True):
+        facts, lines = _scored(config, each, base, own, trained_on)
         facts |= {**common, "inputs": inputs[each.name]}
         folder = _folder(config, each)
-        (folder / "metrics.json").unlink(missing_ok=True)  # or an interruption here would leave it beside other lines
+        (folder / "metrics.json").unlink(missing_ok=True)  # old metrics must not remain beside new hypotheses
         write_jsonl(folder / "hypotheses.jsonl", lines)
         write_json(folder / "metrics.json", facts)
         log(f"hypotheses and metrics: {folder}")
 
 
 def _scored(
-    config: Config, each: EvalSet, untouched: Mapping[str, Any], tuned: Mapping[str, Any], trained_on: Sequence[str]
+    config: Config, each: EvalSet, base: Mapping[str, Any], tuned: Mapping[str, Any], trained_on: Sequence[str]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The metrics of a set, and the lines of its hypotheses.jsonl."""
+    """Returns the metrics of a set, and the lines of its hypotheses.jsonl."""
     normal = set_normalizer(config.eval, each)
     references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
     clean = [normal(reference) for reference in references]
-    (before, base), (after, own) = (_judged(config, each, model, normal, clean) for model in (untouched, tuned))
-    delta = metrics.paired_delta(
-        references, untouched["hypotheses"], tuned["hypotheses"], speakers, normal, config.seed
+    (before, base_columns), (after, own_columns) = (
+        _score_model(config, each, model, normal, clean) for model in (base, tuned)
     )
-    ran, runs = ([bool(set(signs) - {"silence"}) for signs in side["runaway"]] for side in (base, own))
+    delta = metrics.paired_delta(references, base["hypotheses"], tuned["hypotheses"], speakers, normal, config.seed)
+    sides = base_columns, own_columns
+    ran, runs = ([bool(set(signs) - {"silence"}) for signs in side["runaway"]] for side in sides)
     delta["runaway"], delta["runaway_ci95"], _ = metrics.share_delta(ran, runs, speakers, config.seed)
-    lines = _lines(each, clean, own | {f"baseline_{name}": values for name, values in base.items()})
+    lines = _lines(each, clean, own_columns | {f"baseline_{name}": values for name, values in base_columns.items()})
     described = [clip | line for clip, line in zip(each.clips, lines, strict=True)]
     seen = {normal(sentence) for sentence in trained_on}
-    # Of single characters where their rate leads; a line's `count_edits` are those of its alignment, which leaves a Latin
-    # word among them whole.
+    # Errors of single characters where CER is the primary metric; the `errors` of a line count those of its alignment,
+    # in which a Latin word is one unit.
     (base_errors, units), (own_errors, _) = (
-        metrics.clip_errors(clean, side["hypothesis_normalized"], each.language) for side in (base, own)
+        metrics.clip_errors(clean, side["hypothesis_normalized"], each.language) for side in sides
     )
     facts = {
         "set": each.name,
@@ -139,39 +143,40 @@ def _scored(
         **after,
         "baseline": before,
         "delta": delta,
-        "groups": findings.groups(described, units, base_errors, own_errors, seen, config.seed),
+        "groups": error_analysis.groups(described, units, base_errors, own_errors, seen, config.seed),
     }
     return facts, lines
 
 
-def _judged(
+def _score_model(
     config: Config, each: EvalSet, model: Mapping[str, Any], normal: Normalizer, clean: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """What the metrics say of a model, and the columns that it has in hypotheses.jsonl; `clean` are the references."""
-    said = [normal(text) for text in model["hypotheses"]]
-    apart = [scoring_units(reference, each.language) for reference in clean]
-    aligned = findings.alignments(apart, [scoring_units(text, each.language) for text in said])
+    """Returns the metrics of a model, and its columns of hypotheses.jsonl; `clean` are normalized references."""
+    hypotheses = [normal(text) for text in model["hypotheses"]]
+    units = [scoring_units(reference, each.language) for reference in clean]
+    aligned = error_analysis.alignments(units, [scoring_units(text, each.language) for text in hypotheses])
     signs = [
-        findings.runaway_signs(text, reference, clip["duration"], cut)
-        for text, reference, clip, cut in zip(said, clean, each.clips, model["truncated"], strict=True)
+        error_analysis.runaway_signs(text, reference, clip["duration"], truncated)
+        for text, reference, clip, truncated in zip(hypotheses, clean, each.clips, model["truncated"], strict=True)
     ]
     references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
     facts = {
         **metrics.score(references, model["hypotheses"], speakers, normal, config.seed),
         **{name: value for name, value in model.items() if name not in ("hypotheses", "truncated")},
-        "runaways": findings.count_runaways(signs),
-        **findings.error_counts(
-            [chunks for chunks, reference in zip(aligned, apart, strict=True) if reference.strip()]
+        "runaways": error_analysis.count_runaways(signs),
+        **error_analysis.error_counts(
+            [chunks for chunks, reference in zip(aligned, units, strict=True) if reference.strip()]
         ),
     }
-    wrong = [findings.count_edits(chunks) for chunks in aligned]
+    errors = [error_analysis.count_edits(chunks) for chunks in aligned]
     return facts, {
-        "hypothesis": list(model["hypotheses"]), "hypothesis_normalized": said, "errors": wrong, "runaway": signs,
+        "hypothesis": list(model["hypotheses"]), "hypothesis_normalized": hypotheses, "errors": errors,
+        "runaway": signs,
     }  # fmt: skip
 
 
 def _lines(each: EvalSet, clean: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Of hypotheses.jsonl, a clip each: where it is, its reference, and what the columns hold of it."""
+    """Returns the lines of hypotheses.jsonl: each clip's location, its reference and its values of the columns."""
     return [
         {
             **{name: clip[name] for name in ("id", "path", "duration", "speaker")},
@@ -189,12 +194,12 @@ def _lines(each: EvalSet, clean: Sequence[str], columns: Mapping[str, Sequence[A
 
 
 def _inputs(config: Config, each: EvalSet, tuned: Path) -> dict[str, Any]:
-    """What the result depends on."""
-    said = [[clip[name] for name in ("sha256", "text", "speaker")] for clip in each.clips]
+    """Returns everything that the scores depend on."""
+    clips = [[clip[name] for name in ("sha256", "text", "speaker")] for clip in each.clips]
     return {
-        "adapter_sha256": stored.fingerprint(tuned),
-        "clips_sha256": hashlib.sha256(json.dumps(said).encode()).hexdigest(),
-        "decoder": decode.VERSION,
+        "adapter_sha256": adapter_folder.fingerprint(tuned),
+        "clips_sha256": hashlib.sha256(json.dumps(clips).encode()).hexdigest(),
+        "decoder": generate.VERSION,
         "figures": run.FIGURES,
         "asr_lora": version("asr_lora"),
         "language": each.language,
@@ -209,13 +214,13 @@ def _is_scored(config: Config, each: EvalSet, inputs: Mapping[str, Any]) -> bool
 
 
 def _write_card(config: Config, tuned: Path) -> None:
-    """From every set that this adapter was scored on in the same way, now or before."""
+    """Writes the model card from all sets that this adapter was scored on with the same settings."""
     trained, drawn = run.training_metrics(config.run), read_json(run.summary(config.run))
     write_card(tuned, config.run, config.report.license, trained, drawn, run.read_scores(config.run))
 
 
 def main(config: Config) -> None:
-    """Scores the run that the words mean, with its own settings."""
+    """Scores the run that the overrides name, with its recorded settings."""
     folder = find_run(config)
     log(f"run: {folder}")
     evaluate(run.recorded_config(folder, config, job_overrides()))

@@ -1,9 +1,9 @@
 """Draws the clips of a run and writes its manifest:  python -m asr_lora.prepare data.language=nl data.hours=1
 
-Reads the corpus's tables, takes out what would leak, draws the hour by seed, listens to every clip that it chooses,
-and leaves data/{train,dev,test}.jsonl and data/summary.json in the run folder. Called again, it finds them there.
-With prepare.audit=true it also leaves audit/index.html: what is odd about the clips (asr_lora/reporting/audit.py). With
-shards=true it also writes the clips as shards, into data/shards/ or shards_dir.
+Reads the corpus's tables, removes leaks, draws the requested hours by seed, scans every drawn clip, and writes
+data/{train,dev,test}.jsonl and data/summary.json into the run folder. An existing manifest is kept. With
+prepare.audit=true it also writes audit/index.html, a page of odd clips (asr_lora/reporting/audit.py); with
+prepare.shards=true it also writes the clips as shards, into data/shards/ or prepare.shards_dir.
 """
 
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ from asr_lora.runtime.files import check_links, read_json
 
 
 def prepare(config: Config) -> None:
-    """Makes the manifest, or finds it; so the shards, where they are asked for.
+    """Writes the manifest, and the shards of prepare.shards, unless they exist.
 
-    Raises ChoiceError and WorldError as its parts do.
+    Raises ConfigError for settings that the corpus cannot satisfy, ExternalError for unreadable sources.
     """
     check_links(config.run)
     make_manifest(config.run, config.data, config.model, test_limit=config.eval.limit)
@@ -45,7 +45,7 @@ def prepare(config: Config) -> None:
 
 
 def main(config: Config) -> None:
-    """Prepares; then, where it is asked for, shows what is odd about the clips."""
+    """Prepares a run, and audits it with prepare.audit=true."""
     with run.lock(config.run):
         prepare(config)
         if config.prepare.audit:
@@ -57,7 +57,8 @@ def main(config: Config) -> None:
 
 def _decode_base(config: Config, sets: Sequence[EvalSet]) -> list[dict[str, Any]]:
     hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size)
-    log(f"the untouched model hears {', '.join(f'{len(each.clips)} of {each.name}' for each in sets)}, {hardware.name}")
+    clips = ", ".join(f"{len(each.clips)} clips of {each.name}" for each in sets)
+    log(f"decoding {clips} with the base model, {hardware.name}")
     return decode_sets(config.model, config.decoding, hardware, sets, None)
 
 

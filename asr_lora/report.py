@@ -1,7 +1,8 @@
-"""One page to look at:  python -m asr_lora.report [run_dir=runs/...]   or of several runs  report.runs='runs/nl-1h-*'
+"""Writes the report page of a run:  python -m asr_lora.report [run_dir=runs/...]
 
-Without words it shows the run that runs/last names. Leaves report/index.html in the run folder, which needs no network,
-and beside it the clips that it plays; of several runs comparison/index.html in the runs folder.
+With report.runs='runs/nl-1h-*' it compares several runs. Without overrides it reports the run that runs/last names.
+Writes report/index.html into the run folder, which needs no network, and beside it the clips that it plays; for several
+runs comparison/index.html in the runs folder.
 """
 
 from collections.abc import Mapping
@@ -13,8 +14,7 @@ from markupsafe import Markup
 from asr_lora.config.compose import Config, gpu_settings
 from asr_lora.data.manifest import audio_suffix, encoded_audio
 from asr_lora.data.splits import count_overlap
-from asr_lora.evaluation import error_analysis as findings
-from asr_lora.evaluation import metrics
+from asr_lora.evaluation import error_analysis, metrics
 from asr_lora.model.hardware import known_gpu
 from asr_lora.reporting import charts, comparison
 from asr_lora.reporting.pages import environment, shared_value
@@ -25,32 +25,32 @@ from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import atomic_folder, check_links, read_json, read_jsonl, write_text
 from asr_lora.speech.normalizer import primary_metric, scoring_units
 
-SHOWN = 12  # clips most helped, and as many most harmed, with their sound
+SHOWN = 12  # most improved clips, and as many most degraded ones, with a player
 SIGNS = {
-    "compression": "repeats itself", "loop": "loops", "rate": "more words than can be said", "limit": "was cut",
-    "silence": "text where nobody speaks",
+    "compression": "repetitive", "loop": "loops", "rate": "more words than the time allows", "limit": "truncated",
+    "silence": "text without speech",
 }  # fmt: skip
 
 
 def report(folder: Path, price: float | None = None) -> Path:
-    """Writes the page of one run, and returns where it is.
+    """Writes the report page of one run, and returns its path.
 
-    `price` in dollars an hour; None: as recorded, else of a GPU that conf/hardware/ knows.
-    Raises ChoiceError when it was not scored yet.
+    `price` is in dollars per hour; None: as recorded, else that of a GPU in conf/hardware/.
+    Raises ConfigError if the run is not scored yet.
     """
     check_links(folder)
     facts = run.read_scores(folder)
     if not run.train_metrics(folder).is_file() or not facts:
         raise ConfigError(
-            f"run_dir: {folder} was not trained and scored yet, or scored by an earlier version; python -m "
-            "asr_lora.eval scores it, from the hypotheses that it has"
+            f"run_dir: must be of a trained and scored run, got {folder}, without scores or one that an earlier "
+            "version scored; python -m asr_lora.eval scores it from its hypotheses"
         )
     settings, trained = run.settings(folder), run.training_metrics(folder)
     price, source = hourly_price(price, settings, trained["device"])
     summary = read_json(run.summary(folder))
     split, steps = next(iter(facts)), read_jsonl(folder / "train" / "log.jsonl")
     lines = run.read_hypotheses(folder, split)
-    helped, harmed = findings.most_changed(
+    helped, harmed = error_analysis.most_changed(
         [line["baseline_errors"] for line in lines], [line["errors"] for line in lines]
     )
     with atomic_folder(folder / "report") as page:
@@ -73,18 +73,18 @@ def report(folder: Path, price: float | None = None) -> Path:
         write_text(page / "index.html", text)
     silent = sum(example["sound"] is None for examples in examples.values() for example in examples)
     if silent:
-        log(f"{silent} of the shown clips are no longer where they were, and cannot be played")
+        log(f"{silent} of the shown clips are missing and have no player")
     every = {path.parent.name for path in folder.glob("eval/*/metrics.json")} - {"test", "dev"}
     if other := sorted(every - set(facts)):
-        log(f"left out, scored with another adapter, normaliser or decoding than {split}: {', '.join(other)}")
+        log(f"left out, scored with another adapter, normalizer or decoding than {split}: {', '.join(other)}")
     log(f"page: {folder / 'report' / 'index.html'}")
     return folder / "report" / "index.html"
 
 
 def compare(pattern: str, runs_dir: Path) -> Path:
-    """Writes the comparison of all scored runs that `pattern` matches, and returns where it is.
+    """Writes the comparison page of all scored runs that `pattern` matches, and returns its path.
 
-    Raises ChoiceError when it matches none.
+    Raises ConfigError if it matches none.
     """
     anchor = Path(pattern).expanduser().absolute()
     folders = [
@@ -92,7 +92,7 @@ def compare(pattern: str, runs_dir: Path) -> Path:
     ]
     if not any(comparison.is_complete(folder) for folder in folders):
         raise ConfigError(
-            f"report.runs: no scored run matches {pattern}; quote it as it is, 'report.runs=\"runs/nl-*\"'"
+            f"report.runs: no scored run matches {pattern}; quote the pattern, 'report.runs=\"runs/nl-*\"'"
         )
     return comparison.compare(folders, shared_value("report.runs", pattern), runs_dir)
 
@@ -101,23 +101,23 @@ def compare(pattern: str, runs_dir: Path) -> Path:
 
 
 def _example(at: int, line: Mapping[str, Any], language: str, clips: Path) -> dict[str, Any]:
-    """A clip with the alignments of both models, and its sound in a file beside the page (None: it is gone).
+    """Returns a clip with the alignments of both models, and its audio file beside the page (None: it is missing).
 
-    The file is called after the clip's place `at` among all: an id may be longer than a file's name, or lead elsewhere.
+    The file is named after the clip's index `at`: an id can be longer than a file name, or be a path to elsewhere.
     """
     names = ("reference_normalized", "baseline_hypothesis_normalized", "hypothesis_normalized")
     reference, *both = (scoring_units(line[name], language) for name in names)
-    untouched, tuned = findings.alignments([reference] * 2, both)
+    base, tuned = error_analysis.alignments([reference] * 2, both)
     file = clips / f"{at}.{audio_suffix(line)}"
     try:
         file.write_bytes(encoded_audio(line))
     except ExternalError as error:
-        log(f"cannot be played: {error}")
-    return {**line, "untouched": untouched, "tuned": tuned, "sound": f"clips/{file.name}" if file.is_file() else None}
+        log(f"no player on the page: {error}")
+    return {**line, "base": base, "tuned": tuned, "sound": f"clips/{file.name}" if file.is_file() else None}
 
 
 def _row(line: Mapping[str, Any]) -> dict[str, Any]:
-    """What the search over all clips shows."""
+    """Returns a clip as the search over all clips shows it."""
     names = {"reference": "reference", "before": "baseline_hypothesis", "after": "hypothesis", "runaway": "runaway"}
     counts = {"id": line["id"], "seconds": line["duration"], "from": line["baseline_errors"], "to": line["errors"]}
     return counts | {short: line[name] for short, name in names.items()}
@@ -129,17 +129,17 @@ def _durations(own: Mapping[str, Any]) -> Markup | None:
 
 
 def _strengths(folder: Path, own: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The curve of eval.strengths, where it was drawn of what was scored: the same mean, the same normaliser."""
+    """Returns the curve of eval.strengths if it has the average, normalizer and version of the scores, else None."""
     path = folder / "eval" / "strengths.json"
     found: dict[str, Any] | None = read_json(path) if path.is_file() else None
-    same = found and all(found.get(name) == said for name, said in (
+    same = found and all(found.get(name) == value for name, value in (
         ("average", own["average"]), ("normalizer", own["inputs"]["normalizer"]), ("figures", run.FIGURES)
     ))  # fmt: skip
     return found if same else None
 
 
 def hourly_price(asked: float | None, settings: Mapping[str, Any], device: str) -> tuple[float | None, str | None]:
-    """Dollars an hour of the machine that trained, and whose price it is."""
+    """Returns the price of the machine that trained, in dollars per hour, and its source."""
     recorded, gpu = settings["hardware"], known_gpu(device)
     if asked is not None:
         return asked, None
@@ -150,7 +150,7 @@ def hourly_price(asked: float | None, settings: Mapping[str, Any], device: str) 
 
 
 def run_cost(price: float | None, trained: Mapping[str, Any], facts: Mapping[str, Any]) -> float | None:
-    """Dollars of training and of decoding every set."""
+    """Returns the cost in dollars of training and of decoding every set."""
     if price is None:
         return None
     decoding = sum(scored["seconds"] + scored["baseline"]["seconds"] for scored in facts.values())
@@ -158,7 +158,7 @@ def run_cost(price: float | None, trained: Mapping[str, Any], facts: Mapping[str
 
 
 def main(config: Config) -> None:
-    """Shows the run that the words mean, or compares those of report.runs."""
+    """Reports the run that the overrides name, or compares the runs of report.runs."""
     if config.report.runs is not None:
         compare(config.report.runs, Path(config.runs_dir))
     else:

@@ -1,8 +1,8 @@
-"""A page where people speak to a model:  python -m asr_lora.app [run_dir=runs/...]   then http://127.0.0.1:7860
+"""Serves a web page that compares two models:  python -m asr_lora.app [run_dir=runs/...]   then http://127.0.0.1:7860
 
-The untouched base and the tuned model hear the same recording, side by side: the last run's, or that of the run that
-the words name; 'adapters={nl: runs/nl-..., es: runs/es-...}': several on one base, to choose from. Nothing is sent
-anywhere; recordings lie in a temporary folder until app.keep_minutes are over, or the app ends. Ctrl-C ends it.
+The base and the fine-tuned model transcribe the same recording, side by side. Uses the last run, or the one that the
+overrides name; 'adapters={nl: runs/nl-..., es: runs/es-...}' offers several adapters on one base. Recordings stay on
+this machine, in a temporary folder for app.keep_minutes or until the app ends. Ctrl-C ends it.
 """
 
 import errno
@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from asr_lora.app import models as pair
+from asr_lora.app import models
 from asr_lora.config.compose import Config, job_overrides
 from asr_lora.config.stages import AppConfig
 from asr_lora.model.hardware import resolve_hardware
@@ -26,88 +26,90 @@ from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError, to_install
 
 try:
-    from asr_lora.app import ui as layout
+    from asr_lora.app import ui
 except ImportError as missing:
     absent = f"error: app: needs {missing.name}, which is not installed; {to_install('app')}"
     raise SystemExit(absent) from missing
 
 
-EVERY = 30.0  # seconds between two looks at how old recordings are
+EVERY = 30.0  # seconds between two deletions of old recordings
 
 
 def app(config: Config) -> None:
-    """Serves the page until Ctrl-C or SIGTERM. Raises ChoiceError or WorldError for what it cannot be opened with."""
-    refuse_taken(config.app)
-    hardware, words = (
-        resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size),
-        job_overrides(),
-    )
+    """Serves the page until Ctrl-C or SIGTERM.
+
+    Raises ConfigError or ExternalError if the address, the run or the adapters cannot be used.
+    """
+    check_address(config.app)
+    hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size)
+    overrides = job_overrides()
     if config.adapters:
-        both = pair.with_adapters(config, config.adapters, hardware, words)
+        pair = models.with_adapters(config, config.adapters, hardware, overrides)
     else:
         folder = find_run(config)
         log(f"run: {folder}")
-        both = pair.of_run(config, run.recorded_config(folder, config, words), hardware)
-    if both.base is not both.tuned:
-        log(f"lora={both.kind} tunes the base's own weights: two whole models are held in memory")
+        pair = models.of_run(config, run.recorded_config(folder, config, overrides), hardware)
+    if pair.base is not pair.tuned:
+        log(f"lora={pair.kind} changes the weights of the base model: two models are in memory")
     with TemporaryDirectory(prefix="asr_lora-app-") as scratch:
         os.environ |= {"GRADIO_TEMP_DIR": scratch, "GRADIO_ANALYTICS_ENABLED": "False"}
         opened = not is_loopback(config.app.host)
-        acts = layout.Handlers(both, config.app, Path(scratch))
-        page = layout.serve(layout.page(acts, opened), config.app)
+        handlers = ui.Handlers(pair, config.app, Path(scratch))
+        page = ui.serve(ui.page(handlers, opened), config.app)
         if opened:
             log(
-                f"app.host: {config.app.host} is more than this machine: whoever can reach it may speak to the model, "
-                "hear the run's test clips and read their texts, without a password and unencrypted; and browsers "
-                "allow a microphone only on localhost or over https"
+                f"app.host: {config.app.host} is reachable from other machines: anyone who can reach it can use the "
+                "model, play the run's test clips and read their texts, without a password and unencrypted; browsers "
+                "allow the microphone only on localhost or over https"
             )
         with suppress(KeyboardInterrupt):
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that recordings go then, too
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that recordings are deleted then, too
             log(f"app: {address(config.app)} (Ctrl-C ends it)")
             while True:
                 time.sleep(EVERY)
-                forget(Path(scratch), 60 * config.app.keep_minutes)
-        acts.end()
+                delete_old(Path(scratch), 60 * config.app.keep_minutes)
+        handlers.end()
         page.close(verbose=False)
     log("app: ended, and the recordings are deleted")
 
 
-def address(asked: AppConfig) -> str:
-    host = f"[{asked.host}]" if ":" in asked.host else asked.host
-    return f"http://{host}:{asked.port}"
+def address(settings: AppConfig) -> str:
+    """Returns the URL of the page."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}"
 
 
-def forget(folder: Path, age: float) -> None:
-    """Deletes what lies in `folder` for longer than `age` seconds."""
+def delete_old(folder: Path, age: float) -> None:
+    """Deletes the folders in `folder` that are older than `age` seconds."""
     for each in folder.iterdir():
         if each.is_dir() and each.stat().st_mtime < time.time() - age:
-            shutil.rmtree(each, ignore_errors=True)  # a browser may be fetching it: the next look takes the rest
+            shutil.rmtree(each, ignore_errors=True)  # a browser may be reading it: the next call deletes the rest
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine itself can reach what is bound to that name or address."""
+    """Whether a server that is bound to this name or address is reachable only from this machine."""
     return all(ipaddress.ip_address(found[4][0]).is_loopback for found in socket.getaddrinfo(host, None))
 
 
-def refuse_taken(asked: AppConfig) -> None:
-    """Raises WorldError for a port that another program has, ChoiceError for a host or port that cannot be had."""
+def check_address(settings: AppConfig) -> None:
+    """Raises ExternalError for a port in use, ConfigError for a host or port that cannot be bound."""
     try:
-        family, *_, place = socket.getaddrinfo(asked.host, asked.port, type=socket.SOCK_STREAM)[0]
+        family, *_, place = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
             probe.bind(place)
             probe.listen()
-    except OSError as error:  # an unknown name is one, too
+    except OSError as error:  # also of an unknown name
         if error.errno == errno.EADDRINUSE:
             raise ExternalError(
-                f"app.port: another program has port {asked.port} of {asked.host}; end that, or name another port, "
-                f"app.port={asked.port % 65_535 + 1}"
+                f"app.port: another program uses port {settings.port} of {settings.host}; end it, or set another "
+                f"port, app.port={settings.port % 65_535 + 1}"
             ) from error
-        name, way_out = "app.host", "127.0.0.1 is this machine alone, 0.0.0.0 whoever can reach it"
+        name, way_out = "app.host", "127.0.0.1 is this machine only, 0.0.0.0 all its addresses"
         if error.errno == errno.EACCES:
-            name, way_out = "app.port", "those below 1024 are the administrator's; app.port=7860 is nobody's"
+            name, way_out = "app.port", "ports below 1024 need an administrator; app.port=7860 does not"
         raise ConfigError(
-            f"{name}: must be one that can be had, got {asked.host}:{asked.port} ({error.strerror}); {way_out}"
+            f"{name}: must be available, got {settings.host}:{settings.port} ({error.strerror}); {way_out}"
         ) from error
 
 

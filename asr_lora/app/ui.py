@@ -1,4 +1,4 @@
-"""The page itself, in gradio: what to hear, by which model, and what they said. Nothing comes from another host."""
+"""The page in gradio: audio input, choice of the adapter, and both transcripts. It loads nothing from other hosts."""
 
 import threading
 from collections.abc import Sequence
@@ -10,13 +10,12 @@ from typing import Any
 import gradio as gr
 from markupsafe import escape
 
-from asr_lora.app.models import WHICHEVER, ModelPair, PairResult
+from asr_lora.app.models import DETECTED, ModelPair, PairResult
 from asr_lora.config.stages import AppConfig, EvalConfig
 from asr_lora.data.manifest import Clip, audio_suffix, encoded_audio
 from asr_lora.decoding.generate import Segment
 from asr_lora.decoding.transcriber import FORMATS
-from asr_lora.evaluation import error_analysis as findings
-from asr_lora.evaluation import metrics
+from asr_lora.evaluation import error_analysis, metrics
 from asr_lora.evaluation.error_analysis import AlignmentChunk
 from asr_lora.reporting.pages import environment
 from asr_lora.runtime.errors import ExternalError, UserError
@@ -24,45 +23,45 @@ from asr_lora.runtime.files import write_text
 from asr_lora.speech.normalizer import Normalizer, primary_metric, scoring_units
 
 SHOWN = 80  # characters of a reference in the list of clips
-QUIET = {"api_visibility": "private", "show_progress": "hidden"}  # of events that take no time
+QUIET = {"api_visibility": "private", "show_progress": "hidden"}  # for events that take no time
 
 
 @dataclass(frozen=True)
 class Handlers:
-    """What the page does when people touch it; files go below `scratch`, a folder each."""
+    """The event handlers of the page; each file gets a folder of its own below `scratch`."""
 
     pair: ModelPair
-    asked: AppConfig
+    settings: AppConfig
     scratch: Path
-    busy: threading.Lock = field(default_factory=threading.Lock)  # an adapter is worn by the one base that all share
+    busy: threading.Lock = field(default_factory=threading.Lock)  # all users share one base, with one active adapter
     ended: threading.Event = field(default_factory=threading.Event)
 
     def end(self) -> None:
-        """Breaks off what is heard, at the end of its batch: torch aborts where Python ends under it."""
+        """Stops a running transcription after its batch: torch aborts if Python exits during it."""
         self.ended.set()
         with self.busy:
             pass
 
-    def clips(self, voice: str) -> Any:
-        """The list of a voice's test clips."""
-        own = self.pair.voices[voice].clips if voice in self.pair.voices else []
-        shown = own[: self.asked.clips]
+    def clips(self, choice: str) -> Any:
+        """Returns the list of an adapter's test clips."""
+        own = self.pair.choices[choice].clips if choice in self.pair.choices else []
+        shown = own[: self.settings.clips]
         part = f", the first {len(shown)} of {len(own):,}" if len(shown) < len(own) else ""
         listed = [(f"{clip['text'][:SHOWN]} ({clip['duration']:.1f} s)", clip["id"]) for clip in shown]
         label = f"or a test clip of the run{part}"
         return gr.Dropdown(listed, value=None, label=label, visible=bool(shown), elem_id="clip")
 
-    def strength(self, voice: str) -> Any:
-        """The slider, which is still where a way of tuning has no strengths between none and all."""
-        scales = all(each.scales for name, each in self.pair.voices.items() if voice in (name, WHICHEVER))
-        info = "0: as untouched, 1: as trained" if scales else "this way of tuning has none but 1"
+    def strength(self, choice: str) -> Any:
+        """Returns the slider, disabled for tuning methods that cannot be scaled."""
+        scales = all(each.scales for name, each in self.pair.choices.items() if choice in (name, DETECTED))
+        info = "0: base model, 1: as trained" if scales else "this tuning method cannot be scaled"
         return gr.Slider(0, 1, value=1, step=0.05, label="strength", info=info, interactive=scales, elem_id="strength")
 
-    def load(self, voice: str, clip_id: str | None) -> Any:
-        """The file of a clip, for the player."""
+    def load(self, choice: str, clip_id: str | None) -> Any:
+        """Writes a clip's file for the player, and returns its path."""
         if clip_id is None:
             return gr.skip()
-        clip = self._clip(voice, clip_id)
+        clip = self._clip(choice, clip_id)
         try:
             file = Path(mkdtemp(dir=self.scratch)) / f"clip.{audio_suffix(clip)}"
             file.write_bytes(encoded_audio(clip))
@@ -70,109 +69,112 @@ class Handlers:
             raise page_error(error) from error
         return str(file)
 
-    def hear(
-        self, path: str | None, voice: str, clip_id: str | None, strength: float, bar: Any
+    def transcribe(
+        self, path: str | None, choice: str, clip_id: str | None, strength: float, bar: Any
     ) -> tuple[str, list[str]]:
-        """What is said of a recording, and the files to take along; set against a reference where it is that clip."""
+        """Returns the HTML of both transcripts, and files to download; with error rates if it is that test clip."""
         try:
             file = self._usable(path)
-            clip = None if clip_id is None else self._clip(voice, clip_id)
+            clip = None if clip_id is None else self._clip(choice, clip_id)
             if clip and encoded_audio(clip) != file.read_bytes():
                 clip = None
 
             def advance(which: str, done: int, of: int) -> None:
                 if self.ended.is_set():
                     raise ExternalError("the app has ended")
-                bar((done, of), desc=f"{which} model", unit="pieces")
+                bar((done, of), desc=f"{which} model", unit="segments")
 
             with self.busy:
                 whole = clip is not None
-                heard = self.pair.transcribe(file, voice, strength, self.asked.max_minutes, whole, advance)
-            shown = render_result(heard, self.pair.scoring, clip["text"] if clip else None)
-            return shown, [str(made) for made in files(heard.tuned, file.stem, Path(mkdtemp(dir=self.scratch)))]
+                result = self.pair.transcribe(file, choice, strength, self.settings.max_minutes, whole, advance)
+            shown = render_result(result, self.pair.scoring, clip["text"] if clip else None)
+            return shown, [str(made) for made in files(result.tuned, file.stem, Path(mkdtemp(dir=self.scratch)))]
         except UserError as error:
             raise page_error(error) from error
 
-    def _clip(self, voice: str, clip_id: str) -> Clip:
-        return next(clip for clip in self.pair.voices[voice].clips if clip["id"] == clip_id)
+    def _clip(self, choice: str, clip_id: str) -> Clip:
+        return next(clip for clip in self.pair.choices[choice].clips if clip["id"] == clip_id)
 
     def _usable(self, path: str | None) -> Path:
-        """Raises WorldError where there is no file, or too large a one."""
+        """Returns the path of an uploaded file. Raises ExternalError for a missing or too large one."""
         if path is None:
-            raise ExternalError("there is nothing to hear yet; record something, or choose a file or a clip")
+            raise ExternalError("no recording yet; record audio, or choose a file or a clip")
         file = Path(path)
         if not file.is_file():
-            raise ExternalError("this recording is deleted by now (app.keep_minutes); record or choose it again")
-        if file.stat().st_size > self.asked.max_megabytes * 1_000_000:
-            raise ExternalError(f"{file.name}: is larger than {self.asked.max_megabytes} MB (app.max_megabytes)")
+            raise ExternalError("this recording has been deleted (app.keep_minutes); record or choose it again")
+        if file.stat().st_size > self.settings.max_megabytes * 1_000_000:
+            raise ExternalError(f"{file.name}: is larger than {self.settings.max_megabytes} MB (app.max_megabytes)")
         return file
 
 
-def page(acts: Handlers, opened: bool) -> Any:
-    """The page as a gr.Blocks; `opened` says that other machines can reach it."""
-    first, *others = acts.pair.voices
+def page(handlers: Handlers, opened: bool) -> Any:
+    """Builds the page, a gr.Blocks; `opened`: other machines can reach it."""
+    first, *others = handlers.pair.choices
     with gr.Blocks(title="asr_lora", analytics_enabled=False) as made:
-        gr.HTML(_head(acts, opened), elem_id="head")
+        gr.HTML(_head(handlers, opened), elem_id="head")
         with gr.Row():
             with gr.Column(min_width=300):
                 audio = gr.Audio(
-                    sources=["microphone", "upload"], type="filepath", label="what they hear", editable=False,
+                    sources=["microphone", "upload"], type="filepath", label="recording", editable=False,
                     buttons=[],
                 )  # fmt: skip
             with gr.Column(min_width=300):
-                clip = acts.clips(first)
-                names = [first, *others, WHICHEVER] if others else [first]
-                voice = gr.Dropdown(names, value=first, label="adapter", visible=bool(others), elem_id="voice")
-                strength = acts.strength(first)
+                clip = handlers.clips(first)
+                names = [first, *others, DETECTED] if others else [first]
+                choice = gr.Dropdown(names, value=first, label="adapter", visible=bool(others), elem_id="adapter")
+                strength = handlers.strength(first)
                 start = gr.Button("Transcribe", variant="primary", elem_id="start")
-        said = gr.HTML(elem_id="said")
+        result = gr.HTML(elem_id="result")
         with gr.Row(visible=False) as row:
-            taken = [gr.DownloadButton(f"tuned text as {suffix}", size="sm") for suffix in ("txt", "srt")]
+            downloads = [gr.DownloadButton(f"fine-tuned text as {suffix}", size="sm") for suffix in ("txt", "srt")]
 
-        def hear(path: str | None, name: str, clip_id: str | None, strong: float, bar: Any = gr.Progress()) -> Any:  # noqa: B008 (gradio's way)
-            shown, files = acts.hear(path, name, clip_id, strong, bar)
+        def transcribe(
+            path: str | None, name: str, clip_id: str | None, scale: float, bar: Any = gr.Progress()  # noqa: B008 (as gradio requires)
+        ) -> Any:  # fmt: skip
+            shown, files = handlers.transcribe(path, name, clip_id, scale, bar)
             return shown, gr.Row(visible=True), *files
 
-        def forget() -> Any:
+        def clear() -> Any:
             return "", gr.Row(visible=False)
 
-        voice.input(lambda name: (acts.clips(name), acts.strength(name)), voice, [clip, strength], **QUIET)
-        clip.input(acts.load, [voice, clip], audio, **QUIET).then(forget, None, [said, row], **QUIET)
-        for own in (audio.upload, audio.stop_recording, audio.clear):  # no clip of the run any more
-            own(lambda: (None, *forget()), None, [clip, said, row], **QUIET)
+        choice.input(lambda name: (handlers.clips(name), handlers.strength(name)), choice, [clip, strength], **QUIET)
+        clip.input(handlers.load, [choice, clip], audio, **QUIET).then(clear, None, [result, row], **QUIET)
+        for event in (audio.upload, audio.stop_recording, audio.clear):  # the audio is no test clip any more
+            event(lambda: (None, *clear()), None, [clip, result, row], **QUIET)
         start.click(
-            hear, [audio, voice, clip, strength], [said, row, *taken], concurrency_limit=1, show_progress_on=said,
-            api_visibility="private",
+            transcribe, [audio, choice, clip, strength], [result, row, *downloads], concurrency_limit=1,
+            show_progress_on=result, api_visibility="private",
         )  # fmt: skip
-    return made.queue(max_size=acts.asked.max_queue)
+    return made.queue(max_size=handlers.settings.max_queue)
 
 
-def serve(made: Any, asked: AppConfig) -> Any:
-    """Opens the page for browsers, in threads of its own; the caller closes it."""
+def serve(made: Any, settings: AppConfig) -> Any:
+    """Starts the server in threads of its own; the caller closes it."""
     made.launch(
-        server_name=f"[{asked.host}]" if ":" in asked.host else asked.host, server_port=asked.port, share=False,
-        prevent_thread_lock=True, quiet=True, show_error=True, footer_links=[], ssr_mode=False, mcp_server=False,
-        enable_monitoring=False, run_history=False, pwa=False, max_file_size=asked.max_megabytes * 1_000_000,
+        server_name=f"[{settings.host}]" if ":" in settings.host else settings.host, server_port=settings.port,
+        share=False, prevent_thread_lock=True, quiet=True, show_error=True, footer_links=[], ssr_mode=False,
+        mcp_server=False, enable_monitoring=False, run_history=False, pwa=False,
+        max_file_size=settings.max_megabytes * 1_000_000,
         theme=_theme(), head=f"<style>{environment(autoescape=False).get_template('app.css').render()}</style>",
     )  # fmt: skip
     return made
 
 
 def page_error(error: UserError) -> Any:
-    """As one line on the page; the app goes on."""
+    """Returns the error as one line for the page."""
     return gr.Error(str(escape(error)), print_exception=False)
 
 
-def _head(acts: Handlers, opened: bool) -> str:
-    pair = acts.pair
+def _head(handlers: Handlers, opened: bool) -> str:
+    pair = handlers.pair
     return environment(autoescape=True).get_template("app.html").render(
-        names=", ".join(pair.voices), base=PurePath(pair.base.base.checkpoint).name, asked=acts.asked,
+        names=", ".join(pair.choices), base=PurePath(pair.base.base.checkpoint).name, settings=handlers.settings,
         opened=opened, two=pair.base is not pair.tuned,
     )  # fmt: skip
 
 
 def _theme() -> Any:
-    """gradio's own, in the colours of the report: those follow the system, light or dark."""
+    """Returns gradio's theme in the colors of the report, light or dark like the system."""
     fill = {
         "body_background_fill": "paper", "body_text_color": "ink", "body_text_color_subdued": "soft",
         "background_fill_primary": "card", "background_fill_secondary": "wash", "block_background_fill": "card",
@@ -187,35 +189,37 @@ def _theme() -> Any:
         "loader_color": "tuned", "input_border_color_focus": "tuned",
     }  # fmt: skip
     colors = {f"{name}{end}": f"var(--{color})" for name, color in fill.items() for end in ("", "_dark")}
-    del colors["color_accent_dark"]  # which it does not know
+    del colors["color_accent_dark"]  # gradio has no such variable
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     return gr.themes.Base(**fonts).set(input_border_width="1px", **colors)
 
 
-def render_result(heard: PairResult, scoring: EvalConfig, reference: str | None) -> str:
-    """HTML: both texts with the words in which they differ; with a `reference` each against that, and its error rate.
+def render_result(result: PairResult, scoring: EvalConfig, reference: str | None) -> str:
+    """Returns HTML of both texts with their differences marked, and with a `reference` their error rates.
 
-    Raises ChoiceError where `scoring` asks for numbers as words in a language whose numbers cannot be read.
+    Raises ConfigError if `scoring` sets numbers as words for a language that num2words does not have.
     """
-    normalizer = Normalizer(scoring.normalizer, heard.language, scoring.numbers)
-    said = {"untouched": joined(heard.base), "tuned": joined(heard.tuned)}
+    normalizer = Normalizer(scoring.normalizer, result.language, scoring.numbers)
+    texts = {"base": joined(result.base), "tuned": joined(result.tuned)}
     return environment(autoescape=True).get_template("app_result.html").render(
-        heard=heard, chunks=differences(said["untouched"], said["tuned"], normalizer), normalizer=normalizer,
-        cut={name: sum(each.truncated for each in getattr(heard, name)) for name in said},
-        scored=None if reference is None else scored(reference, said, normalizer), rate=primary_metric(heard.language),
+        result=result, chunks=differences(texts["base"], texts["tuned"], normalizer), normalizer=normalizer,
+        truncated={name: sum(each.truncated for each in getattr(result, name)) for name in texts},
+        scored=None if reference is None else scored(reference, texts, normalizer),
+        rate=primary_metric(result.language),
     )  # fmt: skip
 
 
 def joined(segments: Sequence[Segment]) -> str:
+    """Returns the texts of all segments as one."""
     return " ".join(segment.text for segment in segments)
 
 
-def differences(untouched: str, tuned: str, normalizer: Normalizer) -> list[AlignmentChunk]:
-    """The two aligned word by word, as they were written; what normalising makes alike (capitals, commas) is equal."""
-    words = [scoring_units(text, normalizer.language).split() for text in (untouched, tuned)]
-    # A key a word, so that what is aligned has the places of what is shown: a lone dash is its own.
+def differences(base: str, tuned: str, normalizer: Normalizer) -> list[AlignmentChunk]:
+    """Aligns both texts word by word as written; words that are equal after normalization (case, commas) are equal."""
+    words = [scoring_units(text, normalizer.language).split() for text in (base, tuned)]
+    # One key for every word, so that indices of keys are indices of words; a lone dash is its own key.
     keys = [" ".join("".join(normalizer(word).split()) or word for word in side) for side in words]
-    (aligned,), at, made = findings.alignments(keys[:1], keys[1:]), [0, 0], []
+    (aligned,), at, made = error_analysis.alignments(keys[:1], keys[1:]), [0, 0], []
     for chunk in aligned:
         sides = [words[i][at[i] : at[i] + len(part)] for i, part in enumerate((chunk.reference, chunk.hypothesis))]
         at = [at[0] + len(sides[0]), at[1] + len(sides[1])]
@@ -223,23 +227,23 @@ def differences(untouched: str, tuned: str, normalizer: Normalizer) -> list[Alig
     return made
 
 
-def scored(reference: str, said: dict[str, str], normalizer: Normalizer) -> dict[str, Any]:
-    """The reference as it is compared, and each model against it: chunks, errors, units of the reference and the rate.
+def scored(reference: str, texts: dict[str, str], normalizer: Normalizer) -> dict[str, Any]:
+    """Scores each model's text: aligned chunks, errors, units of the reference and the rate, by the model's name.
 
-    Without a word in the reference `units` is 0 and the rate None.
+    `reference` of the result is normalized. Without a word in it `units` is 0 and the rate None.
     """
-    clean = {name: normalizer(text) for name, text in {"reference": reference, **said}.items()}
+    clean = {name: normalizer(text) for name, text in {"reference": reference, **texts}.items()}
     units = {name: scoring_units(text, normalizer.language) for name, text in clean.items()}
     found: dict[str, Any] = {"reference": clean["reference"]}
-    for name in said:
+    for name in texts:
         (errors,), (of,) = metrics.clip_errors([clean["reference"]], [clean[name]], str(normalizer.language))
-        (chunks,) = findings.alignments([units["reference"]], [units[name]])
+        (chunks,) = error_analysis.alignments([units["reference"]], [units[name]])
         found[name] = {"chunks": chunks, "errors": errors, "units": of, "rate": errors / of if of else None}
     return found
 
 
 def files(segments: Sequence[Segment], name: str, folder: Path) -> list[Path]:
-    """The text and the subtitles, written into `folder` as `name`.txt and .srt."""
+    """Writes text and subtitles into `folder` as `name`.txt and .srt, and returns their paths."""
     made = [folder / f"{name}.{suffix}" for suffix in ("txt", "srt")]
     for file in made:
         write_text(file, FORMATS[file.suffix.removeprefix(".")](segments))

@@ -1,4 +1,4 @@
-"""A model for CTranslate2, which faster-whisper runs."""
+"""Export to CTranslate2, the runtime of faster-whisper."""
 
 import ctypes
 import logging
@@ -18,25 +18,28 @@ from asr_lora.runtime.errors import first_line
 from asr_lora.speech.audio import SAMPLE_RATE, Waveform
 
 CUBLAS = "nvidia-cublas-cu12"  # a package
-BESIDE = ("tokenizer.json", "preprocessor_config.json")  # what faster-whisper reads beside CTranslate2's own files
+BESIDE = ("tokenizer.json", "preprocessor_config.json")  # files that faster-whisper reads beside CTranslate2's own
 
 
 def runtime() -> str:
+    """Returns name and version of the runtime."""
     return f"faster-whisper {version('faster-whisper')}"
 
 
 def write(hf: Path, weights: str, folder: Path) -> None:
     """Converts the Hugging Face directory `hf`; `weights` is empty for float16, int8 or int8_float16."""
-    kept = {"": "float16", "int8": "int8_float32"}.get(weights, weights)  # int8 alone leaves the rest as it was loaded
+    kept = {"": "float16", "int8": "int8_float32"}.get(
+        weights, weights
+    )  # "int8" keeps other weights as loaded, in fp16
     converter = TransformersConverter(str(hf), copy_files=list(BESIDE), load_as_float16=True, low_cpu_mem_usage=True)
     converter.convert(str(folder), quantization=kept, force=True)
 
 
 def runs_on(folder: Path, device: torch.device) -> torch.device:
-    """The run's device if CTranslate2 can compute on it, else the CPU; logs why.
+    """Returns the run's device if CTranslate2 can compute on it, else the CPU, and logs why.
 
-    Decodes a token of silence with the export itself: listing the GPU and loading a model proves nothing, because the
-    wheels of CTranslate2 open the cuBLAS of CUDA 12 (torch brings that of 13) at the first product of matrices.
+    Decodes one token of silence with the export: that the GPU is listed and a model loads proves nothing, because
+    CTranslate2's wheels open the cuBLAS of CUDA 12 (torch has that of CUDA 13) only at the first matrix product.
     """
     if device.type != "cuda":
         return device
@@ -45,23 +48,23 @@ def runs_on(folder: Path, device: torch.device) -> torch.device:
         segments, _ = _model(folder, device).transcribe(
             np.zeros(SAMPLE_RATE, np.float32), language="en", max_new_tokens=1, temperature=0.0
         )
-        list(segments)  # it computes when asked for them
+        list(segments)  # a generator, which computes here
     except (RuntimeError, ValueError, OSError) as error:
-        line = f"ct2: CTranslate2 cannot use the GPU ({first_line(error)}), so its proof runs on the CPU"
-        log(f"{line}; `uv pip install {CUBLAS}` installs that" if "libcublas" in line else line)
+        line = f"ct2: CTranslate2 cannot use the GPU ({first_line(error)}), so its verification runs on the CPU"
+        log(f"{line}; `uv pip install {CUBLAS}` installs the library" if "libcublas" in line else line)
         return torch.device("cpu")
     return device
 
 
 def _load_cublas() -> None:
-    """From its wheel, if that is installed: CTranslate2 opens it by name, which does not look among packages."""
+    """Loads cuBLAS from its wheel if installed: CTranslate2 opens it by name, which does not search packages."""
     with suppress(PackageNotFoundError):
         library = distribution(CUBLAS).locate_file("nvidia/cublas/lib/libcublas.so.12")
         ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
 
 
 def _model(folder: Path, device: torch.device) -> WhisperModel:
-    ctranslate2.set_log_level(logging.ERROR)  # it warns that a processor computes fp16 weights in fp32
+    ctranslate2.set_log_level(logging.ERROR)  # no warning that a CPU computes fp16 weights in fp32
     return WhisperModel(
         str(folder), device=device.type, device_index=device.index or 0, cpu_threads=torch.get_num_threads(),
         local_files_only=True,
@@ -69,13 +72,13 @@ def _model(folder: Path, device: torch.device) -> WhisperModel:
 
 
 def transcriber(folder: Path, language: str, task: str, device: torch.device) -> Callable[[Waveform], str]:
-    """What faster-whisper hears in waveforms (samples,) at 16 kHz, greedily, on what `runs_on` gave.
+    """Returns a function from waveforms (samples,) at 16 kHz to texts, by faster-whisper, greedily, on `device`.
 
-    Its fallbacks (other temperatures, silence by probability) are off: they would hide what the weights say.
+    Its fallbacks (other temperatures, silence by probability) are off: they would hide errors of the weights.
     """
     model = _model(folder, device)
 
-    def hear(waveform: Waveform) -> str:
+    def transcribe(waveform: Waveform) -> str:
         segments, _ = model.transcribe(
             waveform, language=language, task=task, beam_size=1, temperature=0.0, without_timestamps=True,
             condition_on_previous_text=False, compression_ratio_threshold=None, log_prob_threshold=None,
@@ -83,4 +86,4 @@ def transcriber(folder: Path, language: str, task: str, device: torch.device) ->
         )  # fmt: skip
         return " ".join(segment.text.strip() for segment in segments)
 
-    return hear
+    return transcribe

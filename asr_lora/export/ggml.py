@@ -1,8 +1,8 @@
-"""A model for whisper.cpp: its one binary file, written from a Hugging Face directory.
+"""Export to whisper.cpp: one binary file, converted from a Hugging Face directory.
 
 The layout is that of whisper.cpp's `models/convert-h5-to-ggml.py` and of `whisper_model_load` in `src/whisper.cpp`
-(1.8): a magic number, eleven sizes, the mel filters, the vocabulary, then every tensor. Quantised as its `quantize`
-example does: all matrices but the positions, by gguf's own routines; convolutions stay fp16.
+(1.8): a magic number, eleven sizes, the mel filters, the vocabulary, then every tensor. Quantized as in its `quantize`
+example: all matrices except positional embeddings, by gguf's routines; convolutions stay in fp16.
 """
 
 import struct
@@ -26,13 +26,13 @@ from asr_lora.speech.audio import SAMPLE_RATE, Waveform
 
 FILE = "ggml-model.bin"
 MAGIC = 0x67676D6C  # "ggml"
-QUANTISATION = 2  # ggml's version of it (GGML_QNT_VERSION), in thousands of the file's type
+QUANTIZATION = 2  # ggml's version of quantization (GGML_QNT_VERSION), the thousands of the file type
 FILE_TYPES = {"f16": 1, "q8_0": 7, "q5_0": 8}  # ggml_ftype
 TENSOR_TYPES = {"f32": 0, "f16": 1, "q5_0": 6, "q8_0": 8}  # ggml_type
 BLOCK = 32  # weights of a row that share a scale
-SHORTEST = 1.1  # seconds: whisper.cpp hears nothing in less than one
+SHORTEST = 1.1  # seconds: whisper.cpp returns no text for less than one
 
-NAMES = {  # of modules: transformers' -> OpenAI's
+NAMES = {  # module names: transformers -> OpenAI
     "self_attn_layer_norm": "attn_ln", "encoder_attn_layer_norm": "cross_attn_ln", "final_layer_norm": "mlp_ln",
     "self_attn": "attn", "encoder_attn": "cross_attn", "q_proj": "query", "k_proj": "key", "v_proj": "value",
     "out_proj": "out", "fc1": "mlp.0", "fc2": "mlp.2", "layers": "blocks", "embed_tokens": "token_embedding",
@@ -45,18 +45,21 @@ WHOLE_NAMES = {
 
 
 def runtime() -> str:
+    """Returns name and version of the runtime."""
     return f"pywhispercpp {version('pywhispercpp')}"
 
 
 def write(hf: Path, weights: str, folder: Path) -> None:
     """Writes ggml-model.bin from the directory `hf`; `weights` is empty for f16, q8_0 or q5_0.
 
-    Raises ChoiceError for a quantisation whose blocks do not fit the model's rows.
+    Raises ConfigError for a quantization whose blocks do not fit the rows of the matrices.
     """
     weights, config = weights or "f16", read_json(hf / "config.json")
     folder.mkdir(parents=True)
     if weights != "f16" and config["d_model"] % BLOCK:
-        raise ConfigError(f"export.formats: ggml-{weights} wants rows of {BLOCK} weights, got {config['d_model']}")
+        raise ConfigError(
+            f"export.formats: ggml-{weights} needs rows of a multiple of {BLOCK} weights, got {config['d_model']}"
+        )
     with (folder / FILE).open("wb") as file, safe_open(hf / "model.safetensors", "numpy") as tensors:
         _head(file, config, weights)
         _filters(file, hf)
@@ -67,7 +70,7 @@ def write(hf: Path, weights: str, folder: Path) -> None:
 
 
 def openai_name(name: str) -> str:
-    """Of a tensor: `model.encoder.layers.0.fc1.weight` -> `encoder.blocks.0.mlp.0.weight`."""
+    """Returns OpenAI's name of a tensor: `model.encoder.layers.0.fc1.weight` -> `encoder.blocks.0.mlp.0.weight`."""
     name = name.removeprefix("model.")
     for ours, theirs in WHOLE_NAMES.items():
         if name == ours or name.startswith(f"{ours}."):
@@ -76,7 +79,7 @@ def openai_name(name: str) -> str:
 
 
 def _head(file: BinaryIO, config: dict[str, Any], weights: str) -> None:
-    kind = FILE_TYPES[weights] + (0 if weights == "f16" else 1000 * QUANTISATION)
+    kind = FILE_TYPES[weights] + (0 if weights == "f16" else 1000 * QUANTIZATION)
     sizes = (
         config["vocab_size"], config["max_source_positions"], config["d_model"], config["encoder_attention_heads"],
         config["encoder_layers"], config["max_target_positions"], config["d_model"], config["decoder_attention_heads"],
@@ -92,14 +95,14 @@ def _filters(file: BinaryIO, hf: Path) -> None:
 
 
 def _vocabulary(file: BinaryIO, hf: Path) -> None:
-    """The words as bytes, in the order of their ids; what follows them (languages, timestamps) whisper.cpp knows."""
+    """Writes the tokens as bytes, sorted by id; whisper.cpp knows special tokens (languages, timestamps) itself."""
     byte = {letter: number for number, letter in bytes_to_unicode().items()}
     special = read_json(hf / "added_tokens.json").keys()
-    words = sorted((number, word) for word, number in read_json(hf / "vocab.json").items() if word not in special)
-    file.write(struct.pack("<i", len(words)))
-    for _, word in words:
-        spelt = bytes(byte[letter] for letter in word)
-        file.write(struct.pack("<i", len(spelt)) + spelt)
+    tokens = sorted((number, token) for token, number in read_json(hf / "vocab.json").items() if token not in special)
+    file.write(struct.pack("<i", len(tokens)))
+    for _, token in tokens:
+        encoded = bytes(byte[letter] for letter in token)
+        file.write(struct.pack("<i", len(encoded)) + encoded)
 
 
 def _tensor(file: BinaryIO, name: str, values: npt.NDArray[Any], weights: str) -> None:
@@ -117,18 +120,18 @@ def _tensor(file: BinaryIO, name: str, values: npt.NDArray[Any], weights: str) -
 
 
 def runs_on(folder: Path, device: torch.device) -> torch.device:
-    """The CPU: pywhispercpp's wheels are built for nothing else."""
+    """Returns the CPU: pywhispercpp's wheels are built for no other device."""
     return torch.device("cpu")
 
 
 def transcriber(folder: Path, language: str, task: str, device: torch.device) -> Callable[[Waveform], str]:
-    """What whisper.cpp hears in waveforms (samples,) at 16 kHz, greedily and on the CPU, without its fallbacks."""
+    """Returns a function from waveforms (samples,) at 16 kHz to texts: whisper.cpp, greedy, CPU, no fallbacks."""
     model = Model(
         str(folder / FILE), redirect_whispercpp_logs_to=None, context_params={"use_gpu": False},
         n_threads=torch.get_num_threads(), print_progress=False, print_realtime=False,
     )  # fmt: skip
 
-    def hear(waveform: Waveform) -> str:
+    def transcribe(waveform: Waveform) -> str:
         short = max(0, round(SHORTEST * SAMPLE_RATE) - len(waveform))
         segments = model.transcribe(
             np.pad(waveform, (0, short)), language=language, translate=task == "translate", no_timestamps=True,
@@ -136,4 +139,4 @@ def transcriber(folder: Path, language: str, task: str, device: torch.device) ->
         )  # fmt: skip
         return " ".join(segment.text.strip() for segment in segments)
 
-    return hear
+    return transcribe

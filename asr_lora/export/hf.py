@@ -1,4 +1,4 @@
-"""A merged model as a Hugging Face directory, with every file that other tools and their converters look for."""
+"""Export to a Hugging Face directory, with all files that other tools and their converters read."""
 
 from collections.abc import Callable
 from importlib.metadata import version
@@ -11,19 +11,20 @@ from asr_lora.model.pretrained import load_generation_config, load_processor
 from asr_lora.runtime.files import write_json
 from asr_lora.speech.audio import SAMPLE_RATE, Waveform
 
-ONE_FILE = "100GB"  # transformers' limit of a file of weights: no Whisper comes near, and whisper.cpp reads one alone
+ONE_FILE = "100GB"  # limit of a weight file in transformers, above any Whisper: whisper.cpp's converter reads one file
 
 
 def runtime() -> str:
+    """Returns name and version of the runtime."""
     return f"transformers {version('transformers')}"
 
 
 def write(model: WhisperForConditionalGeneration, checkpoint: str, language: str, task: str, folder: Path) -> None:
-    """Writes `model`, merged and in whatever precision, in fp16, with all that the base came with.
+    """Writes the merged `model` (of any precision) in fp16, with all files of the base model.
 
-    The base's whole generation_config.json is kept (language ids, alignment heads, timestamps); `language` and `task`
-    become what is heard where nothing else is said. Beside what transformers 5 writes stand preprocessor_config.json
-    (faster-whisper), vocab.json, merges.txt and added_tokens.json (whisper.cpp's converter, and older tools).
+    The base's generation_config.json is kept (language ids, alignment heads, timestamps), with `language` and `task` as
+    defaults. Besides the files of transformers 5 it writes preprocessor_config.json (for faster-whisper), vocab.json,
+    merges.txt and added_tokens.json (for whisper.cpp's converter and older tools).
     """
     model.generation_config = load_generation_config(checkpoint)
     model.generation_config.language, model.generation_config.task = language, task
@@ -33,25 +34,25 @@ def write(model: WhisperForConditionalGeneration, checkpoint: str, language: str
     processor.feature_extractor.save_pretrained(folder)
     processor.tokenizer.backend_tokenizer.model.save(str(folder))
     write_json(folder / "added_tokens.json", processor.tokenizer.get_added_vocab())
-    for file in folder.iterdir():  # safetensors makes its files its owner's alone
+    for file in folder.iterdir():  # safetensors writes files that only their owner can read
         file.chmod(0o644)
 
 
 def runs_on(folder: Path, device: torch.device) -> torch.device:
-    """The device of the run."""
+    """Returns the device of the run."""
     return device
 
 
 def transcriber(folder: Path, language: str, task: str, device: torch.device) -> Callable[[Waveform], str]:
-    """What plain transformers hears: its pipeline, told the language, on waveforms (samples,) at 16 kHz."""
+    """Returns a function from waveforms (samples,) at 16 kHz to texts: transformers' pipeline in `language`."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     pipe = pipeline("automatic-speech-recognition", model=str(folder), device=device, dtype=dtype)
 
-    def hear(waveform: Waveform) -> str:
-        heard = pipe(
+    def transcribe(waveform: Waveform) -> str:
+        output = pipe(
             {"raw": waveform, "sampling_rate": SAMPLE_RATE},
             generate_kwargs={"language": language, "task": task, "num_beams": 1},
         )
-        return str(heard["text"]).strip()
+        return str(output["text"]).strip()
 
-    return hear
+    return transcribe

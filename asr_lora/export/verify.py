@@ -1,4 +1,4 @@
-"""What is exported: what a run has learnt, or one adapter made of those of several runs, scored on each one's test."""
+"""Sources of exports (the adapter of a run, or combined adapters), and verification of exports against our decoder."""
 
 import hashlib
 import time
@@ -13,12 +13,10 @@ import torch
 from asr_lora.config.stages import EvalConfig
 from asr_lora.data.manifest import Clip, waveform
 from asr_lora.data.preparation import split_clips
-from asr_lora.evaluation import error_analysis as findings
-from asr_lora.evaluation import metrics
+from asr_lora.evaluation import error_analysis, metrics
 from asr_lora.evaluation.adapter_strength import AdapterChoice
 from asr_lora.evaluation.eval_sets import EvalSet, decode_sets, set_normalizer
-from asr_lora.model import adapter_folder as stored
-from asr_lora.model import arithmetic, whisper
+from asr_lora.model import adapter_folder, arithmetic, whisper
 from asr_lora.model.hardware import Hardware
 from asr_lora.model.pretrained import language_token
 from asr_lora.reporting import tables
@@ -31,21 +29,21 @@ from asr_lora.speech.normalizer import Normalizer, primary_metric, scoring_units
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config
 
-FIRST = 3.0  # seconds of clips by which the length of a proof is estimated
+FIRST = 3.0  # seconds of decoding after which the duration of a verification is estimated
 
 
 @dataclass(frozen=True)
 class Source:
-    """`config` is that of the run, of several that of the first, its base pinned."""
+    """The model to export; `config` is that of the run (of several, the first), with a pinned base."""
 
     config: "Config"
     folder: Path  # of an adapter, or of a whole model
-    sets: list[EvalSet]  # whose clips prove an export
+    sets: list[EvalSet]  # whose clips verify an export
     out: Path
 
 
 def of_run(config: "Config", hardware: Hardware) -> Source:
-    """Of the run whose settings these are. Raises ChoiceError where it has no adapter yet."""
+    """Returns the source of a run with these settings. Raises ConfigError if it has no adapter yet."""
     if not run.tuned(config.run).is_dir():
         raise ConfigError(f"run_dir: no adapter in {config.run}/train; train it first")
     config = run.with_pinned_base(config)
@@ -58,15 +56,15 @@ def of_run(config: "Config", hardware: Hardware) -> Source:
 
 
 def of_several(configs: Mapping[str, "Config"], asked: "Config", hardware: Hardware) -> Source:
-    """One adapter of those of several runs, by name; `asked` has the shares.
+    """Combines the adapters of several runs, by name, and scores the result; `asked` has the weights.
 
-    Raises ChoiceError for runs of different bases, and as `arithmetic.combined` does.
+    Raises ConfigError for runs of different bases, and as `arithmetic.combine_adapters` does.
     """
     for name, config in configs.items():
         if not (run.adapter(config.run) / "adapter_config.json").is_file():
-            raise ConfigError(f"adapters: no adapter in {config.run}/train; train it first, and {name} can be combined")
+            raise ConfigError(f"adapters: no adapter in {config.run}/train; train {name} first, then combine it")
     bases = {name: run.settings(config.run).get("base", config.model.checkpoint) for name, config in configs.items()}
-    run.check_same_base(bases, "what was trained on another cannot be added to it")
+    run.check_same_base(bases, "adapters of different bases cannot be added")
     pinned = {name: run.with_pinned_base(config) for name, config in configs.items()}
     first = replace(next(iter(pinned.values())), export=asked.export)
     folders = {name: run.adapter(config.run) for name, config in configs.items()}
@@ -80,15 +78,15 @@ def of_several(configs: Mapping[str, "Config"], asked: "Config", hardware: Hardw
     made = ", ".join(f"{share:g} of {name}" for name, share in zip(folders, shares, strict=True))
     log(f"combined ({asked.export.combine}): {made}: {target}")
     rows = [_scored(name, config, hardware, target) for name, config in pinned.items()]
-    write_json(out / "combined.json", {"way": asked.export.combine, "shares": shares, "sets": rows})
+    write_json(out / "combined.json", {"method": asked.export.combine, "shares": shares, "sets": rows})
     tables.show_combined(rows)
     return Source(first, target, [_test(each, name, asked.export.clips) for name, each in pinned.items()], out)
 
 
 def _place(asked: "Config", folders: Mapping[str, Path], shares: Sequence[float]) -> Path:
-    """By all that the combination follows from but the adapters' weights; the same words make it again."""
-    words = repr((list(map(str, folders.values())), list(shares), asked.export.combine))
-    return Path(asked.runs_dir) / "combined" / hashlib.sha256(words.encode()).hexdigest()[:8]
+    """Returns a folder named by a hash of the folders, shares and method, but not of the adapters' weights."""
+    inputs = repr((list(map(str, folders.values())), list(shares), asked.export.combine))
+    return Path(asked.runs_dir) / "combined" / hashlib.sha256(inputs.encode()).hexdigest()[:8]
 
 
 def _test(config: "Config", name: str, limit: int | None) -> EvalSet:
@@ -97,11 +95,11 @@ def _test(config: "Config", name: str, limit: int | None) -> EvalSet:
 
 
 def _scored(name: str, config: "Config", hardware: Hardware, combined: Path) -> dict[str, Any]:
-    """Error rates of a run's own test clips, eval.limit of them: untouched, its own adapter's, the combination's."""
+    """Scores eval.limit test clips of a run with the base model, the run's own adapter and the combined adapter."""
     each, rates = _test(config, name, config.eval.limit), {}
     references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
     rate = primary_metric(each.language)
-    for model, folder in (("untouched", None), ("own", run.adapter(config.run)), ("combined", combined)):
+    for model, folder in (("base", None), ("own", run.adapter(config.run)), ("combined", combined)):
         (found,) = decode_sets(config.model, config.decoding, hardware, [each], folder)
         scored = metrics.score(
             references, found["hypotheses"], speakers, set_normalizer(config.eval, each), config.seed
@@ -117,42 +115,41 @@ def _scored(name: str, config: "Config", hardware: Hardware, combined: Path) -> 
 
 
 def digest(source: Source) -> dict[str, Any]:
-    """All that decides what the model does and on which clips an export is proven; it reads the weights."""
-    said = [[each.name, each.language, [clip["sha256"] for clip in each.clips]] for each in source.sets]
+    """Returns fingerprints of the model and of the clips that verify an export; reads the weights."""
+    clips = [[each.name, each.language, [clip["sha256"] for clip in each.clips]] for each in source.sets]
     return {
-        "adapter_sha256": stored.fingerprint(source.folder),
+        "adapter_sha256": adapter_folder.fingerprint(source.folder),
         "base": run.settings(source.config.run).get("base"),
-        "clips_sha256": hashlib.sha256(repr(said).encode()).hexdigest(),
+        "clips_sha256": hashlib.sha256(repr(clips).encode()).hexdigest(),
         "task": source.config.model.task,
     }
 
 
 def transcribe_sets(
-    name: str, room: ModuleType, folder: Path, sets: Sequence[EvalSet], task: str, device: torch.device
+    name: str, module: ModuleType, folder: Path, sets: Sequence[EvalSet], task: str, device: torch.device
 ) -> tuple[list[list[str]], float, torch.device]:
-    """What the export in `folder` hears in the clips of every set, one after the other, the seconds it took, and where.
+    """Transcribes all clips with the export in `folder`: returns texts by set, seconds, and the device that ran it.
 
-    Loading is not among the seconds; decoding the clips' files is. `device` is the run's, where the runtime can use it.
-    Every clip costs a window of 30 s, so the first ones show how long all take.
+    The seconds include decoding of audio files, but not loading of the model. `device` is that of the run; the runtime
+    uses it if it can. Every clip costs a window of 30 s, so the first clips predict the duration of all.
     """
     texts, seconds, done = [], 0.0, 0
     total = sum(len(each.clips) for each in sets)
     speech = format_duration(sum(clip["duration"] for each in sets for clip in each.clips))
-    device = room.runs_on(folder, device)
-    log(f"{name}: transcribing {total} clips ({speech} of speech) in {room.runtime()} on {device.type}")
+    device = module.runs_on(folder, device)
+    log(f"{name}: transcribing {total} clips ({speech} of speech) in {module.runtime()} on {device.type}")
     estimated = False
-    with progress(f"{name}, hearing in {room.runtime()}", total=total) as bar:
+    with progress(f"{name}, transcribing in {module.runtime()}", total=total) as bar:
         for each in sets:
-            hear = room.hearing(folder, each.language, task, device)
+            transcribe = module.transcriber(folder, each.language, task, device)
             started, own = time.perf_counter(), []
             for clip in each.clips:
-                own.append(hear(waveform(clip)))
+                own.append(transcribe(waveform(clip)))
                 bar.advance()
                 done, spent = done + 1, seconds + time.perf_counter() - started
                 if not estimated and spent > FIRST:
-                    log(
-                        f"{name}: about {format_duration(spent / done * total)} for all {total} clips, by the first {done}"
-                    )
+                    predicted = format_duration(spent / done * total)
+                    log(f"{name}: about {predicted} for all {total} clips, by the first {done}")
                     estimated = True
             texts.append(own)
             seconds += time.perf_counter() - started
@@ -166,11 +163,10 @@ def compare(
     ours: Sequence[Mapping[str, Any]],
     theirs: Sequence[Sequence[str]],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The figures of every set, and a line a clip: what was said, what we heard and what the export heard.
+    """Returns the figures of every set, and a line for every clip: reference, our text and the export's.
 
-    `ours` are what `decode_sets` gave. `rate` is the one that leads in the language, and `ci95` the interval of its
-    difference, paired. A text runs away by the signs of findings.runaway; where ours does too, the export is not to
-    blame.
+    `ours` is the result of `decode_sets`. `rate` is the language's primary metric, and `ci95` the paired interval of
+    its difference. `run_away` counts texts with `error_analysis.runaway_signs`, except where ours has them too.
     """
     figures, lines = [], []
     for each, own, other in zip(sets, ours, theirs, strict=True):
@@ -192,28 +188,28 @@ def compare(
     return figures, lines
 
 
-def _line(each: EvalSet, normal: Normalizer, clip: Clip, ours: str, cut: bool, theirs: str) -> dict[str, Any]:
-    said, here, there = (scoring_units(normal(text), each.language) for text in (clip["text"], ours, theirs))
-    blameless = findings.runaway_signs(here, said, clip["duration"], cut)
-    signs = [] if blameless else findings.runaway_signs(there, said, clip["duration"], cut=False)
+def _line(each: EvalSet, normal: Normalizer, clip: Clip, ours: str, truncated: bool, theirs: str) -> dict[str, Any]:
+    reference, own, other = (scoring_units(normal(text), each.language) for text in (clip["text"], ours, theirs))
+    own_signs = error_analysis.runaway_signs(own, reference, clip["duration"], truncated)
+    signs = [] if own_signs else error_analysis.runaway_signs(other, reference, clip["duration"], False)
     return {
         "set": each.name, "id": clip["id"], "reference": clip["text"], "ours": ours, "exported": theirs,
-        "equal": here == there, "runaway": signs,
+        "equal": own == other, "runaway": signs,
     }  # fmt: skip
 
 
 def parity_failures(figures: Sequence[Mapping[str, Any]], tolerance: float) -> list[str]:
-    """Why an export is not trusted, in words; none where it is.
+    """Returns why an export fails verification; an empty list if it passes.
 
-    A difference counts that is larger than the `tolerance` and beyond chance, as for eval.max_regression: of few words
-    one is many points.
+    A difference fails if it is larger than `tolerance` and statistically significant, as for eval.max_regression: of
+    few words, one is many points.
     """
     found = []
     for each in figures:
         rate, ours, theirs, bounds = each["rate"].upper(), each["ours"], each["exported"], each["ci95"]
         if ours is not None and abs(theirs - ours) > tolerance and not bounds[0] <= 0 <= bounds[1]:
-            told = f"{rate} of {each['set']} is {100 * theirs:.1f} %, ours {100 * ours:.1f} %"
-            found.append(f"{told}, which is more than export.wer_tolerance={tolerance:g} and chance")
+            rates = f"{rate} of {each['set']} is {100 * theirs:.1f} %, ours {100 * ours:.1f} %"
+            found.append(f"{rates}, a significant difference above export.wer_tolerance={tolerance:g}")
         if each["run_away"]:
-            found.append(f"{each['run_away']} of {each['clips']} texts of {each['set']} run away, where ours do not")
+            found.append(f"{each['run_away']} of {each['clips']} texts of {each['set']} run away, ours do not")
     return found

@@ -1,8 +1,9 @@
-"""A page of what is odd about the clips of a run:  python -m asr_lora.prepare ... prepare.audit=true [prepare.audit_decode=500]
+"""The audit page of a run's clips and transcripts:  python -m asr_lora.prepare ... prepare.audit=true
 
-Leaves audit/index.html in the run folder, which needs no network, beside it the clips that it plays; audit/audit.json,
-the same as numbers and ids; and audit/suspects.txt, the ids that data.exclude_ids takes once a person has looked. The sound
-was heard when the clips were drawn, and is remembered.
+With prepare.audit_decode=500 the base model also decodes clips, and the page lists the transcripts that it contradicts.
+Writes audit/index.html into the run folder, which needs no network, and beside it the clips that it plays;
+audit/audit.json, the same as numbers and ids; and audit/suspects.txt, the ids for data.exclude_ids once a user has
+reviewed them. Facts of the audio come from the cache of the scan that preparation made.
 """
 
 import re
@@ -19,7 +20,7 @@ from markupsafe import Markup
 from asr_lora.config.compose import quote_override
 from asr_lora.config.schema import DataConfig
 from asr_lora.corpus import SPLITS
-from asr_lora.data import quality as faults
+from asr_lora.data import quality
 from asr_lora.data.manifest import audio_suffix, encoded_audio, read_manifest
 from asr_lora.data.quality import ISSUES, OUTLIER, Issue, Utterance, bounds
 from asr_lora.evaluation.error_analysis import alignments, runaway_signs
@@ -34,38 +35,38 @@ from asr_lora.runtime.files import atomic_folder, read_json, write_json, write_t
 from asr_lora.speech.audio import AudioScanner, AudioSegment
 from asr_lora.speech.normalizer import Normalizer, primary_metric
 
-SHOWN = 6  # clips of every kind, with their sound
-SHOWN_DOUBTS = 20  # of the transcripts that the model contradicts
-ALWAYS = ("unheard", "truncated", "silent")  # kinds that are suspect whatever a model hears
-LEAST = 0.5  # of the characters: below it, it is spelling and accents as often as other words
-# Characters: with one word to go by a model errs by itself. Of eleven transcripts of real Spanish that whisper-base
-# contradicted by half, nine were shorter: single numbers and spelt letters, misheard.
+SHOWN = 6  # clips of every kind, with a player
+SHOWN_CONTRADICTED = 20  # transcripts that the model contradicts
+ALWAYS = ("unheard", "truncated", "silent")  # kinds that are suspect whatever the model decodes
+LEAST = 0.5  # character error rate: a lower one comes from spelling and accents as often as from other words
+# Characters: on a single word the model itself is often wrong. Of eleven real Spanish transcripts that whisper-base
+# contradicted by half, nine were shorter: single numbers and spelled letters, which the model got wrong.
 SHORT = {"words": 12, "characters": 4}
 SIGNS = {
-    "compression": "repeats itself", "loop": "the same words over and over", "rate": "more words than can be said",
-    "limit": "was cut while talking", "silence": "text without a transcript",
+    "compression": "repetitive", "loop": "repetition loop", "rate": "more words than the time allows",
+    "limit": "truncated", "silence": "text where the transcript is empty",
 }  # fmt: skip
-MANY = 5  # clips in which the model writes something before its absence from the transcripts is worth a word
-LACKING = 0.2  # times as many clips of the corpus
+MANY = 5  # clips whose hypothesis has a symbol before its absence from the transcripts is listed
+LACKING = 0.2  # at most: transcripts with the symbol, as a share of the hypotheses with it
 MOST_LACKING = 20
 
 
 @dataclass(frozen=True)
 class LabelIssue:
-    """A transcript and what a model heard in its place, both normalised; `at` is the clip's place among all."""
+    """A transcript (`reference`, normalized) beside the hypothesis of a model; `at` is the clip's index among all."""
 
     at: int
     hypothesis: str
     reference: str
-    heard: str
+    hypothesis_normalized: str
     errors: int  # characters
     characters: int  # of the reference; 0: it has no word
-    short: bool  # too short for the model to be believed
-    signs: Sequence[str]  # of a hypothesis that ran away
+    short: bool  # too short to trust the model
+    signs: Sequence[str]  # of a runaway hypothesis
 
     @property
     def rate(self) -> float:
-        """The character error rate; where the transcript has no word nothing can be said, and it is 0."""
+        """The character error rate; 0 for a transcript without a word."""
         return self.errors / self.characters if self.characters else 0.0
 
 
@@ -73,15 +74,15 @@ def audit(
     run: Path, data: DataConfig, token: str, normalizer: str,
     decode: Callable[[Sequence[EvalSet]], Sequence[Mapping[str, Any]]] | None = None, most: int = 0,
 ) -> Path:  # fmt: skip
-    """Writes the page of a run whose manifest is there, and returns where it is.
+    """Writes the audit page of a prepared run, and returns its path.
 
-    `token` is Whisper's language. `decode` gives the base model's hypotheses of sets, as `decode_sets` does: of the
-    first `most` training clips and all of dev and test; without it no model is asked.
+    `token` is Whisper's language. `decode` returns the base model's hypotheses of sets, as `decode_sets` does: it gets
+    the first `most` training clips and all of dev and test. Without it nothing is decoded.
     """
     summary = read_json(folder.summary(run))
     normal, unit = _normalizer(normalizer, token), "characters" if primary_metric(token) == "cer" else "words"
     utterances = _utterances(run, summary["source"], normal)
-    odd = faults.find_issues(utterances, unit)
+    odd = quality.find_issues(utterances, unit)
     contradicted = _contradicted(decode, most, utterances, token, normal, unit) if decode else []
     limit = suspect_threshold(contradicted)
     facts = _facts(utterances, odd, unit) | {
@@ -97,23 +98,23 @@ def audit(
             name=run.name, summary=summary, facts=facts, kinds=ISSUES, drop=data.exclude_ids,
             rule=suspect_rule(unit), apply=_apply(data, made),
             charts=_charts(utterances, unit, contradicted, limit),
-            shown={kind: [_example(utterances[at], said, clips) for at, said in own[:SHOWN]]
+            shown={kind: [_example(utterances[at], detail, clips) for at, detail in own[:SHOWN]]
                    for kind, own in odd.items()},
-            doubted=_shown_doubts(utterances, contradicted, limit, token, clips),
+            contradicted=_shown_contradicted(utterances, contradicted, limit, token, clips),
         )  # fmt: skip
         write_text(partial / "index.html", text)
         write_json(partial / "audit.json", facts)
         _write_suspects(partial, facts["suspects"], edited)
     if edited is not None:
-        log(f"{made / 'suspects.txt'} was changed by hand and stays; today's list is suspects-new.txt beside it")
-    then = f"; listen to them, then {_apply(data, made)}" if facts["suspects"] else ""
+        log(f"{made / 'suspects.txt'} was edited and is kept; the new list is suspects-new.txt beside it")
+    then = f"; review them, then {_apply(data, made)}" if facts["suspects"] else ""
     log(f"suspects: {len(facts['suspects'])} of {len(utterances)} clips{then}")
     log(f"page: {made / 'index.html'}")
     return made / "index.html"
 
 
 def _normalizer(name: str, token: str) -> Normalizer:
-    """The run's own, with digits read as words where that can be done: 7 for seven is no wrong transcript."""
+    """Returns the run's normalizer, with digits as words where num2words has the language: 7 and seven are equal."""
     try:
         return Normalizer(name, token, numbers=True)
     except ConfigError:  # num2words does not know the language
@@ -121,17 +122,17 @@ def _normalizer(name: str, token: str) -> Normalizer:
 
 
 def _utterances(run: Path, source: str, normal: Normalizer) -> list[Utterance]:
-    """All clips of the manifest, in its order, with what was heard in them; what the cache remembers is not heard."""
+    """Returns all clips of the manifest in its order, with their audio facts; scans only clips that are not cached."""
     lines = [(split, clip) for split in SPLITS for clip in read_manifest(folder.manifest(run, split))]
     if in_shards := [clip for _, clip in lines if "offset" in clip]:
         raise ConfigError(
-            f"audit: {len(in_shards)} clips of {run} lie in shards; audit the run that they were written from"
+            f"audit: takes no clips in shards, got {len(in_shards)} of {run}; audit the run that they were written from"
         )
-    places = [AudioSegment(Path(clip["path"]), clip.get("start"), clip.get("end")) for _, clip in lines]
+    segments = [AudioSegment(Path(clip["path"]), clip.get("start"), clip.get("end")) for _, clip in lines]
     found = []
-    with AudioScanner(source) as scanner, progress("looking at clips", total=len(lines)) as bar:
-        for (split, clip), each in zip(lines, scanner.scan(places), strict=True):
-            found.append(Utterance(clip, split, each, normal(clip["text"])))
+    with AudioScanner(source) as scanner, progress("scanning clips", total=len(lines)) as bar:
+        for (split, clip), info in zip(lines, scanner.scan(segments), strict=True):
+            found.append(Utterance(clip, split, info, normal(clip["text"])))
             bar.advance()
     return found
 
@@ -152,9 +153,9 @@ def _contradicted(
     ]
     models = decode(sets)
     return [
-        doubt
+        issue
         for each, model in zip(sets, models, strict=True)
-        for doubt in label_issues(places[each.name], utterances, model, normal, unit)
+        for issue in label_issues(places[each.name], utterances, model, normal, unit)
     ]
 
 
@@ -164,20 +165,20 @@ def _suspects(
     contradicted: Sequence[LabelIssue],
     limit: float,
 ) -> dict[str, Any]:
-    """`suspects`, the ids that data.exclude_ids would take, in the manifest's order; and how many of each split."""
-    sure = {fault.at for kind in ALWAYS for fault in odd[kind]}
-    places = sorted(sure | {doubt.at for doubt in contradicted if is_suspect(doubt, limit)})
+    """Returns `suspects`, ids for data.exclude_ids in the manifest's order, and how many there are of each split."""
+    sure = {issue.at for kind in ALWAYS for issue in odd[kind]}
+    places = sorted(sure | {issue.at for issue in contradicted if is_suspect(issue, limit)})
     ids = [utterances[at].clip["id"] for at in places]
     return {"suspects": ids, "suspects_by_split": _by_split(utterances, places)}
 
 
 def _edited(folder: Path) -> str | None:
-    """The list as a person left it, where it is no longer what was written here; None otherwise."""
+    """Returns suspects.txt if a user has edited it since the last audit, else None."""
     listed, facts = folder / "suspects.txt", folder / "audit.json"
     if not listed.is_file():
         return None
-    there = listed.read_text(encoding="utf-8")
-    return None if facts.is_file() and there == _listing(read_json(facts)["suspects"]) else there
+    current = listed.read_text(encoding="utf-8")
+    return None if facts.is_file() and current == _listing(read_json(facts)["suspects"]) else current
 
 
 def _write_suspects(folder: Path, suspects: Sequence[str], edited: str | None) -> None:
@@ -191,7 +192,7 @@ def _listing(suspects: Sequence[str]) -> str:
 
 
 def _apply(data: DataConfig, folder: Path) -> str:
-    """The words that leave the listed clips out."""
+    """Returns the command that trains without the listed clips."""
     listed = str(folder / "suspects.txt")
     if re.fullmatch(r"[\w./+-]+", listed, re.ASCII):
         hours = "all" if data.hours is None else f"{data.hours:g}"
@@ -200,30 +201,30 @@ def _apply(data: DataConfig, folder: Path) -> str:
 
 
 def _facts(utterances: Sequence[Utterance], odd: Mapping[str, Sequence[Issue]], unit: str) -> dict[str, Any]:
-    """What audit.json holds but for the model's part and the list."""
-    pace = {name: value for name, value in faults.pace(utterances, unit)[2].items() if name != "rates"}
+    """Returns the content of audit.json, except for what was decoded and the suspects."""
+    pace = {name: value for name, value in quality.pace(utterances, unit)[2].items() if name != "rates"}
     return {
         "splits": {split: _split([each for each in utterances if each.split == split]) for split in SPLITS},
         "pace": pace,
         "odd": {
             kind: {
                 "clips": len(own),
-                "by_split": _by_split(utterances, [fault.at for fault in own]),
-                "found": {utterances[fault.at].clip["id"]: fault.said for fault in own},
+                "by_split": _by_split(utterances, [issue.at for issue in own]),
+                "found": {utterances[issue.at].clip["id"]: issue.said for issue in own},
             }
             for kind, own in odd.items()
         },
-        "odd_clips": len({fault.at for own in odd.values() for fault in own}),
+        "odd_clips": len({issue.at for own in odd.values() for issue in own}),
     }
 
 
 def _split(own: Sequence[Utterance]) -> dict[str, Any]:
     seconds = [each.seconds for each in own]
-    loud = [faults.decibels(each.heard.loudness) for each in own if each.heard.loudness]
+    loud = [quality.decibels(each.heard.loudness) for each in own if each.heard.loudness]
     return {
         "clips": len(own),
         "hours": round(sum(seconds) / 3600, 4),
-        **faults.speakers(own),
+        **quality.speakers(own),
         "seconds": {"least": min(seconds), "median": float(np.median(seconds)), "most": max(seconds)},
         "loudness_dbfs": round(float(np.median(loud)), 1) if loud else None,
         "sampling_rates": dict(sorted(Counter(each.heard.rate for each in own if each.heard.rate).items())),
@@ -255,46 +256,46 @@ def _decoded(
 def _charts(
     utterances: Sequence[Utterance], unit: str, contradicted: Sequence[LabelIssue], limit: float
 ) -> dict[str, Any]:
-    """`durations`: titles and SVGs; `pace` and the model's `error`: SVGs, None where there is nothing to draw."""
-    pace = faults.pace(utterances, unit)[2]
+    """Returns `durations` as titles and SVGs; `pace` and the model's `error` as SVGs, None without data."""
+    pace = quality.pace(utterances, unit)[2]
     durations = {split: [each.seconds for each in utterances if each.split == split] for split in SPLITS}
     drawn = [(split, charts.histogram(own, "seconds")) for split, own in durations.items()]
     outside, rates = [pace["low"], pace["high"]], trusted_rates(contradicted)
     return {
         "durations": [(title, Markup(svg)) for title, svg in drawn],
-        "pace": Markup(charts.histogram(pace["rates"], f"{unit} a second", outside)) if pace["rates"] else None,
+        "pace": Markup(charts.histogram(pace["rates"], f"{unit} per second", outside)) if pace["rates"] else None,
         "error": Markup(charts.shares(rates, "character error rate", [limit])) if rates else None,
     }
 
 
-def _example(each: Utterance, said: str, clips: Path) -> dict[str, Any]:
+def _example(each: Utterance, detail: str, clips: Path) -> dict[str, Any]:
     return {
-        "id": each.clip["id"], "split": each.split, "seconds": each.seconds, "said": said,
+        "id": each.clip["id"], "split": each.split, "seconds": each.seconds, "detail": detail,
         "text": each.clip["text"], "suspect": False, "sound": _sound(each, clips),
     }  # fmt: skip
 
 
-def _shown_doubts(
+def _shown_contradicted(
     utterances: Sequence[Utterance], contradicted: Sequence[LabelIssue], limit: float, token: str, clips: Path
 ) -> dict[str, list[dict[str, Any]]]:
-    """As doubts.ranked has them, each a clip with its alignment; where no spaces are written, by characters."""
+    """Returns the groups of `rank_issues`, each clip with its alignment, by characters in unspaced scripts."""
     by_character = Normalizer("characters", token) if primary_metric(token) == "cer" else str
 
     def shown(each: LabelIssue) -> dict[str, Any]:
-        (chunks,) = alignments([by_character(each.reference)], [by_character(each.heard)])
+        (chunks,) = alignments([by_character(each.reference)], [by_character(each.hypothesis_normalized)])
         rate = f"{each.rate:.0%}: {each.errors} of {each.characters} characters"
-        said = ", ".join(SIGNS[sign] for sign in each.signs) or rate
-        drawn = {"suspect": is_suspect(each, limit), "chunks": chunks}
-        return _example(utterances[each.at], said, clips) | drawn
+        detail = ", ".join(SIGNS[sign] for sign in each.signs) or rate
+        aligned = {"suspect": is_suspect(each, limit), "chunks": chunks}
+        return _example(utterances[each.at], detail, clips) | aligned
 
-    most = {"worst": SHOWN_DOUBTS}
+    most = {"worst": SHOWN_CONTRADICTED}
     return {
         name: [shown(each) for each in own[: most.get(name, SHOWN)]] for name, own in rank_issues(contradicted).items()
     }
 
 
 def _sound(each: Utterance, clips: Path) -> str | None:
-    """The clip beside the page; of a long recording the part alone. None where it cannot be heard."""
+    """Writes the clip (of a long recording its segment) beside the page; None if it cannot be decoded."""
     if each.heard.problem:
         return None
     target = clips / f"{each.heard.sha256[:20]}.{audio_suffix(each.clip)}"
@@ -302,7 +303,7 @@ def _sound(each: Utterance, clips: Path) -> str | None:
         try:
             target.write_bytes(encoded_audio(each.clip))
         except ExternalError as error:
-            log(f"{each.clip['id']} cannot be played on the page: {error}")
+            log(f"no player on the page for {each.clip['id']}: {error}")
             return None
     return f"clips/{target.name}"
 
@@ -310,44 +311,49 @@ def _sound(each: Utterance, clips: Path) -> str | None:
 def label_issues(
     places: Sequence[int], utterances: Sequence[Utterance], model: Mapping[str, Any], normal: Normalizer, unit: str
 ) -> list[LabelIssue]:
-    """A doubt a clip of `places`, in which `model` (an item of hearing.heard) heard its hypotheses, in their order.
+    """Compares the transcripts of clips with the hypotheses of a model: a LabelIssue for every clip.
 
-    `unit` is what the language is written in, "words" or "characters".
+    `places` are indices into `utterances`; `model` is an item of `decode_sets` with hypotheses in the same order.
+    `unit` is that of the language's primary metric, "words" or "characters".
     """
     references = [utterances[at].words for at in places]
-    heard = [normal(text) for text in model["hypotheses"]]
-    errors, characters = clip_errors(references, heard, normal.language or "", "cer")
+    normalized = [normal(text) for text in model["hypotheses"]]
+    errors, characters = clip_errors(references, normalized, normal.language or "", "cer")
     return [
         LabelIssue(
-            at, hypothesis, reference, said, wrong, count, count < SHORT[unit],
-            runaway_signs(said, reference, float(utterances[at].clip["duration"]), cut),
+            at, hypothesis, reference, text, wrong, count, count < SHORT[unit],
+            runaway_signs(text, reference, float(utterances[at].clip["duration"]), truncated),
         )
-        for at, hypothesis, reference, said, wrong, count, cut in zip(
-            places, model["hypotheses"], references, heard, errors, characters, model["truncated"], strict=True
+        for at, hypothesis, reference, text, wrong, count, truncated in zip(
+            places, model["hypotheses"], references, normalized, errors, characters, model["truncated"], strict=True
         )
     ]  # fmt: skip
 
 
 def trusted_rates(found: Sequence[LabelIssue]) -> list[float]:
-    """The character error rates that tell of the model and the corpus: of what it can be believed in."""
+    """Returns the character error rates of issues where the model can be trusted: not short, not runaway."""
     return [each.rate for each in found if not each.short and not each.signs]
 
 
 def suspect_threshold(found: Sequence[LabelIssue]) -> float:
-    """The character error rate beyond which a transcript is suspect; a model that is wrong everywhere suspects few."""
-    believed = trusted_rates(found)
-    return max(LEAST, bounds(believed)[1]) if believed else LEAST
+    """Returns the character error rate above which a transcript is suspect.
+
+    It rises with the model's own error rate: a model that is wrong everywhere makes few transcripts suspect.
+    """
+    trusted = trusted_rates(found)
+    return max(LEAST, bounds(trusted)[1]) if trusted else LEAST
 
 
 def suspect_rule(unit: str) -> str:
+    """Returns the rule of `suspect_threshold` in words, for the page."""
     return (
-        f"more than {LEAST:.0%} of the characters, and more than the median by {OUTLIER:g} robust standard deviations "
-        f"(MAD / 0.6745), in a transcript of at least {SHORT[unit]} characters"
+        f"in more than {LEAST:.0%} of the characters, and more than {OUTLIER:g} robust standard deviations "
+        f"(MAD / 0.6745) above the median, for transcripts of at least {SHORT[unit]} characters"
     )
 
 
 def rank_issues(found: Sequence[LabelIssue]) -> dict[str, list[LabelIssue]]:
-    """The strongest first: `worst`, `short`, and `ran_away`, where the model itself is wrong."""
+    """Groups issues, the highest error rate first: `worst`, `short`, and `ran_away` (runaway hypotheses)."""
     order = sorted(found, key=lambda each: (-each.rate, -each.errors, each.at))
     contradicted = [each for each in order if each.errors and not each.signs]
     return {
@@ -358,27 +364,30 @@ def rank_issues(found: Sequence[LabelIssue]) -> dict[str, list[LabelIssue]]:
 
 
 def is_suspect(each: LabelIssue, limit: float) -> bool:
+    """Whether the model can be trusted here and its error rate is above the limit."""
     return not each.signs and not each.short and each.rate > limit
 
 
 def missing_symbols(found: Sequence[LabelIssue]) -> dict[str, list[dict[str, Any]]]:
-    """`letters` and `words` that the model writes in many clips and the transcripts of the same clips in few.
+    """Finds `letters` and `words` that many hypotheses have and few transcripts of the same clips.
 
-    Each with `it`, and in how many clips it was `heard` and is `written`. A corpus without accents shows here, and one
-    whose speakers say what was not written down.
+    Each row has the symbol (`it`), and the number of clips whose hypothesis (`decoded`) or transcript (`written`) has
+    it. This shows corpora without accents, and speech that was not transcribed.
     """
     trusted = [each for each in found if not each.signs]
     return {
-        "letters": _lacking([(set(filter(str.isalpha, each.heard)), set(each.reference)) for each in trusted]),
-        "words": _lacking([(set(each.heard.split()), set(each.reference.split())) for each in trusted]),
+        "letters": _lacking(
+            [(set(filter(str.isalpha, each.hypothesis_normalized)), set(each.reference)) for each in trusted]
+        ),
+        "words": _lacking([(set(each.hypothesis_normalized.split()), set(each.reference.split())) for each in trusted]),
     }
 
 
 def _lacking(pairs: Sequence[tuple[set[str], set[str]]]) -> list[dict[str, Any]]:
-    heard = Counter(it for own, _ in pairs for it in own)
+    decoded = Counter(it for own, _ in pairs for it in own)
     written = Counter(it for _, own in pairs for it in own)
     return [
-        {"it": it, "heard": clips, "written": written[it]}
-        for it, clips in heard.most_common()
+        {"it": it, "decoded": clips, "written": written[it]}
+        for it, clips in decoded.most_common()
         if clips >= MANY and written[it] <= LACKING * clips
     ][:MOST_LACKING]

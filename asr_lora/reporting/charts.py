@@ -1,4 +1,4 @@
-"""Charts as SVG that stands in a page and takes its colours: text and axes are the page's own, light or dark."""
+"""Charts as inline SVG, with text, axes and colors of the page's light or dark palette."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-# Colours that nobody else draws in, and the page's own that they become.
-INK, UNTOUCHED, TUNED = "#010203", "#040506", "#070809"
-THEMED = {INK: "currentColor", UNTOUCHED: "var(--untouched)", TUNED: "var(--tuned)"}
-MARKS = "os^Dv*XP"  # of several lines in one chart
+# Placeholder colors that matplotlib itself does not use, and the page's colors that replace them.
+INK, BASE, TUNED = "#010203", "#040506", "#070809"
+THEMED = {INK: "currentColor", BASE: "var(--base)", TUNED: "var(--tuned)"}
+MARKS = "os^Dv*XP"  # markers of several lines in one chart
 STYLE: Any = {
-    "svg.fonttype": "none",  # text stays text: it is searched, read aloud and scaled
+    "svg.fonttype": "none",  # text stays text: it can be searched, read aloud and scaled
     "font.family": "sans-serif", "font.size": 11,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.spines.top": False, "axes.spines.right": False,
@@ -27,7 +27,7 @@ STYLE: Any = {
 def training(
     log: Sequence[Mapping[str, Any]], dev: Sequence[Mapping[str, Any]], normalizer: str
 ) -> list[tuple[str, str]]:
-    """Title and SVG of loss, learning rate and dev WER over the steps.
+    """Draws loss, learning rate and dev WER over the steps: a title and an SVG each.
 
     `log` is train/log.jsonl; `normalizer` is that of `dev`, with its version.
     """
@@ -46,18 +46,16 @@ def training(
             axes.plot([point["step"] for point in dev], [point["wer"] for point in dev], "o-", color=TUNED)
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
             axes.set_ylim(0, 1.1 * max(point["wer"] for point in dev) or 1)
-        charts.append((f"Word error rate on dev, by {normalizer}", drawn.getvalue()))
+        charts.append((f"Word error rate on dev, normalized by {normalizer}", drawn.getvalue()))
     return charts
 
 
 def by_group(groups: Sequence[Mapping[str, Any]], rate: str) -> str:
-    """Both models' rates ("WER" or "CER") in every group, the tuned one's with its interval."""
+    """Draws the rates ("WER" or "CER") of both models by group, with intervals of the fine-tuned model."""
     with _figure("", rate, width=6.4) as (axes, drawn):
         places = list(range(len(groups)))
-        axes.plot(
-            places, [group["baseline_rate"] for group in groups], "D", color=UNTOUCHED, markersize=6, label="untouched"
-        )
-        _with_intervals(axes, places, groups, "rate", "tuned")
+        axes.plot(places, [group["baseline_rate"] for group in groups], "D", color=BASE, markersize=6, label="base")
+        _with_intervals(axes, places, groups, "rate", "fine-tuned")
         axes.set_xticks(places, [f"{group['value']}\n{group['clips']} clips" for group in groups], fontsize=9)
         axes.set_xlim(-0.5, len(groups) - 0.5)
         axes.set_ylim(bottom=0)
@@ -67,19 +65,20 @@ def by_group(groups: Sequence[Mapping[str, Any]], rate: str) -> str:
 
 
 def over(lines: Mapping[str, Sequence[tuple[float, float, Sequence[float]]]], rate: str, name: str, of: str) -> str:
-    """The rate "wer" or "cer" over the values of a setting, such as LoRA's rank: (value, rate, bounds of its bar).
+    """Draws the rate "wer" or "cer" over the values of a setting, such as LoRA's rank.
 
-    Several `lines` are told apart by their marks, and called by `of` and their own names.
+    `lines` are points (value, rate, bounds of the error bar) by the line's name. Several lines differ in their markers
+    and are labeled with `of` and their names.
     """
     values = sorted({value for points in lines.values() for value, _, _ in points})
     with _figure(name, rate.upper(), width=6.4) as (axes, drawn):
         for place, (label, points) in enumerate(lines.items()):
-            # Side by side, or the bars of one value would hide each other.
+            # Shifted sideways, or the bars of one value would hide each other.
             shift = 1 + 0.03 * (place - (len(lines) - 1) / 2)
             scored = [{rate: middle, f"{rate}_ci95": bounds} for _, middle, bounds in points]
-            called = f"{of} {label}" if len(lines) > 1 else None
+            legend = f"{of} {label}" if len(lines) > 1 else None
             places = [value * shift for value, _, _ in points]
-            _with_intervals(axes, places, scored, rate, called, MARKS[place % len(MARKS)])
+            _with_intervals(axes, places, scored, rate, legend, MARKS[place % len(MARKS)])
         if min(values) > 0 and max(values) >= 4 * min(values):
             axes.set_xscale("log", base=2)
         axes.set_xticks(values, [f"{value:g}" for value in values])
@@ -91,14 +90,14 @@ def over(lines: Mapping[str, Sequence[tuple[float, float, Sequence[float]]]], ra
 
 
 def histogram(values: Sequence[float], x: str, limits: Sequence[float] = ()) -> str:
-    """How many clips have which value; a dashed line at each of `limits`."""
+    """Draws a histogram of clips by value, with a dashed line at each of `limits`."""
     with _figure(x, "clips") as (axes, drawn):
         _columns(axes, values, limits, bins=min(40, max(8, round(len(values) ** 0.5))))
     return drawn.getvalue()
 
 
 def shares(values: Sequence[float], x: str, limits: Sequence[float] = ()) -> str:
-    """The same of shares, printed as percents, a column for every ten; what is beyond 200 % stands there."""
+    """Draws a histogram of shares in percent, with bins of 10 points; larger shares than 200 % count as 200 %."""
     with _figure(x, "clips", width=6.4) as (axes, drawn):
         _columns(axes, [min(value, 2.0) for value in values], limits, bins=[tenth / 10 for tenth in range(22)])
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
@@ -108,7 +107,7 @@ def shares(values: Sequence[float], x: str, limits: Sequence[float] = ()) -> str
 def _columns(axes: Axes, values: Sequence[float], limits: Sequence[float], bins: int | Sequence[float]) -> None:
     axes.hist(values, bins=bins, color=TUNED, alpha=0.75)
     for limit in limits:
-        axes.axvline(limit, color=UNTOUCHED, linestyle="--", linewidth=1.4)
+        axes.axvline(limit, color=BASE, linestyle="--", linewidth=1.4)
     axes.set_xlim(left=0)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -126,7 +125,7 @@ def _with_intervals(
 
 @contextmanager
 def _figure(x: str, y: str, width: float = 4.2) -> Iterator[tuple[Axes, io.StringIO]]:
-    """Axes to draw on, and where the SVG is when the block has ended."""
+    """Yields axes to draw on, and the buffer that holds the SVG after the block."""
     drawn = io.StringIO()
     with mpl.rc_context(STYLE | {"svg.hashsalt": f"{x} {y}"}):
         figure = Figure(figsize=(width, 2.9), layout="constrained")
@@ -136,6 +135,6 @@ def _figure(x: str, y: str, width: float = 4.2) -> Iterator[tuple[Axes, io.Strin
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
-    for colour, themed in THEMED.items():
-        svg = svg.replace(colour, themed)
+    for placeholder, themed in THEMED.items():
+        svg = svg.replace(placeholder, themed)
     drawn.write(svg)

@@ -1,4 +1,4 @@
-"""Several runs side by side, on the screen and on one page: which can be compared, and seeds folded into one row."""
+"""Comparison of runs in the terminal and on one page: comparable runs in one table, seeds of one run in one row."""
 
 import json
 import os
@@ -25,18 +25,16 @@ from asr_lora.speech.normalizer import primary_metric
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a run was trained and scored to its end, by this version."""
+    """Whether a run was trained to its last step and scored by this version."""
     return run.is_trained(folder) and bool(run.read_scores(folder))
 
 
 def compare(folders: Sequence[Path], title: str, runs_dir: Path) -> Path:
-    """Shows the runs that are complete, at least one, writes their page, and returns where it is."""
+    """Prints the complete runs of `folders` (at least one), writes their page, and returns its path."""
     complete = [folder for folder in folders if is_complete(folder)]
     for folder in folders:
         if folder not in complete:
-            log(
-                f"left out, not trained and scored to the end by this version (asr_lora.eval scores it again): {folder}"
-            )
+            log(f"left out, not fully trained or not scored by this version (asr_lora.eval scores it again): {folder}")
     rows = sorted(map(_run, complete), key=lambda row: row["settings"]["lora"]["r"] or 0)
     page = runs_dir / "comparison" / "index.html"
     precisions = {row["settings"]["model"]["precision"] for row in rows}
@@ -59,7 +57,7 @@ def compare(folders: Sequence[Path], title: str, runs_dir: Path) -> Path:
 
 
 def compare_sweep(runs_dir: Path, jobs: Sequence[Job]) -> None:
-    """The end of a sweep: its runs side by side, on the screen and on a page, and what memory its jobs left behind."""
+    """Compares the runs of a sweep, and logs the memory that each job left resident."""
     folders = list(dict.fromkeys(Path(job.run) for job in jobs if job.run))
     if any(map(is_complete, folders)):
         compare(folders, shared_command(f"asr_lora.train {shlex.join(sys.argv[1:])}"), runs_dir)
@@ -81,29 +79,29 @@ def _run(folder: Path) -> dict[str, Any]:
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Runs whose rates can stand beside each other: of one kind, on the same clips, normalised alike; most runs first.
+    """Groups runs that can be compared: same metric, clips, normalizer and language; the largest group first.
 
-    `spread_note` says in what the others differ from the first. A run without a rate stands alone.
+    `apart` of a group lists in what it differs from the first. A run without a rate is a group of its own.
     """
     found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         own = row["own"]
         key = {
             "another rate": row["rate"], "other clips": own["inputs"]["clips_sha256"],
-            "another normaliser": tables.normalizer_label(own), "another language": own["language"],
+            "another normalizer": tables.normalizer_label(own), "another language": own["language"],
             "no words": None if own[row["rate"]] is not None else row["name"],
         }  # fmt: skip
         found[tuple(key.items())].append(row)
     most_first = sorted(found.items(), key=lambda item: -len(item[1]))
     main = dict(most_first[0][0])
     return [
-        {**_group(alike), "apart": ", ".join(what for what, said in key if said != main[what])}
+        {**_group(alike), "apart": ", ".join(what for what, value in key if value != main[what])}
         for key, alike in most_first
     ]
 
 
 def _group(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What page and screen say of runs that can be compared, a row for those that differ in their seed alone."""
+    """Returns what page and terminal show of comparable runs; runs that differ only in their seed are one row."""
     rate, first = runs[0]["rate"], runs[0]["own"]
     folds = group_by_seed([each["settings"] for each in runs], [each["own"] for each in runs])
     rows = [_folded([runs[place] for place in places], rate) for places in folds]
@@ -113,15 +111,18 @@ def _group(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         row["to_best"] = _paired(best, row, rate)
         row["sets"] = [_set(best, row, name) for name in names]
     return {
-        "title": f"{rate.upper()} on {first['clips']} {first['split']} clips, normalised by {tables.normalizer_label(first)}",
+        "title": (
+            f"{rate.upper()} on {first['clips']} {first['split']} clips, "
+            f"normalized by {tables.normalizer_label(first)}"
+        ),
         "rows": rows, "runs": len(runs), "folded": any(len(row["runs"]) > 1 for row in rows),
-        "heard_at": sorted({tables.context_note(each["own"]) for each in runs}),
+        "contexts": sorted({tables.context_note(each["own"]) for each in runs}),
         "rate": rate, "best": best, "sets": names, "chart": _chart(rows, rate),
     }  # fmt: skip
 
 
 def _folded(runs: Sequence[Mapping[str, Any]], rate: str) -> dict[str, Any]:
-    """A row: the cells of a single run, or of several seeds the means, and how far they lie apart."""
+    """Returns a row: the cells of a single run, or means and standard deviations of several seeds."""
     first, rates = runs[0], [each["own"][rate] for each in runs]
     row = {name: first[name] for name in ("name", "base", "settings", "trained", "own", "facts", "split")}
     row |= {"runs": list(runs), "minutes": spread([each["trained"]["train_seconds"] / 60 for each in runs]).mean}
@@ -145,9 +146,9 @@ def _folded(runs: Sequence[Mapping[str, Any]], rate: str) -> dict[str, Any]:
 
 
 def _chart(rows: Sequence[Mapping[str, Any]], rate: str) -> Markup | None:
-    """Of a sweep over the rank, a line a learning rate; else None."""
-    ways, ranks = ({row["settings"]["lora"][key] for row in rows} for key in ("kind", "r"))
-    if len(ways) > 1 or len(ranks) < 2 or any(row["mean"] is None for row in rows):
+    """Draws a sweep over the rank, with a line for each learning rate; None for anything else."""
+    methods, ranks = ({row["settings"]["lora"][key] for row in rows} for key in ("kind", "r"))
+    if len(methods) > 1 or len(ranks) < 2 or any(row["mean"] is None for row in rows):
         return None
     lines: dict[str, list[tuple[float, float, Sequence[float]]]] = defaultdict(list)
     for row in rows:
@@ -157,7 +158,7 @@ def _chart(rows: Sequence[Mapping[str, Any]], rate: str) -> Markup | None:
 
 
 def _set(best: Mapping[str, Any], row: Mapping[str, Any], name: str) -> str:
-    """A cell: what the tuned model heard of another set, and the difference to the untouched one; of seeds means."""
+    """Returns the cell of another set: the fine-tuned model's rate and its difference to the base; means of seeds."""
     scored = [each["facts"][name] for each in row["runs"] if name in each["facts"]]
     other = best["facts"].get(name)
     if not scored:
@@ -175,7 +176,7 @@ def _set(best: Mapping[str, Any], row: Mapping[str, Any], name: str) -> str:
 
 
 def _paired(best: Mapping[str, Any], row: Mapping[str, Any], rate: str) -> str:
-    """The row's rate minus the best one's on the same clips, with the paired interval; of seeds their mean errors."""
+    """Returns the row's rate minus the best row's on the same clips, with a paired interval; mean errors of seeds."""
     if row["mean"] is None:
         return "no words"
     if row is best:
@@ -199,17 +200,17 @@ def _paired(best: Mapping[str, Any], row: Mapping[str, Any], rate: str) -> str:
 
 
 def group_by_seed(settings: Sequence[Mapping[str, Any]], scored: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """The places of runs that differ in their seed alone, in order of seed; one by one those that do not.
+    """Groups the indices of runs that differ only in their seed, in the order of the seed; others stay alone.
 
-    `settings` are those of each run as recorded, `read_scores` its metrics: an adapter that was turned down, or was heard
-    otherwise, is another. Two runs of one seed are no two seeds, and never stand together.
+    `settings` are the recorded ones of each run, `scored` its metrics: runs whose adapter was scored at another
+    strength, or decoded with other options, are not grouped. Two runs of the same seed are never in one group.
     """
     found: dict[tuple[str, int], list[int]] = defaultdict(list)
     times: dict[tuple[str, int], int] = defaultdict(int)
     for place, (own, figures) in enumerate(zip(settings, scored, strict=True)):
         apart_from_seed = {name: value for name, value in result_settings(own).items() if name != "seed"}
-        heard = {name: figures.get(name) for name in ("context", "strength", "average")}
-        alike = json.dumps([apart_from_seed, heard, figures["inputs"]["decoding"]], sort_keys=True)
+        adapter = {name: figures.get(name) for name in ("context", "strength", "average")}
+        alike = json.dumps([apart_from_seed, adapter, figures["inputs"]["decoding"]], sort_keys=True)
         found[alike, times[alike, own["seed"]]].append(place)
         times[alike, own["seed"]] += 1
     return [sorted(places, key=lambda place: settings[place]["seed"]) for places in found.values()]

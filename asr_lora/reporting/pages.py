@@ -1,4 +1,4 @@
-"""Templates of the page, the comparison and the model card, and what all of them may call."""
+"""Templates of pages and model cards, and the functions that templates can call."""
 
 import re
 import shlex
@@ -20,26 +20,26 @@ from asr_lora.reporting import tables
 from asr_lora.reporting.tables import leading_first, normalizer_label
 from asr_lora.runs.folder import settings as recorded_settings
 from asr_lora.runtime.files import write_text
-from asr_lora.speech import normalizer as text
+from asr_lora.speech.normalizer import primary_metric
 
-# A value in Hydra's grammar, cut into what stands in quotes, what is between the marks of lists and dictionaries (an
-# interpolation is no such mark), and those marks.
+# Splits a value of Hydra's grammar into quoted parts, parts between the brackets and commas of lists and dictionaries
+# (an interpolation is part of the text), and these brackets and commas.
 PIECE = re.compile(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|(?:\$\{[^}]*\}|\\.|[^,{}\[\]"'])+|.""", re.DOTALL)
 TASK = "automatic-speech-recognition"
-NAMED = re.compile(r"(\s*(?:[\w.+-]+:\s*)*)(.*?)(\s*)", re.DOTALL)  # `path: ` and `shards:` before what they are of
-ELSEWHERE = ("hf:", "mdc:")  # what is behind them is a name on a server
-NOT_PATHS = ("export.push", "data.columns")  # settings whose slashes mean something else
+NAMED = re.compile(r"(\s*(?:[\w.+-]+:\s*)*)(.*?)(\s*)", re.DOTALL)  # prefixes such as `path: ` and `shards:`, the value
+REMOTE = ("hf:", "mdc:")  # prefixes of names on a server
+NOT_PATHS = ("export.push", "data.columns")  # settings whose slashes are not of paths
 
 
 def unbroken(text: str) -> Markup:
-    """The text as HTML in which no line ends within parentheses, so that an interval is read at one glance."""
-    safe = str(escape(text))  # as an ordinary string: what is put into Markup is escaped
+    """Returns the text as HTML without line breaks inside parentheses, so that an interval stays on one line."""
+    safe = str(escape(text))  # a plain string: strings that are put into Markup are escaped
     marked = re.sub(r"\([^()]*\)", r'<span class="whole">\g<0></span>', safe)
-    return Markup(f"<span>{marked}</span>")  # one piece, which a phone sets beside its name
+    return Markup(f"<span>{marked}</span>")  # one element, which a narrow screen shows beside its name
 
 
 def environment(autoescape: bool) -> Environment:
-    """`autoescape` for a page, where whatever a corpus or a person wrote must stay text; a card is no HTML."""
+    """Returns the Jinja environment; `autoescape` for HTML, where text of corpora and users must stay text."""
     made = Environment(
         loader=PackageLoader("asr_lora", "reporting/templates"), autoescape=autoescape, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -50,20 +50,21 @@ def environment(autoescape: bool) -> Environment:
         "unbroken": unbroken, "shared_command": shared_command,
     }  # fmt: skip
     made.globals |= {
-        "leading": text.primary_metric, "leading_first": tables.leading_first, "delta_interval": metrics.delta_interval,
-        "normalised": tables.normalizer_label, "heard": tables.rate_cell, "change": tables.change, "heard_at": tables.context_note,
-        "redecoded": tables.redecoded_note, "runaways": tables.runaways, "small": tables.small,
-        "strength_cell": tables.strength_cell, "dialled": tables.strength_label, "is_best": tables.is_best,
-        "drawn_of": tables.drawn_of, "shared_value": shared_value,
-        "CHOSEN_ON_DEV": tables.CHOSEN_ON_DEV, "FOLDED": tables.FOLDED, "tuned_by": tables.tuning_label,
+        "primary_metric": primary_metric, "leading_first": tables.leading_first,
+        "delta_interval": metrics.delta_interval, "normalizer_label": tables.normalizer_label,
+        "rate_cell": tables.rate_cell, "change": tables.change, "context_note": tables.context_note,
+        "redecoded_note": tables.redecoded_note, "runaways": tables.runaways, "small": tables.small,
+        "strength_cell": tables.strength_cell, "strength_label": tables.strength_label, "is_best": tables.is_best,
+        "drawn_of": tables.drawn_of, "shared_value": shared_value, "tuning_label": tables.tuning_label,
+        "CHOSEN_ON_DEV": tables.CHOSEN_ON_DEV, "FOLDED": tables.FOLDED,
     }  # fmt: skip
     return made
 
 
 def hub_id(checkpoint: str) -> str | None:
-    """Where anyone else finds the base: a Hub id itself, or what OpenAI published under a folder's name and shape.
+    """Returns the Hub id of a checkpoint: an id itself, or OpenAI's for a folder of that name and dimensions.
 
-    None for a folder of another name, or whose sizes are not those: what is in it nobody else may have.
+    None for a folder of another name or of other dimensions, which the Hub may not have.
     """
     if not is_local(checkpoint):
         return resolve(checkpoint)[0]
@@ -90,7 +91,7 @@ def write_card(
             task_type=TASK, task_name="Speech recognition", dataset_type=summary["release"] if name == split else name,
             dataset_name=summary["release"] if name == split else name, dataset_config=scored["language"],
             dataset_split=scored["split"], metric_type=rate, metric_value=round(100 * scored[rate], 2),
-            metric_name=f"{rate.upper()} (%), normalised by {normalizer_label(scored)}",
+            metric_name=f"{rate.upper()} (%), normalized by {normalizer_label(scored)}",
         )
         for name, scored in facts.items()
         for rate in leading_first(scored["language"])
@@ -98,7 +99,7 @@ def write_card(
     ]  # fmt: skip
     whole = is_whole(folder)
     data = ModelCardData(
-        # The corpus's own language, where Whisper was told another for want of a token; the Hub knows no regions.
+        # The corpus's language, also where Whisper decodes with another's token; the Hub has no regions.
         language=settings["data"]["language"].partition("-")[0],
         base_model=base, library_name="transformers" if whole else "peft", license=license_name,
         datasets=[summary["release"]], metrics=["wer", "cer"], pipeline_tag=TASK,
@@ -116,25 +117,25 @@ def write_card(
 
 
 def shared_command(command: str) -> str:
-    """A command as it is typed, its settings as `shared_value` has them."""
+    """Returns a command line with the values of its overrides shortened by `shared_value`."""
     try:
-        words = shlex.split(command)
-    except ValueError:  # a quote that does not end: of a run from elsewhere
-        words = command.split()
-    return shlex.join(map(_word, words))
+        arguments = shlex.split(command)
+    except ValueError:  # an unclosed quote, in a damaged record
+        arguments = command.split()
+    return shlex.join(map(_argument, arguments))
 
 
-def _word(word: str) -> str:
-    key, equals, value = word.partition("=")
+def _argument(argument: str) -> str:
+    key, equals, value = argument.partition("=")
     if not equals:
-        return word if word.startswith("~") else _place(word)  # ~key takes a setting out
+        return argument if argument.startswith("~") else _path(argument)  # ~key removes a setting
     return f"{key}={shared_value(key.lstrip('+'), value)}"
 
 
 def shared_value(key: str, value: str) -> str:
-    """The value of a setting with every local path in it cut to its last part; a Hub id stays, and so does a URL.
+    """Returns the value of a setting with every local path shortened to its last part; Hub ids and URLs stay.
 
-    A URL loses what may be secret in it, a password and the query.
+    The user, password, query and fragment of a URL are removed, since they may be secret.
     """
     if key in NOT_PATHS or (key == "model.checkpoint" and is_hub_id(value.strip("\"'"))):
         return value
@@ -148,12 +149,12 @@ def _piece(piece: str) -> str:
     if found is None:
         return piece
     before, rest, after = found.groups()
-    if before.endswith(ELSEWHERE):
+    if before.endswith(REMOTE):
         return piece
     if rest.startswith("//"):
         scheme = re.split(r":\s*", before)[-2]
         return f"{before.removesuffix(f'{scheme}:')}{_url(f'{scheme}:{rest}')}{after}"
-    return f"{before}{_place(rest)}{after}"
+    return f"{before}{_path(rest)}{after}"
 
 
 def _url(address: str) -> str:
@@ -161,8 +162,8 @@ def _url(address: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
 
 
-def _place(path: str) -> str:
-    if path.startswith("~") and "/" not in path:  # another user's home would name that user
+def _path(path: str) -> str:
+    if path.startswith("~") and "/" not in path:  # ~name would name another user
         return "~"
     if "/" not in path:
         return path

@@ -1,4 +1,4 @@
-"""What an evaluation found, as tables on standard output; a rate is printed as percent, a difference as points."""
+"""Evaluation results as terminal tables: rates in percent, differences in percentage points."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,24 +9,24 @@ from rich.table import Table
 from asr_lora.evaluation.metrics import SMALL, Spread, delta_interval, difference, interval, percent, points
 from asr_lora.speech.normalizer import primary_metric
 
-SHORT_OF_SPEAKERS = "intervals over clips: too few known speakers for them to say anything about other speakers"
-CHOSEN_ON_DEV = "dev chose the adapter, so this flatters it: only clips that nothing was chosen by tell how good it is"
+SHORT_OF_SPEAKERS = "intervals over clips: too few known speakers, so they do not generalize to other speakers"
+CHOSEN_ON_DEV = "dev chose the adapter, so this score is optimistic: only clips that chose nothing measure its quality"
 FOLDED = (
-    "seeds of the same settings are one row: means, and sd, the sample's standard deviation over the seeds; of single "
-    "runs the 95 % interval over clips"
+    "seeds of the same settings are one row: means and sd, the sample standard deviation over the seeds; single runs "
+    "have the 95 % interval over clips"
 )
-CONTEXTS = {"short": "at the length of its clips", "full": "at 30 s"}
+CONTEXTS = {"short": "at clip length", "full": "at 30 s context"}
 
 
 def show_run(name: str, facts: Mapping[str, Mapping[str, Any]]) -> None:
-    """`facts` are the metrics of every set, the run's own split first."""
+    """Prints the scores of a run; `facts` are the metrics of every set, the run's own split first."""
     split, own = next(iter(facts.items()))
     clips_of = f"{drawn_of(own)} {split} clips{small(own)}"
-    table = Table(title=f"{name}: {clips_of}, normalised by {normalizer_label(own)}")
+    table = Table(title=f"{name}: {clips_of}, normalized by {normalizer_label(own)}")
     rates = leading_first(own["language"])
     for heading in ("", *(part for rate in rates for part in (rate.upper(), "95 % interval")), "seconds"):
         table.add_column(heading, justify="right" if heading else "left")
-    for model, figures in (("untouched", own["baseline"]), ("tuned", own)):
+    for model, figures in (("base", own["baseline"]), ("fine-tuned", own)):
         cells = [cell for rate in rates for cell in (percent(figures[rate]), interval(figures[f"{rate}_ci95"]))]
         table.add_row(model, *cells, f"{figures['seconds']:.1f}")
     delta = own["delta"]
@@ -44,37 +44,37 @@ def show_run(name: str, facts: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def show_comparison(group: Mapping[str, Any]) -> None:
-    """A row a run, or the seeds of one, of those that can be compared; `group` is what comparison.py made of them."""
+    """Prints comparable runs, a row for each run or for its seeds; `group` comes from `comparison`."""
     console, table = Console(), Table(title=group["title"])
-    for heading in ("run", "untouched", "tuned", "spread" if group["folded"] else "95 % interval", "difference"):
+    for heading in ("run", "base", "fine-tuned", "spread" if group["folded"] else "95 % interval", "difference"):
         table.add_column(heading, justify="right")
     table.add_column("to the lowest")
     for number, row in enumerate(group["rows"], 1):
-        untouched = percent(row["own"]["baseline"][group["rate"]])
-        table.add_row(str(number), untouched, row["tuned"], row["sure"], row["difference"], row["to_best"])
-    table.caption = "\n".join([*([FOLDED] if group["folded"] else []), *group["heard_at"]])
+        baseline = percent(row["own"]["baseline"][group["rate"]])
+        table.add_row(str(number), baseline, row["tuned"], row["sure"], row["difference"], row["to_best"])
+    table.caption = "\n".join([*([FOLDED] if group["folded"] else []), *group["contexts"]])
     console.print(table)
-    for number, row in enumerate(group["rows"], 1):  # a name is as wide as many a screen
+    for number, row in enumerate(group["rows"], 1):  # below the table: names are as wide as a terminal
         base = f", {row['base']}" if row["base"] else ""
         console.print(f"  {number}: {row['name']}{base}", markup=False, highlight=False, soft_wrap=True)
 
 
 def spread_note(figures: Spread) -> str:
-    """How far seeds lie apart: `sd 0.4 points, 3 seeds`."""
+    """Returns the spread of seeds, as `sd 0.4 points, 3 seeds`."""
     return f"sd {(figures.deviation or 0) * 100:.1f} points, {figures.seeds} seeds"
 
 
 def drawn_of(facts: Mapping[str, Any]) -> str:
-    """How many clips of how many that there are; a stream does not tell the latter."""
-    there = f" of {facts['available']:,}" if facts["available"] is not None else ""
-    return f"{facts['clips']:,}{there}"
+    """Returns the number of clips, and of how many available ones; a stream does not know the latter."""
+    available = f" of {facts['available']:,}" if facts["available"] is not None else ""
+    return f"{facts['clips']:,}{available}"
 
 
 def tuning_label(lora: Mapping[str, Any]) -> str:
-    """The way of tuning in words, from the settings as recorded: `LoRA r=32 on q_proj, v_proj`."""
+    """Returns the tuning method of recorded settings in words: `LoRA r=32 on q_proj, v_proj`."""
     names = {
         "qv": "LoRA", "all_linear": "LoRA", "encoder": "LoRA of the encoder", "decoder": "LoRA of the decoder",
-        "rslora": "rank-stabilised LoRA", "dora": "DoRA", "pissa": "PiSSA", "lora_plus": "LoRA+", "adalora": "AdaLoRA",
+        "rslora": "rank-stabilized LoRA", "dora": "DoRA", "pissa": "PiSSA", "lora_plus": "LoRA+", "adalora": "AdaLoRA",
         "qlora": "QLoRA", "ia3": "(IA)^3", "bitfit": "BitFit", "full": "full fine-tuning",
     }  # fmt: skip
     rank = f" r={lora['r']}" if lora["r"] is not None else ""
@@ -84,37 +84,36 @@ def tuning_label(lora: Mapping[str, Any]) -> str:
 
 def _sets(facts: Mapping[str, Mapping[str, Any]]) -> Table:
     notes = [
-        f"runaway: clips with text on silence, loops, or more than can be said; small: fewer than {SMALL} clips",
-        *(f"{name}: {told}" for name, scored in facts.items() if (told := redecoded_note(scored))),
+        "runaway: clips with text on silence, loops, or more words than the time allows; "
+        f"small: fewer than {SMALL} clips",
+        *(f"{name}: {note}" for name, scored in facts.items() if (note := redecoded_note(scored))),
     ]
     table = Table(title="every set", caption="\n".join(notes))
-    for heading in ("set", "clips", "untouched", "tuned", "difference", "runaway"):
+    for heading in ("set", "clips", "base", "fine-tuned", "difference", "runaway"):
         table.add_column(heading, justify="left" if heading == "set" else "right")
     for name, scored in facts.items():
-        untouched, tuned = (rate_cell(figures, scored["language"]) for figures in (scored["baseline"], scored))
+        baseline, tuned = (rate_cell(figures, scored["language"]) for figures in (scored["baseline"], scored))
         clips = f"{scored['clips']}{small(scored)}"
-        table.add_row(name, clips, untouched, tuned, change(scored), runaways(scored))
+        table.add_row(name, clips, baseline, tuned, change(scored), runaways(scored))
     return table
 
 
 def show_strengths(found: Mapping[str, Any]) -> None:
-    """A row a strength of eval/strengths.json: error rates, with their intervals, of dev and of every other set."""
+    """Prints eval/strengths.json: for every strength the error rates of all sets, with their intervals."""
     best = next(point for point in found["curve"] if is_best(point, found))
-    table = Table(
-        title=f"the adapter's strength, normalised by {found['normalizer']}; best on dev: {strength_label(best)}"
-    )
+    table = Table(title=f"adapter strength, normalized by {found['normalizer']}; best on dev: {strength_label(best)}")
     for heading in ("strength", *found["curve"][0]["sets"]):
         table.add_column(heading, justify="left" if heading == "strength" else "right")
     for point in found["curve"]:
         table.add_row(strength_label(point), *map(strength_cell, point["sets"].values()))
-    table.caption = "heard at 30 s, where nothing else is said; 0 is the untouched model"
+    table.caption = "decoded at 30 s context unless noted; 0 is the base model"
     Console().print(table)
 
 
 def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
-    """A row an export and set of clips; `rows` are those of export/exports.json."""
+    """Prints a row for every export and set of clips; `rows` are those of export/exports.json."""
     rate = "/".join(sorted({each["rate"].upper() for row in rows for each in row["sets"]}))
-    table = Table(title="exports, each heard in its own runtime")
+    table = Table(title="exports, each verified in its own runtime")
     for heading in ("format", "runtime", "MB", "seconds", rate, "ours", "equal texts", ""):
         table.add_column(heading, justify="left" if heading in ("format", "runtime", "") else "right")
     for row in rows:
@@ -124,27 +123,27 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
             table.add_row(
                 *(named if at == 0 else [""] * 4), percent(each["exported"]), percent(each["ours"]),
                 f"{each['equal']} of {each['clips']}",
-                ("failed" if row["failures"] else "proven") if at == 0 else "",
+                ("failed" if row["failures"] else "verified") if at == 0 else "",
             )  # fmt: skip
-    sets = ", ".join(f"{each['set']}, normalised by {each['normalizer']}" for each in rows[0]["sets"])
-    table.caption = f"{sets}; ours: by us, at 30 s, in {rows[0]['our_seconds']:.1f} s"
+    sets = ", ".join(f"{each['set']}, normalized by {each['normalizer']}" for each in rows[0]["sets"])
+    table.caption = f"{sets}; ours: decoded by asr_lora at 30 s context, in {rows[0]['our_seconds']:.1f} s"
     Console().print(table)
 
 
 def show_combined(rows: Sequence[Mapping[str, Any]]) -> None:
-    """A row a run of a combination: error rates of its own test clips."""
-    table = Table(title=f"the combination, on each one's test clips, normalised by {rows[0]['normalizer']}")
-    for heading in ("set", "clips", "untouched", "its own adapter", "combined"):
+    """Prints the error rates of a combined adapter on the test clips of every run that it combines."""
+    table = Table(title=f"combined adapter on the test clips of each run, normalized by {rows[0]['normalizer']}")
+    for heading in ("set", "clips", "base", "its own adapter", "combined"):
         table.add_column(heading, justify="left" if heading == "set" else "right")
     for row in rows:
-        rates = (f"{row['rate'].upper()} {percent(row[model])}" for model in ("untouched", "own", "combined"))
+        rates = (f"{row['rate'].upper()} {percent(row[model])}" for model in ("base", "own", "combined"))
         table.add_row(row["set"], str(row["clips"]), *rates)
     Console().print(table)
 
 
 def strength_label(point: Mapping[str, Any]) -> str:
-    """A strength's name: `0.5`, and of the adapter at the short context that it was trained at more."""
-    at = ", as trained, at the length of its clips" if point["context"] == "short" else ""
+    """Returns the label of a strength, `0.5`, with a note for the adapter at the short context of its training."""
+    at = ", as trained, at clip length" if point["context"] == "short" else ""
     return f"{point['strength']:g}{at}"
 
 
@@ -153,7 +152,7 @@ def is_best(point: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
 
 
 def strength_cell(scored: Mapping[str, Any]) -> str:
-    """Of one set at one strength: the rate that leads in its language, with its interval."""
+    """Returns the primary rate of a set at one strength, with its interval."""
     bounds = scored[f"{primary_metric(scored['language'])}_ci95"]
     return rate_cell(scored, scored["language"]) + (f" ({interval(bounds)})" if bounds else "")
 
@@ -163,41 +162,40 @@ def leading_first(language: str) -> tuple[str, str]:
 
 
 def normalizer_label(scored: Mapping[str, Any]) -> str:
-    """What stands beside every rate: the normaliser that the file names, its version, and whether numbers are words."""
+    """Returns the normalizer of a rate with its version, and whether numbers are words."""
     numbers = ", numbers as words" if scored["numbers_as_words"] else ""
     return f"{scored['normalizer']} {scored['normalizer_version']}{numbers}"
 
 
 def rate_cell(figures: Mapping[str, Any], language: str) -> str:
-    """The error rate that leads; of a set in which nobody speaks, the clips and words that were heard all the same."""
+    """Returns the primary error rate; for a set without speech, the clips with text and the number of words."""
     if (rate := figures[primary_metric(language)]) is not None:
         return percent(rate)
     silent = figures["empty_references"]
-    return f"text in {round(figures['hallucinating'] * silent)} of {silent}, {figures['hallucinated_words']} words"
+    return f"text in {round(figures['hallucination_rate'] * silent)} of {silent}, {figures['hallucinated_words']} words"
 
 
 def change(scored: Mapping[str, Any]) -> str:
-    """A set's difference: of the rate that leads; where nobody speaks, of the share of clips in which text is heard."""
+    """Returns the difference of the primary rate; for a set without speech, of the share of clips with text."""
     rate = primary_metric(scored["language"])
     if scored[rate] is not None:
         return difference(scored["delta"], rate)
-    return f"{difference(scored['delta'], 'hallucinating')} of clips"
+    return f"{difference(scored['delta'], 'hallucination_rate')} of clips"
 
 
 def context_note(scored: Mapping[str, Any]) -> str:
-    """The contexts of both models, which need not be the same."""
-    untouched, tuned = (CONTEXTS[figures["context"]] for figures in (scored["baseline"], scored))
-    if untouched == tuned:
-        return f"both models are heard {tuned}"
-    return f"the untouched model is heard {untouched}, the tuned one {tuned}"
+    """Returns the encoder contexts at which both models were decoded."""
+    baseline, tuned = (CONTEXTS[figures["context"]] for figures in (scored["baseline"], scored))
+    if baseline == tuned:
+        return f"both models are decoded {tuned}"
+    return f"the base model is decoded {baseline}, the fine-tuned model {tuned}"
 
 
 def redecoded_note(scored: Mapping[str, Any]) -> str:
-    """What ran away at a short context; empty where nothing did."""
+    """Returns how many clips ran away at a short context and were decoded again at 30 s; empty for none."""
     count = scored["redecoded"]
-    return (
-        f"{count} {'clip' if count == 1 else 'clips'} cut at a short context and heard again at 30 s" if count else ""
-    )
+    clips = "clip" if count == 1 else "clips"
+    return f"{count} {clips} truncated at a short context and decoded again at 30 s" if count else ""
 
 
 def small(scored: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from asr_lora.doctor.check import Check
 from asr_lora.model import hardware
 from asr_lora.model.cost import PUBLISHED
 from asr_lora.model.pretrained import fingerprint
-from asr_lora.plan import ways
+from asr_lora.plan import method_costs
 from asr_lora.planning import devices
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ConfigError
@@ -209,9 +209,10 @@ def test_a_plan_has_the_precision_of_every_device(
     assert devices() == ["bf16"] * 6
 
 
-def test_the_ways_to_tune_are_shown_for_a_gpu_and_a_begun_run_as_it_was_begun(bare: list[str]) -> None:
+def test_tuning_methods_are_shown_for_a_gpu_and_a_begun_run_as_it_began(bare: list[str]) -> None:
     def shown(config: Config) -> tuple[str, ...]:
-        known = {way.lora.kind: way.precision for way in ways(config, PUBLISHED["openai/whisper-large-v2"])}
+        costs = method_costs(config, PUBLISHED["openai/whisper-large-v2"])
+        known = {each.lora.kind: each.precision for each in costs}
         return tuple(known[kind] for kind in ("qv", "ia3", "pissa", "qlora"))
 
     assert shown(load(bare)) == ("int8", "int8", "fp32", "nf4")

@@ -1,4 +1,4 @@
-"""What the audit promises: every planted fault found and named, nothing heard twice, a list that data.exclude_ids takes."""
+"""The audit: finds and names every planted issue, scans nothing twice, and lists ids for data.exclude_ids."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,19 @@ from support.pages import HOSTILE, Page, opened, seconds_of_players
 from support.releases import SAMPLE_RATE, tone, utterances, write_release
 from support.runs import tiny_run
 
-from asr_lora.config.compose import load
-from asr_lora.data import quality as faults
+from asr_lora.config.compose import Config, load
+from asr_lora.data import quality
 from asr_lora.data.quality import ISSUES, Utterance
 from asr_lora.prepare import main, prepare
-from asr_lora.reporting import audit as room
-from asr_lora.reporting.audit import LabelIssue, audit
+from asr_lora.reporting.audit import (
+    LabelIssue,
+    audit,
+    is_suspect,
+    label_issues,
+    missing_symbols,
+    rank_issues,
+    suspect_threshold,
+)
 from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, read_jsonl, write_jsonl
 from asr_lora.speech import audio
@@ -34,7 +41,7 @@ def sound(samples: Any, rate: int = SAMPLE_RATE) -> bytes:
 
 
 def planted() -> dict[str, list[dict[str, Any]]]:
-    """A release in which every kind of fault has its clip, called by the kind; the other clips are in order."""
+    """A release with one clip for every kind of issue, named after it; the other clips are fine."""
     train = [row | {"sentence": f"Dit is zin {word} van train"} for row, word in
              zip(utterances("train", 60, 20), ("een twee drie vier vijf zes " * 10).split(), strict=True)]  # fmt: skip
     train = [row | {"sentence": f"{row['sentence']} {'abcdefghij'[at % 10]}{'klmnop'[at // 10]}"}
@@ -58,16 +65,21 @@ def planted() -> dict[str, list[dict[str, Any]]]:
         "signs": {"sentence": f"Dit € {HOSTILE} {HEBREW}"},
         "repeated": {"sentence": train[0]["sentence"]},
     }
-    for at, (kind, fault) in enumerate(faulty.items()):
-        train[at + 1] |= {"path": f"{kind}.mp3", **fault}
+    for at, (kind, change) in enumerate(faulty.items()):
+        train[at + 1] |= {"path": f"{kind}.mp3", **change}
     return {"train": train, "dev": utterances("dev", 4, 2), "test": utterances("test", 6, 3)}
 
 
-class Audited:
-    """A run of the planted release that was audited: its words, and its folder."""
+def write_audit(config: Config) -> None:
+    """Audits a prepared run without decoding."""
+    audit(config.run, config.data, "nl", config.eval.normalizer)
 
-    def __init__(self, words: list[str]) -> None:
-        self.words, self.config = words, load(words)
+
+class Audited:
+    """An audited run of the planted release: its overrides, and its folder."""
+
+    def __init__(self, overrides: list[str]) -> None:
+        self.overrides, self.config = overrides, load(overrides)
         main(self.config)
         self.run = self.config.run
 
@@ -83,7 +95,7 @@ class Audited:
         return [line["id"] for line in read_jsonl(self.run / "data" / "train.jsonl")]
 
     def again(self, *more: str) -> "Audited":
-        return Audited([*self.words, *more])
+        return Audited([*self.overrides, *more])
 
 
 @pytest.fixture(scope="module")
@@ -106,20 +118,20 @@ def its_cache(faulty: Audited, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ISSUES if kind not in ("unheard", "wordless")])
-def test_every_planted_fault_is_found_and_named(faulty: Audited, kind: str) -> None:
+def test_every_planted_issue_is_found_and_named(faulty: Audited, kind: str) -> None:
     own = faulty.facts["odd"][kind]
-    also = {  # that of HOSTILE and HEBREW, and the ordinary clips that another repeats
+    also = {  # found in HOSTILE and HEBREW, and in ordinary clips that another repeats
         "script": {"signs"}, "brackets": {"signs"}, "digits": {"signs"}, "repeated": {"common_voice_train_00000"},
     }  # fmt: skip
     trained_on = {name for name in own["found"] if "_dev_" not in name and "_test_" not in name}  # those hold digits
-    if kind == "twins":  # some tones of the release are of one pitch
+    if kind == "twins":  # some tones of the release have the same pitch
         assert kind in trained_on
     else:
         assert trained_on == {kind} | also.get(kind, set())
     assert own["clips"] == len(own["found"]) == sum(own["by_split"].values())
 
 
-def test_what_is_said_of_a_clip_is_what_was_heard_in_it(faulty: Audited) -> None:
+def test_details_of_issues_are_facts_of_the_clip(faulty: Audited) -> None:
     found = {kind: own["found"].get(kind) for kind, own in faulty.facts["odd"].items()}
     assert found["truncated"].endswith(" of 2.00 s") and found["silent"] == "-69 dBFS"
     assert found["narrow"] == "8,000 Hz" and found["quiet"] == "-53 dBFS"
@@ -133,16 +145,16 @@ def test_the_splits_have_their_hours_speakers_and_rates(faulty: Audited) -> None
     lines = read_jsonl(faulty.run / "data" / "train.jsonl")
     assert own["clips"] == len(lines) == 60 and own["speakers"] == 20 and own["unknown"] == 0
     assert own["sampling_rates"] == {"8000": 1, "32000": 59}
-    # One speaker has the long clip, 9.8 of about 32.6 s; six others, of 1.2 s each, make it half.
+    # One speaker has the long clip, 9.8 of about 32.6 s; with six others of 1.2 s each that is half.
     assert 0.25 < own["largest"] < 0.35 and own["half"] == 7
 
 
-def test_nothing_is_heard_twice(faulty: Audited, its_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    def heard_again(place: object) -> AudioInfo:
-        raise AssertionError(f"{place} is heard again")
+def test_no_clip_is_scanned_twice(faulty: Audited, its_cache: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scanned_again(segment: object) -> AudioInfo:
+        raise AssertionError(f"{segment} is scanned again")
 
-    monkeypatch.setattr(audio, "scan_clip", heard_again)
-    audit(faulty.config)
+    monkeypatch.setattr(audio, "scan_clip", scanned_again)
+    write_audit(faulty.config)
 
 
 def test_a_clip_that_broke_since_is_named(faulty: Audited, its_cache: None) -> None:
@@ -150,27 +162,27 @@ def test_a_clip_that_broke_since_is_named(faulty: Audited, its_cache: None) -> N
     content = Path(clip["path"]).read_bytes()
     try:
         Path(clip["path"]).write_bytes(b"no sound")
-        audit(faulty.config)
+        write_audit(faulty.config)
         found = faulty.facts
     finally:
         Path(clip["path"]).write_bytes(content)
-        audit(faulty.config)
+        write_audit(faulty.config)
     assert found["odd"]["unheard"]["found"] == {"rare": "clip cannot be decoded: Format not recognised"}
     assert "rare" in found["suspects"] and "rare" not in faulty.facts["suspects"]
 
 
-def of(texts: Sequence[str], seconds: float = 1.0, **heard: Any) -> list[Utterance]:
+def of(texts: Sequence[str], seconds: float = 1.0, **info: Any) -> list[Utterance]:
     """Clips of one speaker with these sentences."""
     return [
         Utterance({"id": str(at), "text": text, "duration": seconds, "speaker": "one"}, "train",
-                  AudioInfo(None, seconds, str(at), 16_000, 0.1, 0.0, **heard), Normalizer("marks")(text))
+                  AudioInfo(None, seconds, str(at), 16_000, 0.1, 0.0, **info), Normalizer("marks")(text))
         for at, text in enumerate(texts)
     ]  # fmt: skip
 
 
-def test_a_sentence_of_which_nothing_is_left_is_named() -> None:
-    # Preparing leaves it out under the default normaliser; another may leave nothing of what has letters.
-    assert [fault.at for fault in faults.find_issues(of(["een zin", "...", "nog een"]), "words")["wordless"]] == [1]
+def test_a_sentence_without_words_is_named() -> None:
+    # Preparation drops it under the default normalizer; another may remove all of a sentence with letters.
+    assert [issue.at for issue in quality.find_issues(of(["een zin", "...", "nog een"]), "words")["wordless"]] == [1]
 
 
 @pytest.mark.parametrize(
@@ -180,31 +192,31 @@ def test_a_sentence_of_which_nothing_is_left_is_named() -> None:
         (["мама мыла раму"] * 9 + ["мaма"], "Latin"),  # a Latin a among Cyrillic letters
     ],
 )
-def test_a_script_is_foreign_by_how_few_clips_have_it(sentences: list[str], usual: str) -> None:
-    found = faults.find_issues(of(sentences), "words")
-    assert found["script"] and all(faults.script(fault.said[0]) == usual for fault in found["script"])
-    assert not faults.find_issues(of(sentences[:5]), "words")["script"]
+def test_a_script_is_foreign_if_few_clips_have_it(sentences: list[str], usual: str) -> None:
+    found = quality.find_issues(of(sentences), "words")
+    assert found["script"] and all(quality.script(issue.said[0]) == usual for issue in found["script"])
+    assert not quality.find_issues(of(sentences[:5]), "words")["script"]
 
 
 def test_characters_are_counted_where_no_spaces_are_written() -> None:
     even = [("日本語の文です" * 3)[: 14 + at % 3] for at in range(40)]
-    fast, slow, said = faults.pace(of([*even, "日" * 90, "日"]), "characters")
-    assert [fault.at for fault in fast] == [40] and [fault.at for fault in slow] == [41]
-    assert said["unit"] == "characters" and 14 <= said["median"] <= 16
+    fast, slow, facts = quality.pace(of([*even, "日" * 90, "日"]), "characters")
+    assert [issue.at for issue in fast] == [40] and [issue.at for issue in slow] == [41]
+    assert facts["unit"] == "characters" and 14 <= facts["median"] <= 16
 
 
 def test_outliers_are_those_of_iglewicz_and_hoaglin() -> None:
     # Their MAD is 1: 5 -+ 3.5 / 0.6745.
-    assert faults.bounds([3, 4, 5, 6, 50]) == pytest.approx((5 - 5.189, 5 + 5.189), abs=1e-3)
-    low, high = faults.bounds([5, 5, 5, 5, 9])  # MAD 0: the mean deviation, 0.8, takes its place
+    assert quality.bounds([3, 4, 5, 6, 50]) == pytest.approx((5 - 5.189, 5 + 5.189), abs=1e-3)
+    low, high = quality.bounds([5, 5, 5, 5, 9])  # MAD 0: the mean deviation, 0.8, takes its place
     assert (low, high) == pytest.approx((5 - 3.509, 5 + 3.509), abs=1e-3)
-    assert faults.bounds([2, 2]) == (2, 2)
+    assert quality.bounds([2, 2]) == (2, 2)
 
 
-def test_clips_of_nobody_are_a_speaker_each() -> None:
+def test_clips_without_a_speaker_count_as_a_speaker_each() -> None:
     clips = [Utterance({**each.clip, "speaker": name}, "train", each.heard, each.words)
              for each, name in zip(of(["a"] * 6), ["", "", "a", "a", "a", "b"], strict=True)]  # fmt: skip
-    assert faults.speakers(clips) == {"speakers": 2, "unknown": 2, "largest": 0.5, "half": 1}
+    assert quality.speakers(clips) == {"speakers": 2, "unknown": 2, "largest": 0.5, "half": 1}
 
 
 # ---- what a model contradicts ----
@@ -214,62 +226,61 @@ def model_of(hypotheses: Sequence[str]) -> Mapping[str, Any]:
     return {"hypotheses": hypotheses, "truncated": [False] * len(hypotheses)}
 
 
-def doubted(said: Sequence[str], heard: Sequence[str], unit: str = "words") -> list[LabelIssue]:
-    return room.label_issues(range(len(said)), of(said, 5.0), model_of(heard), Normalizer("marks"), unit)
+def issues_of(transcripts: Sequence[str], hypotheses: Sequence[str], unit: str = "words") -> list[LabelIssue]:
+    clips = of(transcripts, 5.0)
+    return label_issues(range(len(clips)), clips, model_of(hypotheses), Normalizer("marks"), unit)
 
 
-def test_a_wrong_transcript_leads_and_a_runaway_and_a_short_one_stand_apart() -> None:
+def test_a_wrong_transcript_ranks_first_and_runaway_and_short_ones_are_apart() -> None:
     right = [f"dit is een gewone zin met {word} erin" for word in "appels peren noten vijgen".split()]
-    said = [*right, "hier staat iets heel anders", "nog een zin om te horen", "ja"]
-    heard = [
+    transcripts = [*right, "hier staat iets heel anders", "nog een zin om te horen", "ja"]
+    hypotheses = [
         *right[:3],
         "dit is een gewone zin met vijgen er in",
         "wij gaan morgen naar de markt",
         "ho ho ho ho " * 9,
         "nee hoor",
     ]
-    found = doubted(said, heard)
-    limit = room.suspect_threshold(found)
-    ranked = room.rank_issues(found)
+    found = issues_of(transcripts, hypotheses)
+    limit = suspect_threshold(found)
+    ranked = rank_issues(found)
     assert [each.at for each in ranked["worst"]] == [4, 3] and [
-        each.at for each in found if room.is_suspect(each, limit)
+        each.at for each in found if is_suspect(each, limit)
     ] == [4]
     assert [each.at for each in ranked["ran_away"]] == [5] and "loop" in ranked["ran_away"][0].signs
     assert [each.at for each in ranked["short"]] == [6]
 
 
 def test_a_model_that_is_wrong_everywhere_makes_nothing_suspect() -> None:
-    said = [f"{word} een twee drie vier" for word in "a b c d e f".split()]
-    found = doubted(said, ["xyz qrs uvw mno kl"] * 6)
-    assert room.suspect_threshold(found) > 0.5 and not any(
-        room.is_suspect(each, room.suspect_threshold(found)) for each in found
-    )
+    transcripts = [f"{word} een twee drie vier" for word in "a b c d e f".split()]
+    found = issues_of(transcripts, ["xyz qrs uvw mno kl"] * 6)
+    assert suspect_threshold(found) > 0.5 and not any(is_suspect(each, suspect_threshold(found)) for each in found)
 
 
 def test_letters_and_words_that_the_transcripts_lack_are_counted() -> None:
-    found = doubted([f"numero {at} mas" for at in "abcdef"], [f"el número {at} más" for at in "abcdef"])
-    lacking = room.missing_symbols(found)
+    found = issues_of([f"numero {at} mas" for at in "abcdef"], [f"el número {at} más" for at in "abcdef"])
+    lacking = missing_symbols(found)
     assert {row["it"] for row in lacking["letters"]} == {"ú", "á", "l"}
-    assert {"it": "número", "heard": 6, "written": 0} in lacking["words"]
+    assert {"it": "número", "decoded": 6, "written": 0} in lacking["words"]
 
 
 @pytest.fixture
-def dishonest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that hears every sentence as it is written, but for two clips."""
+def two_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base model whose hypotheses equal the transcripts, except for two clips."""
 
-    def hears(base: Any, decoding: Any, hardware: Any, sets: Sequence[Any], tuned: Any) -> list[dict[str, Any]]:
+    def decode_sets(base: Any, decoding: Any, hardware: Any, sets: Sequence[Any], tuned: Any) -> list[dict[str, Any]]:
         assert tuned is None
-        said = {
+        wrong = {
             "common_voice_test_00001": "heel iets anders dan dat",
             "common_voice_train_00020": "ho ho ho ho ho " * 9,
         }
-        return [model_of([said.get(clip["id"], clip["text"]) for clip in each.clips]) for each in sets]
+        return [model_of([wrong.get(clip["id"], clip["text"]) for clip in each.clips]) for each in sets]
 
-    monkeypatch.setattr("asr_lora.prepare.decode_sets", hears)
+    monkeypatch.setattr("asr_lora.prepare.decode_sets", decode_sets)
 
 
-def test_what_the_model_contradicts_is_listed_and_what_ran_away_is_not(
-    faulty: Audited, its_cache: None, dishonest: None
+def test_contradicted_transcripts_are_listed_and_runaway_hypotheses_are_not(
+    faulty: Audited, its_cache: None, two_wrong: None
 ) -> None:
     whole = faulty.again("prepare.audit_decode=60", "eval.limit=null", "run_name=whole")
     own, page = whole.facts, whole.page
@@ -277,27 +288,26 @@ def test_what_the_model_contradicts_is_listed_and_what_ran_away_is_not(
     assert list(own["decoded"]["suspect"]) == ["common_voice_test_00001"]
     assert "common_voice_train_00020" in own["decoded"]["ran_away"]
     assert set(own["suspects"]) == {"silent", "truncated", "common_voice_test_00001"}
-    assert "Where the model ran away" in page.text and "the same words over and over" in page.text
-    assert "Dev and test are among them" in page.text and "data.exclude_ids=" in page.text
+    assert "Runaway hypotheses" in page.text and "repetition loop" in page.text
+    assert "Clips of dev and test are among them" in page.text and "data.exclude_ids=" in page.text
 
 
-def test_the_untouched_model_is_asked_for_so_many_training_clips(faulty: Audited, its_cache: None) -> None:
-    assert faulty.facts["decoded"] is None and "No model was asked" in faulty.page.text
-    asked = faulty.again("prepare.audit_decode=3", "run_name=asked")
-    assert asked.facts["decoded"]["clips"] == {"train": 3, "dev": 2, "test": 4}
+def test_the_base_model_decodes_as_many_training_clips_as_set(faulty: Audited, its_cache: None) -> None:
+    assert faulty.facts["decoded"] is None and "No clips were decoded" in faulty.page.text
+    three = faulty.again("prepare.audit_decode=3", "run_name=asked")
+    assert three.facts["decoded"]["clips"] == {"train": 3, "dev": 2, "test": 4}
 
 
-def test_hypotheses_without_an_audit_are_refused(faulty: Audited) -> None:
-    with pytest.raises(
-        ConfigError, match=r"prepare\.audit_decode: must be at least 0, and with prepare\.audit=true, got 3"
-    ):
-        load([*faulty.words, "prepare.audit=false", "prepare.audit_decode=3"])
+def test_audit_decode_without_audit_is_refused(faulty: Audited) -> None:
+    rule = r"prepare\.audit_decode: must be at least 0, and with prepare\.audit=true, got 3"
+    with pytest.raises(ConfigError, match=rule):
+        load([*faulty.overrides, "prepare.audit=false", "prepare.audit_decode=3"])
 
 
 # ---- the list ----
 
 
-def test_the_suspects_are_what_data_drop_takes(
+def test_suspects_are_a_list_for_exclude_ids(
     faulty: Audited, its_cache: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     listing = faulty.run / "audit" / "suspects.txt"
@@ -306,30 +316,30 @@ def test_the_suspects_are_what_data_drop_takes(
     assert "data.exclude_ids: 2 clips dropped" in capsys.readouterr().err
     assert set(faulty.ids()) - set(dropped.ids()) == {"silent", "truncated"} and set(dropped.ids()) < set(faulty.ids())
     assert dropped.facts["suspects"] == [] and dropped.facts["odd"]["silent"]["clips"] == 0
-    assert "Nothing is suspect" in dropped.page.text
-    assert f"What {listing} lists is not among these clips" in dropped.page.text
+    assert "No clip is suspect" in dropped.page.text
+    assert f"The clips that {listing} lists are excluded" in dropped.page.text
 
 
-def test_a_list_that_a_person_changed_stays(
+def test_a_list_that_a_user_edited_is_kept(
     faulty: Audited, its_cache: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = faulty.again("run_name=by-hand")
     folder = own.run / "audit"
     (folder / "suspects.txt").write_text("silent\n")
     for _ in range(2):
-        audit(own.config)
+        write_audit(own.config)
         assert (folder / "suspects.txt").read_text() == "silent\n"
         assert set((folder / "suspects-new.txt").read_text().split()) == {"silent", "truncated"}
-    assert "was changed by hand and stays" in capsys.readouterr().err
+    assert "was edited and is kept" in capsys.readouterr().err
     (folder / "suspects.txt").unlink()
-    audit(own.config)
+    write_audit(own.config)
     assert set((folder / "suspects.txt").read_text().split()) == {"silent", "truncated"}
     assert not (folder / "suspects-new.txt").exists()
 
 
-def test_the_manifest_is_not_touched_and_the_audit_names_no_run(faulty: Audited, its_cache: None) -> None:
-    plain = [word for word in faulty.words if word != "prepare.audit=true"]
-    assert load(plain).run == faulty.run == load([*faulty.words, "prepare.audit_decode=5"]).run
+def test_the_audit_changes_neither_the_manifest_nor_the_run_name(faulty: Audited, its_cache: None) -> None:
+    plain = [override for override in faulty.overrides if override != "prepare.audit=true"]
+    assert load(plain).run == faulty.run == load([*faulty.overrides, "prepare.audit_decode=5"]).run
 
     def state() -> dict[str, int]:
         return {file.name: file.stat().st_mtime_ns for file in (faulty.run / "data").iterdir()}
@@ -339,20 +349,20 @@ def test_the_manifest_is_not_touched_and_the_audit_names_no_run(faulty: Audited,
     assert state() == before
 
 
-def test_without_the_word_there_is_no_page(words: list[str]) -> None:
+def test_without_prepare_audit_there_is_no_page(words: list[str]) -> None:
     config = load(words)
     main(config)
     assert (config.run / "data").is_dir() and not (config.run / "audit").exists()
 
 
-def test_a_part_of_a_long_recording_is_played_alone(words: list[str], tmp_path: Path) -> None:
+def test_only_the_segment_of_a_long_recording_is_played(words: list[str], tmp_path: Path) -> None:
     config = load(words)
     prepare(config)
     manifest = config.run / "data" / "train.jsonl"
     lines = read_jsonl(manifest)
     lines[0] |= {"start": 0.1, "end": 0.3, "text": "12"}
     write_jsonl(manifest, lines)
-    audit(config)
+    write_audit(config)
     (played,) = (config.run / "audit" / "clips").glob("*.flac")
     assert soundfile.info(played).duration == pytest.approx(0.2, abs=0.01)
 
@@ -360,7 +370,7 @@ def test_a_part_of_a_long_recording_is_played_alone(words: list[str], tmp_path: 
 # ---- the page ----
 
 
-def test_the_page_is_one_file_that_plays_what_lies_beside_it(faulty: Audited) -> None:
+def test_the_page_is_one_file_that_plays_the_clips_beside_it(faulty: Audited) -> None:
     folder = faulty.run / "audit"
     page = faulty.page
     outside = [value for _, attributes in page.tags for name in ("src", "href") if (value := attributes.get(name))]
@@ -369,10 +379,10 @@ def test_the_page_is_one_file_that_plays_what_lies_beside_it(faulty: Audited) ->
     assert all(value.startswith("#") for value in outside if value not in players and value != "data:,")
     for kind, own in faulty.facts["odd"].items():
         assert (ISSUES[kind].title in page.text) == bool(own["clips"])
-    assert "perhaps the corpus does not know who speaks" not in page.text
+    assert "may not identify its speakers" not in page.text
 
 
-def test_what_a_corpus_holds_stays_text(faulty: Audited) -> None:
+def test_markup_in_a_corpus_stays_text(faulty: Audited) -> None:
     page = faulty.page
     assert not [tag for tag, _ in page.tags if tag in ("script", "img")]
     assert HOSTILE in page.text and HEBREW in page.text
@@ -382,13 +392,13 @@ def test_what_a_corpus_holds_stays_text(faulty: Audited) -> None:
 
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_in_a_browser_the_page_is_quiet_and_plays(
-    faulty: Audited, its_cache: None, dishonest: None, browser: Any, scheme: str
+def test_in_a_browser_the_page_has_no_errors_and_plays(
+    faulty: Audited, its_cache: None, two_wrong: None, browser: Any, scheme: str
 ) -> None:
     own = faulty.again("prepare.audit_decode=60", f"run_name={scheme}")
     page, complaints = opened(browser, own.run / "audit" / "index.html", scheme, 390)
     assert HEBREW in page.locator("#signs ~ .clip").first.inner_text()
     durations = seconds_of_players(page)
     assert durations and all(seconds > 0.3 for seconds in durations)
-    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")  # no sideways
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")  # no scrolling
     assert complaints == []

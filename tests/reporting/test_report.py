@@ -1,4 +1,4 @@
-"""The page of a run and of several: whole, true to the files, safe from what a corpus holds, and alive in a browser."""
+"""Report and comparison pages: complete, equal to the files, safe from markup in a corpus, working in a browser."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ MARKUP = "<img src=x onerror=alert(1)>"
 
 @pytest.fixture(scope="module")
 def hostile_words(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> list[str]:
-    """A trained run of a corpus whose sentences and speakers would like to be markup."""
+    """Overrides of a trained run on a corpus whose sentences and speakers contain markup."""
     folder = tmp_path_factory.mktemp("hostile")
     splits = {name: utterances(name, count, 3) for name, count in (("train", 12), ("dev", 4), ("test", 6))}
     for row in splits["test"]:
@@ -40,7 +40,7 @@ def hostile_words(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Pat
         patched.setenv("ASR_LORA_CACHE", str(folder / "cache"))
         train(load(words))
         train(load([*words, "lora.r=2"]))
-    # A random model is wrong everywhere: let one clip be helped, and one harmed.
+    # A random model is wrong everywhere: let one clip improve, and one degrade.
     file = load(words).run / "eval" / "test" / "hypotheses.jsonl"
     lines = read_jsonl(file)
     for line, model in ((lines[0], ""), (lines[1], "baseline_")):
@@ -55,18 +55,18 @@ def test_the_page_is_one_file_with_the_numbers_of_the_run(hostile_words: list[st
     page = Page(report(folder))
     facts = read_json(folder / "eval" / "test" / "metrics.json")
     assert f"{facts['baseline']['wer']:.1%}" in page.text and f"{facts['wer']:.1%}" in page.text
-    for words in (
+    for text in (
         "silence",
-        "Taken for another",
-        "Most harmed",
+        "Substitutions",
+        "Most degraded",
         "twenties",
         "asr_lora.train",
         "train and test share 0 speakers, 0 sentences, 0 clips; dev and test share 0 speakers",
-        "the untouched model is heard at 30 s, the tuned one at the length of its clips",
-        "Word error rate on dev, by marks 2",
-        "heard again at 30 s",
+        "the base model is decoded at 30 s context, the fine-tuned model at clip length",
+        "Word error rate on dev, normalized by marks 2",
+        "decoded again at 30 s",
     ):
-        assert words in page.text
+        assert text in page.text
     assert len(json.loads(page.json)) == 6
     outside = [value for _, attributes in page.tags for name in ("src", "href") if (value := attributes.get(name))]
     players = [value for value in outside if value.startswith("clips/")]
@@ -74,24 +74,24 @@ def test_the_page_is_one_file_with_the_numbers_of_the_run(hostile_words: list[st
     assert [value for value in outside if value not in players] == ["data:,"]
 
 
-def test_an_interval_stays_on_one_line_and_markup_beside_it_text() -> None:
+def test_an_interval_stays_on_one_line_and_markup_beside_it_stays_text() -> None:
     assert unbroken("+1.0 points (-1.0 to +3.0) <b>") == (
         '<span>+1.0 points <span class="whole">(-1.0 to +3.0)</span> &lt;b&gt;</span>'
     )
 
 
-def test_what_a_corpus_holds_stays_text(hostile_words: list[str]) -> None:
+def test_markup_in_a_corpus_stays_text(hostile_words: list[str]) -> None:
     page = Page(report(load(hostile_words).run))
     assert [tag for tag, _ in page.tags].count("script") == 2  # ours: the clips as data, and the search
     assert not [tag for tag, attributes in page.tags if tag == "img" or "onerror" in attributes]
     assert any(HOSTILE in line["reference"] for line in json.loads(page.json))
     assert MARKUP[:20] in page.text  # the name of a group
-    # Else the Latin label would lay out Arabic and Hebrew from left to right.
+    # Otherwise the Latin label would make Arabic and Hebrew run from left to right.
     labels = [attributes.get("dir") for tag, attributes in page.tags if tag == "em"]
     assert labels and set(labels) == {"ltr"}
 
 
-def test_a_clip_that_is_gone_is_told_and_the_page_is_whole(
+def test_a_missing_clip_is_logged_and_the_page_is_complete(
     hostile_words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = load(hostile_words).run
@@ -101,11 +101,11 @@ def test_a_clip_that_is_gone_is_told_and_the_page_is_whole(
         page = Page(report(folder))
     finally:
         away.rename(clip)
-    assert "its sound is gone" in page.text
-    assert "1 of the shown clips are no longer where they were" in capsys.readouterr().err
+    assert "its audio is missing" in page.text
+    assert "1 of the shown clips are missing and have no player" in capsys.readouterr().err
 
 
-def test_sets_and_strengths_of_another_way_of_scoring_stand_on_no_page(
+def test_sets_and_strengths_that_were_scored_otherwise_are_on_no_page(
     hostile_words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = load(hostile_words).run
@@ -129,10 +129,10 @@ def test_sets_and_strengths_of_another_way_of_scoring_stand_on_no_page(
         other.write_text(before)
         strengths.unlink()
     assert "12.3%" not in page.text and "of 8, " not in page.text
-    assert "left out, scored with another adapter, normaliser or decoding than test: silence" in capsys.readouterr().err
+    assert "left out, scored with another adapter, normalizer or decoding than test: silence" in capsys.readouterr().err
 
 
-def test_a_comparison_has_a_row_a_run_and_says_which_differ(hostile_words: list[str]) -> None:
+def test_a_comparison_has_a_row_for_every_run_and_its_difference(hostile_words: list[str]) -> None:
     runs = load(hostile_words).run.parent
     report(load(hostile_words).run)
     page = Page(compare(str(runs / "nl-*"), runs))
@@ -152,7 +152,7 @@ def test_a_comparison_names_the_precision_of_the_base_where_runs_differ_in_it(
         file.write_text(recorded.replace("\nseed: 0\n", f"\nseed: {seed}\n"))
     page = Page(compare(str(tmp_path / "nl-*"), tmp_path))
     shown = capsys.readouterr().out
-    for precision in ("fp32", "int8"):  # two rows: a seed on another device, in another precision, is no seed of them
+    for precision in ("fp32", "int8"):  # two rows: runs of different precisions are not seeds of one run
         assert page.text.count(f"base in {precision}") == shown.count(f", base in {precision}") == 1
     assert "base in" not in Page(compare(str(tmp_path / "nl-cpu*"), tmp_path)).text
     assert "base in" not in capsys.readouterr().out
@@ -161,7 +161,7 @@ def test_a_comparison_names_the_precision_of_the_base_where_runs_differ_in_it(
 def test_runs_scored_otherwise_share_no_table_no_chart_and_no_best(
     hostile_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The best must be one of the largest group, even if a run on other clips or under another normaliser is lower."""
+    """The best is one of the largest group, even if a run on other clips or with another normalizer is lower."""
     one, two = load(hostile_words).run, load([*hostile_words, "lora.r=2"]).run
     changes: dict[str, dict[str, Any]] = {
         "nl-a": {}, "nl-b": {}, "nl-fewer": {"wer": 0.0}, "nl-raw": {"wer": 0.0, "normalizer": "raw"},
@@ -177,15 +177,15 @@ def test_runs_scored_otherwise_share_no_table_no_chart_and_no_best(
     page = Page(compare(str(tmp_path / "nl-*"), tmp_path))
     verdict = " ".join(page.text.split("It is that of ")[0].split())
     assert "6 runs; the lowest word error rate of the 3 that can be compared is" in verdict and "is 0.0%" not in verdict
-    assert page.text.count("both models are heard at 30 s") == 1  # which may be compared, and is told
-    for apart in ("other clips", "another normaliser", "another rate, another language"):
+    assert page.text.count("both models are decoded at 30 s") == 1  # comparable, but noted
+    for apart in ("other clips", "another normalizer", "another rate, another language"):
         assert f"Not comparable with those above: {apart}" in page.text
-    assert "WER on 6 test clips, normalised by raw 2" in page.text and "CER on 6 test clips" in page.text
+    assert "WER on 6 test clips, normalized by raw 2" in page.text and "CER on 6 test clips" in page.text
     assert [tag for tag, _ in page.tags].count("svg") == 1
     assert capsys.readouterr().err.count("not comparable with the others, ") == 3
 
 
-def test_a_page_of_dev_alone_says_that_dev_chose_the_adapter(
+def test_a_page_of_dev_alone_states_that_dev_chose_the_adapter(
     hostile_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(load(hostile_words).run, tmp_path / "dev-only")
@@ -200,11 +200,11 @@ def test_a_page_of_dev_alone_says_that_dev_chose_the_adapter(
 
 def test_the_price_of_a_known_gpu_is_found_by_its_recorded_name(hostile_words: list[str], tmp_path: Path) -> None:
     shutil.copytree(load(hostile_words).run, tmp_path / "on-t4")
-    assert "no price is known of this machine" in Page(report(tmp_path / "on-t4")).text
+    assert "the price of this machine is unknown" in Page(report(tmp_path / "on-t4")).text
     file = run.train_metrics(tmp_path / "on-t4")
     write_json(file, read_json(file) | {"device": "Tesla T4"})
-    assert "at $0.59 an hour (Modal, 2026-05-07)" in Page(report(tmp_path / "on-t4")).text
-    assert "at $1.5 an hour" in Page(report(tmp_path / "on-t4", price=1.5)).text
+    assert "at $0.59 per hour (Modal, 2026-05-07)" in Page(report(tmp_path / "on-t4")).text
+    assert "at $1.5 per hour" in Page(report(tmp_path / "on-t4", price=1.5)).text
 
 
 @pytest.mark.parametrize(
@@ -213,11 +213,11 @@ def test_the_price_of_a_known_gpu_is_found_by_its_recorded_name(hostile_words: l
         ("whisper-base", "openai/whisper-base"),
         ("faster-whisper-base", "openai/whisper-base"),
         ("base", "openai/whisper-base"),
-        ("whisper-small", None),  # which has other sizes
-        ("my-dutch-base", None),  # which has the sizes, and who knows what weights
+        ("whisper-small", None),  # has other dimensions
+        ("my-dutch-base", None),  # has the dimensions, but may have other weights
     ],
 )
-def test_a_folder_that_is_a_published_whisper_by_name_and_shape_is_named_as_on_the_hub(
+def test_a_folder_with_name_and_dimensions_of_a_published_whisper_has_its_hub_id(
     tmp_path: Path, name: str, known_as: str | None
 ) -> None:
     assert hub_id("openai/whisper-large-v2") == "openai/whisper-large-v2"
@@ -226,31 +226,31 @@ def test_a_folder_that_is_a_published_whisper_by_name_and_shape_is_named_as_on_t
         d_model=shape.d_model, encoder_ffn_dim=shape.ffn, encoder_layers=shape.encoder_layers,
         decoder_layers=shape.decoder_layers, num_mel_bins=shape.mels, vocab_size=shape.vocabulary,
     ).save_pretrained(tmp_path / name)  # fmt: skip
-    (tmp_path / name / "model.safetensors").touch()  # its sizes alone are looked at
+    (tmp_path / name / "model.safetensors").touch()  # only the dimensions are read
     assert hub_id(str(tmp_path / name)) == known_as
 
 
 def test_runs_that_are_not_scored_are_refused_or_left_out(
     hostile_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ConfigError, match="was not trained and scored yet"):
+    with pytest.raises(ConfigError, match=r"run_dir: must be of a trained and scored run, got .*"):
         report(tmp_path)
     with pytest.raises(ConfigError, match=r"report\.runs: no scored run matches"):
         compare(str(tmp_path / "none-*"), tmp_path)
     shutil.copytree(load(hostile_words).run, tmp_path / "earlier")
     file = tmp_path / "earlier" / "eval" / "test" / "metrics.json"
     facts = read_json(file)
-    del facts["inputs"]["figures"]  # what they mean has changed since
+    del facts["inputs"]["figures"]  # metrics of an earlier version
     write_json(file, facts)
-    with pytest.raises(ConfigError, match="or scored by an earlier version"):
+    with pytest.raises(ConfigError, match="or one that an earlier version scored"):
         report(tmp_path / "earlier")
     (tmp_path / "nl-half").mkdir()
     (tmp_path / "nl-whole").symlink_to(load(hostile_words).run)
     compare(str(tmp_path / "nl-*"), tmp_path)
-    assert "left out, not trained and scored to the end by this version" in capsys.readouterr().err
+    assert "left out, not fully trained or not scored by this version" in capsys.readouterr().err
 
 
-def test_the_card_has_metadata_that_the_hub_reads_and_the_same_numbers(hostile_words: list[str]) -> None:
+def test_the_card_has_the_hubs_metadata_and_the_same_numbers(hostile_words: list[str]) -> None:
     folder = load(hostile_words).run
     card = ModelCard.load(folder / "train" / "adapter" / "README.md")
     facts = read_json(folder / "eval" / "test" / "metrics.json")
@@ -259,8 +259,8 @@ def test_the_card_has_metadata_that_the_hub_reads_and_the_same_numbers(hostile_w
     wer = next(result for result in card.data.eval_results if result.metric_type == "wer")
     assert wer.metric_value == round(100 * facts["wer"], 2) and "marks 2" in wer.metric_name
     assert f"{facts['baseline']['wer']:.1%}" in card.text and "silence" in card.text
-    assert "Difference in WER: " in card.text and "heard again at 30 s" in card.text
-    assert 'base = "/path/to/whisper-random"  # a folder on the trainer' in card.text
+    assert "Difference in WER: " in card.text and "decoded again at 30 s" in card.text
+    assert 'base = "/path/to/whisper-random"  # a local folder' in card.text
 
 
 # ---- in a real browser ----
@@ -271,7 +271,7 @@ WINDOWS = [(scheme, width) for scheme in ("light", "dark") for width in (390, 12
 
 @pytest.mark.browser
 @pytest.mark.parametrize(("scheme", "width"), WINDOWS)
-def test_in_a_browser_the_comparison_is_quiet_and_fits(
+def test_in_a_browser_the_comparison_has_no_errors_and_fits(
     hostile_words: list[str], browser: Any, scheme: str, width: int
 ) -> None:
     runs = load(hostile_words).run.parent
@@ -279,7 +279,7 @@ def test_in_a_browser_the_comparison_is_quiet_and_fits(
     page, complaints = opened(browser, compare(str(runs / "nl-*"), runs), scheme, width)
     assert page.locator("tbody tr:has(td.n), table > tr:has(td.n)").count() == 2
     assert page.locator("svg").count() == 1
-    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")  # no sideways
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")  # no scrolling
     page.click("a")
     assert page.locator("#count").inner_text() == "6 of 6 clips"  # the link leads to the page of a run
     assert complaints == []
@@ -287,7 +287,7 @@ def test_in_a_browser_the_comparison_is_quiet_and_fits(
 
 @pytest.mark.browser
 @pytest.mark.parametrize(("scheme", "width"), WINDOWS)
-def test_in_a_browser_the_page_is_quiet_and_its_filter_filters(
+def test_in_a_browser_the_page_has_no_errors_and_its_filter_works(
     hostile_words: list[str], browser: Any, scheme: str, width: int
 ) -> None:
     page, complaints = opened(browser, report(load(hostile_words).run), scheme, width)
@@ -302,5 +302,5 @@ def test_in_a_browser_the_page_is_quiet_and_its_filter_filters(
     assert page.locator("#count").inner_text() == f"{better} of 6 clips"
     durations = seconds_of_players(page)
     assert durations and all(seconds > 0.3 for seconds in durations)
-    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")  # no sideways
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")  # no scrolling
     assert complaints == []

@@ -1,4 +1,4 @@
-"""What leaves the machine names no folder of it: cards, exports, pages, and what goes to the Hub."""
+"""Cards, exports, pages and uploads to the Hub name no local folder."""
 
 import shutil
 from dataclasses import replace
@@ -48,13 +48,13 @@ SAME = "hf:owner/name:nl", "mdc:a/b", "silence", "3e-4", "[0,0.25,1]", "null", "
         *zip(SAME, SAME, strict=True),
     ],
 )
-def test_of_a_local_path_its_last_part_is_shared(value: str, shared: str) -> None:
+def test_a_local_path_is_shortened_to_its_last_part(value: str, shared: str) -> None:
     assert shared_value("data.source", value) == shared
     assert shared_value("data.source", shared) == shared
 
 
 @pytest.mark.parametrize("name", ["a b", "it's", 'a "b"', "a,b", "x=y", "[a]", "{b}", "~c", "é&$", "a\\b", "ends\\"])
-def test_a_name_that_had_to_be_quoted_stays_quoted(name: str) -> None:
+def test_a_quoted_name_stays_quoted(name: str) -> None:
     assert shared_value("data.source", quote_override(f"/home/an/{name}")) == quote_override(name)
 
 
@@ -69,33 +69,34 @@ def test_ids_on_the_hub_stay_and_the_home_folder_is_a_tilde(tmp_path: Path, monk
     assert shared_command("python -m asr_lora.train runs_dir=/home/an") == "python -m asr_lora.train 'runs_dir=~'"
 
 
-def test_a_whole_command_is_one_still(tmp_path: Path) -> None:
-    said = (
+def test_a_shortened_command_is_still_a_command(tmp_path: Path) -> None:
+    command_line = (
         "python -m asr_lora.train 'data.source=\"/home/an/my data/cv.tar.gz\"' model.checkpoint=/home/an/whisper-small "
         "'eval.sets=[{source: /home/an/en.tar.gz,language: en}]' run_dir=/home/an/runs/x lora.r=4 ~data.exclude_ids"
     )
-    assert shared_command(said) == (
+    assert shared_command(command_line) == (
         "python -m asr_lora.train 'data.source=\"cv.tar.gz\"' model.checkpoint=whisper-small "
         "'eval.sets=[{source: en.tar.gz,language: en}]' run_dir=x lora.r=4 '~data.exclude_ids'"
     )
-    assert "/home" not in shared_command("python 'data.source=/home/an/x")  # of a damaged record
+    assert "/home" not in shared_command("python 'data.source=/home/an/x")  # from a damaged record
 
 
-USER = "telltale"  # a part of every path of the run's
+USER = "telltale"  # a part of every path of the run
 
 
 @pytest.fixture(scope="module", params=["qv", "full"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Config:
-    """A run of somebody whose name stands in all paths, from train to export; what was typed, with quotes and lists."""
+    """A run with the user's name in all paths, from train to export; its command line has quotes and lists."""
     home = tmp_path_factory.mktemp("home") / USER
     base = shutil.copytree(tiny_checkpoint, home / "my models, old" / "whisper-random")
     write_release(home / RELEASE)
-    words = [
-        *tiny_run(Path("x"), Path(quote_override(str(base))), home / "runs")[1:], f"lora={request.param}", "run_name=mine",
+    overrides = [
+        *tiny_run(Path("x"), Path(quote_override(str(base))), home / "runs")[1:],
+        f"lora={request.param}", "run_name=mine",
         f"data.sources=[{{path: {quote_override(str(home / RELEASE))},weight: 2}}]", "eval.limit=2",
         f"eval.sets=[{{source: {home / RELEASE},name: again}}]",
     ]  # fmt: skip
-    typed = [word for word in words if word != "lora.r=4" or request.param == "qv"]
+    typed = [override for override in overrides if override != "lora.r=4" or request.param == "qv"]
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("ASR_LORA_CACHE", str(home / "cache"))
         config = load(typed)
@@ -106,14 +107,12 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return config
 
 
-def test_what_a_run_leaves_for_others_names_no_folder_of_this_machine(
-    trained: Config, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_published_files_of_a_run_name_no_local_folder(trained: Config, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [run.tuned(trained.run), trained.run / "export" / "hf", trained.run / "report"]
-    for name, room in {"ct2": ct2, "ggml": ggml}.items():
+    for name, module in {"ct2": ct2, "ggml": ggml}.items():
         folders.append(trained.run / "export" / name)
         if not folders[-1].exists():
-            room.write(folders[1], "", folders[-1])
+            module.write(folders[1], "", folders[-1])
     files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
     assert {"README.md", "config.json", "generation_config.json", "index.html"} <= {file.name for file in files}
     assert [str(file) for file in files if USER.encode() in file.read_bytes()] == []
@@ -124,10 +123,10 @@ def test_what_a_run_leaves_for_others_names_no_folder_of_this_machine(
     assert USER not in capsys.readouterr().err.replace(str(trained.run), "")
 
 
-def test_the_run_itself_keeps_the_whole_command(trained: Config) -> None:
+def test_the_run_records_the_full_command(trained: Config) -> None:
     assert str(run.settings(trained.run)["command"]).count(f"/{USER}/") == 4
 
 
-def test_a_comparison_names_its_runs_alone(trained: Config) -> None:
+def test_a_comparison_names_only_its_runs(trained: Config) -> None:
     page = compare(str(trained.run), Path(trained.runs_dir)).read_text()
     assert "mine" in page and USER not in page

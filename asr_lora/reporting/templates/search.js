@@ -1,4 +1,4 @@
-// Search over all clips. Text only ever enters the page as textContent: whatever a corpus holds stays text.
+// Search over all clips. Text enters the page only as textContent, so that markup in a corpus stays text.
 const lines = JSON.parse(document.getElementById("lines").textContent);
 const words = document.getElementById("words"), kind = document.getElementById("kind");
 const rows = document.getElementById("rows"), count = document.getElementById("count");
@@ -20,8 +20,8 @@ function cell(row, text, name) {
 }
 
 function show() {
-  const asked = words.value.toLowerCase().split(/\s+/).filter(Boolean);
-  const found = lines.filter(line => kinds[kind.value](line) && asked.every(word =>
+  const query = words.value.toLowerCase().split(/\s+/).filter(Boolean);
+  const found = lines.filter(line => kinds[kind.value](line) && query.every(word =>
     `${line.id} ${line.reference} ${line.before} ${line.after}`.toLowerCase().includes(word)));
   rows.replaceChildren();
   for (const line of found.slice(0, MOST)) {
@@ -29,12 +29,12 @@ function show() {
     cell(row, line.id, "small");
     cell(row, `${line.from} → ${line.to}`, "n");
     const texts = cell(row, "", "");
-    for (const [name, text] of [["reference", line.reference], ["untouched", line.before], ["tuned", line.after]]) {
+    for (const [name, text] of [["reference", line.reference], ["base", line.before], ["fine-tuned", line.after]]) {
       const paragraph = document.createElement("p"), label = document.createElement("em");
       paragraph.className = "words";
       paragraph.dir = "auto";
       label.textContent = name;
-      label.dir = "ltr"; // an element of its own direction does not decide that of the paragraph
+      label.dir = "ltr"; // dir="auto" of the paragraph ignores elements with a direction of their own
       paragraph.append(label, " ", text || "(nothing)");
       texts.append(paragraph);
     }
