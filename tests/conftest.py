@@ -111,11 +111,19 @@ def words(release: Path, tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
     return [*tiny_run(release, tiny_checkpoint, tmp_path / "runs"), "eval.limit=4"]
 
 
-@pytest.fixture
-def browser() -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine: apt-get install chromium, and this is tested too")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
         chromium.close()
+
+
+@pytest.fixture
+def browser(chromium: Any) -> Iterator[Any]:
+    """One that has no page open, before and after."""
+    yield chromium
+    for context in chromium.contexts:
+        context.close()

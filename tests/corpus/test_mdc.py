@@ -480,35 +480,44 @@ def test_a_missing_sdk_is_one_line_with_the_way_out(site: Site, monkeypatch: pyt
 
 
 READ = """
-import os, sys
+import json, os, sys
 from asr_lora.corpus import mdc
-from asr_lora.runtime.errors import ConfigError
-before = dict(os.environ)
-try:
-    mdc.check("mcv-nl-v25.0")
-    print("accepted")
-except ConfigError as error:
-    print(error)
-assert "datacollective" in sys.modules
-print({name for name in {**before, **os.environ} if before.get(name) != os.environ.get(name)})
+from asr_lora.runtime.errors import ChoiceError
+assert not {"datacollective", "dotenv"} & set(sys.modules)
+for given in json.loads(sys.argv[1]):
+    if os.fork():
+        assert os.wait()[1] == 0
+        continue
+    os.environ.update(given)
+    before = dict(os.environ)
+    try:
+        mdc.check("mcv-nl-v25.0")
+        print("taken")
+    except ChoiceError as error:
+        print(error)
+    assert "datacollective" in sys.modules
+    print({name for name in {**before, **os.environ} if before.get(name) != os.environ.get(name)}, flush=True)
+    os._exit(0)
 """
 
 
-@pytest.mark.parametrize("key", [None, "mine"])
-@pytest.mark.parametrize("switch", [None, "0"])
-def test_a_dotenv_file_in_the_working_folder_is_not_read(tmp_path: Path, key: str | None, switch: str | None) -> None:
+def test_a_dotenv_file_in_the_working_folder_is_not_read(tmp_path: Path) -> None:
     lines = ["MDC_API_KEY=theirs", "MDC_API_URL=http://127.0.0.1:1/api", "HF_ENDPOINT=http://127.0.0.1:1", "OTHER=1"]
     (tmp_path / "work" / "deep").mkdir(parents=True)
     for folder in (tmp_path / "work", tmp_path / "work" / "deep"):
         (folder / ".env").write_text("\n".join(lines))
-    given = {"MDC_API_KEY": key, "PYTHON_DOTENV_DISABLED": switch, "PYTHONPATH": str(Path(__file__).parents[2])}
-    environment = {name: value for name, value in {**os.environ, **given}.items() if value is not None}
-    if key is None:
-        environment.pop("MDC_API_KEY", None)
+    keys, switches = ({}, {"MDC_API_KEY": "mine"}), ({}, {"PYTHON_DOTENV_DISABLED": "0"})
+    given = [key | switch for key in keys for switch in switches]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    for name in ("MDC_API_KEY", "PYTHON_DOTENV_DISABLED"):
+        environment.pop(name, None)
     done = subprocess.run(
-        [sys.executable, "-c", READ], cwd=tmp_path / "work" / "deep", env=environment, capture_output=True, text=True,
-        check=False, timeout=120,
+        [sys.executable, "-c", READ, json.dumps(given)], cwd=tmp_path / "work" / "deep", env=environment,
+        capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
-    printed, changed = done.stdout.splitlines()
-    assert printed == "accepted" if key else printed.startswith("MDC_API_KEY: not set"), done.stderr
-    assert changed == "set()"
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.splitlines()
+    assert len(told) == 2 * len(given)
+    for each, said, changed in zip(given, told[::2], told[1::2], strict=True):
+        assert said == "taken" if "MDC_API_KEY" in each else said.startswith("MDC_API_KEY: not set"), each
+        assert changed == "set()", each

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from asr_lora.config.compose import load, quote_override
+from asr_lora.prepare import main as prepare
 from asr_lora.runs import folder as run
-from asr_lora.runtime.errors import ConfigError
+from asr_lora.runs.launch import launch, load, quoted
+from asr_lora.runtime.errors import ChoiceError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
 
@@ -117,11 +118,16 @@ def test_at_the_command_line_a_mistake_is_one_line_and_no_traceback(tmp_path: Pa
         assert stdout == ""
 
 
-def test_an_unwritable_run_folder_is_one_line(words: list[str], tmp_path: Path) -> None:
+def test_an_unwritable_run_folder_is_one_line(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "runs").write_text("a file where the runs would go")
-    process = start("prepare", *words)
-    _, stderr = process.communicate()
-    assert process.returncode == 1
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which the door sets for good
+    monkeypatch.setattr(sys, "argv", ["prepare", *words])
+    with pytest.raises(SystemExit) as ended:
+        launch(prepare)
+    assert ended.value.code == 1
+    stderr = capsys.readouterr().err
     last = stderr.splitlines()[-1]
     assert last.startswith("error: ") and str(tmp_path / "runs") in last and "runs_dir" in last
     assert "Traceback" not in stderr

@@ -1,9 +1,11 @@
 """Tests of sweeps: an error in one run is logged and does not stop the others, with any launcher."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -60,18 +62,58 @@ ConfigStore.instance().store(
 """
 
 
-def swept(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Runs a sweep of the stage above; `folder` may have plugins of Hydra."""
+# Libraries are loaded once, and every command is a fork: a request is a line of JSON, its answer the status.
+FORKS = """
+import json, os, sys
+import asr_lora.runs.launch
+for request in sys.stdin:
+    folder, stage, words, stdout, stderr = json.loads(request)
+    child = os.fork()
+    if not child:
+        for number, file in ((1, stdout), (2, stderr)):
+            os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+        os.chdir(folder)
+        sys.path[:1] = ["", folder]
+        sys.argv = ["-c", *words]
+        exec(stage, {"__name__": "__main__"})
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[subprocess.Popen[str]]:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # children of a background shell ignore it
-    paths = os.pathsep.join([str(folder), str(Path(__file__).parents[2])])
-    command = [sys.executable, "-c", STAGE, "-m", "data.source=x", *words]
-    return subprocess.run(
-        command, check=False, cwd=folder, capture_output=True, text=True, timeout=120,
-        env=os.environ | {"PYTHONPATH": paths},
-    )  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    ) as process:  # fmt: skip
+        yield process
+        process.communicate()
 
 
-def test_an_error_in_one_run_is_logged_at_once_and_at_the_end_and_the_other_runs_go_on(tmp_path: Path) -> None:
+Swept = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def swept(forks: subprocess.Popen[str], tmp_path: Path) -> Swept:
+    """A sweep of the stage above; `folder` may hold plugins of Hydra's."""
+
+    def sweep(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+        command = ["-m", "data.source=x", *words]
+        files = [tmp_path / "stdout.txt", tmp_path / "stderr.txt"]
+        assert forks.stdin and forks.stdout
+        forks.stdin.write(json.dumps([str(folder), STAGE, command, *map(str, files)]) + "\n")
+        forks.stdin.flush()
+        status = int(forks.stdout.readline())
+        return subprocess.CompletedProcess(command, status, *(file.read_text() for file in files))
+
+    return sweep
+
+
+def test_what_breaks_in_one_run_is_told_at_once_and_at_the_end_and_leaves_the_others_alone(
+    swept: Swept, tmp_path: Path
+) -> None:
     ended = swept(tmp_path, "lora.r=2,3,5,0,7")
     assert ended.stdout.split("\n")[:-1] == ["rank 2", "rank 3", "rank 5", "rank 7", "after 5"]
     assert ended.returncode == 1  # of the first that is graver than a regression
@@ -86,26 +128,28 @@ def test_an_error_in_one_run_is_logged_at_once_and_at_the_end_and_the_other_runs
 
 
 @pytest.mark.slow
-def test_a_regression_of_one_run_leaves_a_sweep_its_others_and_its_status(tmp_path: Path) -> None:
+def test_a_regression_of_one_run_leaves_a_sweep_its_others_and_its_status(swept: Swept, tmp_path: Path) -> None:
     ended = swept(tmp_path, "lora.r=2,4")
     assert (ended.returncode, ended.stdout.split()) == (3, ["rank", "2", "rank", "4", "after", "2"])
     assert "error: 1 of 2 runs of the sweep ended in an error:" in ended.stderr
 
 
 @pytest.mark.slow
-def test_a_sweep_in_which_nothing_breaks_is_quiet_and_ends_well(tmp_path: Path) -> None:
+def test_a_sweep_in_which_nothing_breaks_is_quiet_and_ends_well(swept: Swept, tmp_path: Path) -> None:
     ended = swept(tmp_path, "lora.r=4,8")
     assert (ended.returncode, ended.stderr, ended.stdout.split()[-2:]) == (0, "", ["after", "2"])
 
 
-def test_ctrl_c_stops_a_whole_sweep(tmp_path: Path) -> None:
+def test_ctrl_c_stops_a_whole_sweep(swept: Swept, tmp_path: Path) -> None:
     ended = swept(tmp_path, "lora.r=6,7")
     assert (ended.returncode, ended.stdout.split()) == (130, ["rank", "6"])
     assert ended.stderr.startswith("interrupted; ")
 
 
 @pytest.mark.parametrize("runs", ["runs", "elsewhere"])
-def test_a_sweep_whose_jobs_run_in_other_processes_has_its_end_all_the_same(tmp_path: Path, runs: str) -> None:
+def test_a_sweep_whose_jobs_run_in_other_processes_has_its_end_all_the_same(
+    swept: Swept, tmp_path: Path, runs: str
+) -> None:
     (tmp_path / "hydra_plugins").mkdir()
     (tmp_path / "hydra_plugins" / "forking.py").write_text(FORKING)
     ended = swept(tmp_path, "lora.r=3,4", "hydra/launcher=forking", f"runs_dir={runs}")
@@ -115,7 +159,9 @@ def test_a_sweep_whose_jobs_run_in_other_processes_has_its_end_all_the_same(tmp_
     assert len(list((tmp_path / runs / ".hydra").glob("*/*.json"))) == 2
 
 
-def test_a_job_that_is_killed_in_another_process_is_logged_and_the_other_jobs_results_are_kept(tmp_path: Path) -> None:
+def test_a_job_that_is_killed_in_another_process_is_told_beside_what_the_others_made(
+    swept: Swept, tmp_path: Path
+) -> None:
     (tmp_path / "hydra_plugins").mkdir()
     (tmp_path / "hydra_plugins" / "forking.py").write_text(FORKING)
     ended = swept(tmp_path, "lora.r=4,9", "hydra/launcher=forking")
@@ -126,7 +172,7 @@ def test_a_job_that_is_killed_in_another_process_is_logged_and_the_other_jobs_re
     assert ended.stderr.splitlines()[-1].startswith("error: hydra/launcher: RuntimeError: process ")
 
 
-def test_a_launcher_that_starts_nothing_is_logged_in_one_line(tmp_path: Path) -> None:
+def test_a_launcher_that_starts_nothing_is_told_in_one_line(swept: Swept, tmp_path: Path) -> None:
     (tmp_path / "hydra_plugins").mkdir()
     (tmp_path / "hydra_plugins" / "forking.py").write_text(FORKING.replace("children = []", "raise KeyError('srun')"))
     ended = swept(tmp_path, "lora.r=4,7", "hydra/launcher=forking")
@@ -134,7 +180,7 @@ def test_a_launcher_that_starts_nothing_is_logged_in_one_line(tmp_path: Path) ->
     assert ended.stderr.startswith("error: hydra/launcher: KeyError: 'srun'; ") and ended.stderr.count("\n") == 1
 
 
-def test_a_job_that_starts_in_another_folder_works_where_the_sweep_was_started(tmp_path: Path) -> None:
+def test_a_job_that_begins_in_another_folder_works_where_the_sweep_was_typed(swept: Swept, tmp_path: Path) -> None:
     (tmp_path / "hydra_plugins").mkdir()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

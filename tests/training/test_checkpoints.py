@@ -1,12 +1,14 @@
 """Checkpoints: damaged ones are detected by checksums and skipped; few are kept; one command locks the run folder."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from support.runs import killed
+from support.releases import RELEASE, write_release
+from support.runs import killed, tiny_run
 
-from asr_lora.config.compose import load
+from asr_lora.config.compose import Config
 from asr_lora.eval import evaluate
 from asr_lora.prepare import main as prepare_main
 from asr_lora.runs import folder as run
@@ -15,11 +17,34 @@ from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
 from asr_lora.training import checkpointing
 
+SAVING = ["training.max_steps=4", "training.save_steps=1", "training.eval_steps=9", "eval.after=false"]
+
 
 @pytest.fixture
 def saving(words: list[str]) -> list[str]:
     """A run of four steps that saves after every one."""
-    return [*words, "training.max_steps=4", "training.save_steps=1", "training.eval_steps=9", "eval.after=false"]
+    return [*words, *SAVING]
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, list[float], Path]:
+    """A run that was killed before its last step, the losses of one that was not, and a copy of the runs folder."""
+    folder = tmp_path_factory.mktemp("stopped")
+    write_release(folder / RELEASE)
+    words = [*tiny_run(folder / RELEASE, tiny_checkpoint, folder / "runs"), *SAVING]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASR_LORA_CACHE", str(folder / "cache"))
+        train(steady := load([*words, "run_name=steady"]))
+        config = killed(words, step=3)
+    return config, losses(steady.run), shutil.copytree(folder / "runs", folder / "as-killed")
+
+
+@pytest.fixture
+def killed_at_3(stopped: tuple[Config, list[float], Path]) -> tuple[Config, list[float]]:
+    config, expected, kept = stopped
+    shutil.rmtree(config.run.parent)
+    shutil.copytree(kept, config.run.parent)
+    return config, expected
 
 
 def flip(file: Path) -> None:
@@ -37,10 +62,10 @@ NAMES = ["optimizer.pt", "trained.safetensors", "trainer_state.json", "checksums
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_damaged_checkpoint_is_logged_and_the_one_before_is_resumed_from(
-    saving: list[str], name: str, capsys: pytest.CaptureFixture[str]
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_gone_on_from(
+    killed_at_3: tuple[Config, list[float]], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = killed(saving, step=3)
+    config, expected = killed_at_3
     kept = sorted(path.name for path in run.checkpoints(config.run).iterdir())
     assert kept == ["checkpoint-2", "checkpoint-3"]
     damaged = run.checkpoints(config.run) / "checkpoint-3" / name.removeprefix("no ")
@@ -51,12 +76,10 @@ def test_a_damaged_checkpoint_is_logged_and_the_one_before_is_resumed_from(
     else:
         flip(damaged)
     train(config)
-    logged = capsys.readouterr().err
-    assert f"checkpoint-3: damaged ({'no ' * (name == 'checksums.json')}{name}" in logged
-    assert "resuming from" in logged and "checkpoint-2\n" in logged
-    steady = load([*saving, "run_name=steady"])
-    train(steady)
-    assert losses(config.run) == losses(steady.run)
+    said = capsys.readouterr().err
+    assert f"checkpoint-3: damaged ({'no ' * (name == 'checksums.json')}{name}" in said
+    assert "resuming from" in said and "checkpoint-2\n" in said
+    assert losses(config.run) == expected
 
 
 def test_where_no_checkpoint_is_intact_training_starts_again(
