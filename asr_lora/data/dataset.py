@@ -86,7 +86,13 @@ class StreamingStepDataset(torch.utils.data.IterableDataset[Step]):
         self, split: Split, sieve: StreamFilter, training: TrainingConfig, collator: SpeechCollator, token_limit: int, buffer: int,
         rank: int = 0, world_size: int = 1,
     ) -> None:  # fmt: skip
-        self.split, self.sieve, self.collator, self.token_limit, self.buffer = split, sieve, collator, token_limit, buffer
+        self.split, self.sieve, self.collator, self.token_limit, self.buffer = (
+            split,
+            sieve,
+            collator,
+            token_limit,
+            buffer,
+        )
         self.rank, self.world_size = rank, world_size
         rule = f"at least the {world_size} processes under data.streaming=true"
         check("training.batch_size", training.batch_size, rule, training.batch_size >= world_size)

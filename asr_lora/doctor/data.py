@@ -114,27 +114,27 @@ def _of_manifest(config: "Config") -> DataSample:
 
 def _of_corpus(config: "Config", corpus: Corpus, named: str, complete: bool, source: Path | None) -> DataSample:
     """Samples an open corpus. `complete`: every clip is on the disk, so that an absent one is missing."""
-    rows = sampling_order(corpus.tables["train"], config.data.seed)
-    if not rows:
+    utterances = sampling_order(corpus.tables["train"], config.data.seed)
+    if not utterances:
         raise ConfigError(f"data.source: train.tsv of {named} has no clips; a run needs train, dev and test")
     if corpus.durations and source:
         check_hours(
             config.data.hours,
             replace(corpus, source=named),
-            sum(corpus.durations.get(each.path, 30.0) for each in rows),
+            sum(corpus.durations.get(each.path, 30.0) for each in utterances),
         )
-    asked = rows[:SAMPLED] if complete else rows
-    files = corpus.fetch([row["path"] for row in asked if not in_shard(row)])
-    found = asked if complete else [row for row in rows if row["path"] in files][:SAMPLED]
+    asked = utterances[:SAMPLED] if complete else utterances
+    files = corpus.fetch([each.path for each in asked if each.shard is None])
+    found = asked if complete else [each for each in utterances if each.path in files][:SAMPLED]
     if not found:
         raise NotInspectableError("the clips that its tables name are beyond its beginning")
     draw = SplitDraw("train", list(found))
-    draw.accept([row["path"] for row in found], files, corpus.durations, lambda sentence: None, lambda: None)
+    draw.accept([each.path for each in found], files, corpus.durations, lambda sentence: None, lambda: None)
     if not draw.chosen:
         reasons = Counter({reason: len(names) for reason, names in draw.left_out.items()})
         raise ConfigError(f"data.source: none of {len(found)} clips of {named} can be used ({dict(reasons)})")
     return DataSample(
-        draw.chosen, [row["sentence"] for row in rows], draw.left_out, f"{named}, {len(rows)} clips", source
+        draw.chosen, [each.text for each in utterances], draw.left_out, f"{named}, {len(utterances)} clips", source
     )
 
 

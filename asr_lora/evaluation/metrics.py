@@ -98,11 +98,24 @@ def paired_delta(
     for rate in ALIGNERS:
         base_errors, units = _counted(rate, normalizer.language, kept, base)
         tuned_errors, _ = _counted(rate, normalizer.language, kept, tuned)
-        interval, unit = bootstrap(tuned_errors - base_errors, units, _take(speakers, spoken), seed)
-        # The difference of the two quotients, not the quotient of the difference, so that it matches the two rates.
-        difference = float(tuned_errors.sum() / units.sum() - base_errors.sum() / units.sum())
+        difference, interval, unit = count_delta(base_errors, tuned_errors, units, _take(speakers, spoken), seed)
         found |= {rate: difference, "ci95" if rate == "wer" else f"{rate}_ci95": interval, "ci_unit": unit}
     return found
+
+
+def count_delta(
+    before: npt.ArrayLike, after: npt.ArrayLike, units: npt.ArrayLike, speakers: Sequence[str], seed: int
+) -> tuple[float, list[float], str]:
+    """Returns the error rate after minus that before, its paired interval, and what was drawn.
+
+    Errors of each clip before and after, and units of its reference; clips without a unit are left out.
+    """
+    old, new, counted = np.asarray(before), np.asarray(after), np.asarray(units)
+    scored = np.flatnonzero(counted).tolist()
+    interval, unit = bootstrap((new - old)[scored], counted[scored], [speakers[at] for at in scored], seed)
+    # The difference of the two quotients, not the quotient of the difference, so that it matches the two rates.
+    difference = new[scored].sum() / counted.sum() - old[scored].sum() / counted.sum()
+    return float(difference), interval, unit
 
 
 def delta_interval(delta: Mapping[str, Any], rate: str) -> Sequence[float] | None:

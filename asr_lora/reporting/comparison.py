@@ -190,12 +190,9 @@ def _paired(best: Mapping[str, Any], row: Mapping[str, Any], rate: str) -> str:
             for each in side["runs"]
         ]
         sides.append(np.mean([errors for errors, _ in counted], axis=0))
-        units = np.array(counted[0][1])
-    spoken = units > 0
-    speakers = [line["speaker"] for line, has_words in zip(lines, spoken, strict=True) if has_words]
-    change = (sides[1] - sides[0])[spoken]
-    interval, _ = metrics.bootstrap(change, units[spoken], speakers, seed=0)
-    difference = float(change.sum() / units.sum())
+        units = counted[0][1]
+    speakers = [line["speaker"] for line in lines]
+    difference, interval, _ = metrics.count_delta(sides[0], sides[1], units, speakers, seed=0)
     return f"{metrics.points(difference)} points ({metrics.interval(interval, metrics.points)})"
 
 

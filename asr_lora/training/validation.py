@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from transformers import WhisperProcessor
 
@@ -48,7 +47,7 @@ class DevEvaluator:
         self._hardware, self._processor, self._decoding = hardware, processor, decoding
         self._capacity = Capacity()  # shared by all decodings: what did not fit in one does not fit in the next
         self.normalizer, self._seed = normalizer, seed
-        self._references = [clip["text"] for clip in clips]
+        self._references = [normalizer(clip["text"]) for clip in clips]
         self._speakers = [clip["speaker"] for clip in clips]
 
     def decode_baseline(self, model: Any) -> None:
@@ -72,29 +71,33 @@ class DevEvaluator:
         return distributed.rank_zero(lambda: self._score(decoded, lowest))
 
     def _score(self, decoded: Mapping[str, Any], lowest: Sequence[int]) -> DevResult:
-        wer = metrics.score(self._references, decoded["hypotheses"], self._speakers, self.normalizer, self._seed)["wer"]
-        if wer is None:
+        errors, words = self._count(decoded)
+        if not any(words):
             name = self.normalizer.name
             raise ConfigError(f"training.dev_normalizer: {name} leaves no word of the dev references; take another")
-        regression = self._regression(decoded, read_json(self.baseline)) if self.baseline.is_file() else None
-        sides = ([self.normalizer(text) for text in texts] for texts in (self._references, decoded["hypotheses"]))
-        errors, words = metrics.clip_errors(*sides, self._decoding.language, "wer")
-        return DevResult(float(wer), regression, errors, self._is_worse(errors, lowest or errors, words))
+        regression = None
+        if self.baseline.is_file():
+            regression = self._regression(decoded, read_json(self.baseline), errors, words)
+        return DevResult(sum(errors) / sum(words), regression, errors, self._is_worse(errors, lowest or errors, words))
 
     def _is_worse(self, errors: Sequence[int], before: Sequence[int], words: Sequence[int]) -> bool:
-        spoken = np.flatnonzero(words)
-        more, speakers = np.subtract(errors, before)[spoken], [self._speakers[at] for at in spoken]
-        (low, _), _ = metrics.bootstrap(more, np.array(words)[spoken], speakers, self._seed)
+        _, (low, _), _ = metrics.count_delta(before, errors, words, self._speakers, self._seed)
         return low > 0
 
-    def _regression(self, decoded: Mapping[str, Any], base: Mapping[str, Any]) -> str | None:
+    def _count(self, decoded: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+        """Errors of each clip, and words of its reference."""
+        hypotheses = [self.normalizer(text) for text in decoded["hypotheses"]]
+        return metrics.clip_errors(self._references, hypotheses, self.normalizer.language, "wer")
+
+    def _regression(
+        self, decoded: Mapping[str, Any], base: Mapping[str, Any], errors: Sequence[int], words: Sequence[int]
+    ) -> str | None:
         """Compares with the base model by the paired bootstrap: dozens of clips move by a point from chance alone."""
-        delta = metrics.paired_delta(
-            self._references, base["hypotheses"], decoded["hypotheses"], self._speakers, self.normalizer, self._seed
-        )
-        if delta["ci95"][0] > 0:
-            low, high = (f"{bound * 100:+.1f}" for bound in delta["ci95"])
-            return f"dev WER is {delta['wer'] * 100:+.1f} points above the base model's ({low} to {high})"
+        counts = self._count(base)[0], errors, words
+        difference, interval, _ = metrics.count_delta(*counts, self._speakers, self._seed)
+        if interval[0] > 0:
+            low, high = (f"{bound * 100:+.1f}" for bound in interval)
+            return f"dev WER is {difference * 100:+.1f} points above the base model's ({low} to {high})"
         before, after = self._runaways(base), self._runaways(decoded)
         if metrics.share_delta(before, after, self._speakers, self._seed)[1][0] > 0:
             return f"{sum(after)} of {len(after)} dev clips run away, {sum(before)} with the base model"

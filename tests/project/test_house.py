@@ -20,7 +20,9 @@ RETIRED = {
     "doubt", "doubts", "dial", "ears", "fault", "faults", "glimpse", "heard", "hear", "hearing", "hears", "learnt",
     "lesson", "listened", "listener", "sieve", "told", "twins", "untouched", "worn",
 }  # fmt: skip
-IN_PROSE = re.compile(r"(?<!transcribe\.)\b(heard|hears|untouched|worn|nobody (?:can|here|has)|somebody)\b", re.IGNORECASE)
+IN_PROSE = re.compile(
+    r"(?<!transcribe\.)\b(heard|hears|untouched|worn|nobody (?:can|here|has)|somebody)\b", re.IGNORECASE
+)
 
 
 def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:

@@ -13,8 +13,7 @@ from support.models import tiny_whisper
 
 from asr_lora.config.compose import load
 from asr_lora.data import manifest
-from asr_lora.model import adapter
-from asr_lora.model import adapter_folder
+from asr_lora.model import adapter, adapter_folder
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ExternalError

@@ -20,8 +20,7 @@ from support.runs import tiny_run
 from asr_lora.config.compose import Config, load
 from asr_lora.data.manifest import audio_suffix, encoded_audio, read_manifest, waveform
 from asr_lora.data.splits import count_overlap
-from asr_lora.model import adapter, arithmetic, whisper
-from asr_lora.model import adapter_folder
+from asr_lora.model import adapter, adapter_folder, arithmetic, whisper
 from asr_lora.planning.devices import durations
 from asr_lora.prepare import prepare
 from asr_lora.report import report

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from asr_lora.config.compose import load, quote_override
 from asr_lora.prepare import main as prepare
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import launch, load, quoted
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runs.launch import launch
+from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
 

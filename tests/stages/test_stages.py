@@ -149,7 +149,7 @@ def test_hypotheses_are_not_taken_for_those_of_other_clips_or_another_decoding(w
     config = load([*words, "training.max_steps=1"])
     train(config)
     for change in ("decoding.max_new_tokens=7", "eval.limit=3", "decoding.num_beams=2"):
-        other = evaluate(as_recorded(config.run, load([change, "hardware=cpu"]), [change]))
+        other = evaluate(recorded_config(config.run, load([change, "hardware=cpu"]), [change]))
         assert not other["cached"] and not other["baseline"]["cached"], change
 
 

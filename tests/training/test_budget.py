@@ -22,8 +22,7 @@ def over(hours: float, spent: float, evaluation: float = 10.0, **took: list[floa
 
 
 def test_the_remaining_time_must_hold_a_step_a_save_dev_and_the_evaluation() -> None:
-    # 2 + 1 + 1.1 * (20 + 200 + 2 * 5) + ending
-    needed = 256 + ENDING
+    needed = 2 + 1 + 1.1 * (20 + 200 + 2 * 5) + ENDING  # 256 s and the ending
     assert not over(0.5, 1800 - needed - 5)
     assert over(0.5, 1800 - needed + 5)
     assert over(0.5, 1800 - needed - 5, steps=[2.0, 30.0])  # one slow step may be followed by another

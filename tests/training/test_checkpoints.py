@@ -8,7 +8,7 @@ from filelock import FileLock
 from support.releases import RELEASE, write_release
 from support.runs import killed, tiny_run
 
-from asr_lora.config.compose import Config
+from asr_lora.config.compose import Config, load
 from asr_lora.eval import evaluate
 from asr_lora.prepare import main as prepare_main
 from asr_lora.runs import folder as run
@@ -62,7 +62,7 @@ NAMES = ["optimizer.pt", "trained.safetensors", "trainer_state.json", "checksums
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_gone_on_from(
+def test_a_damaged_checkpoint_is_logged_and_the_one_before_is_resumed_from(
     killed_at_3: tuple[Config, list[float]], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, expected = killed_at_3
@@ -76,9 +76,9 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_gone_on_from(
     else:
         flip(damaged)
     train(config)
-    said = capsys.readouterr().err
-    assert f"checkpoint-3: damaged ({'no ' * (name == 'checksums.json')}{name}" in said
-    assert "resuming from" in said and "checkpoint-2\n" in said
+    logged = capsys.readouterr().err
+    assert f"checkpoint-3: damaged ({'no ' * (name == 'checksums.json')}{name}" in logged
+    assert "resuming from" in logged and "checkpoint-2\n" in logged
     assert losses(config.run) == expected
 
 

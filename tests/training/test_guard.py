@@ -225,14 +225,19 @@ def test_dev_hypotheses_are_compared_with_the_base_models_beyond_chance(
     assert len(base["hypotheses"]) == len(base["truncated"]) == 4 and base["seconds"] > 0
     clips = read_jsonl(run.manifest(config.run, "dev"))
     dev = DevEvaluator.__new__(DevEvaluator)
-    dev.clips, dev._references, dev._speakers = clips, [clip["text"] for clip in clips], ["a", "b", "c", "d"]
     dev.normalizer, dev._seed = dev_normalizer(config.training.dev_normalizer, "nl"), 0
-    right = {"hypotheses": dev._references, "truncated": [False] * 4}
+    texts = [clip["text"] for clip in clips]
+    dev.clips, dev._references, dev._speakers = clips, list(map(dev.normalizer, texts)), ["a", "b", "c", "d"]
+    right = {"hypotheses": texts, "truncated": [False] * 4}
     wrong = {"hypotheses": ["nee"] * 4, "truncated": [False] * 4}
-    endless = {"hypotheses": dev._references, "truncated": [True] * 4}
-    assert dev._regression(right, wrong) is None and dev._regression(wrong, wrong) is None
-    assert "above the base model's" in str(dev._regression(wrong, right))
-    assert "4 of 4 dev clips run away, 0 with" in str(dev._regression(endless, right))
+    endless = {"hypotheses": texts, "truncated": [True] * 4}
+
+    def regression(decoded: dict[str, Any], base: dict[str, Any]) -> str | None:
+        return dev._regression(decoded, base, *dev._count(decoded))
+
+    assert regression(right, wrong) is None and regression(wrong, wrong) is None
+    assert "above the base model's" in str(regression(wrong, right))
+    assert "4 of 4 dev clips run away, 0 with" in str(regression(endless, right))
 
 
 def test_a_dev_decoding_is_worse_than_the_lowest_beyond_chance_alone() -> None:
