@@ -87,7 +87,7 @@ class DevEvaluator:
     def _count(self, decoded: Mapping[str, Any]) -> tuple[list[int], list[int]]:
         """Errors of each clip, and words of its reference."""
         hypotheses = [self.normalizer(text) for text in decoded["hypotheses"]]
-        return metrics.clip_errors(self._references, hypotheses, self.normalizer.language, "wer")
+        return metrics.clip_errors(self._references, hypotheses, self.normalizer.language or "", "wer")
 
     def _regression(
         self, decoded: Mapping[str, Any], base: Mapping[str, Any], errors: Sequence[int], words: Sequence[int]
