@@ -117,7 +117,7 @@ def _group(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ),
         "rows": rows, "runs": len(runs), "folded": any(len(row["runs"]) > 1 for row in rows),
         "contexts": sorted({tables.context_note(each["own"]) for each in runs}),
-        "rate": rate, "best": best, "sets": names, "chart": _chart(rows, rate),
+        "rate": rate, "best": best, "sets": names, **_chart(rows, rate),
     }  # fmt: skip
 
 
@@ -145,16 +145,29 @@ def _folded(runs: Sequence[Mapping[str, Any]], rate: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _chart(rows: Sequence[Mapping[str, Any]], rate: str) -> Markup | None:
-    """Draws a sweep over the rank, with a line for each learning rate; None for anything else."""
+def _chart(rows: Sequence[Mapping[str, Any]], rate: str) -> dict[str, Any]:
+    """Draws a sweep over the rank with a line for each learning rate, other runs by their number in the table.
+
+    Returns the chart and its title, both None for a single row or where a run has no rate.
+    """
+    if len(rows) < 2 or any(row["mean"] is None for row in rows):
+        return {"chart": None, "chart_title": None}
     methods, ranks = ({row["settings"]["lora"][key] for row in rows} for key in ("kind", "r"))
-    if len(methods) > 1 or len(ranks) < 2 or any(row["mean"] is None for row in rows):
-        return None
+    if len(methods) > 1 or len(ranks) < 2:
+        groups = [
+            {
+                "value": number, "clips": row["own"]["clips"], "baseline_rate": row["own"]["baseline"][rate],
+                "rate": row["mean"], "rate_ci95": row["bounds"],
+            }
+            for number, row in enumerate(rows, 1)
+        ]  # fmt: skip
+        return {"chart": Markup(charts.by_group(groups, rate.upper())), "chart_title": "Error by run"}
     lines: dict[str, list[tuple[float, float, Sequence[float]]]] = defaultdict(list)
     for row in rows:
         point = row["settings"]["lora"]["r"], row["mean"], row["bounds"]
         lines[f"{row['settings']['training']['learning_rate']:g}"].append(point)
-    return Markup(charts.over(lines, rate, "LoRA rank", "learning rate"))
+    drawn = charts.over(lines, rate, "LoRA rank", "learning rate")
+    return {"chart": Markup(drawn), "chart_title": "Rank and error"}
 
 
 def _set(best: Mapping[str, Any], row: Mapping[str, Any], name: str) -> str:

@@ -154,6 +154,7 @@ def test_a_comparison_names_the_precision_of_the_base_where_runs_differ_in_it(
     shown = capsys.readouterr().out
     for precision in ("fp32", "int8"):  # two rows: runs of different precisions are not seeds of one run
         assert page.text.count(f"base in {precision}") == shown.count(f", base in {precision}") == 1
+    assert "Error by run" in page.text and [tag for tag, _ in page.tags].count("svg") == 1  # not a sweep over the rank
     assert "base in" not in Page(compare(str(tmp_path / "nl-cpu*"), tmp_path)).text
     assert "base in" not in capsys.readouterr().out
 
