@@ -1,8 +1,9 @@
 """Products with a quantized, frozen base: in the dtype of the run's arithmetic, and without keeping their inputs.
 
-CUDA's autocast leaves layer_norm in fp32. What bitsandbytes 0.50 is given it multiplies backward and returns: in fp32,
-where a T4 has no tensor cores. And LLM.int8's product keeps its whole input for the gradient of a weight that has none:
-the three projections of a layer, the result of attention and both feed-forward parts, 1.5 times what fp16 keeps.
+CUDA's autocast leaves layer_norm in fp32. bitsandbytes 0.50 computes backward, and returns, in the dtype of its input:
+fp32, for which a T4 has no tensor cores. And LLM.int8's product keeps its whole input for the gradient of a weight that
+has none: the three projections of a layer, the result of attention and both feed-forward parts, 1.5 times what fp16
+keeps.
 """
 
 from functools import partial
@@ -30,7 +31,7 @@ def _multiply(layer: nn.Module, compute: torch.dtype, values: Tensor) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """values (..., in) -> (..., out), with the weight as the layer holds it; backward by the dequantized weight."""
+    """Multiplies values (..., in) to (..., out) with the layer's weight; backward with the dequantized weight."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, layer: nn.Module, compute: torch.dtype) -> Tensor:
@@ -44,7 +45,7 @@ class _Product(torch.autograd.Function):
 
 
 def _dequantized(layer: Any, dtype: torch.dtype) -> Tensor:
-    """The layer's weight, (out, in): LLM.int8 scales each row by its largest absolute value over 127."""
+    """Returns the layer's weight, (out, in): LLM.int8 scales each row by its largest absolute value over 127."""
     weight: Tensor
     if isinstance(layer, Linear4bit):
         weight = dequantize_4bit(layer.weight, layer.weight.quant_state).to(dtype)

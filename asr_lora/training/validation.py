@@ -77,8 +77,8 @@ class DevEvaluator:
             name = self.normalizer.name
             raise ConfigError(f"training.dev_normalizer: {name} leaves no word of the dev references; take another")
         regression = self._regression(decoded, read_json(self.baseline)) if self.baseline.is_file() else None
-        sides = ([self.normalizer(text) for text in texts] for texts in (self._references, decoded["hypotheses"]))
-        errors, words = metrics.clip_errors(*sides, self._decoding.language, "wer")
+        clean, hypotheses = (list(map(self.normalizer, each)) for each in (self._references, decoded["hypotheses"]))
+        errors, words = metrics.clip_errors(clean, hypotheses, self._decoding.language, "wer")
         return DevResult(float(wer), regression, errors, self._is_worse(errors, lowest or errors, words))
 
     def _is_worse(self, errors: Sequence[int], before: Sequence[int], words: Sequence[int]) -> bool:
