@@ -44,7 +44,7 @@ BITS = 16  # of randomness an element: four elements share one draw of 64
 
 
 def attach(model: WhisperForConditionalGeneration, lora: "LoraSettings", seed: int, steps: int = 1) -> Tuned:
-    """Makes trainable, in fp32, what the settings name: a new adapter, or weights of the base; freezes the rest.
+    """Makes trainable, in fp32, what the settings name: a new adapter, or weights; freezes the rest.
 
     `steps` of the whole run determine AdaLoRA's schedule.
     Raises ConfigError when a target module is not in the model.
@@ -118,7 +118,7 @@ def write_card(folder: Path, base: str, library: str, kind: str, card: str) -> N
 
 
 def _save_whole(model: WhisperForConditionalGeneration, folder: Path, base: str) -> None:
-    """Saves the model with tokenizer and feature extractor, without SpecAugment, which belongs to training."""
+    """Saves the model with tokenizer and feature extractor, without SpecAugment, which is for training."""
     masks, model.config.apply_spec_augment = model.config.apply_spec_augment, False
     try:
         model.save_pretrained(folder)
@@ -151,7 +151,7 @@ def _untie_from_base(model: PeftModel, folder: Path) -> None:
 
 
 def save_training(model: torch.nn.Module, method: TuningMethod, folder: Path) -> None:
-    """Saves the trained parameters and the method's state for a checkpoint. Raises ExternalError as `save` does."""
+    """Saves the trained parameters and the method's state for a checkpoint. Raises as `save` does."""
     trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     state = method.state(model) if method.state else {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,14 +182,14 @@ def _write_errors(folder: Path) -> Iterator[None]:
 
 
 def load(checkpoint: str, folder: Path, precision: str, device: torch.device) -> WhisperForConditionalGeneration:
-    """Loads the fine-tuned model, unquantized: the folder's own, or the checkpoint with the adapter merged in."""
+    """Loads the fine-tuned model, unquantized: the folder's, or the checkpoint with the adapter merged in."""
     if adapter_folder.is_whole(folder):
         return whisper.load(str(folder), precision, device)
     return merge(whisper.load(checkpoint, precision, device), folder)
 
 
 def merge(base: WhisperForConditionalGeneration, folder: Path) -> WhisperForConditionalGeneration:
-    """Merges the saved adapter into the weights of an unquantized base; `base` must not be used afterwards.
+    """Merges the saved adapter into an unquantized base; `base` must not be used afterwards.
 
     Raises ValueError for a quantized base: merging rounds the adapter away; ExternalError for a damaged folder.
     """

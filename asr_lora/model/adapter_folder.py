@@ -1,4 +1,4 @@
-"""Reads the folder of an adapter or of a whole model; its files are not trusted, others may have written them."""
+"""Reads folders of adapters or whole models; does not trust their files, which may come from others."""
 
 import hashlib
 import re

@@ -35,7 +35,7 @@ def scale_adapter(source: Path, strength: float, target: Path, checkpoint: str) 
 
 
 def average_adapters(sources: Sequence[Path], target: Path) -> None:
-    """Writes the mean of several adapters of one run, weight by weight, as checkpoints are averaged (Izmailov 2018).
+    """Writes the mean of several adapters of one run, as checkpoints are averaged (Izmailov 2018).
 
     Averages A and B, not their products: along one training run that is close, the size stays, and the result is an
     ordinary peft adapter. Whole models are averaged too.
@@ -67,7 +67,7 @@ def combine_adapters(
     folders: Mapping[str, Path], shares: Sequence[float], method: str, target: Path,
     base: WhisperForConditionalGeneration,
 ) -> None:  # fmt: skip
-    """Writes one ordinary adapter whose change to every weight is the sum of those of `folders`, times their shares.
+    """Writes one adapter whose change to each weight is the sum of those of `folders` times their shares.
 
     `method` is cat, the exact sum, whose rank is the sum of ranks, or svd, its best approximation of the largest rank
     (peft's add_weighted_adapter). It was never trained to stop at short contexts: it is recorded for 30 s. `base` must
@@ -97,7 +97,7 @@ def combine_adapters(
 
 
 def _plain(folder: Path, refused: str) -> dict[str, Any]:
-    """Returns the settings of a plain LoRA. Raises ConfigError for another adapter, beginning with `refused`."""
+    """Returns settings of a plain LoRA. Raises ConfigError, beginning with `refused`, for another adapter."""
     settings = adapter_folder.read_settings(folder)
     if not adapter_folder.is_scalable(folder):
         raise ConfigError(f"{refused} {folder}, which is none ({settings['peft_type']})")

@@ -1,4 +1,4 @@
-"""Converts a CTranslate2 (faster-whisper) Whisper to a Hugging Face directory, with bit-identical weights.
+"""Converts a CTranslate2 (faster-whisper) Whisper to a Hugging Face directory, bit-identical weights.
 
 The layout of model.bin is that of CTranslate2's `model_spec.py` (binary version 4 and later); the names are those of
 its `WhisperSpec` on one side and of transformers' `modeling_whisper.py` on the other.
@@ -85,7 +85,7 @@ def convert(source: Path, target: Path) -> None:
 
 
 def read_variables(path: Path) -> dict[str, torch.Tensor]:
-    """Reads the named tensors of a CTranslate2 model.bin, with its aliases, in the file's dtypes and shapes."""
+    """Reads the tensors of a CTranslate2 model.bin by name and alias, in the file's dtypes and shapes."""
     with path.open("rb") as file:
         _number(file, "I")  # binary version
         if (spec := _string(file)) != "WhisperSpec":
@@ -159,7 +159,7 @@ def _config(variables: Mapping[str, torch.Tensor], generation: GenerationConfig)
 
 
 def _generation_config(settings: Mapping[str, Any], tokenizer: WhisperTokenizer) -> GenerationConfig:
-    """Builds that of OpenAI's models on the Hub, without `forced_decoder_ids`, which transformers 5 does not take."""
+    """Builds OpenAI's generation config, without `forced_decoder_ids`, which transformers 5 does not take."""
 
     def token(name: str) -> int:
         number: int = tokenizer.convert_tokens_to_ids(f"<|{name}|>")
@@ -186,7 +186,7 @@ def _generation_config(settings: Mapping[str, Any], tokenizer: WhisperTokenizer)
 
 
 def _weights(variables: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Renames tensors to transformers' names; skips scalars, which are settings, and the projection, which is tied."""
+    """Renames tensors to transformers' names; skips scalars (settings) and the projection (tied)."""
     weights = {}
     parts: tuple[str, ...] | None
     for name, tensor in variables.items():

@@ -1,4 +1,4 @@
-"""The cost of Whisper from its dimensions: floating-point work (FLOP, a multiply-add is two) and memory (bytes).
+"""The cost of Whisper by its dimensions: work (FLOP, a multiply-add is two) and memory (bytes).
 
 Pure arithmetic; nothing is loaded. Work is of one row: the encoder at a context of some seconds, the decoder over some
 tokens. T is encoder positions (50 a second), L tokens, d the width, f the width of the feed-forward part, V the
@@ -196,7 +196,7 @@ class TrainingMode:
 
 
 def training_bytes(shape: ModelDimensions, mode: TrainingMode, rows: int, seconds: float, tokens: float) -> float:
-    """Returns the peak bytes of a training step with `rows` in one forward: weights, adapter, optimizer, activations.
+    """Returns peak bytes of a training step with `rows` a forward: weights, optimizer, activations.
 
     Activations are `kept_bytes`, within a tenth of the count in every precision; with checkpointing they are estimated.
     """
@@ -227,7 +227,7 @@ def rows_that_fit(available: float, shape: ModelDimensions, mode: TrainingMode, 
 def decoding_bytes(
     shape: ModelDimensions, weights: float, rows: int, seconds: float, tokens: float, half: bool
 ) -> float:
-    """Returns the peak bytes of decoding `rows` (clips times beams): `weights`, keys and values, one encoder layer."""
+    """Returns peak bytes of decoding `rows` (clips times beams): `weights`, keys, values, encoder layer."""
     d, positions, element = shape.d_model, seconds * POSITIONS_PER_SECOND, 2 if half else 4
     cache = 2 * (positions + tokens) * d * shape.decoder_layers
     layer = positions * (6 * d + 2 * shape.ffn)

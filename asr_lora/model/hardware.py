@@ -74,7 +74,7 @@ class Hardware:
 
     @property
     def merged_precision(self) -> str:
-        """The precision of a merged model: not quantized, which would round the adapter away and decode slower."""
+        """Precision of a merged model: not quantized, which would round the adapter away and decode slower."""
         return "fp16" if self.device.type == "cuda" else "fp32"
 
 
@@ -147,7 +147,10 @@ def known_gpu(name: str) -> str | None:
 
 
 def find_device(name: str) -> torch.device:
-    """Returns the device of `hardware.device`. Raises ConfigError or ExternalError if it is absent or unusable."""
+    """Returns the device of `hardware.device`.
+
+    Raises ConfigError if it is absent, ExternalError if torch cannot use it.
+    """
     if name != "cpu" and torch.cuda.is_available():
         own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if own >= there:
@@ -167,7 +170,7 @@ def find_device(name: str) -> torch.device:
 
 
 def nvidia_sign(root: Path) -> str | None:
-    """Describes a file that shows an NVIDIA device, whether torch can use it or not; None if there is none.
+    """Describes a file that shows an NVIDIA device, whether torch can use it or not; None without one.
 
     `root` is the root of the file system.
     """
@@ -189,7 +192,7 @@ def usable_cores() -> int:
 
 
 def loader_workers(on_gpu: bool, cores: int, processes: int) -> int:
-    """Returns the loader processes of each of `processes` that share `cores`; 0 on a CPU, whose cores train."""
+    """Returns loader processes for each of `processes` that share `cores`; 0 on a CPU, whose cores train."""
     return max(1, min(MOST_WORKERS, cores // processes)) if on_gpu else 0
 
 
@@ -197,7 +200,7 @@ def max_train_rows(
     available: float, checkpointing: bool | None, precision: str, shape: cost.ModelDimensions, autocast: bool, *,
     kind: str = "qv", eight_bit: bool = False,
 ) -> tuple[int, bool]:  # fmt: skip
-    """Returns the clips at 30 s that fit `available` bytes of a GPU in one forward, and whether it checkpoints.
+    """Returns the clips at 30 s that fit `available` bytes in one forward, and whether it checkpoints.
 
     An adapter's own bytes are too few to count; a whole model's gradients and moments are counted. Activations are
     checkpointed as set, or (None) only where not even one clip fits otherwise; at least one is always tried.
@@ -215,7 +218,7 @@ def max_train_rows(
 
 
 def max_decode_rows(available: float, shape: cost.ModelDimensions) -> int:
-    """Returns the clips at 30 s (times beams) that a merged model in fp16 decodes at once in `available` bytes."""
+    """Returns the clips at 30 s (times beams) that a merged fp16 model decodes in `available` bytes."""
 
     def held(rows: int) -> float:
         return cost.decoding_bytes(shape, 2 * cost.parameters(shape), rows, MAX_SECONDS, LABEL_TOKENS, half=True)
@@ -255,7 +258,7 @@ def _cpu_fact(fact: str) -> str | None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Returns peak memory since the last `free_memory`: of the GPU, else of this process (where Linux has it)."""
+    """Returns peak memory since `free_memory`: of the GPU, else of this process (where Linux has it)."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
     if os.access(CLEAR_REFS, os.W_OK):
@@ -266,7 +269,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def free_memory() -> None:
-    """Frees memory of dropped models and resets the peak, so that the next job of a sweep starts as the first."""
+    """Frees memory of dropped models and resets the peak, so that every job of a sweep starts alike."""
     gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
@@ -312,7 +315,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @dataclass
 class Capacity:
-    """The most seconds of context at once in this process, over rows and beams; lowered when memory runs out.
+    """The most seconds of context at once, over rows and beams; lowered when memory runs out.
 
     `reported` is the value logged last.
     """

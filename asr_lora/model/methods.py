@@ -1,4 +1,4 @@
-"""The tuning methods, a function each: adapter or trained parameters, optimizer, penalty, work after a step."""
+"""The tuning methods, a function each: adapter or parameters, optimizer, penalty, work after a step."""
 
 import math
 import re
@@ -76,7 +76,7 @@ def tuning_method(lora: "LoraSettings", steps: int) -> TuningMethod:
 
 
 def _lora(lora: "LoraSettings", **more: Any) -> LoraConfig:
-    """Builds peft's LoRA configuration, without a task_type: SEQ_2_SEQ_LM would pass `input_ids` to Whisper."""
+    """Builds peft's LoRA config, without a task_type: SEQ_2_SEQ_LM would pass `input_ids` to Whisper."""
     rank = _set(lora.r)
     alpha = _set(lora.alpha) if lora.scaling is None else lora.scaling * rank
     settings = {"lora_dropout": _set(lora.dropout), "target_modules": list(_set(lora.target_modules)), **more}
@@ -112,7 +112,7 @@ def dora(lora: "LoraSettings") -> TuningMethod:
 
 
 def pissa(lora: "LoraSettings") -> TuningMethod:
-    """LoRA initialized with the principal components of the weights, subtracted from them (Meng et al. 2024)."""
+    """LoRA initialized with principal components of the weights, subtracted from them (Meng et al. 2024)."""
     return TuningMethod(_lora(lora, init_lora_weights=PISSA))
 
 

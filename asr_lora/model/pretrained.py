@@ -1,4 +1,4 @@
-"""Resolves `model.checkpoint` to what `from_pretrained` takes; loads configuration, processor and language tokens."""
+"""Resolves `model.checkpoint` for `from_pretrained`; loads config, processor and language tokens."""
 
 import hashlib
 import re
@@ -82,7 +82,7 @@ def load_config(checkpoint: str) -> WhisperConfig:
 
 
 def load_generation_config(checkpoint: str) -> GenerationConfig:
-    """Loads the generation config. Raises as `load_config`, and ConfigError for a model without language tokens."""
+    """Loads the generation config. Raises as `load_config`, and ConfigError without language tokens."""
     generation = _load(GenerationConfig, checkpoint)
     if not getattr(generation, "lang_to_id", None):
         raise ConfigError(
@@ -108,7 +108,7 @@ def language_tokens(checkpoint: str) -> set[str]:
 
 
 def language_token(model: ModelConfig, locale: str) -> str:
-    """Returns Whisper's token, without brackets: `model.language` if set, else that of Common Voice's `locale`.
+    """Returns Whisper's token, without brackets: `model.language` if set, else by Common Voice's `locale`.
 
     Raises ConfigError when the checkpoint has none, naming a way out.
     """
@@ -158,7 +158,7 @@ def _content(files: Iterable[Path]) -> str:
 
 @cache
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    """Hashes a file; size and time are cache keys, so that gigabytes are hashed again only when the file changed."""
+    """Hashes a file; size and time are cache keys: gigabytes are hashed again only if the file changed."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

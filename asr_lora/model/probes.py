@@ -58,7 +58,7 @@ def _relative_error(got: Tensor, expected: Tensor) -> float:
 
 
 def small_whisper(known: WhisperConfig, rank: int, folder: Path) -> Path:
-    """Writes a Whisper of random weights to `folder`, with the vocabulary and mel bins of `known`, a layer a side.
+    """Writes a random Whisper to `folder`, with vocabulary and mel bins of `known`, a layer a side.
 
     It is as wide as an adapter of that `rank` needs.
     """
@@ -73,7 +73,7 @@ def small_whisper(known: WhisperConfig, rank: int, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Base:
-    """A base model as a run would load it; `autocast` is the arithmetic of its forward pass, None for its own."""
+    """A base model as a run loads it; `autocast` is the arithmetic of its forward pass, None for its own."""
 
     checkpoint: str
     precision: str

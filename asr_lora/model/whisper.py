@@ -33,7 +33,7 @@ def load(
     compute: torch.dtype = torch.float32,
     double_quant: bool = False,
 ) -> WhisperForConditionalGeneration:
-    """Loads the base model in evaluation mode on `device`, with nothing frozen, and caches 30 s of silence.
+    """Loads the base model in evaluation mode on `device`, nothing frozen, and caches 30 s of silence.
 
     `precision` is fp32, fp16 or bf16, or a quantized one: int8 (LLM.int8, Dettmers et al. 2022) or nf4 (Dettmers et
     al. 2023), whose other weights and products are in `compute`; `double_quant` quantizes NF4's scales too. The
@@ -71,7 +71,7 @@ def load(
 
 
 def detect_language(model: Any, input_features: Tensor) -> str:
-    """Returns the token, without brackets, of the language that a multilingual model detects in one row at 30 s."""
+    """Returns the token, without brackets, of the language detected in one row at 30 s."""
     (encoder,) = (module for module in model.modules() if isinstance(module, WhisperEncoder))
     weight = encoder.conv1.weight
     token = int(model.detect_language(input_features=input_features.to(weight.device, weight.dtype))[0])
@@ -80,7 +80,7 @@ def detect_language(model: Any, input_features: Tensor) -> str:
 
 
 def enable_spec_augment(model: WhisperForConditionalGeneration, time_share: float, bands_share: float) -> None:
-    """Turns on Whisper's own SpecAugment (Park et al. 2019) in the model's configuration; it acts in training only.
+    """Turns on Whisper's own SpecAugment (Park et al. 2019) in its configuration; acts in training only.
 
     About `time_share` of a clip's frames and `bands_share` of the mel bins are set to 0, in spans of MASKED, drawn from
     numpy's global stream; of frames at least two spans a clip, as in the checkpoints. forward's `attention_mask` gives
@@ -93,7 +93,7 @@ def enable_spec_augment(model: WhisperForConditionalGeneration, time_share: floa
 
 @contextmanager
 def encoder_context(model: Any, seconds: float) -> Iterator[None]:
-    """Runs the encoder at `seconds` instead of 30, in generate too: input_features have 100 frames a second.
+    """Runs the encoder at `seconds` instead of 30, in generate too; input_features: 100 frames a second.
 
     The silence that was cached when the model was loaded follows them. The encoder only refuses short input by
     comparing its length with these numbers, and adds the first positions of its sinusoids. The model is restored

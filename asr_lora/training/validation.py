@@ -1,4 +1,4 @@
-"""Decodes dev during training: its WER, whether it is worse than the base model's beyond chance, and when."""
+"""Decodes dev during training: when, its WER, and whether it is worse than the base model's."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -64,7 +64,7 @@ class DevEvaluator:
         return float(read_json(self.baseline)["seconds"]) if self.baseline.is_file() else 0.0
 
     def evaluate(self, model: Any, lowest: Sequence[int]) -> DevResult:
-        """Decodes and scores dev, and compares it with the errors of the `lowest` decoding so far (empty at first).
+        """Decodes and scores dev, and compares it with errors of the `lowest` decoding so far, empty at first.
 
         Raises ConfigError when the normalizer leaves no word of the references.
         """
@@ -88,7 +88,7 @@ class DevEvaluator:
         return low > 0
 
     def _regression(self, decoded: Mapping[str, Any], base: Mapping[str, Any]) -> str | None:
-        """Compares with the base model by the paired bootstrap: dozens of clips move by a point from chance alone."""
+        """Compares with the base model by paired bootstrap: dozens of clips move by a point from chance alone."""
         delta = metrics.paired_delta(
             self._references, base["hypotheses"], decoded["hypotheses"], self._speakers, self.normalizer, self._seed
         )
@@ -117,7 +117,7 @@ class DevEvaluator:
 
 
 def dev_normalizer(name: str | None, language: str) -> Normalizer:
-    """Returns that of `training.dev_normalizer`, or (None) characters where no spaces separate words, else marks.
+    """Returns that of training.dev_normalizer; None: characters where words have no spaces, else marks.
 
     `language` is Whisper's. Errors of whole phrases would discriminate badly between adapters.
     """
@@ -130,7 +130,7 @@ DECODE_OVER_TRAIN = 0.6
 
 
 def eval_steps(training: TrainingConfig, max_steps: int, dev_clips: int) -> int:
-    """Returns the steps between dev decodings: as set, else even, so that dev takes about dev_share of the time."""
+    """Returns the steps between dev decodings: as set, else so that dev takes about dev_share of the time."""
     if training.eval_steps is not None:
         return training.eval_steps
     affordable = training.dev_share * max_steps * training.batch_size
@@ -139,5 +139,5 @@ def eval_steps(training: TrainingConfig, max_steps: int, dev_clips: int) -> int:
 
 
 def decodes_baseline(training: TrainingConfig, divergence: DivergenceConfig, max_steps: int, dev_clips: int) -> bool:
-    """Whether dev is decoded by the base model too, for the guard: not where only the last step decodes it."""
+    """Whether the base model decodes dev too, for the guard: not where only the last step decodes it."""
     return eval_steps(training, max_steps, dev_clips) < max_steps and divergence.on_collapse != "ignore"
