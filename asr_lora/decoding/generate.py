@@ -1,4 +1,4 @@
-"""Batched decoding of clips, longest first, and long-form decoding; the next batch is read while one is decoded.
+"""Batched decoding of clips, longest first and read one batch ahead; long-form decoding of recordings.
 
 The processes of a run are given whole batches, the same ones that a single process would make, and all of them return
 all hypotheses.
@@ -108,7 +108,7 @@ class Suppressed:
 
 @dataclass(frozen=True)
 class Segment:
-    """The text of a part of a recording: `start` and `end` in seconds; `truncated` where the text ran away."""
+    """Text of a part of a recording: `start` and `end` in seconds; `truncated` where the text ran away."""
 
     start: float
     end: float
@@ -203,7 +203,7 @@ def decode_long_form(
     waveform: audio.Waveform,
     decoding: DecodingOptions,
 ) -> list[Segment]:
-    """Decodes a recording of any length, (samples,) at 16 kHz, in windows of 30 s by Whisper's own timestamps.
+    """Decodes a recording of any length, (samples,) at 16 kHz, in 30 s windows by Whisper's timestamps.
 
     Each window begins where the last one's timestamps ended (Radford et al. 2023, section 4.5), so the model must still
     predict timestamps: the base model does, and one that was fine-tuned with training.context=packed.
@@ -239,7 +239,7 @@ def _decode_in_parts(
     model: WhisperForConditionalGeneration, input_features: Tensor, decoding: DecodingOptions, limit: int,
     capacity: Capacity, adapters: Sequence[RowAdapter] | None,
 ) -> list[list[int]]:  # fmt: skip
-    """Generates a row of tokens a clip, in parts of at most `capacity`, which is lowered where memory runs out.
+    """Generates tokens for each clip in parts of at most `capacity`, lowered where memory runs out.
 
     Lowered in this process only: ranks are given the same batches whatever fits them.
     """
@@ -302,7 +302,7 @@ def _most_tokens(duration: float, decoding: DecodingOptions) -> int:
 
 
 def batches(durations: Sequence[float], batch_size: int, margin: float | None) -> list[tuple[list[int], float]]:
-    """Returns the clips of every batch, longest first, and its context in seconds; settings as in DecodingOptions.
+    """Returns clips and context in seconds of every batch, longest first; settings as in DecodingOptions.
 
     A clip's context follows from the clip alone, and all clips of a batch share it: a hypothesis depends neither on the
     other clips nor on how many fit.

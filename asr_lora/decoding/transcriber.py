@@ -1,4 +1,4 @@
-"""Transcribes recordings with one base in memory: base model, fine-tuned, or with adapters that are switched.
+"""Transcribes recordings with one base in memory: base model, fine-tuned, or with switched adapters.
 
 Also voice activity detection (Silero) and the formats of transcripts: txt, srt, vtt, json.
 """
@@ -57,7 +57,7 @@ class Transcriber:
 
     @contextmanager
     def session(self, language: str, name: str | None, strength: float = 1.0) -> Iterator[DecodingOptions]:
-        """Activates the adapter `name` (None: no adapter) and yields the options to decode in Whisper's `language`.
+        """Activates the adapter `name` (None: none), and yields the options to decode in Whisper's `language`.
 
         At a `strength` other than 1, to which the adapter must be scalable, contexts are of 30 s: a scaled adapter
         does not know short ones.
@@ -143,7 +143,7 @@ def with_adapters(
     adapters: Mapping[str, str] | Sequence[str], base: ModelConfig, decoding: DecodingConfig, hardware: Hardware,
     language: str | None = None,
 ) -> Transcriber:  # fmt: skip
-    """Loads one base with all of `adapters`, by name: folders of runs, which record their base, or of adapters.
+    """Loads one base with `adapters` by name: folders of runs, which record their base, or of adapters.
 
     Raises ConfigError for adapters without a name, a folder that holds none, or a run of another base, and as
     `with_base` does.
@@ -222,7 +222,7 @@ def _escaped(text: str) -> str:
 
 
 def speech_segments(waveform: Waveform, longest: float) -> list[tuple[float, float]]:
-    """Finds speech in (samples,) at 16 kHz: start and end in seconds, in order, none longer than `longest`.
+    """Finds speech in (samples,) at 16 kHz: starts and ends in seconds, none longer than `longest`.
 
     By Silero's voice activity detector (snakers4/silero-vad); neighbors are joined while they fit, and one that is
     longer is cut at its longest pause.

@@ -1,4 +1,4 @@
-"""Chooses the adapter that is scored: as trained, the mean of several, or scaled to the best strength on dev."""
+"""Chooses the adapter that is scored: as trained, averaged, or scaled to the best strength on dev."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class AdapterChoice:
     seed: int
 
     def choose(self, others: Sequence[EvalSet]) -> tuple[Path, float, dict[str, Any] | None]:
-        """Returns the adapter's folder (the run's own, or a new one beside it), its strength, and the curve or None.
+        """Returns the adapter's folder (the run's, or a new one beside it), its strength, and any curve.
 
         With `eval.strengths` it is the best on dev, and the curve scores all strengths on dev and on the `others`; it
         is written to eval/strengths.json.

@@ -1,4 +1,4 @@
-"""Error analysis over normalized sentences: alignments, confusions, runaway output, groups, most changed clips.
+"""Error analysis of normalized sentences: alignments, confusions, runaways, groups, changed clips.
 
 Every function takes one item a clip, all in the same order. No conclusion is drawn from a small group: every rate has
 its counts and interval, and groups are in the order of their names, never of their rates.
@@ -34,7 +34,7 @@ TOP = 20  # confusions of a kind; clips most helped, and most harmed
 
 
 class AlignmentChunk(NamedTuple):
-    """A part of an alignment: `kind` is equal, substitute, delete or insert; both sides are split at spaces."""
+    """Part of an alignment: `kind` is equal, substitute, delete or insert; both sides are split at spaces."""
 
     kind: str
     reference: list[str]
@@ -42,7 +42,7 @@ class AlignmentChunk(NamedTuple):
 
 
 def alignments(references: Sequence[str], hypotheses: Sequence[str]) -> list[list[AlignmentChunk]]:
-    """Aligns hypotheses word by word with jiwer, as errors are counted; against an empty reference all is inserted."""
+    """Aligns hypotheses word by word with jiwer; against an empty reference every word is inserted."""
     spoken = [i for i, reference in enumerate(references) if reference.strip()]
     found = [[AlignmentChunk("insert", [], text.split())] if text.split() else [] for text in hypotheses]
     if spoken:
@@ -124,7 +124,7 @@ def groups(
     seen: Collection[str],
     seed: int,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Scores both models by group: by column of the corpus, duration, and whether the sentence was trained on.
+    """Scores both models by group: column of the corpus, duration, whether the sentence was trained on.
 
     `clips` are lines of the manifest with `reference_normalized`. `units` are the words of the reference, or its
     characters, in which errors are counted; a clip without any is in no group. `seen` holds the normalized sentences of
@@ -205,7 +205,7 @@ def _bucket(seconds: float) -> str:
 
 
 def most_changed(base_errors: Sequence[int], tuned_errors: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Returns the indices of the clips most helped and most harmed by fine-tuning, by change in errors; TOP of each."""
+    """Returns indices of the TOP clips most helped, and most harmed, by fine-tuning, by change in errors."""
     change = [tuned - base for base, tuned in zip(base_errors, tuned_errors, strict=True)]
     order = sorted(range(len(change)), key=lambda i: change[i])
     return [i for i in order[:TOP] if change[i] < 0], [i for i in reversed(order[-TOP:]) if change[i] > 0]

@@ -1,4 +1,4 @@
-"""The sets that are scored (the run's own split, other corpora, silence and noise), and cached hypotheses on them."""
+"""Evaluation sets (the run's own split, other corpora, silence, noise), and cached hypotheses on them."""
 
 import hashlib
 import json
@@ -74,7 +74,7 @@ def set_normalizer(settings: EvalConfig, each: EvalSet) -> Normalizer:
 
 
 def check_eval_sets(settings: EvalConfig, data: DataConfig, model: ModelConfig) -> None:
-    """Raises ConfigError for errors in `eval.sets` that can be found before anything is drawn, so before training."""
+    """Raises ConfigError for errors in `eval.sets` that can be found before training, without a corpus."""
     Normalizer(settings.normalizer, language_token(model, data.language), settings.numbers)
     names = [_name(each, data.language) for each in settings.sets]
     for each, name in zip(settings.sets, names, strict=True):
@@ -123,7 +123,7 @@ def _token(settings: EvalSetConfig, language: str, model: ModelConfig) -> str:
 
 
 def _corpus(run: Path, settings: EvalSetConfig, limit: int | None, data: DataConfig, model: ModelConfig) -> EvalSet:
-    """Draws a set as the run's own split; cached in the run folder, and drawn again when its settings change."""
+    """Draws a set as the run's own split is; cached in the run folder until its settings change."""
     locale, name = settings.language or data.language, _name(settings, data.language)
     source, files = settings.source, list[Path]()
     if is_path(source):
@@ -173,7 +173,7 @@ NON_SPEECH: dict[str, dict[str, Callable[[np.random.Generator, int], Waveform]]]
 
 
 def _non_speech(name: str, language: str) -> EvalSet:
-    """Generates clips of silence or noise, always the same, cached as 16-bit WAV; their reference is empty."""
+    """Generates clips of silence or noise, always the same, cached as 16-bit WAV, with empty references."""
     rows: list[Clip] = []
     with_sound = [(kind, make, seconds) for kind, make in NON_SPEECH[name].items() for seconds in NON_SPEECH_SECONDS]
     place = cache_dir() / f"wordless-{NON_SPEECH_VERSION}" / name
@@ -255,7 +255,7 @@ def _decoded(
 
 
 def _model_content(checkpoint: str, hardware: Hardware, tuned: Path | None) -> dict[str, Any]:
-    """Identifies the model of hypotheses in the cache; reads the checkpoint's gigabytes, once for all sets."""
+    """Identifies the model in the cache of hypotheses; hashes the checkpoint's gigabytes once for all."""
     return {
         "checkpoint": fingerprint(checkpoint),
         "adapter": None if tuned is None else adapter_folder.fingerprint(tuned),

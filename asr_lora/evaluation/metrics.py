@@ -1,4 +1,4 @@
-"""Scores hypotheses against references: WER and CER, bootstrap intervals, paired differences, the regression check.
+"""Scores hypotheses: WER and CER, bootstrap intervals, paired differences, the regression check.
 
 Rates come from our evaluate module (`asr_lora/evaluation/wer`) and the errors of single clips from the same jiwer, so a
 rate and its interval use the same counts. A clip whose reference is empty after normalization has no error rate: it is
@@ -76,7 +76,7 @@ def paired_delta(
     normalizer: Normalizer,
     seed: int,
 ) -> dict[str, Any]:
-    """Computes fine-tuned minus base, so below zero is better: `wer` the difference of the rates, `ci95` its interval.
+    """Computes fine-tuned minus base, below zero is better: `wer` is the difference, `ci95` its interval.
 
     `cer` and `cer_ci95` are the same of characters. Paired: each bootstrap sample scores both models on the same
     clips. None where no reference has a word. `hallucination_rate` and `hallucination_rate_ci95` are the difference of
@@ -223,7 +223,7 @@ def _counted(
 
 
 class Spread(NamedTuple):
-    """Mean and spread over seeds; `deviation` is the sample standard deviation (over seeds - 1), None of one value."""
+    """Mean over seeds and sample standard deviation (over seeds - 1); `deviation` is None of one value."""
 
     mean: float
     deviation: float | None
@@ -256,7 +256,7 @@ def interval(bounds: Sequence[float] | None, shown: Callable[[float], str] = per
 
 
 class RegressionResult(NamedTuple):
-    """`outcome` is passed, inconclusive or failed; `why` gives the differences, or that the clips are too few."""
+    """`outcome` is passed, inconclusive or failed; `why` has the differences, or that clips are too few."""
 
     outcome: str
     why: str
@@ -279,7 +279,7 @@ def check_regressions(facts: Mapping[str, Mapping[str, Any]], limit: float, stri
 
 
 def check_regression(scored: Mapping[str, Any], limit: float) -> RegressionResult:
-    """Checks a set with words by its primary metric, one without by its clips with text and those that run away.
+    """Checks a set with words by its primary metric, one without by clips with text and runaway clips.
 
     Text in every clip of silence can hardly get worse by the first share; the second shows that it now runs away.
     """

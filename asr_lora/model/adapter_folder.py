@@ -1,4 +1,4 @@
-"""What lies in the folder of an adapter, or of a whole model: read with care, for others may have written there."""
+"""Reads folders of adapters or whole models; does not trust their files, which may come from others."""
 
 import hashlib
 import re
@@ -23,12 +23,12 @@ AGAIN = "put back what training wrote there, or train again under another name (
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether it holds a whole model, not an adapter."""
+    """Whether the folder holds a whole model, not an adapter."""
     return not (folder / "adapter_config.json").is_file()
 
 
 def describe(folder: Path) -> str:
-    """What was saved there, in words."""
+    """Describes the content of the folder, for a log line."""
     if is_whole(folder):
         return "a whole model, for transformers"
     settings = read_settings(folder)
@@ -38,12 +38,15 @@ def describe(folder: Path) -> str:
 
 
 def weights_file(folder: Path) -> Path:
-    """Of an adapter or a whole model."""
+    """Returns the file of weights, of an adapter or a whole model."""
     return folder / WEIGHTS[is_whole(folder)]
 
 
 def knows_short_context(folder: Path) -> bool:
-    """Whether the adapter knows contexts of less than 30 s; one that says nothing is taken for an ordinary one."""
+    """Whether the adapter was trained on contexts of less than 30 s; one without asr_lora.json was not.
+
+    Raises ExternalError for an unknown context.
+    """
     context = read_metadata(folder).get("context", "full")
     if context not in CONTEXTS:
         raise ExternalError(f"{folder / 'asr_lora.json'}: context is none of {', '.join(CONTEXTS)}; {AGAIN}")
@@ -56,19 +59,19 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What peft's own file says of an adapter. Raises WorldError where it is not as training wrote it."""
+    """Reads peft's settings of an adapter. Raises ExternalError where they are not as training wrote them."""
     file = folder / "adapter_config.json"
-    said = read_json(file, AGAIN)
-    kind, rank = said.get("peft_type"), said.get("r")
+    settings = read_json(file, AGAIN)
+    kind, rank = settings.get("peft_type"), settings.get("r")
     if not isinstance(kind, str) or kind not in KINDS:
         raise ExternalError(f"{file}: peft_type is none of {', '.join(KINDS)}; {AGAIN}")
-    if kind == "LORA" and not (type(rank) is int and rank > 0 and {"use_dora", "init_lora_weights"} <= said.keys()):
+    if kind == "LORA" and not (type(rank) is int and rank > 0 and {"use_dora", "init_lora_weights"} <= settings.keys()):
         raise ExternalError(f"{file}: r, use_dora or init_lora_weights is not what a LoRA has; {AGAIN}")
-    if said.get("megatron_config") is not None:  # peft would import whatever module megatron_core names
+    if settings.get("megatron_config") is not None:  # peft would import the module that megatron_core names
         raise ExternalError(
             f"{file}: megatron_config would have peft run other code, which no adapter here needs; {AGAIN}"
         )
-    return said
+    return settings
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -79,26 +82,26 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def reading(folder: Path) -> Iterator[None]:
-    """What peft 0.21 and safetensors make of damaged settings or weights becomes a WorldError.
+    """Turns what peft 0.21 and safetensors raise for damaged settings or weights into an ExternalError.
 
-    peft has no error of its own for it: settings of a wrong type fail wherever they are first used.
+    peft has no error of its own for it: settings of a wrong type fail where they are first used.
     """
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)  # half an adapter is none
+            warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)  # half an adapter is not loaded
             warnings.filterwarnings("error", "target_.* were set but no .* was matched", RuntimeWarning)
             yield
     except (
         SafetensorError, OSError, ImportError, UserWarning, RuntimeWarning, ValueError, RuntimeError, TypeError,
         AttributeError, LookupError, re.error,
     ) as error:  # fmt: skip
-        if is_out_of_memory(error):  # a RuntimeError too, and nothing is damaged
+        if is_out_of_memory(error):  # also a RuntimeError, but nothing is damaged
             raise
         raise ExternalError(f"{folder}: does not load as an adapter ({first_line(error)}); {AGAIN}") from error
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 of all that decides what the model does: weights, configuration (which scales them) and context."""
+    """Returns a SHA-256 over weights, configuration (which scales them) and context."""
     names = (*WEIGHTS, "adapter_config.json", "asr_lora.json")
     whole = hashlib.sha256()
     for file in (folder / name for name in names if (folder / name).is_file()):
@@ -109,6 +112,6 @@ def fingerprint(folder: Path) -> str:
 
 
 def is_scalable(folder: Path) -> bool:
-    """Whether an adapter at no strength is the untouched model: a plain LoRA's is."""
+    """Whether the adapter at strength 0 is the base model, as for a plain LoRA."""
     settings = read_settings(folder)
     return bool(settings["peft_type"] == "LORA" and not settings["use_dora"] and settings["init_lora_weights"] is True)

@@ -1,4 +1,4 @@
-"""A CTranslate2 (faster-whisper) Whisper turned into a Hugging Face directory, weights bit for bit.
+"""Converts a CTranslate2 (faster-whisper) Whisper to a Hugging Face directory, bit-identical weights.
 
 The layout of model.bin is that of CTranslate2's `model_spec.py` (binary version 4 and later); the names are those of
 its `WhisperSpec` on one side and of transformers' `modeling_whisper.py` on the other.
@@ -30,7 +30,7 @@ from asr_lora.runtime.files import atomic_folder, read_json
 DTYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16)  # by CTranslate2's id
 TIMESTAMPS = 1501  # tokens <|0.00|> to <|30.00|>, the last rows of every Whisper's vocabulary
 
-# CTranslate2's module -> transformers' modules; where there are several, the rows are stacked in this order.
+# CTranslate2's module -> transformers' modules; of several the rows are stacked in this order.
 MODULES = {
     "conv1": ("conv1",),
     "conv2": ("conv2",),
@@ -54,9 +54,9 @@ PARAMETERS = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bi
 
 
 def convert(source: Path, target: Path) -> None:
-    """Writes `target`, whole or not at all, from the model.bin, config.json and tokenizer.json in `source`.
+    """Writes `target` atomically from the model.bin, config.json and tokenizer.json in `source`.
 
-    Raises ChoiceError for a model that is no Whisper, quantised, or lacks a file; WorldError for a damaged one.
+    Raises ConfigError for a model that is no Whisper, quantized, or lacks a file; ExternalError for a damaged one.
     """
     for name in ("config.json", "tokenizer.json"):
         if not (source / name).is_file():
@@ -85,11 +85,11 @@ def convert(source: Path, target: Path) -> None:
 
 
 def read_variables(path: Path) -> dict[str, torch.Tensor]:
-    """The named tensors of a CTranslate2 model.bin, its aliases included, in the file's own dtypes and shapes."""
+    """Reads the tensors of a CTranslate2 model.bin by name and alias, in the file's dtypes and shapes."""
     with path.open("rb") as file:
         _number(file, "I")  # binary version
         if (spec := _string(file)) != "WhisperSpec":
-            raise ConfigError(f"model.checkpoint: {path} is no CTranslate2 Whisper (it says {spec[:40]!r})")
+            raise ConfigError(f"model.checkpoint: {path} is no CTranslate2 Whisper (its spec is {spec[:40]!r})")
         _number(file, "I")  # revision of the spec
         variables = dict(_variable(file) for _ in range(_number(file, "I")))
         aliases = {_string(file): _string(file) for _ in range(_number(file, "I"))}
@@ -121,12 +121,12 @@ def _variable(file: BinaryIO) -> tuple[str, torch.Tensor]:
     dtype_id, size = _number(file, "B"), _number(file, "I")
     if dtype_id >= len(DTYPES) or size != math.prod(shape) * DTYPES[dtype_id].itemsize:
         raise ExternalError(f"model.checkpoint: {file.name} is damaged at {name[:80]!r}; copy or download it again")
-    # A bytearray, because torch warns of tensors over memory that cannot be written.
+    # A bytearray, because torch warns of tensors over read-only memory.
     return name, torch.frombuffer(bytearray(_take(file, size)), dtype=DTYPES[dtype_id]).reshape(shape)
 
 
 def _config(variables: Mapping[str, torch.Tensor], generation: GenerationConfig) -> WhisperConfig:
-    """Sizes from the weights' shapes; token ids as in `generation`."""
+    """Builds the configuration: sizes from the weights' shapes, token ids from `generation`."""
 
     def layers(side: str) -> int:
         return sum(name.startswith(f"{side}/layer_") and name.endswith("/ffn/linear_0/weight") for name in variables)
@@ -159,7 +159,7 @@ def _config(variables: Mapping[str, torch.Tensor], generation: GenerationConfig)
 
 
 def _generation_config(settings: Mapping[str, Any], tokenizer: WhisperTokenizer) -> GenerationConfig:
-    """As OpenAI's models on the Hub have it, but for `forced_decoder_ids`, which transformers 5 no longer takes."""
+    """Builds OpenAI's generation config, without `forced_decoder_ids`, which transformers 5 does not take."""
 
     def token(name: str) -> int:
         number: int = tokenizer.convert_tokens_to_ids(f"<|{name}|>")
@@ -172,7 +172,7 @@ def _generation_config(settings: Mapping[str, Any], tokenizer: WhisperTokenizer)
         bos_token_id=tokenizer.bos_token_id,
         decoder_start_token_id=token("startoftranscript"),
         eos_token_id=tokenizer.eos_token_id,
-        is_multilingual=token("startoftranscript") > 50_257,  # the English-only vocabulary is one word shorter
+        is_multilingual=token("startoftranscript") > 50_257,  # the English-only vocabulary is one token shorter
         lang_to_id=dict(zip(tokenizer.convert_ids_to_tokens(list(languages)), languages, strict=True)),
         max_initial_timestamp_index=50,
         max_length=448,
@@ -186,7 +186,7 @@ def _generation_config(settings: Mapping[str, Any], tokenizer: WhisperTokenizer)
 
 
 def _weights(variables: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors under transformers' names; what has no dimension is a setting, and the projection is tied."""
+    """Renames tensors to transformers' names; skips scalars (settings) and the projection (tied)."""
     weights = {}
     parts: tuple[str, ...] | None
     for name, tensor in variables.items():
@@ -197,9 +197,9 @@ def _weights(variables: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         parts, prefix = MODULES.get(module), f"model.{side}"
         if layer := re.fullmatch(r"layer_(\d+)/(.+)", module):
             parts, prefix = LAYER_MODULES.get(layer[2]), f"{prefix}.layers.{layer[1]}"
-        parts = parts or (module,)  # an unknown name stays as it is, and the check of all names refuses it
+        parts = parts or (module,)  # an unknown name stays, and the check of all names refuses it
         for part, rows in zip(parts, tensor.chunk(len(parts)), strict=True):
-            # A key's bias adds the same to all scores of a query, so softmax forgets it: Whisper has none.
+            # A key's bias adds the same to all scores of a query, which softmax cancels: Whisper has none.
             if not (part.endswith("k_proj") and parameter == "bias"):
                 weights[f"{prefix}.{part}.{PARAMETERS.get(parameter, parameter)}"] = rows.clone()
     return weights
@@ -210,8 +210,8 @@ def _check(
 ) -> None:
     if not all(tensor.is_floating_point() for tensor in weights.values()):
         raise ConfigError(
-            f"model.checkpoint: {source} is quantised to integers, which cannot be trained on; "
-            "take its float16 or float32 conversion (model.precision=int8 quantises it here)"
+            f"model.checkpoint: {source} is quantized to integers, which cannot be trained on; "
+            "take its float16 or float32 conversion (model.precision=int8 quantizes it here)"
         )
     last = generation.no_timestamps_token_id + TIMESTAMPS
     if last != config.vocab_size - 1:
@@ -223,5 +223,7 @@ def _check(
         model = WhisperForConditionalGeneration(config)
     expected = {name: value.shape for name, value in model.state_dict().items() if name not in model._tied_weights_keys}
     got = {name: value.shape for name, value in weights.items()}
-    if odd := sorted(name for name, _ in expected.items() ^ got.items()):
-        raise ExternalError(f"model.checkpoint: {source} is no whole Whisper; missing, unknown or misshapen: {odd[:6]}")
+    if wrong := sorted(name for name, _ in expected.items() ^ got.items()):
+        raise ExternalError(
+            f"model.checkpoint: {source} is no complete Whisper; missing, unknown or misshapen: {wrong[:6]}"
+        )

@@ -1,8 +1,8 @@
-"""What Whisper costs: floating-point work (FLOP, a multiply-add is two) and memory (bytes), by the model's sizes alone.
+"""The cost of Whisper by its dimensions: work (FLOP, a multiply-add is two) and memory (bytes).
 
 Pure arithmetic; nothing is loaded. Work is of one row: the encoder at a context of some seconds, the decoder over some
 tokens. T is encoder positions (50 a second), L tokens, d the width, f the width of the feed-forward part, V the
-vocabulary. Matrix products alone are counted, a weight at two FLOP a position (Kaplan et al. 2020, section 2.1).
+vocabulary. Only matrix products are counted, a weight at two FLOP a position (Kaplan et al. 2020, section 2.1).
 """
 
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ from typing import Any
 from asr_lora.config.schema import WHOLE
 
 POSITIONS_PER_SECOND = 50  # of the encoder: 100 mel frames a second, halved by the second convolution
-SPACING = 16  # positions of silence that one kept behind a short context stands for (model/silence.py); 0.32 s
+SPACING = 16  # positions of silence that each cached one behind a short context stands for (whisper.py); 0.32 s
 SOURCE_POSITIONS, TARGET_POSITIONS = 1500, 448  # position embeddings of all published checkpoints
-OPTIMISER_BYTES = 16  # a trainable parameter in fp32, its gradient, and Adam's two moments
+OPTIMIZER_BYTES = 16  # a trainable parameter in fp32, its gradient, and Adam's two moments
 MOMENT_BYTES_SAVED = 6  # of these where Adam's moments are in 8 bits
 PROCESS_BYTES = 0.7e9  # the libraries in a CPU process (measured); about the same for a CUDA context (estimated)
-GPU_SLACK = 1.1  # what PyTorch's allocator holds over what is used (estimated)
-CPU_SLACK = 3.0  # the same of malloc, which gives little back: whisper-base held 5.0 GB with 4 rows at 30 s, not 2.4
+GPU_SLACK = 1.1  # memory held by PyTorch's allocator over memory used (estimated)
+CPU_SLACK = 3.0  # the same of malloc, which returns little: whisper-base held 5.0 GB with 4 rows at 30 s, not 2.4
 
 
 # Kept for backward by kind of tuning, in bytes a width d (f = 4d): of an encoder layer a position, of a decoder layer a
@@ -37,7 +37,7 @@ KEPT_SHARE = {"cpu": 0.65, "gpu": 0.89}  # of fp32's: a CPU's half precision (bf
 
 @dataclass(frozen=True)
 class ModelDimensions:
-    """The sizes of a Whisper: what a checkpoint's config.json says."""
+    """The sizes of a Whisper, as in a checkpoint's config.json."""
 
     d_model: int
     ffn: int
@@ -60,7 +60,7 @@ PUBLISHED = {
 
 
 def dimensions(config: Mapping[str, Any]) -> ModelDimensions:
-    """The shape that a config.json tells. Raises KeyError when it is no Whisper's."""
+    """Reads the dimensions from a config.json. Raises KeyError when it is no Whisper's."""
     return ModelDimensions(
         d_model=config["d_model"],
         ffn=config["encoder_ffn_dim"],
@@ -75,12 +75,12 @@ def dimensions(config: Mapping[str, Any]) -> ModelDimensions:
 
 
 def silence(seconds: float) -> float:
-    """Positions that are attended to behind a context of `seconds`, and not computed."""
+    """Returns the positions behind a context of `seconds` that are attended to but not computed."""
     return (SOURCE_POSITIONS - seconds * POSITIONS_PER_SECOND) / SPACING
 
 
 def attention_flops(shape: ModelDimensions, seconds: float, tokens: float) -> float:
-    """FLOP of scores and weighted sums: 4*T*(T+S)*d an encoder layer, 4*L^2*d + 4*L*(T+S)*d a decoder layer."""
+    """Counts FLOP of attention: 4*T*(T+S)*d an encoder layer, 4*L^2*d + 4*L*(T+S)*d a decoder layer."""
     positions, d, behind = seconds * POSITIONS_PER_SECOND, shape.d_model, silence(seconds)
     encoder = 4 * positions * (positions + behind) * d
     decoder = 4 * tokens**2 * d + 4 * tokens * (positions + behind) * d
@@ -88,12 +88,12 @@ def attention_flops(shape: ModelDimensions, seconds: float, tokens: float) -> fl
 
 
 def forward_flops(shape: ModelDimensions, seconds: float, tokens: float) -> float:
-    """FLOP of a forward pass.
+    """Counts FLOP of a forward pass.
 
     An encoder layer is 24*T*d^2 + 4*T^2*d: four projections (8*T*d^2), the feed-forward part (4*T*d*f, with Whisper's
     f = 4d another 16*T*d^2), attention. A decoder layer is 28*L*d^2 + 4*L^2*d + 4*L*T*d, and 4*T*d^2 for the keys and
-    values of what it hears. Of S positions of silence there are keys and values, 4*S*d^2 in either. The convolutions
-    are 2*2T*3*mels*d + 2*T*3*d^2, the logits 2*L*d*V.
+    values of the encoder's output. S positions of silence add keys and values, 4*S*d^2 in either. The convolutions are
+    2*2T*3*mels*d + 2*T*3*d^2, the logits 2*L*d*V.
     """
     positions, d, behind = seconds * POSITIONS_PER_SECOND, shape.d_model, silence(seconds)
     feed_forward = 4 * d * shape.ffn
@@ -108,12 +108,12 @@ def forward_flops(shape: ModelDimensions, seconds: float, tokens: float) -> floa
 def training_flops(
     shape: ModelDimensions, seconds: float, tokens: float, trainable: int, checkpointing: bool, kind: str = "qv"
 ) -> float:
-    """FLOP of forward and backward, by `kind` of tuning; with an adapter on a frozen base about twice the forward.
+    """Counts FLOP of forward and backward, by `kind` of tuning; for an adapter about twice the forward.
 
     Backward through a frozen weight is one product, not two; through attention it is 2.5 times its forward (Dao 2023,
-    FlashAttention-2, section 4.1: both operands, and the scores anew). An adapter is 2 FLOP a parameter and position
+    FlashAttention-2, section 4.1: both operands, and the scores again). An adapter is 2 FLOP a parameter and position
     in forward and 4 in backward. Checkpointing is one more forward (Chen et al. 2016). Where every weight trains each
-    has its second product; where the decoder alone does, backward ends there.
+    has its second product; where only the decoder does, backward ends there.
     """
     adapter = 0 if kind == "full" else 2 * trainable * seconds * POSITIONS_PER_SECOND
     forward = forward_flops(shape, seconds, tokens)
@@ -130,7 +130,7 @@ def training_flops(
 
 
 def parameters(shape: ModelDimensions) -> int:
-    """All parameters of the base, its biases, norms and position embeddings included."""
+    """Counts all parameters of the base, including biases, norms and position embeddings."""
     d, f = shape.d_model, shape.ffn
     norms_and_biases = shape.encoder_layers * (8 * d + f) + shape.decoder_layers * (13 * d + f) + 4 * d
     front = 3 * shape.mels * d + 3 * d**2 + 2 * d
@@ -139,17 +139,17 @@ def parameters(shape: ModelDimensions) -> int:
 
 
 def _linear_parameters(shape: ModelDimensions) -> int:
-    """What a quantised base quantises: the layers' projections, not the embedding that doubles as the output's."""
+    """Counts the parameters that are quantized: the layers' projections, not the embedding, which is tied."""
     d, f = shape.d_model, shape.ffn
     return shape.encoder_layers * (4 * d**2 + 2 * d * f) + shape.decoder_layers * (8 * d**2 + 2 * d * f)
 
 
 def weight_bytes(shape: ModelDimensions, precision: str, double_quant: bool = False) -> float:
-    """Of a base that is trained on: fp32, fp16, bf16, int8 or nf4.
+    """Counts the bytes of a base in training, in fp32, fp16, bf16, int8 or nf4.
 
-    A quantised one keeps the rest in fp32 (peft's prepare_model_for_kbit_training); NF4 is half a byte a weight and
-    an fp32 scale per 64 of them, or with double quantisation a byte, and an fp32 scale per 256 of those (Dettmers et
-    al. 2023).
+    A quantized one keeps the rest in fp32 (peft's prepare_model_for_kbit_training). NF4 is half a byte a weight and an
+    fp32 scale per 64 of them, or with double quantization a byte, and an fp32 scale per 256 of those (Dettmers et al.
+    2023).
     """
     if precision not in ("int8", "nf4"):
         return parameters(shape) * (4 if precision == "fp32" else 2)
@@ -162,9 +162,9 @@ def kept_bytes(
     shape: ModelDimensions, seconds: float, tokens: float, *, half: bool, on_gpu: bool, checkpointing: bool = False,
     kind: str = "qv",
 ) -> float:  # fmt: skip
-    """Bytes that the layers keep for backward, of one row, as KEPT says of the `kind` of tuning; `half` of arithmetic.
+    """Counts bytes kept for backward, for one row, by ACTIVATION_WIDTHS of the `kind` of tuning.
 
-    Of the silence behind a context there are keys and values alone, in the encoder as in what a decoder attends to.
+    `half`: arithmetic in half precision. Silence behind a context adds only keys and values, in encoder and decoder.
     """
     d, positions, behind = shape.d_model, seconds * POSITIONS_PER_SECOND, silence(seconds)
     in_fp32, in_half = ACTIVATION_WIDTHS[kind]
@@ -180,7 +180,7 @@ def kept_bytes(
 
 @dataclass(frozen=True)
 class TrainingMode:
-    """What the memory of a training step depends on beside its clips.
+    """The settings that the memory of a training step depends on, besides its clips.
 
     `precision` of the base; `autocast`: arithmetic in half precision; `trainable` parameters; `kind` of tuning;
     `eight_bit`: the optimizer's moments are in 8 bits.
@@ -196,31 +196,30 @@ class TrainingMode:
 
 
 def training_bytes(shape: ModelDimensions, mode: TrainingMode, rows: int, seconds: float, tokens: float) -> float:
-    """Most bytes held in a training step with so many `rows` in one forward: weights, adapter, optimizer, activations.
+    """Returns peak bytes of a training step with `rows` a forward: weights, optimizer, activations.
 
-    What backward needs is `kept_bytes`, within a tenth of what was counted in every precision; with checkpointing it is
-    estimated.
+    Activations are `kept_bytes`, within a tenth of the count in every precision; with checkpointing they are estimated.
     """
     precision, kind = mode.precision, mode.kind
     half = mode.autocast or precision in ("fp16", "bf16")
     kept = kept_bytes(
         shape, seconds, tokens, half=half, on_gpu=mode.on_gpu, checkpointing=mode.checkpointing, kind=kind
     )
-    # Of the layer that backward is in, and logits: themselves, their softmax and their gradient.
+    # Of the layer that backward is in; and logits, their softmax and their gradient.
     working = 3 * seconds * POSITIONS_PER_SECOND * shape.ffn * (2 if half else 4)
     activations = rows * (kept + working + 3 * 4 * tokens * shape.vocabulary)
-    copies = 0.0  # in half precision, of what autocast multiplies: an fp32 base, or a quantized one's embedding
+    copies = 0.0  # in half precision, of weights that autocast multiplies: an fp32 base, or a quantized one's embedding
     if mode.autocast and precision not in ("fp16", "bf16"):
         copies = 2 * (parameters(shape) if precision == "fp32" else shape.vocabulary * shape.d_model)
     slack = GPU_SLACK if mode.on_gpu else CPU_SLACK
     # A whole model's own weights are counted already.
-    each = OPTIMISER_BYTES - 4 * (kind in WHOLE) - MOMENT_BYTES_SAVED * mode.eight_bit
+    each = OPTIMIZER_BYTES - 4 * (kind in WHOLE) - MOMENT_BYTES_SAVED * mode.eight_bit
     fixed = weight_bytes(shape, precision, kind == "qlora") + copies + each * mode.trainable
     return PROCESS_BYTES + fixed + slack * activations
 
 
 def rows_that_fit(available: float, shape: ModelDimensions, mode: TrainingMode, seconds: float, tokens: float) -> int:
-    """The most rows in one forward of training within `available` bytes; 0 when not even one fits."""
+    """Returns the most rows in one forward of training within `available` bytes; 0 when not even one fits."""
     none, one = (training_bytes(shape, mode, rows, seconds, tokens) for rows in (0, 1))
     return max(0, int((available - none) / (one - none)))
 
@@ -228,7 +227,7 @@ def rows_that_fit(available: float, shape: ModelDimensions, mode: TrainingMode, 
 def decoding_bytes(
     shape: ModelDimensions, weights: float, rows: int, seconds: float, tokens: float, half: bool
 ) -> float:
-    """Most bytes held while `rows` (clips times beams) are decoded: `weights`, keys and values, one encoder layer."""
+    """Returns peak bytes of decoding `rows` (clips times beams): `weights`, keys, values, encoder layer."""
     d, positions, element = shape.d_model, seconds * POSITIONS_PER_SECOND, 2 if half else 4
     cache = 2 * (positions + tokens) * d * shape.decoder_layers
     layer = positions * (6 * d + 2 * shape.ffn)

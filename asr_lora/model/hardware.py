@@ -1,4 +1,4 @@
-"""What the run stands on: the device, its arithmetic, and its memory."""
+"""The device of a run: its arithmetic, its memory, and how many clips fit."""
 
 import ctypes
 import gc
@@ -20,25 +20,25 @@ from asr_lora.config.stages import HardwareConfig
 from asr_lora.model import cost
 from asr_lora.model.pretrained import load_config
 from asr_lora.model.whisper import DTYPES
-from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime import distributed
 from asr_lora.runtime.errors import ConfigError, ExternalError, UserError
 from asr_lora.speech.audio import MAX_SECONDS
 
-GPUS = ("t4", "l4", "a10", "a100", "h100")  # what is known of them is in conf/hardware/
+GPUS = ("t4", "l4", "a10", "a100", "h100")  # described in conf/hardware/
 CPU_MICRO_BATCH = 2  # clips at 30 s: more only take memory; whisper-base is as fast with one as with eight
 CPU_DECODE_BATCH, GPU_DECODE_BATCH = 8, 32  # clips at 30 s: more take memory and are hardly faster
 LABEL_TOKENS = 100  # of the clips that memory is planned for; a third of the longest labels
 CLEAR_REFS = Path("/proc/self/clear_refs")  # resets VmHWM, see proc(5); not every container has it
 MOST_WORKERS = 4  # loader processes of one process by default
-ROOT = Path("/")  # where signs of an NVIDIA device are looked for
+ROOT = Path("/")  # where files of an NVIDIA device are searched for
 NVIDIA_DRIVERS = ("proc/driver/nvidia/version", "etc/nv_tegra_release")  # texts that name it; the second on a Jetson
-NVIDIA_DEVICES = ("dev/nvidiactl", "dev/nvidia0", "dev/nvhost-gpu")  # some containers have these alone; last a Jetson's
-# WSL2 has its device for a GPU of any maker; the files below come with NVIDIA's driver for Windows alone.
+NVIDIA_DEVICES = ("dev/nvidiactl", "dev/nvidia0", "dev/nvhost-gpu")  # some containers have only these; last a Jetson's
+# WSL2 has its device for a GPU of any maker; the files below come only with NVIDIA's driver for Windows.
 WSL_DEVICE = "dev/dxg"
 WSL_NVIDIA = ("usr/lib/wsl/lib/libcuda.so*", "usr/lib/wsl/lib/nvidia-smi", "usr/lib/wsl/drivers/nv*/libcuda*")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc, see mallopt(3)
 USUAL_THRESHOLD = 128 * 1024  # bytes, of both
-# What accelerate 1.15 does not know, in the words of torch 2.11, its CUDA libraries and bitsandbytes 0.50.
+# Errors that accelerate 1.15 does not recognize, as torch 2.11, its CUDA libraries and bitsandbytes 0.50 phrase them.
 ALLOCATIONS = (
     "CUDA error: out of memory",  # outside of torch's own allocator: a kernel that is loaded, pinned memory
     "CUBLAS_STATUS_ALLOC_FAILED",
@@ -46,21 +46,21 @@ ALLOCATIONS = (
     "ALLOCATION_FAILED",  # cuDNN 9: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, or HOST
     "std::bad_alloc",  # of torch's own structures on a CPU
 )
-# What may have another cause. Work that is halved for it in vain ends at a single row, in an error that repeats it.
+# Errors that may have another cause. Halving the work in vain ends at a single row, with an error that repeats them.
 UNCLEAR = (
     "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # a thread's first product, which allocates
-    "cublasLt ran into an error",  # bitsandbytes says so whatever the status of an int8 product was
-    "unable to find an engine to execute this computation",  # torch passes over cuDNN's whose workspace does not fit
+    "cublasLt ran into an error",  # bitsandbytes raises it for any failed int8 product
+    "unable to find an engine to execute this computation",  # torch skips cuDNN's whose workspace does not fit
 )
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """conf/hardware/ with every `auto` and `null` decided."""
+    """The settings of conf/hardware/ with every `auto` and `null` resolved."""
 
     device: torch.device
     name: str
-    autocast: torch.dtype | None  # arithmetic of the forward pass; None: as the weights are
+    autocast: torch.dtype | None  # arithmetic of the forward pass; None: that of the weights
     processes: int
     capacity: float  # seconds of audio in one forward of one process, padding included
     gradient_checkpointing: bool
@@ -69,51 +69,52 @@ class Hardware:
 
     @property
     def autocast_name(self) -> str | None:
-        """As conf/hardware/ says it: fp16 or bf16."""
+        """The name of `autocast` in conf/hardware/: fp16 or bf16."""
         return next((name for name, dtype in DTYPES.items() if dtype is self.autocast), None)
 
     @property
     def merged_precision(self) -> str:
-        """Of a merged model: never quantized, since merging into 8 bits rounds the adapter away and decodes slower."""
+        """Precision of a merged model: not quantized, which would round the adapter away and decode slower."""
         return "fp16" if self.device.type == "cuda" else "fp32"
 
 
 def resolve_hardware(
-    asked: HardwareConfig,
+    settings: HardwareConfig,
     model: ModelConfig,
     lora: LoraConfig,
     batch_size: int,
     shape: cost.ModelDimensions | None = None,
 ) -> Hardware:
-    """Decides what is left to the machine. Raises ChoiceError or WorldError for what it cannot do.
+    """Resolves the settings of hardware on this machine.
 
-    The model's `shape`, by default the checkpoint's, tells what fits a GPU; where that proves too bold, training and
-    decoding take less at once. `batch_size` is the clips of a training step.
+    What fits a GPU is computed from the model's `shape`, by default the checkpoint's; where memory still runs out,
+    training and decoding take less at once. `batch_size` is the clips of a training step.
+    Raises ConfigError or ExternalError for settings that the device does not support.
     """
-    device = find_device(asked.device)
+    device = find_device(settings.device)
     precision, _ = resolve_precision(model.precision, device.type)
     on_gpu = device.type == "cuda"
     if precision == "fp16" and not on_gpu:
         raise ConfigError("model.precision: fp16 trains on a GPU only; on a CPU take fp32, bf16 or int8")
-    if precision in ("fp16", "bf16") and asked.autocast == "none":
+    if precision in ("fp16", "bf16") and settings.autocast == "none":
         raise ConfigError(f"hardware.autocast: none leaves a {precision} base with fp32 features; take auto")
-    if asked.autocast == "fp16" and not on_gpu:
+    if settings.autocast == "fp16" and not on_gpu:
         raise ConfigError("hardware.autocast: fp16 is for GPUs; on a CPU take auto, bf16 or none")
-    if "bf16" in (precision, asked.autocast) and on_gpu and not _multiplies_bf16():
+    if "bf16" in (precision, settings.autocast) and on_gpu and not _multiplies_bf16():
         key = "model.precision" if precision == "bf16" else "hardware.autocast"
         raise ConfigError(f"{key}: {torch.cuda.get_device_name()} has no bf16; take fp16")
-    autocast = _autocast(precision, on_gpu) if asked.autocast == "auto" else DTYPES.get(asked.autocast)
-    processes = ranks.world_size()
+    autocast = _autocast(precision, on_gpu) if settings.autocast == "auto" else DTYPES.get(settings.autocast)
+    processes = distributed.world_size()
     share = max(1, batch_size // processes)
     rows, checkpointing, decoded = CPU_MICRO_BATCH, False, CPU_DECODE_BATCH
     if on_gpu:
         shape = shape or cost.dimensions(load_config(model.checkpoint).to_dict())
         free_memory()  # or what a job before this one left would count as used
         free = torch.cuda.mem_get_info(device)[0]
-        available = min(free, asked.memory_gb * 1e9) if asked.memory_gb else free
+        available = min(free, settings.memory_gb * 1e9) if settings.memory_gb else free
         half = autocast is not None
         rows, checkpointing = max_train_rows(
-            available, asked.gradient_checkpointing, precision, shape, half, **lora.memory
+            available, settings.gradient_checkpointing, precision, shape, half, **lora.memory
         )
         decoded = max_decode_rows(available, shape)
     if batch_size % processes:
@@ -125,48 +126,51 @@ def resolve_hardware(
         else f"{_cpu_fact('model name') or 'CPU'} ({torch.get_num_threads()} threads)",
         autocast=autocast,
         processes=processes,
-        capacity=min(asked.micro_batch or rows, share) * MAX_SECONDS,
-        gradient_checkpointing=asked.gradient_checkpointing or checkpointing,
-        workers=loader_workers(on_gpu, usable_cores(), ranks.local_world_size())
-        if asked.workers is None
-        else asked.workers,
-        decode_batch=asked.decode_batch or decoded,
+        capacity=min(settings.micro_batch or rows, share) * MAX_SECONDS,
+        gradient_checkpointing=settings.gradient_checkpointing or checkpointing,
+        workers=loader_workers(on_gpu, usable_cores(), distributed.local_world_size())
+        if settings.workers is None
+        else settings.workers,
+        decode_batch=settings.decode_batch or decoded,
     )
 
 
 def agreed(found: Hardware) -> Hardware:
-    """The same in a run that several processes share, which from here on go together."""
-    ranks.init(found.device)
-    return replace(found, decode_batch=min(ranks.all_gather(found.decode_batch)))  # all decode the same batches
+    """Joins the processes of a run, and agrees on one decode_batch."""
+    distributed.init(found.device)
+    return replace(found, decode_batch=min(distributed.all_gather(found.decode_batch)))  # all decode the same batches
 
 
 def known_gpu(name: str) -> str | None:
-    """The one of GPUS that a device of this name is, if any: `Tesla T4` is t4."""
+    """Returns the member of GPUS that a device of this name is, or None: `Tesla T4` is t4."""
     return next((gpu for gpu in GPUS if re.search(rf"\b{gpu}\b", name, re.IGNORECASE)), None)
 
 
-def find_device(asked: str) -> torch.device:
-    """The device of `hardware.device`. Raises ChoiceError or WorldError for one that is absent or cannot be used."""
-    if asked != "cpu" and torch.cuda.is_available():
+def find_device(name: str) -> torch.device:
+    """Returns the device of `hardware.device`.
+
+    Raises ConfigError if it is absent, ExternalError if torch cannot use it.
+    """
+    if name != "cpu" and torch.cuda.is_available():
         own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if own >= there:
             raise ConfigError(f"WORLD_SIZE: each process needs a GPU of its own, and here are {there}; start {there}")
         device = torch.device("cuda", own)
         torch.cuda.set_device(device)  # or every process would hold some memory of the first GPU too
         return device
-    if asked != "cpu" and (sign := nvidia_sign(ROOT)):
+    if name != "cpu" and (sign := nvidia_sign(ROOT)):
         raise ExternalError(
             f"hardware: torch {torch.__version__} cannot use the NVIDIA device here ({sign}); update the driver (this "
             f"build's CUDA {torch.version.cuda} wants 580 or newer; in WSL2 it is the one of Windows), start a "
-            "container with its GPUs (docker run --gpus all), or say hardware=cpu if that is meant"
+            "container with its GPUs (docker run --gpus all), or set hardware=cpu if that is meant"
         )
-    if asked == "cuda":
-        raise ConfigError("hardware.device: no NVIDIA device on this machine; say hardware=cpu or hardware=auto")
+    if name == "cuda":
+        raise ConfigError("hardware.device: no NVIDIA device on this machine; set hardware=cpu or hardware=auto")
     return torch.device("cpu")
 
 
 def nvidia_sign(root: Path) -> str | None:
-    """What shows that there is an NVIDIA device, in words, whatever torch makes of it; None where nothing does.
+    """Describes a file that shows an NVIDIA device, whether torch can use it or not; None without one.
 
     `root` is the root of the file system.
     """
@@ -183,12 +187,12 @@ def nvidia_sign(root: Path) -> str | None:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use; what a container's quota allows of them is not known."""
+    """Returns the number of cores that this process may use; a container's quota is not known."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def loader_workers(on_gpu: bool, cores: int, processes: int) -> int:
-    """Loader processes of each of the `processes` of a run that share `cores`; none on a CPU, whose cores train."""
+    """Returns loader processes for each of `processes` that share `cores`; 0 on a CPU, whose cores train."""
     return max(1, min(MOST_WORKERS, cores // processes)) if on_gpu else 0
 
 
@@ -196,10 +200,10 @@ def max_train_rows(
     available: float, checkpointing: bool | None, precision: str, shape: cost.ModelDimensions, autocast: bool, *,
     kind: str = "qv", eight_bit: bool = False,
 ) -> tuple[int, bool]:  # fmt: skip
-    """Clips at 30 s that a GPU with so many bytes trains on in one forward, and whether it computes activations twice.
+    """Returns the clips at 30 s that fit `available` bytes in one forward, and whether it checkpoints.
 
-    An adapter's own bytes are too few to count; a whole model's gradients and moments are not.
-    It does so where asked, or (None) only where not even one clip fits else; at least one is always tried.
+    An adapter's own bytes are too few to count; a whole model's gradients and moments are counted. Activations are
+    checkpointed as set, or (None) only where not even one clip fits otherwise; at least one is always tried.
     """
 
     trained = cost.parameters(shape) if kind == "full" else 0
@@ -214,7 +218,7 @@ def max_train_rows(
 
 
 def max_decode_rows(available: float, shape: cost.ModelDimensions) -> int:
-    """Clips at 30 s (times beams) that a GPU with so many bytes decodes at once, by the merged model in fp16."""
+    """Returns the clips at 30 s (times beams) that a merged fp16 model decodes in `available` bytes."""
 
     def held(rows: int) -> float:
         return cost.decoding_bytes(shape, 2 * cost.parameters(shape), rows, MAX_SECONDS, LABEL_TOKENS, half=True)
@@ -229,7 +233,7 @@ def _autocast(precision: str, on_gpu: bool) -> torch.dtype | None:
         return torch.bfloat16 if cpu_has_bf16() else None
     if precision == "fp32":
         return None
-    # A quantised base: its other arithmetic in what the GPU has tensor cores for.
+    # A quantized base: its other arithmetic in the dtype that the GPU has tensor cores for.
     return torch.bfloat16 if _multiplies_bf16() else torch.float16
 
 
@@ -247,14 +251,14 @@ def cpu_has_bf16() -> bool:
 
 
 def _cpu_fact(fact: str) -> str | None:
-    """What Linux says of the first core; None where it does not."""
+    """Returns an entry of /proc/cpuinfo for the first core, or None."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(fact)), None)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory held since the last `free_memory`: of the GPU, else of this process (where Linux tells)."""
+    """Returns peak memory since `free_memory`: of the GPU, else of this process (where Linux has it)."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
     if os.access(CLEAR_REFS, os.W_OK):
@@ -265,7 +269,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def free_memory() -> None:
-    """Gives back what dead models held and forgets the peak, so that the next job of a sweep starts as the first."""
+    """Frees memory of dropped models and resets the peak, so that every job of a sweep starts alike."""
     gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
@@ -279,11 +283,10 @@ def free_memory() -> None:
 
 @contextmanager
 def keep_freed_memory() -> Iterator[None]:
-    """Within it malloc keeps what tensors give back for the next ones.
+    """Makes malloc keep the memory of freed tensors for the next ones.
 
-    To be given other pages by the system for every tensor takes a sixth of a short training step on a CPU. But what is
-    kept falls to pieces: for good, jobs of a sweep would hold 50 MB more each. (glibc alone; macOS and musl have their
-    own ways.)
+    Getting new pages from the system for every tensor takes a sixth of a short training step on a CPU. But kept memory
+    is fragmented: if it were kept for good, each job of a sweep would hold 50 MB more. (Only with glibc.)
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
@@ -299,22 +302,22 @@ def keep_freed_memory() -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it says, or may say, that memory has run out, so that less at once is worth trying.
+    """Whether the error means, or may mean, that memory has run out, so that a retry with less may help.
 
-    Not what is ours already: a UserError has been put into words.
+    Never a UserError, which is our own.
     """
     if isinstance(error, UserError) or not isinstance(error, RuntimeError):
         return False
     text = str(error)
-    known = should_reduce_batch_size(RuntimeError(text))  # of an error with other arguments than its text it says no
-    return isinstance(error, torch.OutOfMemoryError) or known or any(words in text for words in ALLOCATIONS + UNCLEAR)
+    known = should_reduce_batch_size(RuntimeError(text))  # false for an error with other arguments than its text
+    return isinstance(error, torch.OutOfMemoryError) or known or any(part in text for part in ALLOCATIONS + UNCLEAR)
 
 
 @dataclass
 class Capacity:
-    """The most seconds of context that are tried at once in this process, rows and beams counted; less once it ran out.
+    """The most seconds of context at once, over rows and beams; lowered when memory runs out.
 
-    `reported` is that of which the user knows.
+    `reported` is the value logged last.
     """
 
     seconds: float = math.inf

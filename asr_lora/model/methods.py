@@ -1,4 +1,4 @@
-"""The ways of tuning, a function each: its adapter or what trains without one, its optimizer, what follows a step."""
+"""The tuning methods, a function each: adapter or parameters, optimizer, penalty, work after a step."""
 
 import math
 import re
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PISSA = "pissa_niter_16"  # its authors' fast singular values: 16 rounds, as exact as they are needed
-RANK_BEFORE = 1.5  # of AdaLoRA, times what is left
-# Of AdaLoRA's allocator: importance now, smoothed, and its uncertainty.
+PISSA = "pissa_niter_16"  # its authors' fast singular values: 16 iterations are exact enough
+RANK_BEFORE = 1.5  # AdaLoRA's initial rank over its final one
+# State of AdaLoRA's allocator: importance, smoothed importance, and its uncertainty.
 AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 PATTERN = "rank_pattern"
 SINUSOIDS = "encoder.embed_positions"
@@ -29,13 +29,13 @@ SINUSOIDS = "encoder.embed_positions"
 
 @dataclass(frozen=True)
 class TuningMethod:
-    """A way of tuning, made for a run of so many steps; what is None is as usual.
+    """A tuning method for a run of some number of steps; None is the default.
 
-    `adapter` is what peft puts on; where it is None, those parameters of the base train that `trains` names.
-    `optimizer(model, rate, decay)` is in place of AdamW at one rate. `penalty(model)` joins the loss, once a step.
-    `after_step(model, step, skipped)` follows every step of the optimizer, the first being 1, with its gradients still
-    there; `skipped` where it was left out because they overflowed. What it remembers is `state(model)`, tensors by
-    name, which `restore(model, tensors)` takes back.
+    `adapter` is peft's configuration; where it is None, the parameters of the base train for which `trains(name)`.
+    `optimizer(model, rate, decay)` replaces AdamW at one rate. `penalty(model)` is added to the loss, once a step.
+    `after_step(model, step, skipped)` is called after every optimizer step, counted from 1, while its gradients exist;
+    `skipped` where it was skipped. `state(model)` returns its state, tensors by name, and `restore(model, tensors)`
+    loads it.
     """
 
     adapter: PeftConfig | None = None
@@ -48,7 +48,7 @@ class TuningMethod:
 
 
 def tuning_method(lora: "LoraSettings", steps: int) -> TuningMethod:
-    """The way that the settings ask for."""
+    """Returns the method that the settings name."""
     match lora.kind:
         case "encoder" | "decoder":
             return part(lora)
@@ -68,15 +68,15 @@ def tuning_method(lora: "LoraSettings", steps: int) -> TuningMethod:
             return bitfit()
         case "full":
             return full(lora)
-        case _:  # qv, all_linear and qlora differ in their settings alone
+        case _:  # qv, all_linear and qlora differ only in their settings
             return plain(lora)
 
 
-# ---- LoRA and its kin ----
+# ---- LoRA and its variants ----
 
 
 def _lora(lora: "LoraSettings", **more: Any) -> LoraConfig:
-    """No task_type: SEQ_2_SEQ_LM would send `input_ids`, which Whisper does not take."""
+    """Builds peft's LoRA config, without a task_type: SEQ_2_SEQ_LM would pass `input_ids` to Whisper."""
     rank = _set(lora.r)
     alpha = _set(lora.alpha) if lora.scaling is None else lora.scaling * rank
     settings = {"lora_dropout": _set(lora.dropout), "target_modules": list(_set(lora.target_modules)), **more}
@@ -84,7 +84,7 @@ def _lora(lora: "LoraSettings", **more: Any) -> LoraConfig:
 
 
 def _set(value: T | None) -> T:
-    """A setting that the kind has: config/compose.py has seen to it. Raises ValueError where it is None anyway."""
+    """Returns a setting that the kind has, as config/schema.py checks. Raises ValueError where it is None."""
     if value is None:
         raise ValueError("lora: a setting of this kind is None")
     return value
@@ -96,7 +96,7 @@ def plain(lora: "LoraSettings") -> TuningMethod:
 
 
 def part(lora: "LoraSettings") -> TuningMethod:
-    """LoRA on the encoder or the decoder alone; a decoder's cross-attention is its own."""
+    """LoRA on only the encoder or the decoder; cross-attention belongs to the decoder."""
     names = "|".join(map(re.escape, _set(lora.target_modules)))
     return TuningMethod(_lora(lora, target_modules=rf"model\.{lora.kind}\..*\.({names})"))
 
@@ -112,12 +112,12 @@ def dora(lora: "LoraSettings") -> TuningMethod:
 
 
 def pissa(lora: "LoraSettings") -> TuningMethod:
-    """LoRA that begins as the principal parts of the weights, which it takes from them (Meng et al. 2024)."""
+    """LoRA initialized with principal components of the weights, subtracted from them (Meng et al. 2024)."""
     return TuningMethod(_lora(lora, init_lora_weights=PISSA))
 
 
 def lora_plus(lora: "LoraSettings") -> TuningMethod:
-    """LoRA whose B has a rate of its own (Hayou et al. 2024)."""
+    """LoRA with a separate learning rate for B (Hayou et al. 2024)."""
 
     def optimizer(model: Module, rate: float, decay: float) -> Optimizer:
         made: Optimizer = create_loraplus_optimizer(
@@ -129,15 +129,15 @@ def lora_plus(lora: "LoraSettings") -> TuningMethod:
 
 
 def initial_rank(left: int) -> int:
-    """That AdaLoRA begins with, to end with so much on average."""
+    """Returns the rank that AdaLoRA begins with, to end with `left` on average."""
     return math.ceil(RANK_BEFORE * left)
 
 
 def adalora(lora: "LoraSettings", steps: int) -> TuningMethod:
-    """LoRA as singular values and vectors, whose rank goes where it matters (Zhang et al. 2023).
+    """LoRA as singular values and vectors, with rank allocated by importance (Zhang et al. 2023).
 
-    peft's allocator is asked after every step, and masks after every one between tinit and the end: so what is saved,
-    which is without the masked, is what was decoded. Its averages are in no checkpoint of peft's.
+    peft's allocator is called after every step, and masks after every one between tinit and the end: so the saved
+    adapter, which omits the masked values, is the one that was decoded. peft's checkpoints do not hold its averages.
     """
     left, weight = _set(lora.r), _set(lora.orth_reg_weight)
     before = initial_rank(left)
@@ -148,18 +148,18 @@ def adalora(lora: "LoraSettings", steps: int) -> TuningMethod:
     )  # fmt: skip
 
     def penalty(model: Module) -> Tensor:
-        """How far the singular vectors are from orthogonal, as peft adds it to a loss of Whisper's own."""
+        """Returns how far the singular vectors are from orthogonal, as peft adds it to a model's own loss."""
         sides = [
             (vectors if "lora_A" in name else vectors.T)
             for name, vectors in model.named_parameters()
             if "lora_A" in name or "lora_B" in name
         ]
-        apart = [torch.linalg.norm(side @ side.T - torch.eye(len(side), device=side.device)) for side in sides]
-        return weight * torch.stack(apart).mean()
+        distances = [torch.linalg.norm(side @ side.T - torch.eye(len(side), device=side.device)) for side in sides]
+        return weight * torch.stack(distances).mean()
 
     def after_step(model: Module, step: int, skipped: bool) -> None:
         if skipped and step < config.total_step - config.tfinal:
-            return  # an overflown gradient would stay in the averages for good
+            return  # an overflowed gradient would stay in the averages forever
         tuner(model).update_and_allocate(step)
 
     def tuner(model: Any) -> Any:
@@ -190,7 +190,7 @@ def adalora(lora: "LoraSettings", steps: int) -> TuningMethod:
 
 
 def ia3(lora: "LoraSettings") -> TuningMethod:
-    """A factor a key, value and inner feature (Liu et al. 2022)."""
+    """(IA)^3: a factor for each key, value and inner feature (Liu et al. 2022)."""
     config = IA3Config(
         target_modules=list(_set(lora.target_modules)), feedforward_modules=list(_set(lora.feedforward_modules))
     )
@@ -198,12 +198,12 @@ def ia3(lora: "LoraSettings") -> TuningMethod:
 
 
 def bitfit() -> TuningMethod:
-    """The biases alone (Ben Zaken et al. 2022); peft has no such thing."""
+    """BitFit: only the biases (Ben Zaken et al. 2022); peft does not have it."""
     return TuningMethod(trains=lambda name: name.endswith(".bias"))
 
 
 def full(lora: "LoraSettings") -> TuningMethod:
-    """Every weight but the encoder's positions, which are sinusoids and no weights; the moments in 8 bits if asked."""
+    """Full fine-tuning, except of the encoder's sinusoidal positions; Adam's moments in 8 bits if set."""
 
     def optimizer(model: Module, rate: float, decay: float) -> Optimizer:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -1,4 +1,4 @@
-"""From the words of `model.checkpoint` to something that `from_pretrained` takes, with errors that name the way out."""
+"""Resolves `model.checkpoint` for `from_pretrained`; loads config, processor and language tokens."""
 
 import hashlib
 import re
@@ -18,16 +18,16 @@ from asr_lora.speech.language import check_token, token_for_locale
 
 WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")  # whole or sharded, as Hugging Face names them
 HUB_ID = re.compile(r"(?P<name>(\w[\w.-]*/)?\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
-MAIN = "main"  # the branch of a Hub's model that is meant where none is named
+MAIN = "main"  # the default branch of a model on the Hub
 LOCAL = "model.checkpoint=/path/to/whisper-... (a Hugging Face or faster-whisper directory)"
 
 
 def resolve(checkpoint: str) -> tuple[str, str]:
-    """What `from_pretrained` takes, and its `revision`.
+    """Returns what `from_pretrained` takes, and its `revision`.
 
-    A local directory (converted if it was CTranslate2), whose revision nobody looks at, or the id of a Hub's model,
-    which may name a commit, a branch or a tag (owner/name@revision) and else means the branch main.
-    Raises ChoiceError for a path that does not exist or holds no model.
+    Either a local directory (converted if it was CTranslate2), whose revision is not used, or the id of a model on the
+    Hub, which may name a commit, a branch or a tag (owner/name@revision), by default the branch main.
+    Raises ConfigError for a path that does not exist or holds no model.
     """
     path = Path(checkpoint).expanduser()
     if path.is_dir():
@@ -43,43 +43,46 @@ def resolve(checkpoint: str) -> tuple[str, str]:
 
 
 def is_local(checkpoint: str) -> bool:
-    """Whether it is a directory of this machine, not a Hub id."""
+    """Whether the checkpoint is a directory of this machine, not a Hub id."""
     return Path(checkpoint).expanduser().is_dir()
 
 
 def is_hub_id(checkpoint: str) -> bool:
-    """Whether it is the id of a Hub's model, as it is written, and no directory of this machine."""
+    """Whether the checkpoint has the form of a Hub id, and is no directory of this machine."""
     return HUB_ID.fullmatch(checkpoint) is not None and not is_local(checkpoint)
 
 
 def display_name(checkpoint: str) -> str:
-    """What others call it: the id of the Hub's, of a directory its name alone."""
+    """Returns a name without local paths: the Hub id, or the name of a directory."""
     return Path(checkpoint).expanduser().name if is_local(checkpoint) else resolve(checkpoint)[0]
 
 
 def fingerprint(checkpoint: str) -> str:
-    """What the weights and all that goes with them are: owner/name@commit of the Hub, or a hash of a directory's files.
+    """Identifies a checkpoint's files: owner/name@commit on the Hub, or a hash of a directory's files.
 
-    The former is itself a checkpoint's name.
+    The former is itself a valid checkpoint.
     """
     source, revision = resolve(checkpoint)
     if is_local(checkpoint):
         return _content(sorted(file for file in Path(source).iterdir() if file.is_file()))
-    load_config(checkpoint)  # tells what is wrong where the Hub is out of reach, and leaves the file in the cache
+    load_config(checkpoint)  # raises if the Hub is out of reach, and leaves the file in the cache
     file = try_to_load_from_cache(source, "config.json", revision=revision)
     return f"{source}@{Path(str(file)).parent.name}"  # .../snapshots/<commit>/config.json
 
 
 def load_config(checkpoint: str) -> WhisperConfig:
-    """Raises ChoiceError for a directory or Hub id that is no Whisper, WorldError for a Hub id out of reach."""
+    """Loads the configuration.
+
+    Raises ConfigError for a directory or Hub id that is no Whisper, ExternalError for a Hub id out of reach.
+    """
     config = _load(AutoConfig, checkpoint)
     if not isinstance(config, WhisperConfig):
-        raise ConfigError(f"model.checkpoint: {checkpoint} is a {config.model_type} model; this trains Whisper alone")
+        raise ConfigError(f"model.checkpoint: {checkpoint} is a {config.model_type} model; only Whisper can be trained")
     return config
 
 
 def load_generation_config(checkpoint: str) -> GenerationConfig:
-    """Raises as `load_config` does, and ChoiceError for a model without language tokens."""
+    """Loads the generation config. Raises as `load_config`, and ConfigError without language tokens."""
     generation = _load(GenerationConfig, checkpoint)
     if not getattr(generation, "lang_to_id", None):
         raise ConfigError(
@@ -91,32 +94,32 @@ def load_generation_config(checkpoint: str) -> GenerationConfig:
 
 
 def drop_forced_tokens(settings: WhisperConfig | GenerationConfig) -> None:
-    """Takes `forced_decoder_ids` out of the configuration of a model, or of its generation.
+    """Removes `forced_decoder_ids` from the configuration of a model, or of its generation.
 
-    OpenAI's checkpoints and older fine-tuned ones carry them in both. They state language and task once more, often
-    another language, and decide where a saved model is given neither.
+    OpenAI's checkpoints and older fine-tuned ones have them in both. They set language and task again, often another
+    language, and take effect where a saved model is given neither.
     """
     vars(settings).pop("forced_decoder_ids", None)
 
 
 def language_tokens(checkpoint: str) -> set[str]:
-    """The languages that it has a token for, without its brackets. Raises as `load_generation_config` does."""
+    """Returns the languages that have a token, without brackets. Raises as `load_generation_config` does."""
     return {token.strip("<|>") for token in load_generation_config(checkpoint).lang_to_id}
 
 
 def language_token(model: ModelConfig, locale: str) -> str:
-    """Whisper's token, without its brackets: `model.language` where it is set, else the one of Common Voice's `locale`.
+    """Returns Whisper's token, without brackets: `model.language` if set, else by Common Voice's `locale`.
 
-    Raises ChoiceError when the checkpoint has none, naming the way out.
+    Raises ConfigError when the checkpoint has none, naming a way out.
     """
     tokens = language_tokens(model.checkpoint)
     return token_for_locale(locale, tokens) if model.language is None else check_token(model.language, tokens)
 
 
 def load_processor(checkpoint: str) -> WhisperProcessor:
-    """Raises as `load_config` does.
+    """Loads the processor without chat templates. Raises as `load_config` does.
 
-    Without chat templates, which no Whisper has: saved, each is a file under the name that the checkpoint gives it.
+    No Whisper uses them, and when saved each would become a file with a name chosen by the checkpoint.
     """
     processor = _load(WhisperProcessor, checkpoint)
     processor.chat_template = processor.tokenizer.chat_template = None
@@ -136,7 +139,7 @@ def _local(path: Path) -> Path:
 
 
 def _converted(path: Path) -> Path:
-    # By content, so that a moved folder is not converted twice and a changed one is not mistaken for the old.
+    # By content, so that a moved folder is not converted again and a changed one is.
     files = [file for name in ("model.bin", "config.json", "tokenizer.json") if (file := path / name).is_file()]
     target = cache_dir() / "checkpoints" / f"{path.resolve().name}-{_content(files)[:8]}"
     if not target.is_dir():
@@ -155,7 +158,7 @@ def _content(files: Iterable[Path]) -> str:
 
 @cache
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    """Size and time are there for the cache: one process hashes gigabytes once, and again when the file changed."""
+    """Hashes a file; size and time are cache keys: gigabytes are hashed again only if the file changed."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -170,6 +173,6 @@ def _load(kind: Any, checkpoint: str) -> Any:
                 f"model.checkpoint: {checkpoint} does not load as a Whisper: {first_line(error)}"
             ) from error
         raise ExternalError(
-            f"model.checkpoint: {checkpoint} is not in the local cache and the Hub did not give it ({first_line(error)}); "
-            f"check the name and the network, or give a local one: {LOCAL}"
+            f"model.checkpoint: {checkpoint} is not in the local cache and the Hub did not give it "
+            f"({first_line(error)}); check the name and the network, or give a local one: {LOCAL}"
         ) from error

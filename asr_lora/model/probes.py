@@ -1,4 +1,4 @@
-"""Small trials, before a run, of what it stands on: bitsandbytes' products, gradients, an adapter that comes back."""
+"""Small trials before a run: products of bitsandbytes, gradients, and whether a saved adapter reloads."""
 
 import math
 from collections.abc import Mapping
@@ -13,8 +13,7 @@ from peft import PeftModel, prepare_model_for_kbit_training
 from torch import Tensor
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from asr_lora.model import adapter, quantized, whisper
-from asr_lora.model import adapter_folder as stored
+from asr_lora.model import adapter, adapter_folder, quantized, whisper
 from asr_lora.model.adapter import Tuned
 from asr_lora.model.methods import tuning_method
 
@@ -22,19 +21,19 @@ if TYPE_CHECKING:
     from asr_lora.config.schema import LoraConfig as LoraSettings
 
 WIDTH = 256  # of the layer whose product is tried
-BLOCK = 64  # the width of a head, and of what bitsandbytes quantises at once
-STEP = 0.05  # the rate of the one step: large, so that what it moves stands out of rounding
+BLOCK = 64  # the width of a head, and of a block that bitsandbytes quantizes
+STEP = 0.05  # the learning rate of the one step: large, so that its change exceeds rounding
 LOSS_SCALE = 1024.0  # so that no gradient is too small for fp16
 SIDES = ("encoder", "decoder")
 
 
 def quantized_product(precision: str, device: torch.device, compute: torch.dtype) -> tuple[float, float]:
-    """How far a small int8 or nf4 layer is from the dense one, whose weights it was made of.
+    """Compares a small int8 or nf4 layer with the dense one that it was made of.
 
-    Relative errors (Frobenius norms) of its product, and of the gradient that reaches its input; nan where none does.
+    Returns relative errors (Frobenius norms) of its product, and of the gradient at its input; nan without a gradient.
     """
     generator = torch.Generator().manual_seed(0)
-    weight, heard, pull = (torch.randn(WIDTH, WIDTH, generator=generator) for _ in range(3))
+    weight, values, pull = (torch.randn(WIDTH, WIDTH, generator=generator) for _ in range(3))
     layer: Any
     if precision == "int8":
         layer = bitsandbytes.nn.Linear8bitLt(WIDTH, WIDTH, bias=False, has_fp16_weights=False, threshold=6.0)
@@ -45,23 +44,23 @@ def quantized_product(precision: str, device: torch.device, compute: torch.dtype
         layer.support_avx512bf16_for_cpu = False  # as whisper.load has it
     layer.to(device)
     quantized.multiply_in(layer, compute)  # as whisper.load has it
-    given = heard.clone().to(device, compute).requires_grad_()
-    product = layer(given)
+    inputs = values.clone().to(device, compute).requires_grad_()
+    product = layer(inputs)
     if not product.requires_grad:
-        return _apart(product, heard @ weight.T), math.nan
+        return _relative_error(product, values @ weight.T), math.nan
     product.backward(pull.to(device, product.dtype))
-    gradient = math.nan if given.grad is None else _apart(given.grad, pull @ weight)
-    return _apart(product, heard @ weight.T), gradient
+    gradient = math.nan if inputs.grad is None else _relative_error(inputs.grad, pull @ weight)
+    return _relative_error(product, values @ weight.T), gradient
 
 
-def _apart(got: Tensor, wanted: Tensor) -> float:
-    return float((got.detach().float().cpu() - wanted).norm() / wanted.norm())
+def _relative_error(got: Tensor, expected: Tensor) -> float:
+    return float((got.detach().float().cpu() - expected).norm() / expected.norm())
 
 
 def small_whisper(known: WhisperConfig, rank: int, folder: Path) -> Path:
-    """Writes `folder`: a Whisper of random weights with the vocabulary and mel bins of a real one, a layer a side.
+    """Writes a random Whisper to `folder`, with vocabulary and mel bins of `known`, a layer a side.
 
-    As wide as an adapter of that `rank` needs.
+    It is as wide as an adapter of that `rank` needs.
     """
     heads = -(-rank // BLOCK)
     sizes = {"d_model": heads * BLOCK, "encoder_layers": 1, "decoder_layers": 1}
@@ -74,7 +73,7 @@ def small_whisper(known: WhisperConfig, rank: int, folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Base:
-    """An untouched model, as a run would load it; `autocast` is the arithmetic of its forward pass, if another."""
+    """A base model as a run loads it; `autocast` is the arithmetic of its forward pass, None for its own."""
 
     checkpoint: str
     precision: str
@@ -91,7 +90,7 @@ class Base:
 
 
 def tuned(base: Base, lora: "LoraSettings", seed: int, steps: int, gradient_checkpointing: bool) -> Tuned:
-    """The model that a run would begin with."""
+    """Builds the model that a run would begin with."""
     model = adapter.attach(base.load(), lora, seed, steps)
     if gradient_checkpointing:  # as the trainer has it: the reentrant kind would leave the encoder without gradient
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -99,61 +98,61 @@ def tuned(base: Base, lora: "LoraSettings", seed: int, steps: int, gradient_chec
 
 
 def back_propagate(model: Tuned, base: Base, batch: Mapping[str, Tensor]) -> float:
-    """The loss of a batch, in nats per token; its gradients are left in the model, times LOSS_SCALE."""
+    """Returns the loss of a batch, in nats per token; leaves its gradients in the model, times LOSS_SCALE."""
     model.train()
-    there = {name: tensor.to(base.device) for name, tensor in batch.items()}
+    inputs = {name: tensor.to(base.device) for name, tensor in batch.items()}
     with whisper.encoder_context(model, whisper.seconds_of(batch["input_features"])), base.arithmetic():
-        loss = model(**there).loss
+        loss = model(**inputs).loss
     (loss * LOSS_SCALE).backward()
     return float(loss.detach())
 
 
 def gradients(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
-    """By side: in how many of its modules that train a gradient arrived, finite and not 0; and how many there are."""
+    """Counts by side the trained modules with a finite gradient that is not 0, and all trained modules."""
     arrived: dict[str, dict[str, bool]] = {side: {} for side in SIDES}
     for name, parameter in model.named_parameters():
         side = next((side for side in SIDES if f".{side}." in name), None)
         if side and parameter.requires_grad:
             module = name.split(".lora_")[0].split(".ia3_")[0]
             gradient = parameter.grad
-            here = gradient is not None and bool(gradient.isfinite().all()) and bool(gradient.any())
-            arrived[side][module] = arrived[side].get(module, False) or here
+            found = gradient is not None and bool(gradient.isfinite().all()) and bool(gradient.any())
+            arrived[side][module] = arrived[side].get(module, False) or found
     return {side: (sum(modules.values()), len(modules)) for side, modules in arrived.items()}
 
 
 def saved_and_reloaded(
     model: Tuned, base: Base, lora: "LoraSettings", steps: int, batch: Mapping[str, Tensor], folder: Path, named: str
 ) -> tuple[float, float]:
-    """After one step of the optimizer, saved to `folder` as standing on `named`, and loaded again by peft alone.
+    """Takes one optimizer step, saves to `folder` with the base `named`, and reloads with peft alone.
 
-    The largest change of a logit that the step made, and the largest difference that coming back made.
+    Returns the largest change of a logit by the step, and the largest difference after reloading.
     """
-    way = tuning_method(lora, steps)
+    method = tuning_method(lora, steps)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    usual = way.optimizer(model, STEP, 0.0) if way.optimizer else torch.optim.AdamW(trained, lr=STEP)
-    usual.step()
+    optimizer = method.optimizer(model, STEP, 0.0) if method.optimizer else torch.optim.AdamW(trained, lr=STEP)
+    optimizer.step()
     if lora.whole:
-        whisper.cache_silence(model.eval())  # as whoever loads it will hear it
-    learnt = _logits(model, base, batch)
+        whisper.cache_silence(model.eval())  # as after loading it
+    after_step = _logits(model, base, batch)
     adapter.save(model, folder, named, "full")
     fresh = base.load()
-    if getattr(fresh, "is_quantized", False):  # as it was under the adapter
+    if getattr(fresh, "is_quantized", False):  # as under the adapter
         fresh = prepare_model_for_kbit_training(fresh, use_gradient_checkpointing=False)
-    untouched = _logits(fresh, base, batch)
-    if stored.is_whole(folder):
+    before_step = _logits(fresh, base, batch)
+    if adapter_folder.is_whole(folder):
         fresh = whisper.load(str(folder), base.precision, base.device, base.autocast or torch.float32)
     else:
         with adapter.quiet():
             fresh = PeftModel.from_pretrained(fresh, folder)
-    back = _logits(fresh, base, batch)
-    return float((learnt - untouched).abs().max()), float((learnt - back).abs().max())
+    reloaded = _logits(fresh, base, batch)
+    return float((after_step - before_step).abs().max()), float((after_step - reloaded).abs().max())
 
 
 def _logits(model: Tuned, base: Base, batch: Mapping[str, Tensor]) -> Tensor:
-    """(rows, tokens, vocabulary) float32, on the CPU."""
+    """Returns logits, (rows, tokens, vocabulary) float32, on the CPU."""
     model.eval()
-    there = {name: batch[name].to(base.device) for name in ("input_features", "decoder_input_ids")}
+    inputs = {name: batch[name].to(base.device) for name in ("input_features", "decoder_input_ids")}
     seconds = whisper.seconds_of(batch["input_features"])
     with torch.inference_mode(), whisper.encoder_context(model, seconds), base.arithmetic():
-        logits: Tensor = model(**there).logits
+        logits: Tensor = model(**inputs).logits
     return logits.float().cpu()

@@ -1,8 +1,9 @@
-"""Products with a quantized, frozen base: in the dtype of the run's arithmetic, and without keeping their inputs.
+"""Products with a quantized, frozen base: in the dtype of the run, without keeping their inputs.
 
-CUDA's autocast leaves layer_norm in fp32. What bitsandbytes 0.50 is given it multiplies backward and returns: in fp32,
-where a T4 has no tensor cores. And LLM.int8's product keeps its whole input for the gradient of a weight that has none:
-the three projections of a layer, the result of attention and both feed-forward parts, 1.5 times what fp16 keeps.
+CUDA's autocast leaves layer_norm in fp32. bitsandbytes 0.50 computes backward, and returns, in the dtype of its input:
+fp32, for which a T4 has no tensor cores. And LLM.int8's product keeps its whole input for the gradient of a weight that
+has none: the three projections of a layer, the result of attention and both feed-forward parts, 1.5 times what fp16
+keeps.
 """
 
 from functools import partial
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 
 def multiply_in(model: nn.Module, compute: torch.dtype) -> None:
-    """Makes every int8 and 4-bit linear layer of the model multiply in `compute`, forward and backward, and return it.
+    """Makes every int8 and 4-bit linear layer multiply in `compute`, forward and backward, and return it.
 
     Their weights must stay frozen: they get no gradient.
     """
@@ -30,7 +31,7 @@ def _multiply(layer: nn.Module, compute: torch.dtype, values: Tensor) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """values (..., in) -> (..., out), with the weight as the layer holds it; backward by the dequantized weight."""
+    """Multiplies values (..., in) to (..., out) by the layer's weight; backward by the dequantized one."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, layer: nn.Module, compute: torch.dtype) -> Tensor:
@@ -44,7 +45,7 @@ class _Product(torch.autograd.Function):
 
 
 def _dequantized(layer: Any, dtype: torch.dtype) -> Tensor:
-    """The layer's weight, (out, in): LLM.int8 scales each row by its largest absolute value over 127."""
+    """Returns the weight, (out, in): LLM.int8 scales each row by its largest absolute value over 127."""
     weight: Tensor
     if isinstance(layer, Linear4bit):
         weight = dequantize_4bit(layer.weight, layer.weight.quant_state).to(dtype)

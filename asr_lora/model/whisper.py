@@ -1,4 +1,4 @@
-"""Whisper in the asked precision, at any encoder context up to 30 s."""
+"""Loads Whisper in a given precision; runs its encoder at any context up to 30 s with cached silence."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -17,13 +17,13 @@ from asr_lora.model.pretrained import drop_forced_tokens, resolve
 from asr_lora.speech.audio import MAX_SECONDS
 
 MAX_POSITIONS = round(MAX_SECONDS * POSITIONS_PER_SECOND)  # 1,500
-# Seconds of context up to which whole products train faster on a CPU in bf16 than the fused attention, whose backward
-# takes twice theirs there (whisper-base: a fifth of a step at 6 s); beyond, what they keep is too much: 36 MB a layer
+# Seconds of context up to which unfused attention trains faster on a CPU in bf16 than the fused one, whose backward
+# takes twice as long there (whisper-base: a fifth of a step at 6 s); beyond, it keeps too much memory: 36 MB a layer
 # and row at 30 s.
 PLAIN_ATTENTION_UP_TO = 12.0
-MASKED = 10  # frames, or mel bins, in a row that SpecAugment masks: what OpenAI's checkpoints say
+MASKED = 10  # frames, or mel bins, in a row that SpecAugment masks: as in OpenAI's checkpoints
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-SILENT = -1.5  # of log-mel features: (log10(1e-10) + 4) / 4, with 1e-10 the least power that is told apart
+SILENT = -1.5  # of log-mel features: (log10(1e-10) + 4) / 4, with 1e-10 the least power that features resolve
 
 
 def load(
@@ -33,14 +33,14 @@ def load(
     compute: torch.dtype = torch.float32,
     double_quant: bool = False,
 ) -> WhisperForConditionalGeneration:
-    """The untouched model, frozen nowhere yet, in evaluation mode on `device`; it has heard 30 s of silence.
+    """Loads the base model in evaluation mode on `device`, nothing frozen, and caches 30 s of silence.
 
-    `precision` is fp32, fp16 or bf16, or a quantised one: int8 (LLM.int8, Dettmers et al. 2022) or nf4 (Dettmers et
-    al. 2023), whose other weights and products are in `compute`; `double_quant` quantises NF4's scales too. The
-    dtype is always named: transformers would otherwise take the file's, and an fp16 file is fp16 on a CPU too.
-    Raises as `checkpoint.resolve` does.
+    `precision` is fp32, fp16 or bf16, or a quantized one: int8 (LLM.int8, Dettmers et al. 2022) or nf4 (Dettmers et
+    al. 2023), whose other weights and products are in `compute`; `double_quant` quantizes NF4's scales too. The
+    dtype is always given: transformers would otherwise take the file's, and an fp16 file is fp16 on a CPU too.
+    Raises as `pretrained.resolve` does.
     """
-    quantisation = {
+    quantization = {
         "int8": BitsAndBytesConfig(load_in_8bit=True),
         "nf4": BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute,
@@ -52,26 +52,26 @@ def load(
     model = WhisperForConditionalGeneration.from_pretrained(
         source,
         revision=revision,
-        dtype=compute if quantisation else DTYPES[precision],
-        quantization_config=quantisation,
-        device_map={"": device} if quantisation else None,
+        dtype=compute if quantization else DTYPES[precision],
+        quantization_config=quantization,
+        device_map={"": device} if quantization else None,
         attn_implementation="eager" if plain else "sdpa",
     )
     drop_forced_tokens(model.config)
     drop_forced_tokens(model.generation_config)
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            # bitsandbytes 0.50 packs its weights for processors with bf16 when it is heard in evaluation, and leaves
-            # them so when it is trained, where that product has no gradient (2026-11).
+            # bitsandbytes 0.50 packs its weights for processors with bf16 when it is run in evaluation mode, and keeps
+            # them so in training, where that product has no gradient (2026-11).
             module.support_avx512bf16_for_cpu = False
     quantized.multiply_in(model, compute)
-    model = (model if quantisation else model.to(device)).eval()
+    model = (model if quantization else model.to(device)).eval()
     cache_silence(model)
     return model
 
 
 def detect_language(model: Any, input_features: Tensor) -> str:
-    """The token, without its brackets, of the language that a multilingual model hears in one row at 30 s."""
+    """Returns the token, without brackets, of the language detected in one row at 30 s."""
     (encoder,) = (module for module in model.modules() if isinstance(module, WhisperEncoder))
     weight = encoder.conv1.weight
     token = int(model.detect_language(input_features=input_features.to(weight.device, weight.dtype))[0])
@@ -80,11 +80,11 @@ def detect_language(model: Any, input_features: Tensor) -> str:
 
 
 def enable_spec_augment(model: WhisperForConditionalGeneration, time_share: float, bands_share: float) -> None:
-    """Turns on Whisper's own SpecAugment (Park et al. 2019) by the model's configuration; it works in training alone.
+    """Turns on Whisper's own SpecAugment (Park et al. 2019) in its configuration; acts in training only.
 
-    About `time_share` of a clip's frames and `bands_share` of the mel bins are set to 0, in stretches of MASKED, drawn
-    from numpy's global stream; of frames at least two stretches a clip, as the checkpoints say. Which frames carry a
-    clip is told by forward's `attention_mask`. The features are written into. A saved adapter knows nothing of it.
+    About `time_share` of a clip's frames and `bands_share` of the mel bins are set to 0, in spans of MASKED, drawn from
+    numpy's global stream; of frames at least two spans a clip, as in the checkpoints. forward's `attention_mask` gives
+    the frames of a clip. The features are modified in place. A saved adapter does not record it.
     """
     model.config.apply_spec_augment = True
     model.config.mask_time_prob, model.config.mask_time_length = time_share, MASKED
@@ -93,11 +93,12 @@ def enable_spec_augment(model: WhisperForConditionalGeneration, time_share: floa
 
 @contextmanager
 def encoder_context(model: Any, seconds: float) -> Iterator[None]:
-    """Within it the encoder runs at `seconds` instead of 30: input_features of 100 frames a second, generate included.
+    """Runs the encoder at `seconds` instead of 30, in generate too; input_features: 100 frames a second.
 
-    Where they end, the silence that was remembered when the model was loaded goes on (model/silence.py). The encoder
-    refuses short input only by comparing it with these numbers, and adds the first positions of its
-    sinusoids. Afterwards the model is what it was: a saved one must say 1,500. `model` may be wrapped (peft, DDP).
+    The silence that was cached when the model was loaded follows them. The encoder only refuses short input by
+    comparing its length with these numbers, and adds the first positions of its sinusoids. The model is restored
+    afterwards: a saved one must have 1,500 positions. `model` may be wrapped (peft, DDP).
+    Raises ValueError for seconds that are no context.
     """
     positions = round(seconds * POSITIONS_PER_SECOND)
     if not 1 <= positions <= MAX_POSITIONS:
@@ -122,15 +123,15 @@ def _set_positions(encoder: WhisperEncoder, positions: int) -> None:
 
 
 def seconds_of(input_features: Tensor) -> float:
-    """The context of a batch: (rows, mel bins, frames), two frames a position."""
+    """Returns the context of a batch in seconds: (rows, mel bins, frames), two frames a position."""
     return float(input_features.shape[-1] / 2 / POSITIONS_PER_SECOND)
 
 
 def cache_silence(model: WhisperForConditionalGeneration) -> None:
-    """Hears 30 s of silence with the model as it is, for `with_cached_silence` to take from.
+    """Encodes 30 s of silence with the model in its current state, for `with_cached_silence`.
 
-    Kept on the encoder as `silence`: what each layer makes keys and values of, and at last what the decoder attends to,
-    each (1,500 / SPACING, width).
+    Stored on the encoder as `silence`: the states of which each layer computes keys and values, and last those that the
+    decoder attends to, each (1,500 / SPACING, width).
     """
     encoder = model.get_encoder()
     found: list[Tensor] = []
@@ -141,15 +142,15 @@ def cache_silence(model: WhisperForConditionalGeneration) -> None:
             keep = layer.self_attn_layer_norm.register_forward_hook(lambda _, __, made: found.append(_thinned(made)))
             hooks.callback(keep.remove)
         found.append(_thinned(encoder(silent).last_hidden_state))
-    encoder.silence = [states.clone() for states in found]  # those of inference mode could not be trained with
+    encoder.silence = [states.clone() for states in found]  # tensors of inference mode cannot be used in training
 
 
 @contextmanager
 def with_cached_silence(encoder: WhisperEncoder, positions: int) -> Iterator[None]:
-    """Within it, clips of so many positions are encoded, and then decoded, as if silence filled up the 30 s."""
-    first = math.ceil(positions / SPACING - 0.5)  # the kept one of i is SPACING * (i + 1/2)
-    *of_layers, heard = (states[first:] for states in encoder.silence)
-    raised = torch.zeros(positions + len(heard), device=heard.device)
+    """Encodes and decodes clips of `positions` positions as if silence filled up the 30 s."""
+    first = math.ceil(positions / SPACING - 0.5)  # the cached state i is that of position SPACING * (i + 1/2)
+    *of_layers, encoded_silence = (states[first:] for states in encoder.silence)
+    raised = torch.zeros(positions + len(encoded_silence), device=encoded_silence.device)
     raised[positions:] = math.log(SPACING)
 
     def beside(silent: Tensor) -> Callable[..., tuple[Any, dict[str, Any]]]:
@@ -163,7 +164,7 @@ def with_cached_silence(encoder: WhisperEncoder, positions: int) -> Iterator[Non
         return attend
 
     def append(_: nn.Module, __: Any, encoded: Any) -> Any:
-        encoded.last_hidden_state = _joined(encoded.last_hidden_state, heard)
+        encoded.last_hidden_state = _joined(encoded.last_hidden_state, encoded_silence)
         return encoded
 
     with ExitStack() as hooks:
@@ -174,10 +175,10 @@ def with_cached_silence(encoder: WhisperEncoder, positions: int) -> Iterator[Non
 
 
 def _joined(states: Tensor, silent: Tensor) -> Tensor:
-    """Of (rows, positions, width) and (kept, width)."""
+    """Concatenates (rows, positions, width) and (kept, width) along positions."""
     return torch.cat([states, silent.to(states.dtype).expand(len(states), -1, -1)], dim=1)
 
 
 def _thinned(states: Tensor) -> Tensor:
-    """The middle of every SPACING positions of (1, positions, width)."""
+    """Takes the middle of every SPACING positions of (1, positions, width)."""
     return states[0, SPACING // 2 :: SPACING]

@@ -1,4 +1,4 @@
-"""Builds the trainer of a run from its settings: model and adapter, sampler, dev, divergence guard, time budget."""
+"""Builds the trainer of a run from its settings: model, adapter, sampler, dev, guard, time budget."""
 
 import time
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def build_trainer(
     budget: TimeBudget | None = None,
     rate: float = 1.0,
 ) -> WhisperTrainer:
-    """Builds the trainer of a prepared run, with the model and a new adapter, at `rate` times the learning rate."""
+    """Builds the trainer of a prepared run, with a new adapter, at `rate` times the learning rate."""
     training, folder, began = config.training, config.run, time.monotonic()
     processor, base = _processor(config), _base(config, hardware)
     dev = _dev(config, hardware, processor)
@@ -171,7 +171,7 @@ def step_sampler(config: Config, rows: Sequence[Clip]) -> StepSampler:
 def streaming_dataset(
     config: Config, collator: SpeechCollator, rank: int = 0, world_size: int = 1
 ) -> StreamingStepDataset:
-    """Builds the dataset of a streaming run. Raises ConfigError and ExternalError as opening the data set does."""
+    """Builds the dataset of a streaming run. Raises as opening the data set does."""
     stream, known = open_streamed(config.data), read_json(run.summary(config.run))["splits"]["train"]["streamed"]
     if stream.fingerprint != known["fingerprint"]:
         log(f"data.source: {stream.source} is another version of the data set than dev and test were drawn from")

@@ -1,4 +1,4 @@
-"""Callbacks of the trainer: log, clock, early stopping and time limit; the divergence guard; kept adapters."""
+"""Callbacks of the trainer: log, clock, early stopping, time limit; divergence guard; kept adapters."""
 
 import json
 import math
@@ -32,7 +32,7 @@ OVERFLOWS = 20  # in a row: the scale of fp16's gradients has fallen from its 65
 
 @dataclass(frozen=True)
 class TimeBudget:
-    """The time limit of a command, training.max_hours: decides when to stop so that saving and evaluation fit in it.
+    """Stops a command in time for saving and evaluation within its limit, training.max_hours.
 
     `began` is when the hours count from (time.monotonic), `loading` the seconds that a model takes to load.
 
@@ -49,7 +49,7 @@ class TimeBudget:
     loading: float = 0.0
 
     def is_over(self, steps: Sequence[float], decodings: Sequence[float], saves: Sequence[float]) -> bool:
-        """Whether one more step would exceed the limit, given the seconds of all steps, dev decodings and saves."""
+        """Whether one more step would exceed the limit, given seconds of all steps, dev decodings and saves."""
         dev = max(decodings) if decodings else statistics.median(steps) * self.dev / self.step
         evaluation = dev * self.eval / self.dev + 2 * self.loading * (self.eval > 0)
         after = max(steps) + max(saves, default=0.0) + SPARE * (dev + evaluation) + ENDING
@@ -133,7 +133,7 @@ class TrainingLog(_Saved):
 
     @property
     def best(self) -> dict[str, Any]:
-        """The last dev decoding not worse, beyond chance, than the lowest; one with a regression only where all have.
+        """The last dev decoding not worse, beyond chance, than the lowest; without a regression where any is.
 
         The lowest of several on dozens of clips is luck: more training with a falling rate is the better guess, unless
         dev shows otherwise.
@@ -143,7 +143,7 @@ class TrainingLog(_Saved):
 
     @property
     def lowest(self) -> dict[str, Any]:
-        """The dev decoding with the lowest WER, the earliest of equals; one with a regression only where all have."""
+        """The dev decoding with the lowest WER, the earliest of equals; without a regression where any is."""
         return min(self.dev, key=_rank)
 
     def decoded(self, step: int, result: "DevResult") -> None:
@@ -247,7 +247,7 @@ def _rank(entry: dict[str, Any]) -> tuple[bool, float]:
 
 
 class DivergenceGuard(_Saved):
-    """Detects divergence in steps and dev decodings, and skips, rolls back or stops by the settings of `divergence`.
+    """Detects divergence in steps and dev decodings; skips, rolls back or stops by `divergence`.
 
     A bad step is one whose loss or gradient is not finite, or whose loss is a spike. A collapse is several in a row, or
     a dev decoding that is worse than the base model's beyond chance; dev is not checked in the first `warmup` steps.
@@ -298,7 +298,7 @@ class DivergenceGuard(_Saved):
             self._collapsed(step, f"fp16's gradients have overflowed {OVERFLOWS} times in a row")
 
     def check_dev(self, step: int, regression: str | None) -> None:
-        """Raises DivergenceError for a `regression` of dev against the base model, by settings, after the warm-up."""
+        """Raises DivergenceError, by settings, for a `regression` of dev against the base after the warm-up."""
         if regression and step >= self.warmup:
             self._collapsed(step, regression)
 
@@ -327,7 +327,7 @@ class DivergenceGuard(_Saved):
 
 
 class KeepAdapters(TrainerCallback):
-    """Saves the adapter of the best dev decoding in the folder `best`, and those of the last checkpoints in `kept`.
+    """Saves the adapter of the best dev decoding in `best`, and those of the last checkpoints in `kept`.
 
     `save(model, folder)` writes an adapter; `last` is how many stay in `kept` (step-000100, ...). Whether the newest
     dev decoding is the best is read from `training_log`.

@@ -19,7 +19,7 @@ SEAL = "checksums.json"  # SHA-256 by file name: the last file of a checkpoint
 
 @contextmanager
 def save_in(folder: Path) -> Iterator[Path]:
-    """Yields a folder beside the checkpoints, the same in all processes of a run; moves the checkpoint in it there.
+    """Yields a folder beside the checkpoints, the same in all processes; moves its checkpoint there.
 
     A checkpoint that a kill or an error leaves in it does not count, and the next save removes it.
     """
@@ -94,7 +94,7 @@ def _sha256(file: Path) -> str:
 
 @dataclass(frozen=True)
 class Rollback:
-    """Records the rollback of a run; kept in a file, because a rollback discards the state in later checkpoints.
+    """The rollback of a run, kept in a file because a rollback discards the state in later checkpoints.
 
     `rate` is the factor on the learning rate, `step` the one rolled back to (None: never), `events` those after it, and
     `over` the reason why training cannot go on at all. While `pending`, later checkpoints may still exist.
@@ -116,7 +116,10 @@ def write_rollback(file: Path, rollback: Rollback) -> None:
 
 
 def finish_rollback(file: Path, folder: Path) -> Rollback:
-    """Reads the record; removes later checkpoints in `folder` if pending. Raises ConfigError if training is over."""
+    """Reads the record; if pending, removes later checkpoints in `folder`.
+
+    Raises ConfigError if training is over.
+    """
     rollback = read_rollback(file)
     if rollback.over:
         raise ConfigError(rollback.over)

@@ -1,4 +1,4 @@
-"""Trains a prepared run to its end: resumes from the last checkpoint, and rolls back when training diverges.
+"""Trains a prepared run to its end: resumes from the last checkpoint, rolls back on divergence.
 
 Writes the adapter (or the whole model) and train/metrics.json to the run folder.
 """
@@ -94,7 +94,7 @@ def _train(
 
 
 def _roll_back(config: Config, trainer: WhisperTrainer, before: Rollback, collapse: DivergenceError) -> bool:
-    """Rolls back to the best dev decoding at a lower learning rate, once; returns whether training ends instead.
+    """Rolls back to the best dev decoding at a lower rate, once; returns whether training ends instead.
 
     Raises ConfigError when it ends and no dev decoding was at least as good as the base model.
     """
@@ -227,7 +227,7 @@ def trainable(model: torch.nn.Module) -> tuple[int, float]:
 
 
 def _inexact(streaming: bool, hardware: Hardware, checkpoint: Path) -> str:
-    """Describes why a resumed run differs from an uninterrupted one in the last bits; empty where it does not."""
+    """Describes why a resumed run differs from an uninterrupted one in the last bits; else empty."""
     if streaming:
         return ", not exactly: the stream begins again, in another order"
     before = len(list(checkpoint.glob("rng_state*.pth")))  # one a process
@@ -247,7 +247,7 @@ def clear_away(folder: Path) -> None:
 
 @contextmanager
 def _stopping_cleanly(trainer: WhisperTrainer) -> Iterator[None]:
-    """Ends the step, saves a checkpoint and logs it on Ctrl-C or SIGTERM; a second one after ECHO stops at once.
+    """On Ctrl-C or SIGTERM ends the step and saves a checkpoint; a second one after ECHO stops at once.
 
     Raised in the middle of a step the exception could be lost: libsndfile's callbacks swallow exceptions. With several
     processes the launcher signals each, and waits half a minute; they end at the same step.

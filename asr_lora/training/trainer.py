@@ -1,4 +1,4 @@
-"""Hugging Face's Seq2SeqTrainer for Whisper: correct loss scaling, our sampler, steps that fit memory, dev WER."""
+"""Seq2SeqTrainer for Whisper: correct loss scaling, our sampler, steps that fit memory, dev WER."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ PREFETCHED = 4  # steps that a loader process prepares ahead
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sums cross-entropy over labels; the trainer divides it by the count of labels of the whole optimizer step.
+    """Sums cross-entropy over labels; the trainer divides it by all labels' count of the optimizer step.
 
     Whisper's own loss is a mean over its micro-batch, which the Trainer neither weights nor divides (it assumes that a
     model which takes **kwargs has done so): 8x1, 4x2 and 2x4 clips would give three different gradients.
@@ -49,7 +49,7 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def micro_batches(batches: Sequence[Mapping[str, Tensor]], capacity: float) -> Iterator[dict[str, Tensor]]:
-    """Splits the batches into parts of at most `capacity` seconds of context in total, but at least one row."""
+    """Splits batches into parts of at most `capacity` seconds of context in total, but at least one row."""
     for batch in batches:
         parts = count_micro_batches(len(batch["labels"]), seconds_of(batch["input_features"]), capacity)
         for part in zip(*(tensor.tensor_split(parts) for tensor in batch.values()), strict=True):
@@ -95,7 +95,7 @@ class WhisperTrainer(Seq2SeqTrainer):
         self._saving_in: Path | None = None
 
     def get_train_dataloader(self) -> DataLoader[Any] | StreamingLoader:
-        """Returns our own loader, already split over ranks: accelerate must not shard it, so it is not prepared."""
+        """Returns our loader, already split over ranks: accelerate must not shard it, so it is not prepared."""
         args, workers = self.args, self.args.dataloader_num_workers
         loading: dict[str, Any] = {
             "num_workers": workers,
@@ -115,7 +115,7 @@ class WhisperTrainer(Seq2SeqTrainer):
         return samples
 
     def training_step(self, model: Any, inputs: list[dict[str, Tensor]], num_items_in_batch: object = None) -> Tensor:
-        """Computes the gradients of one optimizer step, equal on all ranks: summed loss over the count of all labels.
+        """Computes gradients of one optimizer step, equal on all ranks: summed loss over all labels' count.
 
         When memory runs out on any rank, all drop their gradients and repeat the step with half the capacity.
         Raises torch.OutOfMemoryError when not even one row fits.
@@ -305,7 +305,7 @@ class _AfterStep(TrainerCallback):
 
 
 def _ignore_interruptions(worker: int) -> None:
-    """Ignores Ctrl-C and SIGTERM, which reach every process of a terminal or a job: the trainer handles them."""
+    """Ignores Ctrl-C and SIGTERM, which reach every process of a job: the trainer handles them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS, where a loader ends
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
@@ -313,7 +313,7 @@ def _ignore_interruptions(worker: int) -> None:
 
 
 def _exit_on_sigterm(trainer: int) -> None:
-    """Exits on a SIGTERM of the process `trainer`, with which a DataLoader ends a loader that does not end by itself.
+    """Exits on a SIGTERM of the process `trainer`, by which a DataLoader ends a loader that hangs.
 
     Once that process is gone any SIGTERM does; an idle loader checks for its parent every five seconds.
     """
@@ -323,7 +323,7 @@ def _exit_on_sigterm(trainer: int) -> None:
 
 
 class _StepsFrom(Sampler[int]):
-    """The steps from `first` on; `len` is that of the whole run, as the Trainer's arithmetic of epochs expects."""
+    """The steps from `first` on; `len` is that of the whole run, as the Trainer expects for its epochs."""
 
     def __init__(self, first: int, steps: int) -> None:
         self.first, self.steps = first, steps

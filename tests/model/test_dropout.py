@@ -1,4 +1,4 @@
-"""Dropout on a CPU: that of torch in all but the speed."""
+"""Dropout on a CPU: as torch's, but faster."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def seeded() -> None:
 
 
 @pytest.mark.parametrize("p", [0.05, 0.5])
-def test_p_of_the_elements_are_zero_and_the_others_keep_the_mean(p: float) -> None:
+def test_a_share_p_of_the_elements_is_zero_and_the_others_keep_the_mean(p: float) -> None:
     out = Dropout(p)(torch.ones(1000, 1001))  # not a multiple of the four that share a draw
 
     assert out.eq(0).float().mean() == pytest.approx(p, abs=0.002)  # six standard deviations at p = 0.5: 0.003
@@ -20,7 +20,7 @@ def test_p_of_the_elements_are_zero_and_the_others_keep_the_mean(p: float) -> No
     assert out.unique().tolist() == pytest.approx([0, 1 / (1 - p)])
 
 
-def test_neighbours_are_dropped_independently() -> None:
+def test_neighbors_are_dropped_independently() -> None:
     dropped = Dropout(0.5)(torch.ones(1_000_000)).eq(0).float() - 0.5
 
     for distance in (1, 2, 3, 4, 1000):
@@ -43,7 +43,7 @@ def test_nothing_is_dropped_in_evaluation_or_at_p_zero() -> None:
     assert torch.equal(Dropout(0.0)(x), x)
 
 
-def test_torchs_seed_decides_the_mask_and_the_kind_of_number_stays() -> None:
+def test_torchs_seed_determines_the_mask_and_the_dtype_stays() -> None:
     x = torch.ones(64, 64, dtype=torch.bfloat16)
     torch.manual_seed(3)
     first = Dropout(0.2)(x)

@@ -1,4 +1,4 @@
-"""What is left to the machine: a CPU is taken where there is no GPU, and never in the place of one that fails."""
+"""Resolving `auto` in hardware: a CPU is used where there is no GPU, and never in place of one that fails."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from support.runs import hardware_of
 from asr_lora.config.compose import load
 from asr_lora.model import hardware
 from asr_lora.model.cost import PUBLISHED
-from asr_lora.runtime import distributed as ranks
+from asr_lora.runtime import distributed
 from asr_lora.runtime.errors import ConfigError, ExternalError
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these are about machines without a usable GPU")
@@ -19,16 +19,16 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these are abo
 LARGE = PUBLISHED["openai/whisper-large-v2"]
 
 
-def look(*words: str, precision: str = "fp32", batch_size: int = 8) -> hardware.Hardware:
+def resolve(*words: str, precision: str = "fp32", batch_size: int = 8) -> hardware.Hardware:
     return hardware_of(load([*words, f"model.precision={precision}", f"training.batch_size={batch_size}"]))
 
 
 @pytest.mark.parametrize(("multiplies", "autocast"), [(True, torch.bfloat16), (False, None)])
-def test_without_a_gpu_auto_is_a_cpu_that_takes_a_minute_of_audio_at_once(
+def test_without_a_gpu_auto_is_a_cpu_with_a_capacity_of_a_minute_of_audio(
     monkeypatch: pytest.MonkeyPatch, multiplies: bool, autocast: torch.dtype | None
 ) -> None:
     monkeypatch.setattr(hardware, "cpu_has_bf16", lambda: multiplies)
-    found = look("hardware=auto")
+    found = resolve("hardware=auto")
     assert found.device.type == "cpu" and found.autocast is autocast and "threads" in found.name
     assert found.capacity == 60  # two clips at 30 s
 
@@ -47,7 +47,7 @@ def write_files(root: Path, files: dict[str, str]) -> Path:
             {"proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104\nGCC\n"},
             r"535\.104'",
         ),
-        ({"proc/driver/nvidia/version": ""}, "driver"),  # a sandbox may hide what stands in it
+        ({"proc/driver/nvidia/version": ""}, "driver"),  # a sandbox may hide its content
         ({"etc/nv_tegra_release": "# R36 (release), REVISION: 4.3\n"}, "R36"),
         ({"dev/nvhost-gpu": ""}, "/dev/nvhost-gpu"),
         ({"dev/nvidiactl": "", "dev/nvidia0": ""}, "/dev/nvidiactl"),
@@ -63,8 +63,8 @@ def test_an_nvidia_device_that_torch_cannot_use_is_an_error_with_a_way_out(
     monkeypatch.setattr(hardware, "ROOT", write_files(tmp_path, files))
     for words in ("hardware=auto", "hardware=t4"):
         with pytest.raises(ExternalError, match=rf"^hardware: torch \S+ .*{named}.*580.*hardware=cpu"):
-            look(words)
-    assert look("hardware=cpu").device.type == "cpu"
+            resolve(words)
+    assert resolve("hardware=cpu").device.type == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -72,31 +72,31 @@ def test_an_nvidia_device_that_torch_cannot_use_is_an_error_with_a_way_out(
     [
         {},
         {"dev/dxg": "", "usr/lib/wsl/lib/libd3d12.so": "", "usr/lib/wsl/drivers/u0198975.inf/amdxc64.so": ""},  # AMD
-        {"usr/lib/wsl/lib/libcuda.so.1": ""},  # WSL1, or a container that was given no GPU
+        {"usr/lib/wsl/lib/libcuda.so.1": ""},  # WSL1, or a container without a GPU
         {"usr/lib/x86_64-linux-gnu/libcuda.so.1": ""},
     ],
 )
-def test_a_gpu_of_another_maker_or_a_library_alone_is_no_nvidia_device(
+def test_a_gpu_of_another_maker_or_only_a_library_is_no_nvidia_device(
     files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "ROOT", write_files(tmp_path, files))
-    assert look("hardware=auto").device.type == "cpu"
+    assert resolve("hardware=auto").device.type == "cpu"
     with pytest.raises(ConfigError, match="no NVIDIA device"):
-        look("hardware=t4")
+        resolve("hardware=t4")
 
 
 @pytest.mark.parametrize(
     ("on_gpu", "cores", "processes", "workers"),
     [(True, 2, 1, 2), (True, 64, 1, 4), (True, 16, 8, 2), (True, 1, 1, 1), (True, 4, 8, 1), (False, 64, 1, 0)],
 )
-def test_beside_a_gpu_there_are_as_many_workers_as_cores_that_a_process_has_and_at_most_four(
+def test_with_a_gpu_there_are_as_many_workers_as_cores_of_a_process_and_at_most_four(
     on_gpu: bool, cores: int, processes: int, workers: int
 ) -> None:
     assert hardware.loader_workers(on_gpu, cores, processes) == workers
 
 
 @pytest.mark.parametrize("group", hardware.GPUS)
-def test_no_gpus_settings_presume_the_cores_of_its_machine(group: str) -> None:
+def test_the_settings_of_no_gpu_assume_the_cores_of_its_machine(group: str) -> None:
     assert load([f"hardware={group}"]).hardware.workers is None
 
 
@@ -111,42 +111,42 @@ def test_only_cores_that_the_process_may_use_count() -> None:
     assert hardware.usable_cores() == len(usable)
 
 
-def test_the_processes_of_a_machine_are_those_that_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ranks.local_world_size() == 1
+def test_local_processes_are_those_that_share_the_cores_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert distributed.local_world_size() == 1
     monkeypatch.setenv("WORLD_SIZE", "16")
-    assert ranks.local_world_size() == 16  # of a launcher that does not say how many are here
+    assert distributed.local_world_size() == 16  # a launcher that does not set LOCAL_WORLD_SIZE
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert ranks.local_world_size() == 8
+    assert distributed.local_world_size() == 8
 
 
-def test_a_gpu_asked_for_by_name_must_be_there() -> None:
+def test_a_gpu_named_in_the_settings_must_exist() -> None:
     with pytest.raises(ConfigError, match="no NVIDIA device"):
-        look("hardware=t4")
+        resolve("hardware=t4")
 
 
 def test_fp16_is_refused_for_training_on_a_cpu() -> None:
     with pytest.raises(ConfigError, match=r"model\.precision: fp16"):
-        look("hardware=cpu", precision="fp16")
+        resolve("hardware=cpu", precision="fp16")
 
 
-def test_a_micro_batch_is_told_in_clips_at_thirty_seconds() -> None:
-    assert look("hardware=cpu", "hardware.micro_batch=3").capacity == 90
+def test_a_micro_batch_is_counted_in_clips_at_thirty_seconds() -> None:
+    assert resolve("hardware=cpu", "hardware.micro_batch=3").capacity == 90
 
 
-def test_autocast_follows_the_precision_and_can_be_named() -> None:
-    assert look("hardware=cpu", precision="bf16").autocast is torch.bfloat16
+def test_autocast_follows_the_precision_and_can_be_set() -> None:
+    assert resolve("hardware=cpu", precision="bf16").autocast is torch.bfloat16
     expected = torch.bfloat16 if hardware.cpu_has_bf16() else None
     for precision in ("int8", "fp32"):
-        assert look("hardware=cpu", precision=precision).autocast is expected
-    assert look("hardware=cpu", "hardware.autocast=bf16", precision="int8").autocast is torch.bfloat16
+        assert resolve("hardware=cpu", precision=precision).autocast is expected
+    assert resolve("hardware=cpu", "hardware.autocast=bf16", precision="int8").autocast is torch.bfloat16
 
 
 def test_processes_share_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    found = look("hardware=cpu")
+    found = resolve("hardware=cpu")
     assert found.processes == 2
     with pytest.raises(ConfigError, match=r"training\.batch_size: .* 2 processes, got 7"):
-        look("hardware=cpu", batch_size=7)
+        resolve("hardware=cpu", batch_size=7)
 
 
 @pytest.mark.parametrize(("gigabytes", "clips"), [(15, 32), (8, 14), (4, 1)])
@@ -154,7 +154,7 @@ def test_a_gpu_decodes_as_many_clips_at_once_as_fit(gigabytes: float, clips: int
     assert hardware.max_decode_rows(gigabytes * 1e9, LARGE) == pytest.approx(clips, abs=2)
 
 
-def test_activations_are_computed_twice_only_where_not_even_one_clip_fits() -> None:
+def test_activations_are_checkpointed_only_where_not_even_one_clip_fits_without() -> None:
     t4, small = 15e9, 4e9
     rows, checkpointing = hardware.max_train_rows(t4, None, "int8", LARGE, autocast=True)
     assert rows > 1 and not checkpointing
@@ -171,7 +171,7 @@ def test_activations_are_computed_twice_only_where_not_even_one_clip_fits() -> N
         ("AuthenticAMD", False, False, False),
     ],
 )
-def test_a_cpu_takes_bf16_only_where_it_multiplies_it_faster(
+def test_a_cpu_uses_bf16_only_where_its_products_are_faster(
     monkeypatch: pytest.MonkeyPatch, vendor: str, vectors: bool, tiles: bool, faster: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors)

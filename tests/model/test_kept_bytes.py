@@ -1,4 +1,4 @@
-"""What a forward pass keeps for backward, counted tensor by tensor under CUDA's casts, against what plans predict."""
+"""The bytes that a forward pass keeps for backward, counted under CUDA's casts, against the predictions of plan."""
 
 import gc
 from functools import cache
@@ -22,7 +22,7 @@ HALF = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": tor
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Whisper of SHAPE, wide enough that rank 4 and a head's logsumexp are nothing beside it."""
+    """A random Whisper of SHAPE, so wide that rank 4 and a head's logsumexp are negligible."""
     sizes: dict[str, Any] = {"d_model": SHAPE.d_model, "num_mel_bins": SHAPE.mels, "vocab_size": SHAPE.vocabulary}
     for side in ("encoder", "decoder"):
         sizes |= {f"{side}_layers": 2, f"{side}_attention_heads": 2, f"{side}_ffn_dim": SHAPE.ffn}
@@ -42,7 +42,7 @@ def tuned(checkpoint: Path, precision: str, kind: str = "qv") -> adapter.Tuned:
     rank = [] if kind == "ia3" else ["lora.r=4"]
     lora = load([f"lora={kind}", "model.precision=fp32", *rank]).lora
     base = whisper.load(str(checkpoint), precision, CPU, HALF[precision] or torch.float32)
-    base.set_attn_implementation("sdpa")  # as on a GPU; a CPU takes plain products in bf16
+    base.set_attn_implementation("sdpa")  # as on a GPU; a CPU takes eager attention in bf16
     return adapter.attach(base, lora, seed=0).train()
 
 
@@ -57,13 +57,13 @@ def forward(model: adapter.Tuned, seconds: float, tokens: int, rows: int, half: 
 
 @cache
 def measured(checkpoint: Path, precision: str) -> tuple[float, ...]:
-    """By CONTEXTS."""
+    """Returns the kept bytes of a row for each of CONTEXTS."""
     model = tuned(checkpoint, precision)
     return tuple(kept(model, *context, HALF[precision]) for context in CONTEXTS)
 
 
 def kept(model: adapter.Tuned, seconds: float, tokens: int, half: torch.dtype | None) -> float:
-    """Bytes a row, beside its logits: the difference that two rows more make leaves out what is kept once."""
+    """Returns kept bytes a row, without its logits: the difference of 3 rows and 1 excludes what is kept once."""
     held = []
     for rows in (1, 3):
         with Kept() as counted:
@@ -75,14 +75,14 @@ def kept(model: adapter.Tuned, seconds: float, tokens: int, half: torch.dtype | 
 
 
 @pytest.mark.parametrize("precision", HALF)
-def test_a_plan_counts_within_a_tenth_what_is_kept_for_backward(checkpoint: Path, precision: str) -> None:
+def test_plan_predicts_bytes_kept_for_backward_within_a_tenth(checkpoint: Path, precision: str) -> None:
     half = HALF[precision] is not None
     predicted = tuple(cost.kept_bytes(SHAPE, *context, half=half, on_gpu=True) for context in CONTEXTS)
     assert predicted == pytest.approx(measured(checkpoint, precision), rel=0.1)
 
 
 @pytest.mark.parametrize("kind", ["all_linear", "encoder", "decoder", "adalora", "ia3"])
-def test_a_plan_counts_what_every_kind_of_adapter_keeps(checkpoint: Path, kind: str) -> None:
+def test_plan_predicts_what_every_kind_of_adapter_keeps(checkpoint: Path, kind: str) -> None:
     predicted = cost.kept_bytes(SHAPE, *CONTEXTS[0], half=True, on_gpu=True, kind=kind)
     measured = kept(tuned(checkpoint, "int8", kind), *CONTEXTS[0], torch.float16)
     assert predicted == pytest.approx(measured, rel=0.1)
@@ -92,7 +92,7 @@ def test_a_quantized_base_keeps_no_more_than_one_in_half_precision(checkpoint: P
     in_half = measured(checkpoint, "fp16")
     for precision in ("int8", "nf4"):
         ours = measured(checkpoint, precision)
-        assert all(here <= there for here, there in zip(ours, in_half, strict=True)), precision
+        assert all(quantized <= half for quantized, half in zip(ours, in_half, strict=True)), precision
 
 
 @pytest.mark.parametrize("precision", ["int8", "nf4"])
@@ -115,7 +115,7 @@ def test_keys_and_values_of_dev_decoding_are_in_half_precision(checkpoint: Path,
 
 @pytest.mark.parametrize("seconds", [2.0, 8.0, 30.0])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_an_8_bit_base_is_planned_to_take_no_more_than_fp16_at_any_context(seconds: float, checkpointing: bool) -> None:
+def test_plan_gives_an_8_bit_base_no_more_memory_than_fp16_at_any_context(seconds: float, checkpointing: bool) -> None:
     large, tokens = cost.PUBLISHED["openai/whisper-large-v2"], 20
     for rows in (1, 8, 64):
         held = [

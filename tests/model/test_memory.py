@@ -1,4 +1,4 @@
-"""Which errors are taken for memory that has run out, in the words of the libraries that raise them."""
+"""Which errors of libraries are recognized as out of memory, and how they are reported."""
 
 from pathlib import Path
 
@@ -9,9 +9,8 @@ from support.runs import hardware_of
 
 from asr_lora.config.compose import load
 from asr_lora.corpus import SPLITS
-from asr_lora.doctor import machine as checks
-from asr_lora.model import adapter_folder as stored
-from asr_lora.model import whisper
+from asr_lora.doctor import machine
+from asr_lora.model import adapter_folder, whisper
 from asr_lora.model.hardware import is_out_of_memory
 from asr_lora.model.pretrained import load_config
 from asr_lora.planning import devices
@@ -38,7 +37,7 @@ INT8 = "cublasLt ran into an error!\n\tshapeA=torch.Size([1280, 1280]), shapeB=t
     ],
     ids=lambda error: str(error)[:60],
 )
-def test_an_allocation_that_failed_is_known_whoever_asked_for_it(error: RuntimeError) -> None:
+def test_a_failed_allocation_is_recognized_whichever_library_made_it(error: RuntimeError) -> None:
     assert is_out_of_memory(error)
 
 
@@ -57,43 +56,43 @@ def test_an_allocation_that_failed_is_known_whoever_asked_for_it(error: RuntimeE
     ],
     ids=lambda error: str(error)[:60],
 )
-def test_other_errors_are_not(error: Exception) -> None:
+def test_other_errors_are_not_recognized(error: Exception) -> None:
     assert not is_out_of_memory(error)
 
 
-def test_what_a_cpu_says_when_it_has_no_more_is_known() -> None:
+def test_the_error_of_a_cpu_without_memory_is_recognized() -> None:
     with pytest.raises(RuntimeError) as refused:
         torch.empty(2**50, dtype=torch.uint8)
     assert is_out_of_memory(refused.value)
 
 
-# ---- where it is told ----
+# ---- where it is reported ----
 
 
-def test_memory_that_runs_out_while_an_adapter_loads_is_no_damage(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError) as raised, stored.reading(tmp_path):
+def test_out_of_memory_while_an_adapter_loads_is_not_reported_as_damage(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as raised, adapter_folder.reading(tmp_path):
         raise CUBLAS
     assert raised.value is CUBLAS
-    with pytest.raises(ExternalError, match="does not load as an adapter"), stored.reading(tmp_path):
+    with pytest.raises(ExternalError, match="does not load as an adapter"), adapter_folder.reading(tmp_path):
         raise RuntimeError("size mismatch for lora_A")
 
 
-def test_a_plan_and_the_doctor_tell_it_in_one_line_with_the_reason(
+def test_plan_and_doctor_report_it_in_one_line_with_the_reason(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: object, **settings: object) -> None:
         raise CUBLAS
 
-    monkeypatch.setattr(whisper, "load", full)  # where a device that has no more is first asked for some
+    monkeypatch.setattr(whisper, "load", full)  # the first allocation on a full device
     config = load([*words, "plan.calibrate=true"])
     rows = {split: [1.0, 2.0] for split in SPLITS}
     with pytest.raises(ExternalError, match=r"plan\.calibrate: memory ran out .*ALLOC_FAILED.*hardware\.micro_batch=1"):
         devices.estimate_here(config, workload(config, rows))
     known = load_config(config.model.checkpoint)
     with pytest.raises(ExternalError, match=r"gradients: memory ran out .*ALLOC_FAILED.*end what else holds the GPU"):
-        checks.gradients(config, known, hardware_of(config), None, tmp_path)
+        machine.gradients(config, known, hardware_of(config), None, tmp_path)
 
 
-def test_bitsandbytes_still_says_so_of_an_int8_product_that_failed() -> None:
+def test_bitsandbytes_still_raises_that_error_for_a_failed_int8_product() -> None:
     source = Path(bitsandbytes.__file__).parent / "backends" / "cuda" / "ops.py"
     assert INT8.partition("!")[0] in source.read_text()

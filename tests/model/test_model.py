@@ -1,4 +1,4 @@
-"""The model room: parameter counts, gradients where they belong, precisions, contexts, and adapters that travel."""
+"""asr_lora.model: parameter counts, gradients, precisions, contexts, and adapters that load elsewhere."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from asr_lora.config.compose import load
-from asr_lora.model import adapter, arithmetic, whisper
-from asr_lora.model import adapter_folder as stored
+from asr_lora.model import adapter, adapter_folder, arithmetic, whisper
 from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, write_json
 
@@ -37,7 +36,7 @@ def step(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> float:
 
 
 def move_b(model: torch.nn.Module) -> None:
-    """A fresh adapter adds nothing: B is zero. This makes it add something."""
+    """Sets B to random values: a new adapter changes nothing, since its B is zero."""
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -55,8 +54,8 @@ def test_large_v2_trains_the_published_number_of_parameters() -> None:
     trainable = adapter.trainable_parameters(model)
     assert trainable == 15_728_640
     assert 0.009 < trainable / sum(p.numel() for p in model.parameters()) < 0.011
-    stored = sum(t.numel() * t.element_size() for t in get_peft_model_state_dict(model).values())
-    assert stored == pytest.approx(63e6, rel=0.01)  # bytes: fp32
+    size = sum(t.numel() * t.element_size() for t in get_peft_model_state_dict(model).values())
+    assert size == pytest.approx(63e6, rel=0.01)  # bytes: fp32
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -89,9 +88,9 @@ def test_checkpointing_changes_no_gradient() -> None:
 @pytest.mark.parametrize("precision", ["int8", "nf4", "bf16", "fp32"])
 def test_every_precision_learns_on_a_cpu(tiny_checkpoint: Path, precision: str) -> None:
     model = adapter.attach(whisper.load(str(tiny_checkpoint), precision, CPU), QV, seed=0).train()
-    quantised = {"int8": torch.int8, "nf4": torch.uint8}.get(precision)
+    quantized = {"int8": torch.int8, "nf4": torch.uint8}.get(precision)
     base = model.base_model.model.model.encoder.layers[0].self_attn.q_proj.base_layer.weight
-    assert base.dtype == (quantised or whisper.DTYPES[precision])
+    assert base.dtype == (quantized or whisper.DTYPES[precision])
     assert all(p.dtype is torch.float32 for p in model.parameters() if p.requires_grad)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
     losses = []
@@ -103,12 +102,12 @@ def test_every_precision_learns_on_a_cpu(tiny_checkpoint: Path, precision: str) 
     assert losses[-1] < losses[0] - 0.01
 
 
-def test_the_dtype_is_the_named_one_whatever_the_file_holds(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_dtype_is_the_given_one_whatever_the_file_holds(tiny_checkpoint: Path, tmp_path: Path) -> None:
     whisper.load(str(tiny_checkpoint), "fp16", CPU).save_pretrained(tmp_path / "half")
     assert whisper.load(str(tmp_path / "half"), "fp32", CPU).dtype is torch.float32
 
 
-def test_a_short_context_is_its_positions_and_a_few_of_silence_and_full_again_is_bit_equal() -> None:
+def test_a_short_context_has_its_positions_and_a_few_of_silence_and_the_full_one_is_restored() -> None:
     model = tiny_whisper(tiny_tokenizer())
     inputs = batch(model)
     with torch.inference_mode():
@@ -121,7 +120,9 @@ def test_a_short_context_is_its_positions_and_a_few_of_silence_and_full_again_is
     assert model.config.max_source_positions == 1500
 
 
-def test_attention_is_plain_at_short_contexts_on_a_cpu_in_bf16_alone_and_hears_the_same(tiny_checkpoint: Path) -> None:
+def test_attention_is_eager_only_at_short_contexts_on_a_cpu_in_bf16_with_the_same_gradients(
+    tiny_checkpoint: Path,
+) -> None:
     def kinds(model: Any) -> list[str]:
         found = []
         for seconds in (4.0, 30.0):
@@ -142,10 +143,10 @@ def test_attention_is_plain_at_short_contexts_on_a_cpu_in_bf16_alone_and_hears_t
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_silence_is_heard_at_a_short_context_as_at_thirty_seconds(
+def test_silence_is_encoded_at_a_short_context_as_at_thirty_seconds(
     wrapped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the last position but that which the edge of the convolutions reaches, where every one of it is kept."""
+    """At every position except that at the edge of the convolutions, where every position of silence is kept."""
     monkeypatch.setattr(whisper, "SPACING", 1)
     model = tiny_whisper(tiny_tokenizer())
     silent = torch.full((2, 80, 3000), whisper.SILENT)
@@ -158,7 +159,7 @@ def test_silence_is_heard_at_a_short_context_as_at_thirty_seconds(
     torch.testing.assert_close(short[:, inner], full[:, inner], atol=1e-4, rtol=1e-3)
 
 
-def test_a_position_of_silence_weighs_as_much_as_all_that_it_stands_for() -> None:
+def test_a_cached_position_of_silence_weighs_as_much_as_all_that_it_stands_for() -> None:
     model = tiny_whisper(tiny_tokenizer())
     encoder, clip = model.get_encoder(), 192  # positions, 3.84 s
     attention, states = (
@@ -174,23 +175,23 @@ def test_a_position_of_silence_weighs_as_much_as_all_that_it_stands_for() -> Non
     torch.testing.assert_close(ours, expected)
 
 
-def test_what_a_layer_makes_of_silence_is_learnt_and_what_was_kept_of_it_is_not() -> None:
+def test_keys_and_values_of_silence_have_gradients_and_its_cached_states_do_not() -> None:
     model = adapter.attach(tiny_whisper(tiny_tokenizer()), QV, seed=0)
     move_b(model)
     encoder = model.get_encoder()
-    learnt = []
+    gradients = []
     for kept in (encoder.silence, [torch.zeros_like(states) for states in encoder.silence]):
         encoder.silence = kept
         model.zero_grad()
         with whisper.encoder_context(model, 4.0):
             step(model, batch(model, frames=400))
         assert all(not states.requires_grad for states in kept)
-        learnt.append(encoder.layers[0].self_attn.v_proj.lora_B["default"].weight.grad.clone())
-    assert not torch.allclose(*learnt)
+        gradients.append(encoder.layers[0].self_attn.v_proj.lora_B["default"].weight.grad.clone())
+    assert not torch.allclose(*gradients)
 
 
-def test_a_base_in_4_bits_that_was_heard_in_evaluation_is_trained_on_as_before(tiny_checkpoint: Path) -> None:
-    """bitsandbytes packs 4 bits on some CPUs for good once it sees a model in evaluation, as dev decoding has it."""
+def test_a_base_in_4_bits_trains_as_before_after_it_was_evaluated(tiny_checkpoint: Path) -> None:
+    """bitsandbytes packs 4 bits on some CPUs for good once a model runs in evaluation mode, as in dev decoding."""
     base = whisper.load(str(tiny_checkpoint), "nf4", CPU)
     assert not any(module.training for module in base.modules())
     model = adapter.attach(base, QV, seed=0)
@@ -208,7 +209,7 @@ def test_a_base_in_4_bits_that_was_heard_in_evaluation_is_trained_on_as_before(t
 
 
 def test_at_thirty_seconds_encoder_and_gradients_equal_hugging_faces() -> None:
-    """Those of a model that was never at another context; to 1e-5 in fp32."""
+    """Compared with a model that was never at another context; to 1e-5 in fp32."""
     outcomes = []
     for within in (False, True):
         model = adapter.attach(tiny_whisper(tiny_tokenizer()), QV, seed=0)
@@ -227,7 +228,7 @@ def test_at_thirty_seconds_encoder_and_gradients_equal_hugging_faces() -> None:
         torch.testing.assert_close(outcomes[1][1][name], gradient, atol=1e-5, rtol=1e-5)
 
 
-def test_a_model_saved_after_an_interruption_at_a_short_context_says_1500(tmp_path: Path) -> None:
+def test_a_model_saved_after_an_interruption_at_a_short_context_has_1500_positions(tmp_path: Path) -> None:
     model = tiny_whisper(tiny_tokenizer())
     with pytest.raises(KeyboardInterrupt), whisper.encoder_context(model, 4.0):
         raise KeyboardInterrupt
@@ -247,9 +248,9 @@ def test_the_adapter_folder_records_the_context_it_was_trained_at(
 ) -> None:
     model = adapter.attach(whisper.load(str(tiny_checkpoint), "fp32", CPU), QV, seed=0)
     adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint), context)
-    assert stored.knows_short_context(tmp_path / "adapter") is short
-    (tmp_path / "adapter" / "asr_lora.json").unlink()  # an adapter of other origin
-    assert not stored.knows_short_context(tmp_path / "adapter")
+    assert adapter_folder.knows_short_context(tmp_path / "adapter") is short
+    (tmp_path / "adapter" / "asr_lora.json").unlink()  # an adapter from elsewhere
+    assert not adapter_folder.knows_short_context(tmp_path / "adapter")
 
 
 def test_an_adapter_folder_loads_with_plain_peft_and_gives_the_same_logits(
@@ -258,28 +259,28 @@ def test_an_adapter_folder_loads_with_plain_peft_and_gives_the_same_logits(
     model = adapter.attach(whisper.load(str(tiny_checkpoint), "fp32", CPU), QV, seed=0).eval()
     move_b(model)
     adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint), "full")
-    plain = PeftModel.from_pretrained(  # nothing of ours
+    plain = PeftModel.from_pretrained(  # no code of ours
         WhisperForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.float32), tmp_path / "adapter"
     )
-    untouched = whisper.load(str(tiny_checkpoint), "fp32", CPU)
+    base = whisper.load(str(tiny_checkpoint), "fp32", CPU)
     merged = adapter.merge(whisper.load(str(tiny_checkpoint), "fp32", CPU), tmp_path / "adapter")
     with torch.inference_mode():
         ours = model(**batch(model)).logits
         assert torch.equal(plain(**batch(model)).logits, ours)
         torch.testing.assert_close(merged(**batch(model)).logits, ours, atol=1e-4, rtol=1e-4)
-        assert not torch.allclose(untouched(**batch(model)).logits, ours, atol=1e-2)
+        assert not torch.allclose(base(**batch(model)).logits, ours, atol=1e-2)
 
 
-def test_a_saved_adapter_tells_no_path_of_this_machine(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_saved_adapter_contains_no_path_of_this_machine(tiny_checkpoint: Path, tmp_path: Path) -> None:
     model = adapter.attach(whisper.load(str(tiny_checkpoint), "fp32", CPU), QV, seed=0)
     adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint), "full")
-    told = (tmp_path / "adapter" / "adapter_config.json").read_text()
-    assert '"base_model_name_or_path": "whisper-random"' in told
-    assert str(tiny_checkpoint.parent) not in told + (tmp_path / "adapter" / "README.md").read_text()
-    assert '"task_type": null' in told  # SEQ_2_SEQ_LM would send input_ids
+    settings = (tmp_path / "adapter" / "adapter_config.json").read_text()
+    assert '"base_model_name_or_path": "whisper-random"' in settings
+    assert str(tiny_checkpoint.parent) not in settings + (tmp_path / "adapter" / "README.md").read_text()
+    assert '"task_type": null' in settings  # SEQ_2_SEQ_LM would pass input_ids
 
 
-def test_the_adapter_starts_from_the_seed_alone() -> None:
+def test_a_new_adapter_depends_only_on_the_seed() -> None:
     first, again, other = (
         get_peft_model_state_dict(adapter.attach(tiny_whisper(tiny_tokenizer()), QV, seed)) for seed in (0, 0, 1)
     )
@@ -287,7 +288,7 @@ def test_the_adapter_starts_from_the_seed_alone() -> None:
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_a_target_module_that_is_not_there_is_named_with_those_that_are() -> None:
+def test_the_error_for_an_unknown_target_module_lists_the_known_ones() -> None:
     wrong = replace(QV, target_modules=["q_proj", "w_proj"])
     with pytest.raises(ConfigError, match=r"lora\.target_modules: w_proj .* v_proj"):
         adapter.attach(tiny_whisper(tiny_tokenizer()), wrong, seed=0)
@@ -295,7 +296,7 @@ def test_a_target_module_that_is_not_there_is_named_with_those_that_are() -> Non
 
 @pytest.fixture
 def saved(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    """An adapter that does something, in its folder."""
+    """The folder of an adapter that changes the model."""
     model = adapter.attach(whisper.load(str(tiny_checkpoint), "fp32", CPU), QV, seed=0)
     move_b(model)
     adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint), "dynamic")
@@ -303,14 +304,14 @@ def saved(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 
 
 def change(checkpoint: Path, folder: Path) -> dict[str, torch.Tensor]:
-    """What an adapter adds to every weight of the base."""
+    """Returns what an adapter adds to every weight of the base."""
     base = whisper.load(str(checkpoint), "fp32", CPU).state_dict()
     merged = adapter.merge(whisper.load(str(checkpoint), "fp32", CPU), folder).state_dict()
     return {name: merged[name] - base[name] for name in base if name.endswith(("q_proj.weight", "v_proj.weight"))}
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.5])
-def test_a_scaled_adapter_is_an_ordinary_one_and_changes_every_weight_by_so_much(
+def test_a_scaled_adapter_is_an_ordinary_one_with_a_scaled_change_of_every_weight(
     tiny_checkpoint: Path, saved: Path, tmp_path: Path, strength: float
 ) -> None:
     arithmetic.scale_adapter(saved, strength, tmp_path / "scaled", str(tiny_checkpoint))
@@ -318,18 +319,18 @@ def test_a_scaled_adapter_is_an_ordinary_one_and_changes_every_weight_by_so_much
     for name, delta in before.items():
         torch.testing.assert_close(after[name], strength * delta, atol=1e-6, rtol=1e-4)
         assert delta.abs().max() > 1e-3
-    assert not stored.knows_short_context(tmp_path / "scaled")
-    assert stored.fingerprint(tmp_path / "scaled") != stored.fingerprint(saved)
-    PeftModel.from_pretrained(whisper.load(str(tiny_checkpoint), "fp32", CPU), tmp_path / "scaled")  # nothing of ours
+    assert not adapter_folder.knows_short_context(tmp_path / "scaled")
+    assert adapter_folder.fingerprint(tmp_path / "scaled") != adapter_folder.fingerprint(saved)
+    PeftModel.from_pretrained(whisper.load(str(tiny_checkpoint), "fp32", CPU), tmp_path / "scaled")  # no code of ours
 
 
 @pytest.mark.parametrize(("key", "value"), [("use_dora", True), ("peft_type", "IA3"), ("init_lora_weights", "pissa")])
-def test_a_kind_that_does_not_scale_to_the_untouched_model_is_refused(
+def test_a_kind_that_does_not_scale_to_the_base_model_is_refused(
     tiny_checkpoint: Path, saved: Path, tmp_path: Path, key: str, value: object
 ) -> None:
     settings = read_json(saved / "adapter_config.json")
     write_json(saved / "adapter_config.json", settings | {key: value})
-    with pytest.raises(ConfigError, match=r"eval.strength: must be 1 but for a plain LoRA, got .*, which is none"):
+    with pytest.raises(ConfigError, match=r"eval.strength: must be 1 except for a plain LoRA, got .*, which is none"):
         arithmetic.scale_adapter(saved, 0.5, tmp_path / "scaled", str(tiny_checkpoint))
     assert not (tmp_path / "scaled").exists()
 
@@ -341,12 +342,12 @@ def test_the_average_of_an_adapter_and_half_of_it_lies_between(
     arithmetic.average_adapters([tmp_path / "half", saved], tmp_path / "mean")
     whole, mean = change(tiny_checkpoint, saved), change(tiny_checkpoint, tmp_path / "mean")
     for name, delta in whole.items():
-        torch.testing.assert_close(mean[name], 0.75 * delta, atol=1e-6, rtol=1e-4)  # they differ in B alone
-    assert stored.knows_short_context(tmp_path / "mean")
+        torch.testing.assert_close(mean[name], 0.75 * delta, atol=1e-6, rtol=1e-4)  # they differ only in B
+    assert adapter_folder.knows_short_context(tmp_path / "mean")
 
 
-def test_an_adapter_is_never_merged_into_a_quantised_base(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_never_merged_into_a_quantized_base(tiny_checkpoint: Path, tmp_path: Path) -> None:
     model = adapter.attach(whisper.load(str(tiny_checkpoint), "fp32", CPU), QV, seed=0)
     adapter.save(model, tmp_path / "adapter", str(tiny_checkpoint), "full")
-    with pytest.raises(ValueError, match="quantised"):
+    with pytest.raises(ValueError, match="quantized"):
         adapter.merge(whisper.load(str(tiny_checkpoint), "int8", CPU), tmp_path / "adapter")

@@ -1,4 +1,4 @@
-"""`model.precision=auto`: int8 on a GPU, fp32 on a CPU; the same name on both, and a run goes on as it was begun."""
+"""`model.precision=auto`: int8 on a GPU, fp32 on a CPU; the same run name, and a run keeps its precision."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,28 +28,28 @@ CORPUS = "data.source=/a/very/long/path/that/goes/on/cv.tar.gz"
 
 @pytest.fixture
 def bare(words: list[str]) -> list[str]:
-    """A tiny run that says nothing of a precision."""
+    """The overrides of a tiny run without a precision."""
     return [word for word in words if not word.startswith("model.precision")]
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torch says on a machine with one GPU."""
+    """Makes torch report one GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
 
 
 def begun(words: Sequence[str], precision: str) -> Config:
-    """A run that was begun in `precision`, in the folder that the words lead to, as every version recorded it."""
+    """Records a run that was begun in `precision`, in the folder that the overrides name."""
     config = load(words)
     recorded = replace(config, model=replace(config.model, precision=precision))
     run.record(recorded, ["python", "-m", "asr_lora.train"], base=fingerprint(config.model.checkpoint))
     return config
 
 
-def learnt_in(config: Config) -> tuple[str, str]:
-    """The precisions that a trained run has recorded: before its first step, and after its last."""
+def recorded_precisions(config: Config) -> tuple[str, str]:
+    """Returns the precisions that a trained run has recorded: before its first step, and after its last."""
     return run.settings(config.run)["model"]["precision"], read_json(run.train_metrics(config.run))["precision"]
 
 
@@ -86,22 +86,22 @@ def learnt_in(config: Config) -> tuple[str, str]:
         (["lora=full"], "nl-1h-large_v2-full-s0"),
     ],
 )
-def test_the_same_words_name_the_same_run_as_before_auto(words: list[str], name: str) -> None:
+def test_the_same_overrides_name_the_same_run_as_before_auto(words: list[str], name: str) -> None:
     assert load(words).run_name == name
 
 
-def test_auto_leaves_no_part_in_a_name_and_int8_does() -> None:
+def test_auto_adds_nothing_to_a_run_name_and_int8_does() -> None:
     assert load(["model.precision=auto"]).run_name == load().run_name == "nl-1h-large_v2-qv-r32-s0"
     assert load(["model.precision=int8"]).run_name == "nl-1h-large_v2-qv-r32-s0-int8"
-    # An experiment that names another precision keeps it apart from what auto would be.
+    # An experiment sets another precision, so auto is not its default.
     assert load(["experiment=demo", "model.precision=auto"]).run_name == "nl-all-base-qv-r32-s0-demo-auto"
 
 
-# ---- what it comes to ----
+# ---- resolving ----
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "recorded", "precision", "told"),
+    ("setting", "device", "recorded", "precision", "logged"),
     [
         ("auto", "cuda", None, "int8", "model.precision=auto: int8 on this GPU"),
         ("auto", "cpu", None, "fp32", "model.precision=auto: fp32 on this CPU"),
@@ -115,20 +115,20 @@ def test_auto_leaves_no_part_in_a_name_and_int8_does() -> None:
             "model.precision=auto: fp32, as this run was started (a new one: int8 on this GPU)",
         ),
         ("fp16", "cuda", None, "fp16", "model.precision=fp16"),
-        ("int8", "cpu", "fp32", "int8", "model.precision=int8"),  # which is refused then
+        ("int8", "cpu", "fp32", "int8", "model.precision=int8"),  # refused later
     ],
 )  # fmt: skip
-def test_auto_is_decided_by_the_device_or_by_how_the_run_was_begun(
-    asked: str, device: str, recorded: str | None, precision: str, told: str
+def test_auto_is_resolved_by_the_device_or_by_how_the_run_was_begun(
+    setting: str, device: str, recorded: str | None, precision: str, logged: str
 ) -> None:
-    assert schema.resolve_precision(asked, device, recorded) == (precision, told)
+    assert schema.resolve_precision(setting, device, recorded) == (precision, logged)
 
 
 @pytest.mark.parametrize(
     ("hardware_words", "precision"),
     [(["hardware=auto"], "int8"), (["hardware=t4"], "int8"), (["hardware=cpu"], "fp32")],
 )
-def test_on_a_machine_with_a_gpu_it_is_int8_unless_a_cpu_is_asked_for(
+def test_on_a_machine_with_a_gpu_it_is_int8_unless_a_cpu_is_set(
     gpu: None, bare: list[str], hardware_words: list[str], precision: str
 ) -> None:
     config = load([*bare, *hardware_words])
@@ -137,8 +137,8 @@ def test_on_a_machine_with_a_gpu_it_is_int8_unless_a_cpu_is_asked_for(
 
 
 @pytest.mark.parametrize("kind", ["pissa", "dora", "full", "bitfit", "qlora"])
-def test_where_auto_cannot_be_on_a_gpu_it_is_refused_on_every_machine(kind: str) -> None:
-    load([f"lora={kind}"])  # which brings a precision that can
+def test_where_auto_is_impossible_on_a_gpu_it_is_refused_on_every_machine(kind: str) -> None:
+    load([f"lora={kind}"])  # which sets a possible precision
     with pytest.raises(ConfigError, match=rf"cannot be auto, which is int8 on a GPU, under lora={kind}: "):
         load([f"lora={kind}", "model.precision=auto", "hardware=cpu"])
 
@@ -146,32 +146,30 @@ def test_where_auto_cannot_be_on_a_gpu_it_is_refused_on_every_machine(kind: str)
 # ---- a run ----
 
 
-def test_a_new_run_on_a_cpu_is_fp32_and_says_so_before_anything_else(
-    bare: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_new_run_on_a_cpu_is_fp32_and_logs_it_first(bare: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     config = load(bare)
     assert config.model.precision == "auto"
     train(config)
     first = capsys.readouterr().err.splitlines()[0]
     assert first.startswith(f"{config.run_name}: 2 steps of 4 clips on ")
     assert first.endswith(", model.precision=auto: fp32 on this CPU")
-    assert learnt_in(config) == ("fp32", "fp32")
+    assert recorded_precisions(config) == ("fp32", "fp32")
     train(config)
     assert "already trained" in capsys.readouterr().err.splitlines()[0]
 
 
-def test_a_run_that_was_begun_as_int8_is_found_by_its_words_goes_on_so_and_says_so(
+def test_a_run_that_was_begun_in_int8_is_found_by_its_overrides_keeps_int8_and_logs_it(
     bare: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = begun([*bare, "eval.after=false"], "int8")
     train(config)
     first = capsys.readouterr().err.splitlines()[0]
     assert first.startswith(f"{config.run_name}: ") and "int8" not in config.run_name
-    assert first.endswith("model.precision=auto: int8, as this run was started (a new one: fp32 on this CPU)")
-    assert learnt_in(config) == ("int8", "int8")
+    assert first.endswith("model.precision=auto: int8, as this run was begun (a new one: fp32 on this CPU)")
+    assert recorded_precisions(config) == ("int8", "int8")
 
 
-def test_another_precision_that_is_named_is_refused_as_ever(bare: list[str]) -> None:
+def test_another_precision_in_the_overrides_is_refused(bare: list[str]) -> None:
     config = begun(bare, "int8")
     with pytest.raises(ConfigError, match=r"was made with model\.precision=int8, not fp32; .*run_name"):
         train(load([*bare, "model.precision=fp32", f"run_dir={config.run}"]))
@@ -180,36 +178,36 @@ def test_another_precision_that_is_named_is_refused_as_ever(bare: list[str]) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recorded", [None, "int8"])
-def test_two_processes_take_one_precision(bare: list[str], recorded: str | None) -> None:
+def test_two_processes_use_one_precision(bare: list[str], recorded: str | None) -> None:
     words = [*bare, "eval.after=false"]
     config = begun(words, recorded) if recorded else load(words)
     ended = torchrun(words)
     assert ended.returncode == 0, ended.stderr[-3000:]
     expected = recorded or "fp32"
     assert ended.stderr.count(f"model.precision=auto: {expected}") == 1
-    assert learnt_in(config) == (expected, expected)
+    assert recorded_precisions(config) == (expected, expected)
 
 
-# ---- what is said of it ----
+# ---- what is shown of it ----
 
 
-def test_a_plan_has_the_precision_of_every_device(
+def test_plan_shows_the_precision_of_every_device(
     bare: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def devices(*words: str) -> list[str]:
+    def precisions(*words: str) -> list[str]:
         plan.plan(load([*bare, *words]), {})
         cells = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if "│" in line]
         names = [*hardware.GPUS, devices.HERE]
         return [cells[cells.index(name) + 1] for name in names]
 
     monkeypatch.setenv("COLUMNS", "160")
-    assert devices() == ["int8"] * 5 + ["fp32"]
-    assert devices("model.precision=fp16") == ["fp16"] * 6
+    assert precisions() == ["int8"] * 5 + ["fp32"]
+    assert precisions("model.precision=fp16") == ["fp16"] * 6
     begun(bare, "bf16")
-    assert devices() == ["bf16"] * 6
+    assert precisions() == ["bf16"] * 6
 
 
-def test_tuning_methods_are_shown_for_a_gpu_and_a_begun_run_as_it_began(bare: list[str]) -> None:
+def test_the_tuning_methods_are_shown_for_a_gpu_and_that_of_a_begun_run_in_its_precision(bare: list[str]) -> None:
     def shown(config: Config) -> tuple[str, ...]:
         costs = method_costs(config, PUBLISHED["openai/whisper-large-v2"])
         known = {each.lora.kind: each.precision for each in costs}
@@ -219,22 +217,22 @@ def test_tuning_methods_are_shown_for_a_gpu_and_a_begun_run_as_it_began(bare: li
     assert shown(begun(bare, "fp32")) == ("fp32", "int8", "fp32", "nf4")  # the others would be new runs
 
 
-def test_the_doctor_says_what_auto_came_to(bare: list[str], tmp_path: Path) -> None:
-    def told(words: Sequence[str], scratch: str) -> dict[str, str]:
+def test_the_doctor_shows_what_auto_is_resolved_to(bare: list[str], tmp_path: Path) -> None:
+    def found(words: Sequence[str], scratch: str) -> dict[str, str]:
         checks = examine(load(words), tmp_path / scratch, Check("versions", "ok", "")).checks
         return {check.name: check.found for check in checks}
 
-    new = told(bare, "new")
+    new = found(bare, "new")
     assert "parameters, model.precision=auto: fp32 on this CPU, lora=qv" in new["checkpoint"]
     assert new["bitsandbytes"] == "not needed: fp32"
-    assert "parameters, model.precision=bf16, lora=qv" in told([*bare, "model.precision=bf16"], "named")["checkpoint"]
+    assert "parameters, model.precision=bf16, lora=qv" in found([*bare, "model.precision=bf16"], "named")["checkpoint"]
     begun(bare, "int8")
-    old = told(bare, "old")
-    assert "model.precision=auto: int8, as this run was started" in old["checkpoint"]
+    old = found(bare, "old")
+    assert "model.precision=auto: int8, as this run was begun" in old["checkpoint"]
     assert old["bitsandbytes"].startswith("int8 product within")
 
 
-def test_a_device_that_cannot_be_used_leaves_the_plan_and_the_doctor_whole(
+def test_plan_and_doctor_complete_with_a_device_that_cannot_be_used(
     bare: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     driver = tmp_path / hardware.NVIDIA_DRIVERS[0]
