@@ -1,6 +1,4 @@
-"""Broken files of a run (see support/fuzzing.py): what a full disk, an editor or another program leaves in its
-folder.
-"""
+"""Fuzzing of a run's files (see support/fuzzing.py), as a full disk, an editor or another program may leave them."""
 
 import copy
 import json
@@ -20,8 +18,7 @@ from support.runs import tiny_run
 from asr_lora.config.compose import Config, load
 from asr_lora.data.manifest import audio_suffix, encoded_audio, read_manifest, waveform
 from asr_lora.data.splits import count_overlap
-from asr_lora.model import adapter, arithmetic, whisper
-from asr_lora.model import adapter_folder
+from asr_lora.model import adapter, adapter_folder, arithmetic, whisper
 from asr_lora.planning.devices import durations
 from asr_lora.prepare import prepare
 from asr_lora.report import report
@@ -32,7 +29,7 @@ from asr_lora.train import train
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[Config]:
-    """A tiny run, trained and scored."""
+    """Yields the settings of a tiny run, trained and scored."""
     folder = tmp_path_factory.mktemp("trained")
     write_release(folder / "release")
     words = [*tiny_run(folder / "release", tiny_checkpoint, folder / "runs"), "eval.limit=4"]
@@ -50,7 +47,7 @@ LINES = st.one_of(
 
 
 def spoilt(lines: bytes, how: tuple[str, int, Any]) -> bytes:
-    """A file of JSON lines with the fields of a line, its bytes, or those of the whole file changed."""
+    """Returns a JSONL file with changed fields of a line, bytes of a line, or bytes of the whole file."""
     kind, at, changes = how
     if kind == "bytes":
         return edited(lines, changes)
