@@ -383,7 +383,7 @@ def test_a_checkpoint_changes_nothing_of_the_log_but_its_figures(given: list[str
     config = load(given)
     log, settings = config.run / "train" / "log.jsonl", config.divergence
     spoilt = {"attributes": {"log": outside / "secret.txt", "settings": None, "step_seconds": [1.0], "losses": [2.0]}}
-    state = TrainerState(stateful_callbacks={"Journal": spoilt, "Guard": spoilt})
+    state = TrainerState(stateful_callbacks={"TrainingLog": spoilt, "DivergenceGuard": spoilt})
     with progress("training", total=1) as bar:
         training_log, guard = (
             TrainingLog(log, bar, eval_steps=1, dev_share=1.0, patience=None),
