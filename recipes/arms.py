@@ -1,4 +1,4 @@
-"""The arms of recipes/benchmark.py: each runs its stages as separate processes and returns their figures."""
+"""The arms of recipes/benchmark.py: each runs its stages as processes and returns their figures."""
 
 import os
 import shutil
@@ -48,7 +48,10 @@ def tutorial(config: Config, words: Sequence[str], folder: Path) -> Facts:
 
 
 def tutorial_settings(config: Config) -> Facts:
-    """Returns settings.json of recipes/tutorial.py; `lora` has peft's names, `training` those of the Trainer."""
+    """Returns settings.json of recipes/tutorial.py.
+
+    `lora` has peft's names, `training` those of the Trainer.
+    """
     training, lora, hardware = (
         config.training,
         config.lora,
@@ -149,7 +152,7 @@ def large(config: Config, words: Sequence[str], folder: Path, sizes: Facts = LAR
 
 
 def write_random(target: Path, base: str, sizes: Facts) -> None:
-    """Writes a checkpoint of these sizes with random weights and the tokens of `base`, in fp16 like OpenAI's."""
+    """Writes random fp16 weights of these sizes, as in OpenAI's checkpoints, with the tokens of `base`."""
     torch.manual_seed(0)
     source, revision = resolve(base)
     settings = WhisperConfig.from_pretrained(source, revision=revision, **sizes)
@@ -170,7 +173,7 @@ ARMS: dict[str, Callable[[Config, Sequence[str], Path], Facts]] = {
 
 
 def timed(name: str, command: Sequence[str], folder: Path) -> Facts:
-    """Runs a command; returns its seconds measured from outside, its peak memory, and the bytes that it wrote."""
+    """Runs a command; returns its seconds, measured from outside, its peak memory and its written bytes."""
     log(f"{name} ...")
     started = time.monotonic()
     process = subprocess.Popen(command, env=os.environ | {"ASR_LORA_CACHE": str(folder / "cache")})
@@ -200,7 +203,10 @@ def _scored(config: Config, folder: Path) -> tuple[Facts, list[str]]:
 
 
 def _bytes_written(folder: Path, *commands: Facts) -> int:
-    """Returns the bytes counted by the kernel, deleted files too; without a count (tmpfs), those left in the folder."""
+    """Returns the bytes counted by the kernel, deleted files too.
+
+    Without a count (tmpfs), those left in the folder.
+    """
     left: int = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     counted: int = sum(command["bytes_written"] for command in commands)
     return max(left, counted)

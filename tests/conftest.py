@@ -1,4 +1,4 @@
-"""Fixtures of all tests: a private cache, a tiny random Whisper with a real tokenizer, a tiny Common Voice release."""
+"""Fixtures of all tests: a private cache, a tiny random Whisper, a tiny Common Voice release."""
 
 import gc
 import os
@@ -33,7 +33,7 @@ from asr_lora.model.pretrained import load_processor
 
 
 def pytest_collection_finish() -> None:
-    """Exempts the million objects of imports from later garbage collections, which took a third of a second each."""
+    """Exempts the million objects of imports from later garbage collections: each took 0.3 s."""
     gc.collect()
     gc.freeze()
 
@@ -69,7 +69,7 @@ def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a local Hugging Face directory of a tiny random Whisper, as a user would set in model.checkpoint."""
+    """Returns a local Hugging Face directory of a tiny random Whisper, for model.checkpoint."""
     folder = tmp_path_factory.mktemp("checkpoints") / "whisper-random"
     tokenizer = tiny_tokenizer()
     tiny_whisper(tokenizer).save_pretrained(folder)
@@ -87,7 +87,7 @@ def processor(tiny_checkpoint: Path) -> WhisperProcessor:
 
 @pytest.fixture
 def release(tmp_path: Path) -> Path:
-    """Returns a release of 12 training clips of 6 speakers, 4 of dev, 6 of test, about 0.4 s each; it has nl/."""
+    """Returns a release (with nl/) of 12 clips of train, 4 of dev, 6 of test, of about 0.4 s."""
     folder = tmp_path / "cv-corpus-25.0-2026-06-05"
     write_release(folder)
     return folder

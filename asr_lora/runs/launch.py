@@ -1,4 +1,7 @@
-"""Runs a stage from the command line: `launch(main)`. A user's mistake ends it with one line on standard error."""
+"""Runs a stage from the command line: `launch(main)`.
+
+A user's mistake ends it with one line on standard error.
+"""
 
 import os
 import platform
@@ -139,7 +142,10 @@ def launch(
 
 
 def _launched(job: Callable[[], object], words: Sequence[str]) -> Exception | None:
-    """Runs a job, or all of a sweep; returns the launcher's error where one of its processes did not finish."""
+    """Runs a job, or all of a sweep.
+
+    Returns the launcher's error where one of its processes did not finish.
+    """
     try:
         job()
     except USER_FIXABLE:
@@ -183,12 +189,12 @@ def _of_sweep(stage: Callable[[Config], object], cfg: DictConfig, ledger: Path, 
 
 
 def _runs_dir(words: Sequence[str]) -> Path:
-    """Returns runs_dir of a sweep whose jobs all ran in other processes, from the overrides that do not vary."""
+    """Returns runs_dir by the overrides that do not vary, for a sweep whose jobs ran in other processes."""
     return Path(load(fixed_overrides(words)).runs_dir)
 
 
 def find_run(config: Config) -> Path:
-    """Returns the folder of the run that the command line names by its overrides, without any the last run's.
+    """Returns the folder of the run that the overrides name, or of the last run where there are none.
 
     Raises ConfigError when no run was trained yet.
     """

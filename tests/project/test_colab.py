@@ -1,4 +1,4 @@
-"""Tests of recipes/colab.ipynb: valid, its targets exist, it stops on errors, and runs in a copy of the checkout."""
+"""Tests of recipes/colab.ipynb: its targets exist, it stops on errors, and runs in a checkout's copy."""
 
 import ast
 import json

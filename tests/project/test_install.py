@@ -1,4 +1,4 @@
-"""Tests of what each target of the Makefile installs, by uv, in a project of the same extras with empty packages."""
+"""Tests of what the Makefile's targets install, in a project of the same extras with empty packages."""
 
 import re
 import shutil

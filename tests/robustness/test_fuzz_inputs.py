@@ -1,4 +1,4 @@
-"""Fuzzing of overrides, tables, archives and clips (see support/fuzzing.py): input of users and downloads."""
+"""Fuzzing of overrides, tables, archives and clips (see support/fuzzing.py)."""
 
 import gzip
 import io
@@ -176,7 +176,7 @@ EXTENDED = st.dictionaries(
 
 @st.composite
 def archives(draw: st.DrawFn) -> tuple[bytes, str]:
-    """Draws a small release as a tar, with a few odd members, and bytes changed before or after it is packed."""
+    """Draws a small release as a tar, with a few odd members and changed bytes, packed or not."""
     packed = io.BytesIO()
     table = "\n".join(LINES).encode()
     members = [(f"cv/nl/{name}.tsv", table) for name in ("train", "dev", "test")]

@@ -1,4 +1,4 @@
-"""Fuzzing of a run's files (see support/fuzzing.py), as a full disk, an editor or another program may leave them."""
+"""Fuzzing of a run's files (see support/fuzzing.py), as a full disk or an editor may leave them."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Tests of hostile input: indexes, tables, manifests, run folders, checkpoints cause no write outside their folder."""
+"""Tests that hostile shards, tables, run folders and checkpoints cause no write outside their folder."""
 
 import hashlib
 import json

@@ -28,7 +28,7 @@ SCRIPT = Path(__file__).parents[1] / "support" / "interrupted.py"
 
 @pytest.fixture
 def busy(words: list[str]) -> list[str]:
-    """Returns overrides of 12 steps with many checkpoints, dev decodings, dropout, margins and SpecAugment."""
+    """Returns overrides of 12 steps with checkpoints, dev decodings, dropout, margins and SpecAugment."""
     return [
         *words, "training.max_steps=12", "training.save_steps=2", "training.eval_steps=4", "training.dev_share=1",
         "training.spec_augment=true", "data.augment=noisy", "lora.dropout=0.1", "training.learning_rate=1e-2",

@@ -1,4 +1,4 @@
-"""Tests of unusable input: each kind is a counted skip or a one-line error; never a hang, a traceback, a stray file."""
+"""Tests of unusable input: a counted skip or a one-line error, never a hang, traceback or stray file."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""Tests of runtime.files: a replaced folder is the old or the new one, whole, after a kill at any moment."""
+"""Tests of runtime.files: a replaced folder is the old or the new one after a kill at any moment."""
 
 import subprocess
 import sys
@@ -64,7 +64,10 @@ def contents(folder: Path) -> set[str]:
 
 
 def killed(folder: Path, after: int) -> bool:
-    """Replaces folder/page in a process that is killed before its n-th rename or removal; returns whether it was."""
+    """Replaces folder/page in a process that is killed before its n-th rename or removal.
+
+    Returns whether it was.
+    """
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(folder), str(after)], capture_output=True, text=True, check=False, timeout=60
     )

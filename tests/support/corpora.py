@@ -1,4 +1,4 @@
-"""The same 24 clips of 6 speakers as every kind of source that data.source may name, and their manifest."""
+"""The same 24 clips of 6 speakers as every kind of data.source, and their manifest."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Emulates CUDA's autocast on a CPU, and counts what a forward pass keeps under it, for tests of GPU memory.
+"""CUDA's autocast emulated on a CPU, and the memory that a forward pass keeps under it.
 
 torch's autocast differs by device: CUDA's runs normalization and softmax in fp32, a CPU's in the input's dtype. The
 lists are those of torch's documentation, "Autocast Op Reference", for the operations of Whisper's forward pass.
@@ -26,7 +26,7 @@ SINGLE = {
 
 
 class CudaPolicy(TorchFunctionMode):
-    """Casts on a CPU as CUDA's autocast to `half` does, and draws dropout as CUDA does: a mask of a byte each.
+    """Casts on a CPU like CUDA's autocast to `half`, and draws dropout like CUDA: a mask of a byte each.
 
     Frozen weights are cast at every use, as there: autocast caches only trainable ones.
     """
@@ -56,7 +56,7 @@ def _dropout(values: Tensor, p: float = 0.5, training: bool = True, inplace: boo
 
 
 class Kept(TorchDispatchMode):
-    """Counts the bytes of tensors made within it that are still alive: after a forward pass, what backward needs."""
+    """Counts bytes of tensors made within it that are alive: after a forward pass, what backward needs."""
 
     def __init__(self) -> None:
         super().__init__()

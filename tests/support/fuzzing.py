@@ -1,4 +1,4 @@
-"""Fuzzing with broken inputs: every case ends in a result or one clear error, soon, and writes nothing elsewhere.
+"""Fuzzing: every broken input ends in a result or one clear error, soon, and writes nothing elsewhere.
 
 `make test` runs CASES of them, always the same ones; `make fuzz` at least 20,000 new ones each time, and prints their
 seed (FUZZ_SEED=... repeats them). A test calls `campaign` with a strategy and a function that handles a case.
@@ -149,7 +149,10 @@ def _remove(folder: Path) -> None:
 
 @contextmanager
 def _in_time() -> Iterator[None]:
-    """Limits a case in CPU seconds, which a busy machine does not lengthen; pytest-timeout ends one that sleeps."""
+    """Limits a case in CPU seconds, which a busy machine does not lengthen.
+
+    One that sleeps is ended by pytest-timeout.
+    """
 
     def ring(*_: Any) -> None:
         raise TooLongError(f"more than {MOST_SECONDS:g} s")
@@ -244,7 +247,7 @@ CHANGES = st.lists(
 
 
 def changed(value: dict[str, Any], changes: list[tuple[str, int, int, Any]]) -> Any:
-    """Returns a JSON object with changed fields, without some, or with two exchanged; rarely another value."""
+    """Returns a JSON object with changed, absent or exchanged fields; rarely another value."""
     made = dict(value)
     for kind, one, two, new in changes:
         names = list(made)

@@ -27,7 +27,7 @@ LATEST = 4.0  # seconds, the latest moment of a kill that does not wait for a wr
 
 
 def breaking_off(folder: str, after: int, how: str) -> None:
-    """Kills this process at its write number `after` to the run folder, or fails that and later writes (full disk)."""
+    """Kills this process at its n-th write to the run folder, or fails that and later writes (full disk)."""
     seen = 0
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:

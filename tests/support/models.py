@@ -9,7 +9,7 @@ from asr_lora.model import whisper
 
 
 def tiny_tokenizer() -> WhisperTokenizer:
-    """Makes Whisper's tokens over single bytes: bytes, end, start, languages, tasks, no timestamps, timestamps."""
+    """Makes Whisper's tokens over bytes: end, start, languages, tasks, no timestamps, timestamps."""
     vocab = {byte: index for index, byte in enumerate(sorted(ByteLevel.alphabet()))}
     special = [
         "<|endoftext|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in LANGUAGES),

@@ -34,7 +34,10 @@ class Page(HTMLParser):
 
 
 def opened(browser: Any, file: Path, scheme: str, width: int) -> tuple[Any, list[str]]:
-    """Opens the page in a window `width` pixels wide; returns it and a list that collects the browser's errors."""
+    """Opens the page in a window `width` pixels wide.
+
+    Returns it and a list that collects the browser's errors.
+    """
     page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
     errors: list[str] = []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)

@@ -25,7 +25,10 @@ Row = Mapping[str, Any]  # any of COLUMNS, and `seconds` (0.4), or `clip` (bytes
 
 
 def utterances(split: str, count: int, speakers: int, seconds: float = 0.4) -> list[dict[str, Any]]:
-    """Returns rows grouped by speaker like Common Voice's; no two splits share a speaker, a clip or a sentence."""
+    """Returns rows grouped by speaker like Common Voice's.
+
+    No two splits share a speaker, a clip or a sentence.
+    """
     return [
         {
             "client_id": f"{split}-speaker-{index * speakers // count:03}",
@@ -74,7 +77,7 @@ def write_lines(path: Path, lines: Sequence[str]) -> None:
 
 @cache
 def tone(name: str, seconds: float) -> bytes:
-    """Returns a quiet tone as MP3, whose pitch follows from the name, so that no two clips are the same file."""
+    """Returns a quiet tone as MP3, whose pitch follows from the name: no two clips are the same file."""
     time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     encoded = io.BytesIO()
     pitch = 150 + zlib.crc32(name.encode()) % 2000  # Hz
@@ -83,7 +86,7 @@ def tone(name: str, seconds: float) -> bytes:
 
 
 def pack(folder: Path, archive: Path, order: Literal["first", "last", "between"] = "last") -> Path:
-    """Packs the release `folder`, gzipped unless called .tar, with tables before, behind or among the clips."""
+    """Packs a release, gzipped unless called .tar, with tables before, behind or among the clips."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     tables = [file for file in files if file.suffix == ".tsv"]
     clips = [file for file in files if file.suffix != ".tsv"]

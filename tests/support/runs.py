@@ -33,7 +33,7 @@ class Fixed:
 
 
 def tiny_run(release: Path, checkpoint: Path, runs: Path) -> list[str]:
-    """Returns overrides of a run of seconds: tiny model and release, two steps, fp32, in a scratch runs folder."""
+    """Returns overrides of a run of seconds: tiny model and release, two steps, fp32, in folder `runs`."""
     return [
         f"data.source={release}", "data.hours=null", "data.dev_clips=2", f"model.checkpoint={checkpoint}",
         "model.name=random", "model.precision=fp32", "lora.r=4", "training.max_steps=2", "training.batch_size=4",
