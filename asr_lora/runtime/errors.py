@@ -96,5 +96,5 @@ def check_name(name: str, value: str) -> None:
 
 
 def listed(things: Iterable[object], most: int = 8) -> str:
-    words = [str(thing) for thing in things]
-    return ", ".join(words[:most] + ["..."] * (len(words) > most)) or "nothing"
+    texts = [str(thing) for thing in things]
+    return ", ".join(texts[:most] + ["..."] * (len(texts) > most)) or "nothing"
