@@ -1,4 +1,4 @@
-"""The arms of recipes/benchmark.py: each runs its stages as separate processes and returns their figures."""
+"""The arms of recipes/benchmark.py: each runs its stages as processes and returns their figures."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ LARGE_V2 = {
 Facts = dict[str, Any]
 
 
-def tutorial(config: Config, words: Sequence[str], folder: Path) -> Facts:
+def tutorial(config: Config, overrides: Sequence[str], folder: Path) -> Facts:
     """Runs recipes/tutorial.py on our manifest with our settings: only the recipe differs."""
     write_json(folder / "settings.json", tutorial_settings(config))
     command = [sys.executable, str(RECIPES / "tutorial.py")]
@@ -48,7 +48,10 @@ def tutorial(config: Config, words: Sequence[str], folder: Path) -> Facts:
 
 
 def tutorial_settings(config: Config) -> Facts:
-    """Returns settings.json of recipes/tutorial.py; `lora` has peft's names, `training` those of the Trainer."""
+    """Returns settings.json of recipes/tutorial.py.
+
+    `lora` has peft's names, `training` those of the Trainer.
+    """
     training, lora, hardware = (
         config.training,
         config.lora,
@@ -84,19 +87,19 @@ def tutorial_settings(config: Config) -> Facts:
     }
 
 
-def ours(config: Config, words: Sequence[str], folder: Path) -> Facts:
+def ours(config: Config, overrides: Sequence[str], folder: Path) -> Facts:
     """Runs the user's commands on the existing manifest, with an empty cache."""
     shutil.copytree(config.run / "data", folder / "data")
-    words = [*words, f"run_dir={quote_override(str(folder))}", f"runs_dir={quote_override(str(folder))}"]
+    overrides = [*overrides, f"run_dir={quote_override(str(folder))}", f"runs_dir={quote_override(str(folder))}"]
     command = [sys.executable, "-m"]
-    spent = timed("ours, training", [*command, "asr_lora.train", *words, "eval.after=false"], folder)
-    decoding = timed("ours, evaluation", [*command, "asr_lora.eval", *words], folder)
+    spent = timed("ours, training", [*command, "asr_lora.train", *overrides, "eval.after=false"], folder)
+    decoding = timed("ours, evaluation", [*command, "asr_lora.eval", *overrides], folder)
     written = _bytes_written(folder, spent, decoding)
     scored, hypotheses = _scored(config, folder)
     before = scored["baseline"]
     base_seconds = 0.0 if before["cached"] else before["seconds"] + before["load_seconds"]
     # The base model's hypotheses are in the cache now.
-    timed("ours, evaluation at 30 s", [*command, "asr_lora.eval", *words, "decoding.context=full"], folder)
+    timed("ours, evaluation at 30 s", [*command, "asr_lora.eval", *overrides, "decoding.context=full"], folder)
     scored_full, hypotheses_full = _scored(config, folder)
     return {
         "train": spent | read_json(run.train_metrics(folder)),
@@ -108,12 +111,12 @@ def ours(config: Config, words: Sequence[str], folder: Path) -> Facts:
     }
 
 
-def padded(config: Config, words: Sequence[str], folder: Path) -> Facts:
+def padded(config: Config, overrides: Sequence[str], folder: Path) -> Facts:
     """Runs ours at 30 s context: shows the effect of padding, and whether short contexts cost accuracy."""
-    return ours(config, [*words, "training.context=full"], folder)
+    return ours(config, [*overrides, "training.context=full"], folder)
 
 
-def large(config: Config, words: Sequence[str], folder: Path, sizes: Facts = LARGE_V2) -> Facts:
+def large(config: Config, overrides: Sequence[str], folder: Path, sizes: Facts = LARGE_V2) -> Facts:
     """Trains large-v2 within 15 GB, like a T4, by precision and context; None for a cell that failed.
 
     The weights are random, as neither speed nor memory depends on them. On a CPU it is fp32 without a memory cap.
@@ -133,7 +136,7 @@ def large(config: Config, words: Sequence[str], folder: Path, sizes: Facts = LAR
                 "decoding.max_new_tokens=8", "eval.after=false",
                 f"run_dir={quote_override(str(cell))}", f"runs_dir={quote_override(str(folder))}",
             ]  # fmt: skip
-            command = [sys.executable, str(RECIPES / "capped.py"), str(T4_GIGABYTES), *words, *changed]
+            command = [sys.executable, str(RECIPES / "capped.py"), str(T4_GIGABYTES), *overrides, *changed]
             try:
                 timed(f"large, {precision}, {context}", command, folder)
             except ExternalError as error:
@@ -149,7 +152,7 @@ def large(config: Config, words: Sequence[str], folder: Path, sizes: Facts = LAR
 
 
 def write_random(target: Path, base: str, sizes: Facts) -> None:
-    """Writes a checkpoint of these sizes with random weights and the tokens of `base`, in fp16 like OpenAI's."""
+    """Writes random fp16 weights of these sizes, as in OpenAI's checkpoints, with the tokens of `base`."""
     torch.manual_seed(0)
     source, revision = resolve(base)
     settings = WhisperConfig.from_pretrained(source, revision=revision, **sizes)
@@ -170,7 +173,7 @@ ARMS: dict[str, Callable[[Config, Sequence[str], Path], Facts]] = {
 
 
 def timed(name: str, command: Sequence[str], folder: Path) -> Facts:
-    """Runs a command; returns its seconds measured from outside, its peak memory, and the bytes that it wrote."""
+    """Runs a command; returns its seconds, measured from outside, its peak memory and its written bytes."""
     log(f"{name} ...")
     started = time.monotonic()
     process = subprocess.Popen(command, env=os.environ | {"ASR_LORA_CACHE": str(folder / "cache")})
@@ -200,7 +203,10 @@ def _scored(config: Config, folder: Path) -> tuple[Facts, list[str]]:
 
 
 def _bytes_written(folder: Path, *commands: Facts) -> int:
-    """Returns the bytes counted by the kernel, deleted files too; without a count (tmpfs), those left in the folder."""
+    """Returns the bytes counted by the kernel, deleted files too.
+
+    Without a count (tmpfs), those left in the folder.
+    """
     left: int = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     counted: int = sum(command["bytes_written"] for command in commands)
     return max(left, counted)

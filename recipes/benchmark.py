@@ -65,7 +65,7 @@ def benchmark(asked: argparse.Namespace) -> Facts:
 
 
 def _compared(config: Config, theirs: Facts, own: Facts) -> Facts:
-    """Scores both arms in the same way, and ours minus theirs on the same clips, ours at short contexts and at 30 s."""
+    """Scores both arms in the same way, and ours minus theirs on the same clips, short and at 30 s."""
     rows = read_jsonl(run.manifest(config.run, "test"))[: config.eval.limit]
     references, speakers = [row["text"] for row in rows], [row["speaker"] for row in rows]
     rule = Normalizer(config.eval.normalizer, language_token(config.model, config.data.language)), config.seed

@@ -43,8 +43,9 @@ ON_SCREEN = 8  # of them, which 80 characters hold
 
 
 def check(asked: argparse.Namespace, spent: float = 0.0) -> Facts:
-    """Measures all parts; returns the contents of the file. `spent`: seconds of the limit that are used already.
+    """Measures all parts; returns the contents of the file.
 
+    `spent`: seconds of the limit that are used already.
     Raises ExternalError where the disk is too small.
     """
     on_gpu = torch.cuda.is_available() and not asked.tiny
@@ -160,7 +161,7 @@ def _cache(folder: Path) -> Iterator[None]:
 
 
 def cells(row: Facts) -> list[str]:
-    """Returns the cells of a part under HEADINGS: seconds of a step or of all clips, clips or audio a second."""
+    """Returns the cells of a part under HEADINGS."""
     name = next((each for each in ("seconds_per_step", "decode_seconds", "seconds_per_sum") if each in row), "")
     rate = row.get("clips_per_second", row.get("rtfx"))
     return [

@@ -45,7 +45,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Bench:
-    """Settings of all parts: the `folder` of their files, GB of GPU `memory`, the choice of conf/hardware/.
+    """Settings of all parts: the `folder` of their files, GB of `memory`, the choice of conf/hardware/.
 
     Training stops early when time.monotonic() has passed `until`.
     """
@@ -76,7 +76,10 @@ class Bench:
 
 
 def write_clips(folder: Path) -> Path:
-    """Writes a release like Common Voice's of noise over a tone as mp3; no two splits share a speaker or sentence."""
+    """Writes a release like Common Voice's of noise over a tone as mp3.
+
+    No two splits share a speaker or sentence.
+    """
     home, rng = folder / "cv-corpus-noise-1.0" / LANGUAGE, random.Random(0)
     (home / "clips").mkdir(parents=True)
     seconds: dict[Path, float] = {}

@@ -61,7 +61,7 @@ def _spoil(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
 
 
 def skipped(bench: Bench, model: str, precision: str) -> Facts:
-    """Checks that steps with a NaN loss or with overflowing fp16 gradients change nothing, and training goes on.
+    """Checks that steps with a NaN loss or overflowing gradients change nothing, and training goes on.
 
     A CPU trains in fp32, here with a loss scaler too.
     """

@@ -1,4 +1,4 @@
-"""Parts of recipes/gpu_check.py: each measures one thing with the project's code and returns its figures."""
+"""Parts of recipes/gpu_check.py: each measures one thing with the project's code."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,10 @@ WARM_UP = 2  # steps that are not counted: libraries choose kernels, and the all
 
 @dataclass(frozen=True)
 class Part:
-    """One part. `seconds`: at most on a T4 (estimated); `measure` returns its figures, with units in their names."""
+    """One part. `seconds`: at most on a T4 (estimated).
+
+    `measure` returns its figures, with units in their names.
+    """
 
     name: str
     seconds: float
@@ -42,7 +45,10 @@ class Part:
 
 
 def parts(bench: Bench) -> list[Part]:
-    """Returns the parts, the most important first. On a CPU one model with tiny weights, and fp32 instead of fp16."""
+    """Returns the parts, the most important first.
+
+    On a CPU one model with tiny weights, and fp32 instead of fp16.
+    """
     large, small, half = ("large-v2", "small", "fp16") if bench.on_gpu else ("tiny", "tiny", "fp32")
 
     def trained(model: str, context: str, steps: int, seconds: float) -> list[Part]:
@@ -156,7 +162,10 @@ def _memory(device: torch.device) -> Facts:
 
 
 def _beside(name: str, measured: float, expected: float | None) -> Facts:
-    """Returns the plan's prediction of a figure, and measured over predicted; None where the plan has none."""
+    """Returns the plan's prediction of a figure, and measured over predicted.
+
+    Returns None where the plan has none.
+    """
     return {f"predicted_{name}": expected, f"{name}_over_predicted": expected and measured / expected}
 
 
@@ -164,7 +173,7 @@ def _beside(name: str, measured: float, expected: float | None) -> Facts:
 
 
 def decoded(bench: Bench, model: str, precision: str, name: str, merged: bool) -> Facts:
-    """Decodes the test clips greedily: with the merged model like eval, or unmerged like dev while training."""
+    """Decodes the test clips greedily: merged like eval, or unmerged like dev while training."""
     config = bench.config(model, precision, "dynamic", 1)
     hardware, rows, processor = (
         resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size),

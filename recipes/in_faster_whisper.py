@@ -1,4 +1,4 @@
-"""Scores exports with faster-whisper's defaults: python recipes/in_faster_whisper.py --run runs/mine BASE/ct2 TUNED/ct2
+"""Scores exports with faster-whisper:  python recipes/in_faster_whisper.py --run runs/mine BASE/ct2 TUNED/ct2
 
 Decodes all test clips of the run with faster-whisper's defaults (five beams, timestamps, its fallbacks, clips padded to
 30 s). Logs word error rates with intervals over clips, and the second folder's difference to the first. The base model

@@ -29,7 +29,7 @@ OTHERS = ("tutorial", "padded")
 
 
 def counted(measured: Path) -> dict[str, Any]:
-    """Returns a work folder's counts, a number for each test clip: `words`, and each arm's errors and insertions."""
+    """Returns a work folder's counts by test clip: `words`, and each arm's errors and insertions."""
     if measured.is_file():
         return read_json(measured)
     results, rows = read_json(measured / "results.json"), read_jsonl(measured / "prepared" / "data" / "test.jsonl")
@@ -58,7 +58,7 @@ def counted(measured: Path) -> dict[str, Any]:
 
 
 def pooled(counts: Sequence[dict[str, Any]], against: str) -> dict[str, Any]:
-    """Computes `ours` and `ours_full` (at 30 s) minus the other arm over all clips, and ratios by work folder.
+    """Computes `ours` and `ours_full` (at 30 s) minus the other arm, and ratios by work folder.
 
     A clip decoded under several seeds is resampled with all of them: seeds do not make more clips. Clips without words
     are left out, as from every rate.

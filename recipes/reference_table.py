@@ -25,7 +25,10 @@ HEADINGS = (
 
 
 def table(runs_dir: Path) -> str:
-    """Returns the table as Markdown, base models first, then fine-tuned ones. Raises SystemExit without runs."""
+    """Returns the table as Markdown, base models first, then fine-tuned ones.
+
+    Raises SystemExit without runs.
+    """
     complete = sorted(folder for folder in runs_dir.glob("*") if is_complete(folder))
     if not complete:
         raise SystemExit(f"{runs_dir}: must have runs that were trained and scored, found none; train some there first")

@@ -43,7 +43,10 @@ Dataset.from_list(clips).map(features, remove_columns=["path"], cache_file_name=
 
 
 def linked(archive: Path, language: str, clips: int, folder: Path) -> Path:
-    """Makes a release whose clips are hard links to those of the archive, repeated; its sentences are numbers."""
+    """Makes a release whose clips are hard links to those of the archive, repeated.
+
+    Its sentences are numbers.
+    """
     corpus = open_corpus(archive, language)
     files = sorted(corpus.fetch(list(corpus.sizes)).values())
     home = folder / "cv-corpus-linked-1.0" / language

@@ -38,7 +38,10 @@ PROMPT_TOKENS = 4  # start, language, task, no timestamps
 
 
 def train(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Maps the training clips, trains, and writes adapter/. Times are measured inside; the loop's include its data."""
+    """Maps the training clips, trains, and writes adapter/.
+
+    Times are measured inside; the loop's include its data.
+    """
     device, processor = torch.device(settings["device"]), _processor(settings)
     dataset, feature_seconds = _features(settings, "train", processor, folder)
     base = _base(settings)
@@ -80,7 +83,10 @@ def train(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def evaluate(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Maps the test clips and decodes them. `seconds` includes both, as ours includes clip decoding and features."""
+    """Maps the test clips and decodes them.
+
+    `seconds` includes both, as ours includes clip decoding and features.
+    """
     device, processor = torch.device(settings["device"]), _processor(settings)
     model = PeftModel.from_pretrained(_base(settings), folder / "adapter").to(device).eval()
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What tests stand on: a private cache, a random tiny Whisper with a real tokenizer, a tiny Common Voice release."""
+"""Fixtures of all tests: a private cache, a tiny random Whisper, a tiny Common Voice release."""
 
 import gc
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-# Before anything reads them: no test may reach for the Hub.
+# Set before anything reads them: no test may contact the Hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 # Tiny models gain nothing from threads, and on a busy machine threads wait for one another.
@@ -33,21 +33,21 @@ from asr_lora.model.pretrained import load_processor
 
 
 def pytest_collection_finish() -> None:
-    """Exempts what imports have made, a million objects, from every later collection: each took a third of a second."""
+    """Exempts the million objects of imports from later garbage collections: each took 0.3 s."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def composed_once() -> Iterator[None]:
-    """Has `compose` copy what it made of the same words before: `load` composes twice, mostly the same defaults."""
+    """Caches compositions by their overrides: `load` composes twice, mostly the same defaults."""
     usual = Hydra.compose_config
 
     @lru_cache(maxsize=64)
     def composed(sources: str, name: str, overrides: tuple[str, ...]) -> DictConfig:
         cfg = usual(GlobalHydra.instance().hydra, name, list(overrides), RunMode.RUN, from_shell=False)
         with open_dict(cfg):
-            del cfg["hydra"]  # which holds the working folder, and which `compose` leaves out
+            del cfg["hydra"]  # it has the working folder, and `compose` leaves it out
         return cfg
 
     def compose_config(self: Hydra, config_name: str, overrides: list[str], *args: Any, **options: Any) -> DictConfig:
@@ -62,14 +62,14 @@ def composed_once() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nothing of the person's own cache is read or written."""
+    """Points the cache to a folder of the test: the user's is not read or written."""
     monkeypatch.setenv("ASR_LORA_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A local Hugging Face directory of a random tiny Whisper, as a person would name one in model.checkpoint."""
+    """Returns a local Hugging Face directory of a tiny random Whisper, for model.checkpoint."""
     folder = tmp_path_factory.mktemp("checkpoints") / "whisper-random"
     tokenizer = tiny_tokenizer()
     tiny_whisper(tokenizer).save_pretrained(folder)
@@ -79,7 +79,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def processor(tiny_checkpoint: Path) -> WhisperProcessor:
-    """Of the tiny checkpoint, its labels opening with Dutch and transcription."""
+    """Returns the tiny checkpoint's processor, whose labels start with Dutch and transcription."""
     processor = load_processor(str(tiny_checkpoint))
     processor.tokenizer = with_prompt(processor.tokenizer, "nl", "transcribe")
     return processor
@@ -87,7 +87,7 @@ def processor(tiny_checkpoint: Path) -> WhisperProcessor:
 
 @pytest.fixture
 def release(tmp_path: Path) -> Path:
-    """A release of 12 training clips of 6 speakers, 4 of dev, 6 of test, about 0.4 s each; its folder holds nl/."""
+    """Returns a release (with nl/) of 12 clips of train, 4 of dev, 6 of test, of about 0.4 s."""
     folder = tmp_path / "cv-corpus-25.0-2026-06-05"
     write_release(folder)
     return folder
@@ -95,14 +95,14 @@ def release(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for the cases; the working folder is another below it, where nothing is to appear either."""
+    """Returns a folder for the cases; the working folder is below it, where no file may appear either."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    for line in fuzzing.told():
+    for line in fuzzing.summary():
         terminalreporter.write_line(line)
 
 
@@ -114,7 +114,7 @@ def words(release: Path, tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium, and this is tested too")
+        pytest.skip("no chromium on this machine: apt-get install chromium to run this test")
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium

@@ -169,7 +169,10 @@ def parse_config(cfg: DictConfig) -> Config:
 
 
 def _checked(cfg: DictConfig) -> Config:
-    """Returns the tree as dataclasses; without run_name it stays empty until all settings have been checked."""
+    """Returns the tree as dataclasses.
+
+    Without run_name it stays empty until all settings have been checked.
+    """
     named = OmegaConf.merge(cfg, {"run_name": cfg.run_name or "", "run_dir": cfg.run_dir or ""})
     of_other_kinds = {"lora": {field.name: None for field in fields(LoraConfig) if field.name != "kind"}}
     tree = OmegaConf.merge(OmegaConf.structured(Config), of_other_kinds, named)
@@ -209,7 +212,10 @@ def job_overrides() -> list[str]:
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Raises ConfigError for overrides that Hydra has no error for: no name before the =, no file name of conf/."""
+    """Raises ConfigError for overrides that Hydra itself does not reject.
+
+    These are overrides without a name before the =, and values that are no file name of conf/.
+    """
     groups = {folder.name for folder in conf_dir().iterdir() if folder.is_dir()}
     for override in overrides:
         group, _, value = override.lstrip("+~").partition("=")

@@ -38,8 +38,7 @@ GROUPS = ("data", "model", "lora", "training", "divergence", "decoding")  # of s
 
 
 def run_name(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
-    """Returns language, hours, model, tuning method, r, seed and every other setting that differs from `usual`.
-
+    """Makes a run's name: language, hours, model, tuning method, r, seed, and what differs from `usual`.
     Over 80 characters the tail becomes eight hexadecimal digits of the whole: no two experiments share a name. The
     name follows from the settings alone, never from files: the same settings always find the same run.
     Both arguments are nested dictionaries, as `compose.to_dict` makes them.
@@ -60,7 +59,10 @@ def run_name(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> str:
 
 
 def result_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings that a result depends on, flat: `{"lora.r": 32, ...}`; no hardware, evaluation or names."""
+    """Returns the settings that a result depends on, flat: `{"lora.r": 32, ...}`.
+
+    Hardware, evaluation and names are not among them.
+    """
     flat = {
         f"{group}.{key}": value
         for group in GROUPS
@@ -101,7 +103,10 @@ _PATHS = ("data.source", "data.search_dir", "model.checkpoint")
 
 
 def _short(key: str, value: Any) -> str:
-    """Abbreviates: `training.learning_rate`, 3e-4 -> `lr3e-4`; true -> the key; a path -> last part and digest."""
+    """Abbreviates a setting: `training.learning_rate`, 3e-4 -> `lr3e-4`.
+
+    true becomes the key, a path its last part and its digest.
+    """
     label = _ABBREVIATIONS.get(key, key.rpartition(".")[2].replace("_", ""))
     if value is True:
         return label

@@ -1,4 +1,7 @@
-"""Branches of the tree of settings: data, model, lora, training, decoding, divergence. compose.py has the tree."""
+"""Branches of the tree of settings: data, model, lora, training, decoding, divergence.
+
+The tree is in compose.py.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -289,8 +292,9 @@ def unknown_lora_key(name: str, kind: str) -> str:
 
 
 def resolve_precision(asked: str, device: str, begun: str | None = None) -> tuple[str, str]:
-    """Resolves model.precision, `auto` included, on a type of device (cuda or cpu); returns it and a log line.
+    """Resolves model.precision, `auto` included, on a type of device (cuda or cpu).
 
+    Returns it and a log line.
     `begun` is the precision that the run was started in, if it was: training resumes with those weights.
     """
     if asked != "auto":
@@ -302,7 +306,7 @@ def resolve_precision(asked: str, device: str, begun: str | None = None) -> tupl
 
 
 def check_base(kind: str, precision: str) -> None:
-    """Raises ConfigError, with the reason, where a tuning method does not work on a base of this precision.
+    """Raises ConfigError, with the reason, where a tuning method does not work on this precision.
 
     `auto` must work on every type of device: the same settings are valid on all machines.
     """

@@ -1,4 +1,7 @@
-"""Branches of the tree of settings: hardware and the stages. Values are in conf/, the tree is in compose.py."""
+"""Branches of the tree of settings: hardware and the stages.
+
+Values are in conf/, the tree is in compose.py.
+"""
 
 import re
 from dataclasses import dataclass

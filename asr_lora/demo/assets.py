@@ -1,4 +1,4 @@
-"""The demo's corpus, espeak-ng voices on Dutch sentences packed like a Common Voice release, and its checkpoint."""
+"""The demo's corpus and checkpoint: espeak-ng voices on Dutch sentences, and whisper-base."""
 
 import gzip
 import hashlib
@@ -148,8 +148,9 @@ class Clip:
 
 
 def write_demo_corpus(archive: Path, seed: int = 0) -> None:
-    """Writes a gzipped tar of 316 clips, 17 minutes; the same bytes for the same seed (and library versions).
+    """Writes a gzipped tar of 316 clips, 17 minutes.
 
+    Equal seeds (and library versions) give equal bytes.
     No two clips share a sentence, no two splits a speaker or a voice variant.
     Raises ExternalError when the synthesizer is absent or fails, or the archive cannot be written.
     """

@@ -1,4 +1,4 @@
-"""espeak-ng through ctypes, in a separate process: utterances as JSON on standard input, PCM on standard output.
+"""espeak-ng through ctypes, in a separate process: JSON utterances to standard input, PCM from output.
 
 The library keeps state between utterances and cannot be reset, so only a new process gives the same samples for the
 same list; nor can an abort of the library end the caller. Run as a file, it imports nothing of ours and starts fast.
@@ -31,7 +31,10 @@ class EspeakError(RuntimeError):
 
 
 def speak(utterances: Sequence[Utterance]) -> list[bytes]:
-    """Synthesizes 16-bit mono PCM at RATE for each utterance, a pure function of the list. Raises EspeakError."""
+    """Synthesizes 16-bit mono PCM at RATE for each utterance, a pure function of the list.
+
+    Raises EspeakError.
+    """
     # -P: this file's folder stays out of the import path.
     command = [sys.executable, "-P", __file__]
     done = subprocess.run(command, input=json.dumps(list(utterances)).encode(), capture_output=True, check=False)

@@ -32,9 +32,10 @@ class Checks:
     def run(
         self, name: str, what: Callable[..., tuple[Check, T | None]], needs: Mapping[str, object | None] | None = None
     ) -> T | None:
-        """Runs a check on the values that it `needs`, by the names of the checks that returned them; returns its value.
+        """Runs a check on the values that it `needs`, by the names of the checks that returned them.
 
-        None where a needed value is None or the check failed: an error that the user can fix is its verdict.
+        Returns its value.
+        Returns None where a needed value is None or the check failed: an error that the user can fix is its verdict.
         """
         needs = needs or {}
         if missing := next((need for need, value in needs.items() if value is None), None):

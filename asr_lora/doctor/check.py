@@ -64,7 +64,10 @@ def print_checks(checks: Sequence[Check], seconds: float, as_json: bool) -> None
 
 
 def check_versions() -> Check:
-    """Imports COMPILED and checks their versions. Call before our own imports, where a broken one is a traceback."""
+    """Imports COMPILED and checks their versions.
+
+    Call before our own imports, where a broken one is a traceback.
+    """
     versions = {}
     for name in COMPILED:
         try:

@@ -50,12 +50,15 @@ SPOILT = "take tokenizer and generation_config.json of the checkpoint's own base
 
 
 class NotInspectableError(Exception):
-    """Raised where the data cannot be inspected without a download or conversion; its message is the reason."""
+    """Raised where the data cannot be inspected without a download or conversion.
+
+    Its message is the reason.
+    """
 
 
 @dataclass(frozen=True)
 class DataSample:
-    """A sample of the training clips: some of them decoded, as lines of a manifest, and the sentences of all.
+    """A sample of the training clips: some decoded, as lines of a manifest, and the sentences of all.
 
     `left_out`: the unusable ones of the decoded, by reason; `origin`: where all is from; `source`: a corpus with all
     tables that opens quickly, to use in place of that of the settings, or None.
@@ -280,7 +283,10 @@ def _size(batches: Sequence[Batch]) -> str:
 
 
 def troubles(batch: Batch, prompt: Sequence[int], end: int, vocabulary: int) -> list[str]:
-    """Returns what is wrong with a batch's labels. `prompt`: tokens of start, language and task; `end`: the last."""
+    """Returns what is wrong with a batch's labels.
+
+    `prompt`: tokens of start, language and task; `end`: the last.
+    """
     first, *after = prompt
     wrong = []
     for inputs, labels in zip(batch["decoder_input_ids"].tolist(), batch["labels"].tolist(), strict=True):

@@ -53,7 +53,10 @@ LONG = 48.0  # hours, above which the check warns
 
 
 def checkpoint(config: "Config", base: str) -> tuple[Check, WhisperConfig]:
-    """Finds the architecture. `base` is a line about its precision. Raises ConfigError for an unknown model."""
+    """Finds the architecture.
+
+    `base` is a line about its precision. Raises ConfigError for an unknown model.
+    """
     known = architecture(config.model.checkpoint)
     size = f"{cost.parameters(cost.dimensions(known.to_dict())) / 1e6:,.1f} M parameters, {base}"
     found = f"{config.model.checkpoint}: {size}, lora={config.lora.kind}"
@@ -61,7 +64,10 @@ def checkpoint(config: "Config", base: str) -> tuple[Check, WhisperConfig]:
 
 
 def hub(config: "Config") -> tuple[Check, bool | None]:
-    """Checks that the Hub answers, where it is needed; returns None where not even a tokenizer is available."""
+    """Checks that the Hub answers, where it is needed.
+
+    Returns None where not even a tokenizer is available.
+    """
     name, source = config.model.checkpoint, config.data.source or ""
     weights = weights_are_here(name)
     small = is_local(name) or all(any(_cached(name, file) for file in files) for files in SMALL_FILES)
@@ -89,7 +95,10 @@ def hub(config: "Config") -> tuple[Check, bool | None]:
 
 
 def weights_are_here(checkpoint: str) -> bool:
-    """Returns whether the weights are a local folder or in the Hub's cache. Raises ConfigError for no checkpoint."""
+    """Returns whether the weights are a local folder or in the Hub's cache.
+
+    Raises ConfigError for no checkpoint.
+    """
     return is_local(checkpoint) or any(_cached(checkpoint, file) for file in WEIGHTS)
 
 
@@ -99,7 +108,10 @@ def _cached(checkpoint: str, file: str) -> bool:
 
 
 def device(config: "Config", known: WhisperConfig) -> tuple[Check, Hardware]:
-    """Resolves the device and its arithmetic. Raises ConfigError and ExternalError for settings it does not support."""
+    """Resolves the device and its arithmetic.
+
+    Raises ConfigError and ExternalError for settings it does not support.
+    """
     shape, precision = cost.dimensions(known.to_dict()), config.model.precision
     hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size, shape)
     on_gpu = hardware.device.type == "cuda"
@@ -234,7 +246,7 @@ def memory(config: "Config", hardware: Hardware, sample: DataSample | None) -> t
 
 
 def disk(config: "Config", prediction: Prediction) -> tuple[Check, bool]:
-    """Compares each disk's free space with the needs of run folder, unpacked or downloaded clips, and weights."""
+    """Compares each disk's free space with the size of run folder, unpacked clips and downloaded weights."""
     work, source = prediction.work, config.data.source
     parameters, here_already = cost.parameters(work.shape), weights_are_here(config.model.checkpoint)
     lies = source is not None and is_path(source) and is_quick(Path(source).expanduser())

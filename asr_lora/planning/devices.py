@@ -47,8 +47,9 @@ SPREAD = 0.35  # standard deviation of the logarithm of a clip's seconds, a gues
 
 
 def predict(config: Config, hardware: Hardware, seconds: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
-    """Predicts what training takes on this device, for train/metrics.json; None where its rates are unknown.
+    """Predicts what training takes on this device, for train/metrics.json.
 
+    Returns None where its rates are unknown.
     `seconds`: durations of the clips of the splits `train`, `dev` and `test`. Keys are those of train/metrics.json.
     """
     if not config.plan.calibrate and known_gpu(hardware.name) is None:
@@ -67,7 +68,7 @@ def predict(config: Config, hardware: Hardware, seconds: Mapping[str, Sequence[f
 
 
 def durations(config: Config) -> tuple[dict[str, list[float]], str]:
-    """Returns the durations in seconds of every split's clips, and their origin: manifest, corpus, or typical values.
+    """Returns every split's durations in seconds, and their origin: manifest, corpus, or typical values.
 
     Archives are not opened, as finding their tables may take minutes, nor downloaded; parquet is not converted.
     """
@@ -168,7 +169,7 @@ def _forecast_here(config: Config, work: Workload, hardware: Hardware) -> Estima
 
 
 def _arithmetic(precision: str, autocast: str | None) -> str:
-    """Returns the precision of the products: the base's; that of autocast for an fp32 base under half precision."""
+    """Returns the precision of the products: the base's, or autocast's half precision over an fp32 base."""
     return autocast if precision == "fp32" and autocast in ("fp16", "bf16") else precision
 
 

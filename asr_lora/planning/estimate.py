@@ -1,4 +1,4 @@
-"""The work of a run, independent of the device, and estimates on a device: seconds and bytes of every stage."""
+"""The work of a run, and estimates of it on a device: seconds and bytes of every stage."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ class DecodePass:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a run does on any device: forwards, not yet split to fit memory, and bytes that stay on the disk."""
+    """What a run does on any device: forwards, not yet split to fit memory, and bytes on the disk."""
 
     shape: cost.ModelDimensions
     trainable: int
@@ -111,8 +111,9 @@ def workload(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Worklo
 
 
 def architecture(checkpoint: str) -> WhisperConfig:
-    """Returns a checkpoint's architecture from config.json on this machine, else as published; downloads nothing.
+    """Returns a checkpoint's architecture from config.json on this machine, else as published.
 
+    Downloads nothing.
     Raises ConfigError for a model that is neither.
     """
     if is_local(checkpoint):
@@ -152,7 +153,10 @@ def trained_parameters(known: WhisperConfig, lora: "LoraConfig") -> int:
 
 
 def saved_bytes(lora: "LoraConfig", trainable: int, shape: cost.ModelDimensions, precision: str) -> float:
-    """Returns the bytes of the saved weights: fp32 adapters, PiSSA's at twice the rank, AdaLoRA's at the final rank."""
+    """Returns the bytes of the saved weights.
+
+    Adapters are in fp32, PiSSA's at twice the rank, AdaLoRA's at the final rank.
+    """
     if lora.whole:
         frozen = 2 if precision in ("fp16", "bf16") else 4
         return frozen * (cost.parameters(shape) - trainable) + 4 * trainable
@@ -213,7 +217,10 @@ class Device:
 
 
 def estimate_on(work: Workload, device: Device, precision: str, clocks: Timings) -> Estimate:
-    """Estimates the run on a device with the base in `precision`; `clocks` gives the seconds of each forward."""
+    """Estimates the run on a device with the base in `precision`.
+
+    `clocks` gives the seconds of each forward.
+    """
     train, beams, on_gpu = split_to_capacity(work.trained, device.capacity), work.beams, device.on_gpu
     dev, scored = (work.decoding(stage, rows_per_batch(device.decode_rows, beams)) for stage in ("dev", "eval"))
     seconds = {
@@ -247,7 +254,10 @@ def estimate_on(work: Workload, device: Device, precision: str, clocks: Timings)
 
 
 def _dev_seconds(once: float, train: float, decodings: int, share: float) -> float:
-    """Returns the seconds of all dev decodings. One is skipped while dev is above its share of time, never the last."""
+    """Returns the seconds of all dev decodings.
+
+    One is skipped while dev is above its share of time, never the last.
+    """
     spent = 0.0
     for due in range(1, decodings + 1):
         if due == decodings or spent <= share * train * due / decodings:
@@ -267,7 +277,10 @@ def split_to_capacity(works: Sequence[Forward], capacity: float) -> list[Forward
 
 
 def time_budget(config: "Config", began: float) -> TimeBudget | None:
-    """Returns the budget of training.max_hours, counted from `began` (time.monotonic); None without a limit."""
+    """Returns the budget of training.max_hours, counted from `began` (time.monotonic).
+
+    Returns None without a limit.
+    """
     hours = config.training.max_hours
     if hours is None:
         return None

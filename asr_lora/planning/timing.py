@@ -1,4 +1,4 @@
-"""Seconds of a forward of training or decoding: from a device's sustained rates, or by timing a few on this one."""
+"""Seconds of a forward of training or decoding: by a device's rates, or by timing a few on this one."""
 
 import io
 import time
@@ -34,7 +34,7 @@ LONG = 5.0  # seconds
 
 @dataclass(frozen=True)
 class Forward:
-    """One forward: rows, their context in seconds, tokens of the longest row, and seconds of audio in all rows."""
+    """One forward: rows, their context in seconds, tokens of the longest row, seconds of audio in all."""
 
     rows: int
     seconds: float
@@ -58,7 +58,10 @@ def from_tflops(
     shape: cost.ModelDimensions, trainable: int, kind: str, rates: Mapping[str, float], precision: str, *,
     checkpointing: bool, beams: int, on_gpu: bool,
 ) -> Timings:  # fmt: skip
-    """Divides work by `rates` (TFLOP/s by precision); at least the time that the host needs to launch GPU kernels."""
+    """Divides work by `rates` (TFLOP/s by precision).
+
+    The result is at least the time that the host needs to launch GPU kernels.
+    """
     host = (2 if precision in SLOWER else 1) if on_gpu else 0
 
     def train(work: Forward) -> float:
@@ -77,7 +80,10 @@ def from_tflops(
 
 
 def matrix_rates(device: torch.device, autocast: torch.dtype | None) -> dict[str, float]:
-    """Returns TFLOP/s by precision that this device may sustain: half of its short-term rate on large matrices."""
+    """Returns the TFLOP/s by precision that this device may sustain.
+
+    These are half of its short-term rate on large matrices.
+    """
 
     def rate(dtype: torch.dtype) -> float:
         side = 8192 if device.type == "cuda" else 1024  # a small product would time a GPU's launch
@@ -93,8 +99,9 @@ def from_timing(
     asked: ModelConfig, lora: LoraConfig, language: str, hardware: Hardware, *,
     beams: int, trained: Sequence[Forward], developed: Sequence[Forward], evaluated: Sequence[Forward],
 ) -> Timings:  # fmt: skip
-    """Times shapes between the smallest and the largest of each kind, on noise; interpolates others by their work.
+    """Times shapes between the smallest and the largest of each kind, on noise.
 
+    Interpolates others by their work.
     Training is timed with the trainer's own parts: clip decoding, log-mel, the model at its context, loss, backward,
     optimizer. Only speed matters: labels are random, and decoding is forced to the expected length.
     """
@@ -182,7 +189,7 @@ def _decoding(
 
 
 def _noise_features(work: Forward, processor: WhisperProcessor) -> torch.Tensor:
-    """Returns features of noise, decoded like a Common Voice clip from mp3 at 32 kHz: (rows, mel bins, frames)."""
+    """Returns features (rows, mel bins, frames) of noise, decoded from mp3 at 32 kHz like Common Voice's."""
     rate = 32_000  # Hz
     noise = np.random.default_rng(0).normal(0, 0.1, int(rate * max(0.2, work.audio_seconds / work.rows)))
     file = io.BytesIO()

@@ -84,7 +84,7 @@ def training_metrics(run: Path) -> dict[str, Any]:
 
 
 def is_trained(run: Path) -> bool:
-    """Returns whether training has finished: not stopped by training.max_hours, nor diverged without a result."""
+    """Returns whether training has finished: not stopped by training.max_hours, nor diverged."""
     metrics = train_metrics(run)
     # Earlier versions wrote the file at the end only.
     return metrics.is_file() and bool(read_json(metrics).get("finished", True))
@@ -106,8 +106,9 @@ def dev_baseline(run: Path) -> Path:
 
 @contextmanager
 def lock(run: Path) -> Iterator[None]:
-    """Locks the run folder. Raises ConfigError while another command holds the lock, or for links out of the folder.
+    """Locks the run folder.
 
+    Raises ConfigError while another command holds the lock, or for links out of the folder.
     The lock of a killed process is free at once. The same process may lock it again inside the block.
     """
     lock = FileLock(run / ".lock", timeout=0, is_singleton=True)
@@ -138,7 +139,10 @@ def streamed_record(run: Path, rank: int) -> Path:
 
 
 def read_hypotheses(run: Path, split: str) -> list[dict[str, Any]]:
-    """Returns the lines of eval/<split>/hypotheses.jsonl. Raises ExternalError where one is damaged or missing."""
+    """Returns the lines of eval/<split>/hypotheses.jsonl.
+
+    Raises ExternalError where one is damaged or missing.
+    """
     file = run / "eval" / split / "hypotheses.jsonl"
     lines = read_jsonl(file, HYPOTHESIS_FIELDS, NOT_OF_ALL)
     scored = read_json(file.with_name("metrics.json"))["clips"]
@@ -148,7 +152,7 @@ def read_hypotheses(run: Path, split: str) -> list[dict[str, Any]]:
 
 
 def read_scores(run: Path) -> dict[str, dict[str, Any]]:
-    """Returns the metrics of the run's own split, test before dev, and of the other sets scored in the same way.
+    """Returns the metrics of the run's own split, test before dev, and of comparable other sets.
 
     Scores by another adapter, normalizer or decoding are not comparable and left out, as are figures of another
     version. Empty where nothing was scored.
@@ -177,9 +181,9 @@ def settings_file(run: Path) -> Path:
 
 
 def settings(run: Path) -> dict[str, Any]:
-    """Returns the recorded settings: the composed tree, `versions`, `base` (`pretrained.fingerprint`) and `command`.
+    """Returns the recorded settings: the composed tree, `versions`, `base` and `command`.
 
-    Keys that an earlier version wrote have their current names.
+    `base` is the `pretrained.fingerprint`. Keys that an earlier version wrote have their current names.
     """
     recorded: Any = OmegaConf.to_container(OmegaConf.load(settings_file(run)))
     return with_todays_names(recorded)
@@ -219,8 +223,9 @@ def with_pinned_base(config: Config) -> Config:
 
 
 def with_precision(config: Config, device: str) -> tuple[Config, str]:
-    """Resolves model.precision=auto for a type of device (cuda or cpu); returns the settings and a log line.
+    """Resolves model.precision=auto for a type of device (cuda or cpu).
 
+    Returns the settings and a log line.
     A run that was started keeps its recorded precision on every device.
     """
     begun = settings(config.run)["model"]["precision"] if settings_file(config.run).is_file() else None
@@ -279,7 +284,7 @@ def recorded_config(run: Path, asked: Config, overrides: Sequence[str]) -> Confi
 
 
 def _where_named(group: str, recorded: Branch, asked: Branch, named: set[str]) -> Branch:
-    """Returns `recorded` with the overridden keys of `asked`, or all of `asked` where the group is (decoding=beam)."""
+    """Returns `recorded` with the overridden keys of `asked`; all of `asked` for a group (decoding=beam)."""
     if group in named:
         return asked
     keys = [field.name for field in fields(asked) if f"{group}.{field.name}" in named]
@@ -309,7 +314,10 @@ def set_last_run(run: Path, runs_dir: Path) -> None:
 
 
 def last_run(runs_dir: Path) -> Path:
-    """Returns the last run's folder. Raises ConfigError when none was trained yet, or runs/last is damaged."""
+    """Returns the last run's folder.
+
+    Raises ConfigError when none was trained yet, or runs/last is damaged.
+    """
     note = runs_dir / "last"
     if not note.is_file():
         raise ConfigError(f"run_dir: no run yet (no {note}); train one with make train, or name one: run_dir=...")

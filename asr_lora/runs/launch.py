@@ -1,4 +1,7 @@
-"""Runs a stage from the command line: `launch(main)`. A user's mistake ends it with one line on standard error."""
+"""Runs a stage from the command line: `launch(main)`.
+
+A user's mistake ends it with one line on standard error.
+"""
 
 import os
 import platform
@@ -94,7 +97,7 @@ def launch(
     quiet_libraries()
     if NO_HOME:
         log(NO_HOME)
-    words, began, place = sys.argv[1:], time.time(), Path.cwd()  # a launcher pickles them with `job`
+    arguments, began, place = sys.argv[1:], time.time(), Path.cwd()  # a launcher pickles them with `job`
     here: list[Path] = []  # the runs folder, once a job ran in this process
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
@@ -105,26 +108,26 @@ def launch(
             _go_to(place)
             if distributed.world_size() > 1:
                 processes = f"got {distributed.world_size()}; start it without torchrun"
-                _leave(ConfigError(f"-m: a sweep takes one process, {processes}"), words)
-            _of_sweep(stage, cfg, ledger_folder(here[-1], began), words)
+                _leave(ConfigError(f"-m: a sweep takes one process, {processes}"), arguments)
+            _of_sweep(stage, cfg, ledger_folder(here[-1], began), arguments)
             return
         try:
             stage(parse_config(cfg))
         except USER_FIXABLE as error:
-            _leave(error, words)
+            _leave(error, arguments)
         except RuntimeError as error:
             if not distributed.is_peer_failure(error):
                 raise
-            _leave(ExternalError(ANOTHER_ENDED), words)
+            _leave(ExternalError(ANOTHER_ENDED), arguments)
 
     try:
         if distributed.world_size() > 1 and not several:
             processes = f"got {distributed.world_size()}; start it without torchrun"
             raise ConfigError(f"WORLD_SIZE: this command takes one process, {processes}")
-        check_overrides(words)
-        lost = _launched(job, words)
+        check_overrides(arguments)
+        lost = _launched(job, arguments)
         distributed.shut_down()
-        runs_dir = here[-1] if here else _runs_dir(words)
+        runs_dir = here[-1] if here else _runs_dir(arguments)
         ledger = ledger_folder(runs_dir, began)
         if jobs := noted_jobs(ledger):
             if after_sweep:
@@ -135,17 +138,20 @@ def launch(
         if status := sweep_status(jobs):
             raise SystemExit(status)
     except USER_FIXABLE as error:
-        _leave(error, words)
+        _leave(error, arguments)
 
 
-def _launched(job: Callable[[], object], words: Sequence[str]) -> Exception | None:
-    """Runs a job, or all of a sweep; returns the launcher's error where one of its processes did not finish."""
+def _launched(job: Callable[[], object], arguments: Sequence[str]) -> Exception | None:
+    """Runs a job, or all of a sweep.
+
+    Returns the launcher's error where one of its processes did not finish.
+    """
     try:
         job()
     except USER_FIXABLE:
         raise
     except Exception as error:
-        if not {"-m", "--multirun"} & set(words):
+        if not {"-m", "--multirun"} & set(arguments):
             raise
         return error
     return None
@@ -161,7 +167,7 @@ def _go_to(folder: Path) -> None:
     os.chdir(folder)
 
 
-def _of_sweep(stage: Callable[[Config], object], cfg: DictConfig, ledger: Path, words: Sequence[str]) -> None:
+def _of_sweep(stage: Callable[[Config], object], cfg: DictConfig, ledger: Path, arguments: Sequence[str]) -> None:
     """Runs one job of a sweep; its error is logged and recorded, and the other jobs still run."""
     number, started, folder, problem, status = int(HydraConfig.get().job.num), time.perf_counter(), None, None, 0
     try:
@@ -170,9 +176,9 @@ def _of_sweep(stage: Callable[[Config], object], cfg: DictConfig, ledger: Path, 
         note_job(ledger, Job(number, job_overrides(), folder, 1, UNENDED, 0.0, 0))  # until it ends
         stage(config)
     except KeyboardInterrupt as error:
-        _leave(error, words)
+        _leave(error, arguments)
     except USER_FIXABLE as error:
-        problem, status = _message(error, words)
+        problem, status = _message(error, arguments)
     except Exception as error:  # noqa: BLE001 (a bug in one run must not stop the others)
         problem, status = note_bug(ledger, number, error), 1
     memory, seconds = resident_bytes(), time.perf_counter() - started
@@ -182,13 +188,13 @@ def _of_sweep(stage: Callable[[Config], object], cfg: DictConfig, ledger: Path, 
     note_job(ledger, ended)
 
 
-def _runs_dir(words: Sequence[str]) -> Path:
-    """Returns runs_dir of a sweep whose jobs all ran in other processes, from the overrides that do not vary."""
-    return Path(load(fixed_overrides(words)).runs_dir)
+def _runs_dir(arguments: Sequence[str]) -> Path:
+    """Returns runs_dir by the overrides that do not vary, for a sweep whose jobs ran in other processes."""
+    return Path(load(fixed_overrides(arguments)).runs_dir)
 
 
 def find_run(config: Config) -> Path:
-    """Returns the folder of the run that the command line names by its overrides, without any the last run's.
+    """Returns the folder of the run that the overrides name, or of the last run where there are none.
 
     Raises ConfigError when no run was trained yet.
     """
@@ -201,16 +207,16 @@ def find_run(config: Config) -> Path:
     return parse_config(compose("config", about_run)).run  # trained with the default decoding, now scored with another
 
 
-def _leave(error: BaseException, words: Sequence[str]) -> NoReturn:
+def _leave(error: BaseException, arguments: Sequence[str]) -> NoReturn:
     if isinstance(error, KeyboardInterrupt):
         log_error(INTERRUPTED)
         raise SystemExit(130)
-    message, status = _message(error, words)
+    message, status = _message(error, arguments)
     log_error(f"error: {message}")
     raise SystemExit(status)
 
 
-def _message(error: BaseException, words: Sequence[str]) -> tuple[str, int]:
+def _message(error: BaseException, arguments: Sequence[str]) -> tuple[str, int]:
     """Returns the line for an error that the user can fix, and its exit status."""
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         problem = f"{error.strerror or error}: {error.filename or 'while writing'}"
@@ -218,7 +224,7 @@ def _message(error: BaseException, words: Sequence[str]) -> tuple[str, int]:
     elif isinstance(error, UserError):
         message, status = str(error), error.status
     else:
-        message, status = explain_hydra_error(error, words), 2
+        message, status = explain_hydra_error(error, arguments), 2
     return " ".join(message.splitlines()), status
 
 

@@ -17,12 +17,15 @@ console = Console(stderr=True, quiet=not distributed.is_rank_zero())
 
 
 def log(line: str) -> None:
-    """Prints one plain line on standard error, from rank 0 only: what a stage is about to do, or what it made."""
+    """Prints one plain line on standard error, from rank 0 only."""
     _print(console, line)
 
 
 def log_error(line: str) -> None:
-    """Prints the line of an error that ends the run, from the first process that raised one; the others stay silent."""
+    """Prints the line of an error that ends the run, from the first process that raised one.
+
+    The others stay silent.
+    """
     with distributed.complaint() as is_first:
         if is_first:
             _print(Console(stderr=True), line)
@@ -41,7 +44,9 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def progress(description: str, total: float) -> Iterator["Bar"]:
-    """Yields a bar with elapsed and remaining time; without a terminal, a line with the same every half minute.
+    """Yields a bar with elapsed and remaining time.
+
+    Without a terminal it logs a line with the same every half minute.
     `with progress("decoding test", total=len(clips)) as bar: ... bar.advance(8)`
     """
     columns = (

@@ -1,4 +1,4 @@
-"""The processes of one run, as torchrun or accelerate launch starts them: ranks, broadcasts, sums of gradients.
+"""The processes of one run, started by torchrun or accelerate: ranks, broadcasts, sums of gradients.
 
 Rank 0 writes, logs and draws, and broadcasts what follows to the others. With one process every function here is a
 no-op. Depends on torch.distributed and on asr_lora.runtime.errors only.
@@ -35,7 +35,7 @@ def world_size() -> int:
 
 
 def local_world_size() -> int:
-    """Returns how many processes of the run are on this machine; all of them, where the launcher does not set it."""
+    """Returns how many processes of the run are on this machine; all, where the launcher does not set it."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
 
 
@@ -48,7 +48,10 @@ def is_rank_zero() -> bool:
 
 
 def init(device: torch.device) -> None:
-    """Joins the process group, once; every process must. On GPUs sums go through NCCL, objects through gloo."""
+    """Joins the process group, once; every process must.
+
+    On GPUs sums go through NCCL, objects through gloo.
+    """
     if world_size() == 1 or _waiting:
         return
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=STEP)
@@ -63,8 +66,9 @@ def shut_down() -> None:
 
 
 def rank_zero(work: Callable[[], Made]) -> Made:
-    """Runs `work` on rank 0 alone and returns its result on every rank; the others wait, and fail where it fails.
+    """Runs `work` on rank 0 alone and returns its result on every rank.
 
+    The others wait, and fail where it fails.
     An error that the user can fix is raised on all ranks; at a bug the others exit silently.
     """
     if not _waiting:
@@ -103,7 +107,10 @@ def any_rank(flag: bool) -> bool:
 
 
 def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Sums gradients over all ranks in a few large buckets: one sum a matrix would wait hundreds of times a step."""
+    """Sums gradients over all ranks in a few large buckets.
+
+    One sum for each matrix would wait for the network hundreds of times a step.
+    """
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     begins = np.cumsum([0, *(parameter.numel() for parameter in parameters[:-1])]) // AT_ONCE
@@ -128,7 +135,7 @@ def is_peer_failure(error: BaseException) -> bool:
 
 @contextmanager
 def complaint() -> Iterator[bool]:
-    """Yields whether this process prints its error: the first that has one, so that a run reports its end once.
+    """Yields whether this process prints its error: only the first that has one does.
 
     The others continue only after it was printed: the launcher ends all processes as soon as one has ended.
     """

@@ -26,17 +26,20 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of a library's error message, or the error's class name where the message is empty."""
+    """Returns the first line of an error's message, or its class name where the message is empty."""
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def to_install(extra: str) -> str:
-    """Returns the way out where an optional dependency is absent; without --inexact uv would remove other extras."""
+    """Returns the way out where an optional dependency is absent.
+
+    Without --inexact uv would remove other extras.
+    """
     return f"`uv sync --inexact --extra {extra}` installs it"
 
 
 def _one_line(message: str) -> str:
-    """Replaces line ends by spaces and escapes control characters and surrogates as Python does: \\x1b, \\u2028."""
+    """Replaces line ends by spaces; escapes control characters and surrogates like Python: \\x1b, \\u2028."""
     plain = _short(message).replace("\r\n", " ").replace("\n", " ")
     odd = ("Cc", "Cs", "Zl", "Zp")
     return _short(
@@ -83,7 +86,7 @@ def check_range(name: str, bounds: list[float], most: float) -> None:
 
 
 def check_locale(name: str, value: str) -> None:
-    """Raises ConfigError unless `value` is a locale: it becomes part of paths in the cache and of a set's folder."""
+    """Raises ConfigError unless `value` is a locale: it becomes part of paths."""
     check(name, repr(value), "a locale such as nl or sv-SE", re.fullmatch(r"\w+(-\w+)*", value) is not None)
 
 
@@ -93,5 +96,5 @@ def check_name(name: str, value: str) -> None:
 
 
 def listed(things: Iterable[object], most: int = 8) -> str:
-    words = [str(thing) for thing in things]
-    return ", ".join(words[:most] + ["..."] * (len(words) > most)) or "nothing"
+    texts = [str(thing) for thing in things]
+    return ", ".join(texts[:most] + ["..."] * (len(texts) > most)) or "nothing"

@@ -27,7 +27,7 @@ ANOTHER_CACHE = "free some space there, or name another cache in ASR_LORA_CACHE"
 
 
 def cache_dir() -> Path:
-    """Returns the folder for caches: $ASR_LORA_CACHE, else $XDG_CACHE_HOME/asr_lora, else ~/.cache/asr_lora."""
+    """Returns $ASR_LORA_CACHE, else $XDG_CACHE_HOME/asr_lora, else ~/.cache/asr_lora."""
     if named := os.environ.get("ASR_LORA_CACHE"):
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "asr_lora"
@@ -35,7 +35,7 @@ def cache_dir() -> Path:
 
 @contextmanager
 def disk_errors(folder: Path, setting: str = "", way_out: str = ANOTHER_CACHE) -> Iterator[None]:
-    """Turns an OSError of a write to `folder`, which `setting` names (none: the cache), into an ExternalError."""
+    """Turns an OSError of a write to `folder` into an ExternalError; `setting` names it (none: the cache)."""
     try:
         yield
     except OSError as error:
@@ -45,7 +45,10 @@ def disk_errors(folder: Path, setting: str = "", way_out: str = ANOTHER_CACHE) -
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Locks `path` while one process makes it: jobs of a sweep may need the same at once. Removes the lock file."""
+    """Locks `path` while one process makes it: jobs of a sweep may need the same at once.
+
+    Removes the lock file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     with FileLock(lock):
@@ -72,7 +75,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`; an existing `path` is replaced only when the new one is complete."""
+    """Yields a temporary folder beside `path`.
+
+    An existing `path` is replaced only when the new one is complete.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     partial.chmod(0o755)
@@ -101,7 +107,10 @@ def replace_folder(made: Path, path: Path) -> None:
 
 
 def finish_replacement(folder: Path) -> None:
-    """Puts back what a kill during `replace_folder` left aside in `folder` and below. Call before reading it."""
+    """Puts back what a kill during `replace_folder` left aside in `folder` and below.
+
+    Call before reading it.
+    """
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
             if found := re.fullmatch(r"\.(.+)\.(old|gone)", name):
@@ -115,7 +124,10 @@ def _aside(path: Path) -> Path:
 
 
 def _settle(path: Path) -> None:
-    """Puts the aside copy back or removes it; needs the lock. The copy is whole: it is renamed before removal."""
+    """Puts the aside copy back or removes it; needs the lock.
+
+    The copy is whole: it is renamed before removal.
+    """
     aside, gone = _aside(path), path.with_name(f".{path.name}.gone")
     if os.path.lexists(aside) and not os.path.lexists(path):
         aside.rename(path)
@@ -135,7 +147,10 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path, way_out: str = ANEW) -> dict[str, Any]:
-    """Returns the JSON object of a file. Raises ExternalError, with the way out, for a file that holds none."""
+    """Returns the JSON object of a file.
+
+    Raises ExternalError, with the way out, for a file that holds none.
+    """
     return _object(path.read_bytes(), f"{path}:", way_out.format(path.parent))
 
 
@@ -157,8 +172,9 @@ def read_jsonl(
 def parse_jsonl(
     lines: Iterable[bytes], of: str, needed: Mapping[str, type], maybe: Mapping[str, type], way_out: str
 ) -> Iterator[dict[str, Any]]:
-    """Yields the object of each line; every field of `needed` must be there, those of `maybe` may be, with their types.
+    """Yields the object of each line.
 
+    Every field of `needed` must be there, those of `maybe` may be, with their types.
     A float is a number of at least 0 that can be a time or size, a Path a text that can be a path, a Sha256 a digest.
     Raises ExternalError, naming file (`of`) and line, with the way out, for anything else.
     """
@@ -170,7 +186,10 @@ def parse_jsonl(
 
 
 def damage(row: Mapping[str, Any], needed: Mapping[str, type], maybe: Mapping[str, type] = NOTHING) -> str | None:
-    """Returns what is wrong with the fields of an object, by the rules of `parse_jsonl`; None where nothing is."""
+    """Returns what is wrong with the fields of an object, by the rules of `parse_jsonl`.
+
+    Returns None where nothing is.
+    """
     for name, kind in {**maybe, **needed}.items():
         if name not in row and name in needed:
             return f"has no {name}"
@@ -207,7 +226,7 @@ def plain_suffix(name: str) -> str:
 
 
 def check_links(folder: Path, setting: str = "run_dir", root: Path | None = None) -> None:
-    """Raises ConfigError for a symbolic link, in `folder` or below, that leads out of `root` (None: the folder).
+    """Raises ConfigError for a link in or below `folder` that leads out of `root` (None: `folder`).
 
     For folders that are written to and may come from other users: a write, removal or copy would follow the link.
     The root may be a link itself: it is what the user named.

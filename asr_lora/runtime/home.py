@@ -1,4 +1,4 @@
-"""A folder for caches where the user id has no home: no passwd entry, as with `docker run --user` and on OpenShift.
+"""A folder for caches where the user id has no home: `docker run --user`, OpenShift.
 
 Libraries look up the user's name and home on import, so `provide_home` runs before them: asr_lora/__init__.py calls it,
 and the command line (asr_lora/runs/launch.py) logs what it returned.
@@ -13,8 +13,9 @@ WAY_OUT = "name a folder for caches in ASR_LORA_CACHE, or set HOME"
 
 
 def provide_home() -> str | None:
-    """Ensures that libraries find a user name and a cache folder; returns a log line where it had to provide them.
+    """Ensures that libraries find a user name and a cache folder.
 
+    Returns a log line where it had to provide them.
     Sets environment variables, for child processes too, and none that is set already: USER, and HOME where no home is
     known, or the XDG_*_HOME where there is one that cannot be written and holds no cache yet. The folder is that of
     ASR_LORA_CACHE, XDG_CACHE_HOME, or asr_lora-<uid> in the temporary folder.
@@ -41,12 +42,18 @@ def provide_home() -> str | None:
 
 
 def _holds_caches(home: Path) -> bool:
-    """Returns whether a cache exists or can be made; an existing one that cannot be written may still be read."""
+    """Returns whether a cache exists or can be made.
+
+    An existing one that cannot be written may still be read.
+    """
     return os.path.exists(home / ".cache") or os.access(home, os.W_OK | os.X_OK)  # noqa: PTH110 (no error if forbidden)
 
 
 def _temporary() -> Path:
-    """Returns the user's own folder in the temporary one; another user may have made one of that name before."""
+    """Returns the user's own folder in the temporary one.
+
+    Another user may have made one of that name before.
+    """
     try:
         folder = Path(tempfile.gettempdir()) / f"asr_lora-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)

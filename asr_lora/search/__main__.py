@@ -53,8 +53,9 @@ class OutOfTimeError(Exception):
 
 
 def search(config: Config, overrides: Sequence[str] = ()) -> Path:
-    """Tries settings until search.trials have ended or search.max_hours are over; returns the path of the page.
+    """Tries settings until search.trials have ended or search.max_hours are over.
 
+    Returns the path of the page.
     `overrides` are those of `config`. Raises ConfigError for an invalid space, and while another process runs the same
     search. An error of the first trial is raised; errors of later ones are logged and recorded.
     """
@@ -118,7 +119,7 @@ def _study(config: Config, folder: Path) -> "optuna.Study":
 
 
 def _sampler(config: Config, ended: int) -> "optuna.samplers.BaseSampler":
-    """Makes a sampler from the seed and the number of ended trials: a resumed search draws the same settings."""
+    """Seeds a sampler by the number of ended trials too: a resumed search draws the same settings."""
     seed = int(np.random.SeedSequence((config.seed, ended)).generate_state(1)[0])
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=config.search.startup_trials)
 

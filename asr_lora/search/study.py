@@ -35,7 +35,7 @@ COMPARABLE = ("data.augment",)  # of data: the others change the clips that tria
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting to search: one of `choices`, as typed; or, where there are none, a number from `low` to `high`."""
+    """A setting to search: one of `choices`, as typed; without choices a number from `low` to `high`."""
 
     choices: tuple[str, ...]
     low: float
@@ -52,7 +52,10 @@ class Setting:
 
 
 def has_ended(trial: FrozenTrial) -> bool:
-    """Returns whether a trial is complete, pruned or failed; an interrupted one runs again under another number."""
+    """Returns whether a trial is complete, pruned or failed.
+
+    An interrupted one runs again under another number.
+    """
     failed = trial.state == TrialState.FAIL and "error" in trial.user_attrs
     return failed or trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
 

@@ -1,4 +1,4 @@
-"""Tests of the settings: each file of conf/ composes, types reject bad values, and experiments never share a folder."""
+"""Tests of the settings: each file of conf/ composes, and experiments never share a folder."""
 
 import random
 from dataclasses import MISSING, fields, is_dataclass, replace

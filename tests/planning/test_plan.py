@@ -1,4 +1,4 @@
-"""Tests of the plan of a run: one table, without downloads or written files, and the predictions in it."""
+"""Tests of the plan of a run: its table and predictions, without downloads or written files."""
 
 import subprocess
 import sys

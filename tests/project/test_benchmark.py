@@ -1,4 +1,4 @@
-"""Tests of the benchmark: both arms on a tiny release with a random tiny Whisper, measured, kept, and compared."""
+"""Tests of the benchmark: both arms with a tiny random Whisper, measured, kept, and compared."""
 
 import shlex
 import subprocess

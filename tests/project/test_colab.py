@@ -1,4 +1,4 @@
-"""recipes/colab.ipynb: it says what there is, stops where it must, and runs top to bottom in a copy of the checkout."""
+"""Tests of recipes/colab.ipynb: its targets exist, it stops on errors, and runs in a checkout's copy."""
 
 import ast
 import json
@@ -35,7 +35,7 @@ def cell(name: str) -> str:
 
 
 def filled_in(**settings: str) -> nbformat.NotebookNode:
-    """The notebook with other values in its first cell, as a person would type them into the form."""
+    """Returns the notebook with other values in its first cell, as a user would fill in the form."""
     notebook = read()
     (first,) = (each for each in notebook.cells if each.id == "settings")
     for name, value in settings.items():
@@ -50,7 +50,7 @@ def executed(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.Notebook
 
 
 def made(**settings: str) -> list[list[str]]:
-    """What the data, look and train cells give to make, with these settings; nothing is run."""
+    """Returns the arguments of make in the data, look and train cells, with these settings; runs nothing."""
     commands: list[tuple[str, ...]] = []
     names: dict[str, Any] = {"run": lambda *command: commands.append(command)}
     opening = [
@@ -65,7 +65,7 @@ def made(**settings: str) -> list[list[str]]:
 
 @pytest.fixture
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel of its own: no settings or history of the person's, no word of the make that runs the tests."""
+    """Isolates the kernel from the user's settings and history, and from the make that runs the tests."""
     for name in ("LANG", "MAKEFLAGS", "MAKELEVEL", "MDC_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
@@ -74,7 +74,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of what the notebook uses, in which everything is installed as far as make can see."""
+    """Returns a copy of what the notebook uses, in which make finds everything installed."""
     copy = tmp_path / "checkout"
     for name in ("asr_lora", "conf", "recipes"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -100,7 +100,7 @@ def test_it_is_a_valid_notebook_for_a_t4_without_results() -> None:
             assert each["outputs"] == [] and each["execution_count"] is None
 
 
-def test_all_that_a_person_changes_is_a_form_in_the_first_cell() -> None:
+def test_all_settings_of_the_user_are_a_form_in_the_first_cell() -> None:
     first, *others = [each.source for each in read().cells if each.cell_type == "code"]
     field = r'[A-Z]+ = ".*"  # @param (\{type:"string"\}|\[.+\] \{allow-input: true\})'
     for line in first.splitlines():
@@ -121,7 +121,7 @@ def test_every_target_that_it_makes_is_one_of_the_makefile() -> None:
         make("-n", target)
 
 
-def test_what_the_form_says_reaches_plan_doctor_and_training_alike() -> None:
+def test_the_settings_of_the_form_reach_plan_doctor_and_training() -> None:
     source = "/content/drive/MyDrive/Common Voice, nl.tar.gz"
     settings = {"LANGUAGE": "sv-SE", "HOURS": "0.5", "DATA": source, "MODEL": "whisper_small", "RUNS": "/my drive/runs"}
     targets = []
@@ -134,7 +134,7 @@ def test_what_the_form_says_reaches_plan_doctor_and_training_alike() -> None:
     assert targets == ["plan", "doctor", "train"]
 
 
-def test_without_data_all_of_the_synthetic_dutch_is_learnt_in_a_hundred_steps_unless_more_is_said() -> None:
+def test_without_data_training_takes_a_hundred_steps_on_all_synthetic_dutch_unless_set_otherwise() -> None:
     for args, steps in {"experiment=t4_fast": 100, "training.max_steps=7": 7}.items():
         for target, *words in made(ARGS=args):
             config = composed(target, *words)
@@ -166,7 +166,7 @@ def test_it_clones_the_address_and_finds_the_clone_again(tmp_path: Path, monkeyp
     who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
     for words in (["init", "--quiet"], ["add", "."], [*who, "commit", "--quiet", "--message=all"]):
         subprocess.run(["git", *words], cwd=origin, check=True)
-    for address in (origin.as_uri(), "nowhere, and not asked"):
+    for address in (origin.as_uri(), "nowhere, and not used"):
         monkeypatch.chdir(here)
         exec(cell("get"), {"REPOSITORY": address})
         assert Path.cwd() == here / "asr_lora"
@@ -177,7 +177,7 @@ def test_a_command_that_fails_stops_the_notebook(monkeypatch: pytest.MonkeyPatch
     names: dict[str, Any] = {"REPOSITORY": ""}
     exec(cell("get"), names)
     names["run"]("echo", "well")
-    with pytest.raises(names["StoppedError"], match=r"^sh -c: ended with status 3; what it said stands above$"):
+    with pytest.raises(names["StoppedError"], match=r"^sh -c: ended with status 3; its output is above$"):
         names["run"]("sh", "-c", "echo what >&2; exit 3")
     assert capsys.readouterr().out == "well\nwhat\n"
 
@@ -188,14 +188,14 @@ def test_the_stop_button_lets_a_command_save_what_it_has() -> None:
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout and process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGINT)
-        said, error = process.communicate(timeout=30)
-    assert said == "saved\n"
-    assert error.endswith("-c: stopped; the same cell goes on with what it had saved\n")
+        output, error = process.communicate(timeout=30)
+    assert output == "saved\n"
+    assert error.endswith("-c: stopped; the same cell resumes from what was saved\n")
 
 
 @pytest.mark.slow
 def test_it_runs_top_to_bottom_on_synthetic_dutch(alone: None, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", str(os.cpu_count()))  # real weights want them
+    monkeypatch.setenv("OMP_NUM_THREADS", str(os.cpu_count()))  # real weights need them
     few = (
         f"model.checkpoint={whisper_base_from_wheels()} model.precision=fp32 hardware=cpu training.max_steps=4 "
         "training.batch_size=2 data.dev_clips=2 eval.limit=8 decoding.max_new_tokens=64"
@@ -203,13 +203,13 @@ def test_it_runs_top_to_bottom_on_synthetic_dutch(alone: None, checkout: Path, m
     notebook = filled_in(MODEL="whisper_base", ARGS=f"experiment=t4_fast {few}", RUNS="my runs")
     executed(notebook, checkout / "recipes")
     output = {each.id: each.outputs for each in notebook.cells if each.cell_type == "code"}
-    told = "".join(part["text"] for parts in output.values() for part in parts if part["output_type"] == "stream")
-    assert "synthesizing 316 Dutch sentences" in told and "\x1b" not in told  # no bars that move: a line now and then
+    log = "".join(part["text"] for parts in output.values() for part in parts if part["output_type"] == "stream")
+    assert "synthesizing 316 Dutch sentences" in log and "\x1b" not in log  # no moving bars, only lines
     assert "0 failed" in "".join(part["text"] for part in output["look"])
     (folder,) = (path.parent.parent for path in (checkout / "my runs").glob("*/train/adapter"))
     scored = read_json(folder / "eval" / "test" / "metrics.json")
     table, page = [part["data"] for part in output["results"] if part["output_type"] == "display_data"]
-    for name, facts in (("untouched", scored["baseline"]), ("tuned", scored)):
+    for name, facts in (("base", scored["baseline"]), ("fine-tuned", scored)):
         assert f"| {name} | {100 * facts['wer']:.1f} | " in table["text/markdown"]
     clips = list((folder / "report" / "clips").iterdir())
     assert page["text/html"].count("src=&quot;data:audio/mpeg;base64,") == len(clips) > 0

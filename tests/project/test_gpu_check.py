@@ -1,4 +1,4 @@
-"""Tests of `make gpu-check`: its parts on the CPU with tiny weights, its time limit, failures and Ctrl-C."""
+"""Tests of `make gpu-check`: its parts with tiny weights, its time limit, failures and Ctrl-C."""
 
 import json
 import shlex
@@ -31,7 +31,7 @@ def recipe() -> Any:
 
 @pytest.fixture
 def measured(recipe: ModuleType, tmp_path: Path) -> Callable[..., Any]:
-    """Returns a function that measures parts (name, estimate, function) within a time limit, and checks the file."""
+    """Returns a function that measures parts (name, estimate, function) within a time limit."""
 
     def measure(seconds: float, *parts: tuple[str, float, Callable[[], Any]]) -> Any:
         out = tmp_path / "found.json"

@@ -1,4 +1,4 @@
-"""Every command runs for a user id that has no passwd entry and no home, as containers start them."""
+"""Tests that every command runs for a user id without passwd entry and home, as in containers."""
 
 import os
 import shutil
@@ -20,9 +20,9 @@ def getpwuid(uid):
     raise KeyError(f"getpwuid(): uid not found: {uid}")
 pwd.getpwuid = getpwuid
 """
-UID = 54321  # which no machine has an entry for
+UID = 54321  # without an entry on any machine
 LINE = "HOME: not set, and the user id has no passwd entry; caches are kept in "
-TOLD = """
+PRINT_HOME = """
 import getpass, os, asr_lora
 from pathlib import Path
 print(asr_lora.NO_HOME, getpass.getuser(), Path.home(), os.environ.get("XDG_CACHE_HOME"), sep="\\n")
@@ -30,7 +30,7 @@ print(asr_lora.NO_HOME, getpass.getuser(), Path.home(), os.environ.get("XDG_CACH
 
 
 class User:
-    """Somebody without a passwd entry: what commands are started with, and a folder that is theirs."""
+    """A user without a passwd entry: prefix and environment of its commands, and its folder."""
 
     def __init__(self, folder: Path, prefix: tuple[str, ...], uid: int) -> None:
         self.folder, self.prefix, self.uid = folder, prefix, uid
@@ -60,7 +60,7 @@ def pretended(tmp_path: Path) -> User:
 
 @pytest.fixture
 def another() -> Iterator[User]:
-    """A real one, which needs root to become, and a Python that others may run."""
+    """Yields a real user id, which needs root and a Python that others may run."""
     if os.getuid() != 0 or not shutil.which("setpriv"):
         pytest.skip("not root, or no setpriv: becoming a user id without a passwd entry is not tested")
     prefix = ("setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups")
@@ -75,28 +75,30 @@ def another() -> Iterator[User]:
 
 def test_without_a_home_caches_are_in_a_temporary_folder_of_the_users_own(pretended: User) -> None:
     for _ in range(2):
-        said, name, home, _ = pretended.runs("-c", TOLD).stdout.splitlines()
-        assert said == f"{LINE}{pretended.cache} (ASR_LORA_CACHE names another folder)"
+        line, name, home, _ = pretended.runs("-c", PRINT_HOME).stdout.splitlines()
+        assert line == f"{LINE}{pretended.cache} (ASR_LORA_CACHE names another folder)"
         assert (name, home) == (str(pretended.uid), str(pretended.cache))
         assert pretended.cache.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("named", ["ASR_LORA_CACHE", "XDG_CACHE_HOME"])
 def test_without_a_home_a_named_cache_is_taken(pretended: User, named: str) -> None:
-    said, _, home, _ = pretended.runs("-c", TOLD, **{named: "mine"}).stdout.splitlines()
-    assert said.startswith(f"{LINE}mine") and home == str(pretended.folder / "mine")
+    line, _, home, _ = pretended.runs("-c", PRINT_HOME, **{named: "mine"}).stdout.splitlines()
+    assert line.startswith(f"{LINE}mine") and home == str(pretended.folder / "mine")
     assert not pretended.cache.exists()
 
 
 def test_a_home_that_cannot_be_written_stays_and_caches_go_elsewhere(pretended: User) -> None:
-    said, _, home, cache = pretended.runs("-c", TOLD, HOME="/nonexistent").stdout.splitlines()
-    assert said.startswith(f"HOME: /nonexistent cannot be written; caches are kept in {pretended.cache}")
+    line, _, home, cache = pretended.runs("-c", PRINT_HOME, HOME="/nonexistent").stdout.splitlines()
+    assert line.startswith(f"HOME: /nonexistent cannot be written; caches are kept in {pretended.cache}")
     assert (home, cache) == ("/nonexistent", str(pretended.cache))
 
 
-def test_with_a_home_nothing_is_said_and_nothing_changes(pretended: User) -> None:
-    said, name, home, cache = pretended.runs("-c", TOLD, HOME=str(pretended.folder), USER="an").stdout.splitlines()
-    assert (said, name, home, cache) == ("None", "an", str(pretended.folder), "None")
+def test_with_a_home_nothing_is_logged_and_nothing_changes(pretended: User) -> None:
+    line, name, home, cache = pretended.runs(
+        "-c", PRINT_HOME, HOME=str(pretended.folder), USER="an"
+    ).stdout.splitlines()
+    assert (line, name, home, cache) == ("None", "an", str(pretended.folder), "None")
 
 
 def spoil(kind: str, cache: Path) -> None:

@@ -1,4 +1,4 @@
-"""What each target of the Makefile installs: by uv itself, in a project of the same extras whose packages are empty."""
+"""Tests of what the Makefile's targets install, in a project of the same extras with empty packages."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ TESTED = {"demo", "search", "app", "faster-whisper", "whispercpp"}
 
 
 def write_wheel(folder: Path, name: str) -> None:
-    """An empty package, version 1."""
+    """Writes an empty package, version 1."""
     module, info = name.replace("-", "_"), f"{name.replace('-', '_')}-1.dist-info"
     files = {
         f"{module}.py": "", f"{info}/RECORD": "",
@@ -28,7 +28,7 @@ def write_wheel(folder: Path, name: str) -> None:
 
 
 def write_project(folder: Path, *more: str) -> None:
-    """The Makefile, and a pyproject.toml of our extras and groups, each of one package that bears its name."""
+    """Writes a pyproject.toml of our extras and groups, each of one package with its name, and locks it."""
     ours = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     extras, groups = ours["project"]["optional-dependencies"], ours["dependency-groups"]
     lines = ["[project]", 'name = "asr_lora"', 'version = "1"', 'requires-python = ">=3.11"']
@@ -63,7 +63,7 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def make(folder: Path, target: str) -> str:
-    """What it prints, the command of the target left out and not run."""
+    """Runs make without the command of the target; returns what it prints."""
     done = run(folder, "make", "--silent", "--no-print-directory", f"UV={uv()}", "PYTHON=:", target)
     assert done.stderr == ""
     return done.stdout
@@ -101,7 +101,7 @@ def test_a_target_adds_to_what_others_and_the_user_have_installed(project: Path)
     assert installed(project) == {"core", "search", "ray", "demo"}
 
 
-def test_an_install_says_what_how_large_and_where_in_a_line_and_is_not_repeated(
+def test_an_install_logs_what_how_large_and_where_in_a_line_and_is_not_repeated(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("VIRTUAL_ENV", "UV_PROJECT_ENVIRONMENT"):  # a shell in which another project is active

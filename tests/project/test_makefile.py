@@ -1,4 +1,4 @@
-"""The Makefile: what it turns people's words into, seen by `make -n` and once for real."""
+"""Tests of the Makefile: the overrides that it passes to the stages, by `make -n` and once for real."""
 
 import shlex
 from pathlib import Path
@@ -15,7 +15,7 @@ AWKWARD = [
 ]  # fmt: skip
 
 
-def test_make_alone_prints_what_there_is_to_make() -> None:
+def test_make_alone_lists_the_targets() -> None:
     printed = make()
     targets = "demo doctor prepare train eval sweep search transcribe app check test test-all"
     for target in targets.split():
@@ -42,7 +42,7 @@ def test_hours_are_a_number_or_all() -> None:
     assert composed("train", "HOURS=all").data.hours is None
 
 
-def test_args_reach_the_stage_as_they_are() -> None:
+def test_args_reach_the_stage_unchanged() -> None:
     config = composed("train", "HOURS=1", "ARGS=lora.r=4 'data.source=\"/a, b\"' experiment=low_data")
     assert (config.lora.r, config.data.source, config.experiment_name) == (4, "/a, b", "low_data")
 

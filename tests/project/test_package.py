@@ -1,4 +1,4 @@
-"""The package: settings travel in the wheel, and a checkout uses its own."""
+"""Tests of the package: the wheel has the settings, and a checkout uses its own."""
 
 import os
 import shutil
@@ -43,7 +43,7 @@ def test_an_installed_wheel_brings_its_settings_along(wheel: Path, tmp_path: Pat
     elsewhere.mkdir()
     run(uv(), "pip", "install", "--no-deps", "--python", sys.executable, "--target", site, wheel, cwd=tmp_path)
     settings = site / "asr_lora" / "conf" / "config.yaml"
-    settings.write_text(settings.read_text().replace("\nseed: 0 ", "\nseed: 77 "))  # told apart from the checkout's
+    settings.write_text(settings.read_text().replace("\nseed: 0 ", "\nseed: 77 "))  # distinct from the checkout's
     printed = run(sys.executable, "-m", "asr_lora.prepare", "--cfg", "job", cwd=elsewhere, PYTHONPATH=str(site))
     assert "\nseed: 77\n" in printed
     assert list(elsewhere.iterdir()) == []

@@ -1,4 +1,4 @@
-"""What users and their scripts build on, as committed text: default settings, a run's files, the keys of its JSON."""
+"""Snapshots of what users' scripts depend on: default settings, a run's files, keys of its JSON."""
 
 import os
 from collections.abc import Iterator

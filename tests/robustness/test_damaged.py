@@ -1,4 +1,4 @@
-"""Files of a run that something has spoilt since: one line says which file, which line, and the way out."""
+"""Tests of damaged files of a run: the error is one line with file, line number and way out."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ LINE = {"id": "a", "path": "/a.mp3", "text": "De kat.", "duration": 0.4, "speake
 
 
 @pytest.mark.parametrize(
-    ("torn", "told"),
+    ("torn", "message"),
     [
         (json.dumps(LINE)[:40], "line 2 is no JSON"),
         ("[" * 100_000, "line 2 is no JSON"),
@@ -40,17 +40,17 @@ LINE = {"id": "a", "path": "/a.mp3", "text": "De kat.", "duration": 0.4, "speake
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else None,
 )
-def test_a_torn_line_of_a_manifest_is_told_with_file_line_and_way_out(tmp_path: Path, torn: str, told: str) -> None:
+def test_the_error_for_a_torn_manifest_has_file_line_and_way_out(tmp_path: Path, torn: str, message: str) -> None:
     file = tmp_path / "data" / "train.jsonl"
     file.parent.mkdir()
     file.write_text(f"{json.dumps(LINE)}\n{torn}\n")
     with pytest.raises(ExternalError) as error:
         manifest.read_manifest(file)
-    assert str(error.value).startswith(f"{file}: {told}")
+    assert str(error.value).startswith(f"{file}: {message}")
     assert f"remove {file.parent}, which the same command makes anew" in str(error.value)
 
 
-def test_a_run_whose_manifest_was_spoilt_says_so_and_is_whole_again_without_it(words: list[str]) -> None:
+def test_a_damaged_manifest_is_an_error_and_is_made_again_once_removed(words: list[str]) -> None:
     config = load(words)
     prepare(config)
     file = run.manifest(config.run, "dev")
@@ -63,7 +63,7 @@ def test_a_run_whose_manifest_was_spoilt_says_so_and_is_whole_again_without_it(w
     assert file.read_bytes() == before
 
 
-def test_a_line_of_hypotheses_has_to_be_whole(tmp_path: Path) -> None:
+def test_a_line_of_hypotheses_must_be_complete(tmp_path: Path) -> None:
     file = tmp_path / "eval" / "test" / "hypotheses.jsonl"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps({**LINE, "reference": "x"}) + "\n")
@@ -110,7 +110,10 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a bias that is none": (settings({"bias": "random"}), "does not load as an adapter"),
     "code of another package": (settings({"megatron_config": {}, "megatron_core": "this"}), "run other code"),
     "no weights": (lambda folder: (folder / adapter_folder.WEIGHTS[0]).unlink(), "does not load as an adapter"),
-    "weights cut short": (lambda folder: (folder / adapter_folder.WEIGHTS[0]).write_bytes(b"x"), "not load as an adapter"),
+    "weights cut short": (
+        lambda folder: (folder / adapter_folder.WEIGHTS[0]).write_bytes(b"x"),
+        "not load as an adapter",
+    ),
     "half of the weights": (tensors(lambda weights: weights.popitem()), "Found missing adapter keys"),
     "another shape": (
         tensors(lambda weights: weights.update({name: weights[name][:1].clone() for name in list(weights)[:1]})),
@@ -121,22 +124,22 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.fixture
 def saved(tmp_path: Path, processor: Any) -> Path:
-    """An adapter as training leaves it."""
+    """Returns an adapter as training writes it."""
     tuned = adapter.attach(tiny_whisper(processor.tokenizer), load(["lora.r=4"]).lora, seed=0)
     adapter.save(tuned, tmp_path / "adapter", "openai/whisper-tiny", "dynamic")
     return tmp_path / "adapter"
 
 
 @pytest.mark.parametrize("kind", SPOILT)
-def test_a_spoilt_adapter_is_told_and_never_half_used(saved: Path, processor: Any, kind: str) -> None:
-    spoil, told = SPOILT[kind]
+def test_a_damaged_adapter_is_an_error_and_never_partly_used(saved: Path, processor: Any, kind: str) -> None:
+    spoil, message = SPOILT[kind]
     spoil(saved)
     with pytest.raises(ExternalError) as error:
         adapter.merge(tiny_whisper(processor.tokenizer), saved)
-    assert told in str(error.value) and str(saved) in str(error.value) and "train again" in str(error.value)
+    assert message in str(error.value) and str(saved) in str(error.value) and "train again" in str(error.value)
 
 
-def test_a_spoilt_note_beside_an_adapter_is_told_and_an_absent_one_means_an_ordinary_adapter(tmp_path: Path) -> None:
+def test_damaged_metadata_of_an_adapter_is_an_error_and_absent_metadata_means_an_ordinary_one(tmp_path: Path) -> None:
     assert not adapter_folder.knows_short_context(tmp_path)
     write_json(tmp_path / "asr_lora.json", {"context": 3})
     with pytest.raises(ExternalError, match=r"asr_lora\.json: context is none of dynamic, full, packed"):

@@ -1,4 +1,4 @@
-"""Broken words, tables, archives and clips (see support/fuzzing.py): what a person or a download may hand to us."""
+"""Fuzzing of overrides, tables, archives and clips (see support/fuzzing.py)."""
 
 import gzip
 import io
@@ -44,13 +44,13 @@ MEANT = [
 
 def overrides(known: list[str]) -> st.SearchStrategy[list[str]]:
     value = st.one_of(st.sampled_from(MEANT), WORDS, WORDS.map(quote_override))
-    word = st.one_of(
+    override = st.one_of(
         st.tuples(st.sampled_from(known), st.just("="), value).map("".join),
         st.tuples(st.sampled_from(GROUPS), st.just("="), value).map("".join),
         st.tuples(st.sampled_from(["+", "++", "~"]), st.sampled_from(known), st.just("="), value).map("".join),
         st.text(max_size=20),
     )
-    return st.lists(word, min_size=1, max_size=3)
+    return st.lists(override, min_size=1, max_size=3)
 
 
 def test_fuzz_overrides(elsewhere: Path) -> None:
@@ -108,7 +108,7 @@ CELLS = st.one_of(
 
 @st.composite
 def tables(draw: st.DrawFn) -> tuple[dict[str, bytes], bool]:
-    """The four tables with cells, or bytes, of one or two of them changed; and whether all is to be prepared."""
+    """Draws the four tables with changed cells or bytes in one or two; and whether to prepare all."""
     made = {name: "\n".join(LINES).encode() for name in ("train", "dev", "test")} | {"clip_durations": TIMED}
     for name in draw(st.lists(st.sampled_from(sorted(made)), min_size=1, max_size=2)):
         lines = [line.split("\t") for line in made[name].decode(errors="replace").split("\n")]
@@ -122,7 +122,7 @@ def tables(draw: st.DrawFn) -> tuple[dict[str, bytes], bool]:
 
 
 def drawn(corpus: Corpus, home: Path) -> None:
-    """As prepare does it, without a checkpoint."""
+    """Draws clips as prepare does, without a checkpoint."""
     rows = {split: corpus.tables.get(split, []) for split in ("train", "dev", "test")}
     train, _ = drop_leaks(rows["train"], [*rows["dev"], *rows["test"]])
     for name, some in {"train": train, "all": rows["train"], "test": rows["test"]}.items():
@@ -176,7 +176,7 @@ EXTENDED = st.dictionaries(
 
 @st.composite
 def archives(draw: st.DrawFn) -> tuple[bytes, str]:
-    """A small release as a tar, with a few odd members, and bytes changed in it before or after it is packed."""
+    """Draws a small release as a tar, with a few odd members and changed bytes, packed or not."""
     packed = io.BytesIO()
     table = "\n".join(LINES).encode()
     members = [(f"cv/nl/{name}.tsv", table) for name in ("train", "dev", "test")]
@@ -194,7 +194,7 @@ def archives(draw: st.DrawFn) -> tuple[bytes, str]:
             try:
                 header = member.tobuf(style, "utf-8", "surrogateescape")
             except (ValueError, UnicodeError):
-                continue  # which no tar could say
+                continue  # no tar can hold it
             tar.fileobj.write(header)  # type: ignore[union-attr]
             body = b"../../x\n27 path=../../../../x\n" * (size > 0) if size < 2**30 else b""
             tar.fileobj.write(body[:size].ljust(-(-size // 512) * 512 if size < 2**30 else 0, b"\0"))  # type: ignore[union-attr]
@@ -259,10 +259,10 @@ def test_fuzz_audio(elsewhere: Path) -> None:
         content = edited(content, edits)
         file = home / "clip.mp3"
         file.write_bytes(content)
-        heard = scan_clip(AudioSegment(file, start, end))
-        problem = heard.problem or ""
-        assert len(problem.splitlines()) <= 1 and (problem or heard.seconds > 0)
-        if not problem:  # what is not left out has to be of use, whole or not, from the file and from its bytes
+        info = scan_clip(AudioSegment(file, start, end))
+        problem = info.problem or ""
+        assert len(problem.splitlines()) <= 1 and (problem or info.seconds > 0)
+        if not problem:  # a clip that is kept must be usable, whole or in part, from the file and from its bytes
             one = audio.load(file, start, end)
             assert one.dtype == np.float32 and np.isfinite(one).all()
             np.testing.assert_array_equal(one, audio.load(content, start, end))

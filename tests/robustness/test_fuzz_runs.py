@@ -1,6 +1,4 @@
-"""Broken files of a run (see support/fuzzing.py): what a full disk, an editor or another program leaves in its
-folder.
-"""
+"""Fuzzing of a run's files (see support/fuzzing.py), as a full disk or an editor may leave them."""
 
 import copy
 import json
@@ -31,7 +29,7 @@ from asr_lora.train import train
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Iterator[Config]:
-    """A tiny run, trained and scored."""
+    """Yields the settings of a tiny run, trained and scored."""
     folder = tmp_path_factory.mktemp("trained")
     write_release(folder / "release")
     words = [*tiny_run(folder / "release", tiny_checkpoint, folder / "runs"), "eval.limit=4"]
@@ -49,7 +47,7 @@ LINES = st.one_of(
 
 
 def spoilt(lines: bytes, how: tuple[str, int, Any]) -> bytes:
-    """A file of JSON lines with the fields of a line, its bytes, or those of the whole file changed."""
+    """Returns a JSONL file with changed fields of a line, bytes of a line, or bytes of the whole file."""
     kind, at, changes = how
     if kind == "bytes":
         return edited(lines, changes)

@@ -1,4 +1,4 @@
-"""What others hand over (indexes, tables, manifests, run folders, checkpoints) writes nothing outside of its place."""
+"""Tests that hostile shards, tables, run folders and checkpoints cause no write outside their folder."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ SECRET = "the key of the house"
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Iterator[Path]:
-    """A folder of the user's that nothing may touch."""
+    """Yields a folder of the user; fails if anything in it has changed."""
     home = tmp_path / "home"
     (home / "deep").mkdir(parents=True)
     (home / "secret.txt").write_text(SECRET)
@@ -100,7 +100,7 @@ def test_an_odd_suffix_becomes_none(end: str) -> None:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """A folder of one shard, of two clips."""
+    """Returns a folder of one shard with two clips."""
     clips = []
     for name in ("a.mp3", "b.mp3"):
         (tmp_path / name).write_bytes(tone(name, 0.2))
@@ -112,7 +112,7 @@ def shards(tmp_path: Path) -> Path:
 
 
 def edited(folder: Path, **changed: Any) -> Path:
-    """The shards with fields of their first clip changed, and index.json made to fit."""
+    """Changes fields of the shards' first clip, and index.json to match; returns the folder."""
     file = folder / "train-00000.jsonl"
     lines = read_jsonl(file)
     lines[0] = {name: value for name, value in {**lines[0], **changed}.items() if value is not ...}
@@ -134,8 +134,8 @@ def fetched(folder: object, name: str = "a.mp3") -> Path:
 @pytest.mark.parametrize("digest", NO_DIGESTS)
 def test_a_clips_hash_in_an_index_leads_nowhere(shards: Path, outside: Path, digest: Any, private_cache: Path) -> None:
     member = "" if digest and "x" in str(digest) else "a.mp3"
-    told = refusal(lambda: fetched(edited(shards, sha256=digest, member=member)))
-    assert told.startswith("data.source: ") and "line 1 is damaged" in told
+    error = refusal(lambda: fetched(edited(shards, sha256=digest, member=member)))
+    assert error.startswith("data.source: ") and "line 1 is damaged" in error
     assert not private_cache.exists()
 
 
@@ -175,8 +175,8 @@ def test_a_line_of_an_index_that_cannot_be_is_one_line(shards: Path, changed: di
 @pytest.mark.parametrize("content", [b"[1]\n", b"{\n", b"\xff\n", b"[" * 100_000 + b"\n", b"null\n"])
 def test_an_index_that_holds_something_else_is_one_line(shards: Path, content: bytes) -> None:
     (shards / "train-00000.jsonl").write_bytes(content)
-    told = refusal(lambda: fetched(described(shards, index_sha256=hashlib.sha256(content).hexdigest())))
-    assert "line 1 is no JSON" in told
+    error = refusal(lambda: fetched(described(shards, index_sha256=hashlib.sha256(content).hexdigest())))
+    assert "line 1 is no JSON" in error
 
 
 @pytest.mark.parametrize("changed", [{"bytes": "x"}, {"split": 3}, {"split": ["x"]}], ids=repr)
@@ -285,8 +285,8 @@ def test_a_manifest_puts_clips_back_into_the_cache_for_clips_alone(
 def test_a_folder_called_data_that_is_not_a_runs_is_not_replaced(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "work" / "data").mkdir(parents=True)
     (tmp_path / "work" / "data" / "mine.txt").write_text(SECRET)
-    told = refusal(lambda: prepare(load([*words, f"run_dir={tmp_path / 'work'}"])))
-    assert told.startswith("run_dir: ") and "data holds no manifest" in told
+    error = refusal(lambda: prepare(load([*words, f"run_dir={tmp_path / 'work'}"])))
+    assert error.startswith("run_dir: ") and "data holds no manifest" in error
     assert (tmp_path / "work" / "data" / "mine.txt").read_text() == SECRET
 
 
@@ -303,13 +303,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> 
 
 @pytest.fixture
 def given(trained: list[str], tmp_path: Path) -> list[str]:
-    """A copy of the run, to be spoilt."""
+    """Returns overrides of a copy of the run, to be damaged."""
     copy = shutil.copytree(load(trained).run, tmp_path / "given")
     return [*trained, f"run_dir={copy}"]
 
 
 def linked(folder: Path, place: str, target: Path) -> None:
-    """A link at `place` of a run folder, in place of what is there."""
+    """Replaces `place` of a run folder by a link to `target`."""
     link = folder / place
     if link.is_dir():
         shutil.rmtree(link)
@@ -329,11 +329,11 @@ def test_a_link_that_leads_out_of_a_run_folder_is_refused_by_all_that_writes_the
     config = load([*given, "training.max_steps=2"])
     linked(config.run, place, outside / "secret.txt" if "." in place else outside / "deep")
     for command in (train, evaluate, prepare, lambda config: report(config.run)):
-        told = refusal(lambda command=command: command(config))  # type: ignore[misc]
-        assert told.startswith("run_dir: ") and place in told and "leads out of" in told
+        error = refusal(lambda command=command: command(config))  # type: ignore[misc]
+        assert error.startswith("run_dir: ") and place in error and "leads out of" in error
     (outside.parent / "last").write_text(str(config.run))
-    told = refusal(lambda: export(load([f"runs_dir={outside.parent}", "hardware=cpu", "export.formats=[hf]"])))
-    assert place in told and "leads out of" in told
+    error = refusal(lambda: export(load([f"runs_dir={outside.parent}", "hardware=cpu", "export.formats=[hf]"])))
+    assert place in error and "leads out of" in error
 
 
 def test_a_link_within_a_run_folder_and_one_to_a_run_folder_are_fine(given: list[str], tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_a_link_to_nowhere_or_to_itself_is_refused_too(given: list[str], tmp_pat
     assert "train/new.txt" in refusal(lambda: report(config.run))
 
 
-def test_a_page_holds_no_file_that_is_no_sound(given: list[str], outside: Path) -> None:
+def test_a_page_has_no_file_that_is_not_audio(given: list[str], outside: Path) -> None:
     config = load(given)
     file = config.run / "eval" / "test" / "hypotheses.jsonl"
     lines = read_jsonl(file)
@@ -383,7 +383,7 @@ def test_a_checkpoint_changes_nothing_of_the_log_but_its_figures(given: list[str
     config = load(given)
     log, settings = config.run / "train" / "log.jsonl", config.divergence
     spoilt = {"attributes": {"log": outside / "secret.txt", "settings": None, "step_seconds": [1.0], "losses": [2.0]}}
-    state = TrainerState(stateful_callbacks={"Journal": spoilt, "Guard": spoilt})
+    state = TrainerState(stateful_callbacks={"TrainingLog": spoilt, "DivergenceGuard": spoilt})
     with progress("training", total=1) as bar:
         training_log, guard = (
             TrainingLog(log, bar, eval_steps=1, dev_share=1.0, patience=None),

@@ -1,4 +1,4 @@
-"""A run that is killed, or whose disk fills up, anywhere and again and again ends as if nothing had been."""
+"""Tests of interrupted runs: repeated kills or full disks at any moment do not change the result."""
 
 import json
 import os
@@ -28,7 +28,7 @@ SCRIPT = Path(__file__).parents[1] / "support" / "interrupted.py"
 
 @pytest.fixture
 def busy(words: list[str]) -> list[str]:
-    """A run of 12 steps that saves, decodes dev and draws dropout, margins and SpecAugment all the time."""
+    """Returns overrides of 12 steps with checkpoints, dev decodings, dropout, margins and SpecAugment."""
     return [
         *words, "training.max_steps=12", "training.save_steps=2", "training.eval_steps=4", "training.dev_share=1",
         "training.spec_augment=true", "data.augment=noisy", "lora.dropout=0.1", "training.learning_rate=1e-2",
@@ -43,12 +43,12 @@ def interrupted(words: list[str], times: int, how: str = "kill", seed: int = 0, 
         check=False,
     )  # fmt: skip
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return told | {"stderr": done.stderr}
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result | {"stderr": done.stderr}
 
 
 def outcome(words: list[str]) -> dict[str, Any]:
-    """All of a finished run that a clock does not decide."""
+    """Returns all results of a finished run that do not depend on time."""
     folder = load(words).run
     facts = read_json(run.train_metrics(folder))
     scored = read_json(folder / "eval" / "test" / "metrics.json")
@@ -68,16 +68,16 @@ def steady(words: list[str]) -> dict[str, Any]:
 
 
 def test_three_kills_at_any_moment_change_nothing(busy: list[str]) -> None:
-    told = interrupted(busy, times=3)
-    assert told["ended"][-1] == 0 and -9 in told["ended"]
+    result = interrupted(busy, times=3)
+    assert result["ended"][-1] == 0 and -9 in result["ended"]
     assert outcome(busy) == steady(busy)
 
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_at_any_write_costs_nothing_that_was_there(busy: list[str]) -> None:
-    told = interrupted(busy, times=3, how="full", seed=1)
-    assert told["ended"][-1] == 0 and set(told["ended"][:-1]) == {1}
-    assert told["stderr"].count("No space left on device") == len(told["ended"]) - 1
+    result = interrupted(busy, times=3, how="full", seed=1)
+    assert result["ended"][-1] == 0 and set(result["ended"][:-1]) == {1}
+    assert result["stderr"].count("No space left on device") == len(result["ended"]) - 1
     assert outcome(busy) == steady(busy)
 
 
@@ -85,17 +85,17 @@ def test_a_disk_that_fills_up_at_any_write_costs_nothing_that_was_there(busy: li
 @pytest.mark.parametrize("seed", range(2))
 def test_twenty_kills_change_nothing(busy: list[str], seed: int) -> None:
     longer = [*busy, "training.max_steps=400", "training.eval_steps=100"]
-    told = interrupted(longer, times=20, seed=seed)
-    assert told["ended"] == [-9] * 20 + [0]
+    result = interrupted(longer, times=20, seed=seed)
+    assert result["ended"] == [-9] * 20 + [0]
     assert outcome(longer) == steady(longer)
 
 
 @pytest.mark.slow
 def test_kills_of_one_of_two_processes_change_nothing(busy: list[str]) -> None:
-    """Against two processes that nobody kills: sums of two round otherwise than those of one."""
+    """Compares with two processes that are not killed: sums of two round differently from those of one."""
     two = [*busy, "data.augment=null", "training.max_steps=60", "training.eval_steps=20"]
-    told = interrupted(two, times=6, processes=2)
-    assert told["ended"][-1] == 0 and -9 in told["ended"]
+    result = interrupted(two, times=6, processes=2)
+    assert result["ended"][-1] == 0 and -9 in result["ended"]
     again = [*two, "run_name=steady"]
     interrupted(again, times=0, processes=2)
     assert outcome(two) == outcome(again)
@@ -105,28 +105,28 @@ def test_kills_of_one_of_two_processes_change_nothing(busy: list[str]) -> None:
 def test_kills_change_nothing_where_clips_come_from_shards(busy: list[str], tmp_path: Path) -> None:
     prepare(load([*busy, "run_name=packed", "prepare.shards=true", f"prepare.shards_dir={tmp_path / 'shards'}"]))
     sharded = [*busy, f"data.source=shards:{tmp_path / 'shards'}"]
-    told = interrupted(sharded, times=6, seed=2)
-    assert told["ended"][-1] == 0 and -9 in told["ended"]
+    result = interrupted(sharded, times=6, seed=2)
+    assert result["ended"][-1] == 0 and -9 in result["ended"]
     assert outcome(sharded) == steady(sharded)
 
 
-# ---- SIGTERM, by which jobs and containers are told to end ----
+# ---- SIGTERM, by which jobs and containers are stopped ----
 
 
 def to_group(leader: int) -> None:
-    """As SLURM and `kill -TERM -- -pgid` do: every process of it, and so the loaders too."""
+    """Signals every process of the group, and so the loaders, as SLURM and `kill -TERM -- -pgid` do."""
     os.killpg(leader, signal.SIGTERM)
 
 
 def to_leader_and_group(leader: int) -> None:
-    """As `timeout` does, whose child hears of it twice."""
+    """Signals as `timeout` does, whose child gets the signal twice."""
     os.kill(leader, signal.SIGTERM)
     time.sleep(0.05)
     os.killpg(leader, signal.SIGTERM)
 
 
 def trained_for(words: list[str], steps: int) -> subprocess.Popen[str]:
-    """A training in a process group of its own, which has made so many steps."""
+    """Starts a training in a separate process group; returns it once it has made `steps` steps."""
     command = [sys.executable, "-m", "asr_lora.train", *words]
     log, until = load(words).run / "train" / "log.jsonl", time.monotonic() + 240
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -155,14 +155,14 @@ def test_sigterm_to_all_processes_of_a_run_stops_it_with_a_checkpoint(
     ]  # fmt: skip
     with trained_for([*longer, f"hardware.workers={workers}"], steps=3) as process:
         stop(process.pid)
-        _, told = process.communicate(timeout=120)
-    assert process.returncode == 130 and "Traceback" not in told, told
-    assert not is_there(process.pid)  # no loader is left behind
-    assert "stopping at the end of this step, with a checkpoint" in told
+        _, log = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in log, log
+    assert not is_there(process.pid)  # no loader is left running
+    assert "stopping at the end of this step, with a checkpoint" in log
     (checkpoint,) = run.checkpoints(load(longer).run).iterdir()
     step = int(checkpoint.name.rpartition("-")[2])
-    assert 3 <= step < 40 and f"stopped at step {step} of 40" in told
-    assert told.splitlines()[-1].endswith("the same command goes on from there")
+    assert 3 <= step < 40 and f"stopped at step {step} of 40" in log
+    assert log.splitlines()[-1].endswith("the same command goes on from there")
     train(load(longer))
     assert f"resuming from {checkpoint}" in capsys.readouterr().err
     assert outcome(longer) == steady(longer)
@@ -171,7 +171,7 @@ def test_sigterm_to_all_processes_of_a_run_stops_it_with_a_checkpoint(
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [None, 15.0])
 def test_loaders_end_after_a_trainer_that_was_killed(words: list[str], seconds: float | None) -> None:
-    """At a SIGTERM at once, and by themselves in a while."""
+    """They end at once at a SIGTERM, and by themselves after some seconds."""
     with trained_for([*words, "training.max_steps=2000", "hardware.workers=2"], steps=3) as process:
         process.kill()
         process.wait()
@@ -184,7 +184,7 @@ def test_loaders_end_after_a_trainer_that_was_killed(words: list[str], seconds: 
 
 
 class Stuck(torch.utils.data.Dataset[int]):
-    """Gives a first item, and no second one."""
+    """Returns a first item, and hangs at the second."""
 
     def __getitem__(self, index: int) -> int:
         time.sleep(60 * index)
@@ -194,14 +194,14 @@ class Stuck(torch.utils.data.Dataset[int]):
         return 2
 
 
-def test_a_loader_leaves_sigterm_to_its_trainer_and_ends_on_its_signal() -> None:
+def test_a_loader_ignores_sigterm_until_its_trainer_stops_it() -> None:
     items = iter(DataLoader(Stuck(), batch_size=None, num_workers=1, worker_init_fn=_ignore_interruptions))
     next(items)
     (loader,) = items._workers  # type: ignore[attr-defined]
     subprocess.run(["kill", "-TERM", str(loader.pid)], check=True)
     loader.join(1)
     assert loader.is_alive()
-    del items  # waits for five seconds, and then sends the same
+    del items  # waits for five seconds, then sends SIGTERM too
     loader.join(5)
     assert loader.exitcode == 0
 

@@ -1,4 +1,4 @@
-"""Rotten input: each kind is a counted skip or one clear line; never a hang, a traceback, a stray file."""
+"""Tests of unusable input: a counted skip or a one-line error, never a hang, traceback or stray file."""
 
 import gzip
 import io
@@ -36,7 +36,7 @@ def half_of(content: bytes) -> bytes:
 
 
 def prepared(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]], list[str]]:
-    """The ids of train, what was left out by reason, and the malformed rows."""
+    """Prepares a run; returns the ids of train, the left-out clips by reason, and the malformed rows."""
     config = load(words)
     prepare(config)
     facts = read_json(config.run / "data" / "summary.json")["splits"]["train"]
@@ -45,7 +45,7 @@ def prepared(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]], lis
 
 
 def release_with(folder: Path, name: str = "rotten.mp3", clip: bytes | None = b"", sentence: str = "Een zin.") -> Path:
-    """40 good clips of train and a last one of this name, content and sentence; None for no file."""
+    """Writes 40 good clips of train and a last one of this name, content (None: no file) and sentence."""
     last = {"client_id": "last", "path": name, "sentence": sentence, "clip": clip}
     splits = {
         "train": [*utterances("train", 40, 20), last],
@@ -71,9 +71,7 @@ SKIPPED: dict[str, tuple[bytes | None, str]] = {
 
 
 @pytest.mark.parametrize("kind", SKIPPED)
-def test_a_clip_that_nobody_could_use_is_left_out_counted_and_named(
-    words: list[str], tmp_path: Path, kind: str
-) -> None:
+def test_an_unusable_clip_is_left_out_counted_and_named(words: list[str], tmp_path: Path, kind: str) -> None:
     content, reason = SKIPPED[kind]
     home = release_with(tmp_path / "rotten", clip=content)
     ids, left_out, _ = prepared([*words, f"data.source={home}"])
@@ -140,7 +138,7 @@ def test_a_sentence_that_teaches_nothing_is_left_out_counted_and_named(
 
 
 ROWS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "too few columns": (lambda table: table + b"nobody\tx.mp3\n", "line 43: 2 columns, not 13"),
+    "too few columns": (lambda table: table + b"someone\tx.mp3\n", "line 43: 2 columns, not 13"),
     "too many columns": (lambda table: table + b"\t".join([b"x"] * 20) + b"\n", "line 43: 20 columns, not 13"),
     "NUL": (lambda table: table + b"\t".join([b"x\0y"] * 13) + b"\n", "line 43: holds a NUL character"),
 }
@@ -148,11 +146,11 @@ ROWS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 @pytest.mark.parametrize("kind", ROWS)
 def test_a_malformed_row_is_left_out_and_named(words: list[str], tmp_path: Path, kind: str) -> None:
-    spoil, told = ROWS[kind]
+    spoil, message = ROWS[kind]
     home = release_with(tmp_path / "rotten", clip=tone("rotten", 0.4))
     (home / "train.tsv").write_bytes(spoil((home / "train.tsv").read_bytes()))
     ids, _, malformed = prepared([*words, f"data.source={home}"])
-    assert len(ids) == 41 and malformed == [told]
+    assert len(ids) == 41 and malformed == [message]
 
 
 HARMLESS: dict[str, Callable[[bytes], bytes]] = {
@@ -179,7 +177,7 @@ def test_a_clip_listed_twice_is_used_once(words: list[str], tmp_path: Path) -> N
     assert ids.count("rotten") == 1 and left_out == {"listed twice": ["rotten.mp3"]}
 
 
-def test_a_table_that_is_no_text_is_one_clear_line(tmp_path: Path) -> None:
+def test_the_error_for_a_table_that_is_no_text_is_one_line(tmp_path: Path) -> None:
     home = write_release(tmp_path / "rotten")
     (home / "train.tsv").write_bytes(b"path\tsentence\n\xff\xfe\xff")
     assert "is not UTF-8 (at byte 14); save it as UTF-8" in refusal(home)
@@ -259,7 +257,7 @@ def test_a_corpus_of_nothing_but_rot_is_one_clear_line(words: list[str], tmp_pat
 
 
 def with_header(path: Path, extended: dict[str, str] | None = None, headers: int = 1, size: int | None = None) -> Path:
-    """A release as a tar that begins with a clip of so many extended headers, the last of which says `extended`."""
+    """Writes a release as a tar whose first clip has `headers` extended headers, the last with `extended`."""
     write_release(path.parent / "cv")
     member = tarfile.TarInfo("cv/nl/clips/x.mp3")
     member.pax_headers = extended or {"comment": "x"}
@@ -287,5 +285,5 @@ def with_header(path: Path, extended: dict[str, str] | None = None, headers: int
 def test_a_damaged_extended_header_is_one_clear_line(
     tmp_path: Path, extended: dict[str, str], headers: int, size: int | None
 ) -> None:
-    told = refusal(with_header(tmp_path / "odd.tar", extended, headers, size))
-    assert "cut short or damaged" in told or "is no .tar or .tar.gz archive" in told
+    error = refusal(with_header(tmp_path / "odd.tar", extended, headers, size))
+    assert "cut short or damaged" in error or "is no .tar or .tar.gz archive" in error

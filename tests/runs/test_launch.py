@@ -1,4 +1,4 @@
-"""Tests of the command line: a user's mistake is one line with the way out, and what was complete is kept."""
+"""Tests of the command line: a user's mistake is one line with the way out, and results are kept."""
 
 import os
 import shlex
@@ -259,7 +259,7 @@ def test_the_recorded_overrides_are_those_of_one_job(tmp_path: Path, words: list
 
 @pytest.mark.slow
 def test_the_main_command_logs_nothing_on_import() -> None:
-    """On CPUs with AVX512-BF16 bitsandbytes warns as it is imported, and transformers imports it before we do."""
+    """On CPUs with AVX512-BF16 bitsandbytes warns on import, and transformers imports it before we do."""
     loaded = subprocess.run([sys.executable, "-c", "import asr_lora.train"], capture_output=True, text=True, check=True)
     assert loaded.stderr == ""
 

@@ -1,4 +1,4 @@
-"""Tests of sweeps by Hydra's plugins on this machine: a Ray cluster, and submitit's local stand-in for SLURM."""
+"""Tests of sweeps by Hydra's plugins on this machine: a Ray cluster, and submitit's local executor."""
 
 import os
 import secrets

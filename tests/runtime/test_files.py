@@ -1,4 +1,4 @@
-"""Tests of runtime.files: a replaced folder is the old or the new one, whole, after a kill at any moment."""
+"""Tests of runtime.files: a replaced folder is the old or the new one after a kill at any moment."""
 
 import subprocess
 import sys
@@ -64,7 +64,10 @@ def contents(folder: Path) -> set[str]:
 
 
 def killed(folder: Path, after: int) -> bool:
-    """Replaces folder/page in a process that is killed before its n-th rename or removal; returns whether it was."""
+    """Replaces folder/page in a process that is killed before its n-th rename or removal.
+
+    Returns whether it was.
+    """
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(folder), str(after)], capture_output=True, text=True, check=False, timeout=60
     )
@@ -120,13 +123,13 @@ def test_a_file_whose_name_is_as_long_as_can_be_is_written(tmp_path: Path) -> No
 
 def test_writers_at_the_same_time_do_not_harm_one_another(tmp_path: Path) -> None:
     processes = [
-        subprocess.Popen([sys.executable, "-c", WRITING, str(tmp_path), said], stderr=subprocess.PIPE, text=True)
-        for said in ("one", "two", "three")
+        subprocess.Popen([sys.executable, "-c", WRITING, str(tmp_path), text], stderr=subprocess.PIPE, text=True)
+        for text in ("one", "two", "three")
     ]
-    told = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], told
-    said = {file.read_text() for file in (tmp_path / "page").iterdir()}
-    assert len(said) == 1 and [path.name for path in tmp_path.iterdir()] == ["page"]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], errors
+    texts = {file.read_text() for file in (tmp_path / "page").iterdir()}
+    assert len(texts) == 1 and [path.name for path in tmp_path.iterdir()] == ["page"]
 
 
 def test_a_run_whose_adapter_was_being_replaced_has_it_again(words: list[str]) -> None:

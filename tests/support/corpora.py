@@ -1,4 +1,4 @@
-"""The same 24 clips of 6 speakers as every kind of source that data.source may name, and the way to their manifest."""
+"""The same 24 clips of 6 speakers as every kind of data.source, and their manifest."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ def recordings(folder: Path, rows: Sequence[dict[str, Any]] = ROWS) -> None:
 
 
 def splits_of(rows: Sequence[Any] = ROWS) -> dict[str, list[Any]]:
-    """16 of train, 4 of dev, 4 of test, whole speakers each."""
+    """Splits rows into 16 of train, 4 of dev, 4 of test, by whole speakers."""
     return {"train": list(rows[:16]), "dev": list(rows[16:20]), "test": list(rows[20:])}
 
 
@@ -66,7 +66,7 @@ def nemo(home: Path) -> Path:
 
 
 def nemo_segments(home: Path) -> Path:
-    """Two recordings of 12 utterances each, half a second apart."""
+    """Writes two recordings of 12 utterances each, half a second apart."""
     home.mkdir()
     for name in ("one.wav", "two.flac"):
         soundfile.write(home / name, np.random.default_rng(0).uniform(-0.1, 0.1, 16_000 * 6), 16_000)
@@ -131,7 +131,7 @@ def spontaneous_archive(home: Path) -> Path:
 
 
 def as_table(rows: Sequence[dict[str, Any]], named: bool = True) -> pa.Table:
-    """As a data set of the Hub is stored: sound as bytes beside the name of its file."""
+    """Makes a table like a data set of the Hub: audio as bytes beside the name of its file."""
     sound = [{"bytes": tone(row["path"], row["seconds"]), "path": row["path"] if named else None} for row in rows]
     features = datasets.Features({
         "audio": datasets.Audio(16_000), "transcription": datasets.Value("string"),

@@ -1,7 +1,7 @@
-"""CUDA's autocast on a CPU, and what a forward pass keeps under it: for memory that only a GPU would show.
+"""CUDA's autocast emulated on a CPU, and the memory that a forward pass keeps under it.
 
-torch's autocast differs by device: CUDA's runs normalization and softmax in fp32, a CPU's in whatever comes. The lists
-are those of torch's documentation, "Autocast Op Reference", as far as Whisper's forward pass meets them.
+torch's autocast differs by device: CUDA's runs normalization and softmax in fp32, a CPU's in the input's dtype. The
+lists are those of torch's documentation, "Autocast Op Reference", for the operations of Whisper's forward pass.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -26,9 +26,9 @@ SINGLE = {
 
 
 class CudaPolicy(TorchFunctionMode):
-    """Within it a CPU casts as CUDA's autocast to `half` does, and draws dropout as CUDA does: a mask of a byte each.
+    """Casts on a CPU like CUDA's autocast to `half`, and draws dropout like CUDA: a mask of a byte each.
 
-    Frozen weights are cast at every use, as there: autocast caches only what trains.
+    Frozen weights are cast at every use, as there: autocast caches only trainable ones.
     """
 
     def __init__(self, half: torch.dtype | None) -> None:
@@ -56,7 +56,7 @@ def _dropout(values: Tensor, p: float = 0.5, training: bool = True, inplace: boo
 
 
 class Kept(TorchDispatchMode):
-    """Counts the bytes of the tensors made within it that are still there: of a forward pass, what backward needs."""
+    """Counts bytes of tensors made within it that are alive: after a forward pass, what backward needs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,12 +76,12 @@ class Kept(TorchDispatchMode):
             self.made[reference.cdata] = (reference, storage.nbytes())
 
     def bytes(self) -> int:
-        """Held now."""
+        """Returns the bytes that are alive now."""
         return sum(size for reference, size in self.made.values() if not reference.expired())
 
 
 class Products(TorchDispatchMode):
-    """The dtypes of the matrix products within it."""
+    """Records the dtypes of the matrix products within it."""
 
     def __init__(self) -> None:
         super().__init__()

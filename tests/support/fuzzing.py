@@ -1,7 +1,7 @@
-"""Broken input by the thousand: every case ends in a result or one clear error, soon, and writes nothing elsewhere.
+"""Fuzzing: every broken input ends in a result or one clear error, soon, and writes nothing elsewhere.
 
-`make test` runs CASES of them, always the same ones; `make fuzz` at least 20,000 others each time, and says by which
-seed (FUZZ_SEED=... brings them back). A test calls `campaign` with a strategy and what is to be done with a case.
+`make test` runs CASES of them, always the same ones; `make fuzz` at least 20,000 new ones each time, and prints their
+seed (FUZZ_SEED=... repeats them). A test calls `campaign` with a strategy and a function that handles a case.
 """
 
 import base64
@@ -29,11 +29,11 @@ FEW = 420  # cases of all targets together
 CASES = int(os.environ.get("FUZZ_CASES", FEW))
 MANY = CASES > FEW
 SEED = int(os.environ.get("FUZZ_SEED", random.SystemRandom().randrange(2**32) if MANY else 0))
-SHARES = {  # of all cases, by what a case costs and how many ways there are to break it
+SHARES = {  # of all cases, by the cost of a case and the number of ways to break it
     "overrides": 0.03, "tables": 0.22, "archives": 0.23, "audio": 0.30, "manifests": 0.13, "hypotheses": 0.02,
     "adapters": 0.07,
 }  # fmt: skip
-AT_ONCE = 250  # cases of a round: hypothesis remembers all of a round, which is no growth of ours
+AT_ONCE = 250  # cases of a round: hypothesis keeps all of a round in memory, which is no growth of ours
 MOST_SECONDS = 10.0  # of the processor, a case
 MOST_GROWTH = 64e6  # bytes resident, from the end of the first tenth of a campaign to its end
 LONGEST = 2_000  # characters of an error: a line, even where it quotes a value
@@ -41,20 +41,20 @@ LONGEST = 2_000  # characters of an error: a line, even where it quotes a value
 
 @dataclass(frozen=True)
 class Campaign:
-    """What became of a target."""
+    """The result of a target's cases."""
 
     target: str
     cases: int
-    refused: int  # of them those that ended in an error
+    refused: int  # cases that ended in an error
     seconds: float
     growth: float  # bytes resident
 
 
-DONE: list[Campaign] = []  # told at the end of the session, see conftest.py
+DONE: list[Campaign] = []  # printed at the end of the session, see conftest.py
 
 
 class TooLongError(BaseException):
-    """A case hangs. No Exception, so that nothing takes it for the case's own."""
+    """Raised when a case hangs. Not an Exception, so that no handler takes it for the case's own."""
 
 
 def share(target: str) -> int:
@@ -62,7 +62,7 @@ def share(target: str) -> int:
 
 
 def campaign(target: str, folder: Path, cases: st.SearchStrategy[Case], do: Callable[[Case, Path], object]) -> None:
-    """Does so many cases as are the target's share, each in a new folder below `folder`, under the invariant."""
+    """Runs the target's share of cases, each in a new folder below `folder`, and checks the invariant."""
     wanted, tally, began = share(target), {"cases": 0, "refused": 0}, time.perf_counter()
     warm: float | None = None
     for part in range(-(-wanted // AT_ONCE)):
@@ -91,8 +91,8 @@ def campaign(target: str, folder: Path, cases: st.SearchStrategy[Case], do: Call
         assert growth < MOST_GROWTH, f"{target}: {growth / 1e6:.0f} MB more in memory after {tally['cases']} cases"
 
 
-def told() -> list[str]:
-    """What the campaigns of the session came to, a line each."""
+def summary() -> list[str]:
+    """Returns the results of the session's campaigns, a line each."""
     lines = [
         f"{each.target:<12}{each.cases:>7,} cases, {each.refused:>6,} refused in one line, {each.seconds:6.1f} s, "
         f"{each.growth / 1e6:+.1f} MB"
@@ -102,7 +102,7 @@ def told() -> list[str]:
 
 
 def _holds(do: Callable[[Path], object], folder: Path, number: int) -> bool:
-    """Does one case in a folder of its own; whether it was refused."""
+    """Runs one case in a separate folder; returns whether it was refused."""
     home = folder / "cases" / str(number) / "deep" / "down"  # a case that climbs out lands beside them
     home.mkdir(parents=True)
     before = _listing(folder, home)
@@ -119,16 +119,16 @@ def _holds(do: Callable[[Path], object], folder: Path, number: int) -> bool:
 
 
 def _is_clear(message: str) -> None:
-    """One line that begins with the name of a setting or file."""
+    """Checks that the message is one line that begins with the name of a setting or file."""
     assert message.isprintable() or "\n" not in message, message
     assert len(message.splitlines()) == 1 and len(message) <= LONGEST, message[:LONGEST]
     name, colon, rule = message.partition(": ")
     assert colon and name.strip() and rule.strip(), message
-    message.encode()  # or the screen could not show it
+    message.encode()  # else it could not be printed
 
 
 def _listing(folder: Path, home: Path) -> set[str]:
-    """All below `folder` but what is below `home`."""
+    """Lists all files and folders below `folder`, without those below `home`."""
     found = set()
     for parent, folders, files in os.walk(folder):
         if Path(parent) == home:
@@ -149,7 +149,10 @@ def _remove(folder: Path) -> None:
 
 @contextmanager
 def _in_time() -> Iterator[None]:
-    """In seconds of the processor, which a busy machine does not lengthen; what sleeps, pytest-timeout ends."""
+    """Limits a case in CPU seconds, which a busy machine does not lengthen.
+
+    One that sleeps is ended by pytest-timeout.
+    """
 
     def ring(*_: Any) -> None:
         raise TooLongError(f"more than {MOST_SECONDS:g} s")
@@ -166,16 +169,16 @@ def _in_time() -> Iterator[None]:
 
 
 def _resident() -> float:
-    """Bytes, once what is free has gone back to the system."""
+    """Returns resident bytes, after free memory was returned to the system."""
     ctypes.CDLL(None).malloc_trim(0)
     return float(psutil.Process().memory_info().rss)
 
 
-# ---- ways to break things ----
+# ---- mutations ----
 
 
 class Packed(bytes):
-    """Bytes that a failing case shows compressed: `unpacked` of what is printed is the file."""
+    """Bytes that a failing case prints compressed: `unpacked` of the printed text is the file."""
 
     def __repr__(self) -> str:
         return f"unpacked({base64.b85encode(zlib.compress(self)).decode()!r})"
@@ -205,7 +208,7 @@ EDITS = st.lists(
 
 
 def edited(content: bytes, edits: list[tuple[str, int, Any]]) -> bytes:
-    """The bytes with some flipped, cut out, repeated elsewhere, or put between."""
+    """Returns the bytes with some flipped, cut out, repeated elsewhere, or inserted."""
     made = bytearray(content)
     for kind, at, how in edits:
         spot = at % (len(made) + 1)
@@ -234,7 +237,7 @@ WORDS = st.one_of(
 NUMBERS = st.sampled_from(
     [0, -1, 1, 0.0, -0.0, 1e-320, 1e308, float("nan"), float("inf"), 2**31, 2**63, 2**64, 10**400, True, 30.1, 0.4]
 )  # fmt: skip
-VALUES = st.one_of(  # whatever JSON can say
+VALUES = st.one_of(  # all that JSON can hold
     st.none(), NUMBERS, WORDS, st.just("\ud800"), st.just([]), st.just({}), st.lists(NUMBERS, max_size=3),
     st.dictionaries(st.sampled_from(["id", "path", "x"]), NUMBERS, max_size=2),
 )  # fmt: skip
@@ -244,7 +247,7 @@ CHANGES = st.lists(
 
 
 def changed(value: dict[str, Any], changes: list[tuple[str, int, int, Any]]) -> Any:
-    """A JSON object with fields of other values, without some, or with two exchanged; rarely something else."""
+    """Returns a JSON object with changed, absent or exchanged fields; rarely another value."""
     made = dict(value)
     for kind, one, two, new in changes:
         names = list(made)

@@ -1,8 +1,7 @@
-"""Trains again and again, each time broken off somewhere else, to its end:  python tests/support/interrupted.py PLAN
-words...
+"""Trains repeatedly, each time interrupted elsewhere, to the end:  python tests/support/interrupted.py PLAN OVERRIDES
 
 PLAN is JSON: {"times": 3, "seed": 0, "how": "kill" or "full" (the disk), "processes": 1}. Libraries are loaded once and
-every attempt is a fork, so that one takes a second or two. Prints as JSON what became of every attempt.
+every attempt is a fork, so that one takes a second or two. Prints the status of every attempt as JSON.
 """
 
 import errno
@@ -23,12 +22,12 @@ from asr_lora.runs.launch import launch
 from asr_lora.train import train
 
 WRITES = {"open", "os.rename", "os.mkdir", "shutil.rmtree", "shutil.copytree"}
-OFTEN = 150  # writes to the run folder within which an attempt is broken off: what a short run makes about two of
-LATEST = 4.0  # seconds after which a kill comes that does not wait for a write
+OFTEN = 150  # writes to the run folder within which an attempt is interrupted: about half of a short run's
+LATEST = 4.0  # seconds, the latest moment of a kill that does not wait for a write
 
 
 def breaking_off(folder: str, after: int, how: str) -> None:
-    """In this process, from the write number `after` to the run folder on: a kill, or a disk that has become full."""
+    """Kills this process at its n-th write to the run folder, or fails that and later writes (full disk)."""
     seen = 0
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -47,7 +46,7 @@ def breaking_off(folder: str, after: int, how: str) -> None:
 
 
 def attempt(words: list[str], rank: int, processes: int, port: int, after: int | None, how: str) -> None:
-    """The whole command in this process, which ends with it."""
+    """Runs the whole command in this process, which ends with it."""
     os.setsid()
     if processes > 1:
         os.environ |= {
@@ -68,7 +67,7 @@ def attempt(words: list[str], rank: int, processes: int, port: int, after: int |
 
 
 def attempted(words: list[str], processes: int, after: int | None, seconds: float | None, how: str, whose: int) -> int:
-    """The worst status of an attempt, -9 where it was killed."""
+    """Runs an attempt in forks; returns its worst status, -9 where it was killed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -85,7 +84,7 @@ def attempted(words: list[str], processes: int, after: int | None, seconds: floa
     for _ in children:
         child, status = os.wait()
         statuses.append(os.waitstatus_to_exitcode(status))
-        if statuses[-1]:  # as torchrun does, once one has ended badly
+        if statuses[-1]:  # as torchrun does once one has failed
             for other in children:
                 if other != child:
                     with suppress(ProcessLookupError):
@@ -96,10 +95,10 @@ def attempted(words: list[str], processes: int, after: int | None, seconds: floa
 
 def main(plan: dict[str, Any], words: list[str]) -> None:
     draw, ended, folder = random.Random(plan["seed"]), [], load(words).run
-    gc.freeze()  # or every fork would walk, and so copy, what imports have made
+    gc.freeze()  # else every fork's collections would walk, and so copy, the objects of imports
     for time_of in range(plan["times"]):
         whose = draw.randrange(plan["processes"]) if plan["processes"] > 1 else 0
-        at_a_write = plan["how"] == "full" or (time_of % 2 == 0 and whose == 0)  # the first process alone writes
+        at_a_write = plan["how"] == "full" or (time_of % 2 == 0 and whose == 0)  # only rank 0 writes
         status = attempted(
             words, plan["processes"], draw.randint(1, OFTEN) if at_a_write else None,
             None if at_a_write else draw.uniform(0, LATEST), plan["how"], whose,

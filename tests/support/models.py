@@ -1,4 +1,4 @@
-"""Random tiny Whispers with a real tokenizer."""
+"""Tiny random Whisper models with a real tokenizer."""
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
@@ -9,7 +9,7 @@ from asr_lora.model import whisper
 
 
 def tiny_tokenizer() -> WhisperTokenizer:
-    """Whisper's token layout over single bytes: bytes, end, start, languages, tasks, no timestamps, timestamps."""
+    """Makes Whisper's tokens over bytes: end, start, languages, tasks, no timestamps, timestamps."""
     vocab = {byte: index for index, byte in enumerate(sorted(ByteLevel.alphabet()))}
     special = [
         "<|endoftext|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in LANGUAGES),
@@ -22,7 +22,7 @@ def tiny_tokenizer() -> WhisperTokenizer:
 
 
 def tiny_whisper(tokenizer: WhisperTokenizer, mels: int = 80, **settings: int) -> WhisperForConditionalGeneration:
-    """Random weights, two layers of 16 a side, the real 30 s window; about 0.2 M parameters."""
+    """Makes random weights, two layers of 16 a side, the real 30 s window; about 0.2 M parameters."""
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in tokenizer.get_vocab() if name.startswith("<|")}
     end, start = ids["<|endoftext|>"], ids["<|startoftranscript|>"]
     sizes = {

@@ -1,4 +1,4 @@
-"""What several tests need of test_package.py."""
+"""The root of the checkout, and the uv of its Makefile."""
 
 import shutil
 from pathlib import Path

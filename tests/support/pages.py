@@ -1,4 +1,4 @@
-"""Pages as a browser builds them, and as a real one shows them."""
+"""HTML pages, parsed and opened in a real browser."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 
 class Page(HTMLParser):
-    """What a browser would build: the tags in order, and the text outside scripts and styles."""
+    """A parsed page: the tags in order, and the text outside scripts and styles."""
 
     def __init__(self, page: Path) -> None:
         super().__init__()
@@ -34,22 +34,25 @@ class Page(HTMLParser):
 
 
 def opened(browser: Any, file: Path, scheme: str, width: int) -> tuple[Any, list[str]]:
-    """The page in a window of so many pixels, and what the browser complains of, now and later."""
+    """Opens the page in a window `width` pixels wide.
+
+    Returns it and a list that collects the browser's errors.
+    """
     page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 800})
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}"))
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("dialog", lambda dialog: errors.append(f"dialog: {dialog.message}"))
     page.on("request", lambda request: None if request.url.startswith(("file:", "data:"))
-            else complaints.append(request.url))  # fmt: skip
+            else errors.append(request.url))  # fmt: skip
     page.goto(file.as_uri())
-    if folder := os.environ.get("ASR_LORA_SCREENSHOTS"):  # to look at them oneself
+    if folder := os.environ.get("ASR_LORA_SCREENSHOTS"):  # to inspect them by eye
         page.screenshot(path=f"{folder}/{file.parent.name}-{scheme}-{width}.png", full_page=True)
-    return page, complaints
+    return page, errors
 
 
 def seconds_of_players(page: Any) -> list[float]:
-    """How long the sound of every player is, as the browser decodes it; 0 for what it cannot."""
+    """Returns the seconds of audio of every player, as decoded by the browser; 0 where it cannot decode."""
     seconds: list[float] = page.evaluate(
         """() => Promise.all([...document.querySelectorAll("audio")].map(player => new Promise(done => {
             player.addEventListener("loadedmetadata", () => done(player.duration));

@@ -19,13 +19,16 @@ RELEASE = "cv-corpus-25.0-2026-06-05"
 COLUMNS = (
     "client_id path sentence_id sentence sentence_domain up_votes down_votes age gender accents variant locale segment"
 ).split()
-SAMPLE_RATE = 32_000  # Hz, as Common Voice has it
+SAMPLE_RATE = 32_000  # Hz, as in Common Voice
 
 Row = Mapping[str, Any]  # any of COLUMNS, and `seconds` (0.4), or `clip` (bytes in place of a tone; None for no file)
 
 
 def utterances(split: str, count: int, speakers: int, seconds: float = 0.4) -> list[dict[str, Any]]:
-    """Rows grouped by speaker, as Common Voice's are; no two splits share a speaker, a clip or a sentence."""
+    """Returns rows grouped by speaker like Common Voice's.
+
+    No two splits share a speaker, a clip or a sentence.
+    """
     return [
         {
             "client_id": f"{split}-speaker-{index * speakers // count:03}",
@@ -74,7 +77,7 @@ def write_lines(path: Path, lines: Sequence[str]) -> None:
 
 @cache
 def tone(name: str, seconds: float) -> bytes:
-    """A quiet tone as MP3, of a pitch that follows from the name, so that no two clips are the same file."""
+    """Returns a quiet tone as MP3, whose pitch follows from the name: no two clips are the same file."""
     time = np.arange(round(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     encoded = io.BytesIO()
     pitch = 150 + zlib.crc32(name.encode()) % 2000  # Hz
@@ -83,7 +86,7 @@ def tone(name: str, seconds: float) -> bytes:
 
 
 def pack(folder: Path, archive: Path, order: Literal["first", "last", "between"] = "last") -> Path:
-    """The release `folder` as `archive`, gzipped unless called .tar, its tables before, behind or among the clips."""
+    """Packs a release, gzipped unless called .tar, with tables before, behind or among the clips."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     tables = [file for file in files if file.suffix == ".tsv"]
     clips = [file for file in files if file.suffix != ".tsv"]
@@ -99,7 +102,7 @@ def clip_names(corpus: Corpus, split: str) -> list[str]:
 
 
 def refusal(source: Path, language: str = "nl") -> str:
-    """What opening it says, which has to be a single line."""
+    """Opens a source; returns its error, which must be a single line."""
     with pytest.raises(UserError) as error:
         open_corpus(source, language)
     assert "\n" not in str(error.value)
@@ -107,7 +110,7 @@ def refusal(source: Path, language: str = "nl") -> str:
 
 
 def write_uneven(folder: Path, dev: int, test: int) -> Path:
-    """A release of 24 training clips whose labels differ much in length; returns its folder."""
+    """Writes a release of 24 training clips whose labels differ much in length; returns its folder."""
     rows = utterances("train", 24, 12)
     for index, row in enumerate(rows):
         row["sentence"] = f"zin {index} " + "ja " * (index % 7)

@@ -1,4 +1,4 @@
-"""Tiny runs: their overrides, runs that are killed, runs of several processes."""
+"""Tiny runs: their overrides, killed runs, runs of several processes."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ from asr_lora.training.builder import build_trainer
 
 
 class Fixed:
-    """An order of batches that is given."""
+    """A sampler that returns the same batches at every step."""
 
     def __init__(self, *batches: Batch) -> None:
         self.batches = list(batches)
@@ -33,7 +33,7 @@ class Fixed:
 
 
 def tiny_run(release: Path, checkpoint: Path, runs: Path) -> list[str]:
-    """Overrides of a run that takes seconds: tiny model, tiny release, two steps, fp32, in a scratch runs folder."""
+    """Returns overrides of a run of seconds: tiny model and release, two steps, fp32, in folder `runs`."""
     return [
         f"data.source={release}", "data.hours=null", "data.dev_clips=2", f"model.checkpoint={checkpoint}",
         "model.name=random", "model.precision=fp32", "lora.r=4", "training.max_steps=2", "training.batch_size=4",
@@ -42,22 +42,22 @@ def tiny_run(release: Path, checkpoint: Path, runs: Path) -> list[str]:
 
 
 def hardware_of(config: Config) -> Hardware:
-    """The device that a run's settings come to."""
+    """Resolves the device of a run's settings."""
     return resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size)
 
 
 def sets_of(config: Config) -> list[EvalSet]:
-    """What a run is scored on."""
+    """Returns the evaluation sets of a run."""
     return eval_sets(config.run, config.eval, config.data, config.model)
 
 
 def clips_of(config: Config, split: str, limit: int | None) -> list[Clip]:
-    """The first clips of a run's split; None: all of the corpus."""
+    """Returns the first `limit` clips of a run's split; None: all of the corpus."""
     return split_clips(config.run, config.data, config.model, split, limit)
 
 
 def killed(words: list[str], step: int) -> Config:
-    """A run, prepared and trained until it is killed after so many steps."""
+    """Prepares and trains a run until it is interrupted after `step` steps; returns its settings."""
     config = load(words)
     prepare(config)
     rows = read_jsonl(run.manifest(config.run, "train"))
@@ -77,6 +77,6 @@ def killed(words: list[str], step: int) -> Config:
 
 
 def torchrun(words: Sequence[str], module: str = "asr_lora.train") -> subprocess.CompletedProcess[str]:
-    """Two processes of a command that share its work, to their end."""
+    """Runs a command as two processes that share its work, to their end."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     return subprocess.run([*launcher, "-m", module, *words], check=False, capture_output=True, text=True, timeout=300)
