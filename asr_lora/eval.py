@@ -1,4 +1,4 @@
-"""Scores the base and the fine-tuned model of a run:  python -m asr_lora.eval [run_dir=runs/...] [eval.limit=null]
+"""Scores base and fine-tuned model:  python -m asr_lora.eval [run_dir=runs/...] [eval.limit=null]
 
 Without overrides it scores the run that runs/last names; the overrides of train name the same run here. Both models
 decode the same clips with the same settings, unquantized, on the run's own split and on all of eval.sets. Writes
@@ -89,7 +89,7 @@ def _score(
     config: Config, hardware: Hardware, sets: Sequence[EvalSet], tuned: Path, inputs: Mapping[str, Mapping[str, Any]],
     common: Mapping[str, Any],
 ) -> None:  # fmt: skip
-    """Decodes the sets with both models and writes their scores; `common` goes into the metrics of every set."""
+    """Decodes the sets with both models and writes their metrics, each with `common`."""
     names = ", ".join(f"{each.name} ({len(each.clips)} clips)" for each in sets)
     log(f"{config.run_name}: {names}, base and fine-tuned model, on {hardware.name}")
     before, after = (decode_sets(config.model, config.decoding, hardware, sets, each) for each in (None, tuned))
@@ -151,7 +151,7 @@ def _scored(
 def _score_model(
     config: Config, each: EvalSet, model: Mapping[str, Any], normal: Normalizer, clean: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Returns the metrics of a model, and its columns of hypotheses.jsonl; `clean` are normalized references."""
+    """Returns a model's metrics and its columns of hypotheses.jsonl; `clean`: normalized references."""
     hypotheses = [normal(text) for text in model["hypotheses"]]
     units = [scoring_units(reference, each.language) for reference in clean]
     aligned = error_analysis.alignments(units, [scoring_units(text, each.language) for text in hypotheses])
@@ -176,7 +176,7 @@ def _score_model(
 
 
 def _lines(each: EvalSet, clean: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Returns the lines of hypotheses.jsonl: each clip's location, its reference and its values of the columns."""
+    """Returns the lines of hypotheses.jsonl: location, reference and columns of each clip."""
     return [
         {
             **{name: clip[name] for name in ("id", "path", "duration", "speaker")},

@@ -36,7 +36,7 @@ from asr_lora.speech.audio import MAX_SECONDS
 
 
 def plan(config: Config, named: Mapping[str, Any]) -> None:
-    """Prints both tables. `named` are the hardware.* overrides of the command line, which apply to every GPU."""
+    """Prints both tables; `named` are overrides of hardware.*, which apply to every GPU."""
     seconds, origin = durations(config)
     work = workload(config, seconds)
     gpus = {gpu: replace(gpu_settings(gpu), **named) for gpu in GPUS}
@@ -59,7 +59,7 @@ def plan(config: Config, named: Mapping[str, Any]) -> None:
 def _cost_of_bits(
     config: Config, work: Workload, gpus: Mapping[str, HardwareConfig], estimates: Mapping[str, Estimate]
 ) -> str:
-    """Returns how much slower training on a quantized base is than on fp16, on every GPU; empty if not quantized."""
+    """Returns by GPU how much slower a quantized base trains than fp16; empty if not quantized."""
     precision = run.with_precision(config, "cuda")[0].model.precision
     if precision not in timing.SLOWER or config.lora.kind == "qlora":
         return ""
@@ -85,7 +85,7 @@ def _stages(
     config: Config, work: Workload, estimates: Mapping[str, Estimate], dollars: Mapping[str, float | None],
     bases: Mapping[str, str],
 ) -> Table:  # fmt: skip
-    """Makes a row for every device of `estimates`, `dollars` per hour and precisions of the base (`bases`)."""
+    """Makes a row for every device of `estimates`, `dollars` per hour and base precisions (`bases`)."""
     steps = f"{config.max_steps:,} steps of {config.training.batch_size} clips"
     title = f"{config.run_name}: {steps}, {work.trainable:,} trainable parameters"
     table = Table(title=title, show_lines=True, min_width=len(title))  # or the title would wrap

@@ -1,4 +1,4 @@
-"""Draws the clips of a run and writes its manifest:  python -m asr_lora.prepare data.language=nl data.hours=1
+"""Writes the manifest of a run:  python -m asr_lora.prepare data.language=nl data.hours=1
 
 Reads the corpus's tables, removes leaks, draws the requested hours by seed, scans every drawn clip, and writes
 data/{train,dev,test}.jsonl and data/summary.json into the run folder. An existing manifest is kept. With

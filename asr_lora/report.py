@@ -101,7 +101,7 @@ def compare(pattern: str, runs_dir: Path) -> Path:
 
 
 def _example(at: int, line: Mapping[str, Any], language: str, clips: Path) -> dict[str, Any]:
-    """Returns a clip with the alignments of both models, and its audio file beside the page (None: it is missing).
+    """Returns a clip with both alignments and its audio file beside the page (None: missing).
 
     The file is named after the clip's index `at`: an id can be longer than a file name, or be a path to elsewhere.
     """
@@ -129,7 +129,7 @@ def _durations(own: Mapping[str, Any]) -> Markup | None:
 
 
 def _strengths(folder: Path, own: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the curve of eval.strengths if it has the average, normalizer and version of the scores, else None."""
+    """Returns the curve of eval.strengths if its average, normalizer and version are the scores'."""
     path = folder / "eval" / "strengths.json"
     found: dict[str, Any] | None = read_json(path) if path.is_file() else None
     same = found and all(found.get(name) == value for name, value in (

@@ -1,4 +1,4 @@
-"""Prepares data, trains an adapter and evaluates it:  python -m asr_lora.train data.language=nl data.hours=1
+"""Prepares, trains and evaluates a run:  python -m asr_lora.train data.language=nl data.hours=1
 
 A sweep:  python -m asr_lora.train -m lora.r=4,8,16,32
 Several GPUs:  torchrun --nproc-per-node=4 -m asr_lora.train data.language=nl data.hours=1

@@ -1,9 +1,9 @@
-"""Transcribes recordings of any length:  python -m asr_lora.transcribe audio=talk.mp3 [run_dir=runs/...]
+"""Transcribes recordings:  python -m asr_lora.transcribe audio=talk.mp3 [run_dir=runs/...]
 
-audio= is a file, a folder, a pattern or - for standard input. Uses the last run, or the one that the overrides name;
-with transcribe.base_model=true the base model; with 'adapters={nl: runs/nl-..., es: runs/es-...}' one base and for each
-recording the adapter of its language, which is set (transcribe.language) or detected. Writes transcribe.formats into
-transcribe.out; text of standard input goes to standard output.
+audio= is a file of any length, a folder, a pattern or - for standard input. Uses the last run, or the one that the
+overrides name; with transcribe.base_model=true the base model; with 'adapters={nl: runs/nl-..., es: runs/es-...}' one
+base and for each recording the adapter of its language, which is set (transcribe.language) or detected. Writes
+transcribe.formats into transcribe.out; text of standard input goes to standard output.
 """
 
 import glob
@@ -84,7 +84,7 @@ def transcribe(config: Config) -> None:
 
 @dataclass(frozen=True)
 class ScannedRecording:
-    """A recording to transcribe: its length in seconds, Whisper's language, the adapter, the segments with speech."""
+    """A recording to transcribe: length in seconds, Whisper's language, adapter, speech segments."""
 
     recording: Recording
     seconds: float
@@ -174,7 +174,7 @@ def _write(config: Config, recording: Recording, segments: list[Segment], facts:
 
 @contextmanager
 def recordings(audio: str | None) -> Iterator[list[Recording]]:
-    """Yields the recordings that `audio` names, sorted; standard input (`-`) is a temporary file within the block.
+    """Yields the recordings of `audio`, sorted; standard input (`-`) is a temporary file.
 
     A folder gives all files with a suffix that libsndfile reads, a pattern (`*`, `?`, `**`) all files that it matches.
     Raises ConfigError if there are none.

@@ -1,8 +1,9 @@
-"""Serves a web page that compares two models:  python -m asr_lora.app [run_dir=runs/...]   then http://127.0.0.1:7860
+"""Serves a web page that compares two models:  python -m asr_lora.app [run_dir=runs/...]
 
-The base and the fine-tuned model transcribe the same recording, side by side. Uses the last run, or the one that the
-overrides name; 'adapters={nl: runs/nl-..., es: runs/es-...}' offers several adapters on one base. Recordings stay on
-this machine, in a temporary folder for app.keep_minutes or until the app ends. Ctrl-C ends it.
+Then open http://127.0.0.1:7860. The base and the fine-tuned model transcribe the same recording, side by side. Uses the
+last run, or the one that the overrides name; 'adapters={nl: runs/nl-..., es: runs/es-...}' offers several adapters on
+one base. Recordings stay on this machine, in a temporary folder for app.keep_minutes or until the app ends. Ctrl-C
+ends it.
 """
 
 import errno

@@ -28,7 +28,7 @@ Progress = Callable[[str, int, int], None]  # model, segments decoded, segments 
 
 @dataclass(frozen=True)
 class AdapterChoice:
-    """A fine-tuned model: the adapter `name` of its Transcriber (None: the whole model), and the run's test clips.
+    """A fine-tuned model: the adapter `name` of a Transcriber (None: a whole model), and test clips.
 
     It decodes in `language`; None: in the language that the base model detects.
     """
@@ -41,7 +41,7 @@ class AdapterChoice:
 
 @dataclass(frozen=True)
 class PairResult:
-    """The transcripts of both models; `adapter` is the name of the choice, `seconds` the recording's length."""
+    """The transcripts of both models; `adapter` is the choice's name, `seconds` the recording's length."""
 
     adapter: str
     language: str
@@ -69,7 +69,7 @@ class ModelPair:
     def transcribe(
         self, path: Path, choice: str, strength: float, most: float, whole: bool, advance: Progress
     ) -> PairResult:
-        """Transcribes a recording of at most `most` minutes with both models: `whole`, or its segments with speech.
+        """Transcribes at most `most` minutes with both models: the `whole`, or segments with speech.
 
         Raises ConfigError or ExternalError for a recording that cannot be transcribed.
         """

@@ -1,4 +1,4 @@
-"""The page in gradio: audio input, choice of the adapter, and both transcripts. It loads nothing from other hosts."""
+"""The page in gradio: audio input, adapter, both transcripts; loads nothing from other hosts."""
 
 import threading
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ class Handlers:
     def transcribe(
         self, path: str | None, choice: str, clip_id: str | None, strength: float, bar: Any
     ) -> tuple[str, list[str]]:
-        """Returns the HTML of both transcripts, and files to download; with error rates if it is that test clip."""
+        """Returns the HTML of both transcripts (with error rates for a test clip) and files to download."""
         try:
             file = self._usable(path)
             clip = None if clip_id is None else self._clip(choice, clip_id)
@@ -215,7 +215,7 @@ def joined(segments: Sequence[Segment]) -> str:
 
 
 def differences(base: str, tuned: str, normalizer: Normalizer) -> list[AlignmentChunk]:
-    """Aligns both texts word by word as written; words that are equal after normalization (case, commas) are equal."""
+    """Aligns both texts by words as written; words that are equal when normalized are equal."""
     words = [scoring_units(text, normalizer.language).split() for text in (base, tuned)]
     # One key for every word, so that indices of keys are indices of words; a lone dash is its own key.
     keys = [" ".join("".join(normalizer(word).split()) or word for word in side) for side in words]
@@ -228,7 +228,7 @@ def differences(base: str, tuned: str, normalizer: Normalizer) -> list[Alignment
 
 
 def scored(reference: str, texts: dict[str, str], normalizer: Normalizer) -> dict[str, Any]:
-    """Scores each model's text: aligned chunks, errors, units of the reference and the rate, by the model's name.
+    """Scores each model's text: chunks, errors, units of the reference and rate by model.
 
     `reference` of the result is normalized. Without a word in it `units` is 0 and the rate None.
     """

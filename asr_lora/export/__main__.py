@@ -1,8 +1,8 @@
-"""Exports a run to other runtimes:  python -m asr_lora.export [run_dir=runs/...] ['export.formats=[hf,ct2,ggml]']
+"""Exports a run to other runtimes:  python -m asr_lora.export 'export.formats=[hf,ct2,ggml]'
 
 Exports the last run, or the one that the overrides name: its adapter at eval.strength, merged into the base. Every
-export decodes test clips in its own runtime, and fails if its texts differ from ours: export/ in the run folder (or
-export.out) then has it as <format>.failed, and the texts are in export/proofs/. 'adapters=[runs/a,runs/b]'
+export decodes test clips in its own runtime, and fails if its error rate differs from ours: export/ in the run folder
+(or export.out) then has it as <format>.failed, and the texts are in export/proofs/. 'adapters=[runs/a,runs/b]'
 'weights=[0.5,0.5]' first combines several adapters. export.push=owner/name lists the files for the Hub;
 export.dry_run=false uploads them.
 """
@@ -108,7 +108,7 @@ def export(exported: Source, hardware: Hardware) -> None:
 
 
 def _export_formats(exported: Source, hardware: Hardware) -> list[dict[str, Any]]:
-    """Returns a row for every format, exported unless verified before; hf first, since others are converted from it."""
+    """Returns a row for every format, exported unless verified before; hf first, as others need it."""
     out, config = exported.out, exported.config
     formats = sorted(config.export.formats, key=lambda name: name != "hf")
     same = verify.digest(exported)
@@ -149,7 +149,7 @@ def _inputs(config: Config, name: str) -> dict[str, Any]:
 
 
 def _verified(out: Path, name: str, inputs: dict[str, Any]) -> dict[str, Any] | None:
-    """Returns the row of an export that was verified with the same inputs and has not changed since, else None."""
+    """Returns the row of an export that was verified with the same inputs and is unchanged, else None."""
     file = _record(out, name)
     row = read_json(file) if file.is_file() else {}
     unchanged = row.get("inputs") == inputs and not row["failures"] and row["bytes"] == _bytes(out / name)
@@ -165,7 +165,7 @@ def _bytes(folder: Path) -> int:
 
 
 def _merged(exported: Source, folder: Path) -> Path:
-    """Writes the whole model in fp16, merged in fp32 and rounded once, with the card of its scores if there are any."""
+    """Writes the model in fp16, merged in fp32 and rounded once, with a card of its scores if any."""
     config, device = exported.config, torch.device("cpu")
     log(f"merging {exported.folder}")
     model = adapter.load(config.model.checkpoint, exported.folder, "fp32", device)
@@ -219,7 +219,7 @@ def _place(out: Path, name: str, made: Path, row: dict[str, Any], lines: list[di
 
 
 def push(folder: Path, settings: "ExportConfig") -> None:
-    """Lists the files of `folder`, and unless settings.dry_run uploads them to settings.push as one commit.
+    """Lists the files of `folder`; unless settings.dry_run uploads them to settings.push in one commit.
 
     huggingface_hub takes the token of `hf auth login` or HF_TOKEN; it is not stored.
     Raises ConfigError without a token, without a model card with results, or for a link to a file outside;

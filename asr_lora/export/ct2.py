@@ -57,7 +57,7 @@ def runs_on(folder: Path, device: torch.device) -> torch.device:
 
 
 def _load_cublas() -> None:
-    """Loads cuBLAS from its wheel if installed: CTranslate2 opens it by name, which does not search packages."""
+    """Loads cuBLAS from its wheel if installed; CTranslate2 itself does not search packages."""
     with suppress(PackageNotFoundError):
         library = distribution(CUBLAS).locate_file("nvidia/cublas/lib/libcublas.so.12")
         ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
@@ -72,7 +72,7 @@ def _model(folder: Path, device: torch.device) -> WhisperModel:
 
 
 def transcriber(folder: Path, language: str, task: str, device: torch.device) -> Callable[[Waveform], str]:
-    """Returns a function from waveforms (samples,) at 16 kHz to texts, by faster-whisper, greedily, on `device`.
+    """Returns a function from waveforms (samples,) at 16 kHz to texts: faster-whisper, greedy.
 
     Its fallbacks (other temperatures, silence by probability) are off: they would hide errors of the weights.
     """

@@ -70,7 +70,7 @@ def write(hf: Path, weights: str, folder: Path) -> None:
 
 
 def openai_name(name: str) -> str:
-    """Returns OpenAI's name of a tensor: `model.encoder.layers.0.fc1.weight` -> `encoder.blocks.0.mlp.0.weight`."""
+    """OpenAI's name of a tensor: `model.encoder.layers.0.fc1.weight` -> `encoder.blocks.0.mlp.0.weight`."""
     name = name.removeprefix("model.")
     for ours, theirs in WHOLE_NAMES.items():
         if name == ours or name.startswith(f"{ours}."):
@@ -95,7 +95,7 @@ def _filters(file: BinaryIO, hf: Path) -> None:
 
 
 def _vocabulary(file: BinaryIO, hf: Path) -> None:
-    """Writes the tokens as bytes, sorted by id; whisper.cpp knows special tokens (languages, timestamps) itself."""
+    """Writes the tokens as bytes, sorted by id; whisper.cpp has the special tokens itself."""
     byte = {letter: number for number, letter in bytes_to_unicode().items()}
     special = read_json(hf / "added_tokens.json").keys()
     tokens = sorted((number, token) for token, number in read_json(hf / "vocab.json").items() if token not in special)
@@ -125,7 +125,7 @@ def runs_on(folder: Path, device: torch.device) -> torch.device:
 
 
 def transcriber(folder: Path, language: str, task: str, device: torch.device) -> Callable[[Waveform], str]:
-    """Returns a function from waveforms (samples,) at 16 kHz to texts: whisper.cpp, greedy, CPU, no fallbacks."""
+    """Returns a function from waveforms (samples,) at 16 kHz to texts: whisper.cpp, greedy, CPU."""
     model = Model(
         str(folder / FILE), redirect_whispercpp_logs_to=None, context_params={"use_gpu": False},
         n_threads=torch.get_num_threads(), print_progress=False, print_realtime=False,

@@ -44,7 +44,7 @@ def runs_on(folder: Path, device: torch.device) -> torch.device:
 
 
 def transcriber(folder: Path, language: str, task: str, device: torch.device) -> Callable[[Waveform], str]:
-    """Returns a function from waveforms (samples,) at 16 kHz to texts: transformers' pipeline in `language`."""
+    """Returns a function from waveforms (samples,) at 16 kHz to texts: transformers' pipeline."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     pipe = pipeline("automatic-speech-recognition", model=str(folder), device=device, dtype=dtype)
 

@@ -1,4 +1,4 @@
-"""Sources of exports (the adapter of a run, or combined adapters), and verification of exports against our decoder."""
+"""Sources of exports (a run or combined adapters), and verification against our own decoding."""
 
 import hashlib
 import time
@@ -84,7 +84,7 @@ def of_several(configs: Mapping[str, "Config"], asked: "Config", hardware: Hardw
 
 
 def _place(asked: "Config", folders: Mapping[str, Path], shares: Sequence[float]) -> Path:
-    """Returns a folder named by a hash of the folders, shares and method, but not of the adapters' weights."""
+    """Returns a folder named by a hash of folders, shares and method, but not of weights."""
     inputs = repr((list(map(str, folders.values())), list(shares), asked.export.combine))
     return Path(asked.runs_dir) / "combined" / hashlib.sha256(inputs.encode()).hexdigest()[:8]
 
@@ -95,7 +95,7 @@ def _test(config: "Config", name: str, limit: int | None) -> EvalSet:
 
 
 def _scored(name: str, config: "Config", hardware: Hardware, combined: Path) -> dict[str, Any]:
-    """Scores eval.limit test clips of a run with the base model, the run's own adapter and the combined adapter."""
+    """Scores eval.limit test clips of a run with the base model, its own and the combined adapter."""
     each, rates = _test(config, name, config.eval.limit), {}
     references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
     rate = primary_metric(each.language)
@@ -128,7 +128,7 @@ def digest(source: Source) -> dict[str, Any]:
 def transcribe_sets(
     name: str, module: ModuleType, folder: Path, sets: Sequence[EvalSet], task: str, device: torch.device
 ) -> tuple[list[list[str]], float, torch.device]:
-    """Transcribes all clips with the export in `folder`: returns texts by set, seconds, and the device that ran it.
+    """Transcribes all clips with the export in `folder`: returns texts by set, seconds and device.
 
     The seconds include decoding of audio files, but not loading of the model. `device` is that of the run; the runtime
     uses it if it can. Every clip costs a window of 30 s, so the first clips predict the duration of all.

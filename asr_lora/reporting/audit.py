@@ -53,7 +53,7 @@ MOST_LACKING = 20
 
 @dataclass(frozen=True)
 class LabelIssue:
-    """A transcript (`reference`, normalized) beside the hypothesis of a model; `at` is the clip's index among all."""
+    """A normalized transcript (`reference`) and a model's hypothesis; `at` is the clip's index."""
 
     at: int
     hypothesis: str
@@ -114,7 +114,7 @@ def audit(
 
 
 def _normalizer(name: str, token: str) -> Normalizer:
-    """Returns the run's normalizer, with digits as words where num2words has the language: 7 and seven are equal."""
+    """Returns the normalizer, with digits as words if num2words has the language (7 equals seven)."""
     try:
         return Normalizer(name, token, numbers=True)
     except ConfigError:  # num2words does not know the language
@@ -122,7 +122,7 @@ def _normalizer(name: str, token: str) -> Normalizer:
 
 
 def _utterances(run: Path, source: str, normal: Normalizer) -> list[Utterance]:
-    """Returns all clips of the manifest in its order, with their audio facts; scans only clips that are not cached."""
+    """Returns all clips of the manifest with their audio facts, from the cache or by a scan."""
     lines = [(split, clip) for split in SPLITS for clip in read_manifest(folder.manifest(run, split))]
     if in_shards := [clip for _, clip in lines if "offset" in clip]:
         raise ConfigError(
@@ -165,7 +165,7 @@ def _suspects(
     contradicted: Sequence[LabelIssue],
     limit: float,
 ) -> dict[str, Any]:
-    """Returns `suspects`, ids for data.exclude_ids in the manifest's order, and how many there are of each split."""
+    """Returns `suspects`, ids for data.exclude_ids in the manifest's order, and counts by split."""
     sure = {issue.at for kind in ALWAYS for issue in odd[kind]}
     places = sorted(sure | {issue.at for issue in contradicted if is_suspect(issue, limit)})
     ids = [utterances[at].clip["id"] for at in places]
@@ -278,7 +278,7 @@ def _example(each: Utterance, detail: str, clips: Path) -> dict[str, Any]:
 def _shown_contradicted(
     utterances: Sequence[Utterance], contradicted: Sequence[LabelIssue], limit: float, token: str, clips: Path
 ) -> dict[str, list[dict[str, Any]]]:
-    """Returns the groups of `rank_issues`, each clip with its alignment, by characters in unspaced scripts."""
+    """Returns the groups of `rank_issues` with alignments, by characters in unspaced scripts."""
     by_character = Normalizer("characters", token) if primary_metric(token) == "cer" else str
 
     def shown(each: LabelIssue) -> dict[str, Any]:

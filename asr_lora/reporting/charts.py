@@ -97,7 +97,7 @@ def histogram(values: Sequence[float], x: str, limits: Sequence[float] = ()) -> 
 
 
 def shares(values: Sequence[float], x: str, limits: Sequence[float] = ()) -> str:
-    """Draws a histogram of shares in percent, with bins of 10 points; larger shares than 200 % count as 200 %."""
+    """Draws a histogram of shares in bins of 10 %; larger shares than 200 % count as 200 %."""
     with _figure(x, "clips", width=6.4) as (axes, drawn):
         _columns(axes, [min(value, 2.0) for value in values], limits, bins=[tenth / 10 for tenth in range(22)])
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))

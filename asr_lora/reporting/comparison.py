@@ -1,4 +1,4 @@
-"""Comparison of runs in the terminal and on one page: comparable runs in one table, seeds of one run in one row."""
+"""Comparison of runs in the terminal and on one page, with the seeds of a run in one row."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def _run(folder: Path) -> dict[str, Any]:
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Groups runs that can be compared: same metric, clips, normalizer and language; the largest group first.
+    """Groups comparable runs (same metric, clips, normalizer and language), the largest group first.
 
     `apart` of a group lists in what it differs from the first. A run without a rate is a group of its own.
     """
@@ -101,7 +101,7 @@ def _groups(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _group(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns what page and terminal show of comparable runs; runs that differ only in their seed are one row."""
+    """Returns what page and terminal show of comparable runs, with the seeds of a run in one row."""
     rate, first = runs[0]["rate"], runs[0]["own"]
     folds = group_by_seed([each["settings"] for each in runs], [each["own"] for each in runs])
     rows = [_folded([runs[place] for place in places], rate) for places in folds]
@@ -171,7 +171,7 @@ def _chart(rows: Sequence[Mapping[str, Any]], rate: str) -> dict[str, Any]:
 
 
 def _set(best: Mapping[str, Any], row: Mapping[str, Any], name: str) -> str:
-    """Returns the cell of another set: the fine-tuned model's rate and its difference to the base; means of seeds."""
+    """Returns the cell of another set: fine-tuned rate and difference to the base, or means of seeds."""
     scored = [each["facts"][name] for each in row["runs"] if name in each["facts"]]
     other = best["facts"].get(name)
     if not scored:
@@ -189,7 +189,7 @@ def _set(best: Mapping[str, Any], row: Mapping[str, Any], name: str) -> str:
 
 
 def _paired(best: Mapping[str, Any], row: Mapping[str, Any], rate: str) -> str:
-    """Returns the row's rate minus the best row's on the same clips, with a paired interval; mean errors of seeds."""
+    """Returns the row's rate minus the best row's, with a paired interval; seeds by mean errors."""
     if row["mean"] is None:
         return "no words"
     if row is best:
@@ -210,7 +210,7 @@ def _paired(best: Mapping[str, Any], row: Mapping[str, Any], rate: str) -> str:
 
 
 def group_by_seed(settings: Sequence[Mapping[str, Any]], scored: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """Groups the indices of runs that differ only in their seed, in the order of the seed; others stay alone.
+    """Groups the indices of runs that differ only in their seed, in the order of the seed.
 
     `settings` are the recorded ones of each run, `scored` its metrics: runs whose adapter was scored at another
     strength, or decoded with other options, are not grouped. Two runs of the same seed are never in one group.

@@ -32,14 +32,14 @@ NOT_PATHS = ("export.push", "data.columns")  # settings whose slashes are not of
 
 
 def unbroken(text: str) -> Markup:
-    """Returns the text as HTML without line breaks inside parentheses, so that an interval stays on one line."""
+    """Returns HTML without line breaks in parentheses, so that an interval stays on one line."""
     safe = str(escape(text))  # a plain string: strings that are put into Markup are escaped
     marked = re.sub(r"\([^()]*\)", r'<span class="whole">\g<0></span>', safe)
     return Markup(f"<span>{marked}</span>")  # one element, which a narrow screen shows beside its name
 
 
 def environment(autoescape: bool) -> Environment:
-    """Returns the Jinja environment; `autoescape` for HTML, where text of corpora and users must stay text."""
+    """Returns the Jinja environment; `autoescape` for HTML, where markup in a corpus must stay text."""
     made = Environment(
         loader=PackageLoader("asr_lora", "reporting/templates"), autoescape=autoescape, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -62,7 +62,7 @@ def environment(autoescape: bool) -> Environment:
 
 
 def hub_id(checkpoint: str) -> str | None:
-    """Returns the Hub id of a checkpoint: an id itself, or OpenAI's for a folder of that name and dimensions.
+    """Returns the Hub id of a checkpoint, or OpenAI's for a folder of that name and dimensions.
 
     None for a folder of another name or of other dimensions, which the Hub may not have.
     """
@@ -77,7 +77,7 @@ def write_card(
     folder: Path, run: Path, license_name: str | None, trained: Mapping[str, Any], summary: Mapping[str, Any],
     facts: Mapping[str, Mapping[str, Any]],
 ) -> None:  # fmt: skip
-    """Writes README.md into the `folder` of an adapter, or of a whole model, of the run in the folder `run`.
+    """Writes the model card (README.md) into the `folder` of an adapter or whole model of a run.
 
     `trained` is train/metrics.json, `summary` data/summary.json, and `facts` are the metrics of every set, the run's
     own first.
@@ -133,7 +133,7 @@ def _argument(argument: str) -> str:
 
 
 def shared_value(key: str, value: str) -> str:
-    """Returns the value of a setting with every local path shortened to its last part; Hub ids and URLs stay.
+    """Returns a setting's value with local paths shortened to their last part; Hub ids and URLs stay.
 
     The user, password, query and fragment of a URL are removed, since they may be secret.
     """

@@ -142,7 +142,7 @@ def show_combined(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def strength_label(point: Mapping[str, Any]) -> str:
-    """Returns the label of a strength, `0.5`, with a note for the adapter at the short context of its training."""
+    """Returns the label of a strength, `0.5`, with a note for the short context of training."""
     at = ", as trained, at clip length" if point["context"] == "short" else ""
     return f"{point['strength']:g}{at}"
 
@@ -168,7 +168,7 @@ def normalizer_label(scored: Mapping[str, Any]) -> str:
 
 
 def rate_cell(figures: Mapping[str, Any], language: str) -> str:
-    """Returns the primary error rate; for a set without speech, the clips with text and the number of words."""
+    """Returns the primary error rate; for a set without speech, the clips with text and their words."""
     if (rate := figures[primary_metric(language)]) is not None:
         return percent(rate)
     silent = figures["empty_references"]
@@ -176,7 +176,7 @@ def rate_cell(figures: Mapping[str, Any], language: str) -> str:
 
 
 def change(scored: Mapping[str, Any]) -> str:
-    """Returns the difference of the primary rate; for a set without speech, of the share of clips with text."""
+    """Returns the difference of the primary rate, or without speech of the share of clips with text."""
     rate = primary_metric(scored["language"])
     if scored[rate] is not None:
         return difference(scored["delta"], rate)

@@ -482,7 +482,7 @@ def test_a_missing_sdk_is_one_line_with_the_way_out(site: Site, monkeypatch: pyt
 READ = """
 import json, os, sys
 from asr_lora.corpus import mdc
-from asr_lora.runtime.errors import ChoiceError
+from asr_lora.runtime.errors import ConfigError
 assert not {"datacollective", "dotenv"} & set(sys.modules)
 for given in json.loads(sys.argv[1]):
     if os.fork():
@@ -493,7 +493,7 @@ for given in json.loads(sys.argv[1]):
     try:
         mdc.check("mcv-nl-v25.0")
         print("taken")
-    except ChoiceError as error:
+    except ConfigError as error:
         print(error)
     assert "datacollective" in sys.modules
     print({name for name in {**before, **os.environ} if before.get(name) != os.environ.get(name)}, flush=True)

@@ -165,7 +165,7 @@ def test_a_run_that_was_begun_in_int8_is_found_by_its_overrides_keeps_int8_and_l
     train(config)
     first = capsys.readouterr().err.splitlines()[0]
     assert first.startswith(f"{config.run_name}: ") and "int8" not in config.run_name
-    assert first.endswith("model.precision=auto: int8, as this run was begun (a new one: fp32 on this CPU)")
+    assert first.endswith("model.precision=auto: int8, as this run was started (a new one: fp32 on this CPU)")
     assert recorded_precisions(config) == ("int8", "int8")
 
 
@@ -228,7 +228,7 @@ def test_the_doctor_shows_what_auto_is_resolved_to(bare: list[str], tmp_path: Pa
     assert "parameters, model.precision=bf16, lora=qv" in found([*bare, "model.precision=bf16"], "named")["checkpoint"]
     begun(bare, "int8")
     old = found(bare, "old")
-    assert "model.precision=auto: int8, as this run was begun" in old["checkpoint"]
+    assert "model.precision=auto: int8, as this run was started" in old["checkpoint"]
     assert old["bitsandbytes"].startswith("int8 product within")
 
 

@@ -1,4 +1,4 @@
-"""The audit: finds and names every planted issue, scans nothing twice, and lists ids for data.exclude_ids."""
+"""The audit: finds every planted issue, scans nothing twice, lists ids for data.exclude_ids."""
 
 import io
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Report and comparison pages: complete, equal to the files, safe from markup in a corpus, working in a browser."""
+"""Report and comparison pages: complete, safe from markup in a corpus, working in a browser."""
 
 import json
 import shutil
@@ -162,7 +162,7 @@ def test_a_comparison_names_the_precision_of_the_base_where_runs_differ_in_it(
 def test_runs_scored_otherwise_share_no_table_no_chart_and_no_best(
     hostile_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The best is one of the largest group, even if a run on other clips or with another normalizer is lower."""
+    """The best is of the largest group, even if a run on other clips or normalizer is lower."""
     one, two = load(hostile_words).run, load([*hostile_words, "lora.r=2"]).run
     changes: dict[str, dict[str, Any]] = {
         "nl-a": {}, "nl-b": {}, "nl-fewer": {"wer": 0.0}, "nl-raw": {"wer": 0.0, "normalizer": "raw"},

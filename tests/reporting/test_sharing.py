@@ -17,7 +17,9 @@ from asr_lora.reporting.pages import shared_command, shared_value
 from asr_lora.runs import folder as run
 from asr_lora.train import train
 
-SAME = "hf:owner/name:nl", "mdc:a/b", "silence", "3e-4", "[0,0.25,1]", "null", "{text: said}", "sv-SE", "${seed}", ""
+SAME = (
+    "hf:owner/name:nl", "mdc:a/b", "silence", "3e-4", "[0,0.25,1]", "null", "{text: sentence}", "sv-SE", "${seed}", "",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ USER = "telltale"  # a part of every path of the run
 
 @pytest.fixture(scope="module", params=["qv", "full"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Config:
-    """A run with the user's name in all paths, from train to export; its command line has quotes and lists."""
+    """A run with the user's name in all paths; its command line has quotes and lists."""
     home = tmp_path_factory.mktemp("home") / USER
     base = shutil.copytree(tiny_checkpoint, home / "my models, old" / "whisper-random")
     write_release(home / RELEASE)

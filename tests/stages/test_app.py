@@ -1,4 +1,4 @@
-"""The app: both models transcribe with one base, differences are marked, and the page works in a real browser."""
+"""The app: both models transcribe, differences are marked, the page works in a browser."""
 
 import json
 import os
@@ -26,9 +26,9 @@ from support.releases import write_release
 from support.runs import hardware_of, tiny_run
 from transformers import GenerationConfig
 
-from asr_lora.app import ui
+from asr_lora.app import models, ui
 from asr_lora.app.__main__ import app, check_address, delete_old, is_loopback
-from asr_lora.app.models import DETECTED, TUNED, ModelPair, PairResult, of_run, test_clips, with_adapters
+from asr_lora.app.models import DETECTED, TUNED, ModelPair, PairResult, of_run, with_adapters
 from asr_lora.config.compose import Config, load
 from asr_lora.data.manifest import read_manifest
 from asr_lora.decoding.generate import Segment, decode_once
@@ -347,8 +347,8 @@ def test_clips_whose_files_are_missing_are_not_offered(made: Callable[..., Path]
     file.parent.mkdir(parents=True)
     text = run.manifest(made("nl"), "test").read_text().replace(clips[0]["path"], "/nowhere/a.mp3")
     file.write_text(text)
-    assert [clip["id"] for clip in test_clips(tmp_path)] == [clip["id"] for clip in clips[1:]]
-    assert test_clips(tmp_path / "no run") == []
+    assert [clip["id"] for clip in models.test_clips(tmp_path)] == [clip["id"] for clip in clips[1:]]
+    assert models.test_clips(tmp_path / "no run") == []
 
 
 # ---- in a real browser ----
@@ -405,7 +405,7 @@ def test_in_a_browser_both_models_transcribe_and_differences_are_marked(
     made: Callable[..., Path], talk: Path, browser: Any, tmp_path: Path, scheme: str, width: int
 ) -> None:
     folder = made("nl")
-    clip = test_clips(folder)[1]
+    clip = models.test_clips(folder)[1]
     with served(f"run_dir={folder}", "decoding.max_new_tokens=8", "transcribe.max_segment_seconds=5") as (
         address,
         process,

@@ -1,4 +1,4 @@
-"""The demo on real weights and a real archive: whisper-base, from the package registry, hears synthetic Dutch."""
+"""The demo on real weights (whisper-base, from packages) and a real archive of synthetic Dutch."""
 
 import os
 from collections.abc import Iterator
@@ -17,50 +17,50 @@ from asr_lora.runtime.files import read_json, read_jsonl
 
 @pytest.fixture(autouse=True)
 def every_core() -> Iterator[None]:
-    """Real weights want the threads that the tiny ones do without."""
-    usual = torch.get_num_threads()
+    """Uses all cores for real weights; tiny models run on one thread."""
+    before = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
     yield
-    torch.set_num_threads(usual)
+    torch.set_num_threads(before)
 
 
 def test_whisper_base_learns_two_steps_of_synthetic_dutch_and_is_scored(
     tmp_path: Path, private_cache: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A sixth of the corpus holds all that is drawn; test_synthetic checks the whole one.
+    # A sixth of the corpus has all drawn clips; test_synthetic checks the whole corpus.
     monkeypatch.setattr(assets, "SPLITS", {"train": (40, 10), "dev": (4, 4), "test": (8, 8)})
     few = ["training.max_steps=2", "training.batch_size=2", "data.dev_clips=2", "data.hours=0.01", "eval.limit=4"]
     config = load(["experiment=demo", *few, f"runs_dir={tmp_path / 'runs'}", "hardware=cpu"])
     demo(config)
-    told = capfd.readouterr()
-    assert "synthetic" in told.err and "untouched" in told.out
+    output = capfd.readouterr()
+    assert "synthetic" in output.err and "fine-tuned" in output.out
     scored = read_json(config.run / "eval" / "test" / "metrics.json")
-    # Real weights hear real words, before and after; an untrained model would hit none.
+    # Real weights decode real words, before and after training; random weights would have no hits.
     assert scored["hits"] > 0.2 * scored["words"] and scored["baseline"]["hits"] > 0.2 * scored["words"]
     first = read_jsonl(run.manifest(config.run, "train"))[0]
     assert str(private_cache) in first["path"] and first["accents"].startswith("synthetic")
 
 
-def test_the_demos_own_command_is_recorded_without_what_it_adds_itself(
+def test_the_command_of_the_demo_is_recorded_without_its_own_overrides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo_stage, "write_demo_corpus", lambda archive: None)
     monkeypatch.setattr(demo_stage, "whisper_base_from_wheels", lambda: tmp_path)
     monkeypatch.setattr(demo_stage, "job_overrides", lambda: ["experiment=demo", "seed=1"])
-    asked = []
+    commands = []
 
     def train(config: Config, command: list[str]) -> None:
-        asked.append(command)
+        commands.append(command)
         raise InterruptedError
 
     monkeypatch.setattr(demo_stage, "train", train)
     with pytest.raises(InterruptedError):
         demo(load(["experiment=demo", "seed=1", f"runs_dir={tmp_path}"]))
-    assert asked == [["python", "-m", "asr_lora.demo", "seed=1"]]
+    assert commands == [["python", "-m", "asr_lora.demo", "seed=1"]]
 
 
 @pytest.mark.slow
-def test_the_whole_demo_halves_the_untouched_error_rate(tmp_path: Path) -> None:
+def test_the_whole_demo_halves_the_error_rate_of_the_base_model(tmp_path: Path) -> None:
     config = load(["experiment=demo", f"runs_dir={tmp_path / 'runs'}", "hardware=cpu"])
     demo(config)
     scored = read_json(config.run / "eval" / "test" / "metrics.json")

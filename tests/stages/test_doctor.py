@@ -1,4 +1,4 @@
-"""The doctor: a healthy run is well, every sickness is found by the real path, and nothing is written or fetched."""
+"""The doctor: passes a healthy run, finds every problem, writes and downloads nothing."""
 
 import json
 import os
@@ -21,13 +21,10 @@ from asr_lora.config.compose import load
 from asr_lora.config.schema import LORA_KEYS
 from asr_lora.data.dataset import StepDataset
 from asr_lora.data.features import Example, SpeechCollator, collate, label_ids
-from asr_lora.doctor import data as glimpse
-from asr_lora.doctor import machine as checks
+from asr_lora.doctor import data, machine
 from asr_lora.doctor.__main__ import doctor, examine, main
 from asr_lora.doctor.check import Check, check_versions, is_pair
-from asr_lora.model import adapter
-from asr_lora.model import adapter_folder as stored
-from asr_lora.model import probes as probe
+from asr_lora.model import adapter, adapter_folder, probes
 from asr_lora.model.pretrained import load_config, load_processor
 from asr_lora.model.probes import Base
 from asr_lora.prepare import prepare
@@ -39,34 +36,34 @@ from asr_lora.training.builder import step_sampler
 CPU = torch.device("cpu")
 
 
-def examined(words: Sequence[str], scratch: Path) -> dict[str, Check]:
-    """All checks of a run by name."""
-    return {check.name: check for check in examine(load(words), scratch, Check("versions", "ok", "")).checks}
+def examined(overrides: Sequence[str], scratch: Path) -> dict[str, Check]:
+    """Returns all checks of a run by name."""
+    return {check.name: check for check in examine(load(overrides), scratch, Check("versions", "ok", "")).checks}
 
 
 def verdicts(checks: dict[str, Check], verdict: str) -> set[str]:
     return {name for name, check in checks.items() if check.verdict == verdict}
 
 
-def commanded(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "asr_lora.doctor", *words]
+def commanded(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "asr_lora.doctor", *arguments]
     return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
 
 
 # ---- the command ----
 
 
-def test_a_healthy_run_is_well_and_nothing_is_written(words: list[str], tmp_path: Path, private_cache: Path) -> None:
+def test_a_healthy_run_passes_and_nothing_is_written(words: list[str], tmp_path: Path, private_cache: Path) -> None:
     done = commanded(*words, "--json")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert {each["verdict"] for each in told["checks"]} == {"ok"}, told
-    assert told["ok"] == len(told["checks"]) == 15 and (told["warn"], told["fail"]) == (0, 0)
-    assert {"name", "verdict", "found", "way_out"} == told["checks"][0].keys()
+    result = json.loads(done.stdout)
+    assert {each["verdict"] for each in result["checks"]} == {"ok"}, result
+    assert result["ok"] == len(result["checks"]) == 15 and (result["warn"], result["fail"]) == (0, 0)
+    assert {"name", "verdict", "found", "way_out"} == result["checks"][0].keys()
     assert not (tmp_path / "runs").exists() and not private_cache.exists()
 
 
-def test_what_fails_stands_on_the_screen_with_its_way_out(
+def test_failures_are_printed_with_their_way_out(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -81,7 +78,7 @@ def test_what_fails_stands_on_the_screen_with_its_way_out(
 def test_a_failure_is_an_exit_status_and_json_alone_on_standard_output(
     words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which the door sets for good
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which launch would set for good
     monkeypatch.setattr(sys, "argv", ["doctor", "--json", *words, "hardware.memory_gb=0.001"])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -92,9 +89,7 @@ def test_a_failure_is_an_exit_status_and_json_alone_on_standard_output(
     assert err.strip().splitlines()[-1] == "error: doctor: memory failed; the way out is beside each"
 
 
-def test_a_torchaudio_that_is_not_torch_s_is_told_before_anything_breaks_on_it(
-    words: list[str], tmp_path: Path
-) -> None:
+def test_a_torchaudio_of_another_torch_is_reported_before_anything_imports_it(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "torchaudio").mkdir()
     (tmp_path / "torchaudio" / "__init__.py").write_text("raise OSError('undefined symbol: _ZN5torch')")
     facts = tmp_path / "torchaudio-2.9.0.dist-info"
@@ -116,7 +111,7 @@ def test_a_pair_is_of_one_release_and_one_build() -> None:
 # ---- the data ----
 
 
-def test_an_archive_is_looked_into_and_nothing_kept_of_it(
+def test_an_archive_is_inspected_and_nothing_of_it_is_cached(
     words: list[str], release: Path, tmp_path: Path, private_cache: Path
 ) -> None:
     archive = pack(release, tmp_path / "cv-corpus-25.0-nl.tar.gz")
@@ -127,20 +122,20 @@ def test_an_archive_is_looked_into_and_nothing_kept_of_it(
     assert not private_cache.exists()
 
 
-def test_of_a_large_archive_only_the_beginning_is_read(
+def test_only_the_beginning_of_a_large_archive_is_read(
     words: list[str], release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(glimpse, "MOST_READ", 5_000)
+    monkeypatch.setattr(data, "MOST_READ", 5_000)
     last = pack(release, tmp_path / "last.tar.gz", order="last")
     found = examined([*words, f"data.source={last}"], tmp_path / "one")
     assert found["data"].verdict == "warn" and "beyond its beginning" in found["data"].found
     assert {"data", "labels", "batch"} <= verdicts(found, "warn") and not verdicts(found, "fail")
     assert "on noise" in found["gradients"].found
-    prepare(load([*words, f"data.source={last}", "run_name=before"]))  # its tables are known from now on
+    prepare(load([*words, f"data.source={last}", "run_name=before"]))  # which caches its tables
     assert examined([*words, f"data.source={last}"], tmp_path / "two")["batch"].verdict == "ok"
 
 
-def test_a_prepared_run_is_looked_at_by_its_manifest(words: list[str], tmp_path: Path) -> None:
+def test_a_prepared_run_is_inspected_by_its_manifest(words: list[str], tmp_path: Path) -> None:
     prepare(load(words))
     assert examined(words, tmp_path / "scratch")["data"].found == "the manifest, 12 clips; 12 decoded"
 
@@ -158,7 +153,7 @@ def test_a_missing_corpus_and_a_wrong_language_fail_as_preparing_would(
     assert other.found == f"data.language: {archive} holds nl, not sv-SE" and "data.language=nl" in other.way_out
 
 
-def test_what_would_be_fetched_is_not(words: list[str], tmp_path: Path) -> None:
+def test_a_remote_corpus_is_not_downloaded(words: list[str], tmp_path: Path) -> None:
     found = examined([*words, "data.source=mdc:cv-nl"], tmp_path)
     assert (found["data"].verdict, found["data"].found) == (
         "warn", "skipped: mdc:cv-nl is downloaded when it is prepared",
@@ -186,18 +181,18 @@ def test_unusable_clips_and_overlong_labels_are_counted(words: list[str], tmp_pa
     assert bad.verdict == "fail" and "unusable: 2 " in bad.found and "5%" in bad.way_out
 
 
-# ---- what is taught ----
+# ---- labels ----
 
 
-def test_a_locale_without_a_token_fails_and_names_a_relative(words: list[str], tmp_path: Path) -> None:
+def test_a_locale_without_a_token_fails_and_names_a_related_one(words: list[str], tmp_path: Path) -> None:
     release = tmp_path / "cv-corpus-fy"
     write_release(release, "fy-NL")
     mine = [*words, f"data.source={release}", "data.language=fy-NL"]
     found = examined(mine, tmp_path / "one")
     assert verdicts(found, "fail") == {"language"} and "model.language=nl" in found["language"].way_out
     assert found["batch"].found == "skipped: needs language"
-    well = examined([*mine, "model.language=nl"], tmp_path / "two")
-    assert not verdicts(well, "fail") and well["language"].found == "fy-NL -> <|nl|>, task transcribe"
+    passed = examined([*mine, "model.language=nl"], tmp_path / "two")
+    assert not verdicts(passed, "fail") and passed["language"].found == "fy-NL -> <|nl|>, task transcribe"
 
 
 @pytest.mark.parametrize(
@@ -209,18 +204,18 @@ def test_a_locale_without_a_token_fails_and_names_a_relative(words: list[str], t
         (lambda ids: [ids[0], ids[1] + 1, *ids[2:]], "language and task are"),
     ],
 )
-def test_wrong_labels_are_told(spoil: Any, trouble: str, processor: WhisperProcessor) -> None:
+def test_wrong_labels_are_reported(spoil: Any, trouble: str, processor: WhisperProcessor) -> None:
     ids = label_ids("dit is een zin", processor.tokenizer)
     silence = torch.zeros(16_000).numpy()
     prompt, end = ids[:3], processor.tokenizer.eos_token_id
     right = collate([Example(silence, ids), Example(silence, ids[:4] + ids[-1:])], processor, 1.0)
-    assert glimpse.troubles(right, prompt, end, len(processor.tokenizer)) == []
+    assert data.troubles(right, prompt, end, len(processor.tokenizer)) == []
     wrong = collate([Example(silence, spoil(ids)), Example(silence, ids)], processor, 1.0)
-    (told,) = glimpse.troubles(wrong, prompt, end, len(processor.tokenizer))
-    assert trouble in told
+    (reported,) = data.troubles(wrong, prompt, end, len(processor.tokenizer))
+    assert trouble in reported
 
 
-# ---- what learns ----
+# ---- training ----
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
@@ -234,35 +229,35 @@ def test_an_adapter_without_gradient_fails(words: list[str], tmp_path: Path) -> 
     prepare(config)
     rows = read_jsonl(run.manifest(config.run, "train"))
     base = Base(config.model.checkpoint, "fp32", CPU, None)
-    model = probe.tuned(base, config.lora, 0, 2, gradient_checkpointing=False)
-    # As a frozen front with reentrant checkpointing has it: what the encoder computes has no graph.
+    model = probes.tuned(base, config.lora, 0, 2, gradient_checkpointing=False)
+    # As with a frozen front and reentrant checkpointing: the output of the encoder has no graph.
     model.get_base_model().model.encoder.register_forward_hook(lambda module, given, made: made.__class__(
         {name: value.detach() for name, value in made.items()}
     ))  # fmt: skip
     (batch, *_) = StepDataset(
         rows, step_sampler(config, rows), 1, SpeechCollator(load_processor(config.model.checkpoint))
     )[0]
-    probe.back_propagate(model, base, batch)
-    arrived = probe.gradients(model)
+    probes.back_propagate(model, base, batch)
+    arrived = probes.gradients(model)
     assert arrived == {"encoder": (0, 4), "decoder": (8, 8)}
-    told = checks.judged("qv", arrived, "")
-    assert told.verdict == "fail" and told.found.startswith("none in the encoder")
-    assert checks.judged("decoder", arrived, "").verdict == "ok"
+    check = machine.judged("qv", arrived, "")
+    assert check.verdict == "fail" and check.found.startswith("none in the encoder")
+    assert machine.judged("decoder", arrived, "").verdict == "ok"
 
 
 @pytest.mark.parametrize("kind", ["dora", "pissa", "adalora", "ia3", "bitfit", "full", "lora_plus"])
-def test_every_way_of_tuning_has_gradients_and_comes_back(kind: str, words: list[str], tmp_path: Path) -> None:
+def test_every_tuning_method_has_gradients_and_reloads(kind: str, words: list[str], tmp_path: Path) -> None:
     mine = [word for word in words if word != "lora.r=4" or "r" in LORA_KEYS[kind]]
     config = load([*mine, f"lora={kind}", "training.max_steps=10"])
     known = load_config(config.model.checkpoint)
-    gradients, trial = checks.gradients(config, known, hardware_of(config), None, tmp_path)
+    gradients, trial = machine.gradients(config, known, hardware_of(config), None, tmp_path)
     assert gradients.verdict == "ok" and trial is not None, gradients
-    back, _ = checks.reloaded(config, trial, tmp_path)
+    back, _ = machine.reloaded(config, trial, tmp_path)
     assert back.verdict == "ok", back
 
 
 @pytest.mark.parametrize("precision", ["int8", "nf4"])
-def test_a_quantised_base_multiplies_back_propagates_and_comes_back(
+def test_a_quantized_base_multiplies_back_propagates_and_reloads(
     precision: str, words: list[str], tmp_path: Path
 ) -> None:
     mine = [*words, f"model.precision={precision}", "model.checkpoint=openai/whisper-tiny", "lora.r=65"]
@@ -272,15 +267,13 @@ def test_a_quantised_base_multiplies_back_propagates_and_comes_back(
     assert found["device"].verdict == "warn" and "slowly" in found["device"].way_out
 
 
-def test_a_reload_that_loses_what_was_learnt_fails(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reload_that_loses_weights_fails(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save = adapter.save
 
     def half(model: Any, folder: Path, base: str, context: str) -> None:
         save(model, folder, base, context)
-        weights = load_file(stored.weights_file(folder))
-        save_file({name: weight / 2 for name, weight in weights.items()}, stored.weights_file(folder))
+        weights = load_file(adapter_folder.weights_file(folder))
+        save_file({name: weight / 2 for name, weight in weights.items()}, adapter_folder.weights_file(folder))
 
     monkeypatch.setattr(adapter, "save", half)
     found = examined(words, tmp_path)
@@ -292,27 +285,27 @@ def test_features_of_another_whisper_fail(words: list[str], tiny_checkpoint: Pat
     shutil.copytree(tiny_checkpoint, other)
     processor = WhisperProcessor.from_pretrained(other)
     WhisperProcessor(WhisperFeatureExtractor(feature_size=128), processor.tokenizer).save_pretrained(other)
-    told, _ = glimpse.mel_bins(load([*words, f"model.checkpoint={other}"]), load_config(str(other)))
-    assert told.verdict == "fail" and told.found == "features have 128, the model expects 80"
+    check, _ = data.mel_bins(load([*words, f"model.checkpoint={other}"]), load_config(str(other)))
+    assert check.verdict == "fail" and check.found == "features have 128, the model expects 80"
 
 
 def test_a_full_disk_fails_and_names_the_other_disks(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = load(words)
-    prediction = checks.predicted(config, None)
-    monkeypatch.setattr(checks, "disk_usage", lambda place: SimpleNamespace(free=100))
-    told, _ = checks.disk(config, prediction)
-    assert told.verdict == "fail" and "ASR_LORA_CACHE" in told.way_out
+    prediction = machine.predicted(config, None)
+    monkeypatch.setattr(machine, "disk_usage", lambda place: SimpleNamespace(free=100))
+    check, _ = machine.disk(config, prediction)
+    assert check.verdict == "fail" and "ASR_LORA_CACHE" in check.way_out
 
 
 # ---- the Hub ----
 
 
-def test_a_checkpoint_that_only_an_unreachable_hub_has_fails(words: list[str], tmp_path: Path) -> None:
+def test_a_checkpoint_on_an_unreachable_hub_fails(words: list[str], tmp_path: Path) -> None:
     found = examined([*words, "model.checkpoint=openai/whisper-tiny"], tmp_path)
     assert verdicts(found, "fail") == {"Hub"}
     assert found["Hub"].found.startswith("needed for all of openai/whisper-tiny, and does not return it: ")
     assert "model.checkpoint=/path" in found["Hub"].way_out
     assert found["language"].found == "skipped: needs Hub"
-    assert found["gradients"].verdict == found["memory"].verdict == "ok"  # its sizes are published
+    assert found["gradients"].verdict == found["memory"].verdict == "ok"  # its dimensions are published

@@ -1,4 +1,4 @@
-"""An evaluation of several sets: what it writes, the gate, the strength dial and averaging."""
+"""Evaluation of several sets: its files, the regression check, adapter strengths and averaging."""
 
 import shutil
 from collections.abc import Sequence
@@ -25,26 +25,27 @@ from asr_lora.train import train
 
 @pytest.fixture(scope="module")
 def trained_once(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
-    """A run and a copy of its folder as training left it."""
+    """The overrides of a run, and a copy of its folder as training left it."""
     folder = tmp_path_factory.mktemp("trained")
     write_release(folder / RELEASE)
-    words = [*tiny_run(folder / RELEASE, tiny_checkpoint, folder / "runs"), "eval.limit=4", "training.save_steps=1"]
+    run = tiny_run(folder / RELEASE, tiny_checkpoint, folder / "runs")
+    overrides = [*run, "eval.limit=4", "training.save_steps=1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ASR_LORA_CACHE", str(folder / "cache"))
-        train(load([*words, "eval.after=false"]))
-    return words, shutil.copytree(folder / "runs", folder / "as-trained")
+        train(load([*overrides, "eval.after=false"]))
+    return overrides, shutil.copytree(folder / "runs", folder / "as-trained")
 
 
 @pytest.fixture
 def trained(trained_once: tuple[list[str], Path]) -> list[str]:
-    words, kept = trained_once
+    overrides, kept = trained_once
     runs = kept.with_name("runs")
     shutil.rmtree(runs)
     shutil.copytree(kept, runs)
-    return words
+    return overrides
 
 
-def test_every_set_is_scored_by_both_models_and_stands_in_one_table(
+def test_every_set_is_scored_with_both_models_in_one_table(
     trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_release(
@@ -70,31 +71,31 @@ def test_every_set_is_scored_by_both_models_and_stands_in_one_table(
 
 
 @pytest.mark.slow
-def test_a_set_that_is_named_later_is_scored_alone(trained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_set_that_is_added_later_is_scored(trained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     config = load(trained)
     evaluate(config)
-    asked: list[str] = []
+    decoded: list[str] = []
     real = eval_sets.decode_sets
 
-    def heard(
+    def decode_sets(
         base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None
     ) -> list[dict[str, Any]]:
-        asked.extend(each.name for each in sets)
+        decoded.extend(each.name for each in sets)
         return real(base, decoding, hardware, sets, tuned)
 
-    monkeypatch.setattr("asr_lora.eval.decode_sets", heard)
+    monkeypatch.setattr("asr_lora.eval.decode_sets", decode_sets)
     more = ["eval.sets=[{source: noise}]"]
     evaluate(recorded_config(config.run, load([*more, "hardware=cpu"]), more))
-    assert set(asked) == {"noise"}
+    assert set(decoded) == {"noise"}
 
 
-def test_the_command_that_scored_stands_in_the_metrics(trained: list[str]) -> None:
+def test_the_command_that_scored_is_in_the_metrics(trained: list[str]) -> None:
     facts = evaluate(load(trained), ["python", "-m", "asr_lora.eval", "eval.sets=[{source: noise}]"])
     assert facts["command"] == "python -m asr_lora.eval 'eval.sets=[{source: noise}]'"
     assert evaluate(load([*trained, "eval.limit=2"]))["command"] == "python -m asr_lora.eval"
 
 
-def test_where_characters_lead_they_are_aligned_counted_and_confused(
+def test_characters_are_aligned_counted_and_confused_where_cer_is_primary(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     splits = {name: utterances(name, count, 3) for name, count in (("train", 12), ("dev", 4), ("test", 2))}
@@ -103,22 +104,23 @@ def test_where_characters_lead_they_are_aligned_counted_and_confused(
     chinese = [*words, f"data.source={tmp_path / 'chinese'}", "data.language=zh-CN"]
     train(load([*chinese, "eval.after=false"]))
 
-    def heard(
+    def decode_sets(
         base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None
     ) -> list[dict[str, Any]]:
         (own,) = sets
-        said = [
+        texts = [
             clip["text"].replace("气", "汽" if tuned else "器").replace("好", "好" if tuned else "")
             for clip in own.clips
         ]
         return [
             {
-                "hypotheses": said, "truncated": [False] * len(said), "redecoded": 0, "device": "none", "context": "full",
-                "audio_seconds": 1.0, "seconds": 1.0, "load_seconds": 0.0, "rtfx": 1.0, "cached": False,
+                "hypotheses": texts, "truncated": [False] * len(texts), "redecoded": 0,
+                "device": "none", "context": "full", "audio_seconds": 1.0, "seconds": 1.0, "load_seconds": 0.0,
+                "rtfx": 1.0, "cached": False,
             }
         ]  # fmt: skip
 
-    monkeypatch.setattr("asr_lora.eval.decode_sets", heard)
+    monkeypatch.setattr("asr_lora.eval.decode_sets", decode_sets)
     facts = evaluate(load(chinese))
     assert (facts["cer"], facts["baseline"]["cer"]) == (1 / 8, 3 / 8)
     assert facts["confusions"]["substitutions"] == [["气", "汽", 1]]
@@ -132,36 +134,36 @@ def test_where_characters_lead_they_are_aligned_counted_and_confused(
     assert "<del>气</del> <ins>汽</ins>" in page and "of 8 characters" in page
 
 
-# ---- the gate ----
+# ---- regressions ----
 
 
 @pytest.fixture
 def worse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tuned model that gets every other word wrong and speaks in silence, where the untouched one is always right."""
+    """A fine-tuned model with every other word wrong and text on silence; the base is always right."""
 
-    def heard(
+    def decode_sets(
         base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None
     ) -> list[dict[str, Any]]:
-        def said(text: str) -> str:
+        def hypothesis(text: str) -> str:
             words = text.split() or ["en"]
             return text if tuned is None else " ".join(w if at % 2 else "anders" for at, w in enumerate(words))
 
         return [
             {
-                "hypotheses": [said(clip["text"]) for clip in each.clips], "truncated": [False] * len(each.clips),
-                "redecoded": 0,
+                "hypotheses": [hypothesis(clip["text"]) for clip in each.clips],
+                "truncated": [False] * len(each.clips), "redecoded": 0,
                 "device": "none", "context": "full", "audio_seconds": 1.0, "seconds": 1.0, "load_seconds": 0.0,
                 "rtfx": 1.0, "cached": False,
             }
             for each in sets
         ]  # fmt: skip
 
-    monkeypatch.setattr("asr_lora.eval.decode_sets", heard)
+    monkeypatch.setattr("asr_lora.eval.decode_sets", decode_sets)
 
 
 @pytest.fixture
 def trained_for_many(words: list[str], tmp_path: Path) -> list[str]:
-    """A run whose test split has as many clips as the gate asks for."""
+    """Overrides of a run whose test split has as many clips as the regression check needs."""
     splits = {name: utterances(name, count, 6) for name, count in (("train", 12), ("dev", 6), ("test", SMALL))}
     write_release(tmp_path / "many", splits=splits)
     many = [*words, f"data.source={tmp_path / 'many'}", "eval.limit=null"]
@@ -170,13 +172,13 @@ def trained_for_many(words: list[str], tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("worse")
-def test_the_gate_names_the_sets_that_lost_too_much_when_all_is_written(trained_for_many: list[str]) -> None:
+def test_sets_with_a_regression_are_named_after_all_is_written(trained_for_many: list[str]) -> None:
     config = load([*trained_for_many, "eval.max_regression=0.01", "eval.sets=[{source: silence}]"])
-    said = (
+    message = (
         r"at most 1 points on every set, got test \(failed, \+50\.0 points .*; "
         r"silence \(failed, clips with text \+100\.0 points \(\+100\.0 to \+100\.0\), running away \+0\.0 points"
     )
-    with pytest.raises(RegressionError, match=said):
+    with pytest.raises(RegressionError, match=message):
         evaluate(config)
     assert read_json(config.run / "eval" / "test" / "metrics.json")["delta"]["wer"] == 0.5
     silence = read_json(config.run / "eval" / "silence" / "metrics.json")
@@ -185,7 +187,7 @@ def test_the_gate_names_the_sets_that_lost_too_much_when_all_is_written(trained_
 
 
 @pytest.mark.usefixtures("worse")
-def test_too_few_clips_decide_nothing_and_fail_only_where_strict(
+def test_too_few_clips_are_inconclusive_and_fail_only_if_strict(
     trained: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate(load([*trained, "eval.max_regression=0.01"]))  # all four are worse, but they are four
@@ -195,21 +197,21 @@ def test_too_few_clips_decide_nothing_and_fail_only_where_strict(
 
 
 @pytest.mark.parametrize(("kind", "status"), [(ConfigError, 2), (ExternalError, 1), (RegressionError, 3)])
-def test_every_kind_of_end_has_its_status(kind: type[UserError], status: int) -> None:
+def test_every_kind_of_error_has_its_status(kind: type[UserError], status: int) -> None:
     with pytest.raises(SystemExit) as left:
         _leave(kind("so"), [])
     assert left.value.code == status
 
 
-# ---- the dial ----
+# ---- strengths ----
 
 
 @pytest.mark.slow
-def test_strengths_are_compared_on_dev_and_the_best_alone_is_scored_on_test(trained: list[str]) -> None:
+def test_strengths_are_compared_on_dev_and_only_the_best_is_scored_on_test(trained: list[str]) -> None:
     config = load([*trained, "eval.strengths=[1,0,0.5]", "eval.sets=[{source: silence}]"])
     facts = evaluate(config)
     found = read_json(config.run / "eval" / "strengths.json")
-    # The adapter as trained knows short contexts: it is compared there too, beside what all others are heard at.
+    # The adapter as trained knows short contexts: it is compared at its own too, besides the 30 s of all others.
     points = [(point["strength"], point["context"]) for point in found["curve"]]
     assert points == [(0, "full"), (0.5, "full"), (1, "full"), (1, "short")]
     rates = [point["sets"]["dev"]["wer"] for point in found["curve"]]
@@ -224,7 +226,7 @@ def test_strengths_are_compared_on_dev_and_the_best_alone_is_scored_on_test(trai
 def test_the_adapter_as_trained_is_scored_at_the_context_that_was_best_on_dev(
     trained: list[str], monkeypatch: pytest.MonkeyPatch, wrong: dict[str, float], best: str
 ) -> None:
-    def heard(
+    def decode_sets(
         base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None
     ) -> list[dict[str, Any]]:
         context = "short" if tuned is not None and knows_short_context(tuned) else "full"
@@ -240,8 +242,8 @@ def test_the_adapter_as_trained_is_scored_at_the_context_that_was_best_on_dev(
             for each in sets
         ]  # fmt: skip
 
-    monkeypatch.setattr("asr_lora.eval.decode_sets", heard)
-    monkeypatch.setattr("asr_lora.evaluation.adapter_strength.decode_sets", heard)
+    monkeypatch.setattr("asr_lora.eval.decode_sets", decode_sets)
+    monkeypatch.setattr("asr_lora.evaluation.adapter_strength.decode_sets", decode_sets)
     config = load([*trained, "eval.strengths=[0,1]"])
     facts = evaluate(config)
     assert (facts["strength"], facts["context"]) == (1, best)
@@ -251,16 +253,14 @@ def test_the_adapter_as_trained_is_scored_at_the_context_that_was_best_on_dev(
     assert (found["best"], found["best_context"]) == (1, best)
 
 
-def test_the_curve_says_the_normaliser_and_the_intervals(
-    trained: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_curve_has_the_normalizer_and_the_intervals(trained: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     evaluate(load([*trained, "eval.strengths=[0,1]"]))
     table = " ".join(capsys.readouterr().out.split())
-    assert "normalised by marks" in table and "1, as trained" in table and "(100.0% to" in table
+    assert "normalized by marks" in table and "1, as trained" in table and "(100.0% to" in table
 
 
 @pytest.mark.slow
-def test_scoring_a_weaker_adapter_again_leaves_its_card_and_the_first_ones(trained: list[str]) -> None:
+def test_scoring_another_strength_keeps_the_card_of_the_adapter(trained: list[str]) -> None:
     evaluate(load(trained))
     folder = load(trained).run / "train"
     full = (folder / "adapter" / "README.md").read_text()
@@ -271,7 +271,7 @@ def test_scoring_a_weaker_adapter_again_leaves_its_card_and_the_first_ones(train
     assert (folder / "adapter" / "README.md").read_text() == full and "at strength" not in full
 
 
-def test_a_changed_reference_is_scored_anew_though_its_sound_is_the_same(trained: list[str]) -> None:
+def test_a_changed_reference_is_scored_again_from_cached_hypotheses(trained: list[str]) -> None:
     config = load(trained)
     before = evaluate(config)
     manifest = config.run / "data" / "test.jsonl"
@@ -282,7 +282,7 @@ def test_a_changed_reference_is_scored_anew_though_its_sound_is_the_same(trained
     assert after["words"] == before["words"] + 5 and after["cached"]
 
 
-def test_at_strength_zero_the_tuned_model_is_the_untouched_one(trained: list[str]) -> None:
+def test_at_strength_zero_the_fine_tuned_model_equals_the_base_model(trained: list[str]) -> None:
     config = load([*trained, "eval.strength=0"])
     facts = evaluate(config)
     lines = read_jsonl(config.run / "eval" / "test" / "hypotheses.jsonl")
@@ -291,7 +291,7 @@ def test_at_strength_zero_the_tuned_model_is_the_untouched_one(trained: list[str
     assert (config.run / "train" / "adapter-strength0" / "adapter_config.json").is_file()
 
 
-def test_the_last_kept_adapters_are_averaged_and_more_than_were_kept_refused(trained: list[str]) -> None:
+def test_kept_adapters_are_averaged_and_more_than_were_kept_are_refused(trained: list[str]) -> None:
     config = load([*trained, "eval.average=2"])
     kept = sorted(path.name for path in (config.run / "train" / "kept").iterdir())
     assert kept == ["step-000001", "step-000002"]
@@ -304,7 +304,7 @@ def test_the_last_kept_adapters_are_averaged_and_more_than_were_kept_refused(tra
         load([*trained, "eval.average=4"])
 
 
-def test_training_keeps_as_many_adapters_as_it_is_told(words: list[str]) -> None:
+def test_training_keeps_keep_adapters_adapters(words: list[str]) -> None:
     config = load([*words, "training.save_steps=1", "training.keep_adapters=1", "eval.after=false"])
     train(config)
     assert [path.name for path in (config.run / "train" / "kept").iterdir()] == ["step-000002"]

@@ -1,4 +1,4 @@
-"""Exports say in their own runtimes what the model says, or fail with the evidence; adapters are combined; the Hub."""
+"""Exports are verified in their runtimes or fail with evidence; combined adapters; the Hub."""
 
 import json
 import logging
@@ -27,11 +27,9 @@ from asr_lora.config.compose import Config, load
 from asr_lora.eval import evaluate
 from asr_lora.evaluation.eval_sets import EvalSet
 from asr_lora.export import __main__ as command
-from asr_lora.export import ct2, ggml, hf
-from asr_lora.export import verify as source
+from asr_lora.export import ct2, ggml, hf, verify
 from asr_lora.export.__main__ import main
-from asr_lora.model import adapter, arithmetic, whisper
-from asr_lora.model import adapter_folder as stored
+from asr_lora.model import adapter, adapter_folder, arithmetic, whisper
 from asr_lora.model.pretrained import load_generation_config, load_processor
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ConfigError, ExternalError
@@ -47,23 +45,23 @@ OF_HF = {
 
 @pytest.fixture(scope="module")
 def runs(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two trained runs of one base, which hear differently; the second is the last."""
+    """Two trained runs of one base with different transcripts; the second is the last."""
     folder, made = tmp_path_factory.mktemp("tuned"), []
     write_release(folder / "cv-corpus-25.0-2026-06-05")
-    words = tiny_run(folder / "cv-corpus-25.0-2026-06-05", tiny_checkpoint, folder / "runs")
+    overrides = tiny_run(folder / "cv-corpus-25.0-2026-06-05", tiny_checkpoint, folder / "runs")
     for seed, name in enumerate(("first", "nl-1h-lr0.3")):
         more = [f"run_name={name}", f"seed={seed}", "training.learning_rate=0.3", "eval.limit=2", "eval.after=false"]
-        train(config := load([*words, *more]))
+        train(config := load([*overrides, *more]))
         made.append(config.run)
     evaluate(config)
     return made
 
 
 @pytest.fixture
-def asked(runs: list[Path], tmp_path: Path) -> Callable[..., Config]:
-    def config(*words: str) -> Config:
+def config_of(runs: list[Path], tmp_path: Path) -> Callable[..., Config]:
+    def config(*more: str) -> Config:
         return load(
-            [f"runs_dir={runs[1].parent}", "hardware=cpu", "export.clips=2", f"export.out={tmp_path / 'out'}", *words]
+            [f"runs_dir={runs[1].parent}", "hardware=cpu", "export.clips=2", f"export.out={tmp_path / 'out'}", *more]
         )
 
     return config
@@ -72,16 +70,16 @@ def asked(runs: list[Path], tmp_path: Path) -> Callable[..., Config]:
 # ---- formats ----
 
 
-def test_an_export_is_what_plain_tools_load_and_says_what_the_model_says(
-    asked: Callable[..., Config], runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_export_loads_in_plain_tools_and_decodes_like_the_model(
+    config_of: Callable[..., Config], runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(asked("export.formats=[hf]"))
+    main(config_of("export.formats=[hf]"))
     assert {file.name for file in (tmp_path / "out" / "hf").iterdir()} == OF_HF
     rows = read_json(tmp_path / "out" / "exports.json")
     for row in rows.values():
         (each,) = row["sets"]
         assert (each["equal"], each["clips"], each["run_away"], row["failures"]) == (2, 2, 0, [])
-    # whole, in fp16, of the base as it was
+    # the whole model, in fp16, with the settings of the base
     base = run.settings(runs[1])["model"]["checkpoint"]
     merged = adapter.load(base, run.adapter(runs[1]), "fp32", CPU).state_dict()
     saved = load_file(tmp_path / "out" / "hf" / "model.safetensors")
@@ -94,13 +92,13 @@ def test_an_export_is_what_plain_tools_load_and_says_what_the_model_says(
     assert {name for name, value in of_base.items() if value is not None} <= generation.keys()
     card = (tmp_path / "out" / "hf" / "README.md").read_text()
     assert "an adapter merged into it" in card and "model-index:" in card and "library_name: transformers" in card
-    assert "hf: proven before" not in capsys.readouterr().err
-    main(asked("export.formats=[hf]"))
+    assert "hf: verified before" not in capsys.readouterr().err
+    main(config_of("export.formats=[hf]"))
     again = capsys.readouterr()
-    assert "hf: proven before" in again.err and "exports, each heard" in again.out
+    assert "hf: verified before" in again.err and "exports, each verified" in again.out
 
 
-def test_ctranslate2_gets_the_bases_languages_and_alignment_heads_and_faster_whispers_files(
+def test_ctranslate2_has_languages_and_alignment_heads_of_the_base_and_faster_whispers_files(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     base = whisper.load(str(tiny_checkpoint), "fp32", CPU)
@@ -117,22 +115,20 @@ def test_ctranslate2_gets_the_bases_languages_and_alignment_heads_and_faster_whi
     assert config["alignment_heads"] == [[1, 0], [0, 1]]
 
 
-def test_language_and_task_are_known_to_an_export_without_being_told(
-    tiny_checkpoint: Path, tmp_path: Path, release: Path
-) -> None:
+def test_language_and_task_are_defaults_of_an_export(tiny_checkpoint: Path, tmp_path: Path, release: Path) -> None:
     hf.write(whisper.load(str(tiny_checkpoint), "fp32", CPU), str(tiny_checkpoint), "de", "translate", tmp_path)
     model = WhisperForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)
-    told = WhisperForConditionalGeneration.from_pretrained(str(tiny_checkpoint), dtype=torch.float32)
+    given = WhisperForConditionalGeneration.from_pretrained(str(tiny_checkpoint), dtype=torch.float32)
     features = torch.randn(1, 80, 3000, generator=torch.Generator().manual_seed(0))
     plain = model.generate(features, max_new_tokens=4)
-    assert plain.tolist() == told.half().float().generate(
+    assert plain.tolist() == given.half().float().generate(
         features, max_new_tokens=4, language="de", task="translate"
     ).tolist()  # fmt: skip
     assert pipeline("automatic-speech-recognition", model=str(tmp_path)).feature_extractor.sampling_rate == 16_000
 
 
 @pytest.mark.parametrize("weights", ["", "q8_0", "q5_0"])
-def test_a_ggml_file_holds_sizes_filters_words_and_every_tensor_under_openais_names(
+def test_a_ggml_file_holds_sizes_filters_tokens_and_every_tensor_under_openais_names(
     weights: str, tmp_path: Path, processor: Any
 ) -> None:
     tokenizer = processor.tokenizer
@@ -152,14 +148,14 @@ def test_a_ggml_file_holds_sizes_filters_words_and_every_tensor_under_openais_na
     np.testing.assert_allclose(filters, processor.feature_extractor.mel_filters.T, atol=1e-6)
     at = 56 + 4 * 80 * 201
     count, at = int(np.frombuffer(data, "<i4", 1, at)[0]), at + 4
-    words = []
+    tokens = []
     for _ in range(count):
         size = int(np.frombuffer(data, "<i4", 1, at)[0])
-        words.append(data[at + 4 : at + 4 + size])
+        tokens.append(data[at + 4 : at + 4 + size])
         at += 4 + size
     ids = tokenizer.get_vocab()
     letters = ggml.bytes_to_unicode()
-    assert words == [bytes([byte]) for byte in sorted(range(256), key=lambda byte: ids[letters[byte]])]
+    assert tokens == [bytes([byte]) for byte in sorted(range(256), key=lambda byte: ids[letters[byte]])]
     tensors = read_tensors(data, at)
     expected = {ggml.openai_name(n): t.half().float() for n, t in model.state_dict().items() if n != "proj_out.weight"}
     assert tensors.keys() == expected.keys()
@@ -170,9 +166,9 @@ def test_a_ggml_file_holds_sizes_filters_words_and_every_tensor_under_openais_na
     coarse = {"": 0.0, "q8_0": 0.01, "q5_0": 0.08}[weights]  # of the largest weight of a row
     for name, (written, kind) in tensors.items():
         wanted = expected[name].numpy().reshape(written.shape)
-        quantised = kind in (6, 8)
-        assert quantised == (bool(weights) and wanted.ndim == 2 and name.endswith(".weight") and "conv" not in name)
-        bound = coarse * np.abs(wanted).max() if quantised else 0
+        quantized = kind in (6, 8)
+        assert quantized == (bool(weights) and wanted.ndim == 2 and name.endswith(".weight") and "conv" not in name)
+        bound = coarse * np.abs(wanted).max() if quantized else 0
         assert np.abs(written - wanted).max() <= bound
 
 
@@ -197,12 +193,12 @@ def read_tensors(data: bytes, at: int) -> dict[str, tuple[np.ndarray, int]]:
 
 def test_blocks_that_do_not_fit_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     hf.write(whisper.load(str(tiny_checkpoint), "fp32", CPU), str(tiny_checkpoint), "nl", "transcribe", tmp_path / "hf")
-    with pytest.raises(ConfigError, match=r"export\.formats: ggml-q5_0 wants rows of 32 weights, got 16"):
+    with pytest.raises(ConfigError, match=r"export\.formats: ggml-q5_0 needs rows of a multiple of 32 weights, got 16"):
         ggml.write(tmp_path / "hf", "q5_0", tmp_path / "ggml")
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("overrides", "message"),
     [
         (["export.formats=[onnx]"], "export.formats: onnx is not made, since optimum-onnx"),
         (["export.formats=[gguf]"], "export.formats: gguf is none of hf, ct2, ct2-int8"),
@@ -218,17 +214,17 @@ def test_blocks_that_do_not_fit_are_refused(tiny_checkpoint: Path, tmp_path: Pat
         (["adapters=[1]"], "adapters: must be {nl: "),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(words: list[str], told: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(told)):
-        load(words)
+def test_settings_that_are_impossible_are_refused_in_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(overrides)
 
 
-def test_a_runtime_that_is_absent_is_named_with_its_extra(
-    asked: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+def test_a_missing_runtime_is_named_with_its_extra(
+    config_of: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"ct2 is proven in faster-whisper, .*--extra faster-whisper"):
-        main(asked("export.formats=[hf,ct2]"))
+    with pytest.raises(ConfigError, match=r"ct2 is verified in faster-whisper, .*--extra faster-whisper"):
+        main(config_of("export.formats=[hf,ct2]"))
 
 
 # ---- old settings of a base ----
@@ -236,7 +232,7 @@ def test_a_runtime_that_is_absent_is_named_with_its_extra(
 
 @pytest.fixture
 def old_base(tiny_checkpoint: Path, tmp_path: Path, processor: Any) -> Path:
-    """A base with what checkpoints of 2022 and old fine-tuned ones carry: German forced, other tokens suppressed."""
+    """A base with settings of old checkpoints (2022): German forced, other tokens suppressed."""
     base = shutil.copytree(tiny_checkpoint, tmp_path / "whisper-old")
     german, transcribe = processor.tokenizer.convert_tokens_to_ids(["<|de|>", "<|transcribe|>"])
     old = {"suppress_tokens": [], "begin_suppress_tokens": [220, 257]}
@@ -247,8 +243,8 @@ def old_base(tiny_checkpoint: Path, tmp_path: Path, processor: Any) -> Path:
     return base
 
 
-def said_first(folder: Path, processor: Any, **told: str) -> tuple[list[str], list[str]]:
-    """The tokens that plain transformers begins with, and what it warns of, when it decodes with a saved model."""
+def first_tokens(folder: Path, processor: Any, **given: str) -> tuple[list[str], list[str]]:
+    """Decodes with a saved model in plain transformers; returns its first tokens and its warnings."""
     warned: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: warned.append(record.getMessage())  # type: ignore[method-assign]
@@ -258,17 +254,17 @@ def said_first(folder: Path, processor: Any, **told: str) -> tuple[list[str], li
     try:
         model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
         model.register_forward_pre_hook(
-            lambda _, __, given: begun.append(given["decoder_input_ids"][0].tolist()), with_kwargs=True
+            lambda _, __, inputs: begun.append(inputs["decoder_input_ids"][0].tolist()), with_kwargs=True
         )
-        model.generate(torch.randn(1, 80, 3000, generator=torch.Generator().manual_seed(0)), **told)
+        model.generate(torch.randn(1, 80, 3000, generator=torch.Generator().manual_seed(0)), **given)
     finally:
         logger.removeHandler(handler)
-    first = next(tokens for tokens in begun if len(tokens) > 1)  # of one token a language is detected
+    first = next(tokens for tokens in begun if len(tokens) > 1)  # a single token is for detecting the language
     return processor.tokenizer.convert_ids_to_tokens(first), warned
 
 
 @pytest.mark.parametrize("made", ["export", "whole"])
-def test_what_an_old_base_forces_is_in_no_export_and_no_whole_model(
+def test_forced_tokens_of_an_old_base_are_in_no_export_and_no_whole_model(
     made: str, old_base: Path, tmp_path: Path, processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = whisper.load(str(old_base), "fp32", CPU)
@@ -278,10 +274,10 @@ def test_what_an_old_base_forces_is_in_no_export_and_no_whole_model(
         adapter.save(model, tmp_path / "made", str(old_base), "full")
     for name in ("config.json", "generation_config.json"):
         assert "forced_decoder_ids" not in read_json(tmp_path / "made" / name)
-    told, warned = said_first(tmp_path / "made", processor, language="nl", task="transcribe")
-    assert told[:3] == ["<|startoftranscript|>", "<|nl|>", "<|transcribe|>"]
+    given, warned = first_tokens(tmp_path / "made", processor, language="nl", task="transcribe")
+    assert given[:3] == ["<|startoftranscript|>", "<|nl|>", "<|transcribe|>"]
     assert not [line for line in warned if "forced" in line or "language" in line]
-    alone, warned = said_first(tmp_path / "made", processor)
+    alone, warned = first_tokens(tmp_path / "made", processor)
     assert (alone[1] == "<|nl|>") if made == "export" else (alone[1] != "<|de|>")
     assert not [line for line in warned if "forced" in line or "language" in line]
     if made == "export":
@@ -289,40 +285,38 @@ def test_what_an_old_base_forces_is_in_no_export_and_no_whole_model(
         assert "forced_decoder_ids" not in read_json(tmp_path / "ct2" / "config.json")
 
 
-# ---- proof ----
+# ---- verification ----
 
 
-def test_an_export_that_says_something_else_fails_and_leaves_the_evidence(
-    asked: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_export_with_other_texts_fails_and_leaves_the_evidence(
+    config_of: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as lying:
-        lying.setattr(hf, "transcriber", lambda *_: lambda clip: "ja " * 90)
-        with pytest.raises(
-            ExternalError, match=r"export: hf: WER of test is .* ours .*; what was heard is in .*proofs"
-        ):
-            main(asked("export.formats=[hf]"))
+    with monkeypatch.context() as wrong:
+        wrong.setattr(hf, "transcriber", lambda *_: lambda clip: "ja " * 90)
+        with pytest.raises(ExternalError, match=r"export: hf: WER of test is .* ours .*; the texts are in .*proofs"):
+            main(config_of("export.formats=[hf]"))
     assert (tmp_path / "out" / "hf.failed" / "model.safetensors").is_file() and not (tmp_path / "out" / "hf").exists()
     lines = read_jsonl(tmp_path / "out" / "proofs" / "hf.jsonl")
     assert len(lines) == 2 and all(line["exported"].startswith("ja ja") and not line["equal"] for line in lines)
-    main(asked("export.formats=[hf]"))  # honestly
+    main(config_of("export.formats=[hf]"))
     assert (tmp_path / "out" / "hf").is_dir() and not (tmp_path / "out" / "hf.failed").exists()
 
 
 def test_an_interrupted_export_leaves_nothing_that_looks_finished(
-    asked: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config_of: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    (tmp_path / "out" / ".unproven-killed" / "hf").mkdir(parents=True)  # what a killed one has left
+    (tmp_path / "out" / ".unproven-killed" / "hf").mkdir(parents=True)  # left by a killed export
     with monkeypatch.context() as stopping:
         stopping.setattr(hf, "transcriber", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            main(asked("export.formats=[hf]"))
+            main(config_of("export.formats=[hf]"))
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_what_differs_beyond_tolerance_and_chance_is_doubted_and_one_word_of_few_is_not(words: list[str]) -> None:
+def test_significant_differences_above_tolerance_fail_and_one_word_of_few_does_not(words: list[str]) -> None:
     config = load(words)
     clips = [
         {"id": str(at), "text": text, "speaker": "", "duration": 3.0}
@@ -332,23 +326,23 @@ def test_what_differs_beyond_tolerance_and_chance_is_doubted_and_one_word_of_few
     right = [clip["text"] for clip in clips]
     ours = [{"hypotheses": right, "truncated": [False] * 4, "seconds": 1.0}]
 
-    def doubts(theirs: list[str]) -> list[str]:
-        figures, lines = source.compare(config.eval, config.seed, [each], ours, [theirs])
+    def failures(theirs: list[str]) -> list[str]:
+        figures, lines = verify.compare(config.eval, config.seed, [each], ours, [theirs])
         assert figures[0]["equal"] == sum(line["equal"] for line in lines)
-        return source.parity_failures(figures, 0.03)
+        return verify.parity_failures(figures, 0.03)
 
-    assert doubts(right) == []
-    assert doubts(["De trein, vertrekt om drie uur.", "zij leest een boek", "het regent", "ik kwam"]) == []
-    wrong = doubts(["dat is niet waar hoor nee", "geen woord klopt", "ook hier niet", "en hier"])
+    assert failures(right) == []
+    assert failures(["De trein, vertrekt om drie uur.", "zij leest een boek", "het regent", "ik kwam"]) == []
+    wrong = failures(["dat is niet waar hoor nee", "geen woord klopt", "ook hier niet", "en hier"])
     assert len(wrong) == 1 and wrong[0].startswith("WER of test is ") and "ours 0.0 %" in wrong[0]
-    assert doubts([right[0] + " uur" * 40, *right[1:]])[-1].startswith("1 of 4 texts of test run away")
+    assert failures([right[0] + " uur" * 40, *right[1:]])[-1].startswith("1 of 4 texts of test run away")
     ours[0]["hypotheses"] = [right[0] + " uur" * 40, *right[1:]]
     assert (
-        source.compare(config.eval, config.seed, [each], ours, [ours[0]["hypotheses"]])[0][0]["run_away"] == 0
+        verify.compare(config.eval, config.seed, [each], ours, [ours[0]["hypotheses"]])[0][0]["run_away"] == 0
     )  # ours does too
 
 
-# ---- where a proof runs ----
+# ---- devices of verification ----
 
 
 @pytest.fixture
@@ -358,24 +352,28 @@ def of_ct2(tiny_checkpoint: Path, tmp_path: Path) -> Path:
     return tmp_path / "ct2"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this is about a GPU that cannot be used")
-def test_ctranslate2_runs_on_the_cpu_where_the_gpu_fails_and_says_why(
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a usable GPU")
+def test_ctranslate2_runs_on_the_cpu_if_the_gpu_fails_and_logs_why(
     of_ct2: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert ct2.runs_on(of_ct2, CPU) == CPU and capsys.readouterr().err == ""
     assert ct2.runs_on(of_ct2, CUDA) == CPU
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"ct2: CTranslate2 cannot use the GPU \(CUDA failed .*\), so its proof runs on the CPU", line)
+    assert re.fullmatch(
+        r"ct2: CTranslate2 cannot use the GPU \(CUDA failed .*\), so its verification runs on the CPU", line
+    )
 
     def without_cublas(*_: object, **__: object) -> None:
         raise RuntimeError("Library libcublas.so.12 is not found or cannot be loaded")
 
     monkeypatch.setattr(ct2, "WhisperModel", without_cublas)
     assert ct2.runs_on(of_ct2, CUDA) == CPU
-    assert capsys.readouterr().err.endswith("runs on the CPU; `uv pip install nvidia-cublas-cu12` installs that\n")
+    assert capsys.readouterr().err.endswith(
+        "runs on the CPU; `uv pip install nvidia-cublas-cu12` installs the library\n"
+    )
 
 
-def test_ctranslate2_runs_on_the_gpu_of_the_run_where_it_can(of_ct2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctranslate2_runs_on_the_gpu_of_the_run_if_it_can(of_ct2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usual, used = ct2.WhisperModel, []
 
     def on_cpu(path: str, device: str, device_index: int, **settings: Any) -> Any:
@@ -389,18 +387,21 @@ def test_ctranslate2_runs_on_the_gpu_of_the_run_where_it_can(of_ct2: Path, monke
     assert used == [("cuda", 1), ("cuda", 1), ("cpu", 0)]
 
 
-def test_a_proof_says_what_runs_where_and_by_its_first_clips_how_long_it_takes(
-    asked: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_verification_logs_its_runtime_and_device_and_predicts_its_duration(
+    config_of: Callable[..., Config],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(source, "FIRST", 1e9)
-    main(asked("export.formats=[hf]"))
+    monkeypatch.setattr(verify, "FIRST", 1e9)
+    main(config_of("export.formats=[hf]"))
     err = capsys.readouterr().err
     assert re.search(r"hf: transcribing 2 clips \(0:0\d min of speech\) in transformers [\d.]+ on cpu\n", err)
-    assert "about" not in err  # it was over before so much time had passed
+    assert "about" not in err  # it ended earlier
     assert read_json(tmp_path / "out" / "exports.json")["hf"]["device"] == "cpu"
     shutil.rmtree(tmp_path / "out")
-    monkeypatch.setattr(source, "FIRST", 0.0)
-    main(asked("export.formats=[hf]"))
+    monkeypatch.setattr(verify, "FIRST", 0.0)
+    main(config_of("export.formats=[hf]"))
     assert re.findall(r"hf: about \d+:\d\d min for all 2 clips, by the first (\d)\n", capsys.readouterr().err) == ["1"]
 
 
@@ -409,10 +410,10 @@ def test_a_proof_says_what_runs_where_and_by_its_first_clips_how_long_it_takes(
 
 @pytest.fixture
 def folders(tmp_path: Path, processor: Any) -> dict[str, Path]:
-    """An ordinary LoRA of rank 4 and a rank-stabilised one of rank 2, neither of which is nothing."""
+    """A plain LoRA of rank 4 and a rank-stabilized one of rank 2, both nonzero."""
     made = {}
-    for name, words in {"plain.0": ["lora.r=4"], "stable": ["lora=rslora", "lora.r=2"]}.items():
-        tuned = adapter.attach(tiny_whisper(processor.tokenizer), load(words).lora, seed=0)
+    for name, overrides in {"plain.0": ["lora.r=4"], "stable": ["lora=rslora", "lora.r=2"]}.items():
+        tuned = adapter.attach(tiny_whisper(processor.tokenizer), load(overrides).lora, seed=0)
         with torch.no_grad():
             for parameter_name, parameter in tuned.named_parameters():
                 if "lora_B" in parameter_name:
@@ -423,33 +424,33 @@ def folders(tmp_path: Path, processor: Any) -> dict[str, Path]:
 
 
 def changed(folder: Path, processor: Any) -> dict[str, torch.Tensor]:
-    """What an adapter adds to every weight."""
+    """Returns what an adapter adds to every weight."""
     base = tiny_whisper(processor.tokenizer).state_dict()
     merged = adapter.merge(tiny_whisper(processor.tokenizer), folder).state_dict()
     return {name: merged[name] - base[name] for name in base if "proj.weight" in name}
 
 
-@pytest.mark.parametrize(("way", "rank"), [("cat", 6), ("svd", 4)])
-def test_a_combination_adds_the_shares_of_what_each_adds(
-    way: str, rank: int, folders: dict[str, Path], tmp_path: Path, processor: Any
+@pytest.mark.parametrize(("method", "rank"), [("cat", 6), ("svd", 4)])
+def test_a_combination_is_the_weighted_sum_of_its_adapters(
+    method: str, rank: int, folders: dict[str, Path], tmp_path: Path, processor: Any
 ) -> None:
     base = tiny_whisper(processor.tokenizer)
-    arithmetic.combine_adapters(folders, [0.3, 0.9], way, tmp_path / "sum", base)
+    arithmetic.combine_adapters(folders, [0.3, 0.9], method, tmp_path / "sum", base)
     first, second = (changed(folder, processor) for folder in folders.values())
     for name, delta in changed(tmp_path / "sum", processor).items():
         wanted = 0.3 * first[name] + 0.9 * second[name]
-        if way == "cat":
+        if method == "cat":
             torch.testing.assert_close(delta, wanted, atol=1e-6, rtol=1e-4)
-        else:  # the closest of that rank, by Eckart and Young
+        else:  # the closest matrix of that rank, by Eckart and Young
             lost = torch.linalg.svdvals(wanted)[rank:].square().sum().sqrt()
             torch.testing.assert_close((delta - wanted).norm(), lost, atol=1e-5, rtol=1e-2)
     settings = read_json(tmp_path / "sum" / "adapter_config.json")
     assert (settings["r"], settings["base_model_name_or_path"]) == (rank, "openai/whisper-tiny")
-    assert not stored.knows_short_context(tmp_path / "sum")
+    assert not adapter_folder.knows_short_context(tmp_path / "sum")
     assert "openai/whisper-tiny" in (tmp_path / "sum" / "README.md").read_text()
 
 
-def test_adapters_that_do_not_add_are_refused(folders: dict[str, Path], tmp_path: Path, processor: Any) -> None:
+def test_adapters_that_cannot_be_added_are_refused(folders: dict[str, Path], tmp_path: Path, processor: Any) -> None:
     tuned = adapter.attach(
         tiny_whisper(processor.tokenizer), load(["lora=dora", "lora.r=2", "model.precision=fp32"]).lora, 0
     )
@@ -463,27 +464,27 @@ def test_adapters_that_do_not_add_are_refused(folders: dict[str, Path], tmp_path
 def test_runs_are_combined_scored_on_each_ones_test_and_exported(
     runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [f"adapters=[{runs[0]},{runs[1]}]", "weights=[0.25,0.75]", f"runs_dir={tmp_path}", "hardware=cpu"]
-    main(load([*words, "export.formats=[hf]", "export.clips=2", "eval.limit=2"]))
+    combination = [f"adapters=[{runs[0]},{runs[1]}]", "weights=[0.25,0.75]", f"runs_dir={tmp_path}", "hardware=cpu"]
+    main(load([*combination, "export.formats=[hf]", "export.clips=2", "eval.limit=2"]))
     (out,) = (tmp_path / "combined").iterdir()
     found = read_json(out / "combined.json")
     assert [(row["set"], row["clips"]) for row in found["sets"]] == [(each.name, 2) for each in runs]
-    assert {"untouched", "own", "combined"} <= found["sets"][0].keys()
+    assert {"base", "own", "combined"} <= found["sets"][0].keys()
     assert [each["set"] for each in read_json(out / "exports.json")["hf"]["sets"]] == [each.name for each in runs]
     assert "combined (cat): 0.25 of first, 0.75 of nl-1h-lr0.3" in capsys.readouterr().err
 
 
-def test_the_same_shares_of_adapters_in_another_order_lie_elsewhere(tmp_path: Path) -> None:
+def test_the_same_shares_of_adapters_in_another_order_have_another_folder(tmp_path: Path) -> None:
     first, second = {"a": tmp_path / "a"}, {"b": tmp_path / "b"}
-    asked = load([f"runs_dir={tmp_path}"])
-    places = {source._place(asked, folders, [0.3, 0.7]) for folders in (first | second, second | first)}
+    config = load([f"runs_dir={tmp_path}"])
+    places = {verify._place(config, folders, [0.3, 0.7]) for folders in (first | second, second | first)}
     assert len(places) == 2
 
 
 def test_runs_that_cannot_be_combined_are_refused(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="adapters: must be a list"):
         main(load([f"adapters={{nl: {runs[0]}}}"]))
-    with pytest.raises(ConfigError, match="adapters: must be of different names"):
+    with pytest.raises(ConfigError, match="adapters: must have different names"):
         main(load([f"adapters=[{runs[0]},{runs[0]}]"]))
     with pytest.raises(ConfigError, match="run_dir: no run in"):
         main(load([f"adapters=[{runs[0]},{tmp_path}]"]))
@@ -493,7 +494,7 @@ def test_runs_that_cannot_be_combined_are_refused(runs: list[Path], tmp_path: Pa
 
 
 class FakeHub(BaseHTTPRequestHandler):
-    """As much of the Hub as an upload of small files asks for; what came is in `commits` and `created`."""
+    """The parts of the Hub that a small upload needs; records `commits` and `created`."""
 
     commits: list[list[dict[str, Any]]]
     created: list[dict[str, Any]]
@@ -549,20 +550,20 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeHub]]:
     server.server_close()
 
 
-def test_what_would_go_to_the_hub_is_shown_and_nothing_goes(
-    asked: Callable[..., Config], fake_hub: type[FakeHub], capsys: pytest.CaptureFixture[str]
+def test_a_dry_run_lists_the_files_and_uploads_nothing(
+    config_of: Callable[..., Config], fake_hub: type[FakeHub], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(asked("export.formats=[]", "export.push=me/model"))
-    told = capsys.readouterr().err
-    assert "would go to me/model (public)" in told and "nothing was sent" in told
-    assert all(name in told for name in ("README.md", "adapter_model.safetensors", "adapter_config.json"))
+    main(config_of("export.formats=[]", "export.push=me/model"))
+    shown = capsys.readouterr().err
+    assert "would upload to me/model (public)" in shown and "nothing was uploaded" in shown
+    assert all(name in shown for name in ("README.md", "adapter_model.safetensors", "adapter_config.json"))
     assert not fake_hub.created and not fake_hub.commits
 
 
-def test_on_its_word_the_adapter_goes_to_the_hub_as_one_commit_with_its_card(
-    asked: Callable[..., Config], runs: list[Path], fake_hub: type[FakeHub], capsys: pytest.CaptureFixture[str]
+def test_without_dry_run_the_adapter_is_uploaded_as_one_commit_with_its_card(
+    config_of: Callable[..., Config], runs: list[Path], fake_hub: type[FakeHub], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(asked("export.formats=[]", "export.push=me/model", "export.private=true", "export.dry_run=false"))
+    main(config_of("export.formats=[]", "export.push=me/model", "export.private=true", "export.dry_run=false"))
     (commit,) = fake_hub.commits
     sent = {line["value"]["path"] for line in commit if line["key"] == "file"}
     assert sent == {file.name for file in run.adapter(runs[1]).iterdir()}
@@ -572,16 +573,16 @@ def test_on_its_word_the_adapter_goes_to_the_hub_as_one_commit_with_its_card(
     assert planted == []
 
 
-def test_the_hub_without_results_a_token_or_a_network_is_one_line(
-    asked: Callable[..., Config], runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_upload_without_results_token_or_network_fails_in_one_line(
+    config_of: Callable[..., Config], runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sends = replace(load().export, push="me/model", dry_run=False)
+    upload = replace(load().export, push="me/model", dry_run=False)
     with pytest.raises(ConfigError, match=r"export.push: the card of .* has no results yet"):
-        command.push(run.adapter(runs[0]), sends)
+        command.push(run.adapter(runs[0]), upload)
     monkeypatch.setattr(command, "get_token", lambda: None)
-    with pytest.raises(ConfigError, match=r"export.push: no token of the Hub's"):
-        command.push(run.adapter(runs[1]), sends)
+    with pytest.raises(ConfigError, match=r"export.push: needs a token of the Hub, got none"):
+        command.push(run.adapter(runs[1]), upload)
     monkeypatch.setattr(command, "get_token", lambda: "hf_planted")
-    with pytest.raises(ExternalError, match=r"export.push: me/model did not take it") as error:
-        command.push(run.adapter(runs[1]), sends)
+    with pytest.raises(ExternalError, match=r"export.push: the upload to me/model failed") as error:
+        command.push(run.adapter(runs[1]), upload)
     assert "hf_planted" not in str(error.value)

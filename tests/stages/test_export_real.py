@@ -1,4 +1,4 @@
-"""Real weights in their real runtimes: every format says what we hear, and the README's snippets run as they stand."""
+"""Exports of real weights in real runtimes decode like we do, and the README's snippets run."""
 
 import os
 import re
@@ -45,21 +45,21 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     torch.set_num_threads(threads)
 
 
-def test_every_format_says_in_its_own_runtime_what_we_hear(exported: Path) -> None:
+def test_every_format_decodes_in_its_own_runtime_like_we_do(exported: Path) -> None:
     rows = read_json(exported / "export" / "exports.json")
     assert rows.keys() == set(EXPORTS)
     for name, row in rows.items():
         (each,) = row["sets"]
-        # faster-whisper fills a clip's features up with zeros, where Whisper knows silence: it hears a little else.
+        # faster-whisper pads features with zeros, where Whisper was trained on silence: its texts differ a little.
         least = {"hf": 4, "ggml": 3, "ggml-q8_0": 2}.get(name, 0)
         assert each["equal"] >= least and row["failures"] == [], row
-        assert each["exported"] < 0.9  # real weights hear real words
+        assert each["exported"] < 0.9  # real weights decode real words
     size = {name: row["bytes"] for name, row in rows.items()}
     assert size["ct2-int8_float16"] < size["ct2-int8"] < 0.6 * size["ct2"]
     assert size["ggml-q5_0"] < size["ggml-q8_0"] < 0.6 * size["ggml"]
 
 
-def test_ctranslate2_says_of_our_features_what_we_say_token_for_token(exported: Path) -> None:
+def test_ctranslate2_decodes_our_features_to_the_same_tokens(exported: Path) -> None:
     clips = read_jsonl(run.manifest(exported, "test"))[:3]
     folder = exported / "export"
     processor = WhisperProcessor.from_pretrained(folder / "hf")
@@ -71,12 +71,12 @@ def test_ctranslate2_says_of_our_features_what_we_say_token_for_token(exported: 
     for clip in clips:
         waveform = load_audio(Path(clip["path"]))
         features = processor(waveform, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
-        (heard,) = theirs.generate(ctranslate2.StorageView.from_array(features.numpy()), [prompt], beam_size=1)
+        (output,) = theirs.generate(ctranslate2.StorageView.from_array(features.numpy()), [prompt], beam_size=1)
         wanted = ours.generate(features, language="nl", task="transcribe")[0].tolist()
-        assert [token for token in wanted if token < 50_257] == heard.sequences_ids[0]
+        assert [token for token in wanted if token < 50_257] == output.sequences_ids[0]
 
 
-def test_faster_whisper_knows_its_languages_and_times_its_words(exported: Path) -> None:
+def test_faster_whisper_detects_languages_and_has_word_timestamps(exported: Path) -> None:
     base = load_generation_config(str(run.settings(exported)["model"]["checkpoint"]))
     config = read_json(exported / "export" / "ct2" / "config.json")
     assert config["lang_ids"] == sorted(base.lang_to_id.values())
@@ -91,7 +91,7 @@ def test_faster_whisper_knows_its_languages_and_times_its_words(exported: Path) 
 
 
 @pytest.mark.parametrize("tool", ["peft", "transformers", "faster-whisper", "whisper.cpp"])
-def test_the_readmes_snippet_runs_as_it_stands(tool: str, exported: Path, tmp_path: Path) -> None:
+def test_the_readmes_snippet_runs(tool: str, exported: Path, tmp_path: Path) -> None:
     section = README.read_text(encoding="utf-8").partition("### Use what you trained")[2].partition("\n### ")[0]
     snippets = [code for code in re.findall(r"```python\n(.*?)```", section, re.S) if re.match(rf"# {tool}\W", code)]
     assert len(snippets) == 1
@@ -103,5 +103,5 @@ def test_the_readmes_snippet_runs_as_it_stands(tool: str, exported: Path, tmp_pa
         [sys.executable, "-c", code], check=False, cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert ran.returncode == 0, ran.stderr
-    said = set(re.findall(r"\w+", ran.stdout.lower()))
-    assert len(said & set(re.findall(r"\w+", clip["text"].lower()))) >= 2, (ran.stdout, clip["text"])
+    words = set(re.findall(r"\w+", ran.stdout.lower()))
+    assert len(words & set(re.findall(r"\w+", clip["text"].lower()))) >= 2, (ran.stdout, clip["text"])

@@ -1,4 +1,4 @@
-"""A search: by dev WER alone, pruned, within its hours, and gone on with where it was left."""
+"""Search: by dev WER only, pruned, within its hours, and resumed after an interruption."""
 
 import signal
 import subprocess
@@ -24,7 +24,7 @@ SPACE = "search.space=['lora.r=choice(2,4)','training.learning_rate=tag(log,inte
 
 @pytest.fixture
 def few(words: list[str]) -> list[str]:
-    """Two steps a trial, dev decoded after each."""
+    """Overrides of trials of two steps, with dev decoded after each."""
     every = ["training.eval_steps=1", "training.dev_share=1", "training.save_steps=1"]
     return [*words, *every, SPACE, "search.startup_trials=1", "search.warmup_share=0", "search.trials=3"]
 
@@ -39,7 +39,7 @@ def states(page: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_search_tries_the_usual_first_scores_no_test_and_names_the_command_of_the_best(
+def test_a_search_tries_the_defaults_first_scores_no_test_and_logs_the_command_of_the_best(
     few: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = search(load(few), few)
@@ -47,15 +47,15 @@ def test_a_search_tries_the_usual_first_scores_no_test_and_names_the_command_of_
     assert len(trials) == 3 and trials[0].params == pytest.approx({"lora.r": "4", "training.learning_rate": 1e-3})
     folders = [Path(trial.user_attrs["run"]) for trial in trials]
     assert not any((folder / "eval").exists() for folder in folders)
-    told = capsys.readouterr()
-    (command,) = (line for line in told.err.splitlines() if line.startswith("best on dev"))
+    output = capsys.readouterr()
+    (command,) = (line for line in output.err.splitlines() if line.startswith("best on dev"))
     best = min((trial for trial in trials if trial.value is not None), key=lambda trial: trial.value)
     assert f"lora.r={best.params['lora.r']}" in command and "eval.after" not in command and "search." not in command
     assert run.last_run(page.parent.parent.parent) == Path(best.user_attrs["run"])
-    assert "dev WER" in told.out
+    assert "dev WER" in output.out
     text = page.read_text()
     assert text.count("<svg") == 3 and "asr_lora.train" in text and "http" not in text.partition("<svg")[0]
-    # The same words again find everything there.
+    # The same overrides find everything complete.
     before = [trial.number for trial in trials]
     assert [trial.number for trial in studied(search(load(few), few))] == before
 
@@ -75,7 +75,7 @@ def test_a_trial_that_is_worse_than_the_median_is_pruned_and_leaves_no_checkpoin
 
 
 @pytest.mark.slow
-def test_an_interrupted_search_goes_on_with_the_trial_and_draws_what_it_would_have_drawn(
+def test_an_interrupted_search_resumes_the_trial_and_draws_the_same_settings(
     few: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = [*few, f"runs_dir={tmp_path / 'whole'}", "search.startup_trials=9"]
@@ -107,7 +107,7 @@ def test_a_running_trial_stops_with_a_checkpoint_when_the_hours_are_over(
     short = [*steps, "search.max_hours=1"]
     usual = time.monotonic
 
-    def late(*args: Any, **kwargs: Any) -> Any:  # the clock is an hour on once the first step is done
+    def late(*args: Any, **kwargs: Any) -> Any:  # the clock jumps by an hour with the first step
         monkeypatch.setattr("asr_lora.search.__main__.time.monotonic", lambda: usual() + 3600)
         return original(*args, **kwargs)
 
@@ -126,7 +126,7 @@ def test_a_running_trial_stops_with_a_checkpoint_when_the_hours_are_over(
 
 
 @pytest.mark.slow
-def test_no_trial_begins_that_would_not_fit(few: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_trial_begins_that_would_not_end_in_time(few: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     one = [*few, "search.trials=1"]
     search(load(one), one)
     hasty = [*few, "search.trials=9", "search.max_hours=1e-5"]
@@ -135,7 +135,7 @@ def test_no_trial_begins_that_would_not_fit(few: list[str], capsys: pytest.Captu
 
 
 @pytest.mark.slow
-def test_what_one_trial_breaks_is_told_and_what_the_first_breaks_is_raised(
+def test_an_error_of_one_trial_is_logged_and_an_error_of_the_first_is_raised(
     few: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     usual, count = DevEvaluator.evaluate, iter(range(100))
@@ -156,7 +156,7 @@ def test_what_one_trial_breaks_is_told_and_what_the_first_breaks_is_raised(
 
 
 @pytest.mark.parametrize(
-    ("said", "says"),
+    ("space", "message"),
     [
         ("['lora.rr=choice(1,2)']", "lora.rr: "),
         ("['lora.r=4']", "lora.r must be choice"),
@@ -168,14 +168,14 @@ def test_what_one_trial_breaks_is_told_and_what_the_first_breaks_is_raised(
         ("[]", "must name a setting"),
     ],
 )
-def test_a_space_that_cannot_be_is_refused_before_anything_runs(words: list[str], said: str, says: str) -> None:
-    typed = [*words, f"search.space={said}"]
+def test_an_impossible_space_is_refused_before_anything_runs(words: list[str], space: str, message: str) -> None:
+    overrides = [*words, f"search.space={space}"]
     with pytest.raises(ConfigError) as refusal:
-        search(load(typed), typed)
-    assert says in str(refusal.value)
+        search(load(overrides), overrides)
+    assert message in str(refusal.value)
 
 
-def test_the_usual_settings_are_tried_as_far_as_the_space_holds_them() -> None:
+def test_defaults_are_tried_as_far_as_the_space_has_them() -> None:
     settings = study.parse_space(
         ["lora.r=choice(2,4)", "lora.dropout=interval(0,0.1)", "training.warmup_ratio=range(2)"]
     )
@@ -184,7 +184,7 @@ def test_the_usual_settings_are_tried_as_far_as_the_space_holds_them() -> None:
 
 
 @pytest.mark.slow
-def test_at_the_command_line_ctrl_c_leaves_a_search_that_the_same_words_finish(few: list[str]) -> None:
+def test_at_the_command_line_ctrl_c_leaves_a_search_that_the_same_overrides_finish(few: list[str]) -> None:
     command = [
         sys.executable,
         "-m",
@@ -200,8 +200,8 @@ def test_at_the_command_line_ctrl_c_leaves_a_search_that_the_same_words_finish(f
     while not list(runs.glob("*/train/checkpoints/*/trainer_state.json")) and started.poll() is None:
         time.sleep(0.02)
     started.send_signal(signal.SIGINT)
-    _, told = started.communicate()
-    assert started.returncode == 130 and "Traceback" not in told, told
+    _, errors = started.communicate()
+    assert started.returncode == 130 and "Traceback" not in errors, errors
     ended = subprocess.run(command, check=False, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert "resuming from" in ended.stderr and "this scores it on test: python -m asr_lora.train" in ended.stderr

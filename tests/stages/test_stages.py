@@ -1,4 +1,4 @@
-"""prepare, train and eval from words to files: a random tiny Whisper learns a tiny release."""
+"""prepare, train and eval from overrides to files: a random tiny Whisper learns a tiny release."""
 
 import shutil
 import statistics
@@ -41,7 +41,7 @@ def modified(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_leaves_the_contract_and_the_same_words_again_find_it_complete(
+def test_a_run_writes_the_contract_and_the_same_overrides_find_it_complete(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = load(words)
@@ -58,9 +58,9 @@ def test_a_run_leaves_the_contract_and_the_same_words_again_find_it_complete(
     assert [line["loss"] for line in read_jsonl(run / "train" / "log.jsonl") if "loss" in line]
     assert list((run / "train" / "tensorboard").iterdir())
     assert (run.parent / "last").read_text().strip() == str(run.resolve())
-    assert "untouched" in capsys.readouterr().out
+    assert "fine-tuned" in capsys.readouterr().out
 
-    # WER recomputed from the file by jiwer alone is ours to the last digit.
+    # WER recomputed from the file by jiwer equals ours to the last digit.
     again = jiwer.wer(
         [line["reference_normalized"] for line in lines], [line["hypothesis_normalized"] for line in lines]
     )
@@ -75,7 +75,7 @@ def test_a_run_leaves_the_contract_and_the_same_words_again_find_it_complete(
     assert modified(run) == before
 
 
-def test_an_adapter_that_learnt_nothing_changes_no_hypothesis(words: list[str]) -> None:
+def test_an_adapter_that_learned_nothing_changes_no_hypothesis(words: list[str]) -> None:
     config = load([*words, "training.learning_rate=1e-30", "training.max_steps=1"])
     train(config)
     lines = read_jsonl(config.run / "eval" / "test" / "hypotheses.jsonl")
@@ -85,12 +85,12 @@ def test_an_adapter_that_learnt_nothing_changes_no_hypothesis(words: list[str]) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "nf4"])
-def test_a_quantised_base_trains_and_is_scored_unquantised(words: list[str], tmp_path: Path, precision: str) -> None:
-    # On a CPU with AVX512-BF16 bitsandbytes decodes 4 bits in blocks of 32 by 64, which all real Whispers are made of.
+def test_a_quantized_base_trains_and_is_scored_unquantized(words: list[str], tmp_path: Path, precision: str) -> None:
+    # On a CPU with AVX512-BF16 bitsandbytes decodes 4 bits in blocks of 32 by 64, which fit all real Whispers.
     tokenizer, checkpoint = tiny_tokenizer(), tmp_path / "whisper-of-64"
     tiny_whisper(tokenizer, d_model=64, encoder_ffn_dim=64, decoder_ffn_dim=64).save_pretrained(checkpoint)
     WhisperProcessor(feature_extractor=WhisperFeatureExtractor(), tokenizer=tokenizer).save_pretrained(checkpoint)
-    # Dev is decoded before the last step too: a model that was packed to decode must go on training.
+    # Dev is also decoded before the last step: a model that was packed to decode must continue training.
     config = load([*words, f"model.checkpoint={checkpoint}", f"model.precision={precision}", "training.eval_steps=1"])
     train(config)
     assert read_json(config.run / "train" / "metrics.json")["precision"] == precision
@@ -109,14 +109,14 @@ def test_a_locale_without_a_token_trains_and_is_scored_under_a_related_one(words
 
 
 @pytest.mark.slow
-def test_scoring_another_way_is_done_anew_and_recorded(words: list[str]) -> None:
+def test_scoring_with_other_settings_is_done_again_and_recorded(words: list[str]) -> None:
     train(load([*words, "eval.after=false"]))
     few = evaluate(load([*words, "eval.limit=2"]))
     assert (few["clips"], few["normalizer"]) == (2, "marks")
     every = evaluate(load([*words, "eval.limit=null", "eval.normalizer=basic"]))
     assert (every["clips"], every["normalizer"]) == (6, "basic")
     dev = evaluate(load([*words, "eval.split=dev"]))
-    assert dev["clips"] == 4  # all that there are, though the manifest drew two for training to look at
+    assert dev["clips"] == 4  # all of dev, though the manifest drew two for training
 
 
 def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asr_lora.decoding.generate.decode_clips", never)
 
 
-def test_another_normaliser_decodes_nothing_again(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_normalizer_decodes_nothing_again(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     train(load(words))
     forbid_decoding(monkeypatch)
     again = evaluate(load([*words, "eval.normalizer=raw"]))
@@ -134,7 +134,7 @@ def test_another_normaliser_decodes_nothing_again(words: list[str], monkeypatch:
 
 
 @pytest.mark.slow
-def test_a_sweep_decodes_the_untouched_model_once(words: list[str]) -> None:
+def test_a_sweep_decodes_the_base_model_once(words: list[str]) -> None:
     facts = []
     for rank in (2, 4):
         config = load([*words, f"lora.r={rank}"])
@@ -145,7 +145,7 @@ def test_a_sweep_decodes_the_untouched_model_once(words: list[str]) -> None:
     assert facts[0]["baseline"]["wer"] == facts[1]["baseline"]["wer"]
 
 
-def test_hypotheses_are_not_taken_for_those_of_other_clips_or_another_decoding(words: list[str]) -> None:
+def test_cached_hypotheses_are_not_used_for_other_clips_or_decoding_settings(words: list[str]) -> None:
     config = load([*words, "training.max_steps=1"])
     train(config)
     for change in ("decoding.max_new_tokens=7", "eval.limit=3", "decoding.num_beams=2"):
@@ -153,7 +153,7 @@ def test_hypotheses_are_not_taken_for_those_of_other_clips_or_another_decoding(w
         assert not other["cached"] and not other["baseline"]["cached"], change
 
 
-def test_an_adapter_that_is_scaled_by_its_configuration_is_heard_anew(words: list[str]) -> None:
+def test_an_adapter_that_is_scaled_by_its_configuration_is_decoded_again(words: list[str]) -> None:
     config = load(words)
     train(config)
     settings = config.run / "train" / "adapter" / "adapter_config.json"
@@ -162,16 +162,16 @@ def test_an_adapter_that_is_scaled_by_its_configuration_is_heard_anew(words: lis
 
 
 @pytest.mark.slow
-def test_only_a_tuned_model_that_knows_short_contexts_is_heard_at_one(words: list[str]) -> None:
-    heard = {}
+def test_only_a_fine_tuned_model_that_knows_short_contexts_is_decoded_at_one(words: list[str]) -> None:
+    scored = {}
     for context in ("dynamic", "full", "packed"):
         config = load([*words, f"training.context={context}"])
         train(config)
-        heard[context] = read_json(config.run / "eval" / "test" / "metrics.json")
-    assert {kind: facts["context"] for kind, facts in heard.items()} == {
+        scored[context] = read_json(config.run / "eval" / "test" / "metrics.json")
+    assert {kind: facts["context"] for kind, facts in scored.items()} == {
         "dynamic": "short", "full": "full", "packed": "full",
     }  # fmt: skip
-    assert all(facts["baseline"]["context"] == "full" for facts in heard.values())
+    assert all(facts["baseline"]["context"] == "full" for facts in scored.values())
     config = load(words)
     full = evaluate(
         recorded_config(config.run, load(["decoding.context=full", "hardware=cpu"]), ["decoding.context=full"])
@@ -183,8 +183,8 @@ def test_a_run_of_another_version_is_refused_in_one_line(words: list[str]) -> No
     config = load([*words, "eval.after=false"])
     train(config)
     settings = config.run / "train" / "config.yaml"
-    settings.write_text(settings.read_text().replace("  margin: 1.0\n", ""))
-    with pytest.raises(ConfigError, match=r"another version of asr_lora.*margin"):
+    settings.write_text(settings.read_text().replace("  context_margin: 1.0\n", ""))
+    with pytest.raises(ConfigError, match=r"another version of asr_lora.*context_margin"):
         recorded_config(config.run, load(["hardware=cpu"]), [])
 
 
@@ -193,7 +193,7 @@ def test_a_run_without_an_adapter_cannot_be_scored(words: list[str]) -> None:
         evaluate(load(words))
 
 
-def test_an_unknown_checkpoint_without_network_says_how_to_give_a_local_one(words: list[str]) -> None:
+def test_an_unknown_checkpoint_without_network_names_the_setting_of_a_local_one(words: list[str]) -> None:
     config = load([*words, "model.checkpoint=openai/whisper-nonesuch"])
     with pytest.raises(ExternalError, match=r"model\.checkpoint=/path/to/whisper"):
         train(config)
@@ -201,14 +201,14 @@ def test_an_unknown_checkpoint_without_network_says_how_to_give_a_local_one(word
 
 
 @pytest.mark.parametrize("worse", [True, False])
-def test_an_earlier_adapter_is_kept_only_where_dev_says_beyond_chance_that_the_last_is_worse(
+def test_an_earlier_adapter_is_kept_only_if_the_last_is_significantly_worse_on_dev(
     words: list[str], monkeypatch: pytest.MonkeyPatch, worse: bool
 ) -> None:
     decoded = iter([DevResult(0.5, None), DevResult(0.7, None, worse=worse)])
-    heard = []
+    weights = []
 
     def judged(dev: DevEvaluator, model: Any, lowest: Sequence[int]) -> DevResult:
-        heard.append(
+        weights.append(
             {
                 name: weight.clone()
                 for name, weight in get_peft_model_state_dict(model, save_embedding_layers=False).items()
@@ -222,24 +222,24 @@ def test_an_earlier_adapter_is_kept_only_where_dev_says_beyond_chance_that_the_l
     )
     train(config)
     kept = load_file(config.run / "train" / "adapter" / "adapter_model.safetensors")
-    best, other = heard if worse else reversed(heard)
+    best, other = weights if worse else reversed(weights)
     assert all(torch.equal(kept[name], weight) for name, weight in best.items())
     assert not all(torch.equal(kept[name], weight) for name, weight in other.items())
 
 
-def test_more_new_tokens_than_the_checkpoint_has_places_for_are_refused_at_once(words: list[str]) -> None:
+def test_more_new_tokens_than_the_checkpoint_has_positions_are_refused_at_once(words: list[str]) -> None:
     config = load([*words, "decoding.max_new_tokens=61"])
     with pytest.raises(ConfigError, match=r"decoding\.max_new_tokens: must be at most 60"):
         train(config)
     assert not config.run.exists()
 
 
-def test_a_split_of_which_nothing_is_usable_is_refused(words: list[str], tmp_path: Path) -> None:
+def test_a_split_without_usable_clips_is_refused(words: list[str], tmp_path: Path) -> None:
     dev = [{**utterances("dev", 1, 1)[0], "clip": b"no mp3"}]
     splits = {"train": utterances("train", 60, 6), "dev": dev, "test": utterances("test", 6, 3)}
-    write_release(tmp_path / "deaf", splits=splits)
+    write_release(tmp_path / "broken", splits=splits)
     with pytest.raises(ConfigError, match="no usable clip of dev"):
-        train(load([*words, f"data.source={tmp_path / 'deaf'}"]))
+        train(load([*words, f"data.source={tmp_path / 'broken'}"]))
 
 
 def test_a_run_from_a_path_that_looks_like_an_interpolation_is_scored_again(words: list[str], tmp_path: Path) -> None:
@@ -264,7 +264,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def test_a_full_disk_is_told_and_the_same_words_finish_when_there_is_room(words: list[str], small_disk: Path) -> None:
+def test_a_full_disk_is_an_error_and_the_same_overrides_finish_when_there_is_room(
+    words: list[str], small_disk: Path
+) -> None:
     more = [*words, "lora.r=32", f"runs_dir={small_disk}", "eval.after=false"]
     config = load(more)
     with pytest.raises((ExternalError, OSError), match=r"(?i)no space|cannot write"):
@@ -279,9 +281,7 @@ MEMORY_MAY_GROW = 40e6  # bytes from the second job of six to the last; a job ho
 
 
 @pytest.mark.slow
-def test_a_sweep_ends_in_one_table_and_page_and_leaves_no_memory_from_job_to_job(
-    words: list[str], tmp_path: Path
-) -> None:
+def test_a_sweep_ends_in_one_table_and_page_and_its_jobs_leak_no_memory(words: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "asr_lora.train", "-m", *words, "lora.r=2,4", "seed=0,1,2", "eval.limit=3"]
     first = subprocess.run(command, check=True, cwd=tmp_path, timeout=500, capture_output=True, text=True)
     runs = sorted((tmp_path / "runs").glob("nl-all-random-qv-r*"))
@@ -307,18 +307,18 @@ def test_a_sweep_ends_in_one_table_and_page_and_leaves_no_memory_from_job_to_job
 
 
 @pytest.mark.slow
-def test_rank_and_learning_rate_are_swept_together_and_words_overrule_the_file(tmp_path: Path) -> None:
+def test_rank_and_learning_rate_are_swept_together_and_overrides_replace_the_file(tmp_path: Path) -> None:
     script = (
         "from asr_lora.runs.launch import launch\n"
         "launch(lambda config: print(config.lora.r, config.training.learning_rate))\n"
     )
     command = [sys.executable, "-c", script, "experiment=sweep_rank_lr"]
-    told = [
+    outputs = [
         subprocess.run([*command, *more], check=True, cwd=tmp_path, capture_output=True, text=True).stdout.splitlines()
         for more in ([], ["lora.r=4,8", "training.learning_rate=1e-3"])
     ]
-    assert len(told[0]) == len(set(told[0])) == 12 and "32 0.003" in told[0]
-    assert told[1] == ["4 0.001", "8 0.001"]
+    assert len(outputs[0]) == len(set(outputs[0])) == 12 and "32 0.003" in outputs[0]
+    assert outputs[1] == ["4 0.001", "8 0.001"]
 
 
 @pytest.mark.slow
@@ -336,7 +336,7 @@ def test_loader_processes_change_no_loss(words: list[str]) -> None:
 
 
 def hub(home: Path, commits: Sequence[tuple[str, Path]]) -> Path:
-    """A cache of the Hub's own layout, whose main is the last commit of owner/whisper-random."""
+    """Makes a cache in the Hub's layout, whose main is the last commit of owner/whisper-random."""
     model = home / "models--owner--whisper-random"
     for commit, folder in commits:
         shutil.copytree(folder, model / "snapshots" / commit, dirs_exist_ok=True)
@@ -346,7 +346,7 @@ def hub(home: Path, commits: Sequence[tuple[str, Path]]) -> Path:
 
 
 def another(checkpoint: Path, folder: Path) -> Path:
-    """The same model with other weights."""
+    """Copies a model with other weights."""
     shutil.copytree(checkpoint, folder)
     weights = load_file(folder / "model.safetensors")
     save_file({name: tensor * 0.9 for name, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"})
@@ -354,7 +354,7 @@ def another(checkpoint: Path, folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_keeps_to_the_commit_of_the_hub_that_it_began_with(
+def test_a_run_stays_at_the_hub_commit_that_it_began_with(
     words: list[str], tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, first, second = tmp_path / "hub", "1" * 40, "2" * 40
@@ -363,11 +363,11 @@ def test_a_run_keeps_to_the_commit_of_the_hub_that_it_began_with(
     config = load([*words, "model.checkpoint=owner/whisper-random"])
     train(config)
     assert settings(config.run)["base"] == f"owner/whisper-random@{first}"
-    told = read_json(config.run / "train" / "adapter" / "adapter_config.json")
-    assert (told["base_model_name_or_path"], told["revision"]) == ("owner/whisper-random", first)
+    recorded = read_json(config.run / "train" / "adapter" / "adapter_config.json")
+    assert (recorded["base_model_name_or_path"], recorded["revision"]) == ("owner/whisper-random", first)
     before = read_json(config.run / "eval" / "test" / "metrics.json")
 
-    hub(cache, [(second, another(tiny_checkpoint, tmp_path / "other"))])  # the Hub has moved on
+    hub(cache, [(second, another(tiny_checkpoint, tmp_path / "other"))])  # a newer commit
     assert fingerprint("owner/whisper-random").endswith(second)
     shutil.rmtree(config.run / "eval")
     again = evaluate(config)

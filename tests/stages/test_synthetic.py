@@ -1,4 +1,4 @@
-"""The demo's own Dutch corpus: a genuine Common Voice archive, the same for the same seed, without a leak."""
+"""The demo's Dutch corpus: laid out as a Common Voice archive, equal for equal seeds, without leaks."""
 
 import io
 import tarfile
@@ -8,7 +8,7 @@ from random import Random
 import pytest
 import soundfile
 
-from asr_lora.demo import assets as archive
+from asr_lora.demo import assets
 from asr_lora.demo.assets import RELEASE, SLOTS, TEMPLATES, draw_sentences, write_demo_corpus
 from asr_lora.demo.espeak import EspeakError, Utterance, speak
 from asr_lora.runtime.errors import ExternalError
@@ -20,7 +20,7 @@ SMALL = {"train": (8, 4), "dev": (2, 2), "test": (4, 4)}  # clips, speakers
 @pytest.fixture(scope="module")
 def small_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(archive, "SPLITS", SMALL)
+        patch.setattr(assets, "SPLITS", SMALL)
         path = tmp_path_factory.mktemp("demo") / "demo.tar.gz"
         write_demo_corpus(path)
         return path
@@ -37,9 +37,9 @@ def rows(members: dict[str, bytes], table: str) -> list[dict[str, str]]:
     return [dict(zip(header.split("\t"), line.split("\t"), strict=True)) for line in lines]
 
 
-def test_the_corpus_is_large_enough_to_learn_and_to_measure() -> None:
-    clips = archive._clips(Random(0))
-    speakers = {split: {clip.row()["client_id"] for clip in clips if clip.split == split} for split in archive.SPLITS}
+def test_the_corpus_is_large_enough_for_training_and_evaluation() -> None:
+    clips = assets._clips(Random(0))
+    speakers = {split: {clip.row()["client_id"] for clip in clips if clip.split == split} for split in assets.SPLITS}
     assert len({clip.sentence for clip in clips}) == len(clips) >= 300
     assert sum(len(split) for split in speakers.values()) >= 60
     assert len(speakers["test"]) >= 20
@@ -53,18 +53,18 @@ def test_the_corpus_is_large_enough_to_learn_and_to_measure() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_splits_share_no_speaker_no_voice_and_no_sentence(seed: int) -> None:
     normalize = Normalizer("marks")
-    clips = archive._clips(Random(seed))
+    clips = assets._clips(Random(seed))
     for attribute in (
         lambda clip: clip.row()["client_id"],
         lambda clip: clip.variant,
         lambda clip: normalize(clip.sentence),
     ):
-        train, dev, test = ({attribute(clip) for clip in clips if clip.split == split} for split in archive.SPLITS)
+        train, dev, test = ({attribute(clip) for clip in clips if clip.split == split} for split in assets.SPLITS)
         assert train.isdisjoint(dev) and train.isdisjoint(test) and dev.isdisjoint(test)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_sentences_are_short_spelled_out_and_some_leave_a_quotation_open(seed: int) -> None:
+def test_sentences_are_short_spelled_out_and_some_have_an_open_quotation(seed: int) -> None:
     sentences = draw_sentences(316, Random(seed))
     assert all(3 <= len(sentence.split()) <= 10 for sentence in sentences)
     assert not any(character.isdigit() or character in "{}\t\n" for text in sentences for character in text)
@@ -81,7 +81,7 @@ def test_every_template_and_every_slot_of_the_grammar_is_used() -> None:
 def test_the_same_seed_gives_the_same_bytes(
     small_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "SPLITS", SMALL)
+    monkeypatch.setattr(assets, "SPLITS", SMALL)
     write_demo_corpus(tmp_path / "under another name.tar.gz")
     assert (tmp_path / "under another name.tar.gz").read_bytes() == small_archive.read_bytes()
     write_demo_corpus(tmp_path / "other.tar.gz", seed=1)
@@ -105,14 +105,14 @@ def test_the_archive_is_laid_out_as_common_voice_lays_it_out(members: dict[str, 
     assert rows(members, "validated") == [row for split in SMALL for row in rows(members, split)]
 
 
-def test_tables_are_raw_and_say_that_the_voices_are_synthetic() -> None:
-    clips = archive._clips(Random(0))
-    table = archive._table(archive.COLUMNS, [clip.row() for clip in clips]).decode()
+def test_tables_are_raw_and_mark_the_voices_as_synthetic() -> None:
+    clips = assets._clips(Random(0))
+    table = assets._table(assets.COLUMNS, [clip.row() for clip in clips]).decode()
     assert any(clip.sentence.startswith('"') and f"\t{clip.sentence}\t" in table for clip in clips)
     assert all(clip.row()["accents"].startswith("synthetic: espeak-ng") for clip in clips)
 
 
-def test_clips_are_mp3_at_common_voices_rate_and_last_what_the_table_says(members: dict[str, bytes]) -> None:
+def test_clips_are_mp3_at_common_voices_rate_with_the_durations_of_the_table(members: dict[str, bytes]) -> None:
     for row in rows(members, "clip_durations"):
         data = io.BytesIO(members[f"{RELEASE}/nl/clips/{row['clip']}"])
         wave, rate = soundfile.read(data)
@@ -122,10 +122,10 @@ def test_clips_are_mp3_at_common_voices_rate_and_last_what_the_table_says(member
         assert 1 < len(wave) / rate < 8
 
 
-def test_a_failing_synthesiser_is_one_clear_error_and_leaves_no_archive(
+def test_a_failing_synthesizer_is_one_clear_error_and_leaves_no_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archive, "SPLITS", SMALL)
+    monkeypatch.setattr(assets, "SPLITS", SMALL)
     monkeypatch.setattr("asr_lora.demo.espeak.__file__", str(tmp_path / "absent.py"))
     with pytest.raises(ExternalError, match="espeak-ng failed"):
         write_demo_corpus(tmp_path / "demo.tar.gz")

@@ -1,4 +1,4 @@
-"""Recordings of any length become text and subtitles, with one base that wears the adapter of each one's language."""
+"""Transcription of recordings of any length, with one base and an adapter for each language."""
 
 import io
 import json
@@ -16,9 +16,8 @@ from support.releases import write_release
 from support.runs import hardware_of, tiny_run
 
 from asr_lora.config.compose import load
-from asr_lora.decoding import transcriber as ears
 from asr_lora.decoding.generate import RowAdapter, Segment, decode_once, decoding_options
-from asr_lora.decoding.transcriber import speech_segments, srt, txt, vtt
+from asr_lora.decoding.transcriber import speech_segments, srt, txt, vtt, with_adapters, with_base
 from asr_lora.demo.espeak import RATE, Utterance, speak
 from asr_lora.model import adapter, whisper
 from asr_lora.model.adapter import BASE
@@ -34,9 +33,9 @@ SENTENCES = ["de trein vertrekt om drie uur", "morgen gaat het regenen in het no
 
 @pytest.fixture(scope="module")
 def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three sentences with two seconds of silence between them, as a wav at the synthesiser's own rate."""
-    said = speak([Utterance(text=text, voice="nl+m1", pitch=50, rate=150) for text in SENTENCES])
-    parts = [np.frombuffer(pcm, np.int16) for pcm in said]
+    """Three sentences with two seconds of silence between them, as a wav at the synthesizer's rate."""
+    spoken = speak([Utterance(text=text, voice="nl+m1", pitch=50, rate=150) for text in SENTENCES])
+    parts = [np.frombuffer(pcm, np.int16) for pcm in spoken]
     pause = np.zeros(2 * RATE, np.int16)
     file = tmp_path_factory.mktemp("talks") / "praatje [1], é.wav"
     soundfile.write(file, np.concatenate([part for each in parts for part in (each, pause)]), RATE)
@@ -45,13 +44,13 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By language, runs of one base whose adapters change what is heard; that of Dutch is the last."""
+    """Runs of one base by language, whose adapters change the transcripts; that of Dutch is the last."""
     folder, made = tmp_path_factory.mktemp("tuned"), {}
     write_release(folder / "cv-corpus-25.0-2026-06-05")
-    words = tiny_run(folder / "cv-corpus-25.0-2026-06-05", tiny_checkpoint, folder / "runs")
+    overrides = tiny_run(folder / "cv-corpus-25.0-2026-06-05", tiny_checkpoint, folder / "runs")
     for seed, language in enumerate(("de", "nl")):
         named = [f"run_name={language}", f"seed={seed}", "training.learning_rate=0.3", "eval.after=false"]
-        train(config := load([*words, *named]))
+        train(config := load([*overrides, *named]))
         made[language] = config.run
     return made
 
@@ -66,7 +65,7 @@ def test_speech_is_cut_at_pauses_and_joined_while_it_fits(talk: Path) -> None:
     assert speech_segments(np.zeros(16_000, np.float32), 5.0) == []
 
 
-def test_a_folder_is_heard_file_by_file_and_a_bad_one_does_not_stop_the_rest(
+def test_a_folder_is_transcribed_file_by_file_and_a_bad_one_does_not_stop_the_rest(
     words: list[str], talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "two talks" / "below"
@@ -75,29 +74,29 @@ def test_a_folder_is_heard_file_by_file_and_a_bad_one_does_not_stop_the_rest(
     (folder / "bad.mp3").write_bytes(b"no sound at all")
     (folder / "notes.txt").write_text("not a recording")
     out = tmp_path / "out"
-    hearing = [*words, f'audio="{folder.parent}"', f"transcribe.out={out}", "transcribe.base_model=true"]
-    asked = load(
+    overrides = [*words, f'audio="{folder.parent}"', f"transcribe.out={out}", "transcribe.base_model=true"]
+    config = load(
         [
-            *hearing,
+            *overrides,
             "transcribe.language=nl",
             "transcribe.max_segment_seconds=5",
             "transcribe.formats=[txt,srt,vtt,json]",
         ]
     )
-    with pytest.raises(ExternalError, match="1 of 2 recordings could not be heard"):
-        transcribe(asked)
+    with pytest.raises(ExternalError, match="1 of 2 recordings could not be transcribed"):
+        transcribe(config)
     assert re.search(r"left out: .*bad\.mp3: clip cannot be decoded", capsys.readouterr().err)
     written = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_file()}
     assert written == {f"below/good.{name}" for name in ("txt", "srt", "vtt", "json")}
-    told = json.loads((out / "below" / "good.json").read_text())
-    assert (told["language"], told["adapter"], len(told["segments"])) == ("nl", None, 3)
-    assert told["seconds"] == pytest.approx(soundfile.info(talk).duration, abs=0.01)
+    result = json.loads((out / "below" / "good.json").read_text())
+    assert (result["language"], result["adapter"], len(result["segments"])) == ("nl", None, 3)
+    assert result["seconds"] == pytest.approx(soundfile.info(talk).duration, abs=0.01)
     assert (out / "below" / "good.txt").read_text().count("\n") == 3
 
 
-def test_what_one_recording_had_no_memory_for_is_not_tried_with_the_next(words: list[str], talk: Path) -> None:
+def test_a_batch_size_that_ran_out_of_memory_is_not_tried_with_the_next_recording(words: list[str], talk: Path) -> None:
     config, sizes = load(words), []
-    base = ears.with_base(config.model, config.decoding, hardware_of(config))
+    base = with_base(config.model, config.decoding, hardware_of(config))
 
     def small(module: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
         sizes.append(len(args[0]))
@@ -111,16 +110,16 @@ def test_what_one_recording_had_no_memory_for_is_not_tried_with_the_next(words: 
     assert sizes[0] == 2 and set(sizes[1:]) == {1}
 
 
-def test_each_language_is_heard_with_its_adapter_as_if_that_were_merged(
+def test_each_language_is_decoded_with_its_adapter_as_if_merged(
     words: list[str], talk: Path, runs: dict[str, Path]
 ) -> None:
     config = load([*words, f"adapters={{nl: {runs['nl']}, de: {runs['de']}}}"])
-    both = ears.with_adapters(config.adapters or {}, config.model, config.decoding, hardware_of(config))
+    transcriber = with_adapters(config.adapters or {}, config.model, config.decoding, hardware_of(config))
     clips = [{"path": str(talk), "start": 0.0, "end": 2.0, "duration": 2.0}]
-    heard = {}
+    tokens = {}
     for name in ("nl", "de", None, "nl"):  # and back
-        with both.session("nl", name) as settings:
-            (hypothesis,) = decode_once(both.model, both.processor, clips, settings)
+        with transcriber.session("nl", name) as settings:
+            (hypothesis,) = decode_once(transcriber.model, transcriber.processor, clips, settings)
         alone = (
             whisper.load(config.model.checkpoint, "fp32", torch.device("cpu"))
             if name is None
@@ -128,52 +127,52 @@ def test_each_language_is_heard_with_its_adapter_as_if_that_were_merged(
         )
         (expected,) = decode_once(alone, load_processor(config.model.checkpoint), clips, settings)
         assert hypothesis.tokens == expected.tokens
-        heard[name] = hypothesis.tokens
-    assert len({tuple(tokens) for tokens in heard.values()}) == 3
+        tokens[name] = hypothesis.tokens
+    assert len({tuple(own) for own in tokens.values()}) == 3
 
 
-@pytest.mark.parametrize("way", ["greedy", "beam"])
-def test_rows_of_one_batch_wear_their_own_adapters_and_languages(
-    way: str, words: list[str], talk: Path, runs: dict[str, Path]
+@pytest.mark.parametrize("decoding", ["greedy", "beam"])
+def test_rows_of_one_batch_have_their_own_adapters_and_languages(
+    decoding: str, words: list[str], talk: Path, runs: dict[str, Path]
 ) -> None:
     both = f"adapters={{nl: {runs['nl']}, de: {runs['de']}}}"
-    config = load([*words, both, f"decoding={way}", "decoding.context=full"])
-    several = ears.with_adapters(config.adapters, config.model, config.decoding, hardware_of(config))
+    config = load([*words, both, f"decoding={decoding}", "decoding.context=full"])
+    several = with_adapters(config.adapters, config.model, config.decoding, hardware_of(config))
     clips = [{"path": str(talk), "start": start, "end": start + 2, "duration": 2.0} for start in (0.0, 0.0, 0.0, 2.0)]
-    adapters = [RowAdapter("nl", "nl"), RowAdapter("de", "de"), RowAdapter("nl", BASE), RowAdapter("de", "nl")]
+    rows = [RowAdapter("nl", "nl"), RowAdapter("de", "de"), RowAdapter("nl", BASE), RowAdapter("de", "nl")]
     settings = decoding_options(config.decoding, config.model, several.hardware, "nl", short=False)
-    together = decode_once(several.model, several.processor, clips, settings, adapters=adapters)
-    for clip, each, hypothesis in zip(clips, adapters, together, strict=True):
+    mixed = decode_once(several.model, several.processor, clips, settings, adapters=rows)
+    for clip, each, hypothesis in zip(clips, rows, mixed, strict=True):
         alone = (
             whisper.load(config.model.checkpoint, "fp32", torch.device("cpu"))
             if each.adapter == BASE
             else adapter.load(config.model.checkpoint, run.adapter(runs[each.adapter]), "fp32", torch.device("cpu"))
         )
-        heard = several.processor(
+        inputs = several.processor(
             audio.load(talk, clip["start"], clip["end"]), sampling_rate=16_000, return_tensors="pt"
         )
-        asked = {"language": each.language, "num_beams": settings.num_beams, "max_new_tokens": 8}
-        said = alone.generate(heard.input_features, force_unique_generate_call=True, task="transcribe", **asked)
-        assert hypothesis.tokens == said[0].tolist()[4:]
-    assert len({tuple(hypothesis.tokens) for hypothesis in together[:3]}) == 3
+        options = {"language": each.language, "num_beams": settings.num_beams, "max_new_tokens": 8}
+        output = alone.generate(inputs.input_features, force_unique_generate_call=True, task="transcribe", **options)
+        assert hypothesis.tokens == output[0].tolist()[4:]
+    assert len({tuple(hypothesis.tokens) for hypothesis in mixed[:3]}) == 3
 
 
-@pytest.mark.parametrize("hearing", ["untouched", "a run", "adapters"])
-def test_a_language_that_whisper_has_no_token_for_is_refused_before_anything_is_heard(
-    words: list[str], talk: Path, runs: dict[str, Path], tmp_path: Path, hearing: str
+@pytest.mark.parametrize("model", ["base", "a run", "adapters"])
+def test_a_language_without_a_token_is_refused_before_transcription(
+    words: list[str], talk: Path, runs: dict[str, Path], tmp_path: Path, model: str
 ) -> None:
-    way = {
-        "untouched": "transcribe.base_model=true",
+    chosen = {
+        "base": "transcribe.base_model=true",
         "a run": f"runs_dir={runs['nl'].parent}",
         "adapters": f"adapters={{nl: {runs['nl']}}}",
     }
-    asked = [*words, f'audio="{talk}"', f"transcribe.out={tmp_path / 'out'}", "transcribe.language=xx"]
+    overrides = [*words, f'audio="{talk}"', f"transcribe.out={tmp_path / 'out'}", "transcribe.language=xx"]
     with pytest.raises(ConfigError, match=r"transcribe\.language: this Whisper has no token 'xx'; af, am"):
-        transcribe(load([*asked, way[hearing]]))
+        transcribe(load([*overrides, chosen[model]]))
     assert not (tmp_path / "out").exists()
 
 
-def test_together_writes_what_one_by_one_writes_and_leaves_out_what_is_bad(
+def test_mixed_batches_write_the_same_files_as_one_by_one_and_leave_out_bad_recordings(
     words: list[str], talk: Path, runs: dict[str, Path], tmp_path: Path
 ) -> None:
     folder = tmp_path / "talks"
@@ -181,28 +180,28 @@ def test_together_writes_what_one_by_one_writes_and_leaves_out_what_is_bad(
     for name in ("a.wav", "b.wav"):
         (folder / name).write_bytes(talk.read_bytes())
     (folder / "bad.mp3").write_bytes(b"no sound at all")
-    asked = [
+    overrides = [
         *words,
         f"adapters={{nl: {runs['nl']}}}",
         f"audio={folder}",
         "transcribe.language=nl",
         "decoding.context=full",
     ]
-    for together in ("true", "false"):
-        more = [f"transcribe.mixed_batches={together}", f"transcribe.out={tmp_path / together}"]
-        with pytest.raises(ExternalError, match="1 of 3 recordings could not be heard"):
-            transcribe(load([*asked, *more]))
+    for mixed in ("true", "false"):
+        more = [f"transcribe.mixed_batches={mixed}", f"transcribe.out={tmp_path / mixed}"]
+        with pytest.raises(ExternalError, match="1 of 3 recordings could not be transcribed"):
+            transcribe(load([*overrides, *more]))
     for name in ("a.txt", "b.txt"):
         assert (tmp_path / "true" / name).read_text() == (tmp_path / "false" / name).read_text()
     with pytest.raises(ConfigError, match=r"transcribe\.mixed_batches: must be false without adapters"):
         load([*words, "transcribe.mixed_batches=true"])
 
 
-def test_a_language_without_an_adapter_is_heard_by_the_untouched_base_and_told(
+def test_a_language_without_an_adapter_is_decoded_by_the_base_model_and_logged(
     words: list[str], talk: Path, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    asked = [
+    overrides = [
         *words,
         f"adapters={{nl: {runs['nl']}}}",
         f'audio="{talk}"',
@@ -210,45 +209,45 @@ def test_a_language_without_an_adapter_is_heard_by_the_untouched_base_and_told(
         "transcribe.formats=[json]",
     ]
     for language, name in (("de", None), ("nl", "nl")):
-        transcribe(load([*asked, f"transcribe.language={language}"]))
-        told = json.loads((out / f"{talk.stem}.json").read_text())
-        assert (told["language"], told["adapter"]) == (language, name)
-    assert "no adapter of it: the untouched base" in capsys.readouterr().err
-    transcribe(load(asked))  # the language is heard, by a random model: any
-    told = json.loads((out / f"{talk.stem}.json").read_text())
-    assert told["adapter"] == ("nl" if told["language"] == "nl" else None)
+        transcribe(load([*overrides, f"transcribe.language={language}"]))
+        result = json.loads((out / f"{talk.stem}.json").read_text())
+        assert (result["language"], result["adapter"]) == (language, name)
+    assert "no adapter for it: the base model" in capsys.readouterr().err
+    transcribe(load(overrides))  # the language is detected, by a random model: any
+    result = json.loads((out / f"{talk.stem}.json").read_text())
+    assert result["adapter"] == ("nl" if result["language"] == "nl" else None)
 
 
-def test_the_last_run_hears_what_comes_through_standard_input(
+def test_the_last_run_transcribes_standard_input(
     talk: Path, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = load(["audio=-", f"runs_dir={runs['nl'].parent}", "hardware=cpu", "transcribe.formats=[srt]"])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(talk.read_bytes())))
     transcribe(config)
-    heard = capsys.readouterr()
-    assert heard.out.startswith("1\n00:00:0") and f"run: {runs['nl'].resolve()}" in heard.err
+    output = capsys.readouterr()
+    assert output.out.startswith("1\n00:00:0") and f"run: {runs['nl'].resolve()}" in output.err
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     with pytest.raises(ConfigError, match="audio: - takes a recording from standard input, got nothing"):
         transcribe(config)
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("override", "message"),
     [
         ("audio=null", "audio: names no recording"),
         ("audio=/nowhere/a.wav", "audio: no file, folder or pattern"),
         ('audio="/nowhere/*.wav"', "audio: no file, folder or pattern"),
     ],
 )
-def test_no_recording_is_one_clear_line(words: list[str], word: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
-        transcribe(load([*words, word]))
+def test_no_recording_is_one_clear_line(words: list[str], override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        transcribe(load([*words, override]))
 
 
 def test_a_folder_without_an_adapter_is_refused(words: list[str], tmp_path: Path) -> None:
     config = load(words)
     with pytest.raises(ConfigError, match=r"adapters\.nl: no adapter in "):
-        ears.with_adapters({"nl": str(tmp_path)}, config.model, config.decoding, hardware_of(config))
+        with_adapters({"nl": str(tmp_path)}, config.model, config.decoding, hardware_of(config))
 
 
 def test_runs_of_two_bases_are_refused(words: list[str], runs: dict[str, Path], tmp_path: Path) -> None:
@@ -257,12 +256,12 @@ def test_runs_of_two_bases_are_refused(words: list[str], runs: dict[str, Path], 
     settings.write_text(settings.read_text().replace("base: ", "base: 0"))
     config = load(words)
     with pytest.raises(ConfigError, match=r"adapters: must be of one base, got nl on \w+, de on 0"):
-        ears.with_adapters(
+        with_adapters(
             {"nl": str(runs["nl"]), "de": str(tmp_path / "de")}, config.model, config.decoding, hardware_of(config)
         )
 
 
-def test_names_that_differ_in_their_suffix_alone_keep_it(tmp_path: Path) -> None:
+def test_names_that_differ_only_in_their_suffix_keep_it(tmp_path: Path) -> None:
     for name in ("a.wav", "a.mp3", "b.ogg"):
         (tmp_path / name).touch()
     with recordings(str(tmp_path)) as found:
@@ -272,9 +271,11 @@ def test_names_that_differ_in_their_suffix_alone_keep_it(tmp_path: Path) -> None
 
 
 def test_subtitles_are_in_the_formats_that_players_read() -> None:
-    said = [Segment(0.0, 1.5, "ja & nee"), Segment(3661.25, 3662.0, "a --> b <i>")]
-    assert txt(said) == "ja & nee\na --> b <i>\n"
-    assert srt(said) == ("1\n00:00:00,000 --> 00:00:01,500\nja & nee\n\n2\n01:01:01,250 --> 01:01:02,000\na -> b <i>\n")
-    assert vtt(said) == (
+    segments = [Segment(0.0, 1.5, "ja & nee"), Segment(3661.25, 3662.0, "a --> b <i>")]
+    assert txt(segments) == "ja & nee\na --> b <i>\n"
+    assert srt(segments) == (
+        "1\n00:00:00,000 --> 00:00:01,500\nja & nee\n\n2\n01:01:01,250 --> 01:01:02,000\na -> b <i>\n"
+    )
+    assert vtt(segments) == (
         "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\nja &amp; nee\n\n01:01:01.250 --> 01:01:02.000\na -> b &lt;i>\n"
     )
