@@ -18,7 +18,7 @@ from asr_lora.config.compose import Config, job_overrides, to_dict
 from asr_lora.data.manifest import LOCATION_FIELDS, training_clips
 from asr_lora.decoding import generate
 from asr_lora.evaluation import error_analysis, metrics
-from asr_lora.evaluation.adapter_strength import AdapterChoice
+from asr_lora.evaluation.adapter_strength import AdapterSelector
 from asr_lora.evaluation.eval_sets import EvalSet, decode_sets, eval_sets, set_normalizer
 from asr_lora.model import adapter_folder
 from asr_lora.model.hardware import Hardware, agreed, resolve_hardware
@@ -28,7 +28,6 @@ from asr_lora.runs import folder as run
 from asr_lora.runs.launch import find_run, launch
 from asr_lora.runtime import distributed
 from asr_lora.runtime.console import log
-from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, write_json, write_jsonl
 from asr_lora.speech.normalizer import Normalizer, scoring_units
 
@@ -40,20 +39,18 @@ def evaluate(config: Config, command: Sequence[str] | None = None) -> dict[str, 
     scored again. Raises ConfigError if the run has no adapter or another command uses it, and RegressionError, after
     everything is written, if a set lost more than `eval.max_regression`.
     """
-    if not run.tuned(config.run).is_dir():
-        raise ConfigError(
-            f"run_dir: no adapter in {config.run}/train; asr_lora.train with the same overrides finishes it"
-        )
     hardware = agreed(resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size))
     with run.lock(config.run):
-        config = distributed.rank_zero(lambda: run.with_pinned_base(config))
+        config = distributed.rank_zero(lambda: run.open_trained(config))
         return _evaluate(config, hardware, shlex.join(command or ["python", "-m", "asr_lora.eval", *job_overrides()]))
 
 
 def _evaluate(config: Config, hardware: Hardware, command: str) -> dict[str, Any]:
     sets = distributed.rank_zero(lambda: eval_sets(config.run, config.eval, config.data, config.model))
-    choice = AdapterChoice(config.run, config.eval, config.data, config.model, config.decoding, hardware, config.seed)
-    tuned, strength, curve = choice.choose(sets[1:])
+    selector = AdapterSelector(
+        config.run, config.eval, config.data, config.model, config.decoding, hardware, config.seed
+    )
+    tuned, strength, curve = selector.choose(sets[1:])
     if curve:
         distributed.rank_zero(lambda: tables.show_strengths(curve))
     inputs = distributed.rank_zero(lambda: {each.name: _inputs(config, each, tuned) for each in sets})

@@ -67,7 +67,7 @@ def transcribe(config: Config) -> None:
         else:
             folder = find_run(config)
             recorded = run.recorded_config(folder, config, job_overrides())
-            base = run.with_pinned_base(recorded).model
+            base = run.open_trained(recorded).model
             transcriber = with_run(recorded.run, base, config.decoding, hardware, given)
             given = given or language_token(recorded.model, recorded.data.language)
             log(f"run: {folder}")

@@ -120,9 +120,7 @@ def of_run(config: Config, recorded: Config, hardware: Hardware) -> ModelPair:
     Raises ConfigError if it is not trained.
     """
     tuned = run.tuned(recorded.run)
-    if not tuned.is_dir():
-        raise ConfigError(f"run_dir: no adapter in {recorded.run}/train; train it first, with make train")
-    base, kind, given = run.with_pinned_base(recorded).model, recorded.lora.kind, config.transcribe.language
+    base, kind, given = run.open_trained(recorded).model, recorded.lora.kind, config.transcribe.language
     language, clips = language_token(recorded.model, recorded.data.language), test_clips(recorded.run)
     if adapter_folder.is_whole(tuned):
         choice = AdapterChoice(None, language, False, clips)

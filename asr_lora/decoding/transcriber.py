@@ -128,11 +128,9 @@ def with_run(
 ) -> Transcriber:
     """Loads the fine-tuned model of the run in `folder`, its adapter merged into its `base`.
 
-    Raises ConfigError where the run has no adapter yet, and as `with_base` does.
+    The run is trained (`runs.folder.open_trained`). Raises as `with_base` does.
     """
     tuned = run.tuned(folder)
-    if not tuned.is_dir():
-        raise ConfigError(f"run_dir: no adapter in {folder}/train; train it first, or transcribe.base_model=true")
     _check_token(language, base)
     model = adapter.load(base.checkpoint, tuned, hardware.merged_precision, hardware.device)
     short = adapter_folder.knows_short_context(tuned)

@@ -27,7 +27,7 @@ SCORES = (
 
 
 @dataclass(frozen=True)
-class AdapterChoice:
+class AdapterSelector:
     """Chooses which adapter of the run in the folder `run` is scored, by the settings of `eval`."""
 
     run: Path

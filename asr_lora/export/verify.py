@@ -14,7 +14,7 @@ from asr_lora.config.stages import EvalConfig
 from asr_lora.data.manifest import Clip, waveform
 from asr_lora.data.preparation import split_clips
 from asr_lora.evaluation import error_analysis, metrics
-from asr_lora.evaluation.adapter_strength import AdapterChoice
+from asr_lora.evaluation.adapter_strength import AdapterSelector
 from asr_lora.evaluation.eval_sets import EvalSet, decode_sets, set_normalizer
 from asr_lora.model import adapter_folder, arithmetic, whisper
 from asr_lora.model.hardware import Hardware
@@ -44,11 +44,11 @@ class Source:
 
 def of_run(config: "Config", hardware: Hardware) -> Source:
     """Returns the source of a run with these settings. Raises ConfigError if it has no adapter yet."""
-    if not run.tuned(config.run).is_dir():
-        raise ConfigError(f"run_dir: no adapter in {config.run}/train; train it first")
-    config = run.with_pinned_base(config)
-    choice = AdapterChoice(config.run, config.eval, config.data, config.model, config.decoding, hardware, config.seed)
-    folder, _, curve = choice.choose([])
+    config = run.open_trained(config)
+    selector = AdapterSelector(
+        config.run, config.eval, config.data, config.model, config.decoding, hardware, config.seed
+    )
+    folder, _, curve = selector.choose([])
     if curve:
         tables.show_strengths(curve)
     out = Path(config.export.out).expanduser() if config.export.out else config.run / "export"

@@ -222,6 +222,19 @@ def with_pinned_base(config: Config) -> Config:
     return config
 
 
+def open_trained(config: Config) -> Config:
+    """Returns the settings of a trained run, ready for use: with the base that it was started with.
+
+    Raises ConfigError where it has no adapter yet, and as `with_pinned_base` does.
+    """
+    if not tuned(config.run).is_dir():
+        raise ConfigError(
+            f"run_dir: no adapter in {config.run}/train; train it first, with make train or asr_lora.train and the "
+            "same settings"
+        )
+    return with_pinned_base(config)
+
+
 def with_precision(config: Config, device: str) -> tuple[Config, str]:
     """Resolves model.precision=auto for a type of device (cuda or cpu).
 
