@@ -21,7 +21,7 @@ from asr_lora.config.schema import DataConfig
 from asr_lora.corpus import SPLITS
 from asr_lora.data import quality as faults
 from asr_lora.data.manifest import audio_suffix, encoded_audio, read_manifest
-from asr_lora.data.quality import ISSUES, OUTLIER, Issue, Utterance, bounds
+from asr_lora.data.quality import ISSUES, OUTLIER, Issue, ScannedClip, bounds
 from asr_lora.evaluation.error_analysis import alignments, runaway_signs
 from asr_lora.evaluation.eval_sets import EvalSet
 from asr_lora.evaluation.metrics import clip_errors
@@ -36,7 +36,7 @@ from asr_lora.speech.normalizer import Normalizer, primary_metric
 
 SHOWN = 6  # clips of every kind, with their sound
 SHOWN_DOUBTS = 20  # of the transcripts that the model contradicts
-ALWAYS = ("unheard", "truncated", "silent")  # kinds that are suspect whatever a model hears
+ALWAYS = ("undecodable", "truncated", "silent")  # kinds that are suspect whatever a model hears
 LEAST = 0.5  # of the characters: below it, it is spelling and accents as often as other words
 # Characters: with one word to go by a model errs by itself. Of eleven transcripts of real Spanish that whisper-base
 # contradicted by half, nine were shorter: single numbers and spelt letters, misheard.
@@ -120,7 +120,7 @@ def _normalizer(name: str, token: str) -> Normalizer:
         return Normalizer(name, token)
 
 
-def _utterances(run: Path, source: str, normal: Normalizer) -> list[Utterance]:
+def _utterances(run: Path, source: str, normal: Normalizer) -> list[ScannedClip]:
     """All clips of the manifest, in its order, with what was heard in them; what the cache remembers is not heard."""
     lines = [(split, clip) for split in SPLITS for clip in read_manifest(folder.manifest(run, split))]
     if in_shards := [clip for _, clip in lines if "offset" in clip]:
@@ -131,18 +131,18 @@ def _utterances(run: Path, source: str, normal: Normalizer) -> list[Utterance]:
     found = []
     with AudioScanner(source) as scanner, progress("looking at clips", total=len(lines)) as bar:
         for (split, clip), each in zip(lines, scanner.scan(places), strict=True):
-            found.append(Utterance(clip, split, each, normal(clip["text"])))
+            found.append(ScannedClip(clip, split, each, normal(clip["text"])))
             bar.advance()
     return found
 
 
 def _contradicted(
-    decode: Callable[[Sequence[EvalSet]], Sequence[Mapping[str, Any]]], most: int, utterances: Sequence[Utterance],
+    decode: Callable[[Sequence[EvalSet]], Sequence[Mapping[str, Any]]], most: int, utterances: Sequence[ScannedClip],
     token: str, normal: Normalizer, unit: str,
 ) -> list[LabelIssue]:  # fmt: skip
     places: dict[str, list[int]] = {split: [] for split in SPLITS}
     for at, each in enumerate(utterances):
-        if not each.heard.problem:
+        if not each.audio.problem:
             places[each.split].append(at)
     places["train"] = places["train"][:most]
     sets = [
@@ -159,7 +159,7 @@ def _contradicted(
 
 
 def _suspects(
-    utterances: Sequence[Utterance],
+    utterances: Sequence[ScannedClip],
     odd: Mapping[str, Sequence[Issue]],
     contradicted: Sequence[LabelIssue],
     limit: float,
@@ -199,7 +199,7 @@ def _apply(data: DataConfig, folder: Path) -> str:
     return f"python -m asr_lora.train ... {shlex.quote(f'data.exclude_ids={quote_override(listed)}')}"
 
 
-def _facts(utterances: Sequence[Utterance], odd: Mapping[str, Sequence[Issue]], unit: str) -> dict[str, Any]:
+def _facts(utterances: Sequence[ScannedClip], odd: Mapping[str, Sequence[Issue]], unit: str) -> dict[str, Any]:
     """What audit.json holds but for the model's part and the list."""
     pace = {name: value for name, value in faults.pace(utterances, unit)[2].items() if name != "rates"}
     return {
@@ -209,7 +209,7 @@ def _facts(utterances: Sequence[Utterance], odd: Mapping[str, Sequence[Issue]], 
             kind: {
                 "clips": len(own),
                 "by_split": _by_split(utterances, [fault.at for fault in own]),
-                "found": {utterances[fault.at].clip["id"]: fault.said for fault in own},
+                "found": {utterances[fault.at].clip["id"]: fault.detail for fault in own},
             }
             for kind, own in odd.items()
         },
@@ -217,26 +217,26 @@ def _facts(utterances: Sequence[Utterance], odd: Mapping[str, Sequence[Issue]], 
     }
 
 
-def _split(own: Sequence[Utterance]) -> dict[str, Any]:
+def _split(own: Sequence[ScannedClip]) -> dict[str, Any]:
     seconds = [each.seconds for each in own]
-    loud = [faults.decibels(each.heard.loudness) for each in own if each.heard.loudness]
+    loud = [faults.decibels(each.audio.loudness) for each in own if each.audio.loudness]
     return {
         "clips": len(own),
         "hours": round(sum(seconds) / 3600, 4),
         **faults.speakers(own),
         "seconds": {"least": min(seconds), "median": float(np.median(seconds)), "most": max(seconds)},
         "loudness_dbfs": round(float(np.median(loud)), 1) if loud else None,
-        "sampling_rates": dict(sorted(Counter(each.heard.rate for each in own if each.heard.rate).items())),
+        "sampling_rates": dict(sorted(Counter(each.audio.rate for each in own if each.audio.rate).items())),
     }
 
 
-def _by_split(utterances: Sequence[Utterance], places: Sequence[int]) -> dict[str, int]:
+def _by_split(utterances: Sequence[ScannedClip], places: Sequence[int]) -> dict[str, int]:
     counted = Counter(utterances[at].split for at in places)
     return {split: counted[split] for split in SPLITS}
 
 
 def _decoded(
-    utterances: Sequence[Utterance], contradicted: Sequence[LabelIssue], limit: float
+    utterances: Sequence[ScannedClip], contradicted: Sequence[LabelIssue], limit: float
 ) -> dict[str, Any] | None:
     if not contradicted:
         return None
@@ -253,7 +253,7 @@ def _decoded(
 
 
 def _charts(
-    utterances: Sequence[Utterance], unit: str, contradicted: Sequence[LabelIssue], limit: float
+    utterances: Sequence[ScannedClip], unit: str, contradicted: Sequence[LabelIssue], limit: float
 ) -> dict[str, Any]:
     """`durations`: titles and SVGs; `pace` and the model's `error`: SVGs, None where there is nothing to draw."""
     pace = faults.pace(utterances, unit)[2]
@@ -267,7 +267,7 @@ def _charts(
     }
 
 
-def _example(each: Utterance, said: str, clips: Path) -> dict[str, Any]:
+def _example(each: ScannedClip, said: str, clips: Path) -> dict[str, Any]:
     return {
         "id": each.clip["id"], "split": each.split, "seconds": each.seconds, "said": said,
         "text": each.clip["text"], "suspect": False, "sound": _sound(each, clips),
@@ -275,7 +275,7 @@ def _example(each: Utterance, said: str, clips: Path) -> dict[str, Any]:
 
 
 def _shown_doubts(
-    utterances: Sequence[Utterance], contradicted: Sequence[LabelIssue], limit: float, token: str, clips: Path
+    utterances: Sequence[ScannedClip], contradicted: Sequence[LabelIssue], limit: float, token: str, clips: Path
 ) -> dict[str, list[dict[str, Any]]]:
     """As doubts.ranked has them, each a clip with its alignment; where no spaces are written, by characters."""
     by_character = Normalizer("characters", token) if primary_metric(token) == "cer" else str
@@ -293,11 +293,11 @@ def _shown_doubts(
     }
 
 
-def _sound(each: Utterance, clips: Path) -> str | None:
+def _sound(each: ScannedClip, clips: Path) -> str | None:
     """The clip beside the page; of a long recording the part alone. None where it cannot be heard."""
-    if each.heard.problem:
+    if each.audio.problem:
         return None
-    target = clips / f"{each.heard.sha256[:20]}.{audio_suffix(each.clip)}"
+    target = clips / f"{each.audio.sha256[:20]}.{audio_suffix(each.clip)}"
     if not target.is_file():
         try:
             target.write_bytes(encoded_audio(each.clip))
@@ -308,7 +308,7 @@ def _sound(each: Utterance, clips: Path) -> str | None:
 
 
 def label_issues(
-    places: Sequence[int], utterances: Sequence[Utterance], model: Mapping[str, Any], normal: Normalizer, unit: str
+    places: Sequence[int], utterances: Sequence[ScannedClip], model: Mapping[str, Any], normal: Normalizer, unit: str
 ) -> list[LabelIssue]:
     """A doubt a clip of `places`, in which `model` (an item of hearing.heard) heard its hypotheses, in their order.
 

@@ -95,7 +95,7 @@ def test_a_set_that_its_corpus_does_not_have_is_refused(words: list[str], tmp_pa
 
 def test_what_training_heard_is_no_test_of_it(words: list[str], release: Path) -> None:
     prepared(words)
-    with pytest.raises(ConfigError, match=r"eval.sets: no usable clip of train .* that training has not heard \("):
+    with pytest.raises(ConfigError, match=r"eval.sets: no usable clip of train .* that training has not used \("):
         sets_of(load([*words, f"eval.sets=[{{source: {release}, split: train, name: again}}]"]))
     tests = utterances("other", 6, 6)
     tests[0]["client_id"] = read_jsonl(load(words).run / "data" / "train.jsonl")[0]["speaker"]
