@@ -72,7 +72,7 @@ def check(name: str) -> None:
             f"at {KEYS_PAGE} (free account), then: export {KEY}=<the key>"
         )
     if not re.fullmatch("[!-~]+", key):  # the library would refuse such a header, with a message of its own
-        raise ConfigError(f"{KEY}: a key holds no spaces, line breaks or accents, but this value does; copy it anew")
+        raise ConfigError(f"{KEY}: a key holds no spaces, line breaks or accents, but this value does; copy it again")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the device is fed: each optimiser step as tensors, decoded and collated when asked for; nothing goes to disk."""
+"""Training datasets: each optimizer step as tensors, decoded and collated on demand, not stored."""
 
 import json
 from collections import Counter
@@ -26,18 +26,18 @@ from asr_lora.speech import audio
 
 
 class StepDataset(torch.utils.data.Dataset[list[dict[str, Tensor]]]):
-    """Step -> its batches, this rank's rows of them."""
+    """Maps a step to its batches, with this rank's rows of them."""
 
     def __init__(
         self,
-        rows: Sequence[Clip],
+        clips: Sequence[Clip],
         order: StepSampler,
         steps: int,
         collator: SpeechCollator,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.clips, self.order, self.steps, self.collator = _clips(rows), order, steps, collator
+        self.clips, self.order, self.steps, self.collator = _as_dataset(clips), order, steps, collator
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
@@ -49,23 +49,23 @@ class StepDataset(torch.utils.data.Dataset[list[dict[str, Tensor]]]):
         )
 
 
-def _clips(rows: Sequence[Clip]) -> Dataset:
-    """A split of the manifest as a table whose rows are decoded when asked for: `waveform` and `text`."""
+def _as_dataset(clips: Sequence[Clip]) -> Dataset:
+    """Returns clips of the manifest as a table that decodes them on demand: `waveform` and `text`."""
 
     def decoded(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        places = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        return {"waveform": [waveform(place) for place in places], "text": batch["text"]}
+        lines = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        return {"waveform": [waveform(line) for line in lines], "text": batch["text"]}
 
     columns = (*LOCATION_FIELDS, "text")
-    return Dataset.from_list([{name: row.get(name) for name in columns} for row in rows]).with_transform(decoded)
+    return Dataset.from_list([{name: clip.get(name) for name in columns} for clip in clips]).with_transform(decoded)
 
 
-Step = tuple[list[dict[str, Tensor]], dict[str, Any]]  # its batches, and what is recorded of it
+Step = tuple[list[dict[str, Tensor]], dict[str, Any]]  # the batches, and the line of the record
 
 
 @dataclass
-class _Heard:
-    """Clips that wait to be heard."""
+class _Window:
+    """Decoded clips that are sorted into steps together."""
 
     clips: list[tuple[Clip, audio.Waveform]]
 
@@ -75,25 +75,19 @@ class _Heard:
 
 
 class StreamingStepDataset(torch.utils.data.IterableDataset[Step]):
-    """The steps of an epoch, each time another epoch; of every step the rows of this rank alone.
+    """Yields the steps of an epoch, of each step this rank's rows; each iteration is the next epoch.
 
-    A rank hears its part of a step's clips from its part of the stream. WINDOW steps of clips are decoded, and sorted
-    by length where the context is dynamic, at a time. Fewer clips than a step's at the end of an epoch wait for the
-    next. `first` is the step that the run begins or goes on from: another first step is another order.
+    A rank takes its share of a step's clips from its share of the stream. Clips of WINDOW steps at a time are decoded,
+    and sorted by length where the context is dynamic. Clips that do not fill a step at the end of an epoch are carried
+    over to the next. `first` is the step at which the run begins or resumes: another first step gives another order.
     """
 
     def __init__(
-        self, split: Split, sieve: StreamFilter, training: TrainingConfig, collator: SpeechCollator, token_limit: int, buffer: int,
-        rank: int = 0, world_size: int = 1,
+        self, split: Split, stream_filter: StreamFilter, training: TrainingConfig, collator: SpeechCollator,
+        token_limit: int, buffer: int, rank: int = 0, world_size: int = 1,
     ) -> None:  # fmt: skip
-        self.split, self.sieve, self.collator, self.token_limit, self.buffer = (
-            split,
-            sieve,
-            collator,
-            token_limit,
-            buffer,
-        )
-        self.rank, self.world_size = rank, world_size
+        self.split, self.stream_filter, self.collator = split, stream_filter, collator
+        self.token_limit, self.buffer, self.rank, self.world_size = token_limit, buffer, rank, world_size
         rule = f"at least the {world_size} processes under data.streaming=true"
         check("training.batch_size", training.batch_size, rule, training.batch_size >= world_size)
         self.training = replace(training, batch_size=len(range(rank, training.batch_size, world_size)))
@@ -103,20 +97,20 @@ class StreamingStepDataset(torch.utils.data.IterableDataset[Step]):
         self._left_out: Counter[str] = Counter()
 
     def rows(self, epoch: int) -> Any:
-        """The rank's part of the stream, a `datasets.IterableDataset`: of which a loader process takes its own."""
-        # Shuffled anew rather than by set_epoch, whose number all loader processes share and change.
+        """Returns the rank's share of the stream, a `datasets.IterableDataset`, which loader processes divide."""
+        # Shuffled again rather than by set_epoch, whose number all loader processes share and change.
         shuffled = self.split.shuffled(self._seed(epoch), self.buffer)
         return split_dataset_by_node(shuffled, self.rank, self.world_size)
 
     def __iter__(self) -> Iterator[Step]:
-        """Ends with a step without batches, which tells what was left out last."""
+        """Yields the steps; the last has no batches and records the clips left out since the one before."""
         rows, self._epoch = self.rows(self._epoch), self._epoch + 1
         full = WINDOW * self.training.batch_size
         for raw in self.split.rows(rows):
             try:
-                self._waiting.append(self.sieve.clip(self.split.parse_row(raw)))
+                self._waiting.append(self.stream_filter.clip(self.split.parse_row(raw)))
             except ValueError as reason:
-                self._left_out[str(reason).partition(" (")[0]] += 1  # without what differs from clip to clip
+                self._left_out[str(reason).partition(" (")[0]] += 1  # without the part that differs from clip to clip
                 continue
             if len(self._waiting) == full:
                 yield from self._steps()
@@ -124,13 +118,13 @@ class StreamingStepDataset(torch.utils.data.IterableDataset[Step]):
         yield [], self._recorded([], 0.0)
 
     def _steps(self) -> Iterator[Step]:
-        """All whole steps of what waits."""
+        """Yields all complete steps of the waiting clips."""
         whole = len(self._waiting) // self.training.batch_size * self.training.batch_size
-        window, self._waiting = _Heard(self._waiting[:whole]), self._waiting[whole:]
+        window, self._waiting = _Window(self._waiting[:whole]), self._waiting[whole:]
         if not whole:
             return
         tokens = [0] * whole
-        if self.training.context == "packed":  # where the labels' lengths matter too
+        if self.training.context == "packed":  # the lengths of the labels matter too
             tokens = [len(label_ids(clip["text"], self.collator.processor.tokenizer)) for clip, _ in window.clips]
         seconds = [len(waveform) / audio.SAMPLE_RATE for _, waveform in window.clips]
         order = StepSampler(seconds, tokens, self.training, self._seed(self._windows), self.token_limit)
@@ -145,7 +139,7 @@ class StreamingStepDataset(torch.utils.data.IterableDataset[Step]):
         self._windows += 1
 
     def _step(self) -> int:
-        """About which step of the run is made next, where the loader processes take turns; no two are the same."""
+        """Returns the approximate number of the next step; it is unique, as loader processes take turns."""
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         step, self._made = self.first + self._made * workers + worker, self._made + 1
@@ -160,26 +154,28 @@ class StreamingStepDataset(torch.utils.data.IterableDataset[Step]):
 
 
 class StreamingLoader:
-    """The steps of all epochs, from `first` on, for the trainer; every one is recorded in `record` before it is heard.
+    """Yields the steps of all epochs from `first` on; each is written to `record` before training uses it.
 
-    `loading` are a DataLoader's settings. `len` counts the steps of the whole run. Lines of `record` from `first` on,
-    which an interrupted run left behind its last checkpoint, are taken out.
+    `loading` are a DataLoader's settings. `len` counts the steps of the whole run. Removes lines of `record` from
+    `first` on, which an interrupted run wrote after its last checkpoint.
     """
 
-    def __init__(self, made: StreamingStepDataset, record: Path, first: int, steps: int, **loading: Any) -> None:
+    def __init__(self, dataset: StreamingStepDataset, record: Path, first: int, steps: int, **loading: Any) -> None:
         self.record, self.first, self.steps = record, first, steps
-        made.first = first
-        workers = min(loading.pop("num_workers"), made.rows(0).num_shards)  # one more would have nothing to read
+        dataset.first = first
+        workers = min(loading.pop("num_workers"), dataset.rows(0).num_shards)  # another would have nothing to read
         if not workers:
             loading["prefetch_factor"] = None
-        # The same processes for all epochs: what fills no step waits in them.
-        self.loader = DataLoader(made, batch_size=None, num_workers=workers, persistent_workers=workers > 0, **loading)
+        # The same processes for all epochs: they hold the clips that do not fill a step.
+        self.loader = DataLoader(
+            dataset, batch_size=None, num_workers=workers, persistent_workers=workers > 0, **loading
+        )
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[list[dict[str, Tensor]]]:
-        """Raises WorldError where an epoch gives no step, saying why."""
+        """Yields the batches of each step. Raises ExternalError, with the reasons, where an epoch has no step."""
         self.record.parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(self.record, [line for line in read_log(self.record) if line["step"] < self.first])
         step, epoch, left_out = self.first, 0, Counter[str]()
@@ -195,7 +191,7 @@ class StreamingLoader:
             if step == begun:
                 reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.most_common()) or "no rows"
                 raise ExternalError(
-                    f"data.source: an epoch of the stream gives not one step of training.batch_size clips (left out: "
+                    f"data.source: an epoch of the stream has not one step of training.batch_size clips (left out: "
                     f"{reasons}); take a larger data set, a smaller batch, or fewer hardware.workers"
                 )
             epoch += 1
@@ -206,22 +202,22 @@ class StreamingLoader:
 
 
 def stream_summary(lines: Sequence[Mapping[str, Any]], workers: int) -> dict[str, Any]:
-    """What a run heard of a stream, by the lines of its record, for train/metrics.json."""
+    """Summarizes the clips of a stream that a run was trained on, by its record, for train/metrics.json."""
     clips = [clip for line in lines for clip in line["clips"]]
     left_out: Counter[str] = Counter()
     for line in lines:
         left_out.update(line["left_out"])
-    heard, shown = sum(clip["duration"] for clip in clips), sum(line["context_seconds"] for line in lines)
+    seconds, context_seconds = sum(clip["duration"] for clip in clips), sum(line["context_seconds"] for line in lines)
     return {
         "clips_seen": len(clips),
-        "audio_seconds_seen": heard,
-        "padding_fraction": 1 - heard / shown,
+        "audio_seconds_seen": seconds,
+        "padding_fraction": 1 - seconds / context_seconds,
         "order": "streamed",
         "resume": "inexact",
         "streamed": {
             "clips": len({clip["sha256"] for clip in clips}),
             "speakers": len({clip["speaker"] for clip in clips} - {""}),
-            "epochs": 1 + max(line["epoch"] for line in lines),  # the last of them begun
+            "epochs": 1 + max(line["epoch"] for line in lines),  # the last may be incomplete
             "resumed_at": sorted({line["begun"] for line in lines} - {0}),
             "left_out": dict(left_out.most_common()),  # in all epochs
             "workers": workers,

@@ -1,4 +1,4 @@
-"""Waveforms become log-mel input_features, sentences become labels, and both become a batch; nothing goes to disk."""
+"""Features, labels and batches: log-mel spectrograms, token ids and the collator."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -15,14 +15,14 @@ from asr_lora.speech import audio
 from asr_lora.speech.augment import augment
 
 Table = Mapping[str, list[Any]]  # of clips: `waveform` and `text`
-IGNORE_INDEX = -100  # a label that the loss leaves out
+IGNORE_INDEX = -100  # of labels that the loss ignores
 UNSPACED = ("zh", "yue", "ja")  # languages that write no space between sentences
 
 
 def log_mel(
     waveforms: Sequence[audio.Waveform], extractor: WhisperFeatureExtractor, seconds: float = audio.MAX_SECONDS
 ) -> Tensor:
-    """Log-mel spectrograms: (clips, mel bins, frames) float32, 100 frames a second of `seconds`.
+    """Computes log-mel spectrograms: (clips, mel bins, frames) float32, 100 frames a second of `seconds`.
 
     Each waveform, (samples,) at 16 kHz, is padded with silence, or cut, to `seconds` before its spectrogram is taken,
     as OpenAI's `log_mel_spectrogram` does: zeros in the spectrogram itself would not be silence.
@@ -40,14 +40,14 @@ def log_mel(
 
 
 def with_prompt(tokenizer: WhisperTokenizer, language: str, task: str) -> WhisperTokenizer:
-    """A copy that opens every label sequence with this language and task, without timestamps."""
+    """Returns a copy whose label sequences begin with this language and task, without timestamps."""
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)
     return tokenizer
 
 
 def label_ids(sentence: str, tokenizer: WhisperTokenizer) -> list[int]:
-    """The whole sequence that the decoder sees and says: start, language, task, no timestamps, the sentence, end.
+    """Returns the decoder's whole sequence: start, language, task, no timestamps, the sentence, end.
 
     A sentence that spells a special token (`<|endoftext|>`) is text like any other.
     """
@@ -56,7 +56,7 @@ def label_ids(sentence: str, tokenizer: WhisperTokenizer) -> list[int]:
 
 
 def packed_label_ids(sentences: Sequence[str], seconds: Sequence[float], tokenizer: WhisperTokenizer) -> list[int]:
-    """The sequence for clips joined into one row, with the time of every join, as Whisper itself tells it.
+    """Returns the sequence of clips joined into one row, with Whisper's own timestamps at every join.
 
     start, language, task, then for each clip <|begin|> sentence <|end|>, times in steps of 0.02 s; end.
     `seconds` are the lengths of the clips.
@@ -64,7 +64,7 @@ def packed_label_ids(sentences: Sequence[str], seconds: Sequence[float], tokeniz
     start, language, task, _ = tokenizer.prefix_tokens
     ids, begin = [start, language, task], 0.0
     for sentence, length in zip(sentences, seconds, strict=True):
-        # After the first a space: what is decoded then reads as the sentences with spaces between them.
+        # A space after the first sentence: the decoded text is then the sentences with spaces between them.
         text = f" {sentence}" if begin and not _is_unspaced(tokenizer) else sentence
         words = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         ids += [_time_token(begin, tokenizer), *words, _time_token(begin + length, tokenizer)]
@@ -73,7 +73,7 @@ def packed_label_ids(sentences: Sequence[str], seconds: Sequence[float], tokeniz
 
 
 def packed_sentence(sentences: Sequence[str], tokenizer: WhisperTokenizer) -> str:
-    """The sentences as one text, with spaces between them where the language writes spaces."""
+    """Joins sentences to one text, with spaces between them where the language writes spaces."""
     return ("" if _is_unspaced(tokenizer) else " ").join(sentences)
 
 
@@ -82,14 +82,14 @@ def _is_unspaced(tokenizer: WhisperTokenizer) -> bool:
 
 
 def _time_token(seconds: float, tokenizer: WhisperTokenizer) -> int:
-    within = min(seconds, audio.MAX_SECONDS)  # a table's durations may be a little short of what is heard
+    within = min(seconds, audio.MAX_SECONDS)  # a table's durations may be a little shorter than the audio
     token: int = tokenizer.convert_tokens_to_ids(f"<|{round(within / 0.02) * 0.02:.2f}|>")
     return token
 
 
 @dataclass(frozen=True)
 class Example:
-    """A row of a batch: the waveform, (samples,) at 16 kHz, and the whole sequence that the decoder sees and says."""
+    """A row of a batch: the waveform, (samples,) at 16 kHz, and the decoder's whole sequence."""
 
     waveform: audio.Waveform
     ids: list[int]
@@ -98,14 +98,14 @@ class Example:
 def collate(
     examples: Sequence[Example], processor: WhisperProcessor, seconds: float, attention_mask: bool = False
 ) -> dict[str, Tensor]:
-    """A batch at a context of `seconds`: `input_features`, `decoder_input_ids` and `labels`, the latter of one shape.
+    """Collates a batch at a context of `seconds`: `input_features`, `decoder_input_ids` and `labels`.
 
-    With `attention_mask` also that, (rows, frames): 1 where there is a clip, 0 in the silence behind it. The encoder
-    attends to both; it is where Whisper's SpecAugment may mask.
+    The latter two are of one shape. With `attention_mask` also that, (rows, frames): 1 where there is a clip, 0 in the
+    silence after it. The encoder attends to both; it limits where Whisper's SpecAugment may mask.
 
-    Whisper's forward would shift labels itself and put one start token before them; the trainer takes the labels away
+    Whisper's forward would shift the labels itself and put one start token before them. The trainer removes the labels
     first to scale the loss, so both sides of the shift are given here. The pad token is the end token, so padding is
-    told by length, never by value: the end must be learnt.
+    found by length, never by value: the model must learn the end.
     """
     longest = max(len(example.ids) for example in examples) - 1
     inputs = torch.full((len(examples), longest), processor.tokenizer.pad_token_id)
@@ -124,11 +124,11 @@ def collate(
 
 @dataclass(frozen=True)
 class SpeechCollator:
-    """How clips become the batches of a step, each `input_features`, `decoder_input_ids` and `labels`.
+    """Makes the batches of a step from clips, each `input_features`, `decoder_input_ids` and `labels`.
 
-    `processor` holds the tokenizer whose prompt every label sequence opens with. `augment` is a kind of augmentation,
-    drawn for every clip from (seed, step, clip); None leaves clips as they are. With `attention_mask` a batch says
-    which of its frames carry a clip, for Whisper's SpecAugment.
+    `processor` holds the tokenizer whose prompt begins every label sequence. `augment` is a kind of augmentation,
+    drawn for every clip from (seed, step, clip); None leaves clips unchanged. With `attention_mask` a batch marks the
+    frames that carry a clip, for Whisper's SpecAugment.
     """
 
     processor: WhisperProcessor
@@ -137,7 +137,7 @@ class SpeechCollator:
     attention_mask: bool = False
 
     def step(self, step: int, batches: Sequence[Batch], clips: Callable[[list[int]], Table]) -> list[dict[str, Tensor]]:
-        """`clips` gives those of the numbers that the batches name."""
+        """Returns the step's batches. `clips` maps numbers of clips to their table."""
         made = []
         for batch in batches:
             examples = [self.example(row, clips(list(row.clips)), step, batch.seconds) for row in batch.rows]
@@ -153,7 +153,7 @@ class SpeechCollator:
     def _augmented(
         self, waveforms: Sequence[audio.Waveform], kind: str, row: RowSpec, step: int, seconds: float
     ) -> list[audio.Waveform]:
-        """The clips of a row, none of them slower than what lets them all fit its context of so many seconds."""
+        """Augments the clips of a row, none slower than lets them all fit its context of `seconds`."""
         stretch = seconds * audio.SAMPLE_RATE / sum(map(len, waveforms))
         streams = [np.random.default_rng((self.seed, step, clip, *b"augment")) for clip in row.clips]
         return [

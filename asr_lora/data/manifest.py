@@ -1,4 +1,4 @@
-"""The manifest of a run: which clips, in what order, why not others. Two runs with one manifest heard the same hour."""
+"""The manifest of a run: its clips in order, and the reason for each one left out."""
 
 import hashlib
 from collections import defaultdict
@@ -18,29 +18,21 @@ from asr_lora.speech.audio import AudioInfo, AudioSegment, scan_clip
 
 Clip = dict[str, Any]  # a line of the manifest
 EXCLUDED = "the same sound as a clip of data.exclude_overlap"
-LOCATION_FIELDS = (
-    "path",
-    "start",
-    "end",
-    "offset",
-    "bytes",
-    "member",
-    "sha256",
-)  # of a clip: where its sound is, and whether
-RESERVED = {*LINE, *NOT_OF_ALL, "member", "source", "weight", "listed_duration"}  # keys of a line that are ours
-MOST_APART = 0.5  # s, between a duration that a table tells and what is heard
+LOCATION_FIELDS = ("path", "start", "end", "offset", "bytes", "member", "sha256")  # where the audio of a clip is
+RESERVED = {*LINE, *NOT_OF_ALL, "member", "source", "weight", "listed_duration"}  # keys of a line that no column has
+MOST_APART = 0.5  # s, between a table's duration and that of the decoded clip
 
 
 def read_manifest(file: Path) -> list[Clip]:
-    """The clips of a manifest. Raises WorldError, naming the line, where it is not as it was written."""
+    """Reads the clips of a manifest. Raises ExternalError, with the line, for a damaged one."""
     return read_jsonl(file, LINE, NOT_OF_ALL)
 
 
 def sampling_order(utterances: Sequence[Utterance], seed: int) -> list[Utterance]:
-    """The order in which clips are drawn: every speaker's first clip, then every speaker's second, and so on.
+    """Returns the order of the draw: every speaker's first clip, then every speaker's second, and so on.
 
-    A prefix of it is thus spread over as many speakers as it can be, and a longer draw at the same seed holds every
-    shorter one. It depends on the seed, the speakers and the clip names, never on the order of the table.
+    A prefix of it thus has as many speakers as possible, and a longer draw at the same seed holds every shorter one. It
+    depends on the seed, the speakers and the clip names, never on the order of the table.
     """
 
     def chance(text: str) -> bytes:
@@ -59,13 +51,13 @@ def sampling_order(utterances: Sequence[Utterance], seed: int) -> list[Utterance
 
 @dataclass
 class SplitDraw:
-    """One split as it is being drawn: what is still waiting, what was chosen, what was left out and why."""
+    """The draw of one split: utterances still waiting, clips chosen, clips left out and why."""
 
     split: str
-    waiting: list[Utterance]  # in draw order
-    seconds: float | None = None  # enough is this much audio,
-    clips: int | None = None  # or so many clips; both None: all there is
-    excluded: frozenset[str] = frozenset()  # SHA-256 of clips that are not to be in it
+    waiting: list[Utterance]  # in the order of the draw
+    seconds: float | None = None  # of audio that are enough
+    clips: int | None = None  # that are enough; with both None all are chosen
+    excluded: frozenset[str] = frozenset()  # SHA-256 of clips that must not be chosen
     chosen: list[Clip] = field(default_factory=list)
     drawn_seconds: float = 0.0
     left_out: dict[str, list[str]] = field(default_factory=dict)  # reason to clip names
@@ -77,7 +69,10 @@ class SplitDraw:
         return self.clips is not None and len(self.chosen) >= self.clips
 
     def candidates(self, duration: Callable[[str], float]) -> list[str]:
-        """The clips to look at next: what is missing by `duration` (s), and a twentieth more to replace bad ones."""
+        """Returns the clips to scan next: as many as are missing by `duration` (s), and a twentieth more.
+
+        These replace unusable ones.
+        """
         if self.full:
             return []
         count = len(self.waiting) if self.clips is None else (self.clips - len(self.chosen)) * 21 // 20 + 2
@@ -91,7 +86,7 @@ class SplitDraw:
         return names
 
     def to_fetch(self, names: Sequence[str]) -> list[str]:
-        """Those of the first `names` of what waits that have to be scanned."""
+        """Returns those of the first `names` waiting clips that have to be scanned."""
         return [each.path for each in self.waiting[: len(names)] if each.shard is None]
 
     def accept(
@@ -101,12 +96,12 @@ class SplitDraw:
         durations: Mapping[str, float],
         refuse: Callable[[str], str | None],
         advance: Callable[[], None],
-        scan: Callable[[Sequence[AudioSegment | None]], Iterable[AudioInfo]] = lambda places: map(scan_clip, places),
+        scan: Callable[[Sequence[AudioSegment | None]], Iterable[AudioInfo]] = lambda clips: map(scan_clip, clips),
     ) -> None:
-        """Chooses or leaves out the first `names` of what waits, in order, until enough is chosen.
+        """Chooses or leaves out the first `names` waiting clips, in order, until enough are chosen.
 
-        `durations` (s) of the corpus go before those that are decoded; `refuse` gives what is wrong with a sentence, if
-        anything; `scan` scans clips, in their order. Those in shards were scanned before they came there.
+        `durations` (s) of the corpus take precedence over decoded ones. `refuse` returns why a sentence is unusable, or
+        None. `scan` scans clips, in their order; those in shards were scanned before they were written.
         """
         utterances, looked = self.waiting[: len(names)], 0
         chosen = {clip["id"] for clip in self.chosen}
@@ -118,17 +113,17 @@ class SplitDraw:
                 continue
             looked += 1
             twice = "listed twice" if clip_id(each.path) in chosen else None
-            barred = EXCLUDED if info.sha256 in self.excluded else None
-            reason = twice or info.problem or barred or refuse(each.text)
+            excluded = EXCLUDED if info.sha256 in self.excluded else None
+            reason = twice or info.problem or excluded or refuse(each.text)
             if reason:
                 self.left_out.setdefault(reason, []).append(each.path)
                 continue
             where, listed = each.shard.shard if each.shard else str(files[each.path]), durations.get(each.path, 0.0)
-            # A table with a 0, or one that is far off (in milliseconds, say), is not believed.
+            # A listed 0, or a duration that is far off (such as milliseconds), is not used.
             known = each.shard or (listed and abs(listed - info.seconds) <= MOST_APART)
             clip = _line(each, where, listed if known else info.seconds, info.sha256)
             if listed and not known:
-                clip["listed_duration"] = listed  # a clip that is shorter was cut off
+                clip["listed_duration"] = listed  # the audit reports a clip that is shorter as truncated
             self.chosen.append(clip)
             chosen.add(clip["id"])
             self.drawn_seconds += clip["duration"]
@@ -136,36 +131,36 @@ class SplitDraw:
 
 
 def _segment(utterance: Utterance, file: Path | None) -> AudioSegment | None:
-    """Where the clip of an utterance is, given its file."""
+    """Returns the segment of an utterance in its file; None without a file."""
     return None if file is None else AudioSegment(file, utterance.start, utterance.end)
 
 
 def clip_id(name: str) -> str:
-    """A clip's name in its corpus as one word, unique there; without a slash, and so one part of a path."""
+    """Returns the id of a clip's name in its corpus, unique there and without a slash."""
     path = PurePosixPath(name.lstrip("/"))
     return "-".join([*path.parts[:-1], path.stem])
 
 
 def name_in_corpus(clip: Mapping[str, Any]) -> str:
-    """The `path` of the utterance that the clip was made of."""
+    """Returns the `path` of the utterance that the clip was drawn from."""
     return str(clip.get("clip") or PurePosixPath(clip["path"]).name)
 
 
 def as_utterance(clip: Mapping[str, Any]) -> Utterance:
-    """The utterance that a clip of a manifest was made of, as far as it tells two clips apart."""
+    """Returns the utterance of a clip of a manifest, with the fields that distinguish two clips."""
     return Utterance(name_in_corpus(clip), clip["text"], clip.get("speaker", ""), sha256=clip.get("sha256", ""))
 
 
 def missing_files(clips: Sequence[Clip]) -> list[Clip]:
-    """The clips of a manifest whose files are no longer on this machine; what a server holds is not looked for."""
+    """Returns the clips whose files are no longer on this machine; those on a server are not checked."""
     lost = {path for path in {clip["path"] for clip in clips} if not is_url(path) and not Path(path).is_file()}
     return [clip for clip in clips if clip["path"] in lost]
 
 
 def waveform(clip: Clip) -> audio.Waveform:
-    """What is heard in a clip of the manifest: (samples,) at 16 kHz.
+    """Decodes a clip of the manifest: (samples,) float32 at 16 kHz.
 
-    Raises WorldError when it cannot be read or decoded, or is another than the manifest says where it is in a shard.
+    Raises ExternalError when it cannot be read or decoded, or has another hash than the manifest's in a shard.
     """
     if clip.get("offset") is None:
         return audio.load(Path(clip["path"]), clip.get("start"), clip.get("end"))
@@ -176,9 +171,9 @@ def waveform(clip: Clip) -> audio.Waveform:
 
 
 def encoded_audio(clip: Mapping[str, Any]) -> bytes:
-    """A clip of the manifest as a file of its own: its bytes as they are, or FLAC where it is a part of a recording.
+    """Returns a clip of the manifest as the bytes of a file: unchanged, or FLAC for a part of a recording.
 
-    Raises WorldError as `waveform` does.
+    Raises ExternalError as `waveform` does.
     """
     if clip.get("offset") is not None:
         return _in_shard(clip)
@@ -188,7 +183,7 @@ def encoded_audio(clip: Mapping[str, Any]) -> bytes:
 
 
 def audio_suffix(clip: Mapping[str, Any]) -> str:
-    """How a file of `encoded_audio` is called behind its dot: mp3, ..."""
+    """Returns the suffix of a file of `encoded_audio`, without its dot: mp3, ..."""
     if clip.get("start") is not None:
         return "flac"
     return plain_suffix(clip["path"] if clip.get("offset") is None else clip["member"])[1:] or "audio"
@@ -199,7 +194,7 @@ def _in_shard(clip: Mapping[str, Any]) -> bytes:
 
 
 def _line(utterance: Utterance, where: str, duration: float, sha256: str) -> Clip:
-    """A line of the manifest; a column of the corpus whose name is one of a line's own keys gets a _ behind."""
+    """Returns the line of the manifest; a column of the corpus named like a key of a line gets a suffix _."""
     line: Clip = {
         "id": clip_id(utterance.path),
         "path": where,
@@ -210,8 +205,8 @@ def _line(utterance: Utterance, where: str, duration: float, sha256: str) -> Cli
     }
     if utterance.path != PurePosixPath(where).name:
         line["clip"] = utterance.path
-    if (place := utterance.shard) is not None:
-        line |= {"offset": place.offset, "bytes": place.bytes, "member": place.member}
+    if (shard := utterance.shard) is not None:
+        line |= {"offset": shard.offset, "bytes": shard.bytes, "member": shard.member}
     elif utterance.start is not None:
         times = {"start": utterance.start, "end": utterance.end}
         line |= {name: time for name, time in times.items() if time is not None}
@@ -221,12 +216,12 @@ def _line(utterance: Utterance, where: str, duration: float, sha256: str) -> Cli
 
 
 def trained_files(run: Path) -> list[Path]:
-    """The files that say what training hears: the manifest, or where a stream was heard its record."""
+    """Returns the files that list the training clips: the manifest, or of a stream its records."""
     return sorted(folder.streamed_record(run, 0).parent.glob("rank-*.jsonl")) or [folder.manifest(run, "train")]
 
 
 def training_clips(run: Path) -> list[dict[str, Any]]:
-    """The training clips, as lines of a manifest; of a stream those that were heard, as often as they were."""
+    """Returns the training clips as lines of a manifest; of a stream those that were used, each time."""
     files = trained_files(run)
     if files == [folder.manifest(run, "train")]:
         return read_manifest(files[0])

@@ -1,4 +1,4 @@
-"""Scans the clips of a corpus, fills the draw of a run and writes its manifest."""
+"""The preparation of a run: draws its clips from a corpus, scans them and writes the manifest."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -41,15 +41,17 @@ from asr_lora.speech import audio
 from asr_lora.speech.audio import AudioScanner
 from asr_lora.speech.normalizer import marks
 
-MOST_BAD = 0.05  # a corpus of which more than this share must be left out is not what it seems
-LONGEST_SENTENCE = 10_000  # characters: nobody says more in 30 s, and a tokenizer may take minutes over a megabyte
-BYTES_PER_SECOND = 8_000  # mp3 at 64 kbit/s, Common Voice's upper end: guesses short where there are no durations
+MOST_BAD = 0.05  # share of unusable clips, above which the corpus is damaged or of another language
+LONGEST_SENTENCE = 10_000  # characters: more than fit in 30 s, and a tokenizer may take minutes for a megabyte
+BYTES_PER_SECOND = 8_000  # mp3 at 64 kbit/s, Common Voice's upper end: estimates short where durations are unknown
 
 
 def make_manifest(run: Path, data: DataConfig, model: ModelConfig, test_limit: int | None) -> None:
-    """Draws the clips of a run into data/ of its folder; one that is there must be of the same settings.
+    """Draws the clips of a run and writes its manifest, data/ of its folder.
 
-    `test_limit` is how many test clips are drawn (None: all). Raises ChoiceError and WorldError as its parts do.
+    A manifest that is there must be of the same settings; its missing clips are restored. `test_limit` is the number of
+    test clips (None: all). Raises ConfigError and ExternalError as opening, splitting and scanning the corpus do, and
+    ConfigError for a run folder of other settings.
     """
     language_token(model, data.language)
     if folder.summary(run).is_file():
@@ -60,13 +62,13 @@ def make_manifest(run: Path, data: DataConfig, model: ModelConfig, test_limit: i
         )
         restore_clips(run, data, [line for split in SPLITS for line in read_manifest(folder.manifest(run, split))])
         return
-    if (run / "data").exists():  # which would be replaced
+    if (run / "data").exists():  # it would be replaced
         raise ConfigError(
-            f"run_dir: {run / 'data'} holds no manifest (no summary.json), so it is another's; name another "
+            f"run_dir: {run / 'data'} holds no manifest (no summary.json), so it is not a run's; name another "
             "folder for this run, or move that one away"
         )
     if data.streaming:
-        _hold_out_of_stream(run, data, model, test_limit)
+        _prepare_stream(run, data, model, test_limit)
         return
     corpus, elsewhere = open_sources(data, test_limit), excluded_utterances(data)
     train, leaks = drop_leaks(
@@ -77,9 +79,9 @@ def make_manifest(run: Path, data: DataConfig, model: ModelConfig, test_limit: i
     if not train:
         raise ConfigError(
             f"data.source: nothing is left to train on: every train clip of {corpus.source} shares something with dev "
-            f"or test ({_counts(leaks)}); take splits that do not"
+            f"or test ({_counts(leaks)}); use splits that do not"
         )
-    if corpus.durations:  # then too much is refused before a clip is fetched; one not in the table may be of any length
+    if corpus.durations:  # too many hours are refused before a clip is fetched; an unlisted clip may have any length
         check_hours(data.hours, corpus, sum(corpus.durations.get(each.path) or audio.MAX_SECONDS for each in train))
     seconds = None if data.hours is None else data.hours * 3600
     sounds = frozenset(each.sha256 for each in elsewhere if each.sha256)
@@ -93,8 +95,8 @@ def make_manifest(run: Path, data: DataConfig, model: ModelConfig, test_limit: i
     _write(run, data, corpus, draws, facts, available)
 
 
-def _hold_out_of_stream(run: Path, data: DataConfig, model: ModelConfig, test_limit: int | None) -> None:
-    """Dev and test of what is streamed, kept as any clips are; train is not listed, only said to be a stream."""
+def _prepare_stream(run: Path, data: DataConfig, model: ModelConfig, test_limit: int | None) -> None:
+    """Draws dev and test of a stream like those of any corpus; the manifest of train is empty."""
     stream = open_streamed(data)
     train = stream.split(data.train_split, "train")
     corpus, asked = open_sources(data, test_limit), {"dev": data.dev_clips, "test": test_limit}
@@ -103,7 +105,7 @@ def _hold_out_of_stream(run: Path, data: DataConfig, model: ModelConfig, test_li
     available: dict[str, int | None] = {"train": None}
     for draw in draws:
         rows = len(corpus.tables[draw.split]) + len(corpus.malformed.get(draw.split, []))
-        # Where a row was not looked at, or none was the last, training may hear what shares something with the rest.
+        # If rows were not scanned or fetched, training may use clips that share something with these.
         whole = not draw.waiting and rows != rows_for(asked[draw.split])
         available[draw.split] = len(corpus.tables[draw.split]) if whole else None
     facts = {
@@ -115,9 +117,10 @@ def _hold_out_of_stream(run: Path, data: DataConfig, model: ModelConfig, test_li
 
 
 def split_clips(run: Path, data: DataConfig, model: ModelConfig, split: str, limit: int | None) -> list[Clip]:
-    """The first `limit` clips of a split (None: all), drawn from the corpus again where the manifest holds fewer.
+    """Returns the first `limit` clips of a split (None: all).
 
-    The manifest itself is never touched: a longer draw is a file of its own, data/test-all.jsonl for one.
+    They are drawn from the corpus again where the manifest holds fewer. The manifest itself never changes: a longer
+    draw is a file of its own, such as data/test-all.jsonl. Raises ConfigError for more clips than a stream's draw has.
     """
     drawn = read_manifest(folder.manifest(run, split))
     facts = read_json(folder.summary(run))["splits"][split]
@@ -126,8 +129,8 @@ def split_clips(run: Path, data: DataConfig, model: ModelConfig, split: str, lim
         most = facts["asked"]
         if limit is None or limit > most:
             raise ConfigError(
-                f"eval.limit: of {split} the first {most} clips of the stream were kept, and training may have heard "
-                f"what shares something with others; say eval.limit={most}, or give a new run a larger limit"
+                f"eval.limit: of {split} the first {most} clips of the stream were kept, and training may have used "
+                f"clips that share something with others; set eval.limit={most}, or give a new run a larger limit"
             )
     elif (limit is None or limit > len(drawn)) and held < facts["available"]:
         longer = folder.manifest(run, f"{split}-{limit or 'all'}")
@@ -144,34 +147,35 @@ def split_clips(run: Path, data: DataConfig, model: ModelConfig, split: str, lim
 def draw_from_corpus(
     run: Path, data: DataConfig, model: ModelConfig, source: str, locale: str, split: str, limit: int | None
 ) -> tuple[list[Clip], int, dict[str, int]]:
-    """Clips of another corpus: the first `limit` (None: all) of a split in the order of the run's seed.
+    """Draws clips of another corpus: the first `limit` (None: all) of a split, in the order of the seed.
 
-    And how many it has, and how many were left out because training heard their speaker, sentence or clip: another
-    release of one corpus may hold as test what this one holds as train. Raises as `prepare` does.
+    Returns them, the size of the split, and counts of those left out because training used their speaker, sentence or
+    clip: another release of a corpus may have as test what this one has as train. Raises as `make_manifest` does, with
+    messages that begin with eval.sets.
     """
     try:
         corpus = open_corpus(source, locale, Columns(data.columns or {}))
-        rows = corpus.tables.get(split) or corpus.tables.get(UNSPLIT, [])
-        if not rows:
-            there = ", ".join(name for name, held in corpus.tables.items() if held)
-            raise ConfigError(f"{split}.tsv of {corpus.source} has no clips, but {there}; say split=... of it")
-        unheard, leaks = drop_leaks(rows, [as_utterance(clip) for clip in training_clips(run)])
-        draw = SplitDraw(split, sampling_order(unheard, data.seed), clips=limit)
+        utterances = corpus.tables.get(split) or corpus.tables.get(UNSPLIT, [])
+        if not utterances:
+            there = ", ".join(name for name, own in corpus.tables.items() if own)
+            raise ConfigError(f"{split}.tsv of {corpus.source} has no clips, but {there}; set its split=...")
+        unseen, leaks = drop_leaks(utterances, [as_utterance(clip) for clip in training_clips(run)])
+        draw = SplitDraw(split, sampling_order(unseen, data.seed), clips=limit)
         _fill([draw], corpus, label_filter(model, data.language))
         if not draw.chosen:
             raise ConfigError(
-                f"no usable clip of {split} in {corpus.source} that training has not heard ({_counts(leaks)})"
+                f"no usable clip of {split} in {corpus.source} that training has not used ({_counts(leaks)})"
             )
     except (ConfigError, ExternalError) as error:
         raise type(error)(f"eval.sets: {error}") from error
-    return draw.chosen, len(rows), leaks
+    return draw.chosen, len(utterances), leaks
 
 
 def _utterances(corpus: Corpus, split: str) -> list[Utterance]:
-    rows = corpus.tables.get(split, [])
-    if not rows:
+    utterances = corpus.tables.get(split, [])
+    if not utterances:
         raise ConfigError(f"data.source: {split}.tsv of {corpus.source} has no clips; a run needs train, dev and test")
-    return rows
+    return utterances
 
 
 def _held_out(corpus: Corpus, split: str, limit: int | None, seed: int) -> SplitDraw:
@@ -179,7 +183,7 @@ def _held_out(corpus: Corpus, split: str, limit: int | None, seed: int) -> Split
 
 
 def check_hours(hours: float | None, corpus: Corpus, seconds: float) -> None:
-    """Raises ChoiceError where more hours are asked for than the training clips last, `seconds`."""
+    """Raises ConfigError where `hours` is more than the training clips' `seconds`."""
     if hours is not None and seconds < hours * 3600:
         raise ConfigError(
             f"data.hours: {hours:g} is more than there is, {_length(seconds)} of training clips in "
@@ -188,28 +192,28 @@ def check_hours(hours: float | None, corpus: Corpus, seconds: float) -> None:
 
 
 def label_filter(model: ModelConfig, locale: str) -> Callable[[str], str | None]:
-    """Tells what is wrong with a sentence as a label, if anything; `locale` is that of the run's corpus."""
+    """Returns a function that gives why a sentence cannot be a label, or None; `locale` is the corpus's."""
     processor = load_processor(model.checkpoint)
     limit = load_config(model.checkpoint).max_target_positions
     tokenizer = with_prompt(processor.tokenizer, language_token(model, locale), model.task)
-    return partial(_refused, tokenizer=tokenizer, limit=limit)
+    return partial(_label_problem, tokenizer=tokenizer, limit=limit)
 
 
-def _refused(sentence: str, tokenizer: WhisperTokenizer, limit: int) -> str | None:
+def _label_problem(sentence: str, tokenizer: WhisperTokenizer, limit: int) -> str | None:
     if not sentence.strip():
         return "empty sentence"
     if not marks(sentence):
         return "sentence without a letter or digit"
     if len(sentence) > LONGEST_SENTENCE:
         return f"sentence longer than {LONGEST_SENTENCE:,} characters"
-    # The decoder sees all but the last token, the end.
+    # The last token, the end, is no input of the decoder.
     return f"label longer than {limit} tokens" if len(label_ids(sentence, tokenizer)) - 1 > limit else None
 
 
 def _fill(draws: Sequence[SplitDraw], corpus: Corpus, refuse: Callable[[str], str | None]) -> None:
-    """Fetches what the draws want, listens to it, and goes on until each is full or nothing waits.
+    """Fetches and scans clips until each draw is full or no utterance is waiting.
 
-    Raises WorldError as soon as more than MOST_BAD of all clips looked at proved unusable.
+    Raises ExternalError as soon as more than MOST_BAD of all scanned clips are unusable.
     """
 
     def duration(name: str) -> float:
@@ -222,24 +226,24 @@ def _fill(draws: Sequence[SplitDraw], corpus: Corpus, refuse: Callable[[str], st
             )
             for draw, names in zip(draws, wants, strict=True):
                 if names:
-                    with progress(f"listening to {draw.split}", total=len(names)) as bar:
+                    with progress(f"scanning {draw.split}", total=len(names)) as bar:
                         draw.accept(names, files, corpus.durations, refuse, bar.advance, scanner.scan)
-            _usable(draws, corpus)
+            _check_usable(draws, corpus)
 
 
-def _usable(draws: Sequence[SplitDraw], corpus: Corpus) -> None:
+def _check_usable(draws: Sequence[SplitDraw], corpus: Corpus) -> None:
     left_out: dict[str, list[str]] = defaultdict(list)
     for draw in draws:
         for reason, names in draw.left_out.items():
             if reason != EXCLUDED:
                 left_out[reason] += names
     bad = sum(map(len, left_out.values()))
-    looked = bad + sum(len(draw.chosen) for draw in draws)
-    if bad > MOST_BAD * looked:
+    scanned = bad + sum(len(draw.chosen) for draw in draws)
+    if bad > MOST_BAD * scanned:
         reasons = ", ".join(f"{reason}: {len(names)} ({names[0]}, ...)" for reason, names in left_out.items())
         raise ExternalError(
-            f"data.source: {bad} of {looked} clips of {corpus.source} are unusable ({reasons}); "
-            f"more than {MOST_BAD:.0%} means a damaged download or another language: fetch it again or mend it"
+            f"data.source: {bad} of {scanned} clips of {corpus.source} are unusable ({reasons}); "
+            f"more than {MOST_BAD:.0%} means a damaged download or another language: fetch it again or repair it"
         )
 
 
@@ -251,7 +255,10 @@ def _write(
     run: Path, data: DataConfig, corpus: Corpus, draws: Sequence[SplitDraw], dropped: dict[str, Any],
     available: Mapping[str, int | None], stream: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """`stream` says what is `streamed` in place of train, and how many clips were `asked` for of the other splits."""
+    """Writes the manifest and its summary, and logs them.
+
+    `stream` describes the `streamed` train, and has the numbers of clips `asked` of the other splits.
+    """
     check_hours(data.hours, corpus, draws[0].drawn_seconds)
     if empty := [draw.split for draw in draws if not draw.chosen and not (stream and draw.split == "train")]:
         raise ConfigError(f"data.source: no usable clip of {' or '.join(empty)} in {corpus.source}; a run needs them")
@@ -284,23 +291,23 @@ def _write(
             write_jsonl(made / f"{draw.split}.jsonl", draw.chosen)
         write_json(made / "summary.json", facts)
     if stream:
-        told = stream["streamed"]
+        streamed = stream["streamed"]
         log(
-            f"train: {told['split']} of {corpus.source} is streamed, from {told['files']} files; what shares a "
-            "speaker, sentence or clip with dev or test is dropped while it is heard"
+            f"train: {streamed['split']} of {corpus.source} is streamed, from {streamed['files']} files; clips that "
+            "share a speaker, sentence or clip with dev or test are dropped during training"
         )
         draws = [draw for draw in draws if draw.split != "train"]
     for draw in draws:
         fact, out = splits[draw.split], sum(map(len, draw.left_out.values()))
-        lasting = _length(draw.drawn_seconds)
-        log(f"{draw.split}: {fact['clips']} clips, {lasting}, {fact['speakers']} speakers, {out} left out")
+        length = _length(draw.drawn_seconds)
+        log(f"{draw.split}: {fact['clips']} clips, {length}, {fact['speakers']} speakers, {out} left out")
     leaks = dropped["leaks_dropped_from_train"]
     if not stream:
-        log(f"dropped from train for what dev or test hold too: {sum(leaks.values())} ({_counts(leaks)})")
+        log(f"dropped from train for overlap with dev or test: {sum(leaks.values())} ({_counts(leaks)})")
     if data.exclude_overlap is not None and not stream:
         shared = {kind: len(names) for kind, names in dropped["excluded"].items() if kind != "by"}
         shared["sound"] = len(draws[0].left_out.get(EXCLUDED, []))
-        log(f"dropped from train for what {data.exclude_overlap} holds too: {sum(shared.values())} ({_counts(shared)})")
+        log(f"dropped from train for overlap with {data.exclude_overlap}: {sum(shared.values())} ({_counts(shared)})")
     log(f"manifest: {run / 'data'}")
 
 

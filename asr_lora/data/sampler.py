@@ -1,8 +1,8 @@
-"""The order of batches, a pure function of (seed, step): the same whatever the number of processes or interruptions.
+"""The sampler: the batches of each step as a pure function of (seed, step).
 
-What one optimiser step learns from is always `batch_size` clips. They come as one or more batches, each at a context of
-its own, so that next to nothing is spent on padding. Rank r of W takes every W-th row; what does not fit the device at
-once is cut further by the trainer.
+They do not depend on the number of processes or on interruptions. An optimizer step always has `batch_size` clips, in
+one or more batches, each at a context of its own, so that little is spent on padding. Rank r of W takes every W-th row;
+the trainer splits batches that do not fit the device.
 """
 
 import math
@@ -17,13 +17,13 @@ from asr_lora.speech.audio import MAX_SECONDS
 if TYPE_CHECKING:
     from asr_lora.config.schema import TrainingConfig
 
-FORWARD_COST = 10.0  # seconds of context that take as long as what any forward costs beside them (a T4, large-v2)
-WINDOW = 16  # batches sorted by length together: long enough for like lengths, short enough that neighbours change
+FORWARD_COST = 10.0  # seconds of context that take as long as the fixed cost of a forward (a T4, large-v2)
+WINDOW = 16  # batches sorted by length together: long enough for like lengths, short enough that neighbors change
 
 
 @dataclass(frozen=True)
 class RowSpec:
-    """One row of input_features: a clip, or several joined in this order."""
+    """A row of input_features: a clip, or several joined in this order."""
 
     clips: tuple[int, ...]
     timestamps: bool = False
@@ -31,17 +31,17 @@ class RowSpec:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that the encoder sees at the same context, in seconds."""
+    """Rows with one encoder context, in seconds."""
 
     rows: tuple[RowSpec, ...]
     seconds: float
 
 
 class StepSampler:
-    """The batches of every step, as `training` asks: batch_size, context, and what goes with that context.
+    """Gives the batches of every step, by `training`: batch_size, context and the context's settings.
 
     `durations` in seconds and `tokens`, the lengths of the labels, are of every clip; `token_limit` is the decoder's.
-    `weights` say how often an epoch hears each clip, on the mean of epochs (None: once).
+    `weights` are how often an epoch has each clip, averaged over epochs (None: once).
     """
 
     def __init__(
@@ -51,55 +51,55 @@ class StepSampler:
         self.durations, self.tokens, self.training = durations, tokens, training
         self.seed, self.token_limit, self.batch_size = seed, token_limit, training.batch_size
         self.weights = np.ones(len(durations)) if weights is None else np.asarray(weights)
-        self.per_epoch = len(_hearings(self.weights, seed, epoch=0))  # clips, the same in every epoch
-        self._epoch: tuple[int, list[list[int]]] = (-1, [])  # the last one that was asked for
-        self._shuffles: dict[int, np.ndarray] = {}  # by epoch, the last two that were asked for
+        self.per_epoch = len(_epoch_clips(self.weights, seed, epoch=0))  # clips, the same in every epoch
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])  # the last one
+        self._shuffles: dict[int, np.ndarray] = {}  # by epoch, the last two
 
     def step(self, step: int) -> list[Batch]:
-        """What one optimiser step learns from, over all processes: `batch_size` clips."""
+        """Returns the batches of an optimizer step, over all processes: `batch_size` clips."""
         dynamic = self.training.context == "dynamic"
         return self.batches(step, self._like_length(step) if dynamic else self._shuffled(step))
 
     def epoch(self, epoch: int) -> list[list[int]]:
-        """The clips of all whole steps that an epoch gives, each clip at most once."""
+        """Returns the clips of each complete step of an epoch, each clip at most once."""
         if self.training.context == "dynamic":
             return self._sorted_epoch(epoch)
         clips, size = [int(clip) for clip in self._permutation(epoch)], self.batch_size
         return [clips[at : at + size] for at in range(0, len(clips) - size + 1, size)]
 
     def batches(self, step: int, clips: Sequence[int]) -> list[Batch]:
-        """What a step makes of its clips: rows at one or several contexts."""
+        """Returns the batches of a step's clips: rows at one or several contexts."""
         if self.training.context == "dynamic":
             return self._dynamic(step, clips)
         rows = self._packed(step, clips) if self.training.context == "packed" else [RowSpec((clip,)) for clip in clips]
         return [Batch(tuple(rows), MAX_SECONDS)]
 
     def padding_fraction(self, steps: int) -> float:
-        """The share of encoder positions that carry no clip, over the first `steps`."""
-        heard = seen = 0.0
+        """Returns the share of encoder positions that carry no clip, over the first `steps`."""
+        clip_seconds = context_seconds = 0.0
         for batch in (batch for step in range(steps) for batch in self.step(step)):
-            heard += sum(self.durations[clip] for row in batch.rows for clip in row.clips)
-            seen += batch.seconds * len(batch.rows)
-        return 1 - heard / seen
+            clip_seconds += sum(self.durations[clip] for row in batch.rows for clip in row.clips)
+            context_seconds += batch.seconds * len(batch.rows)
+        return 1 - clip_seconds / context_seconds
 
     def _shuffled(self, step: int) -> list[int]:
-        """Clips in random order: each epoch its own permutation, and every clip is heard before any is heard again."""
+        """Returns clips in random order: a permutation per epoch, so that each comes before any comes again."""
         clips, first = self.per_epoch, step * self.batch_size
         return [int(self._permutation(at // clips)[at % clips]) for at in range(first, first + self.batch_size)]
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        """The clips of an epoch in random order, each as often as its weight says."""
+        """Returns the clips of an epoch in random order, each as often as its weight."""
         if epoch not in self._shuffles:
-            heard = _hearings(self.weights, self.seed, epoch)
+            clips = _epoch_clips(self.weights, self.seed, epoch)
             last = max(self._shuffles, default=epoch)
             self._shuffles = {at: each for at, each in self._shuffles.items() if at == last}
-            self._shuffles[epoch] = heard[np.random.default_rng((self.seed, epoch)).permutation(len(heard))]
+            self._shuffles[epoch] = clips[np.random.default_rng((self.seed, epoch)).permutation(len(clips))]
         return self._shuffles[epoch]
 
     def _like_length(self, step: int) -> list[int]:
-        """Clips of like length: an epoch's permutation cut into windows, a window sorted and cut into batches.
+        """Returns clips of like length: an epoch's permutation in windows, each sorted and cut into batches.
 
-        The fewer than batch_size clips that are left at the end of an epoch wait for the next permutation.
+        The fewer than batch_size clips that remain at the end of an epoch are left to the next permutation.
         """
         per_epoch = self.per_epoch // self.batch_size
         if per_epoch == 0:
@@ -116,7 +116,7 @@ class StepSampler:
             clips = shuffled[window[0] * self.batch_size : (window[-1] + 1) * self.batch_size]
             by_length = sorted((int(clip) for clip in clips), key=lambda clip: self.durations[clip])
             batches += [by_length[at : at + self.batch_size] for at in range(0, len(by_length), self.batch_size)]
-        # Shuffled: else training would go from short to long clips again and again.
+        # Shuffled: else training would go from short to long clips in every window.
         return [batches[at] for at in _rng(self.seed, epoch, "batches").permutation(per_epoch)]
 
     def _dynamic(self, step: int, clips: Sequence[int]) -> list[Batch]:
@@ -131,11 +131,11 @@ class StepSampler:
         return batches + [self._batch(group, self.durations[group[0]] + margin) for group in self._groups(short)]
 
     def _groups(self, clips: Sequence[int]) -> list[list[int]]:
-        """A step's clips, the longest first, cut where a batch more costs less than the padding that it saves.
+        """Cuts a step's clips, the longest first, where another batch costs less than the padding it saves.
 
-        Batches are of like length already; it is the few long clips of a corpus that would stretch seven others.
+        Batches are of like length already; this is for the few long clips of a corpus, which would pad seven others.
         """
-        best: list[tuple[float, int]] = [(0.0, 0)]  # of the first so many clips: their cost, and where the last cut is
+        best: list[tuple[float, int]] = [(0.0, 0)]  # cost of the first so many clips, and their last cut
         for end in range(1, len(clips) + 1):
             costs = [
                 (best[cut][0] + FORWARD_COST + (end - cut) * self.durations[clips[cut]], cut) for cut in range(end)
@@ -149,7 +149,10 @@ class StepSampler:
         return groups
 
     def _long_rows(self, step: int) -> int:
-        """How many rows of a step get a long context: `long_rows` whenever the share of all clips so far owes them."""
+        """Returns how many rows of a step get a long context.
+
+        It is `long_rows` in a step where `long_share` of all clips so far requires them.
+        """
         size, group = self.batch_size, min(self.training.long_rows, self.batch_size)
         owed = [int(at * size * self.training.long_share / group + 1e-9) for at in (step, step + 1)]
         return min((owed[1] - owed[0]) * group, size)
@@ -158,7 +161,7 @@ class StepSampler:
         return Batch(tuple(RowSpec((clip,)) for clip in clips), context_for(seconds, self.training.context_multiple))
 
     def _packed(self, step: int, clips: Sequence[int]) -> list[RowSpec]:
-        """A step's clips, some left single, the others joined while they fit 30 s and the decoder's length."""
+        """Joins a step's clips while they fit 30 s and the decoder's length; some stay single."""
         rng = _rng(self.seed, step, "packs")
         single = rng.random(len(clips)) < self.training.packed_single
         rows = [[clip] for clip, alone in zip(clips, single, strict=True) if alone]
@@ -173,23 +176,26 @@ class StepSampler:
 
     def _fits(self, clips: Sequence[int]) -> bool:
         seconds = sum(self.durations[clip] for clip in clips)
-        # A join costs two timestamps, and what a sentence has beside its words is counted once too often: enough.
+        # A join adds two timestamps; the prompt is counted for every clip, so this is an upper bound.
         return seconds <= MAX_SECONDS and sum(self.tokens[clip] + 2 for clip in clips) <= self.token_limit
 
 
 def count_micro_batches(rows: int, seconds: float, capacity: float) -> int:
-    """How many parts so many rows at a context of `seconds` go through a model in that holds `capacity` seconds."""
-    return -(-rows // max(1, int(min(capacity / seconds + 1e-6, rows))))  # a row at least, whatever it takes
+    """Returns in how many parts `rows` at a context of `seconds` pass a model of `capacity` seconds."""
+    return -(-rows // max(1, int(min(capacity / seconds + 1e-6, rows))))  # at least one row, however long
 
 
 def context_for(seconds: float, multiple: float) -> float:
-    """The context for so many seconds: the next multiple, for few different matrix shapes; at most 30."""
-    # Less a hair: 6.4 // 0.32 is 19, and 6.4 s would become 6.72.
+    """Returns the context for `seconds`: the next multiple, for few different matrix shapes; at most 30."""
+    # Less a small tolerance: 6.4 // 0.32 is 19, and 6.4 s would become 6.72.
     return min(round(math.ceil(seconds / multiple - 1e-6) * multiple, 2), MAX_SECONDS)
 
 
 def shard_for_rank(batches: Sequence[Batch], rank: int, world_size: int) -> list[Batch]:
-    """One rank's rows of a step: dealt one by one through all its batches, and no rank gets two more than another."""
+    """Returns a rank's rows of a step.
+
+    Rows are dealt one by one through all batches, so that counts of two ranks differ by at most one.
+    """
     mine, dealt = [], 0
     for batch in batches:
         rows = tuple(row for at, row in enumerate(batch.rows, dealt) if at % world_size == rank)
@@ -198,17 +204,20 @@ def shard_for_rank(batches: Sequence[Batch], rank: int, world_size: int) -> list
     return mine
 
 
-def _hearings(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """The clips of an epoch in their own order: each the whole number of times in its weight, and of those that are
-    owed a part of a hearing more, that part of them, others in every epoch."""
+def _epoch_clips(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Returns the clips of an epoch, unshuffled.
+
+    Each comes as often as the whole part of its weight; of the clips with the same fractional part, that share comes
+    once more, others in every epoch.
+    """
     whole = np.floor(weights).astype(int)
-    heard, owed = [np.repeat(np.arange(len(weights)), whole)], weights - whole
+    drawn, owed = [np.repeat(np.arange(len(weights)), whole)], weights - whole
     for part in np.unique(owed[owed > 0]):
         clips = np.flatnonzero(owed == part)
-        heard.append(_rng(seed, epoch, f"weights {part}").permutation(clips)[: round(part * len(clips))])
-    return np.concatenate(heard)
+        drawn.append(_rng(seed, epoch, f"weights {part}").permutation(clips)[: round(part * len(clips))])
+    return np.concatenate(drawn)
 
 
 def _rng(seed: int, at: int, purpose: str) -> np.random.Generator:
-    """A stream of its own for every purpose, so that a draw added to one changes no other."""
+    """Returns a generator for one purpose, so that an added draw changes no other purpose."""
     return np.random.default_rng((seed, at, *purpose.encode()))

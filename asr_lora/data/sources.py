@@ -1,4 +1,4 @@
-"""The speech that the settings name: found, opened, split, mixed; without what they exclude; its clips put back."""
+"""The corpora of a run: finds, opens, splits, mixes and filters them by the settings; restores clips."""
 
 import hashlib
 import re
@@ -22,50 +22,44 @@ from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import atomic_file, cache_dir, existing, read_json, read_jsonl
 
-AS_ROW = {
-    "path": Path,
-    "text": str,
-    "speaker": str,
-    "clip": Path,
-    "sha256": str,
-}  # what lines of data.exclude_overlap may hold
+OVERLAP_FIELDS = {"path": Path, "text": str, "speaker": str, "clip": Path, "sha256": str}  # of data.exclude_overlap
 ANOTHER_MANIFEST = "data.exclude_overlap takes a manifest as asr_lora.prepare writes it, or a corpus"
 
 
 def open_sources(data: DataConfig, test_limit: int | None) -> Corpus:
-    """The corpus of a run, with the tables train, dev and test; several are one. Clips of data.exclude_ids are out of it.
+    """Opens the corpus of a run, with the tables train, dev and test, without data.exclude_ids.
 
-    Of a stream `test_limit` is how many clips of test are drawn from it (None: all).
-    Raises ChoiceError and WorldError as opening and splitting do.
+    Several sources are mixed to one. `test_limit` is how many test clips are drawn from a stream (None: all).
+    Raises ConfigError and ExternalError as opening and splitting do.
     """
     return _open(data, None if data.sources else find_source(data), {"dev": data.dev_clips, "test": test_limit})
 
 
 def open_recorded(data: DataConfig, run: Path) -> Corpus:
-    """What the manifest of a run was drawn from, whatever newer release has come since."""
+    """Opens the corpus that the manifest of a run was drawn from, not a newer release."""
     summary = read_json(folder.summary(run))
     return _open(data, summary["source"], {split: facts.get("asked") for split, facts in summary["splits"].items()})
 
 
 def open_streamed(data: DataConfig) -> Stream:
-    """The data set that the settings stream. Raises ChoiceError and WorldError as opening it does."""
+    """Opens the data set that the settings stream. Raises ConfigError and ExternalError as that does."""
     return open_stream(data.source or "", Columns(data.columns or {}))
 
 
 def rows_for(clips: int | None) -> int | None:
-    """How many rows are streamed to draw so many clips, a twentieth more to replace bad ones; None: all."""
+    """Returns how many rows to stream for `clips` (None: all): a twentieth more, to replace unusable ones."""
     return None if clips is None else clips * 21 // 20 + 2
 
 
 def names_of(sources: Sequence[str]) -> list[str]:
-    """A short name for every source of a mixture: the last part of its path, numbered where two are alike."""
+    """Returns a short name per source of a mixture: the last part of its path, numbered where two agree."""
     stems = [re.sub(r"\.(tar\.gz|tgz|tar|[a-z]{2,7})$", "", Path(source).name) or "source" for source in sources]
     twice = {stem for stem, times in Counter(stems).items() if times > 1}
     return [f"{stem}-{at}" if stem in twice else stem for at, stem in enumerate(stems, start=1)]
 
 
 def _open(data: DataConfig, source: str | None, limits: Mapping[str, int | None]) -> Corpus:
-    """`limits` are the clips that are drawn of dev and test, of a stream alone."""
+    """Opens the corpus. `limits` are the numbers of clips of dev and test, which only a stream needs."""
     columns = Columns(data.columns or {})
     if data.streaming:
         wanted = {split: rows_for(limits[split]) for split in ("dev", "test")}
@@ -85,29 +79,29 @@ def _open(data: DataConfig, source: str | None, limits: Mapping[str, int | None]
 
 
 def _without(corpus: Corpus, listing: Path) -> Corpus:
-    """The corpus without the clips whose ids or names the file lists, a line each."""
-    asked = {line.strip() for line in listing.read_text(encoding="utf-8-sig").split("\n")} - {""}
+    """Returns the corpus without the clips whose ids or names the file lists, one per line."""
+    listed = {line.strip() for line in listing.read_text(encoding="utf-8-sig").split("\n")} - {""}
     tables: dict[str, list[Utterance]] = {}
     found: set[str] = set()
     for split, utterances in corpus.tables.items():
-        named = {each.path: asked & {each.path, clip_id(each.path)} for each in utterances}
+        named = {each.path: listed & {each.path, clip_id(each.path)} for each in utterances}
         tables[split] = [each for each in utterances if not named[each.path]]
         found = found.union(*named.values())
     clips = sum(map(len, corpus.tables.values())) - sum(map(len, tables.values()))
-    unknown = f"; {len(asked - found)} are not in the corpus ({min(asked - found)}, ...)" if asked - found else ""
-    log(f"data.exclude_ids: {clips} clips dropped, as {listing} says{unknown}")
+    unknown = f"; {len(listed - found)} are not in the corpus ({min(listed - found)}, ...)" if listed - found else ""
+    log(f"data.exclude_ids: {clips} clips dropped, by {listing}{unknown}")
     return replace(corpus, tables=tables)
 
 
 def find_source(data: DataConfig) -> str:
-    """`data.source`, else the newest Common Voice release of the language in `data.search_dir`.
+    """Returns `data.source`, else the newest Common Voice release of the language in `data.search_dir`.
 
-    Raises ChoiceError where there is none.
+    Raises ConfigError where there is none.
     """
     if data.source is not None:
         return data.source
     place, code = Path(data.search_dir).expanduser(), data.language
-    # Neither a longer code (tr, trw) nor what a browser has not downloaded to its end (nl.tar.gz.part).
+    # Neither a longer code (tr, trw) nor a browser's unfinished download (nl.tar.gz.part).
     found = [path for end in ("", ".tar.gz", ".tgz", ".tar") for path in place.glob(f"cv-corpus-*-{code}{end}")]
     found += [path.parent for path in place.glob(f"cv-corpus-*/{code}")]
     if not found:
@@ -122,9 +116,10 @@ def find_source(data: DataConfig) -> str:
 
 
 def excluded_utterances(data: DataConfig) -> list[Utterance]:
-    """What training must not hear beside dev and test: the rows of `data.exclude_overlap`, with `sha256` where known.
+    """Returns the utterances of `data.exclude_overlap`, kept out of training as dev and test are.
 
-    All lines of a manifest (.jsonl), dev and test of a run, or dev and test of a corpus (all of one without splits).
+    They are all lines of a manifest (.jsonl), dev and test of a run, or dev and test of a corpus (all of one without
+    splits). `sha256` is set where known.
     """
     if data.exclude_overlap is None:
         return []
@@ -134,7 +129,9 @@ def excluded_utterances(data: DataConfig) -> list[Utterance]:
         tables = open_corpus(path, data.language, Columns(data.columns or {})).tables
         held_out = [each for split in ("dev", "test") for each in tables.get(split, [])]
         return held_out or [each for own in tables.values() for each in own]
-    lines = [line for manifest in manifests for line in read_jsonl(manifest, maybe=AS_ROW, way_out=ANOTHER_MANIFEST)]
+    lines = [
+        line for manifest in manifests for line in read_jsonl(manifest, maybe=OVERLAP_FIELDS, way_out=ANOTHER_MANIFEST)
+    ]
     for line in lines:
         if not {"text", "path"} <= set(line):
             got = ", ".join(line) or "nothing"
@@ -143,20 +140,20 @@ def excluded_utterances(data: DataConfig) -> list[Utterance]:
 
 
 def restore_clips(run: Path, data: DataConfig, lines: Sequence[Clip]) -> None:
-    """Clips of an archive lie in a cache: where that was emptied, the same clips are put there again.
+    """Restores clips in the cache where it was emptied: those of an archive or a data set.
 
-    Raises WorldError when the source no longer holds them, or they never lay in the cache.
+    Raises ExternalError when the source no longer holds them, or they were never in the cache.
     """
     absent = {name_in_corpus(line): line for line in missing_files(lines)}
     if not absent:
         return
     log(f"{len(absent)} clips of the manifest are no longer where they were; fetching them again")
     corpus = open_recorded(data, run)
-    # A clip that a shard lacks cannot be put back into it.
+    # A clip cannot be restored in a shard.
     found = corpus.fetch([name for name, line in absent.items() if "offset" not in line])
 
     def is_back(name: str) -> bool:
-        # Of a part of a recording the hash is of other bytes: that the recording is there must do.
+        # The hash of a part of a recording is of its samples: only the presence of the recording is checked.
         return name in found and (
             "start" in absent[name] or hashlib.sha256(found[name].read_bytes()).hexdigest() == absent[name]["sha256"]
         )
@@ -166,9 +163,9 @@ def restore_clips(run: Path, data: DataConfig, lines: Sequence[Clip]) -> None:
             f"data.source: {corpus.source} lacks {len(lost)} clips of {run}/data ({lost[0]}, ...); "
             "put back the release that the run was made from"
         )
-    # Where the archive was written anew its clips lie elsewhere in the cache.
+    # Clips of an archive that was written again lie elsewhere in the cache.
     misplaced = {name: Path(line["path"]) for name, line in absent.items() if not Path(line["path"]).is_file()}
-    # A manifest may come from anywhere: what it names is written to where the cache has clips, and nowhere else.
+    # A manifest may come from anywhere: its paths are written only where the cache has clips.
     cache = cache_dir().resolve()
     if outside := [path for path in misplaced.values() if not _is_for_clips(path.resolve(), cache)]:
         raise ExternalError(
@@ -181,13 +178,13 @@ def restore_clips(run: Path, data: DataConfig, lines: Sequence[Clip]) -> None:
 
 
 def _is_for_clips(path: Path, cache: Path) -> bool:
-    """Whether a path is one that clips are put at: corpora/<archive>/<language>/clips/ or clips/ in the cache."""
+    """Returns whether the cache has clips there: in corpora/<archive>/<language>/clips/ or clips/."""
     parts = path.relative_to(cache).parts if path.is_relative_to(cache) else ()
     return len(parts) > 2 and (parts[0] == CLIPS or (parts[0] == "corpora" and parts[-2] == CLIPS))
 
 
 class Part(NamedTuple):
-    """A corpus in a mixture: the name that its rows get as `source`, and how often an epoch hears each of its clips."""
+    """A corpus in a mixture: `name` is its utterances' `source`, `weight` how often an epoch has a clip."""
 
     name: str
     corpus: Corpus
@@ -195,7 +192,7 @@ class Part(NamedTuple):
 
 
 def mix_corpora(parts: Sequence[Part]) -> Corpus:
-    """The tables of all parts one behind the other; an epoch of training hears a clip `weight` times."""
+    """Concatenates the tables of all parts; an epoch of training has a clip `weight` times."""
     tables: dict[str, list[Utterance]] = defaultdict(list)
     malformed: dict[str, list[str]] = defaultdict(list)
     durations: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""What is learnt from, what chooses, what is tested on: the splits of a corpus, its own or ours, without leaks."""
+"""The splits of a corpus, its own or drawn, and the checks that they share nothing (leaks)."""
 
 import hashlib
 from collections import defaultdict
@@ -23,16 +23,16 @@ from asr_lora.speech.normalizer import Normalizer, marks
 if TYPE_CHECKING:
     from asr_lora.config.schema import DataConfig
 
-KINDS = ("speaker", "sentence", "clip")  # of what training and a split that is held out may share
-OVERSHOOT = 1.25  # times its share that a split of ours may hold, for speakers are never cut in two
+KINDS = ("speaker", "sentence", "clip")  # of leaks from a held-out split to training
+OVERSHOOT = 1.25  # times its share that a drawn split may hold, since speakers are not divided
 
 
 def with_splits(corpus: Corpus, data: "DataConfig") -> Corpus:
-    """The corpus with the tables train, dev and test that the settings ask for.
+    """Returns the corpus with the tables train, dev and test of the settings.
 
-    Its own where it has them; what it lacks of dev and test is taken from the rest, whole speakers by seed, or whole
-    sentences where fewer than three speakers are known. `data.train_split=validated` trains on all that was validated.
-    Raises ChoiceError where a table that is asked for is not there.
+    A missing dev or test is taken from the rest by seed: whole speakers, or whole sentences where fewer than three
+    speakers are known. With `data.train_split=validated` train is all that was validated.
+    Raises ConfigError where the table of `data.train_split` is missing.
     """
     tables, trained_on = corpus.tables, data.train_split
     if trained_on == "train" and trained_on not in tables and UNSPLIT in tables:
@@ -52,7 +52,7 @@ def with_splits(corpus: Corpus, data: "DataConfig") -> Corpus:
 
 
 def _held_out(utterances: Sequence[Utterance], share: float, seed: str) -> tuple[list[Utterance], list[Utterance]]:
-    """About `share` of the utterances and the others: no speaker (or sentence) is in both."""
+    """Splits off about `share` of the utterances; no speaker (or sentence) is in both parts."""
     units: dict[str, list[Utterance]] = defaultdict(list)
     by_speaker = _by_speaker(utterances)
     for each in utterances:
@@ -64,7 +64,7 @@ def _held_out(utterances: Sequence[Utterance], share: float, seed: str) -> tuple
         if count < wanted and count + len(units[unit]) <= OVERSHOOT * wanted:
             taken.add(unit)
             count += len(units[unit])
-    if not taken and len(units) > 1:  # each has more than its share: the least of them
+    if not taken and len(units) > 1:  # each exceeds the share: the smallest is taken
         taken.add(min(order, key=lambda unit: len(units[unit])))
     kept = [each for unit, own in units.items() if unit in taken for each in own]
     return kept, [each for unit, own in units.items() if unit not in taken for each in own]
@@ -74,13 +74,14 @@ def _by_speaker(utterances: Iterable[Utterance]) -> bool:
     return len({each.speaker for each in utterances if each.speaker}) > 2
 
 
-# ---- what training must not hear ----
+# ---- leaks ----
 
 
 def drop_leaks(train: Sequence[Utterance], held_out: Sequence[Utterance]) -> tuple[list[Utterance], dict[str, int]]:
-    """The training utterances that share no speaker, sentence or clip with dev or test, and counts of those dropped.
+    """Returns the training utterances without a leak, and counts of those dropped.
 
-    Sentences are compared as `marks` leaves them. One that shares several things is counted once, by the first.
+    A leak is a speaker, sentence or clip of dev or test; sentences are compared as normalized by `marks`. An utterance
+    with several is counted once, by the first of KINDS.
     """
     kept, dropped = remove_overlap(train, held_out)
     return kept, {kind: len(names) for kind, names in dropped.items()}
@@ -89,12 +90,12 @@ def drop_leaks(train: Sequence[Utterance], held_out: Sequence[Utterance]) -> tup
 def remove_overlap(
     train: Sequence[Utterance], held_out: Sequence[Utterance]
 ) -> tuple[list[Utterance], dict[str, list[str]]]:
-    """The same, with the names of the clips that were dropped in place of their number."""
-    barred = LeakIndex.by(held_out)
+    """Does the same as `drop_leaks`, and returns the names of the dropped clips instead of counts."""
+    index = LeakIndex.by(held_out)
     kept: list[Utterance] = []
     dropped: dict[str, list[str]] = {kind: [] for kind in KINDS}
     for each in train:
-        if kind := barred.shared(each):
+        if kind := index.shared(each):
             dropped[kind].append(each.path)
         else:
             kept.append(each)
@@ -103,7 +104,7 @@ def remove_overlap(
 
 @dataclass(frozen=True)
 class LeakIndex:
-    """What no training utterance may share: speakers, sentences as `marks` leaves them, clips."""
+    """Speakers, sentences as normalized by `marks`, and clips that no training utterance may share."""
 
     speakers: frozenset[str]
     sentences: frozenset[str]
@@ -119,7 +120,7 @@ class LeakIndex:
         )
 
     def shared(self, utterance: Utterance) -> str | None:
-        """Which of KINDS an utterance shares, the first of several; None where it shares none."""
+        """Returns the first of KINDS that an utterance shares; None where it shares none."""
         if utterance.speaker in self.speakers:
             return "speaker"
         if marks(utterance.text) in self.sentences:
@@ -128,17 +129,19 @@ class LeakIndex:
 
 
 def clip_key(name: str) -> str:
-    """What tells a clip of this `name` in its corpus wherever it is met: Common Voice numbers its clips once for all
-    releases and languages, other names mean something in their own source alone."""
+    """Returns the key that identifies a clip in all corpora, from its `name` in its corpus.
+
+    Common Voice numbers its clips once for all releases and languages; other names are unique in their source alone.
+    """
     plain = PurePosixPath(name).name
     return plain if plain.startswith(NUMBERED_ONCE) else name
 
 
 def count_overlap(folder: Path, language: str) -> dict[str, dict[str, int]]:
-    """Of each two splits of the run in `folder`, dev and test too (dev chooses the adapter): how much is in both.
+    """Counts what two splits of the run in `folder` share, also dev and test (dev chooses the adapter).
 
-    `{"train and dev": {"speakers": 0, "sentences": 0, "clips": 0}, ...}`; sentences as `marks` leaves them in Whisper's
-    `language`, clips by name in their corpus (Common Voice's in any) or by content.
+    `{"train and dev": {"speakers": 0, "sentences": 0, "clips": 0}, ...}`; sentences as normalized by `marks` in
+    Whisper's `language`, clips by name in their corpus (Common Voice's in any) or by content.
     """
     held_out = {split: read_manifest(run.manifest(folder, split)) for split in SPLITS if split != "train"}
     manifests = {"train": training_clips(folder), **held_out}
@@ -168,25 +171,31 @@ def _identity(clip: Clip) -> str:
 
 @dataclass(frozen=True)
 class StreamFilter:
-    """What of a stream may be heard: no leak, nothing that preparing would have left out. `refuse` is for sentences."""
+    """Filters a stream: drops leaks, and clips that preparing would have left out.
 
-    barred: LeakIndex
+    `refuse` returns why a sentence is unusable, or None.
+    """
+
+    leaks: LeakIndex
     sounds: frozenset[str]  # SHA-256 of clips that are held out
     refuse: Callable[[str], str | None]
 
     @classmethod
     def by(cls, held_out: Iterable[Utterance], refuse: Callable[[str], str | None]) -> "StreamFilter":
-        """Rows with a `sha256` where it is known."""
+        """Builds the filter from held-out utterances, whose `sha256` is set where known."""
         utterances = list(held_out)
         return cls(LeakIndex.by(utterances), frozenset(each.sha256 for each in utterances if each.sha256), refuse)
 
     def clip(self, row: StreamRow) -> tuple[Clip, audio.Waveform]:
-        """The clip as a manifest would have it, and its waveform. Raises ValueError, with the reason alone."""
+        """Returns the clip's line as of a manifest, and its waveform.
+
+        Raises ValueError, with the reason alone, for a clip to drop.
+        """
         utterance = row.utterance
         if reason := self.refuse(utterance.text):
             raise ValueError(reason)
         sha256 = hashlib.sha256(row.content).hexdigest()
-        if shared := self.barred.shared(utterance) or ("clip" if sha256 in self.sounds else None):
+        if shared := self.leaks.shared(utterance) or ("clip" if sha256 in self.sounds else None):
             raise ValueError(f"shares a {shared} with what is held out")
         try:
             samples, rate = audio.decode(row.content, utterance.start, utterance.end, LONGEST_READ)

@@ -22,7 +22,7 @@ from asr_lora.config.schema import DataConfig
 from asr_lora.corpus import SPLITS
 from asr_lora.data import quality
 from asr_lora.data.manifest import audio_suffix, encoded_audio, read_manifest
-from asr_lora.data.quality import ISSUES, OUTLIER, Issue, Utterance, bounds
+from asr_lora.data.quality import ISSUES, OUTLIER, Issue, ScannedClip, bounds
 from asr_lora.evaluation.error_analysis import alignments, runaway_signs
 from asr_lora.evaluation.eval_sets import EvalSet
 from asr_lora.evaluation.metrics import clip_errors
@@ -37,7 +37,7 @@ from asr_lora.speech.normalizer import Normalizer, primary_metric
 
 SHOWN = 6  # clips of every kind, with a player
 SHOWN_CONTRADICTED = 20  # transcripts that the model contradicts
-ALWAYS = ("unheard", "truncated", "silent")  # kinds that are suspect whatever the model decodes
+ALWAYS = ("undecodable", "truncated", "silent")  # kinds that are suspect whatever the model decodes
 LEAST = 0.5  # character error rate: a lower one comes from spelling and accents as often as from other words
 # Characters: on a single word the model itself is often wrong. Of eleven real Spanish transcripts that whisper-base
 # contradicted by half, nine were shorter: single numbers and spelled letters, which the model got wrong.
@@ -121,7 +121,7 @@ def _normalizer(name: str, token: str) -> Normalizer:
         return Normalizer(name, token)
 
 
-def _utterances(run: Path, source: str, normal: Normalizer) -> list[Utterance]:
+def _utterances(run: Path, source: str, normal: Normalizer) -> list[ScannedClip]:
     """Returns all clips of the manifest with their audio facts, from the cache or by a scan."""
     lines = [(split, clip) for split in SPLITS for clip in read_manifest(folder.manifest(run, split))]
     if in_shards := [clip for _, clip in lines if "offset" in clip]:
@@ -132,18 +132,18 @@ def _utterances(run: Path, source: str, normal: Normalizer) -> list[Utterance]:
     found = []
     with AudioScanner(source) as scanner, progress("scanning clips", total=len(lines)) as bar:
         for (split, clip), info in zip(lines, scanner.scan(segments), strict=True):
-            found.append(Utterance(clip, split, info, normal(clip["text"])))
+            found.append(ScannedClip(clip, split, info, normal(clip["text"])))
             bar.advance()
     return found
 
 
 def _contradicted(
-    decode: Callable[[Sequence[EvalSet]], Sequence[Mapping[str, Any]]], most: int, utterances: Sequence[Utterance],
+    decode: Callable[[Sequence[EvalSet]], Sequence[Mapping[str, Any]]], most: int, utterances: Sequence[ScannedClip],
     token: str, normal: Normalizer, unit: str,
 ) -> list[LabelIssue]:  # fmt: skip
     places: dict[str, list[int]] = {split: [] for split in SPLITS}
     for at, each in enumerate(utterances):
-        if not each.heard.problem:
+        if not each.audio.problem:
             places[each.split].append(at)
     places["train"] = places["train"][:most]
     sets = [
@@ -160,7 +160,7 @@ def _contradicted(
 
 
 def _suspects(
-    utterances: Sequence[Utterance],
+    utterances: Sequence[ScannedClip],
     odd: Mapping[str, Sequence[Issue]],
     contradicted: Sequence[LabelIssue],
     limit: float,
@@ -200,7 +200,7 @@ def _apply(data: DataConfig, folder: Path) -> str:
     return f"python -m asr_lora.train ... {shlex.quote(f'data.exclude_ids={quote_override(listed)}')}"
 
 
-def _facts(utterances: Sequence[Utterance], odd: Mapping[str, Sequence[Issue]], unit: str) -> dict[str, Any]:
+def _facts(utterances: Sequence[ScannedClip], odd: Mapping[str, Sequence[Issue]], unit: str) -> dict[str, Any]:
     """Returns the content of audit.json, except for what was decoded and the suspects."""
     pace = {name: value for name, value in quality.pace(utterances, unit)[2].items() if name != "rates"}
     return {
@@ -210,7 +210,7 @@ def _facts(utterances: Sequence[Utterance], odd: Mapping[str, Sequence[Issue]], 
             kind: {
                 "clips": len(own),
                 "by_split": _by_split(utterances, [issue.at for issue in own]),
-                "found": {utterances[issue.at].clip["id"]: issue.said for issue in own},
+                "found": {utterances[issue.at].clip["id"]: issue.detail for issue in own},
             }
             for kind, own in odd.items()
         },
@@ -218,26 +218,26 @@ def _facts(utterances: Sequence[Utterance], odd: Mapping[str, Sequence[Issue]], 
     }
 
 
-def _split(own: Sequence[Utterance]) -> dict[str, Any]:
+def _split(own: Sequence[ScannedClip]) -> dict[str, Any]:
     seconds = [each.seconds for each in own]
-    loud = [quality.decibels(each.heard.loudness) for each in own if each.heard.loudness]
+    loud = [quality.decibels(each.audio.loudness) for each in own if each.audio.loudness]
     return {
         "clips": len(own),
         "hours": round(sum(seconds) / 3600, 4),
         **quality.speakers(own),
         "seconds": {"least": min(seconds), "median": float(np.median(seconds)), "most": max(seconds)},
         "loudness_dbfs": round(float(np.median(loud)), 1) if loud else None,
-        "sampling_rates": dict(sorted(Counter(each.heard.rate for each in own if each.heard.rate).items())),
+        "sampling_rates": dict(sorted(Counter(each.audio.rate for each in own if each.audio.rate).items())),
     }
 
 
-def _by_split(utterances: Sequence[Utterance], places: Sequence[int]) -> dict[str, int]:
+def _by_split(utterances: Sequence[ScannedClip], places: Sequence[int]) -> dict[str, int]:
     counted = Counter(utterances[at].split for at in places)
     return {split: counted[split] for split in SPLITS}
 
 
 def _decoded(
-    utterances: Sequence[Utterance], contradicted: Sequence[LabelIssue], limit: float
+    utterances: Sequence[ScannedClip], contradicted: Sequence[LabelIssue], limit: float
 ) -> dict[str, Any] | None:
     if not contradicted:
         return None
@@ -254,7 +254,7 @@ def _decoded(
 
 
 def _charts(
-    utterances: Sequence[Utterance], unit: str, contradicted: Sequence[LabelIssue], limit: float
+    utterances: Sequence[ScannedClip], unit: str, contradicted: Sequence[LabelIssue], limit: float
 ) -> dict[str, Any]:
     """Returns `durations` as titles and SVGs; `pace` and the model's `error` as SVGs, None without data."""
     pace = quality.pace(utterances, unit)[2]
@@ -268,7 +268,7 @@ def _charts(
     }
 
 
-def _example(each: Utterance, detail: str, clips: Path) -> dict[str, Any]:
+def _example(each: ScannedClip, detail: str, clips: Path) -> dict[str, Any]:
     return {
         "id": each.clip["id"], "split": each.split, "seconds": each.seconds, "detail": detail,
         "text": each.clip["text"], "suspect": False, "sound": _sound(each, clips),
@@ -276,7 +276,7 @@ def _example(each: Utterance, detail: str, clips: Path) -> dict[str, Any]:
 
 
 def _shown_contradicted(
-    utterances: Sequence[Utterance], contradicted: Sequence[LabelIssue], limit: float, token: str, clips: Path
+    utterances: Sequence[ScannedClip], contradicted: Sequence[LabelIssue], limit: float, token: str, clips: Path
 ) -> dict[str, list[dict[str, Any]]]:
     """Returns the groups of `rank_issues` with alignments, by characters in unspaced scripts."""
     by_character = Normalizer("characters", token) if primary_metric(token) == "cer" else str
@@ -294,11 +294,11 @@ def _shown_contradicted(
     }
 
 
-def _sound(each: Utterance, clips: Path) -> str | None:
+def _sound(each: ScannedClip, clips: Path) -> str | None:
     """Writes the clip (of a long recording its segment) beside the page; None if it cannot be decoded."""
-    if each.heard.problem:
+    if each.audio.problem:
         return None
-    target = clips / f"{each.heard.sha256[:20]}.{audio_suffix(each.clip)}"
+    target = clips / f"{each.audio.sha256[:20]}.{audio_suffix(each.clip)}"
     if not target.is_file():
         try:
             target.write_bytes(encoded_audio(each.clip))
@@ -309,7 +309,7 @@ def _sound(each: Utterance, clips: Path) -> str | None:
 
 
 def label_issues(
-    places: Sequence[int], utterances: Sequence[Utterance], model: Mapping[str, Any], normal: Normalizer, unit: str
+    places: Sequence[int], utterances: Sequence[ScannedClip], model: Mapping[str, Any], normal: Normalizer, unit: str
 ) -> list[LabelIssue]:
     """Compares the transcripts of clips with the hypotheses of a model: a LabelIssue for every clip.
 

@@ -80,7 +80,7 @@ def test_opening_and_fetching_again_read_nothing(release: Path, tmp_path: Path):
     assert again == corpus and again.fetch(clip_names(corpus, "dev")) == files
 
 
-def test_another_archive_of_the_same_name_is_read_anew(tmp_path: Path):
+def test_another_archive_of_the_same_name_is_read_again(tmp_path: Path):
     write_release(tmp_path / RELEASE)
     source = pack(tmp_path / RELEASE, tmp_path / "x.tar.gz")
     assert len(open_corpus(source, "nl").tables["train"]) == 12

@@ -1,4 +1,4 @@
-"""What features and labels promise: Whisper's own spectrograms, one start token, an end that is learnt."""
+"""Features and labels: Whisper's own spectrograms, one start token, an end token in the loss."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +39,7 @@ def noise(seconds: float, seed: int = 0) -> audio.Waveform:
 
 
 def reference(waveform: audio.Waveform, extractor: WhisperFeatureExtractor, seconds: float) -> np.ndarray:
-    """The spectrogram by the extractor's numpy path, of the waveform padded by hand."""
+    """Returns the spectrogram of the extractor's numpy path, of a waveform padded here."""
     padded = np.zeros(round(seconds * audio.SAMPLE_RATE), np.float32)
     kept = waveform[: len(padded)]
     padded[: len(kept)] = kept
@@ -55,7 +55,7 @@ def ids_of(processor: WhisperProcessor, *tokens: str) -> list[int]:
 
 
 @pytest.mark.parametrize("mels", [80, 128])
-def test_log_mel_is_whispers_own_with_as_many_bins_as_the_checkpoint_has(mels: int) -> None:
+def test_log_mel_is_whispers_own_with_the_bins_of_the_checkpoint(mels: int) -> None:
     extractor = WhisperFeatureExtractor(feature_size=mels)
     waveforms = [noise(0.3, 1), noise(4.4, 2), noise(31, 3), np.zeros(100, np.float32)]
     features = log_mel(waveforms, extractor)
@@ -73,7 +73,7 @@ def test_a_shorter_context_pads_the_waveform_not_the_spectrogram(seconds: float)
     assert (made[:, 60:] == made.min()).all()  # silence is the floor of the scale, eight below the loudest; not zero
 
 
-def test_a_clips_spectrogram_does_not_depend_on_its_neighbours() -> None:
+def test_a_clips_spectrogram_does_not_depend_on_its_neighbors() -> None:
     extractor = WhisperFeatureExtractor()
     alone, loud = log_mel([noise(0.5)], extractor, 1.0), 9 * noise(1, 1)
     torch.testing.assert_close(log_mel([loud, noise(0.5)], extractor, 1.0)[1:], alone, atol=1e-6, rtol=0)
@@ -82,7 +82,7 @@ def test_a_clips_spectrogram_does_not_depend_on_its_neighbours() -> None:
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-def test_there_is_one_start_token_before_language_and_task_and_none_to_be_said(
+def test_there_is_one_start_token_before_language_and_task_and_none_in_the_labels(
     processor: WhisperProcessor, batch: Mapping[str, torch.Tensor]
 ) -> None:
     start, *prompt = ids_of(processor, "<|startoftranscript|>", "<|nl|>", "<|transcribe|>", "<|notimestamps|>")
@@ -91,7 +91,7 @@ def test_there_is_one_start_token_before_language_and_task_and_none_to_be_said(
         assert labels[:3] == prompt and start not in labels
 
 
-def test_the_end_is_learnt_in_every_row_though_padding_is_the_same_token(
+def test_every_row_has_an_end_in_the_loss_though_padding_is_the_same_token(
     processor: WhisperProcessor, batch: Mapping[str, torch.Tensor]
 ) -> None:
     end = processor.tokenizer.eos_token_id
@@ -111,7 +111,7 @@ def test_a_sentence_that_spells_a_special_token_is_text_like_any_other(processor
     assert processor.tokenizer.decode(ids[4:-1]) == text
 
 
-def test_another_language_and_task_stand_in_the_prompt(tiny_checkpoint: Path) -> None:
+def test_another_language_and_task_are_in_the_prompt(tiny_checkpoint: Path) -> None:
     tokenizer = with_prompt(load_processor(str(tiny_checkpoint)).tokenizer, "fi", "translate")
     assert tokenizer.convert_ids_to_tokens(label_ids("x", tokenizer))[1:3] == ["<|fi|>", "<|translate|>"]
 
@@ -131,7 +131,7 @@ def test_the_batch_gives_the_loss_that_whispers_own_labels_give(
 # --- clips joined into one row ----------------------------------------------------------------------------------------
 
 
-def test_joined_clips_tell_the_time_of_every_join(processor: WhisperProcessor) -> None:
+def test_joined_clips_have_timestamps_at_every_join(processor: WhisperProcessor) -> None:
     tokenizer = processor.tokenizer
     ids = packed_label_ids(["Hoi.", "Dag."], [1.204, 2.0], tokenizer)
     start, *rest = tokenizer.convert_ids_to_tokens(ids)

@@ -1,4 +1,4 @@
-"""What prepare promises: the same hour by seed, no leak, every omission named, a manifest that is whole or absent."""
+"""prepare: the same hour by seed, no leak, every omission listed, a manifest that is complete or absent."""
 
 import io
 import json
@@ -26,14 +26,14 @@ REAL = os.environ.get("ASR_LORA_REAL_CORPUS")
 
 
 def prepared(words: Sequence[str], *more: str) -> Path:
-    """The run folder after prepare."""
+    """Prepares a run and returns its folder."""
     config = load([*words, *more])
     prepare(config)
     return config.run
 
 
 def refusal(words: Sequence[str], *more: str) -> str:
-    """The message, which has to be a single line, after which no manifest is there."""
+    """Returns the message, which must be a single line, and checks that no manifest is there."""
     config = load([*words, *more])
     with pytest.raises(UserError) as error:
         prepare(config)
@@ -43,7 +43,7 @@ def refusal(words: Sequence[str], *more: str) -> str:
 
 
 def corpus(folder: Path, train: Sequence[Row], **settings: Any) -> Path:
-    """A release of these training clips beside 4 clips of dev and 6 of test."""
+    """Writes a release of these training clips, 4 clips of dev and 6 of test."""
     write_release(folder, splits={"train": train, "dev": utterances("dev", 4, 2), "test": utterances("test", 6, 3)},
                   **settings)  # fmt: skip
     return folder
@@ -63,7 +63,7 @@ def varied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Grows by one whenever an archive is opened to be read."""
+    """The archives that were opened, one item per pass."""
     opened: list[Path] = []
     really_open = archive._open_tar
 
@@ -80,7 +80,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 @pytest.mark.parametrize("hours", [0.0005, 0.001, 0.003])
 @pytest.mark.parametrize("timed", [True, False])
-def test_the_draw_lands_within_one_clip_of_the_asked_hours(
+def test_the_draw_is_within_one_clip_of_the_given_hours(
     words: list[str], varied: Path, tmp_path: Path, hours: float, timed: bool
 ) -> None:
     source = shutil.copytree(varied, tmp_path / "copy" / RELEASE)
@@ -108,12 +108,12 @@ def test_the_draw_follows_from_the_seed_not_from_the_order_of_the_table(
     words: list[str], varied: Path, tmp_path: Path
 ) -> None:
     source = shutil.copytree(varied, tmp_path / "copy" / RELEASE)
-    asked = [*words, f"data.source={source}", "data.hours=0.001"]
-    before = names(prepared(asked))
+    overrides = [*words, f"data.source={source}", "data.hours=0.001"]
+    before = names(prepared(overrides))
     header, *lines = (source / "nl" / "train.tsv").read_text().splitlines()
     write_lines(source / "nl" / "train.tsv", [header, *lines[::-1]])
-    assert names(prepared(asked, "run_name=reversed")) == before
-    assert names(prepared(asked, "data.seed=1")) != before
+    assert names(prepared(overrides, "run_name=reversed")) == before
+    assert names(prepared(overrides, "data.seed=1")) != before
 
 
 def test_more_hours_than_there_are_are_refused_before_a_clip_is_fetched(
@@ -126,12 +126,14 @@ def test_more_hours_than_there_are_are_refused_before_a_clip_is_fetched(
     assert not list(private_cache.rglob("*.mp3"))
 
 
-def test_without_durations_too_many_hours_are_refused_when_all_was_heard(words: list[str], tmp_path: Path) -> None:
+def test_without_durations_too_many_hours_are_refused_when_all_clips_are_scanned(
+    words: list[str], tmp_path: Path
+) -> None:
     source = corpus(tmp_path / "untimed", utterances("train", 12, 6), durations=False)
     assert "is more than there is, 0.1 min (0.00 h)" in refusal(words, f"data.source={source}", "data.hours=1")
 
 
-def test_clips_that_the_table_of_durations_does_not_know_still_count(words: list[str], tmp_path: Path) -> None:
+def test_clips_that_the_table_of_durations_lacks_still_count(words: list[str], tmp_path: Path) -> None:
     source = corpus(tmp_path / "partly", utterances("train", 12, 6))
     write_lines(source / "nl" / "clip_durations.tsv", ["clip\tduration[ms]", "common_voice_train_00000.mp3\t400"])
     run = prepared(words, f"data.source={source}", "data.hours=0.0009")
@@ -172,7 +174,7 @@ def silence(samples: int) -> bytes:
     return file.getvalue()
 
 
-def test_what_is_left_out_is_named_by_reason_and_the_rest_is_kept(words: list[str], tmp_path: Path) -> None:
+def test_clips_left_out_are_listed_by_reason_and_the_rest_is_kept(words: list[str], tmp_path: Path) -> None:
     train = [row | {"seconds": 0.1} for row in utterances("train", 160, 20)]
     train[0] |= {"path": "text.mp3", "clip": b"This is no speech.\n" * 99}
     train[1] |= {"path": "hollow.mp3", "clip": silence(0)}
@@ -199,7 +201,7 @@ def test_what_is_left_out_is_named_by_reason_and_the_rest_is_kept(words: list[st
     assert len(names(run)) == facts["clips"] == facts["available"] - 7 == 154
 
 
-def test_lines_of_a_table_that_are_malformed_are_named(words: list[str], release: Path) -> None:
+def test_malformed_lines_of_a_table_are_listed(words: list[str], release: Path) -> None:
     with (release / "nl" / "train.tsv").open("a") as table:
         table.write("half a line\tonly\n")
     run = prepared(words)
@@ -208,7 +210,9 @@ def test_lines_of_a_table_that_are_malformed_are_named(words: list[str], release
     ]
 
 
-def test_more_than_a_twentieth_unusable_is_an_error_that_says_which_and_why(words: list[str], tmp_path: Path) -> None:
+def test_more_than_a_twentieth_unusable_is_an_error_with_the_clips_and_reasons(
+    words: list[str], tmp_path: Path
+) -> None:
     train = utterances("train", 40, 10)
     for row in train[:3]:
         row["clip"] = b"This is no speech.\n" * 99
@@ -217,7 +221,7 @@ def test_more_than_a_twentieth_unusable_is_an_error_that_says_which_and_why(word
     assert "clip cannot be decoded: Format not recognised: 3 (common_voice_train_0000" in message
 
 
-def test_a_twentieth_unusable_is_borne(words: list[str], tmp_path: Path) -> None:
+def test_a_twentieth_unusable_is_tolerated(words: list[str], tmp_path: Path) -> None:
     train = utterances("train", 40, 10)
     for row in train[:2]:
         row["clip"] = b"This is no speech.\n" * 99
@@ -234,7 +238,7 @@ def test_a_broken_corpus_is_refused_before_all_of_it_is_unpacked(
 
 
 @pytest.mark.parametrize("split", ["train", "dev", "test"])
-def test_an_empty_split_is_named(words: list[str], release: Path, split: str) -> None:
+def test_an_empty_split_is_refused_by_name(words: list[str], release: Path, split: str) -> None:
     write_lines(release / "nl" / f"{split}.tsv", ["client_id\tpath\tsentence"])
     assert f"{split}.tsv of {release} has no clips; a run needs train, dev and test" in refusal(words)
 
@@ -242,7 +246,7 @@ def test_an_empty_split_is_named(words: list[str], release: Path, split: str) ->
 # --- where the speech is ----------------------------------------------------------------------------------------------
 
 
-def test_without_data_one_line_tells_where_common_voice_lives_and_of_the_demo(words: list[str], tmp_path: Path) -> None:
+def test_without_data_one_line_names_common_voices_home_and_the_demo(words: list[str], tmp_path: Path) -> None:
     message = refusal(words, "data.source=null", f"data.search_dir={tmp_path / 'nothing'}")
     for way_out in (f"{tmp_path}/nothing/cv-corpus-*-nl", "Mozilla Data Collective", "DATA=", "make demo"):
         assert way_out in message
@@ -269,7 +273,7 @@ def test_the_newest_release_of_the_language_is_found(words: list[str], tmp_path:
     ("language", "way_out"),
     [("rw", "model.language=sw"), ("nll", "nearest: nl"), ("dutch", "nearest: nl")],
 )
-def test_a_locale_without_a_token_and_a_misspelt_one_are_refused_with_the_way_out(
+def test_a_locale_without_a_token_and_a_misspelled_one_are_refused_with_the_way_out(
     words: list[str], language: str, way_out: str
 ) -> None:
     assert way_out in refusal(words, f"data.language={language}")
@@ -289,11 +293,11 @@ def test_an_archive_is_read_twice_at_most_and_only_what_is_needed_unpacked(
     source = shutil.copytree(varied, tmp_path / "copy" / RELEASE)
     if not timed:
         (source / "nl" / "clip_durations.tsv").unlink()
-    asked = [*words, f"data.source={pack(source, tmp_path / 'x.tar.gz')}", f"data.hours={hours}"]
-    run = prepared(asked, "data.dev_clips=1", "eval.limit=1")
+    overrides = [*words, f"data.source={pack(source, tmp_path / 'x.tar.gz')}", f"data.hours={hours}"]
+    run = prepared(overrides, "data.dev_clips=1", "eval.limit=1")
     assert len(passes) == 2
     assert len(list(private_cache.rglob("*_dev_*.mp3"))) == 3  # two to replace bad ones
-    prepared(asked, "data.dev_clips=1", "eval.limit=1")
+    prepared(overrides, "data.dev_clips=1", "eval.limit=1")
     assert len(passes) == 2
     assert all(Path(line["path"]).is_file() for line in read_jsonl(run / "data" / "train.jsonl"))
 
@@ -305,7 +309,7 @@ def state(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in folder.iterdir()}
 
 
-def test_a_manifest_says_what_was_drawn_from_where(words: list[str], release: Path) -> None:
+def test_a_manifest_has_the_clips_and_their_source(words: list[str], release: Path) -> None:
     run = prepared(words)
     lines = {split: read_jsonl(run / "data" / f"{split}.jsonl") for split in ("train", "dev", "test")}
     assert {split: len(own) for split, own in lines.items()} == {"train": 12, "dev": 2, "test": 4}
@@ -319,7 +323,7 @@ def test_a_manifest_says_what_was_drawn_from_where(words: list[str], release: Pa
     }  # fmt: skip
 
 
-def test_durations_are_the_releases_own_and_else_heard(words: list[str], release: Path) -> None:
+def test_durations_are_the_releases_own_and_else_decoded(words: list[str], release: Path) -> None:
     table = release / "nl" / "clip_durations.tsv"
     write_lines(table, [line.replace("\t400", "\t425") for line in table.read_text().splitlines()[:-1]])
     run = prepared(words, "eval.limit=null")
@@ -351,11 +355,11 @@ def test_an_interrupted_prepare_leaves_no_half_manifest(words: list[str], monkey
     assert len(names(prepared(words))) == 12
 
 
-def test_each_split_is_told_in_minutes_and_hours(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_split_is_logged_in_minutes_and_hours(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     prepared(words)
-    told = capsys.readouterr().err
-    assert "train: 12 clips, 0.1 min (0.00 h), 6 speakers, 0 left out" in told
-    assert "dropped from train for what dev or test hold too: 0 (speaker 0, sentence 0, clip 0)" in told
+    logged = capsys.readouterr().err
+    assert "train: 12 clips, 0.1 min (0.00 h), 6 speakers, 0 left out" in logged
+    assert "dropped from train for overlap with dev or test: 0 (speaker 0, sentence 0, clip 0)" in logged
 
 
 # --- clips of a manifest ----------------------------------------------------------------------------------------------
@@ -382,41 +386,41 @@ def test_a_split_that_was_drawn_whole_is_never_drawn_again(words: list[str]) -> 
     }  # fmt: skip
 
 
-def test_a_longer_draw_comes_from_the_release_of_the_run_though_a_newer_one_has_come(
-    words: list[str], tmp_path: Path
-) -> None:
-    asked = [*words, "data.source=null", f"data.search_dir={tmp_path / 'data'}"]
+def test_a_longer_draw_is_from_the_release_of_the_run_not_a_newer_one(words: list[str], tmp_path: Path) -> None:
+    overrides = [*words, "data.source=null", f"data.search_dir={tmp_path / 'data'}"]
     corpus(tmp_path / "data" / "cv-corpus-9.0", utterances("train", 12, 6))
-    prepared(asked)
+    prepared(overrides)
     newer = {split: utterances(f"new-{split}", 6, 3) for split in ("train", "dev", "test")}
     write_release(tmp_path / "data" / "cv-corpus-10.0", splits=newer)
-    prepared(asked)
-    assert all("new" not in line["id"] for line in clips_of(load(asked), "test", None))
+    prepared(overrides)
+    assert all("new" not in line["id"] for line in clips_of(load(overrides), "test", None))
 
 
-def test_clips_gone_from_the_cache_are_put_back_by_prepare_and_by_who_asks_for_them(
+def test_clips_gone_from_the_cache_are_restored_by_prepare_and_when_used(
     words: list[str], release: Path, tmp_path: Path, private_cache: Path
 ) -> None:
-    asked = [*words, f"data.source={pack(release, tmp_path / 'x.tar.gz')}"]
-    run = prepared(asked)
+    overrides = [*words, f"data.source={pack(release, tmp_path / 'x.tar.gz')}"]
+    run = prepared(overrides)
     before = state(run / "data")
-    paths = [Path(line["path"]) for split in ("train", "dev", "test") for line in clips_of(load(asked), split, None)]
+    paths = [
+        Path(line["path"]) for split in ("train", "dev", "test") for line in clips_of(load(overrides), split, None)
+    ]
     contents = [path.read_bytes() for path in paths]
     shutil.rmtree(private_cache)
-    clips_of(load(asked), "test", 4)
+    clips_of(load(overrides), "test", 4)
     assert sum(path.is_file() for path in paths) == 4
-    prepared(asked)
-    clips_of(load(asked), "test", None), clips_of(load(asked), "dev", None)
+    prepared(overrides)
+    clips_of(load(overrides), "test", None), clips_of(load(overrides), "dev", None)
     assert [path.read_bytes() for path in paths] == contents
     after = state(run / "data")
     assert after | before == after
 
 
-def test_a_manifest_cannot_have_clips_put_anywhere_but_in_the_cache(
+def test_a_manifest_cannot_have_clips_restored_outside_of_the_cache(
     words: list[str], release: Path, tmp_path: Path, private_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = [*words, f"data.source={pack(release, tmp_path / 'x.tar.gz')}"]
-    manifest = prepared(asked) / "data" / "train.jsonl"
+    overrides = [*words, f"data.source={pack(release, tmp_path / 'x.tar.gz')}"]
+    manifest = prepared(overrides) / "data" / "train.jsonl"
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     kept, (line, *_) = manifest.read_text(), read_jsonl(manifest)
@@ -424,27 +428,27 @@ def test_a_manifest_cannot_have_clips_put_anywhere_but_in_the_cache(
     for elsewhere in (f"below/{name}", str(tmp_path / "here" / name), f"{private_cache}/../here/{name}"):
         manifest.write_text(kept.replace(line["path"], elsewhere))
         with pytest.raises(ExternalError, match=r"data\.source: .* lay outside of the cache .* ASR_LORA_CACHE"):
-            prepare(load(asked))
+            prepare(load(overrides))
     assert not list((tmp_path / "here").iterdir())
 
 
-def test_clips_come_back_from_an_archive_that_was_downloaded_anew_and_from_no_other(
+def test_clips_are_restored_from_an_archive_that_was_downloaded_again_and_from_no_other(
     words: list[str], release: Path, tmp_path: Path, private_cache: Path
 ) -> None:
     source = tmp_path / "x.tar.gz"
-    asked = [*words, f"data.source={pack(release, source)}"]
-    run = prepared(asked)
+    overrides = [*words, f"data.source={pack(release, source)}"]
+    run = prepared(overrides)
     shutil.rmtree(private_cache)
     pack(release, source)
     os.utime(source, (1, 1))
-    prepared(asked)
+    prepared(overrides)
     assert all(Path(line["path"]).is_file() for line in read_jsonl(run / "data" / "train.jsonl"))
     shutil.rmtree(private_cache)
-    spoilt = names(run)[0]
-    (release / "nl" / "clips" / f"{spoilt}.mp3").write_bytes(tone("another", 0.4))
+    damaged = names(run)[0]
+    (release / "nl" / "clips" / f"{damaged}.mp3").write_bytes(tone("another", 0.4))
     pack(release, source)
-    with pytest.raises(ExternalError, match=rf"lacks 1 clips of .* \({spoilt}.mp3, ...\); put back the release"):
-        prepared(asked)
+    with pytest.raises(ExternalError, match=rf"lacks 1 clips of .* \({damaged}.mp3, ...\); put back the release"):
+        prepared(overrides)
 
 
 # --- real speech ------------------------------------------------------------------------------------------------------
@@ -457,17 +461,17 @@ def test_a_real_archive_loses_its_leaking_sentences(
     checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "whisper-of-448-tokens")
     settings = read_json(checkpoint / "config.json") | {"max_target_positions": 448}
     (checkpoint / "config.json").write_text(json.dumps(settings))
-    asked = [
+    overrides = [
         *words,
         f'data.source="{REAL}"',
         "data.language=es",
         "data.dev_clips=999",
         f"model.checkpoint={checkpoint}",
     ]
-    run = prepared(asked, "eval.limit=null")
+    run = prepared(overrides, "eval.limit=null")
     summary = read_json(run / "data" / "summary.json")
-    # Clips of nine sentences, some said twice; two of the nine differ from dev's or test's in punctuation alone.
+    # Clips of nine sentences, some spoken twice; two of the nine differ from dev's or test's in punctuation alone.
     assert summary["leaks_dropped_from_train"] == {"speaker": 0, "sentence": 11, "clip": 0}
     assert len(passes) == 2
-    held_out = {marks(line["text"]) for split in ("dev", "test") for line in clips_of(load(asked), split, None)}
-    assert not held_out & {marks(line["text"]) for line in clips_of(load(asked), "train", None)}
+    held_out = {marks(line["text"]) for split in ("dev", "test") for line in clips_of(load(overrides), split, None)}
+    assert not held_out & {marks(line["text"]) for line in clips_of(load(overrides), "train", None)}

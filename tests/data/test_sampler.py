@@ -1,4 +1,4 @@
-"""What the order of batches promises: a pure function of (seed, step), and next to nothing spent on padding."""
+"""The sampler: a pure function of (seed, step), with little padding."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ import pytest
 
 from asr_lora.config.compose import load
 from asr_lora.config.schema import TrainingConfig
-from asr_lora.data import sampler as batches_room
+from asr_lora.data import sampler
 from asr_lora.data.manifest import Clip
 from asr_lora.data.sampler import Batch, RowSpec, StepSampler, context_for, shard_for_rank
-from asr_lora.training.builder import step_sampler as order_of_run
+from asr_lora.training.builder import step_sampler
 
 KINDS = ("full", "dynamic", "packed")
 
 
 def durations(clips: int, seed: int = 0) -> list[float]:
-    """Lengths of Common Voice's kind: 4.4 s in the mean, few under 1.5 or over 9."""
+    """Draws lengths like Common Voice's: 4.4 s on average, few under 1.5 or over 9."""
     drawn = np.random.default_rng(seed).lognormal(np.log(4.2), 0.33, clips)
     return [float(seconds) for seconds in np.clip(drawn, 1.0, 12.0)]
 
@@ -32,7 +32,7 @@ def usual() -> TrainingConfig:
 
 
 def order(kind: str = "dynamic", clips: int = 50, seed: int = 0, **settings: Any) -> StepSampler:
-    """Every other setting is `training.*` of conf/, but for the contexts of a few, or one of the Order itself."""
+    """Returns a sampler of `training.*` of conf/, with `settings`, which may also be its durations and tokens."""
     lengths = settings.pop("durations", durations(clips))
     tokens, training = settings.pop("tokens", [20] * len(lengths)), usual()
     chosen = {"context": kind, "long_share": 0.05, "long_rows": 1, "long_seconds": [30, 30]} | settings
@@ -61,7 +61,7 @@ def test_a_step_follows_from_seed_and_step_alone(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("clips", "batch_size"), [(50, 8), (16, 8), (13, 8), (8, 8), (3, 8), (1, 4), (300, 7)])
-def test_every_step_learns_from_the_same_count_of_clips(kind: str, clips: int, batch_size: int) -> None:
+def test_every_step_has_the_same_count_of_clips(kind: str, clips: int, batch_size: int) -> None:
     drawn = order(kind, clips, batch_size=batch_size)
     assert all(len(clips_of(drawn.step(step))) == batch_size for step in range(60))
 
@@ -75,7 +75,7 @@ def test_a_context_holds_its_longest_row(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])
-def test_ranks_share_out_the_rows_evenly(kind: str, world_size: int) -> None:
+def test_ranks_divide_the_rows_evenly(kind: str, world_size: int) -> None:
     drawn = order(kind)
     for step in range(30):
         shares = [shard_for_rank(drawn.step(step), rank, world_size) for rank in range(world_size)]
@@ -86,7 +86,7 @@ def test_ranks_share_out_the_rows_evenly(kind: str, world_size: int) -> None:
 
 @pytest.mark.parametrize("kind", ["full", "packed"])
 @pytest.mark.parametrize(("clips", "batch_size"), [(16, 8), (13, 8), (8, 8), (3, 8), (1, 4), (50, 7)])
-def test_every_clip_is_heard_once_before_any_is_heard_again(kind: str, clips: int, batch_size: int) -> None:
+def test_every_clip_comes_once_before_any_comes_again(kind: str, clips: int, batch_size: int) -> None:
     drawn = order("full", clips, batch_size=batch_size)
     stream = list(chain.from_iterable(clips_of(drawn.step(step)) for step in range(40)))
     epochs = [stream[start : start + clips] for start in range(0, len(stream) - clips + 1, clips)]
@@ -98,15 +98,15 @@ def test_epochs_have_orders_of_their_own() -> None:
     assert len({tuple(clips_of(drawn.step(epoch))) for epoch in range(20)}) == 20
 
 
-def test_the_order_of_an_epoch_is_drawn_once_however_many_steps_ask_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_of_an_epoch_is_drawn_once_for_all_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     epochs: list[int] = []
-    drawn_from = batches_room._hearings
+    drawn_from = sampler._epoch_clips
 
     def watched(weights: np.ndarray, seed: int, epoch: int) -> np.ndarray:
         epochs.append(epoch)
         return drawn_from(weights, seed, epoch)
 
-    monkeypatch.setattr(batches_room, "_hearings", watched)
+    monkeypatch.setattr(sampler, "_epoch_clips", watched)
     for kind in ("full", "dynamic"):
         drawn = order(kind, clips=46_000, seed=99)
         epochs.clear()
@@ -116,14 +116,14 @@ def test_the_order_of_an_epoch_is_drawn_once_however_many_steps_ask_for_it(monke
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_epoch_hears_a_clip_as_often_as_its_weight_says(kind: str) -> None:
+def test_an_epoch_has_a_clip_as_often_as_its_weight(kind: str) -> None:
     lengths, weights = durations(400), [2.0] * 100 + [0.25] * 200 + [1.0] * 100
     training = replace(load().training, context=kind)
     drawn = StepSampler(lengths, [10] * 400, training, 0, 448, weights)
     assert drawn.per_epoch == 200 + 50 + 100
     steps = drawn.per_epoch // training.batch_size
-    heard = Counter(clip for step in range(4 * steps) for clip in clips_of(drawn.step(step)))
-    part = [sum(heard[clip] for clip in clips) for clips in (range(100), range(100, 300), range(300, 400))]
+    counts = Counter(clip for step in range(4 * steps) for clip in clips_of(drawn.step(step)))
+    part = [sum(counts[clip] for clip in clips) for clips in (range(100), range(100, 300), range(300, 400))]
     assert np.allclose(np.array(part) / sum(part), np.array([200, 50, 100]) / 350, atol=0.02)
     once = StepSampler(lengths, [10] * 400, training, 0, 448, [1.0] * 400)
     usual = StepSampler(lengths, [10] * 400, training, 0, 448)
@@ -139,7 +139,7 @@ def test_clips_that_an_epoch_leaves_out_come_in_another() -> None:
 # --- dynamic ----------------------------------------------------------------------------------------------------------
 
 
-def test_like_lengths_come_together_in_an_order_that_is_not_that_of_length() -> None:
+def test_like_lengths_come_together_but_batches_are_not_in_order_of_length() -> None:
     lengths = durations(2_000)
     drawn = order(durations=lengths, long_share=0)
     batches = [clips_of(drawn.step(step)) for step in range(250)]
@@ -149,20 +149,20 @@ def test_like_lengths_come_together_in_an_order_that_is_not_that_of_length() -> 
     assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.2
 
 
-def test_an_epoch_of_like_lengths_hears_no_clip_twice_and_leaves_out_less_than_a_batch() -> None:
+def test_an_epoch_of_like_lengths_has_no_clip_twice_and_leaves_out_less_than_a_batch() -> None:
     drawn = order(clips=53)
     epochs = [list(chain.from_iterable(clips_of(drawn.step(epoch * 6 + at)) for at in range(6))) for epoch in range(9)]
     assert all(len(set(epoch)) == 48 for epoch in epochs)
-    assert set(chain.from_iterable(epochs)) == set(range(53))  # who waits is drawn anew
+    assert set(chain.from_iterable(epochs)) == set(range(53))  # other clips are left out in each epoch
 
 
-def test_a_clip_has_other_neighbours_in_every_epoch() -> None:
+def test_a_clip_has_other_neighbors_in_every_epoch() -> None:
     drawn = order(clips=400)
-    neighbours = set()
+    neighbors = set()
     for step in range(500):  # ten epochs
         clips = clips_of(drawn.step(step))
-        neighbours |= set(clips) if 7 in clips else set()
-    assert len(neighbours) > 30
+        neighbors |= set(clips) if 7 in clips else set()
+    assert len(neighbors) > 30
 
 
 @pytest.mark.parametrize(("share", "rows"), [(1 / 32, 1), (0.1, 1), (0.1, 8), (0.5, 2), (1, 8), (0, 1)])
@@ -180,13 +180,13 @@ def test_long_contexts_are_drawn_from_their_range() -> None:
 
 
 def test_padding_is_under_a_third_on_clips_of_common_voices_lengths(words: list[str]) -> None:
-    """With the settings that people get, long contexts included; at 30 s it is 85 %."""
+    """With the default settings, long contexts included; at 30 s it is 85 %."""
     config = load([*words, "training.batch_size=8"])
     rows: list[Clip] = [{"duration": seconds} for seconds in durations(5_000)]
     assert np.mean([row["duration"] for row in rows]) == pytest.approx(4.37, abs=0.1)
-    assert order_of_run(config, rows).padding_fraction(1_000) < 0.35
+    assert step_sampler(config, rows).padding_fraction(1_000) < 0.35
     full = load([*words, "training.context=full"])
-    assert order_of_run(full, rows).padding_fraction(100) == pytest.approx(0.85, abs=0.01)
+    assert step_sampler(full, rows).padding_fraction(100) == pytest.approx(0.85, abs=0.01)
 
 
 @pytest.mark.parametrize(

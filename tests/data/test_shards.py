@@ -1,6 +1,6 @@
-"""What shards promise: every clip as it was, the same bytes each time, and a run from them that is the run from files.
+"""Shards: every clip unchanged, the same bytes each time, and a run from them that equals the run from files.
 
-The server is ours, on loopback: one that honours ranges, or fails in a way that is asked for.
+The server is a local one, on loopback. It serves ranges, or fails as a test sets it.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ConfigError, ExternalError, UserError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.speech import audio
-from asr_lora.training import builder as assembly
+from asr_lora.training.builder import step_sampler
 
 STEPS = 3
 SMALL = 20_000  # bytes of a shard: a few clips
@@ -55,7 +55,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> list[str]:
-    """A run of 24 clips of 0.2 to 0.9 s, eight a step, that also wrote shards."""
+    """Overrides of a run of 24 clips of 0.2 to 0.9 s, eight a step, that also wrote shards."""
     folder = tmp_path_factory.mktemp("made")
     rows = [row | {"seconds": 0.2 + 0.03 * (at * 7 % 24)} for at, row in enumerate(utterances("train", 24, 12))]
     rows[3]["sentence"], rows[5]["accents"] = 'Een "aanhaling\u2028 hier.', "Vlaams, ja"
@@ -74,7 +74,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> lis
 
 @pytest.fixture
 def from_files(made: list[str], tmp_path: Path) -> list[str]:
-    """The run, in a folder of its own, where nothing is prepared yet."""
+    """Overrides of the same run in a folder of its own, not prepared yet."""
     return [*made, f"runs_dir={tmp_path / 'runs'}"]
 
 
@@ -86,21 +86,21 @@ def prepared(words: list[str], *more: str) -> Path:
 
 @pytest.fixture
 def folder(made: list[str], tmp_path: Path) -> Path:
-    """Its shards, to be spoilt."""
+    """A copy of its shards, which a test may damage."""
     return shutil.copytree(load(made).run / "data", tmp_path / "made") / "shards"
 
 
 @pytest.fixture
 def from_shards(from_files: list[str], folder: Path) -> list[str]:
-    """The same run, from them."""
+    """Overrides of the same run from those shards."""
     return [*from_files, f"data.source=shards:{folder}", "prepare.shards=false", "run_name=from-shards"]
 
 
 class Server:
-    """Files of a folder over HTTP. `failing` is how many requests are answered 503 first; `asked` which ranges came."""
+    """Files of a folder over HTTP: the first `failing` requests get 503; `requests` lists the ranges requested."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.failing, self.takes_ranges, self.short, self.asked = folder, 0, True, 0, list[str]()
+        self.folder, self.failing, self.takes_ranges, self.short, self.requests = folder, 0, True, 0, list[str]()
         site = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -116,15 +116,15 @@ class Server:
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         file = self.folder / request.path.removeprefix("/speech/").partition("?")[0]
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers["Range"] or "")
-        self.asked.append(request.headers["Range"] or file.name)
+        span = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers["Range"] or "")
+        self.requests.append(request.headers["Range"] or file.name)
         if self.failing:
             self.failing -= 1
             self.send(request, 503, b"later")
         elif not file.is_file():
             self.send(request, 404, b"")
-        elif asked and self.takes_ranges:
-            content = file.read_bytes()[int(asked[1]) : int(asked[2]) + 1]
+        elif span and self.takes_ranges:
+            content = file.read_bytes()[int(span[1]) : int(span[2]) + 1]
             self.send(request, 206, content[: len(content) - self.short])
         else:
             self.send(request, 200, file.read_bytes())
@@ -152,7 +152,7 @@ def over_http(from_shards: list[str], server: Server) -> list[str]:
 
 
 def manifest(folder: Path, split: str = "train") -> list[dict[str, Any]]:
-    """Of a run, or the one beside its shards."""
+    """Reads the manifest of a run, or the one beside its shards."""
     file = folder.parent / f"{split}.jsonl"
     return read_jsonl(file if file.is_file() else run.manifest(folder, split))
 
@@ -171,7 +171,7 @@ def refusal(source: object, language: str = "nl") -> str:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def test_shards_hold_every_clip_of_the_manifest_as_it_is_with_its_facts_beside_it(folder: Path) -> None:
+def test_shards_hold_every_clip_of_the_manifest_unchanged_with_its_facts(folder: Path) -> None:
     about = read_json(folder / "index.json")
     assert about["clips"] == 32 and len(about["shards"]) > 3 and about["language"] == "nl"
     assert sum(shard["clips"] for shard in about["shards"]) == 32
@@ -190,7 +190,7 @@ def test_shards_hold_every_clip_of_the_manifest_as_it_is_with_its_facts_beside_i
             assert all(facts[name] == clip[name] for name in clip if name != "path")
 
 
-def test_an_index_says_where_the_bytes_of_every_clip_are(folder: Path) -> None:
+def test_an_index_has_the_position_of_every_clip(folder: Path) -> None:
     for file in folder.glob("*.jsonl"):
         content = file.with_suffix(".tar").read_bytes()
         for line in read_jsonl(file):
@@ -213,7 +213,7 @@ def test_shards_change_neither_the_name_of_a_run_nor_its_manifest(from_files: li
     assert run.manifest(prepared(from_files), "train").read_bytes() == before
 
 
-def test_an_interrupted_writing_keeps_the_complete_shards_and_goes_on(
+def test_an_interrupted_write_keeps_the_complete_shards_and_resumes(
     from_files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = prepared([*from_files, f"prepare.shards_dir={tmp_path / 'whole'}"])
@@ -225,22 +225,22 @@ def test_an_interrupted_writing_keeps_the_complete_shards_and_goes_on(
         left[0] -= 1
         return really(clip)
 
-    asked = {split: manifest(whole, split) for split in SPLITS}
+    splits = {split: manifest(whole, split) for split in SPLITS}
     folder = tmp_path / "cut"
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(shard_writer, "encoded_audio", interrupted)
-        write_shards(asked, folder, "release", "nl")
+        write_shards(splits, folder, "release", "nl")
     assert not (folder / "index.json").exists()
     kept = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
     assert len(kept) >= 4 and all(file.suffix in (".tar", ".jsonl") for file in kept)
-    (folder / ".train-00003.tar.part").write_bytes(b"what a kill left there")
-    write_shards(asked, folder, "release", "nl")
+    (folder / ".train-00003.tar.part").write_bytes(b"left by a killed run")
+    write_shards(splits, folder, "release", "nl")
     assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
     one, other = ({file.name: file.read_bytes() for file in each.glob("*-*")} for each in (tmp_path / "whole", folder))
     assert one == other
 
 
-def test_shards_of_other_clips_are_never_written_over(from_files: list[str], folder: Path) -> None:
+def test_shards_of_other_clips_are_never_overwritten(from_files: list[str], folder: Path) -> None:
     other = [*from_files, f"prepare.shards_dir={folder}", "run_name=other"]
     before = {file: file.read_bytes() for file in folder.iterdir()}
     with pytest.raises(ConfigError, match=r"shards_dir: .*train-00000\.tar holds other clips.*name another folder"):
@@ -251,20 +251,20 @@ def test_shards_of_other_clips_are_never_written_over(from_files: list[str], fol
         write_shards(fewer, folder, "release", "nl")
 
 
-def test_a_clip_that_has_changed_since_is_told(folder: Path, tmp_path: Path) -> None:
-    changed = manifest(folder)[0] | {"sha256": "of what it was"}
+def test_a_clip_that_has_changed_is_reported(folder: Path, tmp_path: Path) -> None:
+    changed = manifest(folder)[0] | {"sha256": "of the original"}
     with pytest.raises(ExternalError, match=r"\.mp3: has changed since the manifest was made"):
         write_shards({"train": [changed]}, tmp_path / "shards", "release", "nl")
     assert not list((tmp_path / "shards").iterdir())
 
 
-def test_a_folder_that_cannot_be_written_is_told(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ExternalError, match=r"shards_dir: cannot write .*; free some space or name another folder"):
         write_shards({"train": manifest(folder)}, tmp_path / "file" / "shards", "release", "nl")
 
 
-def test_odd_names_are_one_clip_each_to_webdataset(tmp_path: Path) -> None:
+def test_odd_names_are_one_clip_each_in_webdataset(tmp_path: Path) -> None:
     names = ["a.b.mp3", "a.c.mp3", "é ä.mp3", "-dash.mp3", "no_suffix", "x" * 120 + ".MP3"]
     drawn = []
     for name in names:
@@ -277,7 +277,7 @@ def test_odd_names_are_one_clip_each_to_webdataset(tmp_path: Path) -> None:
     assert len({line["member"].partition(".")[0] for line in lines}) == len(names)
     assert lines[0]["member"].startswith("a_b-") and lines[4]["member"] == "no_suffix.audio"
     corpus = open_corpus(f"shards:{tmp_path / 'shards'}", "nl")
-    assert [row.path for row in corpus.tables["train"]] == names
+    assert [each.path for each in corpus.tables["train"]] == names
     found = corpus.fetch([*names, "nonesuch"])
     assert {name: file.read_bytes() for name, file in found.items()} == {name: tone(name, 0.2) for name in names}
     assert corpus.clips.sizes == {name: len(tone(name, 0.2)) for name in names}
@@ -296,8 +296,8 @@ def test_a_part_of_a_recording_becomes_a_clip_without_loss(tmp_path: Path, subty
     stored = {**line, "path": str(tmp_path / "shards" / "train-00000.tar")}
     assert np.array_equal(waveform(stored), waveform(clip))
     assert encoded_audio(stored) == encoded_audio(clip)
-    (row,) = open_corpus(f"shards:{tmp_path / 'shards'}", "nl").tables["train"]
-    assert row.path == "long-1" and row.start is None
+    (utterance,) = open_corpus(f"shards:{tmp_path / 'shards'}", "nl").tables["train"]
+    assert utterance.path == "long-1" and utterance.start is None
     before = (tmp_path / "shards" / "train-00000.tar").stat().st_mtime_ns
     write_shards({"train": [clip]}, tmp_path / "shards", "release", "nl")
     assert (tmp_path / "shards" / "train-00000.tar").stat().st_mtime_ns == before
@@ -322,10 +322,10 @@ def test_the_datasets_library_reads_them(folder: Path) -> None:
 
 
 def steps(words: list[str], processor: WhisperProcessor, **ranks: int) -> list[Any]:
-    """The tensors of every step."""
+    """Returns the tensors of every step."""
     rows = manifest(prepared(words))
     config = load(words)
-    made = StepDataset(rows, assembly.step_sampler(config, rows), STEPS, SpeechCollator(processor), **ranks)
+    made = StepDataset(rows, step_sampler(config, rows), STEPS, SpeechCollator(processor), **ranks)
     return [made[step] for step in range(STEPS)]
 
 
@@ -336,36 +336,36 @@ def assert_equal(one: list[Any], other: list[Any]) -> None:
             assert set(batch) == set(its) and all(torch.equal(batch[name], its[name]) for name in batch)
 
 
-def test_the_manifest_from_shards_is_that_from_files_but_for_where_clips_are(
+def test_the_manifest_from_shards_is_that_from_files_but_for_positions(
     from_files: list[str], from_shards: list[str]
 ) -> None:
     one, other = prepared(from_files), prepared(from_shards)
     for split in SPLITS:
         for mine, theirs in zip(manifest(one, split), manifest(other, split), strict=True):
             assert {"offset", "bytes", "member"} <= set(theirs)
-            place = ("path", "offset", "bytes", "member", "clip")
-            assert {name: value for name, value in theirs.items() if name not in place} == {
+            position = ("path", "offset", "bytes", "member", "clip")
+            assert {name: value for name, value in theirs.items() if name not in position} == {
                 name: value for name, value in mine.items() if name != "path"
             }
             assert encoded_audio(mine) == encoded_audio(theirs) and np.array_equal(waveform(mine), waveform(theirs))
 
 
-def test_nothing_is_listened_to_again(from_shards: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_clip_is_decoded_again(from_shards: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: Any) -> None:
-        raise AssertionError("listened to")
+        raise AssertionError("decoded")
 
     monkeypatch.setattr(audio, "decode", never)
     prepared(from_shards)
 
 
 @pytest.mark.parametrize("context", ["dynamic", "packed"])
-def test_every_step_from_shards_is_that_from_files_to_the_last_bit(
+def test_every_step_from_shards_equals_that_from_files_to_the_last_bit(
     from_files: list[str], from_shards: list[str], server: Server, processor: WhisperProcessor, context: str
 ) -> None:
-    asked = f"training.context={context}"
-    whole = steps([*from_files, asked, "run_name=files"], processor)
-    assert_equal(steps([*from_shards, asked], processor), whole)
-    assert_equal(steps([*over_http(from_shards, server), asked], processor), whole)
+    override = f"training.context={context}"
+    whole = steps([*from_files, override, "run_name=files"], processor)
+    assert_equal(steps([*from_shards, override], processor), whole)
+    assert_equal(steps([*over_http(from_shards, server), override], processor), whole)
 
 
 def test_hours_draw_the_same_clips(from_files: list[str], from_shards: list[str]) -> None:
@@ -386,9 +386,9 @@ def test_loader_processes_read_the_same(
     from_files: list[str], from_shards: list[str], server: Server, processor: WhisperProcessor
 ) -> None:
     whole = steps(from_files, processor)
-    for asked in (from_shards, over_http(from_shards, server)):
-        rows = manifest(prepared(asked))
-        made = StepDataset(rows, assembly.step_sampler(load(asked), rows), STEPS, SpeechCollator(processor))
+    for overrides in (from_shards, over_http(from_shards, server)):
+        rows = manifest(prepared(overrides))
+        made = StepDataset(rows, step_sampler(load(overrides), rows), STEPS, SpeechCollator(processor))
         assert_equal(list(DataLoader(made, batch_size=None, num_workers=2)), whole)  # type: ignore[arg-type]
 
 
@@ -413,13 +413,15 @@ def test_training_from_shards_killed_and_resumed_ends_as_from_files_uninterrupte
 
 
 @pytest.mark.slow
-def test_a_run_over_http_is_trained_scored_and_played(from_shards: list[str], server: Server, tmp_path: Path) -> None:
-    asked = [*over_http(from_shards, server), "eval.after=true", "training.max_steps=1"]
-    train.train(load(asked))
-    lines = read_jsonl(load(asked).run / "eval" / "test" / "hypotheses.jsonl")
+def test_a_run_over_http_is_trained_scored_and_shown_with_audio(
+    from_shards: list[str], server: Server, tmp_path: Path
+) -> None:
+    overrides = [*over_http(from_shards, server), "eval.after=true", "training.max_steps=1"]
+    train.train(load(overrides))
+    lines = read_jsonl(load(overrides).run / "eval" / "test" / "hypotheses.jsonl")
     assert len(lines) == 5
-    played = _example(7, lines[0], "nl", tmp_path)
-    assert played["sound"] == "clips/7.mp3"
+    example = _example(7, lines[0], "nl", tmp_path)
+    assert example["sound"] == "clips/7.mp3"
     assert (tmp_path / "7.mp3").read_bytes() == tone(f"{lines[0]['id']}.mp3", 0.4)
 
 
@@ -439,36 +441,38 @@ def test_shards_are_parts_of_a_mixture(from_files: list[str], folder: Path) -> N
     assert all(hashlib.sha256(encoded_audio(line)).hexdigest() == line["sha256"] for line in lines)
 
 
-# ---- what is not there, or not as it was -----------------------------------------------------------------------------
+# ---- missing and damaged shards -----------------------------------------------------------------------------
 
 
-def test_clips_on_a_server_are_not_taken_for_gone(
+def test_clips_on_a_server_are_not_restored(
     from_shards: list[str], server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = over_http(from_shards, server)
-    config = load(asked)
-    lines = manifest(prepared(asked))
-    server.asked.clear()
+    overrides = over_http(from_shards, server)
+    config = load(overrides)
+    lines = manifest(prepared(overrides))
+    server.requests.clear()
     restore_clips(config.run, config.data, lines)
     prepare(config)
     assert clips_of(config, "test", None) == manifest(config.run, "test")
-    assert not server.asked and "no longer where they were" not in capsys.readouterr().err
+    assert not server.requests and "no longer where they were" not in capsys.readouterr().err
 
 
 def test_indexes_of_a_server_are_fetched_once(from_shards: list[str], server: Server) -> None:
     for name in ("one", "two"):
         prepared([*over_http(from_shards, server), f"run_name={name}"])
-    assert sorted(server.asked) == sorted([*(file.name for file in server.folder.glob("*.jsonl")), *["index.json"] * 2])
+    assert sorted(server.requests) == sorted(
+        [*(file.name for file in server.folder.glob("*.jsonl")), *["index.json"] * 2]
+    )
 
 
-def test_a_shard_that_is_gone_is_told_by_prepare(from_shards: list[str], folder: Path) -> None:
+def test_prepare_reports_a_missing_shard(from_shards: list[str], folder: Path) -> None:
     prepared(from_shards)
     (folder / "train-00000.tar").unlink()
     with pytest.raises(ExternalError, match=r"train-00000\.tar is missing; put it back"):
         prepared(from_shards)
 
 
-def test_what_holds_no_shards_is_refused_in_one_line(folder: Path, server: Server, tmp_path: Path) -> None:
+def test_a_place_without_shards_is_refused_in_one_line(folder: Path, server: Server, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "a.txt").touch()
     assert re.search(r"no index\.json in .*empty \(got: a\.txt\); python -m asr_lora", refusal(tmp_path / "empty"))
@@ -479,7 +483,7 @@ def test_what_holds_no_shards_is_refused_in_one_line(folder: Path, server: Serve
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("train-00000.tar", b"cut", r"has 3 bytes, not .* copy it again"),
         ("train-00000.jsonl", b"{}\n", r"is not the index that index\.json was written with"),
@@ -490,13 +494,13 @@ def test_what_holds_no_shards_is_refused_in_one_line(folder: Path, server: Serve
     ],
 )
 def test_a_damaged_folder_is_refused_before_anything_is_read(
-    folder: Path, name: str, content: bytes, told: str
+    folder: Path, name: str, content: bytes, message: str
 ) -> None:
     (folder / name).write_bytes(content)
-    assert re.search(told, refusal(folder))
+    assert re.search(message, refusal(folder))
 
 
-def test_a_missing_index_is_told(folder: Path) -> None:
+def test_a_missing_index_is_reported(folder: Path) -> None:
     (folder / "dev-00000.jsonl").unlink()
     assert "dev-00000.jsonl is missing" in refusal(folder)
 
@@ -505,17 +509,17 @@ def stored(words: list[str]) -> dict[str, Any]:
     return manifest(prepared(words))[0]
 
 
-def test_other_bytes_than_the_index_says_are_told(from_shards: list[str]) -> None:
+def test_other_bytes_than_the_index_states_are_reported(from_shards: list[str]) -> None:
     clip = stored(from_shards)
     content = bytearray(Path(clip["path"]).read_bytes())
     content[clip["offset"] + 9] ^= 1
     Path(clip["path"]).write_bytes(content)
-    for heard in (waveform, encoded_audio):
+    for read in (waveform, encoded_audio):
         with pytest.raises(ExternalError, match=r"train-00000\.tar: other bytes than its index states"):
-            heard(clip)
+            read(clip)
 
 
-def test_a_shard_that_became_shorter_or_went_is_told(from_shards: list[str]) -> None:
+def test_a_shortened_or_missing_shard_is_reported(from_shards: list[str]) -> None:
     clip = stored(from_shards)
     Path(clip["path"]).write_bytes(Path(clip["path"]).read_bytes()[: clip["offset"] + 5])
     with pytest.raises(ExternalError, match=r"holds 5 of the \d+ bytes .* cut short: copy it again"):
@@ -525,13 +529,13 @@ def test_a_shard_that_became_shorter_or_went_is_told(from_shards: list[str]) -> 
         waveform(clip)
 
 
-def test_a_server_that_recovers_is_waited_for(from_shards: list[str], server: Server) -> None:
+def test_requests_are_repeated_until_a_server_recovers(from_shards: list[str], server: Server) -> None:
     clip = stored(over_http(from_shards, server))
     server.failing = shards.TRIES - 1
     assert len(encoded_audio(clip)) == clip["bytes"]
 
 
-def test_what_a_server_does_wrong_is_one_line(from_shards: list[str], server: Server) -> None:
+def test_failures_of_a_server_are_one_line(from_shards: list[str], server: Server) -> None:
     clip = stored(over_http(from_shards, server))
     server.failing = 99
     with pytest.raises(ExternalError, match=r"train-00000\.tar: cannot be read \(HTTP status 503\)"):
@@ -553,7 +557,7 @@ def test_a_server_that_is_down_is_one_line(from_shards: list[str], server: Serve
         waveform(clip)
 
 
-def test_what_follows_a_urls_question_mark_goes_with_every_file(server: Server) -> None:
+def test_the_query_of_a_url_is_kept_for_every_file(server: Server) -> None:
     corpus = open_corpus(f"shards:{server.url}/?key=x", "nl")
     assert corpus.tables["train"][0].shard.shard == f"{server.url}/train-00000.tar?key=x"
 
@@ -561,7 +565,7 @@ def test_what_follows_a_urls_question_mark_goes_with_every_file(server: Server) 
 # ---- flac ------------------------------------------------------------------------------------------------------------
 
 
-def test_flac_keeps_every_sample_of_24_bits_and_bounds_what_is_louder() -> None:
+def test_flac_keeps_every_sample_of_24_bits_and_clips_louder_ones() -> None:
     every = np.array([-(2**23), -(2**23) + 1, -1, 0, 1, 2**23 - 1, 2**24], dtype=np.float64) / 2**23
     samples, rate = soundfile.read(io.BytesIO(audio.encode_flac(every.astype(np.float32), 8_000)), dtype="int32")
     assert rate == 8_000 and (samples >> 8).tolist() == [-(2**23), -(2**23) + 1, -1, 0, 1, 2**23 - 1, 2**23 - 1]

@@ -1,4 +1,4 @@
-"""What every kind of speech behind data.source promises: one table of utterances, through prepare to a manifest."""
+"""Every kind of data.source: one table of utterances, and a manifest by prepare."""
 
 import io
 import tarfile
@@ -54,8 +54,8 @@ def test_a_source_with_splits_becomes_a_manifest_of_them(words: list[str], tmp_p
     assert len({line["id"] for own in lines.values() for line in own}) == 24
     for split, rows in splits_of().items():
         assert {line["text"] for line in lines[split]} == {row["sentence"] for row in rows}
-    heard = waveform(lines["train"][0])
-    assert heard.dtype == np.float32 and len(heard) == pytest.approx(0.3 * 16_000, abs=600)
+    samples = waveform(lines["train"][0])
+    assert samples.dtype == np.float32 and len(samples) == pytest.approx(0.3 * 16_000, abs=600)
 
 
 @pytest.mark.parametrize("kind", WITHOUT)
@@ -68,7 +68,7 @@ def test_a_source_without_splits_is_split_by_whole_speakers(words: list[str], tm
 
 
 @pytest.mark.parametrize("kind", [csv_alone, kaldi, kaldi_segments, nemo_segments, spontaneous, parquet])
-def test_another_corpus_is_scored_from_every_kind(words: list[str], tmp_path: Path, kind: Kind) -> None:
+def test_an_evaluation_set_may_be_of_every_kind(words: list[str], tmp_path: Path, kind: Kind) -> None:
     config = load(words)
     prepare(config)
     clips, available, _ = draw_from_corpus(
@@ -78,7 +78,7 @@ def test_another_corpus_is_scored_from_every_kind(words: list[str], tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", [nemo, kaldi_segments, spontaneous])
-def test_a_plan_takes_the_durations_that_a_source_tells_and_hears_nothing(
+def test_a_plan_takes_the_durations_of_a_source_and_decodes_nothing(
     words: list[str], tmp_path: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = kind(tmp_path / "speech")
@@ -87,7 +87,7 @@ def test_a_plan_takes_the_durations_that_a_source_tells_and_hears_nothing(
     assert origin == str(source) and seconds["train"] == pytest.approx([0.3] * len(seconds["train"]))
 
 
-def test_what_has_to_be_converted_or_fetched_is_not_opened_by_a_plan(words: list[str], tmp_path: Path) -> None:
+def test_a_plan_opens_no_source_that_must_be_converted_or_fetched(words: list[str], tmp_path: Path) -> None:
     for source in (parquet(tmp_path / "speech"), "hf:owner/name:nl"):
         assert "typical" in durations(load([*words, f'data.source="{source}"']))[1]
     assert not is_path("hf:owner/name") and not is_quick(tmp_path / "speech")
@@ -96,27 +96,27 @@ def test_what_has_to_be_converted_or_fetched_is_not_opened_by_a_plan(words: list
 # --- Spontaneous Speech -----------------------------------------------------------------------------------------------
 
 
-def test_untranscribed_unassigned_and_overlong_answers_are_left_out_and_named(tmp_path: Path) -> None:
-    said = {"client_id": "x", "duration_ms": 900, "transcription": "Nou [um] ja", "split": "unassigned"}
+def test_untranscribed_unassigned_and_overlong_answers_are_left_out_and_listed(tmp_path: Path) -> None:
+    answer = {"client_id": "x", "duration_ms": 900, "transcription": "Nou [um] ja", "split": "unassigned"}
     more = [
-        said | {"audio_file": "a.mp3"},
-        said | {"audio_file": "b.mp3", "transcription": " ", "split": "train"},
-        said | {"audio_file": "c.mp3", "duration_ms": 45_000, "split": "test"},
+        answer | {"audio_file": "a.mp3"},
+        answer | {"audio_file": "b.mp3", "transcription": " ", "split": "train"},
+        answer | {"audio_file": "c.mp3", "duration_ms": 45_000, "split": "test"},
     ]
     corpus = open_corpus(spontaneous(tmp_path, more), "nl")
-    assert {split: len(rows) for split, rows in corpus.tables.items()} == COMMON
-    assert corpus.malformed["train"] == ["line 27: nobody has transcribed it", "a.mp3: of the split unassigned"]
+    assert {split: len(own) for split, own in corpus.tables.items()} == COMMON
+    assert corpus.malformed["train"] == ["line 27: not transcribed", "a.mp3: of the split unassigned"]
     assert corpus.malformed["test"] == ["line 28: longer than 30 s (45 s)"]
     assert set(corpus.durations.values()) == {0.3}
 
 
-def test_a_release_in_which_nothing_is_assigned_is_one_table(tmp_path: Path) -> None:
+def test_a_release_without_assigned_splits_is_one_table(tmp_path: Path) -> None:
     corpus = open_corpus(spontaneous(tmp_path, split="unassigned"), "nl")
-    assert {split: len(rows) for split, rows in corpus.tables.items()} == {"all": 24}
+    assert {split: len(own) for split, own in corpus.tables.items()} == {"all": 24}
     assert corpus.release == "sps-corpus-3.0-2026-03-09-nl"
 
 
-def test_its_archive_reads_as_its_folder_and_other_languages_beside_it_are_let_be(tmp_path: Path) -> None:
+def test_its_archive_reads_as_its_folder_and_other_languages_are_ignored(tmp_path: Path) -> None:
     release = spontaneous(tmp_path / "both")
     other = tmp_path / "both" / "sps-corpus-3.0-2026-03-09-fy-NL"
     recordings(other / "audios", ROWS[:1])
@@ -165,11 +165,11 @@ def test_no_command_of_wav_scp_is_ever_run(tmp_path: Path, place: str) -> None:
     write_lines(tmp_path / "wav.scp", ["a " + place.format(home=tmp_path)])
     write_lines(tmp_path / "text", ["a hoi"])
     message = refusal(tmp_path)
-    assert f"line 1 of {tmp_path}/wav.scp is a" in message and "write the audio out once and name the files" in message
+    assert f"line 1 of {tmp_path}/wav.scp is a" in message and "write the audio to files and name these" in message
     assert not (tmp_path / "run").exists()
 
 
-def test_utterances_without_recording_or_times_are_left_out_and_named(tmp_path: Path) -> None:
+def test_utterances_without_recording_or_times_are_left_out_and_listed(tmp_path: Path) -> None:
     source = kaldi_segments(tmp_path / "k")
     with (source / "text").open("a") as text, (source / "segments").open("a") as segments:
         text.write("x1 geen tijden\nx2 geen opname\nx3 te veel\nx4 tot het eind\nx5\n")
@@ -204,5 +204,5 @@ def test_sources_of_several_kinds_are_one_corpus(words: list[str], tmp_path: Pat
     lines = lines_of(run)
     assert len({line["id"] for own in lines.values() for line in own}) == sum(map(len, lines.values()))
     assert len({line["source"] for line in lines["test"]}) == 4
-    # Whom the table without splits holds out the others train on: they are the same people.
+    # The others train on the speakers that the table without splits holds out: they are the same.
     assert facts["leaks_dropped_from_train"]["speaker"] > 0

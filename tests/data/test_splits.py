@@ -1,4 +1,4 @@
-"""What splits, mixtures and exclusions promise: nobody is heard in two splits, and what is left out is told."""
+"""Splits, mixtures and exclusions: no speaker is in two splits, and clips left out are reported."""
 
 import json
 from collections.abc import Sequence
@@ -30,9 +30,8 @@ def lines(run: Path, split: str = "train") -> list[dict[str, Any]]:
     return read_jsonl(run / "data" / f"{split}.jsonl")
 
 
-def speakers(rows: Sequence[Any], column: str = "") -> set[str]:
-    """Of utterances, or of lines that have them in a column."""
-    return {row[column] if column else row.speaker for row in rows}
+def speakers(utterances: Sequence[Utterance]) -> set[str]:
+    return {each.speaker for each in utterances}
 
 
 def unsplit(folder: Path, rows: Sequence[Row], tables: Sequence[str] = ("train",)) -> Corpus:
@@ -41,10 +40,10 @@ def unsplit(folder: Path, rows: Sequence[Row], tables: Sequence[str] = ("train",
     return replace(corpus, tables={name: corpus.tables[name] for name in tables})
 
 
-# --- splits of our own ------------------------------------------------------------------------------------------------
+# --- drawn splits -----------------------------------------------------------------------------------------------------
 
 
-def test_what_has_no_dev_and_test_gets_them_by_whole_speakers_and_by_seed(tmp_path: Path) -> None:
+def test_missing_dev_and_test_are_drawn_by_whole_speakers_and_by_seed(tmp_path: Path) -> None:
     corpus, data = unsplit(tmp_path / "cv", utterances("train", 200, 40)), load().data
     tables = with_splits(corpus, data).tables
     assert not speakers(tables["dev"]) & speakers(tables["test"])
@@ -57,7 +56,7 @@ def test_what_has_no_dev_and_test_gets_them_by_whole_speakers_and_by_seed(tmp_pa
     assert all(45 <= len(half[split]) <= 75 for split in ("dev", "test"))
 
 
-def test_a_split_that_is_there_stays_and_only_what_lacks_is_made(tmp_path: Path) -> None:
+def test_a_split_that_is_there_stays_and_only_missing_ones_are_drawn(tmp_path: Path) -> None:
     corpus = unsplit(tmp_path / "cv", utterances("train", 60, 20), ("train", "test"))
     tables = with_splits(corpus, load().data).tables
     assert tables["test"] == corpus.tables["test"] and tables["dev"]
@@ -65,19 +64,19 @@ def test_a_split_that_is_there_stays_and_only_what_lacks_is_made(tmp_path: Path)
 
 
 @pytest.mark.parametrize("speaker", ["", "the only one"])
-def test_where_speakers_are_unknown_sentences_are_kept_apart_and_it_is_said(
+def test_where_speakers_are_unknown_whole_sentences_are_drawn_and_that_is_logged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], speaker: str
 ) -> None:
     rows = [row | {"client_id": speaker} for row in utterances("train", 60, 1)]
     rows += [row | {"path": f"again-{row['path']}"} for row in rows]
     tables = with_splits(unsplit(tmp_path / "cv", rows), load().data).tables
-    said = {split: {row.text for row in own} for split, own in tables.items()}
-    assert not said["train"] & said["dev"] and not said["train"] & said["test"] and not said["dev"] & said["test"]
+    train, dev, test = ({each.text for each in tables[split]} for split in ("train", "dev", "test"))
+    assert not train & dev and not train & test and not dev & test
     assert all(tables.values())
     assert "by whole sentences, for too few speakers are known" in capsys.readouterr().err
 
 
-def test_speakers_of_many_clips_each_still_leave_something_for_every_split(tmp_path: Path) -> None:
+def test_speakers_of_many_clips_each_still_leave_clips_for_every_split(tmp_path: Path) -> None:
     tables = with_splits(unsplit(tmp_path / "cv", utterances("train", 60, 4)), load().data).tables
     assert all(len(own) == 15 for split, own in tables.items() if split != "train") and len(tables["train"]) == 30
 
@@ -85,7 +84,7 @@ def test_speakers_of_many_clips_each_still_leave_something_for_every_split(tmp_p
 # --- all that was validated -------------------------------------------------------------------------------------------
 
 
-def test_training_on_all_that_was_validated_hears_nobody_and_nothing_of_dev_and_test(
+def test_training_on_all_that_was_validated_uses_no_speaker_or_sentence_of_dev_and_test(
     words: list[str], release: Path
 ) -> None:
     splits = {split: utterances(split, count, count // 2) for split, count in (("train", 12), ("dev", 4), ("test", 6))}
@@ -105,7 +104,7 @@ def test_training_on_all_that_was_validated_hears_nobody_and_nothing_of_dev_and_
     assert run != prepared(words) and len(lines(prepared(words))) == 12
 
 
-def test_a_release_without_what_is_asked_for_is_refused_by_name(words: list[str], release: Path) -> None:
+def test_a_release_without_the_table_of_train_split_is_refused_by_name(words: list[str], release: Path) -> None:
     with pytest.raises(ConfigError, match=r"data.train_split: .* has no validated \(got: train, dev, test\)"):
         prepare(load([*words, "data.train_split=validated"]))
 
@@ -113,7 +112,7 @@ def test_a_release_without_what_is_asked_for_is_refused_by_name(words: list[str]
 # --- exclusions -------------------------------------------------------------------------------------------------------
 
 
-def test_what_another_manifest_holds_is_kept_out_of_training_counted_and_listed(
+def test_overlap_with_another_manifest_is_dropped_from_train_counted_and_listed(
     words: list[str], release: Path, tmp_path: Path
 ) -> None:
     train = utterances("train", 12, 12)
@@ -131,8 +130,12 @@ def test_what_another_manifest_holds_is_kept_out_of_training_counted_and_listed(
     same_speaker = {line["id"] for line in by_id.values() if line["speaker"] == "train-speaker-000"}
     assert gone == same_speaker | {Path(train[at]["path"]).stem for at in (4, 6, 8)}
     summary = read_json(run / "data" / "summary.json")
-    told = summary["excluded"]
-    assert (len(told["speaker"]), told["sentence"], told["clip"]) == (2, [train[4]["path"]], [train[6]["path"]])
+    excluded = summary["excluded"]
+    assert (len(excluded["speaker"]), excluded["sentence"], excluded["clip"]) == (
+        2,
+        [train[4]["path"]],
+        [train[6]["path"]],
+    )
     assert summary["splits"]["train"]["left_out"] == {
         "the same sound as a clip of data.exclude_overlap": [train[8]["path"]]
     }
@@ -141,18 +144,18 @@ def test_what_another_manifest_holds_is_kept_out_of_training_counted_and_listed(
 def test_of_another_release_dev_and_test_are_excluded_and_of_a_run_too(
     words: list[str], release: Path, tmp_path: Path
 ) -> None:
-    drawn_anew = {
+    older = {
         "train": utterances("new", 12, 6),
         "dev": utterances("train", 4, 2),
         "test": utterances("other", 6, 3),
     }
-    write_release(tmp_path / "older" / "cv-corpus-24.0", splits=drawn_anew)
+    write_release(tmp_path / "older" / "cv-corpus-24.0", splits=older)
     run = prepared(words, f"data.exclude_overlap={tmp_path / 'older'}")
-    shared = {Path(row["path"]).stem for row in drawn_anew["dev"]}
+    shared = {Path(row["path"]).stem for row in older["dev"]}
     assert not shared & {line["id"] for line in lines(run)}
     assert len(read_json(run / "data" / "summary.json")["excluded"]["speaker"]) >= 4
     again = prepared(words, f"data.source={tmp_path / 'older'}", f"data.exclude_overlap={run}", "run_name=again")
-    assert len(lines(again)) == 12  # nobody of it was held out there
+    assert len(lines(again)) == 12  # none of its speakers was held out there
 
 
 @pytest.mark.parametrize(
@@ -162,22 +165,22 @@ def test_of_another_release_dev_and_test_are_excluded_and_of_a_run_too(
         ('{"id": "a"}', "data.exclude_overlap: .* is no manifest: .* got id"),
     ],
 )
-def test_an_exclusion_that_is_none_is_refused(words: list[str], tmp_path: Path, content: str | None, message: str):
+def test_an_invalid_exclusion_is_refused(words: list[str], tmp_path: Path, content: str | None, message: str):
     if content:
         write_lines(tmp_path / "other.jsonl", [content])
     with pytest.raises(ConfigError, match=message):
         prepare(load([*words, f"data.exclude_overlap={tmp_path / 'other.jsonl'}"]))
 
 
-def test_clips_that_a_person_drops_are_in_no_split_and_unknown_ids_are_told(
+def test_clips_that_the_user_excludes_are_in_no_split_and_unknown_ids_are_logged(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dropped = ["common_voice_train_00003", "common_voice_test_00001.mp3", "nobody-knows-it", ""]
+    dropped = ["common_voice_train_00003", "common_voice_test_00001.mp3", "unknown-id", ""]
     (tmp_path / "ids.txt").write_bytes("\r\n".join(dropped).encode())
     run = prepared(words, f"data.exclude_ids={tmp_path / 'ids.txt'}", "eval.limit=null")
     assert len(lines(run)) == 11 and len(lines(run, "test")) == 5
-    told = capsys.readouterr().err
-    assert "data.exclude_ids: 2 clips dropped" in told and "1 are not in the corpus (nobody-knows-it, ...)" in told
+    logged = capsys.readouterr().err
+    assert "data.exclude_ids: 2 clips dropped" in logged and "1 are not in the corpus (unknown-id, ...)" in logged
     with pytest.raises(ConfigError, match=r"data\.exclude_ids: no file or folder"):
         prepare(load([*words, "data.exclude_ids=/nowhere/ids.txt"]))
 
@@ -187,7 +190,7 @@ def test_clips_that_a_person_drops_are_in_no_split_and_unknown_ids_are_told(
 
 @pytest.fixture
 def two(tmp_path: Path) -> list[str]:
-    """Two corpora and the words that mix them, the first twice as often."""
+    """Two corpora and the overrides that mix them, the first twice as often."""
     for name, prefix in (("first", ""), ("second", "zweit")):
         splits = {
             split: [
@@ -208,7 +211,7 @@ def two(tmp_path: Path) -> list[str]:
     return ["data.source=null", f"data.sources=[{sources}]"]
 
 
-def test_several_sources_are_one_corpus_and_each_row_knows_its_own(words: list[str], two: list[str]) -> None:
+def test_several_sources_are_one_corpus_and_each_clip_has_its_own(words: list[str], two: list[str]) -> None:
     run = prepared(words, *two, "eval.limit=null", "data.dev_clips=8")
     counts = {split: len(lines(run, split)) for split in ("train", "dev", "test")}
     assert counts == {"train": 24, "dev": 8, "test": 12}
@@ -218,14 +221,14 @@ def test_several_sources_are_one_corpus_and_each_row_knows_its_own(words: list[s
         assert f"/{line['source']}/cv-corpus-25.0/nl/clips/" in line["path"] and Path(line["path"]).is_file()
 
 
-def test_an_epoch_hears_each_source_by_its_weight(words: list[str], two: list[str]) -> None:
+def test_an_epoch_has_each_source_by_its_weight(words: list[str], two: list[str]) -> None:
     config = load([*words, *two])
     prepare(config)
-    rows = lines(config.run)
-    drawn = step_sampler(config, rows)
-    assert drawn.per_epoch == 36
-    heard = [clip for step in range(9) for batch in drawn.step(step) for row in batch.rows for clip in row.clips]
-    assert sum(rows[clip]["source"] == "first" for clip in heard) == 24
+    train = lines(config.run)
+    sampler = step_sampler(config, train)
+    assert sampler.per_epoch == 36
+    epoch = [clip for step in range(9) for batch in sampler.step(step) for row in batch.rows for clip in row.clips]
+    assert sum(train[clip]["source"] == "first" for clip in epoch) == 24
 
 
 def test_no_source_may_train_on_what_another_tests_on(words: list[str], two: list[str], tmp_path: Path) -> None:
@@ -239,16 +242,16 @@ def test_no_source_may_train_on_what_another_tests_on(words: list[str], two: lis
 
 
 def test_the_same_name_in_two_sources_is_another_clip_but_for_common_voices_own() -> None:
-    def row(path: str, who: str) -> Utterance:
-        return Utterance(path, who, who)
+    def utterance(path: str, speaker: str) -> Utterance:
+        return Utterance(path, speaker, speaker)
 
-    train = [row("a/001.wav", "an"), row("a/common_voice_nl_1.mp3", "bo")]
-    held_out = [row("b/001.wav", "cor"), row("b/common_voice_nl_1.mp3", "dirk")]
+    train = [utterance("a/001.wav", "an"), utterance("a/common_voice_nl_1.mp3", "bo")]
+    held_out = [utterance("b/001.wav", "cor"), utterance("b/common_voice_nl_1.mp3", "dirk")]
     kept, dropped = drop_leaks(train, held_out)
     assert kept == train[:1] and dropped == {"speaker": 0, "sentence": 0, "clip": 1}
 
 
-def test_clips_of_a_mixture_are_put_back_where_they_were(words: list[str], two: list[str], tmp_path: Path) -> None:
+def test_clips_of_a_mixture_are_restored_where_they_were(words: list[str], two: list[str], tmp_path: Path) -> None:
     run = prepared(words, *two)
     gone = Path(lines(run)[0]["path"])
     kept = gone.read_bytes()
@@ -264,7 +267,7 @@ def test_sources_of_one_name_are_numbered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words_", "message"),
+    ("overrides", "message"),
     [
         (["data.source=/x", "data.sources=[{path: /y}]"], "data.sources: must be the only one of the two"),
         (["data.sources=[{path: /y, weight: 0}]"], "data.sources.weight: must be more than 0"),
@@ -273,6 +276,6 @@ def test_sources_of_one_name_are_numbered() -> None:
         (["data.columns={sound: x}"], "data.columns: sound is none of path, text"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(words_: list[str], message: str) -> None:
+def test_impossible_settings_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load(words_)
+        load(overrides)

@@ -1,4 +1,4 @@
-"""What streaming a data set promises: every clip once an epoch, nothing that dev or test hold, the truth about it."""
+"""Streaming: every clip once an epoch, no leak from dev or test, a record of the clips used."""
 
 import json
 from collections import Counter
@@ -29,14 +29,14 @@ from asr_lora.report import report
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import read_json, read_jsonl
-from asr_lora.training import builder as assembly
+from asr_lora.training.builder import streaming_dataset
 
 FILES, ROWS_EACH = 4, 8  # of train
 STREAMED = ["data.streaming=true", "data.hours=null", "data.shuffle_buffer=8"]
 
 
 def rows_of(split: str, count: int, speakers: int, seconds: float = 0.3) -> list[dict[str, Any]]:
-    """Rows of a speaker number each, in a file that is called by a number alone, as others are in other splits."""
+    """Returns rows whose files are named by a number alone, as those of other splits are."""
     rows = utterances(split, count, speakers, seconds)
     first = {"train": 0, "dev": 500, "test": 700}[split]
     for at, row in enumerate(rows):
@@ -46,7 +46,7 @@ def rows_of(split: str, count: int, speakers: int, seconds: float = 0.3) -> list
 
 
 def write_set(home: Path, train_rows: Sequence[Sequence[dict[str, Any]]], held: int = 4) -> Path:
-    """A folder as the Hub has it: `train_rows` by file, `held` clips of validation and of test."""
+    """Writes a folder as of the Hub: `train_rows` by file, `held` clips of validation and of test."""
     (home / "data").mkdir(parents=True)
     parts = {f"train-{at:05}-of-{len(train_rows):05}": rows for at, rows in enumerate(train_rows)}
     parts |= {
@@ -64,7 +64,7 @@ def clean(files: int = FILES, each: int = ROWS_EACH) -> list[list[dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After every epoch of parquet datasets sleeps so many seconds, to let threads of pyarrow end."""
+    """Shortens the seconds that datasets sleeps after an epoch of parquet, to let threads of pyarrow end."""
     monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.05)
 
 
@@ -74,7 +74,7 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def asked(words: list[str], source: Path) -> list[str]:
+def overrides(words: list[str], source: Path) -> list[str]:
     return [*words, f"data.source={source}", *STREAMED]
 
 
@@ -83,11 +83,11 @@ def steps_of(
 ) -> StreamingStepDataset:
     config = load(words)
     prepare(config)
-    return assembly.streaming_dataset(config, SpeechCollator(processor, seed=config.seed), rank, world_size)
+    return streaming_dataset(config, SpeechCollator(processor, seed=config.seed), rank, world_size)
 
 
-def heard(loader: Any) -> list[str]:
-    """The ids of an epoch's clips, in order."""
+def ids_of(loader: Any) -> list[str]:
+    """Returns the ids of an epoch's clips, in order."""
     return [clip["id"] for _, facts in loader for clip in facts["clips"]]
 
 
@@ -97,43 +97,45 @@ ALL = {f"train-{at:04}" for at in range(FILES * ROWS_EACH)}
 # --- the order --------------------------------------------------------------------------------------------------------
 
 
-def test_an_epoch_holds_every_clip_once_and_the_next_one_in_another_order(
-    asked: list[str], processor: WhisperProcessor
+def test_an_epoch_has_every_clip_once_and_the_next_one_another_order(
+    overrides: list[str], processor: WhisperProcessor
 ) -> None:
-    steps = steps_of(asked, processor)
-    epochs = [heard(steps) for _ in range(3)]
+    steps = steps_of(overrides, processor)
+    epochs = [ids_of(steps) for _ in range(3)]
     assert all(len(epoch) == len(ALL) and set(epoch) == ALL for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
-    assert [heard(again) for again in [steps_of(asked, processor)] for _ in range(3)] == epochs
-    other = steps_of([*asked, "seed=1", f"run_dir={load(asked).run}"], processor)
-    assert set(heard(other)) == ALL and heard(other) != epochs[1]
+    assert [ids_of(again) for again in [steps_of(overrides, processor)] for _ in range(3)] == epochs
+    other = steps_of([*overrides, "seed=1", f"run_dir={load(overrides).run}"], processor)
+    assert set(ids_of(other)) == ALL and ids_of(other) != epochs[1]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of one core
 @pytest.mark.parametrize("world_size", [2, 3])  # four files: whole ones each, or every third row of all
 def test_ranks_and_their_workers_share_an_epoch_without_a_clip_twice(
-    asked: list[str], processor: WhisperProcessor, world_size: int
+    overrides: list[str], processor: WhisperProcessor, world_size: int
 ) -> None:
-    batch = [*asked, f"training.batch_size={world_size}"]
+    batch = [*overrides, f"training.batch_size={world_size}"]
     parts = [
-        heard(DataLoader(steps_of(batch, processor, rank, world_size), batch_size=None, num_workers=2))
+        ids_of(DataLoader(steps_of(batch, processor, rank, world_size), batch_size=None, num_workers=2))
         for rank in range(world_size)
     ]
     assert Counter(clip for part in parts for clip in part) == Counter(ALL)
     assert all(len(part) > 5 for part in parts)
 
 
-def test_clips_that_fill_no_step_wait_for_the_next_epoch(asked: list[str], processor: WhisperProcessor) -> None:
-    steps = steps_of([*asked, "training.batch_size=5"], processor)
-    epochs = [heard(steps) for _ in range(5)]
+def test_clips_that_fill_no_step_are_carried_over_to_the_next_epoch(
+    overrides: list[str], processor: WhisperProcessor
+) -> None:
+    steps = steps_of([*overrides, "training.batch_size=5"], processor)
+    epochs = [ids_of(steps) for _ in range(5)]
     assert [len(epoch) for epoch in epochs] == [30, 30, 35, 30, 35]
     assert set(Counter(clip for epoch in epochs for clip in epoch).values()) == {5}
 
 
 def test_a_step_is_of_like_length_at_the_contexts_of_any_other_run(
-    asked: list[str], processor: WhisperProcessor
+    overrides: list[str], processor: WhisperProcessor
 ) -> None:
-    steps = steps_of([*asked, "training.long_share=0.125", "training.long_rows=1"], processor)
+    steps = steps_of([*overrides, "training.long_share=0.125", "training.long_rows=1"], processor)
     seen = [(batches, facts) for batches, facts in steps if batches]
     assert all(len(facts["clips"]) == 4 for _, facts in seen)
     spread = [np.ptp([clip["duration"] for clip in facts["clips"]]) for _, facts in seen]
@@ -146,20 +148,20 @@ def test_a_step_is_of_like_length_at_the_contexts_of_any_other_run(
 
 
 @pytest.mark.parametrize("context", ["full", "packed"])
-def test_other_contexts_hear_every_clip_too(asked: list[str], processor: WhisperProcessor, context: str) -> None:
-    steps = steps_of([*asked, f"training.context={context}", "data.augment=light"], processor)
-    assert set(heard(steps)) == ALL
+def test_other_contexts_have_every_clip_too(overrides: list[str], processor: WhisperProcessor, context: str) -> None:
+    steps = steps_of([*overrides, f"training.context={context}", "data.augment=light"], processor)
+    assert set(ids_of(steps)) == ALL
 
 
-# --- what is not heard ------------------------------------------------------------------------------------------------
+# --- what is dropped --------------------------------------------------------------------------------------------------
 
 
-def spoilt() -> list[list[dict[str, Any]]]:
-    """Of 32 rows of train 8 that may not be heard."""
+def damaged() -> list[list[dict[str, Any]]]:
+    """Returns 32 rows of train, of which 8 must be dropped."""
     files, dev, test = clean(), rows_of("dev", 4, 2), rows_of("test", 4, 2)
     files[0][0]["client_id"] = test[3]["client_id"]
     files[0][1]["sentence"] = dev[0]["sentence"].upper()
-    files[1][2] |= {name: dev[1][name] for name in ("path", "seconds")}  # the same sound under another sentence
+    files[1][2] |= {name: dev[1][name] for name in ("path", "seconds")}  # the same audio with another sentence
     files[1][3]["seconds"] = 31
     files[2][4]["sentence"] = " "
     files[2][5]["seconds"] = 0.01
@@ -167,10 +169,10 @@ def spoilt() -> list[list[dict[str, Any]]]:
     return files
 
 
-def test_leaks_and_unusable_clips_are_dropped_while_they_are_heard_and_counted(
+def test_leaks_and_unusable_clips_are_dropped_during_training_and_counted(
     words: list[str], tmp_path: Path, processor: WhisperProcessor
 ) -> None:
-    source = write_set(tmp_path / "spoilt", spoilt())
+    source = write_set(tmp_path / "damaged", damaged())
     broken = source / "data" / "train-00003-of-00004.parquet"
     table = pyarrow.parquet.read_table(broken)
     sounds = table["audio"].to_pylist()
@@ -190,13 +192,13 @@ def test_leaks_and_unusable_clips_are_dropped_while_they_are_heard_and_counted(
     assert len(names) == 24 and "train-0000" not in names and "train-0031" not in names
 
 
-def test_what_another_set_holds_is_not_heard_either(
-    asked: list[str], tmp_path: Path, processor: WhisperProcessor
+def test_overlap_with_another_set_is_dropped_too(
+    overrides: list[str], tmp_path: Path, processor: WhisperProcessor
 ) -> None:
     lines = tmp_path / "theirs.jsonl"
     lines.write_text(json.dumps({"path": "x.mp3", "text": "Dit is zin 3 van train!", "speaker": "12"}) + "\n")
-    steps = steps_of([*asked, "training.batch_size=1", f"data.exclude_overlap={lines}"], processor)
-    assert ALL - set(heard(steps)) == {"train-0003"}
+    steps = steps_of([*overrides, "training.batch_size=1", f"data.exclude_overlap={lines}"], processor)
+    assert ALL - set(ids_of(steps)) == {"train-0003"}
 
 
 def test_an_epoch_without_a_step_ends_with_what_was_left_out(
@@ -204,7 +206,7 @@ def test_an_epoch_without_a_step_ends_with_what_was_left_out(
 ) -> None:
     rows = clean(1, 8)
     for row in rows[0]:
-        row["client_id"] = "500"  # one who speaks in dev
+        row["client_id"] = "500"  # a speaker of dev
     source = write_set(tmp_path / "leaky", rows)
     steps = steps_of([*words, f"data.source={source}", *STREAMED], processor)
     stream = StreamingLoader(steps, tmp_path / "record.jsonl", 0, 2, num_workers=0, prefetch_factor=None)
@@ -215,16 +217,16 @@ def test_an_epoch_without_a_step_ends_with_what_was_left_out(
 # --- the stages -------------------------------------------------------------------------------------------------------
 
 
-def test_prepare_keeps_dev_and_test_and_says_that_train_is_streamed(
-    asked: list[str], private_cache: Path, capsys: pytest.CaptureFixture[str]
+def test_prepare_keeps_dev_and_test_and_records_that_train_is_streamed(
+    overrides: list[str], private_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = load([*asked, "data.dev_clips=2", "eval.limit=3"])
+    config = load([*overrides, "data.dev_clips=2", "eval.limit=3"])
     prepare(config)
     assert "train: train of" in capsys.readouterr().err.replace("\n", " ")
     summary = read_json(run.summary(config.run))
     assert read_jsonl(run.manifest(config.run, "train")) == []
-    told = summary["splits"]["train"]["streamed"]
-    assert (told["split"], told["files"]) == ("train", 4) and told["fingerprint"] and "audio" in told["features"]
+    facts = summary["splits"]["train"]["streamed"]
+    assert (facts["split"], facts["files"]) == ("train", 4) and facts["fingerprint"] and "audio" in facts["features"]
     assert [summary["splits"][split]["clips"] for split in ("dev", "test")] == [2, 3]
     lines = read_jsonl(run.manifest(config.run, "test"))
     assert all(Path(line["path"]).is_relative_to(private_cache) and line["id"].startswith("test-") for line in lines)
@@ -236,11 +238,11 @@ def test_prepare_keeps_dev_and_test_and_says_that_train_is_streamed(
 
 
 @pytest.mark.slow
-def test_a_streamed_run_trains_evaluates_and_reports(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    config = load([*asked, "data.dev_clips=2", "eval.limit=3", "training.max_steps=9"])
+def test_a_streamed_run_trains_evaluates_and_reports(overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    config = load([*overrides, "data.dev_clips=2", "eval.limit=3", "training.max_steps=9"])
     train.train(config)
-    said = " ".join(capsys.readouterr().err.split())
-    assert "begins the stream anew in another order, so it is not exact" in said
+    logged = " ".join(capsys.readouterr().err.split())
+    assert "begins the stream anew in another order, so it is not exact" in logged
     facts = read_json(run.train_metrics(config.run))
     assert (facts["steps"], facts["clips_seen"], facts["order"], facts["resume"]) == (9, 36, "streamed", "inexact")
     assert facts["streamed"] == {
@@ -253,34 +255,34 @@ def test_a_streamed_run_trains_evaluates_and_reports(asked: list[str], capsys: p
     page = report(config.run).read_text(encoding="utf-8")
     assert "train, streamed" in page and "32 heard" in page
     assert "32 clips of set, streamed" in (run.adapter(config.run) / "README.md").read_text(encoding="utf-8")
-    evaluate(load([*asked, "data.dev_clips=2", "eval.limit=2", f"run_dir={config.run}"]))
+    evaluate(load([*overrides, "data.dev_clips=2", "eval.limit=2", f"run_dir={config.run}"]))
     with pytest.raises(ConfigError, match=r"eval.limit: of test the first 3 clips of the stream were kept"):
-        evaluate(load([*asked, "data.dev_clips=2", "eval.limit=4", f"run_dir={config.run}"]))
+        evaluate(load([*overrides, "data.dev_clips=2", "eval.limit=4", f"run_dir={config.run}"]))
 
 
-def test_another_set_loses_what_was_heard_of_the_stream(asked: list[str], tmp_path: Path) -> None:
+def test_an_evaluation_set_loses_what_it_shares_with_the_stream(overrides: list[str], tmp_path: Path) -> None:
     other = write_set(tmp_path / "other", clean(1, 8))
     extra = pyarrow.parquet.read_table(other / "data" / "train-00000-of-00001.parquet")
     pyarrow.parquet.write_table(
         pa.concat_tables([extra, pyarrow.parquet.read_table(other / "data" / "test-00000-of-00001.parquet")]),
         other / "data" / "test-00000-of-00001.parquet",
     )
-    config = load([*asked, "training.max_steps=8", f"eval.sets=[{{source: {other}, name: other}}]"])
+    config = load([*overrides, "training.max_steps=8", f"eval.sets=[{{source: {other}, name: other}}]"])
     train.train(config)
     scored = read_json(config.run / "eval" / "other" / "metrics.json")
     assert scored["clips"] == 4 and scored["leaks_dropped"]["speaker"] == 8
 
 
-def test_a_resumed_run_says_that_it_is_not_exact(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*asked, "training.max_steps=6", "training.save_steps=2", "training.eval_steps=100", "eval.after=false"]
+def test_a_resumed_run_records_that_it_is_not_exact(overrides: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*overrides, "training.max_steps=6", "training.save_steps=2", "training.eval_steps=100", "eval.after=false"]
     config = killed(words, step=3)
     record = run.streamed_record(config.run, 0)
     assert [line["step"] for line in read_jsonl(record)] == [0, 1, 2, 3]
     first = read_jsonl(record)
     capsys.readouterr()
     train.train(config)
-    said = " ".join(capsys.readouterr().err.split())
-    assert "checkpoint-2, not exactly: the stream begins anew, in another order" in said
+    logged = " ".join(capsys.readouterr().err.split())
+    assert "checkpoint-2, not exactly: the stream begins anew, in another order" in logged
     lines = read_jsonl(record)
     assert [line["step"] for line in lines] == list(range(6)) and lines[:2] == first[:2] and lines[2] != first[2]
     facts = read_json(run.train_metrics(config.run))
@@ -288,8 +290,8 @@ def test_a_resumed_run_says_that_it_is_not_exact(asked: list[str], capsys: pytes
 
 
 @pytest.mark.slow
-def test_two_processes_with_two_workers_each_train_on_one_stream(asked: list[str]) -> None:
-    words = [*asked, "training.max_steps=8", "hardware.workers=2", "run_name=two"]
+def test_two_processes_with_two_workers_each_train_on_one_stream(overrides: list[str]) -> None:
+    words = [*overrides, "training.max_steps=8", "hardware.workers=2", "run_name=two"]
     words.append("eval.after=false")
     config = load(words)
     ended = torchrun(words)
@@ -308,14 +310,14 @@ def test_a_stream_by_the_name_of_the_hub_is_the_same(
     (tmp_path / "owner").mkdir()
     source.rename(tmp_path / "owner" / "name")
     monkeypatch.chdir(tmp_path)  # where datasets finds a folder of that name, it does not ask the Hub
-    assert set(heard(steps_of([*words, "data.source=hf:owner/name", *STREAMED], processor))) == ALL
+    assert set(ids_of(steps_of([*words, "data.source=hf:owner/name", *STREAMED], processor))) == ALL
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "message"),
     [
         (["data.hours=1"], r"data\.hours: must be null under data\.streaming=true.*got 1\.0"),
         (["data.source=null"], r"data\.source: must be one data set.*got None"),
@@ -325,19 +327,19 @@ def test_a_stream_by_the_name_of_the_hub_is_the_same(
         (["data.shuffle_buffer=0"], r"data\.shuffle_buffer: must be at least 1"),
     ],
 )
-def test_settings_that_need_a_list_of_clips_are_refused(asked: list[str], more: list[str], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
-        load([*asked, *more])
+def test_settings_that_need_a_list_of_clips_are_refused(overrides: list[str], more: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load([*overrides, *more])
 
 
 @pytest.mark.parametrize("kind", ["release", "mdc", "saved", "unsplit", "hf"])
-def test_what_cannot_be_streamed_is_told_in_one_line(
+def test_a_source_that_cannot_be_streamed_is_refused_in_one_line(
     words: list[str], release: Path, tmp_path: Path, kind: str
 ) -> None:
-    source, told = {
-        "release": (str(release), "no data set that is streamed"),
-        "mdc": ("mdc:abc", "no data set that is streamed"),
-        "saved": (str(tmp_path / "saved"), "not what save_to_disk wrote"),
+    source, message = {
+        "release": (str(release), "cannot be streamed"),
+        "mdc": ("mdc:abc", "cannot be streamed"),
+        "saved": (str(tmp_path / "saved"), "not those of save_to_disk"),
         "unsplit": (str(tmp_path / "unsplit"), r"has no dev \(got: train, test\)"),
         "hf": ("hf:", "must be hf:<owner>/<name>"),
     }[kind]
@@ -345,6 +347,6 @@ def test_what_cannot_be_streamed_is_told_in_one_line(
     (tmp_path / "saved" / "state.json").touch()
     parquet(tmp_path / "unsplit")
     (tmp_path / "unsplit" / "data" / "validation-00000-of-00001.parquet").unlink()
-    with pytest.raises(ConfigError, match=rf"data\.(source|streaming): .*{told}") as raised:
+    with pytest.raises(ConfigError, match=rf"data\.(source|streaming): .*{message}") as raised:
         prepare(load([*words, f"data.source={source}", *STREAMED]))
     assert "\n" not in str(raised.value)

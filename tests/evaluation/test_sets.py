@@ -97,7 +97,7 @@ def test_a_set_that_its_corpus_does_not_have_is_refused(
 
 def test_clips_that_share_something_with_training_are_left_out_of_a_set(words: list[str], release: Path) -> None:
     prepared(words)
-    with pytest.raises(ConfigError, match=r"eval.sets: no usable clip of train .* that training has not heard \("):
+    with pytest.raises(ConfigError, match=r"eval.sets: no usable clip of train .* that training has not used \("):
         sets_of(load([*words, f"eval.sets=[{{source: {release}, split: train, name: again}}]"]))
     tests = utterances("other", 6, 6)
     tests[0]["client_id"] = read_jsonl(load(words).run / "data" / "train.jsonl")[0]["speaker"]

@@ -14,7 +14,7 @@ from support.runs import tiny_run
 
 from asr_lora.config.compose import Config, load
 from asr_lora.data import quality
-from asr_lora.data.quality import ISSUES, Utterance
+from asr_lora.data.quality import ISSUES, ScannedClip
 from asr_lora.prepare import main, prepare
 from asr_lora.reporting.audit import (
     LabelIssue,
@@ -54,7 +54,7 @@ def planted() -> dict[str, list[dict[str, Any]]]:
         "quiet": {"clip": sound(0.003 * wave)},
         "clipped": {"clip": sound(np.clip(3 * wave, -1, 1))},
         "narrow": {"clip": sound(0.3 * wave[::4], SAMPLE_RATE // 4)},
-        "twins": {"clip": tone(train[-1]["path"], 0.4)},
+        "duplicate_audio": {"clip": tone(train[-1]["path"], 0.4)},
         "fast": {"sentence": "a b c d e f g h i j k l m n o p a r s t"},
         "slow": {"sentence": "ja", "seconds": 9.0},
         "script": {"sentence": "Dit is zin дом van hier"},
@@ -117,14 +117,14 @@ def its_cache(faulty: Audited, monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- what is odd ----
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ISSUES if kind not in ("unheard", "wordless")])
+@pytest.mark.parametrize("kind", [kind for kind in ISSUES if kind not in ("undecodable", "wordless")])
 def test_every_planted_issue_is_found_and_named(faulty: Audited, kind: str) -> None:
     own = faulty.facts["odd"][kind]
     also = {  # found in HOSTILE and HEBREW, and in ordinary clips that another repeats
         "script": {"signs"}, "brackets": {"signs"}, "digits": {"signs"}, "repeated": {"common_voice_train_00000"},
     }  # fmt: skip
     trained_on = {name for name in own["found"] if "_dev_" not in name and "_test_" not in name}  # those hold digits
-    if kind == "twins":  # some tones of the release have the same pitch
+    if kind == "duplicate_audio":  # some tones of the release have the same pitch
         assert kind in trained_on
     else:
         assert trained_on == {kind} | also.get(kind, set())
@@ -137,7 +137,7 @@ def test_details_of_issues_are_facts_of_the_clip(faulty: Audited) -> None:
     assert found["narrow"] == "8,000 Hz" and found["quiet"] == "-53 dBFS"
     assert "д (U+0434, cyrillic small letter de)" in found["script"] and "ñ (U+00F1" in found["rare"]
     assert (found["digits"], found["signs"][:1]) == ("12", "€") and found["addresses"] == "www.zin.nl"
-    assert found["twins"] == "2 clips, 2 sentences" and found["repeated"] == "in 2 clips (train 2)"
+    assert found["duplicate_audio"] == "2 clips, 2 sentences" and found["repeated"] == "in 2 clips (train 2)"
 
 
 def test_the_splits_have_their_hours_speakers_and_rates(faulty: Audited) -> None:
@@ -167,14 +167,14 @@ def test_a_clip_that_broke_since_is_named(faulty: Audited, its_cache: None) -> N
     finally:
         Path(clip["path"]).write_bytes(content)
         write_audit(faulty.config)
-    assert found["odd"]["unheard"]["found"] == {"rare": "clip cannot be decoded: Format not recognised"}
+    assert found["odd"]["undecodable"]["found"] == {"rare": "clip cannot be decoded: Format not recognised"}
     assert "rare" in found["suspects"] and "rare" not in faulty.facts["suspects"]
 
 
-def of(texts: Sequence[str], seconds: float = 1.0, **info: Any) -> list[Utterance]:
+def of(texts: Sequence[str], seconds: float = 1.0, **info: Any) -> list[ScannedClip]:
     """Clips of one speaker with these sentences."""
     return [
-        Utterance({"id": str(at), "text": text, "duration": seconds, "speaker": "one"}, "train",
+        ScannedClip({"id": str(at), "text": text, "duration": seconds, "speaker": "one"}, "train",
                   AudioInfo(None, seconds, str(at), 16_000, 0.1, 0.0, **info), Normalizer("marks")(text))
         for at, text in enumerate(texts)
     ]  # fmt: skip
@@ -194,7 +194,7 @@ def test_a_sentence_without_words_is_named() -> None:
 )
 def test_a_script_is_foreign_if_few_clips_have_it(sentences: list[str], usual: str) -> None:
     found = quality.find_issues(of(sentences), "words")
-    assert found["script"] and all(quality.script(issue.said[0]) == usual for issue in found["script"])
+    assert found["script"] and all(quality.script(issue.detail[0]) == usual for issue in found["script"])
     assert not quality.find_issues(of(sentences[:5]), "words")["script"]
 
 
@@ -214,7 +214,7 @@ def test_outliers_are_those_of_iglewicz_and_hoaglin() -> None:
 
 
 def test_clips_without_a_speaker_count_as_a_speaker_each() -> None:
-    clips = [Utterance({**each.clip, "speaker": name}, "train", each.heard, each.words)
+    clips = [ScannedClip({**each.clip, "speaker": name}, "train", each.audio, each.words)
              for each, name in zip(of(["a"] * 6), ["", "", "a", "a", "a", "b"], strict=True)]  # fmt: skip
     assert quality.speakers(clips) == {"speakers": 2, "unknown": 2, "largest": 0.5, "half": 1}
 
