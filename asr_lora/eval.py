@@ -6,7 +6,6 @@ eval/<set>/{hypotheses.jsonl,metrics.json}, and with eval.strengths=[...] eval/s
 processes share the clips.
 """
 
-import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ from asr_lora.runs import folder as run
 from asr_lora.runs.launch import find_run, launch
 from asr_lora.runtime import distributed
 from asr_lora.runtime.console import log
-from asr_lora.runtime.files import read_json, write_json, write_jsonl
+from asr_lora.runtime.files import read_json, sha256_text, write_json, write_jsonl
 from asr_lora.speech.normalizer import Normalizer, scoring_units
 
 
@@ -195,7 +194,7 @@ def _inputs(config: Config, each: EvalSet, tuned: Path) -> dict[str, Any]:
     clips = [[clip[name] for name in ("sha256", "text", "speaker")] for clip in each.clips]
     return {
         "adapter_sha256": adapter_folder.fingerprint(tuned),
-        "clips_sha256": hashlib.sha256(json.dumps(clips).encode()).hexdigest(),
+        "clips_sha256": sha256_text(json.dumps(clips)),
         "decoder": generate.VERSION,
         "figures": run.FIGURES,
         "asr_lora": version("asr_lora"),

@@ -1,12 +1,13 @@
 """Names of runs, made of the settings that a result depends on, and settings that were renamed."""
 
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from asr_lora.runtime.files import sha256_text
 
 # Names of settings until 2026-11-29 with the current ones; and values that were renamed with them.
 RENAMED = {
@@ -125,4 +126,4 @@ def _short(key: str, value: Any) -> str:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return sha256_text(text)[:8]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from asr_lora.runtime.console import log, progress
+from asr_lora.runtime.console import format_bytes, log, progress
 from asr_lora.runtime.errors import ConfigError, ExternalError, UserError
 from asr_lora.runtime.files import ANOTHER_CACHE, cache_dir, is_plain, read_json, write_json
 
@@ -146,8 +146,8 @@ def _fetch(release: _Release, folder: Path) -> Path:
     if got is None:
         held = _held(partial)
         _enough_room(release, folder, held)
-        resumed = f", resuming from {_size(held)}" if held else "; if interrupted, the same command resumes it"
-        log(f"{release.title}: fetching {release.filename}, {_size(release.bytes)}, into {folder}{resumed}")
+        resumed = f", resuming from {format_bytes(held)}" if held else "; if interrupted, the same command resumes it"
+        log(f"{release.title}: fetching {release.filename}, {format_bytes(release.bytes)}, into {folder}{resumed}")
         with _watched(release, partial):
             got = download_dataset(release.id, download_directory=str(partial), show_progress=False)
     if wrong := _wrong(release, got):
@@ -168,8 +168,8 @@ def _enough_room(release: _Release, folder: Path, held: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < release.bytes - held:
         raise ExternalError(
-            f"{release.title}: needs {_size(release.bytes - held)} more, and {folder} has {_size(free)} free; make "
-            "room there, or name another cache in ASR_LORA_CACHE"
+            f"{release.title}: needs {format_bytes(release.bytes - held)} more, and {folder} has {format_bytes(free)} "
+            "free; make room there, or name another cache in ASR_LORA_CACHE"
         )
 
 
@@ -237,10 +237,6 @@ def _alone(lock: Path, title: str) -> Iterator[None]:
         yield
     finally:
         held.release()
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _downloads() -> Path:

@@ -23,7 +23,17 @@ import fsspec
 from asr_lora.corpus.records import Corpus, InShard, Utterance
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ConfigError, ExternalError, listed
-from asr_lora.runtime.files import Sha256, atomic_file, cache_dir, damage, existing, is_plain, parse_jsonl, plain_suffix
+from asr_lora.runtime.files import (
+    Sha256,
+    atomic_file,
+    cache_dir,
+    damage,
+    existing,
+    is_plain,
+    parse_jsonl,
+    plain_suffix,
+    sha256_text,
+)
 
 PREFIX = "shards:"  # of data.source
 INDEX = "index.json"  # of all shards
@@ -78,7 +88,7 @@ def read_shards(place: str, language: str) -> Corpus:
         tables=tables,
         durations=durations,
         malformed={},
-        clips=Stored(tables.values(), hashlib.sha256(home.encode()).hexdigest()[:16]),
+        clips=Stored(tables.values(), sha256_text(home)[:16]),
     )
 
 

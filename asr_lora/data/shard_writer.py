@@ -20,7 +20,16 @@ from asr_lora.corpus.shards import INDEX, PREFIX, VERSION, index_name
 from asr_lora.data.manifest import LOCATION_FIELDS, Clip, audio_suffix, encoded_audio, name_in_corpus
 from asr_lora.runtime.console import Bar, log, progress
 from asr_lora.runtime.errors import ConfigError, ExternalError
-from asr_lora.runtime.files import NO_TEXT, disk_errors, is_plain, read_jsonl, write_json, write_jsonl
+from asr_lora.runtime.files import (
+    NO_TEXT,
+    disk_errors,
+    is_plain,
+    read_jsonl,
+    sha256_file,
+    sha256_text,
+    write_json,
+    write_jsonl,
+)
 
 SHARD_BYTES = 1_000_000_000  # of audio, after which a shard is closed: about 170,000 s of mp3 at 48 kbit/s
 INDEXED = ("offset", "bytes", "member", "sha256")  # fields of an index's line for the position of a clip
@@ -62,7 +71,7 @@ def _summary(shard: Path, split: str, lines: Sequence[Line]) -> dict[str, Any]:
         "clips": len(lines),
         "seconds": round(sum(line["duration"] for line in lines), 3),
         "bytes": shard.stat().st_size,
-        "index_sha256": hashlib.sha256(index.read_bytes()).hexdigest(),
+        "index_sha256": sha256_file(index),
     }
 
 
@@ -150,7 +159,7 @@ def _key(name: str) -> str:
     if "." not in name and is_plain(name):
         return name
     plain = re.sub(r"[./]", "_", NO_TEXT.sub("_", name))
-    return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return f"{plain}-{sha256_text(name)[:8]}"
 
 
 def _check_no_others(folder: Path, ours: set[str]) -> None:

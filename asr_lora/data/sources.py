@@ -1,6 +1,5 @@
 """The corpora of a run: finds, opens, splits, mixes and filters them by the settings; restores clips."""
 
-import hashlib
 import re
 import shutil
 from collections import Counter, defaultdict
@@ -20,7 +19,7 @@ from asr_lora.data.splits import with_splits
 from asr_lora.runs import folder
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError
-from asr_lora.runtime.files import atomic_file, cache_dir, existing, read_json, read_jsonl
+from asr_lora.runtime.files import atomic_file, cache_dir, existing, read_json, read_jsonl, sha256_file
 
 OVERLAP_FIELDS = {"path": Path, "text": str, "speaker": str, "clip": Path, "sha256": str}  # of data.exclude_overlap
 ANOTHER_MANIFEST = "data.exclude_overlap takes a manifest as asr_lora.prepare writes it, or a corpus"
@@ -154,9 +153,7 @@ def restore_clips(run: Path, data: DataConfig, lines: Sequence[Clip]) -> None:
 
     def is_back(name: str) -> bool:
         # The hash of a part of a recording is of its samples: only the presence of the recording is checked.
-        return name in found and (
-            "start" in absent[name] or hashlib.sha256(found[name].read_bytes()).hexdigest() == absent[name]["sha256"]
-        )
+        return name in found and ("start" in absent[name] or sha256_file(found[name]) == absent[name]["sha256"])
 
     if lost := [name for name in absent if not is_back(name)]:
         raise ExternalError(

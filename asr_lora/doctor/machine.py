@@ -30,6 +30,7 @@ from asr_lora.model.pretrained import is_local, resolve
 from asr_lora.model.probes import Base
 from asr_lora.planning.devices import durations, estimate_here
 from asr_lora.planning.estimate import STAGES, Estimate, Workload, architecture, workload
+from asr_lora.runtime.console import format_bytes
 from asr_lora.runtime.errors import ExternalError, first_line
 from asr_lora.runtime.files import cache_dir
 
@@ -239,7 +240,7 @@ def memory(config: "Config", hardware: Hardware, sample: DataSample | None) -> t
     most, stage = max((held, stage) for stage, held in forecast.memory.items())
     on_gpu = hardware.device.type == "cuda"
     free = torch.cuda.mem_get_info(hardware.device)[0] if on_gpu else psutil.virtual_memory().available
-    found = f"{_size(most)} at most (in {stage}), {_size(free)} free now"
+    found = f"{format_bytes(most)} at most (in {stage}), {format_bytes(free)} free now"
     if most > free:
         return Check("memory", WARN, found, "end what else holds memory before training"), prediction
     return Check("memory", OK, found), prediction
@@ -263,16 +264,14 @@ def disk(config: "Config", prediction: Prediction) -> tuple[Check, bool]:
         places.setdefault(place.stat().st_dev, place)
     free = {disk: disk_usage(place).free for disk, place in places.items()}
     found = "; ".join(
-        f"{_size(held)} of {_size(free[disk])} free at {places[disk]}" for disk, held in needs.items() if held
+        f"{format_bytes(held)} of {format_bytes(free[disk])} free at {places[disk]}"
+        for disk, held in needs.items()
+        if held
     )
     if any(held > free[disk] for disk, held in needs.items()):
         way_out = "free some space, or name other disks: runs_dir=..., ASR_LORA_CACHE (clips), HF_HOME (weights)"
         return Check("disk", FAIL, found, way_out), False
     return Check("disk", OK, found), True
-
-
-def _size(held: float) -> str:
-    return f"{held / 1e9:.1f} GB" if held >= 1e8 else f"{held / 1e6:.1f} MB"
 
 
 def _existing(folder: Path) -> Path:

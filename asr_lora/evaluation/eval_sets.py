@@ -1,6 +1,5 @@
 """Evaluation sets (the run's own split, other corpora, silence, noise), and cached hypotheses on them."""
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,16 @@ from asr_lora.runs import folder
 from asr_lora.runtime import distributed
 from asr_lora.runtime.console import log, progress
 from asr_lora.runtime.errors import ConfigError
-from asr_lora.runtime.files import atomic_folder, cache_dir, exclusive, read_json, write_json, write_jsonl
+from asr_lora.runtime.files import (
+    atomic_folder,
+    cache_dir,
+    exclusive,
+    read_json,
+    sha256_file,
+    sha256_text,
+    write_json,
+    write_jsonl,
+)
 from asr_lora.speech.audio import SAMPLE_RATE, Waveform
 from asr_lora.speech.augment import brown_noise, mains_hum, white_noise
 from asr_lora.speech.normalizer import Normalizer
@@ -187,7 +195,7 @@ def _non_speech(name: str, language: str) -> EvalSet:
         path = place / f"{kind}-{seconds}s.wav"
         rows.append({
             "id": path.stem, "path": str(path), "text": "", "duration": float(seconds), "speaker": "",
-            "sha256": sha256(path.read_bytes()).hexdigest(),
+            "sha256": sha256_file(path),
         })  # fmt: skip
     return EvalSet(name, "made", language, rows, len(rows))
 
@@ -271,4 +279,4 @@ def _content(of_model: Mapping[str, Any], each: EvalSet, settings: generate.Deco
         "clips": [clip["sha256"] for clip in each.clips],
         "decoding": asdict(replace(settings, batch_size=0)),
     }
-    return hashlib.sha256(json.dumps(follows_from, sort_keys=True).encode()).hexdigest()
+    return sha256_text(json.dumps(follows_from, sort_keys=True))

@@ -33,7 +33,7 @@ from asr_lora.reporting import tables
 from asr_lora.reporting.pages import write_card
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import find_run, launch
-from asr_lora.runtime.console import log
+from asr_lora.runtime.console import format_bytes, log
 from asr_lora.runtime.errors import ConfigError, ExternalError, first_line, to_install
 from asr_lora.runtime.files import check_links, read_json, replace_folder, write_json, write_jsonl
 
@@ -232,9 +232,9 @@ def push(folder: Path, settings: "ExportConfig") -> None:
     files = {file.relative_to(folder): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
     visibility = "private" if settings.private else "public"
     verb = "would upload" if settings.dry_run else "uploading"
-    log(f"{verb} to {settings.push} ({visibility}), {_size(sum(files.values()))}:")
+    log(f"{verb} to {settings.push} ({visibility}), {format_bytes(sum(files.values()))}:")
     for name, size in files.items():
-        log(f"  {_size(size):>9}  {name}")
+        log(f"  {format_bytes(size):>9}  {name}")
     _log_paths(folder, files)
     if settings.dry_run:
         log("nothing was uploaded; export.dry_run=false uploads it")
@@ -261,10 +261,6 @@ def _log_paths(folder: Path, files: Mapping[Path, int]) -> None:
     for name in texts:
         if home in (folder / name).read_text(encoding="utf-8"):
             log(f"  warning: {name} names {home}")
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} KB"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Sources of exports (a run or combined adapters), and verification against our own decoding."""
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from asr_lora.reporting import tables
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import format_duration, log, progress
 from asr_lora.runtime.errors import ConfigError
-from asr_lora.runtime.files import check_links, write_json
+from asr_lora.runtime.files import check_links, sha256_text, write_json
 from asr_lora.speech.normalizer import Normalizer, primary_metric, scoring_units
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ def of_several(configs: Mapping[str, "Config"], asked: "Config", hardware: Hardw
 def _place(asked: "Config", folders: Mapping[str, Path], shares: Sequence[float]) -> Path:
     """Returns a folder named by a hash of folders, shares and method, but not of weights."""
     inputs = repr((list(map(str, folders.values())), list(shares), asked.export.combine))
-    return Path(asked.runs_dir) / "combined" / hashlib.sha256(inputs.encode()).hexdigest()[:8]
+    return Path(asked.runs_dir) / "combined" / sha256_text(inputs)[:8]
 
 
 def _test(config: "Config", name: str, limit: int | None) -> EvalSet:
@@ -120,7 +119,7 @@ def digest(source: Source) -> dict[str, Any]:
     return {
         "adapter_sha256": adapter_folder.fingerprint(source.folder),
         "base": run.settings(source.config.run).get("base"),
-        "clips_sha256": hashlib.sha256(repr(clips).encode()).hexdigest(),
+        "clips_sha256": sha256_text(repr(clips)),
         "task": source.config.model.task,
     }
 

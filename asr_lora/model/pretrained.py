@@ -1,6 +1,5 @@
 """Resolves `model.checkpoint` for `from_pretrained`; loads config, processor and language tokens."""
 
-import hashlib
 import re
 from collections.abc import Iterable
 from functools import cache
@@ -13,7 +12,7 @@ from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperPro
 from asr_lora.config.schema import ModelConfig
 from asr_lora.model.convert_ctranslate2 import convert
 from asr_lora.runtime.errors import ConfigError, ExternalError, first_line
-from asr_lora.runtime.files import cache_dir, disk_errors, exclusive
+from asr_lora.runtime.files import cache_dir, disk_errors, exclusive, sha256_file, sha256_text
 from asr_lora.speech.language import check_token, token_for_locale
 
 WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")  # whole or sharded, as Hugging Face names them
@@ -153,14 +152,13 @@ def _converted(path: Path) -> Path:
 
 def _content(files: Iterable[Path]) -> str:
     digests = "".join(_sha256(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    return hashlib.sha256(digests.encode()).hexdigest()
+    return sha256_text(digests)
 
 
 @cache
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     """Hashes a file; size and time are cache keys: gigabytes are hashed again only if the file changed."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_file(path)
 
 
 def _load(kind: Any, checkpoint: str) -> Any:

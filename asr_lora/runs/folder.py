@@ -1,6 +1,5 @@
 """The run folder: paths of a run's files, its recorded settings, its lock, and which run was the last."""
 
-import hashlib
 import platform
 import shlex
 import socket
@@ -22,7 +21,16 @@ from asr_lora.config.stages import EvalConfig, ReportConfig
 from asr_lora.model.pretrained import fingerprint
 from asr_lora.runtime import distributed
 from asr_lora.runtime.errors import ConfigError, ExternalError
-from asr_lora.runtime.files import ANEW, check_links, damage, finish_replacement, read_json, read_jsonl, write_text
+from asr_lora.runtime.files import (
+    ANEW,
+    check_links,
+    damage,
+    finish_replacement,
+    read_json,
+    read_jsonl,
+    sha256_file,
+    write_text,
+)
 
 Branch = TypeVar("Branch", EvalConfig, DecodingConfig, ReportConfig)
 SHARED_WITHIN = 60.0  # seconds: a network disk may show a new file late
@@ -318,7 +326,7 @@ def check_shared_disk(run: Path) -> None:
 
 
 def _digest(file: Path) -> str | None:
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+    return sha256_file(file) if file.is_file() else None
 
 
 def set_last_run(run: Path, runs_dir: Path) -> None:

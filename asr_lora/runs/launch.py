@@ -107,8 +107,7 @@ def launch(
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             _go_to(place)
             if distributed.world_size() > 1:
-                processes = f"got {distributed.world_size()}; start it without torchrun"
-                _leave(ConfigError(f"-m: a sweep takes one process, {processes}"), arguments)
+                _leave(_one_process("-m: a sweep"), arguments)
             _of_sweep(stage, cfg, ledger_folder(here[-1], began), arguments)
             return
         try:
@@ -122,8 +121,7 @@ def launch(
 
     try:
         if distributed.world_size() > 1 and not several:
-            processes = f"got {distributed.world_size()}; start it without torchrun"
-            raise ConfigError(f"WORLD_SIZE: this command takes one process, {processes}")
+            raise _one_process("WORLD_SIZE: this command")
         check_overrides(arguments)
         lost = _launched(job, arguments)
         distributed.shut_down()
@@ -139,6 +137,10 @@ def launch(
             raise SystemExit(status)
     except USER_FIXABLE as error:
         _leave(error, arguments)
+
+
+def _one_process(what: str) -> ConfigError:
+    return ConfigError(f"{what} takes one process, got {distributed.world_size()}; start it without torchrun")
 
 
 def _launched(job: Callable[[], object], arguments: Sequence[str]) -> Exception | None:

@@ -101,5 +101,12 @@ class Bar:
         log(f"{task.description}: {task.completed:.0f}/{task.total:.0f}, {elapsed}{left}{after}")
 
 
+def format_bytes(count: float) -> str:
+    """Returns a size for people: `1.5 GB`, `62.9 MB`, `3.4 KB`."""
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} KB"
+
+
 def format_duration(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02} min"

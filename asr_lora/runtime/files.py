@@ -4,6 +4,7 @@ A write goes to a temporary name beside its target and is renamed when complete,
 """
 
 import difflib
+import hashlib
 import json
 import os
 import re
@@ -199,6 +200,17 @@ def damage(row: Mapping[str, Any], needed: Mapping[str, type], maybe: Mapping[st
 
 
 # ---- names, digests and links in foreign data ----
+
+
+def sha256_file(path: Path) -> str:
+    """Returns the SHA-256 of a file's content in hexadecimal digits."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def sha256_text(text: str) -> str:
+    """Returns the SHA-256 of a text in UTF-8 in hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Sha256(str):

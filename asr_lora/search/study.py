@@ -1,6 +1,5 @@
 """The space of a search, and its trials as a table on the screen and as a page with Optuna's plots."""
 
-import hashlib
 import io
 import json
 import warnings
@@ -24,7 +23,7 @@ from rich.table import Table
 from asr_lora.evaluation.metrics import percent
 from asr_lora.reporting.pages import environment
 from asr_lora.runtime.errors import ConfigError
-from asr_lora.runtime.files import write_text
+from asr_lora.runtime.files import sha256_text, write_text
 
 NOTE = "Dev WER of the weights that a trial kept, of an unfinished one its lowest; test was not decoded"
 EXAMPLES = "choice(4,8,16), interval(0,0.2) or tag(log,interval(1e-4,1e-2))"
@@ -195,4 +194,4 @@ def default_values(settings: Mapping[str, Setting], config: Mapping[str, Any]) -
 def digest(settings: Mapping[str, Setting]) -> str:
     """Returns eight hexadecimal digits of the space: no two spaces share a study."""
     text = json.dumps({name: asdict(setting) for name, setting in settings.items()}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return sha256_text(text)[:8]

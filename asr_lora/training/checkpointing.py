@@ -1,6 +1,5 @@
 """Checkpoints with checksums that training resumes from, written atomically; the record of a rollback."""
 
-import hashlib
 import re
 import shutil
 from collections.abc import Collection, Iterator
@@ -12,7 +11,7 @@ from typing import Any
 from asr_lora.runtime import distributed
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError
-from asr_lora.runtime.files import is_plain, read_json, write_json
+from asr_lora.runtime.files import is_plain, read_json, sha256_file, write_json
 
 SEAL = "checksums.json"  # SHA-256 by file name: the last file of a checkpoint
 
@@ -36,7 +35,7 @@ def save_in(folder: Path) -> Iterator[Path]:
 
 def _move_in(folder: Path, partial: Path) -> None:
     (made,) = partial.glob("checkpoint-*")
-    write_json(made / SEAL, {file.name: _sha256(file) for file in sorted(made.iterdir())})
+    write_json(made / SEAL, {file.name: sha256_file(file) for file in sorted(made.iterdir())})
     target = folder / made.name
     shutil.rmtree(target, ignore_errors=True)  # a damaged one, whose step was repeated
     made.replace(target)
@@ -82,14 +81,9 @@ def _damage(checkpoint: Path) -> str | None:
         return f"no {SEAL} that can be read"
     for name, sha256 in sealed.items():
         file = checkpoint / name
-        if not is_plain(name) or not file.is_file() or _sha256(file) != sha256:
+        if not is_plain(name) or not file.is_file() or sha256_file(file) != sha256:
             return f"{name} is not as it was written"
     return None
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

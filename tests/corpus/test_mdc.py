@@ -439,7 +439,7 @@ def test_a_disk_too_small_is_reported_before_anything_is_downloaded(
 ) -> None:
     monkeypatch.setattr(mdc.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     message = refusal(ExternalError)
-    assert re.search(r"needs [\d.]+ MB more, and \S+ has 0.0 MB free; make room there", message)
+    assert re.search(r"needs [\d.]+ [MK]B more, and \S+ has 1.0 KB free; make room there", message)
     assert site.requests == ["details"]
 
 
