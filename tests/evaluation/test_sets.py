@@ -82,7 +82,7 @@ def test_an_invalid_set_is_refused_before_anything_is_trained(
         ("[{source: ENGLISH, language: nl}]", r"eval.sets: .*\bnl\b.*\ben\b"),
         (
             "[{source: ENGLISH, language: en, split: dev}]",
-            r"eval.sets: dev.tsv of .* has no clips, but train, test; say",
+            r"eval.sets: dev.tsv of .* has no clips, but train, test; set",
         ),
     ],
 )
