@@ -15,7 +15,7 @@ from asr_lora.runs import folder as run
 from asr_lora.runtime.files import read_json, read_jsonl
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def every_core() -> Iterator[None]:
     """Uses all cores for real weights; tiny models run on one thread."""
     before = torch.get_num_threads()
@@ -60,6 +60,7 @@ def test_the_command_of_the_demo_is_recorded_without_its_own_overrides(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("every_core")
 def test_the_whole_demo_halves_the_error_rate_of_the_base_model(tmp_path: Path) -> None:
     config = load(["experiment=demo", f"runs_dir={tmp_path / 'runs'}", "hardware=cpu"])
     demo(config)
