@@ -454,6 +454,7 @@ def test_clips_are_restored_from_an_archive_that_was_downloaded_again_and_from_n
 # --- real speech ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.real_data
 @pytest.mark.skipif(not REAL, reason="ASR_LORA_REAL_CORPUS=/path/to/cv-corpus-real-es.tar.gz runs it on real speech")
 def test_a_real_archive_loses_its_leaking_sentences(
     words: list[str], tiny_checkpoint: Path, tmp_path: Path, passes: list[Path]

@@ -289,6 +289,7 @@ def test_a_resumed_run_records_that_it_is_not_exact(overrides: list[str], capsys
     assert facts["streamed"]["resumed_at"] == [2] and facts["resume"] == "inexact" and facts["clips_seen"] == 24
 
 
+@pytest.mark.distributed
 @pytest.mark.slow
 def test_two_processes_with_two_workers_each_train_on_one_stream(overrides: list[str]) -> None:
     words = [*overrides, "training.max_steps=8", "hardware.workers=2", "run_name=two"]

@@ -176,6 +176,7 @@ def test_another_precision_in_the_overrides_is_refused(bare: list[str]) -> None:
     run.check_same_settings(run.with_precision(load(bare), "cpu")[0])
 
 
+@pytest.mark.distributed
 @pytest.mark.slow
 @pytest.mark.parametrize("recorded", [None, "int8"])
 def test_two_processes_use_one_precision(bare: list[str], recorded: str | None) -> None:

@@ -90,6 +90,7 @@ def test_twenty_kills_change_nothing(busy: list[str], seed: int) -> None:
     assert outcome(longer) == steady(longer)
 
 
+@pytest.mark.distributed
 @pytest.mark.slow
 def test_kills_of_one_of_two_processes_change_nothing(busy: list[str]) -> None:
     """Compares with two processes that are not killed: sums of two round differently from those of one."""

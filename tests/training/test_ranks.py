@@ -65,6 +65,7 @@ def after_steps(config: Config, steps: int) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.distributed
 @pytest.mark.slow
 def test_two_processes_train_decode_and_write_the_same_as_one_from_shards(shared: list[str], tmp_path: Path) -> None:
     made = load([*shared, "run_name=made", "prepare.shards=true"])
@@ -105,6 +106,7 @@ def test_an_epoch_over_all_processes_has_every_clip_once(shared: list[str], cont
     assert clips == Counter(range(len(rows)))
 
 
+@pytest.mark.distributed
 @pytest.mark.slow
 def test_an_error_that_one_process_raises_is_logged_once(shared: list[str]) -> None:
     """Only rank 0 prepares; rank 1 gets its error and exits silently."""
@@ -115,12 +117,14 @@ def test_an_error_that_one_process_raises_is_logged_once(shared: list[str]) -> N
     assert "Traceback" not in ours and theirs.count("Traceback") == 1  # torchrun's own
 
 
+@pytest.mark.distributed
 @pytest.mark.slow
 def test_an_error_that_all_processes_raise_is_logged_once(shared: list[str]) -> None:
     ended = torchrun([*shared, "lora.r=0"])
     assert ended.returncode != 0 and ended.stderr.count("lora.r: must be at least 1, got 0") == 1
 
 
+@pytest.mark.distributed
 @pytest.mark.slow
 def test_an_error_that_only_the_second_process_meets_is_logged_once(shared: list[str]) -> None:
     config = load(shared)
@@ -139,6 +143,7 @@ def test_an_error_that_only_the_second_process_meets_is_logged_once(shared: list
     assert ended.stderr.count("error:") == 1 and str(damaged) in ended.stderr
 
 
+@pytest.mark.distributed
 @pytest.mark.slow
 def test_scoring_is_shared_by_processes(shared: list[str], tmp_path: Path) -> None:
     """Other sets and strengths, decoded by two processes, then by one with an empty cache."""
@@ -158,6 +163,7 @@ def test_scoring_is_shared_by_processes(shared: list[str], tmp_path: Path) -> No
         assert (config.run / "eval" / name).read_bytes() == (kept / name).read_bytes(), name
 
 
+@pytest.mark.distributed
 @pytest.mark.slow
 def test_each_process_has_an_eight_bit_base_of_its_own(shared: list[str]) -> None:
     words = [*shared, "model.precision=int8", "training.max_steps=2", "eval.after=false"]
@@ -168,6 +174,7 @@ def test_each_process_has_an_eight_bit_base_of_its_own(shared: list[str]) -> Non
     assert losses(two) == pytest.approx(losses(one), abs=1e-4)
 
 
+@pytest.mark.distributed
 @pytest.mark.slow
 def test_a_process_that_is_killed_ends_the_run_within_seconds(shared: list[str]) -> None:
     endless = [*shared, "training.max_steps=100000"]
@@ -184,6 +191,7 @@ def test_a_process_that_is_killed_ends_the_run_within_seconds(shared: list[str])
     assert output.count("error:") == output.count("WORLD_SIZE: another process of this run has ended") == 1
 
 
+@pytest.mark.distributed
 @pytest.mark.slow
 @pytest.mark.parametrize("signaled", [signal.SIGTERM, signal.SIGINT])
 def test_all_processes_stop_at_one_step_and_one_process_resumes_there(
@@ -212,6 +220,7 @@ def test_all_processes_stop_at_one_step_and_one_process_resumes_there(
     assert steps == list(range(1, len(steps) + 1))
 
 
+@pytest.mark.distributed
 @pytest.mark.slow
 def test_two_machines_meet_and_train_as_one(shared: list[str]) -> None:
     """Both run here, each with a torchrun of its own, by rendezvous on the loopback."""
