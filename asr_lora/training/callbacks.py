@@ -16,6 +16,7 @@ from transformers.trainer_callback import ExportableState
 
 from asr_lora.runtime import distributed
 from asr_lora.runtime.console import Bar, log
+from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import atomic_folder, read_log, write_jsonl
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ SPARE = 1.1
 ENDING = 10.0  # seconds for what is not measured: tables, the card, the end of the process
 REMEMBERED = 50  # steps whose losses define the usual loss
 FEW = 10  # fewer losses than this define none yet
+FORMER_CHECKPOINT = (
+    "train/checkpoints: written by asr_lora before 2026-11-29; finish this run with the version that began it, or "
+    "begin another one with run_name=<another>"
+)
 OVERFLOWS = 20  # in a row: the scale of fp16's gradients has fallen from its 65,536 to below 1
 
 
@@ -77,8 +82,13 @@ class _Saved(TrainerCallback, ExportableState):
         return {"attributes": {name: getattr(self, name) for name in self.SAVED}}
 
     def restore(self, state: TrainerState) -> None:
-        """Restores the attributes of a checkpoint; those that it does not have stay."""
-        saved = state.stateful_callbacks[type(self).__name__]["attributes"]
+        """Restores the attributes of a checkpoint; those that it does not have stay.
+
+        Raises ConfigError for a checkpoint that was written before this class had its name.
+        """
+        if (saved := state.stateful_callbacks.get(type(self).__name__)) is None:
+            raise ConfigError(FORMER_CHECKPOINT)
+        saved = saved["attributes"]
         for name in self.SAVED:
             setattr(self, name, saved.get(name, getattr(self, name)))
 

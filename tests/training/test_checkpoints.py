@@ -13,7 +13,7 @@ from asr_lora.eval import evaluate
 from asr_lora.prepare import main as prepare_main
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ConfigError
-from asr_lora.runtime.files import read_json, read_jsonl
+from asr_lora.runtime.files import read_json, read_jsonl, sha256_file, write_json
 from asr_lora.train import train
 from asr_lora.training import checkpointing
 
@@ -80,6 +80,20 @@ def test_a_damaged_checkpoint_is_logged_and_the_one_before_is_resumed_from(
     assert f"checkpoint-3: damaged ({'no ' * (name == 'checksums.json')}{name}" in logged
     assert "resuming from" in logged and "checkpoint-2\n" in logged
     assert losses(config.run) == expected
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused_and_stays(killed_at_3: tuple[Config, list[float]]) -> None:
+    config, _ = killed_at_3
+    checkpoint = run.checkpoints(config.run) / "checkpoint-3"
+    state = read_json(checkpoint / "trainer_state.json")
+    former = {"TrainingLog": "Journal", "DivergenceGuard": "Guard"}
+    state["stateful_callbacks"] = {former.get(name, name): each for name, each in state["stateful_callbacks"].items()}
+    write_json(checkpoint / "trainer_state.json", state)
+    sums = read_json(checkpoint / "checksums.json")
+    write_json(checkpoint / "checksums.json", {name: sha256_file(checkpoint / name) for name in sums})
+    with pytest.raises(ConfigError, match=r"finish this run with the version that began it, or begin another one"):
+        train(config)
+    assert checkpointing.last_checkpoint(run.checkpoints(config.run)) == checkpoint
 
 
 def test_where_no_checkpoint_is_intact_training_starts_again(
