@@ -282,7 +282,7 @@ def test_a_resumed_run_records_that_it_is_not_exact(overrides: list[str], capsys
     capsys.readouterr()
     train.train(config)
     logged = " ".join(capsys.readouterr().err.split())
-    assert "checkpoint-2, not exactly: the stream begins anew, in another order" in logged
+    assert "checkpoint-2, not exactly: the stream begins again, in another order" in logged
     lines = read_jsonl(record)
     assert [line["step"] for line in lines] == list(range(6)) and lines[:2] == first[:2] and lines[2] != first[2]
     facts = read_json(run.train_metrics(config.run))
