@@ -1,1 +1,1 @@
-"""The main job on a machine without network accounts or a GPU."""
+"""Trains and scores whisper-base on synthetic Dutch, without accounts or a GPU."""

@@ -516,8 +516,8 @@ def test_a_dotenv_file_in_the_working_folder_is_not_read(tmp_path: Path) -> None
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    told = done.stdout.splitlines()
-    assert len(told) == 2 * len(given)
-    for each, said, changed in zip(given, told[::2], told[1::2], strict=True):
-        assert said == "taken" if "MDC_API_KEY" in each else said.startswith("MDC_API_KEY: not set"), each
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 * len(given)
+    for each, message, changed in zip(given, lines[::2], lines[1::2], strict=True):
+        assert message == "taken" if "MDC_API_KEY" in each else message.startswith("MDC_API_KEY: not set"), each
         assert changed == "set()", each

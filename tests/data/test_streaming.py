@@ -242,7 +242,7 @@ def test_a_streamed_run_trains_evaluates_and_reports(overrides: list[str], capsy
     config = load([*overrides, "data.dev_clips=2", "eval.limit=3", "training.max_steps=9"])
     train.train(config)
     logged = " ".join(capsys.readouterr().err.split())
-    assert "begins the stream anew in another order, so it is not exact" in logged
+    assert "begins the stream again in another order, so it is not exact" in logged
     facts = read_json(run.train_metrics(config.run))
     assert (facts["steps"], facts["clips_seen"], facts["order"], facts["resume"]) == (9, 36, "streamed", "inexact")
     assert facts["streamed"] == {
@@ -253,7 +253,7 @@ def test_a_streamed_run_trains_evaluates_and_reports(overrides: list[str], capsy
     scored = read_json(config.run / "eval" / "test" / "metrics.json")
     assert scored["clips"] == 3 and scored["groups"]
     page = report(config.run).read_text(encoding="utf-8")
-    assert "train, streamed" in page and "32 heard" in page
+    assert "train, streamed" in page and "32 read" in page
     assert "32 clips of set, streamed" in (run.adapter(config.run) / "README.md").read_text(encoding="utf-8")
     evaluate(load([*overrides, "data.dev_clips=2", "eval.limit=2", f"run_dir={config.run}"]))
     with pytest.raises(ConfigError, match=r"eval.limit: of test the first 3 clips of the stream were kept"):

@@ -111,7 +111,7 @@ def swept(forks: subprocess.Popen[str], tmp_path: Path) -> Swept:
     return sweep
 
 
-def test_what_breaks_in_one_run_is_told_at_once_and_at_the_end_and_leaves_the_others_alone(
+def test_an_error_in_one_run_is_logged_at_once_and_at_the_end_and_leaves_the_others_alone(
     swept: Swept, tmp_path: Path
 ) -> None:
     ended = swept(tmp_path, "lora.r=2,3,5,0,7")
@@ -159,7 +159,7 @@ def test_a_sweep_whose_jobs_run_in_other_processes_has_its_end_all_the_same(
     assert len(list((tmp_path / runs / ".hydra").glob("*/*.json"))) == 2
 
 
-def test_a_job_that_is_killed_in_another_process_is_told_beside_what_the_others_made(
+def test_a_job_that_is_killed_in_another_process_is_logged_beside_the_results_of_the_others(
     swept: Swept, tmp_path: Path
 ) -> None:
     (tmp_path / "hydra_plugins").mkdir()
@@ -172,7 +172,7 @@ def test_a_job_that_is_killed_in_another_process_is_told_beside_what_the_others_
     assert ended.stderr.splitlines()[-1].startswith("error: hydra/launcher: RuntimeError: process ")
 
 
-def test_a_launcher_that_starts_nothing_is_told_in_one_line(swept: Swept, tmp_path: Path) -> None:
+def test_a_launcher_that_starts_nothing_is_one_line(swept: Swept, tmp_path: Path) -> None:
     (tmp_path / "hydra_plugins").mkdir()
     (tmp_path / "hydra_plugins" / "forking.py").write_text(FORKING.replace("children = []", "raise KeyError('srun')"))
     ended = swept(tmp_path, "lora.r=4,7", "hydra/launcher=forking")
