@@ -206,7 +206,7 @@ def _inputs(config: Config, each: EvalSet, tuned: Path) -> dict[str, Any]:
 
 def _is_scored(config: Config, each: EvalSet, inputs: Mapping[str, Any]) -> bool:
     kept = _folder(config, each) / "metrics.json"
-    return kept.is_file() and read_json(kept)["inputs"] == inputs
+    return kept.is_file() and read_json(kept).get("inputs") == inputs
 
 
 def _write_card(config: Config, tuned: Path) -> None:

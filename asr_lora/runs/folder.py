@@ -166,7 +166,7 @@ def read_scores(run: Path) -> dict[str, dict[str, Any]]:
     version. Empty where nothing was scored.
     """
     read = {path.parent.name: read_json(path) for path in sorted(run.glob("eval/*/metrics.json"))}
-    every = {name: facts for name, facts in read.items() if facts["inputs"].get("figures") == FIGURES}
+    every = {name: facts for name, facts in read.items() if facts.get("inputs", {}).get("figures") == FIGURES}
     own = next((name for name in ("test", "dev") if name in every), None)
     if own is None:
         return {}

@@ -241,10 +241,11 @@ def test_runs_that_are_not_scored_are_refused_or_left_out(
     shutil.copytree(load(hostile_words).run, tmp_path / "earlier")
     file = tmp_path / "earlier" / "eval" / "test" / "metrics.json"
     facts = read_json(file)
-    del facts["inputs"]["figures"]  # metrics of an earlier version
-    write_json(file, facts)
-    with pytest.raises(ConfigError, match="or one that an earlier version scored"):
-        report(tmp_path / "earlier")
+    of_earlier_versions = {"inputs": facts["inputs"] | {"figures": 1}}, {"asked": facts["inputs"]}
+    for inputs in of_earlier_versions:
+        write_json(file, {name: value for name, value in facts.items() if name != "inputs"} | inputs)
+        with pytest.raises(ConfigError, match="or one that an earlier version scored"):
+            report(tmp_path / "earlier")
     (tmp_path / "nl-half").mkdir()
     (tmp_path / "nl-whole").symlink_to(load(hostile_words).run)
     compare(str(tmp_path / "nl-*"), tmp_path)

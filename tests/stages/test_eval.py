@@ -19,7 +19,7 @@ from asr_lora.report import report
 from asr_lora.runs.folder import recorded_config
 from asr_lora.runs.launch import _leave
 from asr_lora.runtime.errors import ConfigError, ExternalError, RegressionError, UserError
-from asr_lora.runtime.files import read_json, read_jsonl, write_jsonl
+from asr_lora.runtime.files import read_json, read_jsonl, write_json, write_jsonl
 from asr_lora.train import train
 
 
@@ -87,6 +87,14 @@ def test_only_a_set_that_is_added_later_is_scored(trained: list[str], monkeypatc
     more = ["eval.sets=[{source: noise}]"]
     evaluate(recorded_config(config.run, load([*more, "hardware=cpu"]), more))
     assert set(decoded) == {"noise"}
+
+
+def test_a_set_that_an_earlier_version_scored_is_scored_again(trained: list[str]) -> None:
+    facts = evaluate(config := load(trained))
+    file = config.run / "eval" / "test" / "metrics.json"
+    earlier = read_json(file)
+    write_json(file, {"asked": earlier.pop("inputs"), **earlier})
+    assert evaluate(config)["inputs"] == facts["inputs"] == read_json(file)["inputs"]
 
 
 def test_the_command_that_scored_is_in_the_metrics(trained: list[str]) -> None:
