@@ -254,7 +254,7 @@ def test_a_streamed_run_trains_evaluates_and_reports(overrides: list[str], capsy
     assert scored["clips"] == 3 and scored["groups"]
     page = report(config.run).read_text(encoding="utf-8")
     assert "train, streamed" in page and "32 read" in page
-    assert "32 clips of set, streamed" in (run.adapter(config.run) / "README.md").read_text(encoding="utf-8")
+    assert "32 streamed clips of set" in (run.adapter(config.run) / "README.md").read_text(encoding="utf-8")
     evaluate(load([*overrides, "data.dev_clips=2", "eval.limit=2", f"run_dir={config.run}"]))
     with pytest.raises(ConfigError, match=r"eval.limit: of test the first 3 clips of the stream were kept"):
         evaluate(load([*overrides, "data.dev_clips=2", "eval.limit=4", f"run_dir={config.run}"]))
