@@ -20,7 +20,7 @@ import pytest
 import soundfile
 import torch
 from support.releases import tone, utterances, write_release
-from support.runs import clips_of, killed, tiny_run
+from support.runs import cache_in, clips_of, killed, tiny_run
 from torch.utils.data import DataLoader
 from transformers import WhisperProcessor
 
@@ -65,8 +65,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> lis
         *tiny_run(folder / "files", tiny_checkpoint, folder / "runs"), "training.batch_size=8",
         f"training.max_steps={STEPS}", "eval.limit=null", "data.dev_clips=3", "eval.after=false", "prepare.shards=true",
     ]  # fmt: skip
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("ASR_LORA_CACHE", str(folder / "cache"))
+    with cache_in(folder) as patched:
         patched.setattr(shard_writer, "SHARD_BYTES", SMALL)
         prepare(load(words))
     return words

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from support.pages import HOSTILE, Page, opened, seconds_of_players
 from support.releases import SAMPLE_RATE, tone, utterances, write_release
-from support.runs import tiny_run
+from support.runs import cache_in, tiny_run
 
 from asr_lora.config.compose import Config, load
 from asr_lora.data import quality
@@ -102,8 +102,7 @@ class Audited:
 def faulty(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Audited:
     folder = tmp_path_factory.mktemp("faulty")
     write_release(folder / "release", splits=planted())
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("ASR_LORA_CACHE", str(folder / "cache"))
+    with cache_in(folder):
         return Audited(
             [*tiny_run(folder / "release", tiny_checkpoint, folder / "runs"), "eval.limit=4", "prepare.audit=true"]
         )

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 from support.pages import HOSTILE, Page, opened, seconds_of_players
 from support.releases import utterances, write_release
-from support.runs import tiny_run
+from support.runs import cache_in, tiny_run
 from transformers import WhisperConfig
 
 from asr_lora.config.compose import load
@@ -36,8 +36,7 @@ def hostile_words(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Pat
         row["gender"], row["age"] = (MARKUP, "") if row["path"] < "common_voice_test_00003" else ("", "twenties")
     write_release(folder / "release", splits=splits)
     words = [*tiny_run(folder / "release", tiny_checkpoint, folder / "runs"), "eval.sets=[{source: silence}]"]
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("ASR_LORA_CACHE", str(folder / "cache"))
+    with cache_in(folder):
         train(load(words))
         train(load([*words, "lora.r=2"]))
     # A random model is wrong everywhere: let one clip improve, and one degrade.

@@ -13,7 +13,7 @@ import torch
 from hypothesis import strategies as st
 from support.fuzzing import CHANGES, EDITS, SPOT, campaign, changed, edited
 from support.releases import write_release
-from support.runs import tiny_run
+from support.runs import cache_in, tiny_run
 
 from asr_lora.config.compose import Config, load
 from asr_lora.data.manifest import audio_suffix, encoded_audio, read_manifest, waveform
@@ -33,8 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> 
     folder = tmp_path_factory.mktemp("trained")
     write_release(folder / "release")
     words = [*tiny_run(folder / "release", tiny_checkpoint, folder / "runs"), "eval.limit=4"]
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("ASR_LORA_CACHE", str(folder / "cache"))
+    with cache_in(folder):
         config = load(words)
         train(config)
         yield config

@@ -16,7 +16,7 @@ import soundfile
 from support.corpora import as_table, prepared
 from support.models import tiny_whisper
 from support.releases import tone, utterances, write_release
-from support.runs import tiny_run
+from support.runs import cache_in, tiny_run
 from transformers import TrainerState, WhisperProcessor
 
 from asr_lora.app.ui import audio_suffix
@@ -295,8 +295,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> 
     folder = tmp_path_factory.mktemp("trained")
     write_release(folder / "cv-corpus-25.0-2026-06-05")
     words = [*tiny_run(folder / "cv-corpus-25.0-2026-06-05", tiny_checkpoint, folder / "runs"), "eval.limit=2"]
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("ASR_LORA_CACHE", str(folder / "cache"))
+    with cache_in(folder):
         train(load(words))
     return words
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from support.releases import RELEASE, utterances, write_release
-from support.runs import tiny_run
+from support.runs import cache_in, tiny_run
 
 from asr_lora.config.compose import load
 from asr_lora.eval import evaluate
@@ -30,8 +30,7 @@ def trained_once(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
     write_release(folder / RELEASE)
     run = tiny_run(folder / RELEASE, tiny_checkpoint, folder / "runs")
     overrides = [*run, "eval.limit=4", "training.save_steps=1"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ASR_LORA_CACHE", str(folder / "cache"))
+    with cache_in(folder):
         train(load([*overrides, "eval.after=false"]))
     return overrides, shutil.copytree(folder / "runs", folder / "as-trained")
 

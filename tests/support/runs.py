@@ -2,7 +2,8 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,14 @@ def tiny_run(release: Path, checkpoint: Path, runs: Path) -> list[str]:
         "model.name=random", "model.precision=fp32", "lora.r=4", "training.max_steps=2", "training.batch_size=4",
         "decoding.max_new_tokens=8", "hardware=cpu", "hardware.autocast=none", f"runs_dir={runs}",
     ]  # fmt: skip
+
+
+@contextmanager
+def cache_in(folder: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Has a cache in `folder`, for fixtures of a module: `private_cache` is of a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASR_LORA_CACHE", str(folder / "cache"))
+        yield patch
 
 
 def hardware_of(config: Config) -> Hardware:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from support.releases import RELEASE, write_release
-from support.runs import killed, tiny_run
+from support.runs import cache_in, killed, tiny_run
 
 from asr_lora.config.compose import Config, load
 from asr_lora.eval import evaluate
@@ -32,8 +32,7 @@ def stopped(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("stopped")
     write_release(folder / RELEASE)
     words = [*tiny_run(folder / RELEASE, tiny_checkpoint, folder / "runs"), *SAVING]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ASR_LORA_CACHE", str(folder / "cache"))
+    with cache_in(folder):
         train(steady := load([*words, "run_name=steady"]))
         config = killed(words, step=3)
     return config, losses(steady.run), shutil.copytree(folder / "runs", folder / "as-killed")
