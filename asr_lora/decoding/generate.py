@@ -30,7 +30,7 @@ from asr_lora.runtime.errors import ConfigError, ExternalError, first_line
 from asr_lora.speech import audio
 
 PROMPT_TOKENS = 4  # start, language, task, no timestamps
-VERSION = 3  # raised whenever the same settings decode the same clips to other hypotheses
+VERSION = 4  # raised whenever the same settings decode the same clips to other hypotheses
 SPARE_TOKENS = 24  # added to what a clip's seconds allow: a clip of one second may hold a long word
 MULTIPLE = 1.28  # seconds: short contexts are multiples of it, so that enough clips share one
 FEW_BEYOND = 7.68  # seconds: clips of longer contexts are few, and a token of one costs nearly what one of eight does

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
-from asr_lora.model import adapter_folder, whisper
+from asr_lora.model import adapter_folder, silence, whisper
 from asr_lora.model.methods import TuningMethod, tuning_method
 from asr_lora.model.pretrained import display_name, is_local, load_processor, resolve
 from asr_lora.runtime.errors import ConfigError, ExternalError
@@ -118,13 +118,14 @@ def write_card(folder: Path, base: str, library: str, kind: str, card: str) -> N
 
 
 def _save_whole(model: WhisperForConditionalGeneration, folder: Path, base: str) -> None:
-    """Saves the model with tokenizer and feature extractor, without SpecAugment, which is for training."""
+    """Saves the model with tokenizer, feature extractor and the silence of its training, without SpecAugment."""
     masks, model.config.apply_spec_augment = model.config.apply_spec_augment, False
     try:
         model.save_pretrained(folder)
     finally:
         model.config.apply_spec_augment = masks
     load_processor(base).save_pretrained(folder)
+    silence.save(model, folder)
 
 
 def _untie_from_base(model: PeftModel, folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from asr_lora.config.schema import WHOLE
 
 POSITIONS_PER_SECOND = 50  # of the encoder: 100 mel frames a second, halved by the second convolution
-SPACING = 16  # positions of silence that each cached one behind a short context stands for (whisper.py); 0.32 s
+SPACING = 16  # positions of silence that each cached one behind a short context stands for (silence.py); 0.32 s
 SOURCE_POSITIONS, TARGET_POSITIONS = 1500, 448  # position embeddings of all published checkpoints
 OPTIMIZER_BYTES = 16  # a trainable parameter in fp32, its gradient, and Adam's two moments
 MOMENT_BYTES_SAVED = 6  # of these where Adam's moments are in 8 bits

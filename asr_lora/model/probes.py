@@ -131,8 +131,6 @@ def saved_and_reloaded(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = method.optimizer(model, STEP, 0.0) if method.optimizer else torch.optim.AdamW(trained, lr=STEP)
     optimizer.step()
-    if lora.whole:
-        whisper.cache_silence(model.eval())  # as after loading it
     after_step = _logits(model, base, batch)
     adapter.save(model, folder, named, "full")
     fresh = base.load()

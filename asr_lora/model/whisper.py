@@ -1,19 +1,19 @@
 """Loads Whisper in a given precision; runs its encoder at any context up to 30 s with cached silence."""
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BitsAndBytesConfig, WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from asr_lora.model import quantized
-from asr_lora.model.cost import POSITIONS_PER_SECOND, SPACING
-from asr_lora.model.pretrained import drop_forced_tokens, resolve
+from asr_lora.model import quantized, silence
+from asr_lora.model.cost import POSITIONS_PER_SECOND
+from asr_lora.model.pretrained import drop_forced_tokens, is_local, resolve
 from asr_lora.speech.audio import MAX_SECONDS
 
 MAX_POSITIONS = round(MAX_SECONDS * POSITIONS_PER_SECOND)  # 1,500
@@ -23,7 +23,6 @@ MAX_POSITIONS = round(MAX_SECONDS * POSITIONS_PER_SECOND)  # 1,500
 PLAIN_ATTENTION_UP_TO = 12.0
 MASKED = 10  # frames, or mel bins, in a row that SpecAugment masks: as in OpenAI's checkpoints
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-SILENT = -1.5  # of log-mel features: (log10(1e-10) + 4) / 4, with 1e-10 the least power that features resolve
 
 
 def load(
@@ -66,7 +65,9 @@ def load(
             module.support_avx512bf16_for_cpu = False
     quantized.multiply_in(model, compute)
     model = (model if quantization else model.to(device)).eval()
-    cache_silence(model)
+    silence.cache(model)
+    if is_local(source):
+        silence.restore(model, Path(source))
     return model
 
 
@@ -109,7 +110,7 @@ def encoder_context(model: Any, seconds: float) -> Iterator[None]:
     if seconds > PLAIN_ATTENTION_UP_TO:
         encoder.set_attn_implementation("sdpa")
     try:
-        with with_cached_silence(encoder, positions) if positions < MAX_POSITIONS else nullcontext():
+        with silence.behind(model, positions) if positions < MAX_POSITIONS else nullcontext():
             yield
     finally:
         _set_positions(encoder, MAX_POSITIONS)
@@ -125,60 +126,3 @@ def _set_positions(encoder: WhisperEncoder, positions: int) -> None:
 def seconds_of(input_features: Tensor) -> float:
     """Returns the context of a batch in seconds: (rows, mel bins, frames), two frames a position."""
     return float(input_features.shape[-1] / 2 / POSITIONS_PER_SECOND)
-
-
-def cache_silence(model: WhisperForConditionalGeneration) -> None:
-    """Encodes 30 s of silence with the model in its current state, for `with_cached_silence`.
-
-    Stored on the encoder as `silence`: the states of which each layer computes keys and values, and last those that the
-    decoder attends to, each (1,500 / SPACING, width).
-    """
-    encoder = model.get_encoder()
-    found: list[Tensor] = []
-    shape = (1, encoder.conv1.in_channels, 2 * encoder.config.max_source_positions)
-    silent = torch.full(shape, SILENT, dtype=encoder.conv1.weight.dtype, device=encoder.conv1.weight.device)
-    with ExitStack() as hooks, torch.inference_mode():
-        for layer in encoder.layers:
-            keep = layer.self_attn_layer_norm.register_forward_hook(lambda _, __, made: found.append(_thinned(made)))
-            hooks.callback(keep.remove)
-        found.append(_thinned(encoder(silent).last_hidden_state))
-    encoder.silence = [states.clone() for states in found]  # tensors of inference mode cannot be used in training
-
-
-@contextmanager
-def with_cached_silence(encoder: WhisperEncoder, positions: int) -> Iterator[None]:
-    """Encodes and decodes clips of `positions` positions as if silence filled up the 30 s."""
-    first = math.ceil(positions / SPACING - 0.5)  # the cached state i is that of position SPACING * (i + 1/2)
-    *of_layers, encoded_silence = (states[first:] for states in encoder.silence)
-    raised = torch.zeros(positions + len(encoded_silence), device=encoded_silence.device)
-    raised[positions:] = math.log(SPACING)
-
-    def beside(silent: Tensor) -> Callable[..., tuple[Any, dict[str, Any]]]:
-        def attend(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-            kind, states = raised.device.type, kwargs["hidden_states"]
-            # The dtype of the logits: a wider one would make them wider too.
-            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
-            mask = raised.to(dtype)[None, None, None]
-            return args, kwargs | {"key_value_states": _joined(states, silent), "attention_mask": mask}
-
-        return attend
-
-    def append(_: nn.Module, __: Any, encoded: Any) -> Any:
-        encoded.last_hidden_state = _joined(encoded.last_hidden_state, encoded_silence)
-        return encoded
-
-    with ExitStack() as hooks:
-        for layer, silent in zip(encoder.layers, of_layers, strict=True):
-            hooks.callback(layer.self_attn.register_forward_pre_hook(beside(silent), with_kwargs=True).remove)
-        hooks.callback(encoder.register_forward_hook(append).remove)
-        yield
-
-
-def _joined(states: Tensor, silent: Tensor) -> Tensor:
-    """Concatenates (rows, positions, width) and (kept, width) along positions."""
-    return torch.cat([states, silent.to(states.dtype).expand(len(states), -1, -1)], dim=1)
-
-
-def _thinned(states: Tensor) -> Tensor:
-    """Takes the middle of every SPACING positions of (1, positions, width)."""
-    return states[0, SPACING // 2 :: SPACING]

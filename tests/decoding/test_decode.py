@@ -6,18 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 from support.models import tiny_tokenizer, tiny_whisper
 from support.releases import tone
+from support.speech import spoken
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora.data.features import log_mel
 from asr_lora.decoding.generate import DecodingOptions, RowAdapter, batches, decode_clips, decode_long_form, decode_once
 from asr_lora.demo.assets import whisper_base_from_wheels
-from asr_lora.demo.espeak import RATE, Utterance, speak
 from asr_lora.model import whisper
 from asr_lora.model.hardware import Capacity
 from asr_lora.model.pretrained import load_processor
@@ -310,13 +308,3 @@ def test_real_weights_decode_at_thirty_seconds_as_plain_generate_token_for_token
     assert not any(hypothesis.truncated for hypothesis in decoded)
     plain = plain_generate(model, processor, clips, language="nl", num_beams=num_beams)
     assert [hypothesis.tokens for hypothesis in decoded] == plain
-
-
-def spoken(folder: Path, sentences: Sequence[str]) -> list[dict[str, Any]]:
-    """Writes clips of Dutch by espeak-ng; returns them as lines of a manifest."""
-    clips = []
-    for at, samples in enumerate(speak([Utterance(text=s, voice="nl+m1", pitch=50, rate=150) for s in sentences])):
-        path = folder / f"{at}.wav"
-        soundfile.write(path, np.frombuffer(samples, np.int16), RATE)
-        clips.append({"path": str(path), "duration": len(samples) / 2 / RATE})
-    return clips

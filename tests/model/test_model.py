@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from support.models import tiny_tokenizer, tiny_whisper
-from torch.nn.functional import cross_entropy
+from support.models import batch, move_b, step, tiny_tokenizer, tiny_whisper
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from asr_lora.config.compose import load
@@ -18,30 +17,6 @@ from asr_lora.runtime.files import read_json, write_json
 
 CPU = torch.device("cpu")
 QV = load(["lora=qv", "lora.dropout=0"]).lora
-
-
-def batch(model: WhisperForConditionalGeneration, frames: int = 3000) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return {
-        "input_features": torch.randn(2, model.config.num_mel_bins, frames, generator=generator),
-        "decoder_input_ids": torch.randint(0, 200, (2, 5), generator=generator),
-    }
-
-
-def step(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> float:
-    logits = model(**inputs).logits.float()
-    loss = cross_entropy(logits[:, :-1].flatten(0, 1), inputs["decoder_input_ids"][:, 1:].flatten())
-    loss.backward()
-    return float(loss.detach())
-
-
-def move_b(model: torch.nn.Module) -> None:
-    """Sets B to random values: a new adapter changes nothing, since its B is zero."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1)
 
 
 def test_large_v2_trains_the_published_number_of_parameters() -> None:
@@ -140,54 +115,6 @@ def test_attention_is_eager_only_at_short_contexts_on_a_cpu_in_bf16_with_the_sam
             step(model, batch(model, frames=400))
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert torch.allclose(*gradients, rtol=1e-3, atol=1e-6)
-
-
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_silence_is_encoded_at_a_short_context_as_at_thirty_seconds(
-    wrapped: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At every position except that at the edge of the convolutions, where every position of silence is kept."""
-    monkeypatch.setattr(whisper, "SPACING", 1)
-    model = tiny_whisper(tiny_tokenizer())
-    silent = torch.full((2, 80, 3000), whisper.SILENT)
-    ours = adapter.attach(model, QV, seed=0).eval() if wrapped else model
-    with torch.inference_mode():
-        full = ours.get_encoder()(silent).last_hidden_state
-        with whisper.encoder_context(ours, 4.0):
-            short = ours.get_encoder()(silent[..., :400]).last_hidden_state
-    inner = [position for position in range(1500) if position != 199]
-    torch.testing.assert_close(short[:, inner], full[:, inner], atol=1e-4, rtol=1e-3)
-
-
-def test_a_cached_position_of_silence_weighs_as_much_as_all_that_it_stands_for() -> None:
-    model = tiny_whisper(tiny_tokenizer())
-    encoder, clip = model.get_encoder(), 192  # positions, 3.84 s
-    attention, states = (
-        encoder.layers[0].self_attn,
-        torch.randn(2, clip, 16, generator=torch.Generator().manual_seed(0)),
-    )
-    kept = encoder.silence[0][clip // whisper.SPACING :].repeat_interleave(whisper.SPACING, dim=0)
-    everything = torch.cat([states, kept.expand(2, -1, -1)], dim=1)
-    with torch.inference_mode():
-        expected, _ = attention(hidden_states=states, key_value_states=everything)
-        with whisper.encoder_context(model, clip / whisper.POSITIONS_PER_SECOND):
-            ours, _ = attention(hidden_states=states)
-    torch.testing.assert_close(ours, expected)
-
-
-def test_keys_and_values_of_silence_have_gradients_and_its_cached_states_do_not() -> None:
-    model = adapter.attach(tiny_whisper(tiny_tokenizer()), QV, seed=0)
-    move_b(model)
-    encoder = model.get_encoder()
-    gradients = []
-    for kept in (encoder.silence, [torch.zeros_like(states) for states in encoder.silence]):
-        encoder.silence = kept
-        model.zero_grad()
-        with whisper.encoder_context(model, 4.0):
-            step(model, batch(model, frames=400))
-        assert all(not states.requires_grad for states in kept)
-        gradients.append(encoder.layers[0].self_attn.v_proj.lora_B["default"].weight.grad.clone())
-    assert not torch.allclose(*gradients)
 
 
 def test_a_base_in_4_bits_trains_as_before_after_it_was_evaluated(tiny_checkpoint: Path) -> None:

@@ -2,10 +2,11 @@
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
+from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperTokenizer
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from asr_lora.model import whisper
+from asr_lora.model import silence
 
 
 def tiny_tokenizer() -> WhisperTokenizer:
@@ -42,5 +43,31 @@ def tiny_whisper(tokenizer: WhisperTokenizer, mels: int = 80, **settings: int) -
         lang_to_id={f"<|{code}|>": ids[f"<|{code}|>"] for code in LANGUAGES},
         task_to_id={"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},
     )  # fmt: skip
-    whisper.cache_silence(model.eval())
+    silence.cache(model.eval())
     return model
+
+
+def batch(model: WhisperForConditionalGeneration, frames: int = 3000) -> dict[str, torch.Tensor]:
+    """Makes random features and tokens, two rows."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "input_features": torch.randn(2, model.config.num_mel_bins, frames, generator=generator),
+        "decoder_input_ids": torch.randint(0, 200, (2, 5), generator=generator),
+    }
+
+
+def step(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> float:
+    """Computes gradients of the inputs' own tokens; returns the loss."""
+    logits = model(**inputs).logits.float()
+    loss = cross_entropy(logits[:, :-1].flatten(0, 1), inputs["decoder_input_ids"][:, 1:].flatten())
+    loss.backward()
+    return float(loss.detach())
+
+
+def move_b(model: torch.nn.Module) -> None:
+    """Sets B to random values: a new adapter changes nothing, since its B is zero."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
