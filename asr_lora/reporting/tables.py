@@ -46,13 +46,16 @@ def show_run(name: str, facts: Mapping[str, Mapping[str, Any]]) -> None:
 def show_comparison(group: Mapping[str, Any]) -> None:
     """Prints comparable runs, a row for each run or for its seeds; `group` comes from `comparison`."""
     console, table = Console(), Table(title=group["title"])
-    for heading in ("run", "base", "fine-tuned", "spread" if group["folded"] else "95 % interval", "difference"):
+    spread = "spread" if group["folded"] else "95 % interval"
+    for heading in ("run", "dev WER", "base", "fine-tuned", spread, "difference"):
         table.add_column(heading, justify="right")
-    table.add_column("to the lowest")
+    table.add_column(group["to"])
     for number, row in enumerate(group["rows"], 1):
         baseline = percent(row["own"]["baseline"][group["rate"]])
-        table.add_row(str(number), baseline, row["tuned"], row["sure"], row["difference"], row["to_best"])
-    table.caption = "\n".join([*([FOLDED] if group["folded"] else []), *group["contexts"]])
+        cells = percent(row["dev_wer"]), baseline, row["tuned"], row["sure"], row["difference"], row["compared"]
+        table.add_row(str(number), *cells)
+    notes = [group["rule"], FOLDED if group["folded"] else "", *group["contexts"]]
+    table.caption = "\n".join(filter(None, notes))
     console.print(table)
     for number, row in enumerate(group["rows"], 1):  # below the table: names are as wide as a terminal
         base = f", {row['base']}" if row["base"] else ""
