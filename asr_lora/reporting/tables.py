@@ -117,8 +117,9 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints a row for every export and set of clips; `rows` are those of export/exports.json."""
     rate = "/".join(sorted({each["rate"].upper() for row in rows for each in row["sets"]}))
     table = Table(title="exports, each verified in its own runtime")
-    for heading in ("format", "runtime", "MB", "seconds", rate, "ours", "equal texts", ""):
-        table.add_column(heading, justify="left" if heading in ("format", "runtime", "") else "right")
+    for heading in ("format", "runtime", "MB", "seconds", rate, "ours", "equal texts"):
+        table.add_column(heading, justify="left" if heading in ("format", "runtime") else "right")
+    table.add_column("outcome", no_wrap=True)
     for row in rows:
         runtime = ", ".join(row[key] for key in ("runtime", "device") if key in row)  # older exports lack the device
         named = row["format"], runtime, f"{row['bytes'] / 1e6:.1f}", f"{row['seconds']:.1f}"
@@ -126,7 +127,7 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
             table.add_row(
                 *(named if at == 0 else [""] * 4), percent(each["exported"]), percent(each["ours"]),
                 f"{each['equal']} of {each['clips']}",
-                ("failed" if row["failures"] else "verified") if at == 0 else "",
+                row["outcome"] if at == 0 else "",
             )  # fmt: skip
     sets = ", ".join(f"{each['set']}, normalized by {each['normalizer']}" for each in rows[0]["sets"])
     table.caption = f"{sets}; ours: decoded by asr_lora at 30 s context, in {rows[0]['our_seconds']:.1f} s"
