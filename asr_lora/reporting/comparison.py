@@ -134,7 +134,8 @@ def _group(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ),
         "rows": rows, "runs": len(runs), "folded": any(len(row["runs"]) > 1 for row in rows),
         "contexts": sorted({tables.context_note(each["own"]) for each in runs}),
-        "rate": rate, "chosen": chosen, "rule": rule, "to": "to the chosen" if chosen else "to the first",
+        "sampled": tables.sample_note({runs[0]["split"]: first}), "rate": rate, "chosen": chosen, "rule": rule,
+        "to": "to the chosen" if chosen else "to the first",
         "sets": names, **_chart(rows, rate),
     }  # fmt: skip
 

@@ -32,7 +32,7 @@ def show_run(name: str, facts: Mapping[str, Mapping[str, Any]]) -> None:
     delta = own["delta"]
     cells = [cell for rate in rates for cell in (points(delta[rate]), interval(delta_interval(delta, rate), points))]
     table.add_row("difference in points", *cells, "")
-    notes = [context_note(own)]
+    notes = [context_note(own), *filter(None, [sample_note(facts)])]
     if own["ci_unit"] == "clip":
         notes.append(SHORT_OF_SPEAKERS)
     if own["split"] == "dev":
@@ -54,7 +54,7 @@ def show_comparison(group: Mapping[str, Any]) -> None:
         baseline = percent(row["own"]["baseline"][group["rate"]])
         cells = percent(row["dev_wer"]), baseline, row["tuned"], row["sure"], row["difference"], row["compared"]
         table.add_row(str(number), *cells)
-    notes = [group["rule"], FOLDED if group["folded"] else "", *group["contexts"]]
+    notes = [group["rule"], group["sampled"], FOLDED if group["folded"] else "", *group["contexts"]]
     table.caption = "\n".join(filter(None, notes))
     console.print(table)
     for number, row in enumerate(group["rows"], 1):  # below the table: names are as wide as a terminal
@@ -71,6 +71,31 @@ def drawn_of(facts: Mapping[str, Any]) -> str:
     """Returns the number of clips, and of how many available ones; a stream does not know the latter."""
     available = f" of {facts['available']:,}" if facts["available"] is not None else ""
     return f"{facts['clips']:,}{available}"
+
+
+def sample_note(facts: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns which of the sets are samples, drawn by eval.limit, and how to score the whole; empty for none.
+
+    `facts` are metrics by set. A set of fewer clips than its limit is whole: the others are unusable. A run keeps no
+    more clips of a stream (`available` is None) than it was prepared with.
+    """
+    sampled = {
+        name: each
+        for name, each in facts.items()
+        if each["limit"] is not None and each["clips"] >= each["limit"] and each["clips"] != each["available"]
+    }
+    if not sampled:
+        return ""
+    which = "set" if len(sampled) > 1 else f"{next(iter(sampled))} set"
+    by = (
+        "a new run with eval.limit=null"
+        if None in [each["available"] for each in sampled.values()]
+        else "eval.limit=null"
+    )
+    return (
+        f"{', '.join(sampled)}: a sample, each speaker's first clip before any second; not comparable with published "
+        f"rates of the whole {which}, which {by} scores"
+    )
 
 
 def tuning_label(lora: Mapping[str, Any]) -> str:

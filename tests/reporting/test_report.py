@@ -15,7 +15,7 @@ from transformers import WhisperConfig
 from asr_lora.config.compose import load
 from asr_lora.model.cost import PUBLISHED
 from asr_lora.report import compare, report
-from asr_lora.reporting.pages import hub_id, unbroken
+from asr_lora.reporting.pages import hub_id, unbroken, write_card
 from asr_lora.reporting.tables import show_run
 from asr_lora.runs import folder as run
 from asr_lora.runs.folder import FIGURES
@@ -71,6 +71,33 @@ def test_the_page_is_one_file_with_the_numbers_of_the_run(hostile_words: list[st
     players = [value for value in outside if value.startswith("clips/")]
     assert players and all((folder / "report" / value).is_file() for value in players)
     assert [value for value in outside if value not in players] == ["data:,"]
+
+
+SAMPLED = (
+    "a sample, each speaker's first clip before any second; not comparable with published rates of the whole test set"
+)
+
+
+@pytest.mark.parametrize(
+    ("limit", "available", "way"),
+    [(6, 9, ", which eval.limit=null"), (6, None, ", which a new run with eval.limit=null"), (9, 7, ""), (None, 7, "")],
+)  # 6 clips are scored: of 7 one is unusable; of a stream the number is unknown
+def test_a_score_of_a_sample_says_so_and_how_to_get_that_of_the_whole_set(
+    hostile_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    limit: int | None, available: int | None, way: str,
+) -> None:  # fmt: skip
+    made = shutil.copytree(load(hostile_words).run, tmp_path / "nl-a")
+    file = made / "eval" / "test" / "metrics.json"
+    write_json(file, read_json(file) | {"limit": limit, "available": available})
+    scores = run.read_scores(made)
+    show_run("nl-a", scores)
+    write_card(made, made, "apache-2.0", run.training_metrics(made), read_json(run.summary(made)), scores)
+    page = Page(report(made)).text
+    compared = Page(compare(str(tmp_path / "nl-*"), tmp_path)).text
+    shown = page, (made / "README.md").read_text(), capsys.readouterr().out, compared
+    for text in shown:
+        words = " ".join(text.split())
+        assert (SAMPLED + way in words) if way else "a sample" not in words
 
 
 def test_an_interval_stays_on_one_line_and_markup_beside_it_stays_text() -> None:
