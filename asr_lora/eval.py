@@ -135,6 +135,7 @@ def _scored(
         "split": each.split,
         "language": each.language,
         "available": each.available,
+        "limit": config.eval.limit,
         "leaks_dropped": each.leaks,
         **after,
         "baseline": before,

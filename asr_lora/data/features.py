@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 
-from asr_lora.data.sampler import Batch, RowSpec
+from asr_lora.data.sampler import Batch, RowSpec, context_for
 from asr_lora.speech import audio
 from asr_lora.speech.augment import augment
 
 Table = Mapping[str, list[Any]]  # of clips: `waveform` and `text`
 IGNORE_INDEX = -100  # of labels that the loss ignores
+POSITION = 0.02  # seconds of a position of Whisper's encoder
 UNSPACED = ("zh", "yue", "ja")  # languages that write no space between sentences
 
 
@@ -82,7 +83,7 @@ def _is_unspaced(tokenizer: WhisperTokenizer) -> bool:
 
 
 def _time_token(seconds: float, tokenizer: WhisperTokenizer) -> int:
-    within = min(seconds, audio.MAX_SECONDS)  # a table's durations may be a little shorter than the audio
+    within = min(seconds, audio.MAX_SECONDS)  # sums are rounded
     token: int = tokenizer.convert_tokens_to_ids(f"<|{round(within / 0.02) * 0.02:.2f}|>")
     return token
 
@@ -137,11 +138,21 @@ class SpeechCollator:
     attention_mask: bool = False
 
     def step(self, step: int, batches: Sequence[Batch], clips: Callable[[list[int]], Table]) -> list[dict[str, Tensor]]:
-        """Returns the step's batches. `clips` maps numbers of clips to their table."""
+        """Returns the step's batches. `clips` maps numbers of clips to their table.
+
+        No audio is cut, also where clips are longer than their durations say (manifests and shards of earlier versions
+        have the corpus's own): a row of several clips is divided, and a single clip gets a context for itself. So a
+        row's context depends neither on the other rows nor on the number of processes.
+        """
         made = []
         for batch in batches:
-            examples = [self.example(row, clips(list(row.clips)), step, batch.seconds) for row in batch.rows]
-            made.append(collate(examples, self.processor, batch.seconds, self.attention_mask))
+            examples: dict[float, list[Example]] = {}
+            for row in batch.rows:
+                for part, table in _divided(row, clips(list(row.clips)), batch.seconds):
+                    example = self.example(part, table, step, batch.seconds)
+                    seconds = max(batch.seconds, context_for(len(example.waveform) / audio.SAMPLE_RATE, POSITION))
+                    examples.setdefault(seconds, []).append(example)
+            made += [collate(own, self.processor, at, self.attention_mask) for at, own in examples.items()]
         return made
 
     def example(self, row: RowSpec, clips: Table, step: int, seconds: float) -> Example:
@@ -160,6 +171,24 @@ class SpeechCollator:
             augment(waveform, kind, rng, longest=int(len(waveform) * stretch))
             for waveform, rng in zip(waveforms, streams, strict=True)
         ]
+
+
+def _divided(row: RowSpec, clips: Table, seconds: float) -> list[tuple[RowSpec, Table]]:
+    """Divides a row of clips that are longer together than `seconds`; a clip stays whole."""
+    parts: list[list[int]] = []
+    total = 0
+    for at, waveform in enumerate(clips["waveform"]):
+        total += len(waveform)
+        if not parts or total > seconds * audio.SAMPLE_RATE:
+            parts.append([])
+            total = len(waveform)
+        parts[-1].append(at)
+    return [
+        (RowSpec(tuple(row.clips[at] for at in part), row.timestamps), {
+            name: [values[at] for at in part] for name, values in clips.items()
+        })
+        for part in parts
+    ]  # fmt: skip
 
 
 def _ids(

@@ -20,7 +20,7 @@ Clip = dict[str, Any]  # a line of the manifest
 EXCLUDED = "the same sound as a clip of data.exclude_overlap"
 LOCATION_FIELDS = ("path", "start", "end", "offset", "bytes", "member", "sha256")  # where the audio of a clip is
 RESERVED = {*LINE, *NOT_OF_ALL, "member", "source", "weight", "listed_duration"}  # keys of a line that no column has
-MOST_APART = 0.5  # s, between a table's duration and that of the decoded clip
+MOST_APART = 0.1  # s, between a table's duration and that of the decoded clip; mp3 frames and rounding cause less
 
 
 def read_manifest(file: Path) -> list[Clip]:
@@ -100,8 +100,9 @@ class SplitDraw:
     ) -> None:
         """Chooses or leaves out the first `names` waiting clips, in order, until enough are chosen.
 
-        `durations` (s) of the corpus take precedence over decoded ones. `refuse` returns why a sentence is unusable, or
-        None. `scan` scans clips, in their order; those in shards were scanned before they were written.
+        A line has the decoded duration: contexts are made for it, and what exceeds a context would be cut off.
+        `durations` (s) are those that the corpus lists. `refuse` returns why a sentence is unusable, or None. `scan`
+        scans clips, in their order; those in shards were scanned before they were written.
         """
         utterances, looked = self.waiting[: len(names)], 0
         chosen = {clip["id"] for clip in self.chosen}
@@ -119,10 +120,8 @@ class SplitDraw:
                 self.left_out.setdefault(reason, []).append(each.path)
                 continue
             where, listed = each.shard.shard if each.shard else str(files[each.path]), durations.get(each.path, 0.0)
-            # A listed 0, or a duration that is far off (such as milliseconds), is not used.
-            known = each.shard or (listed and abs(listed - info.seconds) <= MOST_APART)
-            clip = _line(each, where, listed if known else info.seconds, info.sha256)
-            if listed and not known:
+            clip = _line(each, where, listed if each.shard else info.seconds, info.sha256)
+            if not each.shard and listed and abs(listed - info.seconds) > MOST_APART:
                 clip["listed_duration"] = listed  # the audit reports a clip that is shorter as truncated
             self.chosen.append(clip)
             chosen.add(clip["id"])
@@ -160,14 +159,22 @@ def missing_files(clips: Sequence[Clip]) -> list[Clip]:
 def waveform(clip: Clip) -> audio.Waveform:
     """Decodes a clip of the manifest: (samples,) float32 at 16 kHz.
 
-    Raises ExternalError when it cannot be read or decoded, or has another hash than the manifest's in a shard.
+    Raises ExternalError when it cannot be read or decoded, is longer than Whisper's window, or has another hash than
+    the manifest's in a shard.
     """
     if clip.get("offset") is None:
-        return audio.load(Path(clip["path"]), clip.get("start"), clip.get("end"))
-    try:
-        return audio.load(_in_shard(clip))
-    except ExternalError as error:
-        raise ExternalError(f"{clip['member']}: {error}") from error
+        sound = audio.load(Path(clip["path"]), clip.get("start"), clip.get("end"))
+    else:
+        try:
+            sound = audio.load(_in_shard(clip))
+        except ExternalError as error:
+            raise ExternalError(f"{clip['member']}: {error}") from error
+    if len(sound) > (audio.MAX_SECONDS + audio.ROUNDED) * audio.SAMPLE_RATE:
+        raise ExternalError(
+            f"{clip.get('member') or clip['path']}: clip is longer than {audio.MAX_SECONDS:g} s, Whisper's window; it "
+            "has changed since it was scanned: restore it, or prepare a new run"
+        )
+    return sound
 
 
 def encoded_audio(clip: Mapping[str, Any]) -> bytes:

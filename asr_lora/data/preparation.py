@@ -266,7 +266,7 @@ def _write(
         draw.split: {
             "clips": len(draw.chosen),
             "hours": round(draw.drawn_seconds / 3600, 4),
-            "speakers": len({clip["speaker"] for clip in draw.chosen}),
+            "speakers": len({clip["speaker"] for clip in draw.chosen} - {""}),  # known ones
             "available": available[draw.split],
             "left_out": draw.left_out,
             "malformed_rows": corpus.malformed.get(draw.split, []),
@@ -300,7 +300,7 @@ def _write(
     for draw in draws:
         fact, out = splits[draw.split], sum(map(len, draw.left_out.values()))
         length = _length(draw.drawn_seconds)
-        log(f"{draw.split}: {fact['clips']} clips, {length}, {fact['speakers']} speakers, {out} left out")
+        log(f"{draw.split}: {fact['clips']} clips, {length}, {fact['speakers']} known speakers, {out} left out")
     leaks = dropped["leaks_dropped_from_train"]
     if not stream:
         log(f"dropped from train for overlap with dev or test: {sum(leaks.values())} ({_counts(leaks)})")

@@ -180,16 +180,18 @@ def decode_once(
     durations = [clip["duration"] for clip in clips]
     planned = batches(durations, decoding.batch_size, decoding.margin)
     share = planned[distributed.rank() :: distributed.world_size()]
-    for at, ((batch, seconds), input_features) in enumerate(_prefetched(share, clips, processor)):
-        limits = [_most_tokens(durations[index], decoding) for index in batch]
-        with torch.inference_mode(), encoder_context(model, seconds):
-            own = None if adapters is None else [adapters[index] for index in batch]
-            rows = _decode_in_parts(model, input_features.to(model.device, dtype), decoding, max(limits), capacity, own)
-        for index, row, limit in zip(batch, rows, limits, strict=True):
-            # Its own limit, not the longest clip's: a hypothesis must not depend on the other clips of its batch.
-            tokens = list(takewhile(lambda token: token != processor.tokenizer.eos_token_id, row))[:limit]
-            text = processor.decode(tokens, skip_special_tokens=True).strip()
-            hypotheses[index] = Hypothesis(tokens, text, truncated=len(tokens) == limit)
+    for at, parts in enumerate(_prefetched(share, clips, processor, decoding.margin)):
+        for batch, input_features in parts:
+            limits = [_most_tokens(durations[index], decoding) for index in batch]
+            with torch.inference_mode(), encoder_context(model, seconds_of(input_features)):
+                own = None if adapters is None else [adapters[index] for index in batch]
+                inputs = input_features.to(model.device, dtype)
+                rows = _decode_in_parts(model, inputs, decoding, max(limits), capacity, own)
+            for index, row, limit in zip(batch, rows, limits, strict=True):
+                # Its own limit, not the longest clip's: a hypothesis must not depend on the other clips of its batch.
+                tokens = list(takewhile(lambda token: token != processor.tokenizer.eos_token_id, row))[:limit]
+                text = processor.decode(tokens, skip_special_tokens=True).strip()
+                hypotheses[index] = Hypothesis(tokens, text, truncated=len(tokens) == limit)
         world_size = distributed.world_size()
         advance(sum(len(indices) for indices, _ in planned[at * world_size : (at + 1) * world_size]))
     for gathered in distributed.all_gather(hypotheses):
@@ -328,18 +330,31 @@ def _context(duration: float, margin: float | None) -> float:
 
 
 def _prefetched(
-    planned: Sequence[tuple[list[int], float]], clips: Sequence[Clip], processor: WhisperProcessor
-) -> Iterator[tuple[tuple[list[int], float], Tensor]]:
-    def read(batch: list[int], seconds: float) -> Tensor:
-        waveforms = [waveform(clips[index]) for index in batch]
-        return features.log_mel(waveforms, processor.feature_extractor, seconds)
+    planned: Sequence[tuple[list[int], float]], clips: Sequence[Clip], processor: WhisperProcessor,
+    margin: float | None,
+) -> Iterator[list[tuple[list[int], Tensor]]]:  # fmt: skip
+    """Yields each batch as clips and features, in parts of one context.
 
-    ahead: deque[tuple[tuple[list[int], float], Future[Tensor]]] = deque()
+    There is a second part only where a clip is longer than its duration says, and than its batch's context (manifests
+    and shards of earlier versions have the corpus's own durations): its context then follows from its audio.
+    """
+
+    def read(batch: list[int], seconds: float) -> list[tuple[list[int], Tensor]]:
+        waveforms = {index: waveform(clips[index]) for index in batch}
+        contexts: dict[float, list[int]] = {}
+        for index, sound in waveforms.items():
+            length = len(sound) / audio.SAMPLE_RATE
+            contexts.setdefault(seconds if length <= seconds else _context(length, margin), []).append(index)
+        return [
+            (own, features.log_mel([waveforms[index] for index in own], processor.feature_extractor, context))
+            for context, own in contexts.items()
+        ]
+
+    ahead: deque[Future[list[tuple[list[int], Tensor]]]] = deque()
     with ThreadPoolExecutor(max_workers=1) as pool:
         for batch in planned:
-            ahead.append((batch, pool.submit(read, *batch)))
+            ahead.append(pool.submit(read, *batch))
             if len(ahead) > 1:
-                ready, reading = ahead.popleft()
-                yield ready, reading.result()
-        for ready, reading in ahead:
-            yield ready, reading.result()
+                yield ahead.popleft().result()
+        for reading in ahead:
+            yield reading.result()

@@ -158,12 +158,16 @@ def bootstrap(
 ) -> tuple[list[float], str]:
     """Returns the 95 % percentile interval [low, high] of sum(errors) / sum(words), and what was drawn.
 
-    Draws whole speakers with replacement (a speaker's clips stay together): "speaker". Draws single clips where fewer
-    than MIN_SPEAKERS are known or one is unknown: "clip"; that interval does not extend to other speakers. M. Bisani
-    and H. Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004.
+    Draws whole speakers with replacement (a speaker's clips stay together, a clip of an unknown one is a speaker of its
+    own): "speaker". Draws single clips where fewer than MIN_SPEAKERS are known, or fewer than half of the clips have a
+    known one: "clip"; that interval does not extend to other speakers. Many unknown clips may be of few speakers, and
+    then say as little of other speakers as few known ones. M. Bisani and H. Ney, "Bootstrap estimates for confidence
+    intervals in ASR performance evaluation", ICASSP 2004.
     """
-    by_speaker = "" not in speakers and len(set(speakers)) >= MIN_SPEAKERS
-    units = np.unique(speakers, return_inverse=True)[1] if by_speaker else np.arange(len(speakers))
+    known = [speaker for speaker in speakers if speaker]
+    by_speaker = len(set(known)) >= MIN_SPEAKERS and 2 * len(known) >= len(speakers)
+    own = [speaker or f"\0{at}" for at, speaker in enumerate(speakers)]  # no corpus has a NUL in a name
+    units = np.unique(own, return_inverse=True)[1] if by_speaker else np.arange(len(speakers))
     errors, words = np.bincount(units, weights=errors), np.bincount(units, weights=words)  # a unit, no longer a clip
     rows = max(1, DRAWN_AT_ONCE // len(words))
     generator = np.random.default_rng(seed)

@@ -2,7 +2,8 @@
 
 Exports the last run, or the one that the overrides name: its adapter at eval.strength, merged into the base. Every
 export decodes test clips in its own runtime, and fails if its error rate differs from ours: export/ in the run folder
-(or export.out) then has it as <format>.failed, and the texts are in export/proofs/. 'adapters=[runs/a,runs/b]'
+(or export.out) then has it as <format>.failed, and the texts are in export/proofs/. With too few clips to decide, the
+outcome is `cannot tell`, and the export is kept. 'adapters=[runs/a,runs/b]'
 'weights=[0.5,0.5]' first combines several adapters. export.push=owner/name lists the files for the Hub;
 export.dry_run=false uploads them.
 """
@@ -99,6 +100,12 @@ def export(exported: Source, hardware: Hardware) -> None:
     if rows:
         write_json(out / "exports.json", {row["format"]: row for row in rows})
         tables.show_exports(rows)
+    whole = settings.clips is None or all(len(each.clips) < settings.clips for each in exported.sets)
+    more = "test has no more clips" if whole else "export.clips=null decodes all test clips"
+    for row in rows:
+        if row["outcome"] == "cannot tell":
+            log(f"{row['format']}: cannot tell (export.wer_tolerance={settings.wer_tolerance:g}): "
+                f"{'; '.join(row['undecided'])}; {more}")  # fmt: skip
     if failed := [row for row in rows if row["failures"]]:
         failures = "; ".join(f"{row['format']}: {', '.join(row['failures'])}" for row in failed)
         raise ExternalError(f"export: {failures}; the texts are in {out / 'proofs'}")
@@ -152,8 +159,8 @@ def _verified(out: Path, name: str, inputs: dict[str, Any]) -> dict[str, Any] | 
     """Returns the row of an export that was verified with the same inputs and is unchanged, else None."""
     file = _record(out, name)
     row = read_json(file) if file.is_file() else {}
-    unchanged = row.get("inputs") == inputs and not row["failures"] and row["bytes"] == _bytes(out / name)
-    return row if unchanged else None
+    known = row.get("inputs") == inputs and row.get("outcome") in ("passed", "cannot tell")
+    return row if known and row["bytes"] == _bytes(out / name) else None
 
 
 def _record(out: Path, name: str) -> Path:
@@ -197,10 +204,13 @@ def _verify(
         name, module, folder, exported.sets, config.model.task, hardware.device
     )
     figures, lines = verify.compare(config.eval, config.seed, exported.sets, ours, texts)
+    tolerance = config.export.wer_tolerance
+    failures, undecided = (judge(figures, tolerance) for judge in (verify.parity_failures, verify.undecided))
     row = {
-        "format": name, "runtime": module.runtime(), "device": device.type, "bytes": _bytes(folder), "seconds": seconds,
-        "our_seconds": sum(each["seconds"] for each in ours), "sets": figures,
-        "failures": verify.parity_failures(figures, config.export.wer_tolerance),
+        "format": name, "outcome": verify.outcome(failures, undecided), "runtime": module.runtime(),
+        "device": device.type, "bytes": _bytes(folder), "seconds": seconds,
+        "our_seconds": sum(each["seconds"] for each in ours), "sets": figures, "failures": failures,
+        "undecided": undecided,
     }  # fmt: skip
     return row, lines
 

@@ -212,3 +212,31 @@ def parity_failures(figures: Sequence[Mapping[str, Any]], tolerance: float) -> l
         if each["run_away"]:
             found.append(f"{each['run_away']} of {each['clips']} texts of {each['set']} run away, ours do not")
     return found
+
+
+def undecided(figures: Sequence[Mapping[str, Any]], tolerance: float) -> list[str]:
+    """Returns why the clips cannot show that the difference is within `tolerance`; an empty list if they can.
+
+    The paired interval must lie within the tolerance. Equal texts give the interval [0, 0] however few they are, so the
+    clips must also be enough to exclude that more of all clips than the tolerance are lost as a whole: where none of n
+    is, at most 3 / n of all are, at 95 % ("rule of three": J. A. Hanley and A. Lippman-Hand, "If nothing goes wrong, is
+    everything all right?", JAMA 249, 1983).
+    """
+    found = []
+    for each in figures:
+        clips, bounds = f"{each['clips']} clips", each["ci95"]
+        if bounds is None:
+            found.append(f"no reference of {each['set']} has a word")
+        elif max(-bounds[0], bounds[1]) > tolerance:
+            differs = f"{metrics.points(each['exported'] - each['ours'])} points"
+            interval = metrics.interval(bounds, metrics.points)
+            found.append(f"{each['rate'].upper()} of {each['set']} differs by {differs} ({interval}) on {clips}")
+        elif each["clips"] * tolerance < 3:
+            least = f"{min(100, 300 / each['clips']):.1f} points"
+            found.append(f"{clips} of {each['set']} exclude a difference of {least} at best")
+    return found
+
+
+def outcome(failures: Sequence[str], undecided: Sequence[str]) -> str:
+    """Returns failed, cannot tell or passed."""
+    return "failed" if failures else "cannot tell" if undecided else "passed"

@@ -3,14 +3,14 @@
 With prepare.audit_decode=500 the base model also decodes clips, and the page lists the transcripts that it contradicts.
 Writes audit/index.html into the run folder, which needs no network, and beside it the clips that it plays;
 audit/audit.json, the same as numbers and ids; and audit/suspects.txt, the ids for data.exclude_ids once a user has
-reviewed them. Facts of the audio come from the cache of the scan that preparation made.
+reviewed them. Clips of dev and test that only the model contradicts are shown, but not listed. Facts of the audio come
+from the cache of the scan that preparation made.
 """
 
 import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,19 @@ from asr_lora.config.schema import DataConfig
 from asr_lora.corpus import SPLITS
 from asr_lora.data import quality
 from asr_lora.data.manifest import audio_suffix, encoded_audio, read_manifest
-from asr_lora.data.quality import ISSUES, OUTLIER, Issue, ScannedClip, bounds
-from asr_lora.evaluation.error_analysis import alignments, runaway_signs
+from asr_lora.data.quality import ISSUES, Issue, ScannedClip
+from asr_lora.evaluation.error_analysis import alignments
 from asr_lora.evaluation.eval_sets import EvalSet
-from asr_lora.evaluation.metrics import clip_errors
+from asr_lora.evaluation.label_issues import (
+    LabelIssue,
+    is_suspect,
+    label_issues,
+    missing_symbols,
+    rank_issues,
+    suspect_rule,
+    suspect_threshold,
+    trusted_rates,
+)
 from asr_lora.reporting import charts
 from asr_lora.reporting.pages import environment
 from asr_lora.runs import folder
@@ -38,36 +47,10 @@ from asr_lora.speech.normalizer import Normalizer, primary_metric
 SHOWN = 6  # clips of every kind, with a player
 SHOWN_CONTRADICTED = 20  # transcripts that the model contradicts
 ALWAYS = ("undecodable", "truncated", "silent")  # kinds that are suspect whatever the model decodes
-LEAST = 0.5  # character error rate: a lower one comes from spelling and accents as often as from other words
-# Characters: on a single word the model itself is often wrong. Of eleven real Spanish transcripts that whisper-base
-# contradicted by half, nine were shorter: single numbers and spelled letters, which the model got wrong.
-SHORT = {"words": 12, "characters": 4}
 SIGNS = {
     "compression": "repetitive", "loop": "repetition loop", "rate": "more words than the time allows",
     "limit": "truncated", "silence": "text where the transcript is empty",
 }  # fmt: skip
-MANY = 5  # clips whose hypothesis has a symbol before its absence from the transcripts is listed
-LACKING = 0.2  # at most: transcripts with the symbol, as a share of the hypotheses with it
-MOST_LACKING = 20
-
-
-@dataclass(frozen=True)
-class LabelIssue:
-    """A normalized transcript (`reference`) and a model's hypothesis; `at` is the clip's index."""
-
-    at: int
-    hypothesis: str
-    reference: str
-    hypothesis_normalized: str
-    errors: int  # characters
-    characters: int  # of the reference; 0: it has no word
-    short: bool  # too short to trust the model
-    signs: Sequence[str]  # of a runaway hypothesis
-
-    @property
-    def rate(self) -> float:
-        """The character error rate; 0 for a transcript without a word."""
-        return self.errors / self.characters if self.characters else 0.0
 
 
 def audit(
@@ -85,10 +68,12 @@ def audit(
     odd = quality.find_issues(utterances, unit)
     contradicted = _contradicted(decode, most, utterances, token, normal, unit) if decode else []
     limit = suspect_threshold(contradicted)
+    suspects, for_review = _suspects(utterances, odd, contradicted, limit)
     facts = _facts(utterances, odd, unit) | {
         "normalizer": str(normal), "decoded": _decoded(utterances, contradicted, limit),
-        **_suspects(utterances, odd, contradicted, limit),
+        **_listed("suspects", utterances, suspects), **_listed("for_review", utterances, for_review),
     }  # fmt: skip
+    marks = dict.fromkeys(suspects, "in suspects.txt") | dict.fromkeys(for_review, "for review, not in suspects.txt")
     made = run / "audit"
     edited = _edited(made)
     with atomic_folder(made) as partial:
@@ -98,17 +83,19 @@ def audit(
             name=run.name, summary=summary, facts=facts, kinds=ISSUES, drop=data.exclude_ids,
             rule=suspect_rule(unit), apply=_apply(data, made),
             charts=_charts(utterances, unit, contradicted, limit),
-            shown={kind: [_example(utterances[at], detail, clips) for at, detail in own[:SHOWN]]
+            shown={kind: [_example(utterances[at], detail, clips, marks.get(at)) for at, detail in own[:SHOWN]]
                    for kind, own in odd.items()},
-            contradicted=_shown_contradicted(utterances, contradicted, limit, token, clips),
+            contradicted=_shown_contradicted(utterances, contradicted, marks, token, clips),
         )  # fmt: skip
         write_text(partial / "index.html", text)
         write_json(partial / "audit.json", facts)
         _write_suspects(partial, facts["suspects"], edited)
     if edited is not None:
         log(f"{made / 'suspects.txt'} was edited and is kept; the new list is suspects-new.txt beside it")
-    then = f"; review them, then {_apply(data, made)}" if facts["suspects"] else ""
-    log(f"suspects: {len(facts['suspects'])} of {len(utterances)} clips{then}")
+    then = f"; review them, then {_apply(data, made)}" if suspects else ""
+    log(f"suspects: {len(suspects)} of {len(utterances)} clips{then}")
+    if for_review:
+        log(f"{len(for_review)} clips of dev and test are for review, not in suspects.txt: a model contradicts them")
     log(f"page: {made / 'index.html'}")
     return made / "index.html"
 
@@ -164,12 +151,20 @@ def _suspects(
     odd: Mapping[str, Sequence[Issue]],
     contradicted: Sequence[LabelIssue],
     limit: float,
-) -> dict[str, Any]:
-    """Returns `suspects`, ids for data.exclude_ids in the manifest's order, and counts by split."""
+) -> tuple[list[int], list[int]]:
+    """Returns the clips for suspects.txt and those for review alone, as indices in the manifest's order.
+
+    Of dev and test only facts of the audio are listed: without the clips that the base model contradicts, they would be
+    chosen by its errors, and no longer be a fair test of it.
+    """
     sure = {issue.at for kind in ALWAYS for issue in odd[kind]}
-    places = sorted(sure | {issue.at for issue in contradicted if is_suspect(issue, limit)})
-    ids = [utterances[at].clip["id"] for at in places]
-    return {"suspects": ids, "suspects_by_split": _by_split(utterances, places)}
+    found = {issue.at for issue in contradicted if is_suspect(issue, limit)}
+    held_out = {at for at in found if utterances[at].split != "train"}
+    return sorted(sure | found - held_out), sorted(held_out - sure)
+
+
+def _listed(name: str, utterances: Sequence[ScannedClip], places: Sequence[int]) -> dict[str, Any]:
+    return {name: [utterances[at].clip["id"] for at in places], f"{name}_by_split": _by_split(utterances, places)}
 
 
 def _edited(folder: Path) -> str | None:
@@ -246,7 +241,7 @@ def _decoded(
         "clips": _by_split(utterances, [each.at for each in contradicted]),
         "median_cer": float(np.median(rates)) if rates else None,
         "threshold": limit,
-        "suspect": {utterances[each.at].clip["id"]: each.rate for each in contradicted if is_suspect(each, limit)},
+        "contradicted": {utterances[each.at].clip["id"]: each.rate for each in contradicted if is_suspect(each, limit)},
         "short": {utterances[each.at].clip["id"]: each.rate for each in ranked["short"] if each.rate > limit},
         "ran_away": {utterances[each.at].clip["id"]: list(each.signs) for each in ranked["ran_away"]},
         "lacking": missing_symbols(contradicted),
@@ -268,16 +263,17 @@ def _charts(
     }
 
 
-def _example(each: ScannedClip, detail: str, clips: Path) -> dict[str, Any]:
+def _example(each: ScannedClip, detail: str, clips: Path, mark: str | None) -> dict[str, Any]:
     return {
         "id": each.clip["id"], "split": each.split, "seconds": each.seconds, "detail": detail,
-        "text": each.clip["text"], "suspect": False, "sound": _sound(each, clips),
+        "text": each.clip["text"], "mark": mark, "sound": _sound(each, clips),
     }  # fmt: skip
 
 
 def _shown_contradicted(
-    utterances: Sequence[ScannedClip], contradicted: Sequence[LabelIssue], limit: float, token: str, clips: Path
-) -> dict[str, list[dict[str, Any]]]:
+    utterances: Sequence[ScannedClip], contradicted: Sequence[LabelIssue], marks: Mapping[int, str], token: str,
+    clips: Path,
+) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
     """Returns the groups of `rank_issues` with alignments, by characters in unspaced scripts."""
     by_character = Normalizer("characters", token) if primary_metric(token) == "cer" else str
 
@@ -285,8 +281,7 @@ def _shown_contradicted(
         (chunks,) = alignments([by_character(each.reference)], [by_character(each.hypothesis_normalized)])
         rate = f"{each.rate:.0%}: {each.errors} of {each.characters} characters"
         detail = ", ".join(SIGNS[sign] for sign in each.signs) or rate
-        aligned = {"suspect": is_suspect(each, limit), "chunks": chunks}
-        return _example(utterances[each.at], detail, clips) | aligned
+        return _example(utterances[each.at], detail, clips, marks.get(each.at)) | {"chunks": chunks}
 
     most = {"worst": SHOWN_CONTRADICTED}
     return {
@@ -306,88 +301,3 @@ def _sound(each: ScannedClip, clips: Path) -> str | None:
             log(f"no player on the page for {each.clip['id']}: {error}")
             return None
     return f"clips/{target.name}"
-
-
-def label_issues(
-    places: Sequence[int], utterances: Sequence[ScannedClip], model: Mapping[str, Any], normal: Normalizer, unit: str
-) -> list[LabelIssue]:
-    """Compares the transcripts of clips with the hypotheses of a model: a LabelIssue for every clip.
-
-    `places` are indices into `utterances`; `model` is an item of `decode_sets` with hypotheses in the same order.
-    `unit` is that of the language's primary metric, "words" or "characters".
-    """
-    references = [utterances[at].words for at in places]
-    normalized = [normal(text) for text in model["hypotheses"]]
-    errors, characters = clip_errors(references, normalized, normal.language or "", "cer")
-    return [
-        LabelIssue(
-            at, hypothesis, reference, text, wrong, count, count < SHORT[unit],
-            runaway_signs(text, reference, float(utterances[at].clip["duration"]), truncated),
-        )
-        for at, hypothesis, reference, text, wrong, count, truncated in zip(
-            places, model["hypotheses"], references, normalized, errors, characters, model["truncated"], strict=True
-        )
-    ]  # fmt: skip
-
-
-def trusted_rates(found: Sequence[LabelIssue]) -> list[float]:
-    """Returns the character error rates of issues where the model can be trusted: not short, not runaway."""
-    return [each.rate for each in found if not each.short and not each.signs]
-
-
-def suspect_threshold(found: Sequence[LabelIssue]) -> float:
-    """Returns the character error rate above which a transcript is suspect.
-
-    It rises with the model's own error rate: a model that is wrong everywhere makes few transcripts suspect.
-    """
-    trusted = trusted_rates(found)
-    return max(LEAST, bounds(trusted)[1]) if trusted else LEAST
-
-
-def suspect_rule(unit: str) -> str:
-    """Returns the rule of `suspect_threshold` in words, for the page."""
-    return (
-        f"in more than {LEAST:.0%} of the characters, and more than {OUTLIER:g} robust standard deviations "
-        f"(MAD / 0.6745) above the median, for transcripts of at least {SHORT[unit]} characters"
-    )
-
-
-def rank_issues(found: Sequence[LabelIssue]) -> dict[str, list[LabelIssue]]:
-    """Groups issues, the highest error rate first: `worst`, `short`, and `ran_away` (runaway hypotheses)."""
-    order = sorted(found, key=lambda each: (-each.rate, -each.errors, each.at))
-    contradicted = [each for each in order if each.errors and not each.signs]
-    return {
-        "worst": [each for each in contradicted if not each.short],
-        "short": [each for each in contradicted if each.short],
-        "ran_away": [each for each in order if each.signs],
-    }
-
-
-def is_suspect(each: LabelIssue, limit: float) -> bool:
-    """Whether the model can be trusted here and its error rate is above the limit."""
-    return not each.signs and not each.short and each.rate > limit
-
-
-def missing_symbols(found: Sequence[LabelIssue]) -> dict[str, list[dict[str, Any]]]:
-    """Finds `letters` and `words` that many hypotheses have and few transcripts of the same clips.
-
-    Each row has the symbol (`it`), and the number of clips whose hypothesis (`decoded`) or transcript (`written`) has
-    it. This shows corpora without accents, and speech that was not transcribed.
-    """
-    trusted = [each for each in found if not each.signs]
-    return {
-        "letters": _lacking(
-            [(set(filter(str.isalpha, each.hypothesis_normalized)), set(each.reference)) for each in trusted]
-        ),
-        "words": _lacking([(set(each.hypothesis_normalized.split()), set(each.reference.split())) for each in trusted]),
-    }
-
-
-def _lacking(pairs: Sequence[tuple[set[str], set[str]]]) -> list[dict[str, Any]]:
-    decoded = Counter(it for own, _ in pairs for it in own)
-    written = Counter(it for _, own in pairs for it in own)
-    return [
-        {"it": it, "decoded": clips, "written": written[it]}
-        for it, clips in decoded.most_common()
-        if clips >= MANY and written[it] <= LACKING * clips
-    ][:MOST_LACKING]

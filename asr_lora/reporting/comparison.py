@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from asr_lora.config.naming import result_settings
+from asr_lora.data.manifest import read_manifest
 from asr_lora.evaluation import metrics
 from asr_lora.evaluation.metrics import spread
 from asr_lora.reporting import charts, tables
@@ -20,7 +21,7 @@ from asr_lora.reporting.pages import environment, shared_command
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import Job
 from asr_lora.runtime.console import log
-from asr_lora.runtime.files import check_links, write_text
+from asr_lora.runtime.files import check_links, sha256_text, write_text
 from asr_lora.speech.normalizer import primary_metric
 
 
@@ -68,13 +69,28 @@ def compare_sweep(runs_dir: Path, jobs: Sequence[Job]) -> None:
 
 
 def _run(folder: Path) -> dict[str, Any]:
-    facts = run.read_scores(folder)
+    facts, trained = run.read_scores(folder), run.training_metrics(folder)
     split = next(iter(facts))
     return {
-        "name": folder.name, "settings": run.settings(folder), "trained": run.training_metrics(folder),
+        "name": folder.name, "settings": run.settings(folder), "trained": trained, "dev": _dev(folder, trained),
         "facts": facts, "split": split, "own": facts[split], "rate": primary_metric(facts[split]["language"]),
         "lines": run.read_hypotheses(folder, split),
         "page": folder / "report" / "index.html",
+    }  # fmt: skip
+
+
+def _dev(folder: Path, trained: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the dev `wer` of the kept adapter, its `clips` and `normalizer`, and the clips' hash.
+
+    None for a run without a dev decoding, or of a version that recorded none.
+    """
+    kept = [point["wer"] for point in trained.get("dev", []) if point["step"] == trained.get("best_step")]
+    if not kept or "dev_normalizer" not in trained:
+        return None
+    clips = [[clip["sha256"], clip["text"]] for clip in read_manifest(run.manifest(folder, "dev"))]
+    return {
+        "wer": kept[-1], "clips": len(clips), "normalizer": trained["dev_normalizer"],
+        "clips_sha256": sha256_text(json.dumps(clips)),
     }  # fmt: skip
 
 
@@ -105,11 +121,12 @@ def _group(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     rate, first = runs[0]["rate"], runs[0]["own"]
     folds = group_by_seed([each["settings"] for each in runs], [each["own"] for each in runs])
     rows = [_folded([runs[place] for place in places], rate) for places in folds]
-    best = min(rows, key=lambda row: float("inf") if row["mean"] is None else row["mean"])
+    chosen, rule = _choice(rows)
+    against = chosen or rows[0]
     names = list(dict.fromkeys(name for each in runs for name in each["facts"] if name != each["split"]))
     for row in rows:
-        row["to_best"] = _paired(best, row, rate)
-        row["sets"] = [_set(best, row, name) for name in names]
+        row["compared"] = _mark(chosen, rows) if row is against else _paired(against, row, rate)
+        row["sets"] = [_set(against, row, name) for name in names]
     return {
         "title": (
             f"{rate.upper()} on {first['clips']} {first['split']} clips, "
@@ -117,8 +134,34 @@ def _group(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ),
         "rows": rows, "runs": len(runs), "folded": any(len(row["runs"]) > 1 for row in rows),
         "contexts": sorted({tables.context_note(each["own"]) for each in runs}),
-        "rate": rate, "best": best, "sets": names, **_chart(rows, rate),
+        "sampled": tables.sample_note({runs[0]["split"]: first}), "rate": rate, "chosen": chosen, "rule": rule,
+        "to": "to the chosen" if chosen else "to the first",
+        "sets": names, **_chart(rows, rate),
     }  # fmt: skip
+
+
+def _choice(rows: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any] | None, str]:
+    """Returns the row of the lowest dev WER, and what to say of the choice; None and why where there is none.
+
+    The row of the lowest test rate would be the luckiest of several on the test clips, and its rate no fair estimate.
+    Dev WERs of different clips or normalizers are not compared.
+    """
+    if len(rows) < 2:
+        return None, ""
+    dev = [each["dev"] for row in rows for each in row["runs"]]
+    if None in dev:
+        reason = "not every run has a dev WER"
+    elif len({(each["clips_sha256"], each["normalizer"]) for each in dev}) > 1:
+        reason = "their dev clips or normalizers differ"
+    else:
+        chosen = min(rows, key=lambda row: float(row["dev_wer"]))
+        on = f"{metrics.percent(chosen['dev_wer'])}, {dev[0]['clips']} clips, normalized by {dev[0]['normalizer']}"
+        return chosen, f"chosen by dev WER ({on}): {chosen['name']}; differences are to it"
+    return None, f"nothing is chosen: {reason}; differences are to the first"
+
+
+def _mark(chosen: Mapping[str, Any] | None, rows: Sequence[Mapping[str, Any]]) -> str:
+    return "chosen by dev WER" if chosen else "the first" if len(rows) > 1 else "-"
 
 
 def _folded(runs: Sequence[Mapping[str, Any]], rate: str) -> dict[str, Any]:
@@ -126,6 +169,8 @@ def _folded(runs: Sequence[Mapping[str, Any]], rate: str) -> dict[str, Any]:
     first, rates = runs[0], [each["own"][rate] for each in runs]
     row = {name: first[name] for name in ("name", "base", "settings", "trained", "own", "facts", "split")}
     row |= {"runs": list(runs), "minutes": spread([each["trained"]["train_seconds"] / 60 for each in runs]).mean}
+    dev = [each["dev"]["wer"] for each in runs if each["dev"]]
+    row["dev_wer"] = spread(dev).mean if len(dev) == len(runs) else None
     if len(runs) == 1:
         return row | {
             "mean": rates[0],
@@ -170,10 +215,10 @@ def _chart(rows: Sequence[Mapping[str, Any]], rate: str) -> dict[str, Any]:
     return {"chart": Markup(drawn), "chart_title": "Rank and error"}
 
 
-def _set(best: Mapping[str, Any], row: Mapping[str, Any], name: str) -> str:
+def _set(against: Mapping[str, Any], row: Mapping[str, Any], name: str) -> str:
     """Returns the cell of another set: fine-tuned rate and difference to the base, or means of seeds."""
     scored = [each["facts"][name] for each in row["runs"] if name in each["facts"]]
-    other = best["facts"].get(name)
+    other = against["facts"].get(name)
     if not scored:
         return "-"
     rate = primary_metric(scored[0]["language"])
@@ -185,19 +230,15 @@ def _set(best: Mapping[str, Any], row: Mapping[str, Any], name: str) -> str:
     else:
         cell = "; ".join(f"{tables.rate_cell(each, each['language'])}, {tables.change(each)}" for each in scored)
     same = other is None or scored[0]["inputs"]["clips_sha256"] == other["inputs"]["clips_sha256"]
-    return cell if same else f"{cell} (other clips than {best['name']})"
+    return cell if same else f"{cell} (other clips than {against['name']})"
 
 
-def _paired(best: Mapping[str, Any], row: Mapping[str, Any], rate: str) -> str:
-    """Returns the row's rate minus the best row's, with a paired interval; seeds by mean errors."""
-    if row["mean"] is None:
-        return "no words"
-    if row is best:
-        return "lowest here"
+def _paired(against: Mapping[str, Any], row: Mapping[str, Any], rate: str) -> str:
+    """Returns the row's rate minus that of `against`, with a paired interval; seeds by mean errors."""
     lines, language = row["runs"][0]["lines"], row["own"]["language"]
     references = [line["reference_normalized"] for line in lines]
     sides = []
-    for side in (best, row):
+    for side in (against, row):
         counted = [
             metrics.clip_errors(references, [line["hypothesis_normalized"] for line in each["lines"]], language, rate)
             for each in side["runs"]

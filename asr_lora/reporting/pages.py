@@ -55,7 +55,8 @@ def environment(autoescape: bool) -> Environment:
         "rate_cell": tables.rate_cell, "change": tables.change, "context_note": tables.context_note,
         "redecoded_note": tables.redecoded_note, "runaways": tables.runaways, "small": tables.small,
         "strength_cell": tables.strength_cell, "strength_label": tables.strength_label, "is_best": tables.is_best,
-        "drawn_of": tables.drawn_of, "shared_value": shared_value, "tuning_label": tables.tuning_label,
+        "drawn_of": tables.drawn_of, "sample_note": tables.sample_note, "shared_value": shared_value,
+        "tuning_label": tables.tuning_label,
         "CHOSEN_ON_DEV": tables.CHOSEN_ON_DEV, "FOLDED": tables.FOLDED,
     }  # fmt: skip
     return made

@@ -32,7 +32,7 @@ def show_run(name: str, facts: Mapping[str, Mapping[str, Any]]) -> None:
     delta = own["delta"]
     cells = [cell for rate in rates for cell in (points(delta[rate]), interval(delta_interval(delta, rate), points))]
     table.add_row("difference in points", *cells, "")
-    notes = [context_note(own)]
+    notes = [context_note(own), *filter(None, [sample_note(facts)])]
     if own["ci_unit"] == "clip":
         notes.append(SHORT_OF_SPEAKERS)
     if own["split"] == "dev":
@@ -46,13 +46,16 @@ def show_run(name: str, facts: Mapping[str, Mapping[str, Any]]) -> None:
 def show_comparison(group: Mapping[str, Any]) -> None:
     """Prints comparable runs, a row for each run or for its seeds; `group` comes from `comparison`."""
     console, table = Console(), Table(title=group["title"])
-    for heading in ("run", "base", "fine-tuned", "spread" if group["folded"] else "95 % interval", "difference"):
+    spread = "spread" if group["folded"] else "95 % interval"
+    for heading in ("run", "dev WER", "base", "fine-tuned", spread, "difference"):
         table.add_column(heading, justify="right")
-    table.add_column("to the lowest")
+    table.add_column(group["to"])
     for number, row in enumerate(group["rows"], 1):
         baseline = percent(row["own"]["baseline"][group["rate"]])
-        table.add_row(str(number), baseline, row["tuned"], row["sure"], row["difference"], row["to_best"])
-    table.caption = "\n".join([*([FOLDED] if group["folded"] else []), *group["contexts"]])
+        cells = percent(row["dev_wer"]), baseline, row["tuned"], row["sure"], row["difference"], row["compared"]
+        table.add_row(str(number), *cells)
+    notes = [group["rule"], group["sampled"], FOLDED if group["folded"] else "", *group["contexts"]]
+    table.caption = "\n".join(filter(None, notes))
     console.print(table)
     for number, row in enumerate(group["rows"], 1):  # below the table: names are as wide as a terminal
         base = f", {row['base']}" if row["base"] else ""
@@ -68,6 +71,31 @@ def drawn_of(facts: Mapping[str, Any]) -> str:
     """Returns the number of clips, and of how many available ones; a stream does not know the latter."""
     available = f" of {facts['available']:,}" if facts["available"] is not None else ""
     return f"{facts['clips']:,}{available}"
+
+
+def sample_note(facts: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns which of the sets are samples, drawn by eval.limit, and how to score the whole; empty for none.
+
+    `facts` are metrics by set. A set of fewer clips than its limit is whole: the others are unusable. A run keeps no
+    more clips of a stream (`available` is None) than it was prepared with.
+    """
+    sampled = {
+        name: each
+        for name, each in facts.items()
+        if each["limit"] is not None and each["clips"] >= each["limit"] and each["clips"] != each["available"]
+    }
+    if not sampled:
+        return ""
+    which = "set" if len(sampled) > 1 else f"{next(iter(sampled))} set"
+    by = (
+        "a new run with eval.limit=null"
+        if None in [each["available"] for each in sampled.values()]
+        else "eval.limit=null"
+    )
+    return (
+        f"{', '.join(sampled)}: a sample, each speaker's first clip before any second; not comparable with published "
+        f"rates of the whole {which}, which {by} scores"
+    )
 
 
 def tuning_label(lora: Mapping[str, Any]) -> str:
@@ -114,8 +142,9 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints a row for every export and set of clips; `rows` are those of export/exports.json."""
     rate = "/".join(sorted({each["rate"].upper() for row in rows for each in row["sets"]}))
     table = Table(title="exports, each verified in its own runtime")
-    for heading in ("format", "runtime", "MB", "seconds", rate, "ours", "equal texts", ""):
-        table.add_column(heading, justify="left" if heading in ("format", "runtime", "") else "right")
+    for heading in ("format", "runtime", "MB", "seconds", rate, "ours", "equal texts"):
+        table.add_column(heading, justify="left" if heading in ("format", "runtime") else "right")
+    table.add_column("outcome", no_wrap=True)
     for row in rows:
         runtime = ", ".join(row[key] for key in ("runtime", "device") if key in row)  # older exports lack the device
         named = row["format"], runtime, f"{row['bytes'] / 1e6:.1f}", f"{row['seconds']:.1f}"
@@ -123,7 +152,7 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
             table.add_row(
                 *(named if at == 0 else [""] * 4), percent(each["exported"]), percent(each["ours"]),
                 f"{each['equal']} of {each['clips']}",
-                ("failed" if row["failures"] else "verified") if at == 0 else "",
+                row["outcome"] if at == 0 else "",
             )  # fmt: skip
     sets = ", ".join(f"{each['set']}, normalized by {each['normalizer']}" for each in rows[0]["sets"])
     table.caption = f"{sets}; ours: decoded by asr_lora at 30 s context, in {rows[0]['our_seconds']:.1f} s"

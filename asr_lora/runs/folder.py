@@ -35,7 +35,7 @@ from asr_lora.runtime.files import (
 Branch = TypeVar("Branch", EvalConfig, DecodingConfig, ReportConfig)
 SHARED_WITHIN = 60.0  # seconds: a network disk may show a new file late
 RENAMED_METRICS = {"ended_by": "stop_reason", "guard": "divergence", "out_of_memory": "oom_retries"}  # on 2026-11-29
-FIGURES = 3  # version of eval/<set>/metrics.json: raised whenever the same hypotheses give other or more figures
+FIGURES = 4  # version of eval/<set>/metrics.json: raised whenever the same hypotheses give other or more figures
 HYPOTHESIS_FIELDS = {  # of a line of hypotheses.jsonl
     "id": Path, "path": Path, "duration": float, "speaker": str, "reference": str, "reference_normalized": str,
     **{f"{model}{name}": kind for model in ("", "baseline_") for name, kind in (

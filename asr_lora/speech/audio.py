@@ -22,6 +22,7 @@ from asr_lora.runtime.files import cache_dir
 
 SAMPLE_RATE = 16_000  # Hz
 MAX_SECONDS = 30.0  # Whisper's window
+ROUNDED = 0.001  # seconds, to which durations and the times of segments are rounded
 PREROLL = 0.5  # seconds decoded before a segment and dropped: libsndfile 1.2 is silent for 0.2 s after a seek in an mp3
 LOUDEST = 2.0**32  # floats may have the scale of 32-bit integers; of larger ones the features would not be finite
 MOST_KERNEL = 2**24  # float32 of the resampling filter: 44,100 Hz takes 70,000, an odd 44,101 Hz 700 million (2.8 GB)

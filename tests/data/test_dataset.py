@@ -1,5 +1,6 @@
 """The dataset: steps made on demand, the same on every rank, with every clip where the sampler puts it."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,44 @@ def test_a_rank_reads_its_own_rows_alone(clips: list[dict[str, str]], processor:
     assert len(mine["labels"]) == 1
     with pytest.raises(ExternalError, match=r"gone\.mp3: clip cannot be read"):
         StepDataset(clips, order, 1, SpeechCollator(processor), rank=1, world_size=2)[0]
+
+
+def whole(batches: Sequence[Mapping[str, torch.Tensor]], sound: audio.Waveform, processor: WhisperProcessor) -> bool:
+    """Whether a row of the batches has the features of all of `sound`, and nothing else."""
+    for batch in batches:
+        seconds = batch["input_features"].shape[-1] / 100
+        made = log_mel([sound], processor.feature_extractor, seconds)[0]
+        if len(sound) <= seconds * audio.SAMPLE_RATE and any(torch.equal(row, made) for row in batch["input_features"]):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_clip_longer_than_its_duration_says_is_not_cut_and_changes_no_other_row(
+    clips: list[dict[str, str]], processor: WhisperProcessor, world_size: int
+) -> None:
+    (Path(clips[0]["path"])).write_bytes(tone("a", 0.9))  # its manifest says half a second
+    sounds = [audio.load(Path(clip["path"])) for clip in clips[:3]]
+    order = Fixed(Batch(tuple(RowSpec((at,)) for at in range(3)), 0.5))
+    steps = [StepDataset(clips, order, 1, SpeechCollator(processor), rank, world_size) for rank in range(world_size)]
+    made = [batch for each in steps for batch in each[0]]
+    assert all(whole(made, sound, processor) for sound in sounds)
+    rows = {batch["input_features"].shape[-1] / 100: len(batch["labels"]) for batch in made if len(batch["labels"]) > 0}
+    assert sorted(rows) == [0.5, 0.9]  # the others keep their context, in every division over ranks
+
+
+def test_joined_clips_that_are_longer_than_their_durations_say_are_divided_and_not_cut(
+    clips: list[dict[str, str]], processor: WhisperProcessor
+) -> None:
+    for clip, seconds in zip(clips[:3], (14.0, 16.1, 3.0), strict=True):
+        Path(clip["path"]).write_bytes(tone(clip["path"], seconds))
+    first, *rest = (audio.load(Path(clip["path"])) for clip in clips[:3])
+    order = Fixed(Batch((RowSpec((0, 1, 2), timestamps=True),), 30.0))
+    (made,) = StepDataset(clips, order, 1, SpeechCollator(processor))[0]
+    assert len(made["labels"]) == 2 and made["input_features"].shape[-1] == 3000
+    assert whole([made], first, processor) and whole([made], np.concatenate(rest), processor)
+    words = [processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in made["decoder_input_ids"]]
+    assert words == ["zin a", "zin b zin c"]
 
 
 def test_joined_clips_are_one_row_of_audio_and_one_of_text(

@@ -74,6 +74,38 @@ def test_a_hypothesis_depends_neither_on_the_clips_beside_it_nor_on_how_many_fit
     assert together == decode_clips(model, processor, clips, replace(settings, batch_size=2))
 
 
+@pytest.mark.parametrize("margin", [0.0, 1.0, None])
+def test_a_clip_longer_than_its_duration_says_is_decoded_whole_and_changes_no_other_hypothesis(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: list[dict[str, Any]],
+    margin: float | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    contexts: list[dict[int, float]] = []
+
+    def spy(waveforms: Sequence[audio.Waveform], extractor: Any, seconds: float) -> torch.Tensor:
+        assert all(len(waveform) <= seconds * audio.SAMPLE_RATE for waveform in waveforms)
+        contexts[-1] |= {len(waveform): seconds for waveform in waveforms}
+        return log_mel(waveforms, extractor, seconds)
+
+    monkeypatch.setattr("asr_lora.decoding.generate.features.log_mel", spy)
+    settings, found = replace(USUAL, margin=margin, max_new_tokens=10), []
+    for duration in (3.0, 0.5):  # of 3 s: what it is planned beside differs, its context and its hypothesis do not
+        contexts.append({})
+        clips[4] |= {"duration": duration}
+        found.append(decode_once(model, processor, clips, settings))
+    assert contexts[0] == contexts[1] and len(contexts[0]) == 5 and found[0] == found[1]
+
+
+def test_a_clip_that_is_longer_than_whispers_window_is_refused(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
+) -> None:
+    Path(clips[1]["path"]).write_bytes(tone("changed since", 31.0))
+    with pytest.raises(ExternalError, match=r"1\.mp3: clip is longer than 30 s, Whisper's window"):
+        decode_once(model, processor, clips, USUAL)
+
+
 @pytest.mark.parametrize("num_beams", [1, 2])
 def test_suppressed_tokens_are_never_generated_as_in_plain_generate(
     model: WhisperForConditionalGeneration,

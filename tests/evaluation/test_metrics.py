@@ -83,7 +83,11 @@ def test_few_or_unknown_speakers_make_the_clip_the_unit() -> None:
     ones = np.ones(40, dtype=np.int64)
     assert bootstrap(ones, ones, [f"s{i % 20}" for i in range(40)], seed=0) == ([1.0, 1.0], "speaker")
     assert bootstrap(ones, ones, [f"s{i % 19}" for i in range(40)], seed=0)[1] == "clip"
-    assert bootstrap(ones, ones, ["", *(f"s{i}" for i in range(39))], seed=0)[1] == "clip"
+    assert bootstrap(ones, ones, ["", *(f"s{i % 19}" for i in range(39))], seed=0)[1] == "clip"  # 19 are known
+    assert bootstrap(ones, ones, [*[""] * 20, *(f"s{i}" for i in range(20))], seed=0)[1] == "speaker"
+    assert bootstrap(ones, ones, [*[""] * 21, *(f"s{i}" for i in range(19))], seed=0)[1] == "clip"
+    most = np.ones(41, dtype=np.int64)  # 20 are known, but most clips are of somebody unknown
+    assert bootstrap(most, most, [*[""] * 21, *(f"s{i}" for i in range(20))], seed=0)[1] == "clip"
 
 
 def test_same_seed_same_interval_and_another_seed_hardly_another() -> None:
@@ -94,8 +98,8 @@ def test_same_seed_same_interval_and_another_seed_hardly_another() -> None:
     assert first == pytest.approx(other, abs=0.002)
 
 
-@pytest.mark.parametrize("unit", ["speaker", "clip"])
-def test_interval_covers_the_truth_at_about_its_nominal_rate(unit: str) -> None:
+@pytest.mark.parametrize(("unit", "unknown"), [("speaker", 0.0), ("speaker", 0.1), ("clip", 1.0)])
+def test_interval_covers_the_truth_at_about_its_nominal_rate(unit: str, unknown: float) -> None:
     generator = np.random.default_rng(4)
     units, clips_each, worlds, truth = 40, 5 if unit == "speaker" else 1, 200, 0.15
     covered = 0
@@ -103,8 +107,9 @@ def test_interval_covers_the_truth_at_about_its_nominal_rate(unit: str) -> None:
         rates = generator.beta(truth * 20, (1 - truth) * 20, size=units).repeat(clips_each)  # some speakers are harder
         words = generator.integers(4, 14, size=rates.size)
         errors = generator.binomial(words, rates)
-        speakers = np.arange(units).repeat(clips_each).astype(str).tolist() if unit == "speaker" else [""] * units
-        (low, high), drawn = bootstrap(errors, words, speakers, seed=world)
+        speakers = np.arange(units).repeat(clips_each).astype(str)
+        speakers[generator.random(speakers.size) < unknown] = ""
+        (low, high), drawn = bootstrap(errors, words, speakers.tolist(), seed=world)
         assert drawn == unit
         covered += low <= truth <= high
     assert 0.87 <= covered / worlds <= 0.99
@@ -133,6 +138,22 @@ def test_speakers_of_different_difficulty_widen_the_interval() -> None:
     by_speaker, _ = bootstrap(errors, words, np.arange(40).repeat(10).astype(str).tolist(), seed=0)
     by_clip, _ = bootstrap(errors, words, [""] * 400, seed=0)
     assert by_speaker[1] - by_speaker[0] > 2.5 * (by_clip[1] - by_clip[0])
+
+
+def test_a_clip_without_a_speaker_is_one_of_its_own_and_leaves_the_interval_over_speakers() -> None:
+    words = np.full(400, 10)
+    errors = np.repeat(np.tile([0, 4], 20), 10)
+    known = np.arange(40).repeat(10).astype(str).tolist()
+    by_clip, _ = bootstrap(errors, words, [""] * 400, seed=0)
+    for unknown in (1, 40):  # of 400 clips, of 1 or of 40 speakers
+        speakers = ["" if at % 10 == 0 and at < 10 * unknown else name for at, name in enumerate(known)]
+        (low, high), unit = bootstrap(errors, words, speakers, seed=0)
+        assert unit == "speaker" and high - low > 2.2 * (by_clip[1] - by_clip[0])
+    # Were the unknown ones a single speaker, of half of all clips, the interval would be far wider than over clips.
+    alone = [*[""] * 200, *(f"s{at}" for at in range(200))]
+    (low, high), unit = bootstrap(np.repeat([4, 0], 200), words, alone, seed=0)
+    over_clips, _ = bootstrap(np.repeat([4, 0], 200), words, [""] * 400, seed=0)
+    assert unit == "speaker" and high - low == pytest.approx(over_clips[1] - over_clips[0], rel=0.05)
 
 
 def test_delta_is_the_difference_of_the_two_rates_and_paired() -> None:

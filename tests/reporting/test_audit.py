@@ -15,16 +15,16 @@ from support.runs import cache_in, tiny_run
 from asr_lora.config.compose import Config, load
 from asr_lora.data import quality
 from asr_lora.data.quality import ISSUES, ScannedClip
-from asr_lora.prepare import main, prepare
-from asr_lora.reporting.audit import (
+from asr_lora.evaluation.label_issues import (
     LabelIssue,
-    audit,
     is_suspect,
     label_issues,
     missing_symbols,
     rank_issues,
     suspect_threshold,
 )
+from asr_lora.prepare import main, prepare
+from asr_lora.reporting.audit import audit
 from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, read_jsonl, write_jsonl
 from asr_lora.speech import audio
@@ -156,8 +156,11 @@ def test_no_clip_is_scanned_twice(faulty: Audited, its_cache: None, monkeypatch:
     write_audit(faulty.config)
 
 
-def test_a_clip_that_broke_since_is_named(faulty: Audited, its_cache: None) -> None:
-    clip = next(line for line in read_jsonl(faulty.run / "data" / "train.jsonl") if line["id"] == "rare")
+@pytest.mark.parametrize(("split", "name"), [("train", "rare"), ("test", "common_voice_test_00001")])
+def test_a_clip_that_broke_since_is_named_and_listed_whatever_its_split(
+    faulty: Audited, its_cache: None, split: str, name: str
+) -> None:
+    clip = next(line for line in read_jsonl(faulty.run / "data" / f"{split}.jsonl") if line["id"] == name)
     content = Path(clip["path"]).read_bytes()
     try:
         Path(clip["path"]).write_bytes(b"no sound")
@@ -166,8 +169,8 @@ def test_a_clip_that_broke_since_is_named(faulty: Audited, its_cache: None) -> N
     finally:
         Path(clip["path"]).write_bytes(content)
         write_audit(faulty.config)
-    assert found["odd"]["undecodable"]["found"] == {"rare": "clip cannot be decoded: Format not recognised"}
-    assert "rare" in found["suspects"] and "rare" not in faulty.facts["suspects"]
+    assert found["odd"]["undecodable"]["found"] == {name: "clip cannot be decoded: Format not recognised"}
+    assert name in found["suspects"] and name not in faulty.facts["suspects"] and found["for_review"] == []
 
 
 def of(texts: Sequence[str], seconds: float = 1.0, **info: Any) -> list[ScannedClip]:
@@ -264,12 +267,14 @@ def test_letters_and_words_that_the_transcripts_lack_are_counted() -> None:
 
 
 @pytest.fixture
-def two_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A base model whose hypotheses equal the transcripts, except for two clips."""
+def four_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base model whose hypotheses equal the transcripts, except for four clips."""
 
     def decode_sets(base: Any, decoding: Any, hardware: Any, sets: Sequence[Any], tuned: Any) -> list[dict[str, Any]]:
         assert tuned is None
         wrong = {
+            "common_voice_train_00030": "heel iets anders dan dat",
+            "common_voice_dev_00001": "heel iets anders dan dat",
             "common_voice_test_00001": "heel iets anders dan dat",
             "common_voice_train_00020": "ho ho ho ho ho " * 9,
         }
@@ -279,16 +284,33 @@ def two_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_contradicted_transcripts_are_listed_and_runaway_hypotheses_are_not(
-    faulty: Audited, its_cache: None, two_wrong: None
+    faulty: Audited, its_cache: None, four_wrong: None
 ) -> None:
     whole = faulty.again("prepare.audit_decode=60", "eval.limit=null", "run_name=whole")
     own, page = whole.facts, whole.page
     assert own["decoded"]["clips"] == {"train": 60, "dev": 2, "test": 6}
-    assert list(own["decoded"]["suspect"]) == ["common_voice_test_00001"]
+    held_out = ["common_voice_dev_00001", "common_voice_test_00001"]
+    assert list(own["decoded"]["contradicted"]) == ["common_voice_train_00030", *held_out]
     assert "common_voice_train_00020" in own["decoded"]["ran_away"]
-    assert set(own["suspects"]) == {"silent", "truncated", "common_voice_test_00001"}
-    assert "Runaway hypotheses" in page.text and "repetition loop" in page.text
-    assert "Clips of dev and test are among them" in page.text and "data.exclude_ids=" in page.text
+    assert set(own["suspects"]) == {"silent", "truncated", "common_voice_train_00030"}
+    assert "Runaway hypotheses" in page.text and "repetition loop" in page.text and "data.exclude_ids=" in page.text
+
+
+def test_clips_of_dev_and_test_that_only_a_model_contradicts_are_for_review_and_never_in_the_list(
+    faulty: Audited, its_cache: None, four_wrong: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reviewed = faulty.again("prepare.audit_decode=60", "eval.limit=null", "run_name=reviewed")
+    own, page = reviewed.facts, reviewed.page
+    assert own["for_review"] == ["common_voice_dev_00001", "common_voice_test_00001"]
+    assert own["for_review_by_split"] == {"train": 0, "dev": 1, "test": 1}
+    assert own["suspects_by_split"] == {"train": 3, "dev": 0, "test": 0}
+    listing = (reviewed.run / "audit" / "suspects.txt").read_text().split()
+    assert not {"common_voice_dev_00001", "common_voice_test_00001"} & set(listing)
+    assert "1 of dev, 1 of test" in page.text and "are not in suspects.txt" in page.text
+    assert "chosen by the base model's own errors" in page.text
+    assert all(f"{name} · for review, not in suspects.txt" in page.text for name in own["for_review"])
+    assert all(f"{name} · in suspects.txt" in page.text for name in own["suspects"])
+    assert "2 clips of dev and test are for review" in capsys.readouterr().err
 
 
 def test_the_base_model_decodes_as_many_training_clips_as_set(faulty: Audited, its_cache: None) -> None:
@@ -392,7 +414,7 @@ def test_markup_in_a_corpus_stays_text(faulty: Audited) -> None:
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_browser_the_page_has_no_errors_and_plays(
-    faulty: Audited, its_cache: None, two_wrong: None, browser: Any, scheme: str
+    faulty: Audited, its_cache: None, four_wrong: None, browser: Any, scheme: str
 ) -> None:
     own = faulty.again("prepare.audit_decode=60", f"run_name={scheme}")
     page, complaints = opened(browser, own.run / "audit" / "index.html", scheme, 390)

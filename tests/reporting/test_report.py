@@ -15,7 +15,7 @@ from transformers import WhisperConfig
 from asr_lora.config.compose import load
 from asr_lora.model.cost import PUBLISHED
 from asr_lora.report import compare, report
-from asr_lora.reporting.pages import hub_id, unbroken
+from asr_lora.reporting.pages import hub_id, unbroken, write_card
 from asr_lora.reporting.tables import show_run
 from asr_lora.runs import folder as run
 from asr_lora.runs.folder import FIGURES
@@ -71,6 +71,33 @@ def test_the_page_is_one_file_with_the_numbers_of_the_run(hostile_words: list[st
     players = [value for value in outside if value.startswith("clips/")]
     assert players and all((folder / "report" / value).is_file() for value in players)
     assert [value for value in outside if value not in players] == ["data:,"]
+
+
+SAMPLED = (
+    "a sample, each speaker's first clip before any second; not comparable with published rates of the whole test set"
+)
+
+
+@pytest.mark.parametrize(
+    ("limit", "available", "way"),
+    [(6, 9, ", which eval.limit=null"), (6, None, ", which a new run with eval.limit=null"), (9, 7, ""), (None, 7, "")],
+)  # 6 clips are scored: of 7 one is unusable; of a stream the number is unknown
+def test_a_score_of_a_sample_says_so_and_how_to_get_that_of_the_whole_set(
+    hostile_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    limit: int | None, available: int | None, way: str,
+) -> None:  # fmt: skip
+    made = shutil.copytree(load(hostile_words).run, tmp_path / "nl-a")
+    file = made / "eval" / "test" / "metrics.json"
+    write_json(file, read_json(file) | {"limit": limit, "available": available})
+    scores = run.read_scores(made)
+    show_run("nl-a", scores)
+    write_card(made, made, "apache-2.0", run.training_metrics(made), read_json(run.summary(made)), scores)
+    page = Page(report(made)).text
+    compared = Page(compare(str(tmp_path / "nl-*"), tmp_path)).text
+    shown = page, (made / "README.md").read_text(), capsys.readouterr().out, compared
+    for text in shown:
+        words = " ".join(text.split())
+        assert (SAMPLED + way in words) if way else "a sample" not in words
 
 
 def test_an_interval_stays_on_one_line_and_markup_beside_it_stays_text() -> None:
@@ -135,7 +162,8 @@ def test_a_comparison_has_a_row_for_every_run_and_its_difference(hostile_words: 
     runs = load(hostile_words).run.parent
     report(load(hostile_words).run)
     page = Page(compare(str(runs / "nl-*"), runs))
-    assert page.text.count("lowest here") == 1 and "points (" in page.text
+    assert page.text.count("chosen by dev WER") == page.text.count("Chosen by dev WER (") == 1
+    assert "points (" in page.text
     assert [tag for tag, _ in page.tags].count("svg") == 1  # two ranks make a plot
     (link,) = (attributes["href"] for tag, attributes in page.tags if tag == "a")
     assert link is not None and (runs / "comparison" / link).is_file()
@@ -158,10 +186,65 @@ def test_a_comparison_names_the_precision_of_the_base_where_runs_differ_in_it(
     assert "base in" not in capsys.readouterr().out
 
 
-def test_runs_scored_otherwise_share_no_table_no_chart_and_no_best(
+def copied(words: list[str], target: Path, *, dev: float | None, wer: float, seed: int = 0, **trained: Any) -> Path:
+    """Copies a run; `dev` and `wer` are the copy's rates on dev and test, `trained` other facts of its training."""
+    shutil.copytree(load(words).run, target)
+    facts = read_json(run.train_metrics(target)) | trained
+    kept = [{"step": 1, "wer": 0.01}, {"step": 2, "wer": dev}, {"step": 3, "wer": 0.02}]  # the kept one is not lowest
+    facts |= {"dev": kept if dev is not None else [], "best_step": 2 if dev is not None else None}
+    write_json(run.train_metrics(target), facts)
+    file = target / "eval" / "test" / "metrics.json"
+    write_json(file, read_json(file) | {"wer": wer})
+    recorded = run.settings_file(target)
+    recorded.write_text(recorded.read_text().replace("\nseed: 0\n", f"\nseed: {seed}\n"))
+    return target
+
+
+def test_dev_chooses_the_run_of_a_sweep_and_test_clips_choose_nothing(
     hostile_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The best is of the largest group, even if a run on other clips or normalizer is lower."""
+    copied([*hostile_words, "lora.r=2"], tmp_path / "nl-lowest-on-test", dev=0.7, wer=0.111)
+    copied(hostile_words, tmp_path / "nl-lowest-on-dev", dev=0.6, wer=0.222)
+    page = " ".join(Page(compare(str(tmp_path / "nl-*"), tmp_path)).text.split())
+    assert "2 runs; dev chose one with a word error rate of 22.2% on test" in page
+    rule = "hosen by dev WER (60.0%, 2 clips, normalized by marks 2): nl-lowest-on-dev; differences are to it"
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"C{rule}" in page and f"c{rule}" in shown
+    table = page.rpartition("to the chosen")[2]
+    of_first, of_second = table.split("nl-lowest-on-dev")[:2]
+    assert "70.0%" in of_first and "chosen" not in of_first
+    assert "60.0%" in of_second and "chosen by dev WER" in of_second
+
+
+def test_dev_wers_of_the_seeds_of_a_run_are_averaged(hostile_words: list[str], tmp_path: Path) -> None:
+    copied(hostile_words, tmp_path / "nl-a", dev=0.2, wer=0.1)
+    copied(hostile_words, tmp_path / "nl-b", dev=0.5, wer=0.1, seed=1)  # 35 % on average
+    copied([*hostile_words, "lora.r=2"], tmp_path / "nl-c", dev=0.3, wer=0.444)
+    page = " ".join(Page(compare(str(tmp_path / "nl-*"), tmp_path)).text.split())
+    assert "dev chose one with a word error rate of 44.4%" in page and "35.0%" in page
+
+
+@pytest.mark.parametrize("change", ["no dev", "another normalizer", "other clips"])
+def test_without_comparable_dev_figures_nothing_is_chosen(
+    hostile_words: list[str], tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {"dev_normalizer": "raw 2"} if change == "another normalizer" else {}
+    copied([*hostile_words, "lora.r=2"], tmp_path / "nl-b", dev=0.7, wer=0.2)
+    changed = copied(hostile_words, tmp_path / "nl-a", dev=None if change == "no dev" else 0.6, wer=0.1, **other)
+    if change == "other clips":
+        clips = read_jsonl(run.manifest(changed, "dev"))
+        write_jsonl(run.manifest(changed, "dev"), clips[1:])
+    page = " ".join(Page(compare(str(tmp_path / "nl-*"), tmp_path)).text.split())
+    reason = "not every run has a dev WER" if change == "no dev" else "their dev clips or normalizers differ"
+    rule = f"othing is chosen: {reason}; differences are to the first"
+    assert f"N{rule}" in page and f"n{rule}" in " ".join(capsys.readouterr().out.split())
+    assert "dev chose" not in page and "chosen by dev" not in page and "2 runs" in page
+
+
+def test_runs_scored_otherwise_share_no_table_no_chart_and_no_choice(
+    hostile_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The choice is among the largest group, even if a run on other clips or normalizer is lower."""
     one, two = load(hostile_words).run, load([*hostile_words, "lora.r=2"]).run
     changes: dict[str, dict[str, Any]] = {
         "nl-a": {}, "nl-b": {}, "nl-fewer": {"wer": 0.0}, "nl-raw": {"wer": 0.0, "normalizer": "raw"},
@@ -175,8 +258,9 @@ def test_runs_scored_otherwise_share_no_table_no_chart_and_no_best(
             facts["inputs"]["clips_sha256"] = "others"
         write_json(file, facts)
     page = Page(compare(str(tmp_path / "nl-*"), tmp_path))
-    verdict = " ".join(page.text.split("It is that of ")[0].split())
-    assert "6 runs; the lowest word error rate of the 3 that can be compared is" in verdict and "is 0.0%" not in verdict
+    verdict = " ".join(page.text.split("Chosen by dev WER ")[0].split())
+    assert "6 runs; of the 3 that can be compared, dev chose one with a word error rate of" in verdict
+    assert "of 0.0%" not in verdict
     assert page.text.count("both models are decoded at 30 s") == 1  # comparable, but noted
     for apart in ("other clips", "another normalizer", "another rate, another language"):
         assert f"Not comparable with those above: {apart}" in page.text

@@ -342,6 +342,54 @@ def test_significant_differences_above_tolerance_fail_and_one_word_of_few_does_n
     )  # ours does too
 
 
+def figures_of(config: Config, right: int, changed: int) -> list[dict[str, Any]]:
+    """Figures of an export whose texts equal ours in `right` clips of four words, and lose one word in `changed`."""
+    texts = ["een twee drie vier"] * (right + changed)
+    clips = [{"id": str(at), "text": text, "speaker": "", "duration": 3.0} for at, text in enumerate(texts)]
+    each = EvalSet("test", "test", "nl", clips, len(clips))  # type: ignore[arg-type]
+    ours = [{"hypotheses": texts, "truncated": [False] * len(texts), "seconds": 1.0}]
+    theirs = [texts[:right] + ["een twee drie"] * changed]
+    return verify.compare(config.eval, config.seed, [each], ours, theirs)[0]
+
+
+@pytest.mark.parametrize(
+    ("right", "changed", "outcome", "why"),
+    [
+        (100, 0, "passed", None),  # 3 of 100 is the tolerance
+        (99, 0, "cannot tell", "99 clips of test exclude a difference of 3.0 points at best"),
+        (16, 0, "cannot tell", "16 clips of test exclude a difference of 18.8 points at best"),
+        (95, 5, "passed", None),
+        (90, 10, "cannot tell", "WER of test differs by +2.5 points (+1.2 to +4.0) on 100 clips"),
+        (60, 40, "failed", None),
+    ],
+)
+def test_too_few_clips_for_the_tolerance_cannot_tell_and_are_not_passed(
+    words: list[str], right: int, changed: int, outcome: str, why: str | None
+) -> None:
+    figures = figures_of(load(words), right, changed)
+    undecided = verify.undecided(figures, 0.03)
+    assert verify.outcome(verify.parity_failures(figures, 0.03), undecided) == outcome
+    assert undecided[0].startswith(why) if why else not undecided or outcome == "failed", undecided
+
+
+def test_an_export_of_few_clips_is_kept_and_recorded_as_cannot_tell(
+    config_of: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):  # the second time it is known, and said again
+        main(config_of("export.formats=[hf]"))
+        shown = capsys.readouterr()
+        (line,) = (line for line in shown.err.splitlines() if line.startswith("hf: cannot tell"))
+        assert "2 clips of test" in line and line.endswith("export.clips=null decodes all test clips")
+        assert "cannot tell" in " ".join(shown.out.split())
+    row = read_json(tmp_path / "out" / "exports.json")["hf"]
+    assert (row["outcome"], row["failures"], len(row["undecided"])) == ("cannot tell", [], 1)
+    assert (tmp_path / "out" / "hf").is_dir() and not (tmp_path / "out" / "hf.failed").exists()
+    main(config_of("export.formats=[hf]", "export.clips=100"))
+    assert (
+        "6 clips of test exclude a difference of 50.0 points at best; test has no more clips" in capsys.readouterr().err
+    )
+
+
 # ---- devices of verification ----
 
 

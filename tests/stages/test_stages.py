@@ -112,9 +112,9 @@ def test_a_locale_without_a_token_trains_and_is_scored_under_a_related_one(words
 def test_scoring_with_other_settings_is_done_again_and_recorded(words: list[str]) -> None:
     train(load([*words, "eval.after=false"]))
     few = evaluate(load([*words, "eval.limit=2"]))
-    assert (few["clips"], few["normalizer"]) == (2, "marks")
+    assert (few["clips"], few["limit"], few["normalizer"]) == (2, 2, "marks")
     every = evaluate(load([*words, "eval.limit=null", "eval.normalizer=basic"]))
-    assert (every["clips"], every["normalizer"]) == (6, "basic")
+    assert (every["clips"], every["limit"], every["normalizer"]) == (6, None, "basic")
     dev = evaluate(load([*words, "eval.split=dev"]))
     assert dev["clips"] == 4  # all of dev, though the manifest drew two for training
 
