@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from asr_lora.decoding.generate import DecodingOptions, decode_clips
+from asr_lora.decoding.generate import DecodingOptions, decode_once
 from asr_lora.model import whisper
 from asr_lora.model.pretrained import load_processor
 from asr_lora.runs.launch import resident_bytes
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             done.append(done[-1] + count)
             held.append(resident_bytes())
 
-        decode_clips(
+        decode_once(
             model, processor, clips, DecodingOptions(asked.language, "transcribe", 1, asked.tokens, 40, 1.0, 8), advance
         )
     steady = [at for at, count in enumerate(done) if count >= len(clips) / 10]

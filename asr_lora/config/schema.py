@@ -166,6 +166,7 @@ class DecodingConfig:
     tokens_per_second: float
     context: str
     context_margin: float
+    fallback: bool
 
     def __post_init__(self) -> None:
         check("decoding.num_beams", self.num_beams, "at least 1", self.num_beams >= 1)

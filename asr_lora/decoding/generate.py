@@ -8,9 +8,10 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from itertools import groupby, takewhile
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -21,14 +22,17 @@ from asr_lora.config.schema import DecodingConfig, ModelConfig
 from asr_lora.data import features
 from asr_lora.data.manifest import Clip, waveform
 from asr_lora.data.sampler import context_for, count_micro_batches
+from asr_lora.decoding.logits import Sampled, SequenceScores, Suppressed
 from asr_lora.model.hardware import Capacity, Hardware, is_out_of_memory
 from asr_lora.model.pretrained import load_config
 from asr_lora.model.whisper import encoder_context, seconds_of
 from asr_lora.runtime import distributed
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError, first_line
+from asr_lora.runtime.files import sha256_text
 from asr_lora.speech import audio
 
+T = TypeVar("T")
 PROMPT_TOKENS = 4  # start, language, task, no timestamps
 VERSION = 4  # raised whenever the same settings decode the same clips to other hypotheses
 SPARE_TOKENS = 24  # added to what a clip's seconds allow: a clip of one second may hold a long word
@@ -40,7 +44,7 @@ MOST_AT_ONCE = 4  # times the rows of a batch at 30 s: with more, the cost of a 
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How clips are decoded; only `margin` differs between the base model and a fine-tuned one."""
+    """How clips are decoded, by the base model and a fine-tuned one alike."""
 
     language: str  # Whisper's token, without its brackets
     task: str
@@ -49,6 +53,7 @@ class DecodingOptions:
     tokens_per_second: float  # limit for a clip, beside SPARE_TOKENS: longer output runs away, and is truncated
     margin: float | None  # seconds of context behind a clip, rounded up to the next multiple; None: 30 s of context
     batch_size: int  # rows at 30 s; more rows of shorter contexts, with the same total length
+    fallback: bool = False  # whether a text that is not accepted is decoded again (decoding/fallback.py)
 
 
 class RowAdapter(NamedTuple):
@@ -58,13 +63,20 @@ class RowAdapter(NamedTuple):
     adapter: str
 
 
+class Row(NamedTuple):
+    """What is particular to a row of a batch: its token limit, its adapter in a mixed one, the seed of its draws."""
+
+    limit: int
+    adapter: RowAdapter | None
+    seed: int
+
+
 def decoding_options(
     decoding: DecodingConfig, model: ModelConfig, hardware: Hardware, language: str, short: bool
 ) -> DecodingOptions:
     """Returns the decoding options in Whisper's `language`.
 
-    `short`: the model was trained on contexts of less than 30 s. The base model is always decoded at 30 s, as it is
-    elsewhere.
+    `short`: whether contexts are as short as clips where decoding.context is auto; silence fills them up.
     Raises ConfigError for more tokens than the checkpoint has positions for.
     """
     limit = decoding.max_new_tokens
@@ -79,6 +91,7 @@ def decoding_options(
         tokens_per_second=decoding.tokens_per_second,
         margin=decoding.context_margin if short and decoding.context == "auto" else None,
         batch_size=rows_per_batch(hardware.decode_batch, decoding.num_beams),
+        fallback=decoding.fallback,
     )
 
 
@@ -86,24 +99,16 @@ def decoding_options(
 class Hypothesis:
     """Decoded tokens, their text, and whether the text was truncated at the token limit of its clip.
 
-    `redecoded`: the text ran away at a short context, and this is the one decoded at 30 s.
+    `first` is the text before the fallback, the same where there was none; `temperature` that of the last decoding.
     """
 
     tokens: list[int]  # after the prompt, before the end
     text: str
     truncated: bool
+    log_probability: float = field(compare=False)  # mean over the tokens and the end, in nats; rounded by the batch
+    first: str
+    temperature: float = 0.0
     redecoded: bool = False
-
-
-class Suppressed:
-    """A LogitsProcessor: these tokens are never generated."""
-
-    def __init__(self, tokens: Sequence[int], device: torch.device) -> None:
-        self.tokens = torch.tensor(tokens, device=device)
-
-    def __call__(self, _: Tensor, scores: Tensor) -> Tensor:
-        """Sets the tokens' scores, (rows, vocabulary), to minus infinity."""
-        return scores.index_fill(-1, self.tokens, -math.inf)
 
 
 @dataclass(frozen=True)
@@ -126,40 +131,6 @@ def suppress_tokens(model: Any) -> dict[str, Any]:
     return {"suppress_tokens": None, "logits_processor": [Suppressed(tokens, model.device)] if tokens else []}
 
 
-def decode_clips(
-    model: WhisperForConditionalGeneration,
-    processor: WhisperProcessor,
-    clips: Sequence[Clip],
-    decoding: DecodingOptions,
-    advance: Callable[[int], None] = lambda count: None,
-    expect: Callable[[int], None] = lambda count: None,
-    capacity: Capacity | None = None,
-) -> list[Hypothesis]:
-    """Decodes clips of the manifest; returns one hypothesis a clip, in their order.
-
-    `advance` is called after every batch with its number of clips, and `expect` with the number that is decoded a
-    second time. `capacity` is what fits the device's memory, lowered where that proves too much: pass the same one
-    again to a later call with the same model. Hypotheses do not depend on it.
-
-    Clips of similar length are decoded together: they share a context, and their hypotheses end together. A hypothesis
-    that was truncated at a short context is decoded again at 30 s, for which the base was made: there less runs away.
-    Raises ExternalError when a clip cannot be decoded.
-    """
-    capacity = capacity or Capacity()
-    hypotheses = decode_once(model, processor, clips, decoding, advance, capacity=capacity)
-    runaways = (
-        [] if decoding.margin is None else [at for at, hypothesis in enumerate(hypotheses) if hypothesis.truncated]
-    )
-    if not runaways:
-        return hypotheses
-    expect(len(runaways))
-    repeated, full_context = [clips[at] for at in runaways], replace(decoding, margin=None)
-    redecoded = decode_once(model, processor, repeated, full_context, advance, capacity=capacity)
-    for at, hypothesis in zip(runaways, redecoded, strict=True):
-        hypotheses[at] = replace(hypothesis, redecoded=True)
-    return hypotheses
-
-
 def decode_once(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
@@ -168,35 +139,58 @@ def decode_once(
     advance: Callable[[int], None] = lambda count: None,
     adapters: Sequence[RowAdapter] | None = None,
     capacity: Capacity | None = None,
+    temperature: float = 0.0,
 ) -> list[Hypothesis]:
-    """Decodes as `decode_clips`, but a hypothesis that runs away at a short context stays truncated.
+    """Decodes clips of the manifest once; returns one hypothesis a clip, in their order.
 
-    With `adapters`, one a clip, clips of several languages and adapters share a batch; `model` is then that of
+    `advance` is called after every batch with its number of clips. `capacity` is what fits the device's memory, lowered
+    where that proves too much: pass the same one again to a later call with the same model. Hypotheses do not depend on
+    it. Clips of similar length are decoded together: they share a context, and their hypotheses end together.
+
+    At a `temperature` above 0 tokens are drawn; a clip's draws follow from the clip and the temperature. With
+    `adapters`, one a clip, clips of several languages and adapters share a batch; `model` is then that of
     adapter.load_adapters, and decoding.margin None.
+    Raises ExternalError when a clip cannot be decoded.
     """
-    hypotheses: dict[int, Hypothesis] = {}
     capacity = capacity or Capacity()
+
+    def decode(batch: Sequence[int], input_features: Tensor) -> list[Hypothesis]:
+        rows = [
+            Row(_most_tokens(clips[at]["duration"], decoding), adapters[at] if adapters else None, _seed(clips[at]))
+            for at in batch
+        ]
+        decoded = _decode_in_parts(model, input_features, decoding, capacity, rows, temperature)
+        made = []
+        for row, (tokens, log_probability) in zip(rows, decoded, strict=True):
+            text = processor.decode(tokens, skip_special_tokens=True).strip()
+            made.append(Hypothesis(tokens, text, len(tokens) == row.limit, log_probability, text, temperature))
+        return made
+
+    return over_batches(model, processor, clips, decoding, decode, advance)
+
+
+def over_batches(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: Sequence[Clip],
+    decoding: DecodingOptions, work: Callable[[Sequence[int], Tensor], Sequence[T]],
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[T]:  # fmt: skip
+    """Calls `work` with the numbers of a batch's clips and its input_features; returns its results in order.
+
+    The processes of a run share the batches, and all return all results.
+    """
+    found: dict[int, T] = {}
     dtype = model.get_encoder().conv1.weight.dtype  # a quantized model's own dtype is that of its integers
-    durations = [clip["duration"] for clip in clips]
-    planned = batches(durations, decoding.batch_size, decoding.margin)
-    share = planned[distributed.rank() :: distributed.world_size()]
+    world_size = distributed.world_size()
+    planned = batches([clip["duration"] for clip in clips], decoding.batch_size, decoding.margin)
+    share = planned[distributed.rank() :: world_size]
     for at, parts in enumerate(_prefetched(share, clips, processor, decoding.margin)):
         for batch, input_features in parts:
-            limits = [_most_tokens(durations[index], decoding) for index in batch]
             with torch.inference_mode(), encoder_context(model, seconds_of(input_features)):
-                own = None if adapters is None else [adapters[index] for index in batch]
-                inputs = input_features.to(model.device, dtype)
-                rows = _decode_in_parts(model, inputs, decoding, max(limits), capacity, own)
-            for index, row, limit in zip(batch, rows, limits, strict=True):
-                # Its own limit, not the longest clip's: a hypothesis must not depend on the other clips of its batch.
-                tokens = list(takewhile(lambda token: token != processor.tokenizer.eos_token_id, row))[:limit]
-                text = processor.decode(tokens, skip_special_tokens=True).strip()
-                hypotheses[index] = Hypothesis(tokens, text, truncated=len(tokens) == limit)
-        world_size = distributed.world_size()
+                found |= zip(batch, work(batch, input_features.to(model.device, dtype)), strict=True)
         advance(sum(len(indices) for indices, _ in planned[at * world_size : (at + 1) * world_size]))
-    for gathered in distributed.all_gather(hypotheses):
-        hypotheses |= gathered
-    return [hypotheses[index] for index in range(len(clips))]
+    for gathered in distributed.all_gather(found):
+        found |= gathered
+    return [found[index] for index in range(len(clips))]
 
 
 def decode_long_form(
@@ -238,21 +232,20 @@ def decode_long_form(
 
 
 def _decode_in_parts(
-    model: WhisperForConditionalGeneration, input_features: Tensor, decoding: DecodingOptions, limit: int,
-    capacity: Capacity, adapters: Sequence[RowAdapter] | None,
-) -> list[list[int]]:  # fmt: skip
+    model: WhisperForConditionalGeneration, input_features: Tensor, decoding: DecodingOptions, capacity: Capacity,
+    rows: Sequence[Row], temperature: float,
+) -> list[tuple[list[int], float]]:  # fmt: skip
     """Generates tokens for each clip in parts of at most `capacity`, lowered where memory runs out.
 
     Lowered in this process only: ranks are given the same batches whatever fits them.
     """
-    found: list[list[int]] = []
+    found: list[tuple[list[int], float]] = []
     seconds = seconds_of(input_features) * decoding.num_beams  # of a row: every beam takes a clip's memory
     while len(found) < len(input_features):
         left = input_features[len(found) :]
         part = left.tensor_split(count_micro_batches(len(left), seconds, capacity.seconds))[0]
         try:
-            own = adapters and adapters[len(found) : len(found) + len(part)]
-            found += _generate(model, part, decoding, limit, own)
+            found += _generate(model, part, decoding, rows[len(found) : len(found) + len(part)], temperature)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -279,24 +272,36 @@ def _not_even_one(error: RuntimeError) -> ExternalError:
 
 
 def _generate(
-    model: WhisperForConditionalGeneration, input_features: Tensor, decoding: DecodingOptions, limit: int,
-    adapters: Sequence[RowAdapter] | None,
-) -> list[list[int]]:  # fmt: skip
-    """Generates a row of tokens a clip."""
-    mixed: dict[str, object] = {}
-    if adapters is not None:
-        # Without it a row with an unasked timestamp would be decoded on from there, without the other rows.
-        mixed = {"adapter_names": [each.adapter for each in adapters], "force_unique_generate_call": True}
-    rows: list[list[int]] = model.generate(
+    model: WhisperForConditionalGeneration, input_features: Tensor, decoding: DecodingOptions, rows: Sequence[Row],
+    temperature: float,
+) -> list[tuple[list[int], float]]:  # fmt: skip
+    """Generates tokens for each clip, at most its own limit, and their mean log-probability."""
+    suppressed, adapters = suppress_tokens(model), [row.adapter for row in rows if row.adapter]
+    scores = SequenceScores(decoding.num_beams, PROMPT_TOKENS, model.generation_config.eos_token_id)
+    drawn = [Sampled(temperature, [row.seed for row in rows])] if temperature else []
+    decoded: list[list[int]] = model.generate(
         input_features=input_features,
-        language=decoding.language if adapters is None else [each.language for each in adapters],
+        language=[each.language for each in adapters] if adapters else decoding.language,
         task=decoding.task,
         num_beams=decoding.num_beams,
-        max_new_tokens=limit,
-        **suppress_tokens(model),
-        **mixed,
+        max_new_tokens=max(row.limit for row in rows),
+        **suppressed | {"logits_processor": [*suppressed["logits_processor"], scores, *drawn]},
+        # Without it a row with an unasked timestamp would be decoded on from there, without the other rows.
+        force_unique_generate_call=True,
+        **({"adapter_names": [each.adapter for each in adapters]} if adapters else {}),
     ).tolist()
-    return rows if adapters is None else [row[PROMPT_TOKENS:] for row in rows]  # such a call returns the prompt too
+    found = []
+    for at, (row, ids) in enumerate(zip(rows, decoded, strict=True)):
+        # Its own limit, not the longest clip's: a hypothesis must not depend on the other clips of its batch.
+        tokens = list(takewhile(lambda token: token != scores.end, ids[PROMPT_TOKENS:]))[: row.limit]
+        found.append((tokens, scores.mean(at, tokens, truncated=len(tokens) == row.limit)))
+    return found
+
+
+def _seed(clip: Clip) -> int:
+    """Returns the seed of a clip's draws: of its content, or of where it is in which recording."""
+    named = clip.get("sha256") or f"{Path(clip['path']).name} {clip.get('start')} {clip.get('end')}"
+    return int(sha256_text(named)[:16], 16)
 
 
 def _most_tokens(duration: float, decoding: DecodingOptions) -> int:

@@ -5,7 +5,6 @@ its counts and interval, and groups are in the order of their names, never of th
 """
 
 import re
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,11 +13,10 @@ import jiwer
 import numpy as np
 import regex
 
+from asr_lora.decoding.fallback import COMPRESSION_RATIO, compression_ratio
 from asr_lora.evaluation.metrics import SMALL, bootstrap
 from asr_lora.speech.normalizer import UNSPACED
 
-# OpenAI's threshold: text that zlib shortens more repeats itself (openai/whisper, transcribe.py).
-COMPRESSION_RATIO = 2.4
 # Up to 61 characters, four times in a row. Vowel signs belong to a word; without spaces nothing separates words.
 LOOP = regex.compile(
     r"(?<![\w\p{M}])(?P<once>[\w\p{M}].{0,60}?)(?:[^\w\p{M}]+(?P=once)(?![\w\p{M}])){3,}"
@@ -96,18 +94,14 @@ def runaway_signs(hypothesis: str, reference: str, seconds: float, cut: bool) ->
     """
     words, spoken = len(hypothesis.split()), len(reference.split())
     seen = {
-        "compression": _compression(hypothesis) > max(COMPRESSION_RATIO, OVER_REFERENCE * _compression(reference)),
+        "compression": compression_ratio(hypothesis)
+        > max(COMPRESSION_RATIO, OVER_REFERENCE * compression_ratio(reference)),
         "loop": bool(LOOP.search(hypothesis)) and not LOOP.search(reference),
         "rate": words > max(2 + WORDS_PER_SECOND * seconds, OVER_REFERENCE * spoken),
         "limit": cut,
         "silence": bool(words) and not spoken,
     }
     return [sign for sign in SIGNS if seen[sign]]
-
-
-def _compression(text: str) -> float:
-    data = text.encode()
-    return len(data) / len(zlib.compress(data))
 
 
 def count_runaways(signs: Sequence[Sequence[str]]) -> dict[str, int]:

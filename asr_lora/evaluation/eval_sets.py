@@ -19,6 +19,7 @@ from asr_lora.corpus import is_path, mdc
 from asr_lora.data.manifest import Clip, missing_files, read_manifest, trained_files
 from asr_lora.data.preparation import draw_from_corpus, split_clips
 from asr_lora.decoding import generate
+from asr_lora.decoding.fallback import decode_clips
 from asr_lora.decoding.generate import decoding_options
 from asr_lora.model import adapter, adapter_folder, whisper
 from asr_lora.model.hardware import Capacity, Hardware, free_memory
@@ -42,6 +43,7 @@ from asr_lora.speech.augment import brown_noise, mains_hum, white_noise
 from asr_lora.speech.normalizer import Normalizer
 
 OWN = ("*.csv", "*.jsonl", "*.json", "text", "segments", "wav.scp")  # a user's own tables, not Common Voice's
+CHECKED = 16  # clips that the base model decodes at 30 s too: it was made for that, and is decoded faster at short ones
 NON_SPEECH_VERSION = 1  # raised whenever the sounds change
 NON_SPEECH_SECONDS = (1, 2, 3, 5, 8, 12, 20, 29)  # of the clips without speech, one a length and kind of sound
 
@@ -201,20 +203,26 @@ def _non_speech(name: str, language: str) -> EvalSet:
 
 
 def decode_sets(
-    base: ModelConfig, decoding: DecodingConfig, hardware: Hardware, sets: Sequence[EvalSet], tuned: Path | None
-) -> list[dict[str, Any]]:
+    base: ModelConfig, decoding: DecodingConfig, hardware: Hardware, sets: Sequence[EvalSet], tuned: Path | None,
+    short: bool | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Decodes each set with the adapter in the folder `tuned`, or with the base model (None).
 
-    The keys are those of eval/<set>/metrics.json that decoding decides, and `hypotheses` and `truncated`, an item a
-    clip. Cached by everything that they follow from: a sweep decodes the base model once, and scoring the same
-    hypotheses under another normalizer decodes nothing. With several processes rank 0's cache counts.
+    `short`: whether contexts are as short as clips where decoding.context is auto; None: as the adapter was trained,
+    and short for the base model. Of the base model at short contexts `at_30_s` has the first clips' texts at 30 s too.
+    The keys are those of eval/<set>/metrics.json that decoding decides, and `hypotheses`, `first` (before the fallback)
+    and `truncated`, an item a clip. Cached by everything that they follow from: a sweep decodes the base model once,
+    and scoring the same hypotheses under another normalizer decodes nothing. With several processes rank 0's cache
+    counts.
     """
     name, found, model, load_seconds = "base" if tuned is None else "fine-tuned", [], None, 0.0
-    processor, short = load_processor(base.checkpoint), tuned is not None and adapter_folder.knows_short_context(tuned)
+    processor = load_processor(base.checkpoint)
+    if short is None:
+        short = tuned is None or adapter_folder.knows_short_context(tuned)
     of_model, capacity = distributed.rank_zero(lambda: _model_content(base.checkpoint, hardware, tuned)), Capacity()
     for each in sets:
         settings = decoding_options(decoding, base, hardware, each.language, short)
-        kept = cache_dir() / "hypotheses-2" / f"{_content(of_model, each, settings)}.json"
+        kept = cache_dir() / "hypotheses-3" / f"{_content(of_model, each, settings)}.json"
         if cached := distributed.rank_zero(partial(_kept, kept)):
             log(f"{name}, {each.name}: these clips were decoded before; hypotheses from {kept}")
             found.append({**cached, "cached": True})
@@ -225,6 +233,10 @@ def decode_sets(
             model = _loaded(base.checkpoint, hardware, tuned)
             load_seconds = time.perf_counter() - started
         facts = _decoded(model, processor, hardware, each, name, settings, capacity) | {"load_seconds": load_seconds}
+        if tuned is None and settings.margin is not None:
+            few, full = each.clips[:CHECKED], replace(settings, margin=None)
+            checked = decode_clips(model, processor, few, full, capacity=capacity)
+            facts["at_30_s"] = [hypothesis.text for hypothesis in checked]
         distributed.rank_zero(partial(write_json, kept, facts))
         found.append({**facts, "cached": False})
     return found
@@ -247,10 +259,11 @@ def _decoded(
 ) -> dict[str, Any]:  # fmt: skip
     started = time.perf_counter()
     with progress(f"decoding {each.name}, {name}", total=len(each.clips)) as bar:
-        hypotheses = generate.decode_clips(model, processor, each.clips, settings, bar.advance, bar.extend, capacity)
+        hypotheses = decode_clips(model, processor, each.clips, settings, bar.advance, bar.extend, capacity)
     seconds, audio_seconds = time.perf_counter() - started, sum(clip["duration"] for clip in each.clips)
     return {
         "hypotheses": [hypothesis.text for hypothesis in hypotheses],
+        "first": [hypothesis.first for hypothesis in hypotheses],  # before the fallback
         "truncated": [hypothesis.truncated for hypothesis in hypotheses],
         "redecoded": sum(hypothesis.redecoded for hypothesis in hypotheses),
         "device": hardware.name,

@@ -126,7 +126,7 @@ def _export_formats(exported: Source, hardware: Hardware) -> list[dict[str, Any]
     if len(before) == len(formats):
         return list(before.values())
     # Like those runtimes: greedily, at 30 s context. Decoded once and cached, as for an evaluation.
-    greedy = replace(config.decoding, context="full", num_beams=1)
+    greedy = replace(config.decoding, context="full", num_beams=1, fallback=False)
     ours, rows = decode_sets(config.model, greedy, hardware, exported.sets, exported.folder), []
     merged = out / "hf" if "hf" in before else None
     with TemporaryDirectory(dir=out, prefix=UNPROVEN) as scratch:

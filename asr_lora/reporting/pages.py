@@ -53,7 +53,7 @@ def environment(autoescape: bool) -> Environment:
         "primary_metric": primary_metric, "leading_first": tables.leading_first,
         "delta_interval": metrics.delta_interval, "normalizer_label": tables.normalizer_label,
         "rate_cell": tables.rate_cell, "change": tables.change, "context_note": tables.context_note,
-        "redecoded_note": tables.redecoded_note, "runaways": tables.runaways, "small": tables.small,
+        "fallback_note": tables.fallback_note, "runaways": tables.runaways, "small": tables.small,
         "strength_cell": tables.strength_cell, "strength_label": tables.strength_label, "is_best": tables.is_best,
         "drawn_of": tables.drawn_of, "sample_note": tables.sample_note, "shared_value": shared_value,
         "tuning_label": tables.tuning_label,

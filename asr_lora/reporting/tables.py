@@ -32,7 +32,7 @@ def show_run(name: str, facts: Mapping[str, Mapping[str, Any]]) -> None:
     delta = own["delta"]
     cells = [cell for rate in rates for cell in (points(delta[rate]), interval(delta_interval(delta, rate), points))]
     table.add_row("difference in points", *cells, "")
-    notes = [context_note(own), *filter(None, [sample_note(facts)])]
+    notes = [context_note(own), fallback_note(own), *filter(None, [sample_note(facts)])]
     if own["ci_unit"] == "clip":
         notes.append(SHORT_OF_SPEAKERS)
     if own["split"] == "dev":
@@ -114,7 +114,7 @@ def _sets(facts: Mapping[str, Mapping[str, Any]]) -> Table:
     notes = [
         "runaway: clips with text on silence, loops, or more words than the time allows; "
         f"small: fewer than {SMALL} clips",
-        *(f"{name}: {note}" for name, scored in facts.items() if (note := redecoded_note(scored))),
+        *(f"{name}: {fallback_note(scored)}" for name, scored in facts.items()),
     ]
     table = Table(title="every set", caption="\n".join(notes))
     for heading in ("set", "clips", "base", "fine-tuned", "difference", "runaway"):
@@ -216,15 +216,34 @@ def context_note(scored: Mapping[str, Any]) -> str:
     """Returns the encoder contexts at which both models were decoded."""
     baseline, tuned = (CONTEXTS[figures["context"]] for figures in (scored["baseline"], scored))
     if baseline == tuned:
-        return f"both models are decoded {tuned}"
+        return f"both models are decoded {tuned}{_agreement(scored)}"
     return f"the base model is decoded {baseline}, the fine-tuned model {tuned}"
 
 
-def redecoded_note(scored: Mapping[str, Any]) -> str:
-    """Returns how many clips ran away at a short context and were decoded again at 30 s; empty for none."""
-    count = scored["redecoded"]
-    clips = "clip" if count == 1 else "clips"
-    return f"{count} {clips} truncated at a short context and decoded again at 30 s" if count else ""
+def fallback_note(scored: Mapping[str, Any]) -> str:
+    """Returns how many clips Whisper's fallback decoded again for each model, and the rates without it."""
+    if not scored["inputs"]["decoding"]["fallback"]:
+        return "neither model has Whisper's fallback (decoding.fallback=false)"
+    baseline, rate = scored["baseline"], primary_metric(scored["language"])
+    again = (
+        f"Whisper's fallback decoded {baseline['redecoded']} clips again with the base model and "
+        f"{scored['redecoded']} with the fine-tuned one"
+    )
+    if scored[rate] is None or not baseline["redecoded"] + scored["redecoded"]:
+        return again
+    before, after = (percent(figures["without_fallback"][rate]) for figures in (baseline, scored))
+    delta = difference(scored["delta"]["without_fallback"], rate)
+    return f"{again}; without it {rate.upper()} is {before} and {after}, {delta}"
+
+
+def _agreement(scored: Mapping[str, Any]) -> str:
+    """Returns how the base model's texts at short contexts compare with those at 30 s, on the clips that were tried."""
+    if (found := scored["baseline"]["agreement"]) is None:
+        return ""
+    rate = primary_metric(scored["language"])
+    both = [found[context][rate] for context in ("short", "full")]
+    rates = "" if None in both else f", {rate.upper()} {percent(both[0])} and {percent(both[1])}"
+    return f"; {found['equal']} of {found['clips']} texts of the base model are the same at 30 s{rates}"
 
 
 def small(scored: Mapping[str, Any]) -> str:

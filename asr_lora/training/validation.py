@@ -10,7 +10,7 @@ from transformers import WhisperProcessor
 
 from asr_lora.config.schema import DivergenceConfig, TrainingConfig
 from asr_lora.data.manifest import Clip
-from asr_lora.decoding.generate import DecodingOptions, decode_clips
+from asr_lora.decoding.generate import DecodingOptions, decode_once
 from asr_lora.evaluation import metrics
 from asr_lora.evaluation.error_analysis import runaway_signs
 from asr_lora.model.hardware import Capacity, Hardware
@@ -114,7 +114,7 @@ class DevEvaluator:
         model.eval()
         hardware = self._hardware
         with torch.autocast(hardware.device.type, hardware.autocast, enabled=hardware.autocast is not None):
-            decoded = decode_clips(model, self._processor, self.clips, self._decoding, capacity=self._capacity)
+            decoded = decode_once(model, self._processor, self.clips, self._decoding, capacity=self._capacity)
         model.train()
         return {"hypotheses": [each.text for each in decoded], "truncated": [each.truncated for each in decoded]}
 

@@ -14,7 +14,7 @@ from support.speech import spoken
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora.data.features import log_mel
-from asr_lora.decoding.generate import DecodingOptions, RowAdapter, batches, decode_clips, decode_long_form, decode_once
+from asr_lora.decoding.generate import DecodingOptions, RowAdapter, batches, decode_long_form, decode_once
 from asr_lora.demo.assets import whisper_base_from_wheels
 from asr_lora.model import whisper
 from asr_lora.model.hardware import Capacity
@@ -69,9 +69,9 @@ def test_a_hypothesis_depends_neither_on_the_clips_beside_it_nor_on_how_many_fit
     margin: float | None,
 ) -> None:
     settings = replace(USUAL, margin=margin)
-    together = decode_clips(model, processor, clips, settings)
-    assert together == [decode_clips(model, processor, [clip], settings)[0] for clip in clips]
-    assert together == decode_clips(model, processor, clips, replace(settings, batch_size=2))
+    together = decode_once(model, processor, clips, settings)
+    assert together == [decode_once(model, processor, [clip], settings)[0] for clip in clips]
+    assert together == decode_once(model, processor, clips, replace(settings, batch_size=2))
 
 
 @pytest.mark.parametrize("margin", [0.0, 1.0, None])
@@ -115,10 +115,10 @@ def test_suppressed_tokens_are_never_generated_as_in_plain_generate(
 ) -> None:
     settings = replace(USUAL, num_beams=num_beams, max_new_tokens=8)
     unsuppressed = {
-        token for hypothesis in decode_clips(model, processor, clips, settings) for token in hypothesis.tokens
+        token for hypothesis in decode_once(model, processor, clips, settings) for token in hypothesis.tokens
     }
     model.generation_config.suppress_tokens = sorted(unsuppressed)
-    decoded = [hypothesis.tokens for hypothesis in decode_clips(model, processor, clips, settings)]
+    decoded = [hypothesis.tokens for hypothesis in decode_once(model, processor, clips, settings)]
     assert not unsuppressed & {token for tokens in decoded for token in tokens}
     plain = plain_generate(model, processor, clips, language="nl", num_beams=num_beams, max_new_tokens=8)
     assert decoded == [tokens[:8] for tokens in plain]  # a random model's timestamps make plain generate go on
@@ -127,41 +127,11 @@ def test_suppressed_tokens_are_never_generated_as_in_plain_generate(
 def test_a_runaway_is_truncated_by_the_duration_of_its_clip_and_marked(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
 ) -> None:
-    runaways = decode_clips(model, processor, clips, replace(USUAL, tokens_per_second=10))  # untrained: never stops
+    runaways = decode_once(model, processor, clips, replace(USUAL, tokens_per_second=10))  # untrained: never stops
     assert all(hypothesis.truncated for hypothesis in runaways)
     assert [len(hypothesis.tokens) for hypothesis in runaways] == [29, 44, 34, 28, 54]  # 24, and 10 a second
-    limited = decode_clips(model, processor, clips, replace(USUAL, max_new_tokens=5))
+    limited = decode_once(model, processor, clips, replace(USUAL, max_new_tokens=5))
     assert [len(hypothesis.tokens) for hypothesis in limited] == [5] * 5
-
-
-def test_a_runaway_at_a_short_context_is_decoded_again_at_thirty_seconds_and_marked(
-    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
-) -> None:
-    at_full = decode_clips(model, processor, clips, USUAL)
-    redecoded = decode_clips(model, processor, clips, replace(USUAL, margin=1.0))  # an untrained model never stops
-    assert [hypothesis.redecoded for hypothesis in redecoded] == [True] * len(clips)
-    assert [hypothesis.tokens for hypothesis in redecoded] == [hypothesis.tokens for hypothesis in at_full]
-    assert not any(hypothesis.redecoded for hypothesis in at_full)
-
-
-def test_progress_counts_clips_that_are_decoded_again_before_and_while_they_are(
-    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
-) -> None:
-    total, done, bar = len(clips), 0, []
-
-    def expect(count: int) -> None:
-        nonlocal total
-        total += count
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        bar.append((done, total))
-
-    decode_clips(model, processor, clips, replace(USUAL, margin=1.0, batch_size=2), advance, expect)
-    assert bar == [(1, 5), (2, 5), (5, 5), (7, 10), (9, 10), (10, 10)]
-    decode_clips(model, processor, clips, USUAL, advance, expect)  # at 30 s nothing is decoded again
-    assert total == 10
 
 
 def test_a_bar_that_is_extended_is_not_finished() -> None:
@@ -191,12 +161,12 @@ def test_the_model_gets_the_short_context_and_is_at_thirty_seconds_again_afterwa
 ) -> None:
     seen: list[int] = []
     hook = model.get_encoder().conv1.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[-1]))
-    decode_clips(model, processor, clips, replace(USUAL, batch_size=1))
+    decode_once(model, processor, clips, replace(USUAL, batch_size=1))
     at_full, seen[:] = list(seen), []
     assert set(at_full) == {3000}
-    decode_clips(model, processor, clips, replace(USUAL, margin=1.0, batch_size=1))
+    decode_once(model, processor, clips, replace(USUAL, margin=1.0, batch_size=1))
     hook.remove()
-    assert seen == [512, 384, 256, *at_full]  # an untrained model never stops, so all five are decoded again
+    assert seen == [512, 384, 256]
     assert model.config.max_source_positions == whisper.MAX_POSITIONS
 
 
@@ -234,9 +204,9 @@ def test_where_memory_runs_out_a_batch_is_decoded_by_halves_to_the_same_hypothes
     error: RuntimeError,
 ) -> None:
     memory = Small(model, 5, error)
-    whole = decode_clips(model, processor, clips, USUAL)
+    whole = decode_once(model, processor, clips, USUAL)
     memory.rows = 2
-    assert decode_clips(model, processor, clips, USUAL) == whole
+    assert decode_once(model, processor, clips, USUAL) == whole
     assert memory.sizes == [5, 5, 2, 2, 1]
 
 
@@ -248,12 +218,12 @@ def test_a_size_that_ran_out_of_memory_is_not_tried_again_and_logged_once(
 ) -> None:
     many, settings = [clips[at % len(clips)] for at in range(12)], replace(USUAL, batch_size=4)
     memory, capacity = Small(model, 4), Capacity()
-    whole = decode_clips(model, processor, many, settings, capacity=capacity)
+    whole = decode_once(model, processor, many, settings, capacity=capacity)
     memory.rows = 2
-    assert decode_clips(model, processor, many, settings, capacity=capacity) == whole
+    assert decode_once(model, processor, many, settings, capacity=capacity) == whole
     assert memory.sizes == [4, 4, 4, 4, 2, 2, 2, 2, 2, 2]  # a batch of four is tried once more, and then none
     assert capacity.seconds == 2 * audio.MAX_SECONDS
-    assert decode_clips(model, processor, many, settings, capacity=capacity) == whole
+    assert decode_once(model, processor, many, settings, capacity=capacity) == whole
     assert memory.sizes[10:] == [2] * 6
     logged = [line for line in capsys.readouterr().err.splitlines() if "memory ran out" in line]
     assert len(logged) == 1 and "at most 60 s of context at once" in logged[0]
@@ -302,7 +272,7 @@ def test_a_clip_that_does_not_fit_alone_is_reported_in_one_line(
 ) -> None:
     memory = Small(model, 0, error)
     with pytest.raises(ExternalError, match="not even one clip at a time fits") as refused:
-        decode_clips(model, processor, clips, USUAL)
+        decode_once(model, processor, clips, USUAL)
     assert str(error).splitlines()[0] in str(refused.value) and "\n" not in str(refused.value)
     assert memory.sizes == [5, 2, 1]
     with pytest.raises(ExternalError, match="not even one clip at a time fits"):
@@ -314,7 +284,7 @@ def test_an_error_other_than_out_of_memory_is_not_retried(
 ) -> None:
     memory = Small(model, 0, RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"))
     with pytest.raises(RuntimeError, match="EXECUTION_FAILED"):
-        decode_clips(model, processor, clips, USUAL)
+        decode_once(model, processor, clips, USUAL)
     assert memory.sizes == [5]
 
 
@@ -336,7 +306,7 @@ def test_real_weights_decode_at_thirty_seconds_as_plain_generate_token_for_token
     model, processor = whisper.load(checkpoint, "fp32", torch.device("cpu")), load_processor(checkpoint)
     clips = spoken(tmp_path, ["Goedemorgen.", "De trein naar Utrecht vertrekt om negen uur.", "Waar woon je?"])
     settings = replace(USUAL, num_beams=num_beams, max_new_tokens=444, batch_size=2)
-    decoded = decode_clips(model, processor, clips, settings)
+    decoded = decode_once(model, processor, clips, settings)
     assert not any(hypothesis.truncated for hypothesis in decoded)
     plain = plain_generate(model, processor, clips, language="nl", num_beams=num_beams)
     assert [hypothesis.tokens for hypothesis in decoded] == plain

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from support.releases import RELEASE, utterances, write_release
 from support.runs import cache_in, tiny_run
 
 from asr_lora.config.compose import load
+from asr_lora.decoding.generate import DecodingOptions
 from asr_lora.eval import evaluate
 from asr_lora.evaluation import eval_sets
 from asr_lora.evaluation.eval_sets import EvalSet
@@ -77,7 +79,7 @@ def test_only_a_set_that_is_added_later_is_scored(trained: list[str], monkeypatc
     real = eval_sets.decode_sets
 
     def decode_sets(
-        base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None
+        base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None, short: Any = None
     ) -> list[dict[str, Any]]:
         decoded.extend(each.name for each in sets)
         return real(base, decoding, hardware, sets, tuned)
@@ -112,7 +114,7 @@ def test_characters_are_aligned_counted_and_confused_where_cer_is_primary(
     train(load([*chinese, "eval.after=false"]))
 
     def decode_sets(
-        base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None
+        base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None, short: Any = None
     ) -> list[dict[str, Any]]:
         (own,) = sets
         texts = [
@@ -121,7 +123,7 @@ def test_characters_are_aligned_counted_and_confused_where_cer_is_primary(
         ]
         return [
             {
-                "hypotheses": texts, "truncated": [False] * len(texts), "redecoded": 0,
+                "hypotheses": texts, "first": texts, "truncated": [False] * len(texts), "redecoded": 0,
                 "device": "none", "context": "full", "audio_seconds": 1.0, "seconds": 1.0, "load_seconds": 0.0,
                 "rtfx": 1.0, "cached": False,
             }
@@ -149,7 +151,7 @@ def worse(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fine-tuned model with every other word wrong and text on silence; the base is always right."""
 
     def decode_sets(
-        base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None
+        base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None, short: Any = None
     ) -> list[dict[str, Any]]:
         def hypothesis(text: str) -> str:
             words = text.split() or ["en"]
@@ -158,6 +160,7 @@ def worse(monkeypatch: pytest.MonkeyPatch) -> None:
         return [
             {
                 "hypotheses": [hypothesis(clip["text"]) for clip in each.clips],
+                "first": [hypothesis(clip["text"]) for clip in each.clips],
                 "truncated": [False] * len(each.clips), "redecoded": 0,
                 "device": "none", "context": "full", "audio_seconds": 1.0, "seconds": 1.0, "load_seconds": 0.0,
                 "rtfx": 1.0, "cached": False,
@@ -234,7 +237,7 @@ def test_the_adapter_as_trained_is_scored_at_the_context_that_was_best_on_dev(
     trained: list[str], monkeypatch: pytest.MonkeyPatch, wrong: dict[str, float], best: str
 ) -> None:
     def decode_sets(
-        base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None
+        base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None, short: Any = None
     ) -> list[dict[str, Any]]:
         context = "short" if tuned is not None and knows_short_context(tuned) else "full"
         return [
@@ -243,7 +246,8 @@ def test_the_adapter_as_trained_is_scored_at_the_context_that_was_best_on_dev(
                     clip["text"] if tuned and at >= wrong[context] * len(each.clips) else ""
                     for at, clip in enumerate(each.clips)
                 ],
-                "truncated": [False] * len(each.clips), "redecoded": 0, "device": "none", "context": context,
+                "first": [""] * len(each.clips), "truncated": [False] * len(each.clips), "redecoded": 0,
+                "device": "none", "context": context,
                 "audio_seconds": 1.0, "seconds": 1.0, "load_seconds": 0.0, "rtfx": 1.0, "cached": False,
             }
             for each in sets
@@ -315,3 +319,42 @@ def test_training_keeps_keep_adapters_adapters(words: list[str]) -> None:
     config = load([*words, "training.save_steps=1", "training.keep_adapters=1", "eval.after=false"])
     train(config)
     assert [path.name for path in (config.run / "train" / "kept").iterdir()] == ["step-000002"]
+
+
+# ---- base and fine-tuned model alike ----
+
+
+def test_both_models_are_decoded_with_the_same_context_and_fallback_and_scored_without_it_too(
+    trained: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decoded: list[DecodingOptions] = []
+    ordinary = eval_sets.decode_clips
+
+    def spy(model: Any, processor: Any, clips: Any, decoding: DecodingOptions, *rest: Any, **named: Any) -> Any:
+        decoded.append(decoding)
+        return ordinary(model, processor, clips, decoding, *rest, **named)
+
+    monkeypatch.setattr(eval_sets, "decode_clips", spy)
+    named = f"run_dir={load(trained).run}"
+    facts = evaluate(load([*trained, named, "decoding.fallback=true", "decoding.max_new_tokens=4", "eval.limit=2"]))
+    base, at_30_s, tuned = decoded
+    assert base == tuned and base.fallback and base.margin is not None
+    assert at_30_s == replace(base, margin=None)
+    assert facts["context"] == facts["baseline"]["context"] == "short"
+    for model in (facts, facts["baseline"]):
+        assert model["redecoded"] == 2  # an untrained model never stops
+        assert model["without_fallback"]["clips"] == 2
+    lines = read_jsonl(load(trained).run / "eval" / "test" / "hypotheses.jsonl")
+    assert all(line["hypothesis"] != line["without_fallback"] for line in lines)
+    assert all(line["baseline_hypothesis"] != line["baseline_without_fallback"] for line in lines)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Whisper's fallback decoded 2 clips again with the base model and 2 with the fine-tuned one" in shown
+    assert "without it WER is" in shown and "2 texts of the base model are the same at 30 s" in shown
+
+
+def test_neither_model_is_decoded_at_short_contexts_where_the_adapter_was_not_trained_on_them(words: list[str]) -> None:
+    config = load([*words, "training.context=full", "eval.after=false"])
+    train(config)
+    facts = evaluate(config)
+    assert facts["context"] == facts["baseline"]["context"] == "full"
+    assert facts["baseline"]["agreement"] is None

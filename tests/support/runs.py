@@ -38,7 +38,8 @@ def tiny_run(release: Path, checkpoint: Path, runs: Path) -> list[str]:
     return [
         f"data.source={release}", "data.hours=null", "data.dev_clips=2", f"model.checkpoint={checkpoint}",
         "model.name=random", "model.precision=fp32", "lora.r=4", "training.max_steps=2", "training.batch_size=4",
-        "decoding.max_new_tokens=8", "hardware=cpu", "hardware.autocast=none", f"runs_dir={runs}",
+        "decoding.max_new_tokens=8", "decoding.fallback=false",  # tiny models never stop
+        "hardware=cpu", "hardware.autocast=none", f"runs_dir={runs}",
     ]  # fmt: skip
 
 

@@ -1,0 +1,99 @@
+"""Decodes clips with Whisper's own fallback: which texts are decoded again, at which temperatures.
+
+As OpenAI decodes (openai/whisper, transcribe.py, `decode_with_fallback`; Radford et al. 2023, section 4.5): a text that
+repeats itself, or that the model itself finds unlikely, is decoded again at rising temperatures until one is accepted;
+the last one stays. A text that is unlikely where the model predicts no speech is silence: it is dropped.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from asr_lora.data.manifest import Clip
+from asr_lora.decoding.generate import DecodingOptions, Hypothesis, decode_once, over_batches
+from asr_lora.model.hardware import Capacity
+
+TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
+COMPRESSION_RATIO = 2.4  # text that zlib shortens more repeats itself
+LOG_PROBABILITY = -1.0  # nats per token, the end included: a lower mean is unlikely
+NO_SPEECH = 0.6  # probability of <|nospeech|> after the start token
+
+
+def decode_clips(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    clips: Sequence[Clip],
+    decoding: DecodingOptions,
+    advance: Callable[[int], None] = lambda count: None,
+    expect: Callable[[int], None] = lambda count: None,
+    capacity: Capacity | None = None,
+) -> list[Hypothesis]:
+    """Decodes clips of the manifest; returns one hypothesis a clip, in their order.
+
+    `advance` is called after every batch with its number of clips, and `expect` with the number that is decoded again.
+    `capacity` is what fits the device's memory, lowered where that proves too much: pass the same one again to a later
+    call with the same model. Hypotheses do not depend on it.
+
+    Clips of similar length are decoded together: they share a context, and their hypotheses end together. With
+    `decoding.fallback` a text that Whisper would not accept is decoded again at 30 s: first greedily if it was decoded
+    at a short context, then at rising temperatures.
+    Raises ExternalError when a clip cannot be decoded.
+    """
+    capacity = capacity or Capacity()
+    hypotheses = decode_once(model, processor, clips, decoding, advance, capacity=capacity)
+    if not decoding.fallback:
+        return hypotheses
+    rejected = [at for at, each in enumerate(hypotheses) if not is_accepted(each)]
+    again = replace(decoding, margin=None)
+    no_speech = dict(zip(rejected, _no_speech(model, processor, [clips[at] for at in rejected], again), strict=True))
+    for at in rejected:
+        hypotheses[at] = _without_silence(hypotheses[at], no_speech[at])
+    for temperature in ([] if decoding.margin is None else [0.0]) + list(TEMPERATURES):
+        rejected = [at for at in rejected if not is_accepted(hypotheses[at])]
+        expect(len(rejected))
+        repeated, warmer = [clips[at] for at in rejected], replace(again, num_beams=1) if temperature else again
+        redecoded = decode_once(model, processor, repeated, warmer, advance, None, capacity, temperature)
+        for at, each in zip(rejected, redecoded, strict=True):
+            now = replace(each, first=hypotheses[at].first, redecoded=True)
+            hypotheses[at] = _without_silence(now, no_speech[at])
+    return hypotheses
+
+
+def compression_ratio(text: str) -> float:
+    """Returns the bytes of a text over those that zlib needs; about 1 for a sentence, 0 for none."""
+    data = text.encode()
+    return len(data) / len(zlib.compress(data))
+
+
+def is_accepted(hypothesis: Hypothesis) -> bool:
+    """Whether a decoded text stays; one that was truncated at the token limit of its clip does not."""
+    unlikely = hypothesis.truncated or hypothesis.log_probability < LOG_PROBABILITY
+    return not unlikely and compression_ratio(hypothesis.text) <= COMPRESSION_RATIO
+
+
+def _without_silence(hypothesis: Hypothesis, no_speech: float) -> Hypothesis:
+    """Drops an unlikely text where the model finds no speech, by the probability of <|nospeech|>."""
+    if no_speech <= NO_SPEECH or hypothesis.log_probability >= LOG_PROBABILITY:
+        return hypothesis
+    return replace(hypothesis, tokens=[], text="", truncated=False, log_probability=0.0, redecoded=True)
+
+
+def _no_speech(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: Sequence[Clip],
+    decoding: DecodingOptions,
+) -> list[float]:  # fmt: skip
+    """Returns the probability of <|nospeech|> after the start token for each clip, at 30 s."""
+    start = model.config.decoder_start_token_id
+    no_speech = model.generation_config.no_timestamps_token_id - 1  # as in OpenAI's vocabularies, whatever its name
+
+    def predict(_: Sequence[int], input_features: Tensor) -> list[float]:
+        ids = torch.full((len(input_features), 1), start, device=input_features.device)
+        logits = model(input_features=input_features, decoder_input_ids=ids).logits
+        shares: list[float] = logits[:, 0].float().softmax(-1)[:, no_speech].tolist()
+        return shares
+
+    return over_batches(model, processor, clips, replace(decoding, batch_size=1), predict)
