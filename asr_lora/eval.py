@@ -1,7 +1,7 @@
 """Scores base and fine-tuned model:  python -m asr_lora.eval [run_dir=runs/...] [eval.limit=null]
 
 Without overrides it scores the run that runs/last names; the overrides of train name the same run here. Both models
-decode the same clips with the same settings, context and fallback, unquantized, on the run's own split and on all of
+decode the same clips with the same settings and Whisper's fallback, unquantized, on the run's own split and on all of
 eval.sets. Writes
 eval/<set>/{hypotheses.jsonl,metrics.json}, and with eval.strengths=[...] eval/strengths.json. Under torchrun the
 processes share the clips.
@@ -89,8 +89,7 @@ def _score(
     """Decodes the sets with both models and writes their metrics, each with `common`."""
     names = ", ".join(f"{each.name} ({len(each.clips)} clips)" for each in sets)
     log(f"{config.run_name}: {names}, base and fine-tuned model, on {hardware.name}")
-    short = adapter_folder.knows_short_context(tuned)
-    before, after = (decode_sets(config.model, config.decoding, hardware, sets, each, short) for each in (None, tuned))
+    before, after = (decode_sets(config.model, config.decoding, hardware, sets, each) for each in (None, tuned))
     common = {**common, "precision": hardware.merged_precision, "versions": run.versions()}
     distributed.rank_zero(lambda: _write(config, sets, before, after, inputs, common))
 
@@ -165,9 +164,8 @@ def _score_model(
     references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
     facts = {
         **metrics.score(references, model["hypotheses"], speakers, normal, config.seed),
-        **{name: value for name, value in model.items() if name not in ("hypotheses", "first", "truncated", "at_30_s")},
+        **{name: value for name, value in model.items() if name not in ("hypotheses", "first", "truncated")},
         "without_fallback": metrics.score(references, model["first"], speakers, normal, config.seed),
-        "agreement": _agreement(references, model, normal, config.seed),
         "runaways": error_analysis.count_runaways(signs),
         **error_analysis.error_counts(
             [chunks for chunks, reference in zip(aligned, units, strict=True) if reference.strip()]
@@ -178,22 +176,6 @@ def _score_model(
         "hypothesis": list(model["hypotheses"]), "hypothesis_normalized": hypotheses, "errors": errors,
         "runaway": signs, "without_fallback": list(model["first"]),
     }  # fmt: skip
-
-
-def _agreement(
-    references: Sequence[str], model: Mapping[str, Any], normal: Normalizer, seed: int
-) -> dict[str, Any] | None:
-    """Compares the base model's texts of the first clips at short contexts with those at 30 s, normalized."""
-    if (full := model.get("at_30_s")) is None:
-        return None
-    short, count = model["hypotheses"][: len(full)], len(full)
-    scored = {name: metrics.score(references[:count], texts, [""] * count, normal, seed) for name, texts in (
-        ("short", short), ("full", full)
-    )}  # fmt: skip
-    equal = sum(normal(one) == normal(other) for one, other in zip(short, full, strict=True))
-    return {"clips": count, "equal": equal, **{
-        context: {rate: figures[rate] for rate in ("wer", "cer")} for context, figures in scored.items()
-    }}  # fmt: skip
 
 
 def _lines(each: EvalSet, clean: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ MOST_AT_ONCE = 4  # times the rows of a batch at 30 s: with more, the cost of a 
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How clips are decoded, by the base model and a fine-tuned one alike."""
+    """How clips are decoded; only `margin` differs between the base model and a fine-tuned one."""
 
     language: str  # Whisper's token, without its brackets
     task: str
@@ -76,7 +76,8 @@ def decoding_options(
 ) -> DecodingOptions:
     """Returns the decoding options in Whisper's `language`.
 
-    `short`: whether contexts are as short as clips where decoding.context is auto; silence fills them up.
+    `short`: the model was trained on contexts of less than 30 s. The base model is always decoded at 30 s, as it is
+    elsewhere.
     Raises ConfigError for more tokens than the checkpoint has positions for.
     """
     limit = decoding.max_new_tokens

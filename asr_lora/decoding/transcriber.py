@@ -43,8 +43,7 @@ AROUND = 0.2  # seconds kept before and after speech: a word's end is quieter th
 class Transcriber:
     """One loaded model that decodes recordings, by itself or with one of several adapters.
 
-    `short`: by adapter, whether it is decoded at contexts as short as its clips, because it was trained on them; None
-    is the model without an adapter, which need not be.
+    `short`: by adapter, whether it was trained on contexts of less than 30 s; None is the model without an adapter.
     `base` names the base's checkpoint, which may be a run's.
     """
 
@@ -121,7 +120,7 @@ def with_base(
     """Loads the base model alone. Raises ConfigError for a `language` that it has no token for."""
     _check_token(language, base)
     model = whisper.load(base.checkpoint, hardware.merged_precision, hardware.device)
-    return Transcriber(base, decoding, hardware, model, load_processor(base.checkpoint), {None: True})
+    return Transcriber(base, decoding, hardware, model, load_processor(base.checkpoint), {None: False})
 
 
 def with_run(
@@ -166,7 +165,7 @@ def with_adapters(
         name: adapter_folder.knows_short_context(folder) for name, folder in folders.items()
     }
     model = adapter.load_adapters(loaded, folders)
-    return Transcriber(base, decoding, hardware, model, load_processor(base.checkpoint), short | {None: True})
+    return Transcriber(base, decoding, hardware, model, load_processor(base.checkpoint), short | {None: False})
 
 
 def _check_token(language: str | None, base: ModelConfig) -> None:

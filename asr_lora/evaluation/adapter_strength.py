@@ -114,7 +114,7 @@ class AdapterSelector:
             elif (strength, context) != (1, self._context(source)):
                 tuned = Path(scratch) / "adapter"
                 arithmetic.scale_adapter(source, strength, tuned, self.model.checkpoint)
-            models = decode_sets(self.model, self.decoding, self.hardware, sets, tuned, context == "short")
+            models = decode_sets(self.model, self.decoding, self.hardware, sets, tuned)
         point: dict[str, Any] = {"strength": strength, "context": context, "sets": {}}
         for each, model in zip(sets, models, strict=True):
             references, speakers = ([clip[name] for clip in each.clips] for name in ("text", "speaker"))

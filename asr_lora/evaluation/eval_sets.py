@@ -43,7 +43,6 @@ from asr_lora.speech.augment import brown_noise, mains_hum, white_noise
 from asr_lora.speech.normalizer import Normalizer
 
 OWN = ("*.csv", "*.jsonl", "*.json", "text", "segments", "wav.scp")  # a user's own tables, not Common Voice's
-CHECKED = 16  # clips that the base model decodes at 30 s too: it was made for that, and is decoded faster at short ones
 NON_SPEECH_VERSION = 1  # raised whenever the sounds change
 NON_SPEECH_SECONDS = (1, 2, 3, 5, 8, 12, 20, 29)  # of the clips without speech, one a length and kind of sound
 
@@ -203,22 +202,17 @@ def _non_speech(name: str, language: str) -> EvalSet:
 
 
 def decode_sets(
-    base: ModelConfig, decoding: DecodingConfig, hardware: Hardware, sets: Sequence[EvalSet], tuned: Path | None,
-    short: bool | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+    base: ModelConfig, decoding: DecodingConfig, hardware: Hardware, sets: Sequence[EvalSet], tuned: Path | None
+) -> list[dict[str, Any]]:
     """Decodes each set with the adapter in the folder `tuned`, or with the base model (None).
 
-    `short`: whether contexts are as short as clips where decoding.context is auto; None: as the adapter was trained,
-    and short for the base model. Of the base model at short contexts `at_30_s` has the first clips' texts at 30 s too.
     The keys are those of eval/<set>/metrics.json that decoding decides, and `hypotheses`, `first` (before the fallback)
     and `truncated`, an item a clip. Cached by everything that they follow from: a sweep decodes the base model once,
     and scoring the same hypotheses under another normalizer decodes nothing. With several processes rank 0's cache
     counts.
     """
     name, found, model, load_seconds = "base" if tuned is None else "fine-tuned", [], None, 0.0
-    processor = load_processor(base.checkpoint)
-    if short is None:
-        short = tuned is None or adapter_folder.knows_short_context(tuned)
+    processor, short = load_processor(base.checkpoint), tuned is not None and adapter_folder.knows_short_context(tuned)
     of_model, capacity = distributed.rank_zero(lambda: _model_content(base.checkpoint, hardware, tuned)), Capacity()
     for each in sets:
         settings = decoding_options(decoding, base, hardware, each.language, short)
@@ -233,10 +227,6 @@ def decode_sets(
             model = _loaded(base.checkpoint, hardware, tuned)
             load_seconds = time.perf_counter() - started
         facts = _decoded(model, processor, hardware, each, name, settings, capacity) | {"load_seconds": load_seconds}
-        if tuned is None and settings.margin is not None:
-            few, full = each.clips[:CHECKED], replace(settings, margin=None)
-            checked = decode_clips(model, processor, few, full, capacity=capacity)
-            facts["at_30_s"] = [hypothesis.text for hypothesis in checked]
         distributed.rank_zero(partial(write_json, kept, facts))
         found.append({**facts, "cached": False})
     return found

@@ -97,9 +97,9 @@ def _scored(name: str, config: "Config", hardware: Hardware, combined: Path) -> 
     """Scores eval.limit test clips of a run with the base model, its own and the combined adapter."""
     each, rates = _test(config, name, config.eval.limit), {}
     references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
-    rate, short = primary_metric(each.language), adapter_folder.knows_short_context(combined)
+    rate = primary_metric(each.language)
     for model, folder in (("base", None), ("own", run.adapter(config.run)), ("combined", combined)):
-        (found,) = decode_sets(config.model, config.decoding, hardware, [each], folder, short)
+        (found,) = decode_sets(config.model, config.decoding, hardware, [each], folder)
         scored = metrics.score(
             references, found["hypotheses"], speakers, set_normalizer(config.eval, each), config.seed
         )

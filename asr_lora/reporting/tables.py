@@ -216,7 +216,7 @@ def context_note(scored: Mapping[str, Any]) -> str:
     """Returns the encoder contexts at which both models were decoded."""
     baseline, tuned = (CONTEXTS[figures["context"]] for figures in (scored["baseline"], scored))
     if baseline == tuned:
-        return f"both models are decoded {tuned}{_agreement(scored)}"
+        return f"both models are decoded {tuned}"
     return f"the base model is decoded {baseline}, the fine-tuned model {tuned}"
 
 
@@ -234,16 +234,6 @@ def fallback_note(scored: Mapping[str, Any]) -> str:
     before, after = (percent(figures["without_fallback"][rate]) for figures in (baseline, scored))
     delta = difference(scored["delta"]["without_fallback"], rate)
     return f"{again}; without it {rate.upper()} is {before} and {after}, {delta}"
-
-
-def _agreement(scored: Mapping[str, Any]) -> str:
-    """Returns how the base model's texts at short contexts compare with those at 30 s, on the clips that were tried."""
-    if (found := scored["baseline"]["agreement"]) is None:
-        return ""
-    rate = primary_metric(scored["language"])
-    both = [found[context][rate] for context in ("short", "full")]
-    rates = "" if None in both else f", {rate.upper()} {percent(both[0])} and {percent(both[1])}"
-    return f"; {found['equal']} of {found['clips']} texts of the base model are the same at 30 s{rates}"
 
 
 def small(scored: Mapping[str, Any]) -> str:

@@ -79,7 +79,7 @@ def test_only_a_set_that_is_added_later_is_scored(trained: list[str], monkeypatc
     real = eval_sets.decode_sets
 
     def decode_sets(
-        base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None, short: Any = None
+        base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None
     ) -> list[dict[str, Any]]:
         decoded.extend(each.name for each in sets)
         return real(base, decoding, hardware, sets, tuned)
@@ -114,7 +114,7 @@ def test_characters_are_aligned_counted_and_confused_where_cer_is_primary(
     train(load([*chinese, "eval.after=false"]))
 
     def decode_sets(
-        base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None, short: Any = None
+        base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None
     ) -> list[dict[str, Any]]:
         (own,) = sets
         texts = [
@@ -151,7 +151,7 @@ def worse(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fine-tuned model with every other word wrong and text on silence; the base is always right."""
 
     def decode_sets(
-        base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None, short: Any = None
+        base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None
     ) -> list[dict[str, Any]]:
         def hypothesis(text: str) -> str:
             words = text.split() or ["en"]
@@ -237,7 +237,7 @@ def test_the_adapter_as_trained_is_scored_at_the_context_that_was_best_on_dev(
     trained: list[str], monkeypatch: pytest.MonkeyPatch, wrong: dict[str, float], best: str
 ) -> None:
     def decode_sets(
-        base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None, short: Any = None
+        base: Any, decoding: Any, hardware: Any, sets: Sequence[EvalSet], tuned: Path | None
     ) -> list[dict[str, Any]]:
         context = "short" if tuned is not None and knows_short_context(tuned) else "full"
         return [
@@ -324,9 +324,10 @@ def test_training_keeps_keep_adapters_adapters(words: list[str]) -> None:
 # ---- base and fine-tuned model alike ----
 
 
-def test_both_models_are_decoded_with_the_same_context_and_fallback_and_scored_without_it_too(
+def test_both_models_have_the_same_fallback_and_are_scored_without_it_too(
     trained: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """They differ in the context of their first decoding alone."""
     decoded: list[DecodingOptions] = []
     ordinary = eval_sets.decode_clips
 
@@ -337,24 +338,14 @@ def test_both_models_are_decoded_with_the_same_context_and_fallback_and_scored_w
     monkeypatch.setattr(eval_sets, "decode_clips", spy)
     named = f"run_dir={load(trained).run}"
     facts = evaluate(load([*trained, named, "decoding.fallback=true", "decoding.max_new_tokens=4", "eval.limit=2"]))
-    base, at_30_s, tuned = decoded
-    assert base == tuned and base.fallback and base.margin is not None
-    assert at_30_s == replace(base, margin=None)
-    assert facts["context"] == facts["baseline"]["context"] == "short"
+    base, tuned = decoded
+    assert base == replace(tuned, margin=None) and base.fallback
     for model in (facts, facts["baseline"]):
         assert model["redecoded"] == 2  # an untrained model never stops
         assert model["without_fallback"]["clips"] == 2
     lines = read_jsonl(load(trained).run / "eval" / "test" / "hypotheses.jsonl")
-    assert all(line["hypothesis"] != line["without_fallback"] for line in lines)
-    assert all(line["baseline_hypothesis"] != line["baseline_without_fallback"] for line in lines)
+    assert any(line["hypothesis"] != line["without_fallback"] for line in lines)
+    assert any(line["baseline_hypothesis"] != line["baseline_without_fallback"] for line in lines)
     shown = " ".join(capsys.readouterr().out.split())
     assert "Whisper's fallback decoded 2 clips again with the base model and 2 with the fine-tuned one" in shown
-    assert "without it WER is" in shown and "2 texts of the base model are the same at 30 s" in shown
-
-
-def test_neither_model_is_decoded_at_short_contexts_where_the_adapter_was_not_trained_on_them(words: list[str]) -> None:
-    config = load([*words, "training.context=full", "eval.after=false"])
-    train(config)
-    facts = evaluate(config)
-    assert facts["context"] == facts["baseline"]["context"] == "full"
-    assert facts["baseline"]["agreement"] is None
+    assert "without it WER is" in shown
