@@ -22,6 +22,7 @@ from asr_lora.runtime.errors import RegressionError
 from asr_lora.speech.normalizer import VERSION, Normalizer, primary_metric
 
 DRAWS = 10_000  # bootstrap samples
+TAIL = 0.025  # share of the draws beyond either end of an interval: 95 % are within
 DRAWN_AT_ONCE = 1_000_000  # units: 8 MB a table, where all draws of 12,000 clips would be a gigabyte
 # Fewer make the interval too narrow: over 6 speakers a "95 %" one covers 83 %, over 2 46 % (simulated).
 MIN_SPEAKERS = 20
@@ -104,15 +105,16 @@ def paired_delta(
 
 
 def count_delta(
-    before: npt.ArrayLike, after: npt.ArrayLike, units: npt.ArrayLike, speakers: Sequence[str], seed: int
-) -> tuple[float, list[float], str]:
+    before: npt.ArrayLike, after: npt.ArrayLike, units: npt.ArrayLike, speakers: Sequence[str], seed: int,
+    tail: float = TAIL,
+) -> tuple[float, list[float], str]:  # fmt: skip
     """Returns the error rate after minus that before, its paired interval, and what was drawn.
 
     Errors of each clip before and after, and units of its reference; clips without a unit are left out.
     """
     old, new, counted = np.asarray(before), np.asarray(after), np.asarray(units)
     scored = np.flatnonzero(counted).tolist()
-    interval, unit = bootstrap((new - old)[scored], counted[scored], [speakers[at] for at in scored], seed)
+    interval, unit = bootstrap((new - old)[scored], counted[scored], [speakers[at] for at in scored], seed, tail)
     # The difference of the two quotients, not the quotient of the difference, so that it matches the two rates.
     difference = new[scored].sum() / counted.sum() - old[scored].sum() / counted.sum()
     return float(difference), interval, unit
@@ -142,21 +144,22 @@ def clip_errors(
 
 
 def share_delta(
-    before: Sequence[bool], after: Sequence[bool], speakers: Sequence[str], seed: int
+    before: Sequence[bool], after: Sequence[bool], speakers: Sequence[str], seed: int, tail: float = TAIL
 ) -> tuple[float, list[float], str]:
     """Returns the share of clips after minus that before, its paired interval, and what was drawn.
 
     The bootstrap is that of the rates, with a clip in place of a word.
     """
     change = np.array(after, dtype=np.int64) - np.array(before, dtype=np.int64)
-    interval, unit = bootstrap(change, np.ones_like(change), speakers, seed)
+    interval, unit = bootstrap(change, np.ones_like(change), speakers, seed, tail)
     return float(change.mean()), interval, unit
 
 
 def bootstrap(
-    errors: npt.NDArray[np.int64 | np.float64], words: npt.NDArray[np.int64], speakers: Sequence[str], seed: int
-) -> tuple[list[float], str]:
-    """Returns the 95 % percentile interval [low, high] of sum(errors) / sum(words), and what was drawn.
+    errors: npt.NDArray[np.int64 | np.float64], words: npt.NDArray[np.int64], speakers: Sequence[str], seed: int,
+    tail: float = TAIL,
+) -> tuple[list[float], str]:  # fmt: skip
+    """Returns the percentile interval [low, high] of sum(errors) / sum(words), and what was drawn; 95 % by default.
 
     Draws whole speakers with replacement (a speaker's clips stay together, a clip of an unknown one is a speaker of its
     own): "speaker". Draws single clips where fewer than MIN_SPEAKERS are known, or fewer than half of the clips have a
@@ -175,7 +178,7 @@ def bootstrap(
     for done in range(0, DRAWS, rows):
         drawn = generator.integers(len(words), size=(min(rows, DRAWS - done), len(words)))  # [samples, units]
         rates.append(errors.take(drawn).sum(axis=1) / words.take(drawn).sum(axis=1))
-    low, high = np.quantile(np.concatenate(rates), [0.025, 0.975])
+    low, high = np.quantile(np.concatenate(rates), [tail, 1 - tail])
     return [float(low), float(high)], "speaker" if by_speaker else "clip"
 
 

@@ -111,14 +111,17 @@ def _base(config: Config, hardware: Hardware) -> WhisperForConditionalGeneration
 def _dev(config: Config, hardware: Hardware, processor: WhisperProcessor) -> DevEvaluator:
     language = language_token(config.model, config.data.language)
     short = config.training.context == "dynamic"
+    clips = read_manifest(run.manifest(config.run, "dev"))
+    every = eval_steps(config.training, config.max_steps, len(clips))
     return DevEvaluator(
         hardware,
         processor,
-        read_manifest(run.manifest(config.run, "dev")),
+        clips,
         decoding_options(config.decoding, config.model, hardware, language, short),
         run.dev_baseline(config.run),
         dev_normalizer(config.training.dev_normalizer, language),
         config.seed,
+        decodings=-(-config.max_steps // every),
     )
 
 

@@ -32,6 +32,7 @@ FORMER_CHECKPOINT = (
     "train/checkpoints: written by asr_lora before 2026-11-29; finish this run with the version that began it, or "
     "begin another one with run_name=<another>"
 )
+WORSE_IN_A_ROW = 2  # dev decodings worse than the base model's: a single one may be luck, or training's own noise
 OVERFLOWS = 20  # in a row: the scale of fp16's gradients has fallen from its 65,536 to below 1
 
 
@@ -260,11 +261,12 @@ class DivergenceGuard(_Saved):
     """Detects divergence in steps and dev decodings; skips, rolls back or stops by `divergence`.
 
     A bad step is one whose loss or gradient is not finite, or whose loss is a spike. A collapse is several in a row, or
-    a dev decoding that is worse than the base model's beyond chance; dev is not checked in the first `warmup` steps.
-    All processes of a run pass it the same figures.
+    two dev decodings in a row that are worse than the base model's beyond the chance of all dev decodings of the run.
+    Those before the learning rate falls do not count: it rises for `warmup` steps, and the next is at the peak. All
+    processes of a run pass it the same figures.
     """
 
-    SAVED = ("losses", "bad_in_a_row", "overflows_in_a_row", "events")
+    SAVED = ("losses", "bad_in_a_row", "overflows_in_a_row", "worse_in_a_row", "events")
 
     def __init__(self, settings: "DivergenceConfig", warmup: int) -> None:
         self.settings = settings
@@ -272,6 +274,7 @@ class DivergenceGuard(_Saved):
         self.losses: list[float] = []
         self.bad_in_a_row = 0
         self.overflows_in_a_row = 0
+        self.worse_in_a_row = 0
         self.events: list[dict[str, Any]] = []
 
     def on_train_begin(
@@ -307,10 +310,16 @@ class DivergenceGuard(_Saved):
         if self.overflows_in_a_row == OVERFLOWS:
             self._collapsed(step, f"fp16's gradients have overflowed {OVERFLOWS} times in a row")
 
-    def check_dev(self, step: int, regression: str | None) -> None:
-        """Raises DivergenceError, by settings, for a `regression` of dev against the base after the warm-up."""
-        if regression and step >= self.warmup:
-            self._collapsed(step, regression)
+    def check_dev(self, step: int, collapse: str | None) -> None:
+        """Counts dev decodings in a row with a `collapse` (as in DevResult) since the learning rate began to fall.
+
+        Raises DivergenceError, by settings, from the second on.
+        """
+        if step <= self.warmup + 1:
+            return
+        self.worse_in_a_row = self.worse_in_a_row + 1 if collapse else 0
+        if self.worse_in_a_row >= WORSE_IN_A_ROW:
+            self._collapsed(step, f"{collapse}, in {self.worse_in_a_row} dev decodings in a row")
 
     def _bad_step(self, loss: float, gradient_norm: float) -> str | None:
         if not math.isfinite(loss):

@@ -240,7 +240,7 @@ class WhisperTrainer(Seq2SeqTrainer):
             metrics = {"eval_wer": result.wer}
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.log(metrics)
-        self.guard.check_dev(step, result.regression)
+        self.guard.check_dev(step, result.collapse)
         return metrics
 
     def _get_output_dir(self, trial: Any) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from transformers import WhisperProcessor
 
@@ -19,34 +20,43 @@ from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, write_json
 from asr_lora.speech.normalizer import Normalizer, primary_metric
 
+# Nominal chance of a false alarm in all dev decodings of a run. Simulated where nothing is wrong, with 9 to 20 of them:
+# about 1 % of the runs with 20 clips, half of that with 60. Over few clips the percentile bootstrap is too narrow: 4 %
+# with 8 of them, at twice this value.
+FALSE_ALARM = 0.005
+
 
 class DevResult(NamedTuple):
     """The result of a dev decoding: its WER, and the `errors` in each clip.
 
-    `regression` describes what is worse than with the base model beyond chance (None: nothing, or not known); `worse`:
-    the WER is higher, beyond chance, than that of the lowest decoding before.
+    `regression` describes what is worse than with the base model by the 95 % interval (None: nothing, or not known),
+    which counts when adapters are chosen: a wrong one costs another adapter of about the same WER. `collapse` is the
+    same by the interval that allows for all dev decodings of the run, for the guard: a wrong one would cost the run.
+    `worse`: the WER is higher, beyond chance, than that of the lowest decoding before.
     """
 
     wer: float
     regression: str | None
     errors: Sequence[int] = ()
     worse: bool = False
+    collapse: str | None = None
 
 
 class DevEvaluator:
     """Decodes `clips` with the model during training, and scores the hypotheses.
 
-    `baseline` is the file of the base model's hypotheses, which `decode_baseline` writes.
+    `baseline` is the file of the base model's hypotheses, which `decode_baseline` writes; `decodings` the number of dev
+    decodings that the run plans.
     """
 
     def __init__(
         self, hardware: Hardware, processor: WhisperProcessor, clips: Sequence[Clip], decoding: DecodingOptions,
-        baseline: Path, normalizer: Normalizer, seed: int,
+        baseline: Path, normalizer: Normalizer, seed: int, decodings: int,
     ) -> None:  # fmt: skip
         self.clips, self.baseline = clips, baseline
         self._hardware, self._processor, self._decoding = hardware, processor, decoding
         self._capacity = Capacity()  # shared by all decodings: what did not fit in one does not fit in the next
-        self.normalizer, self._seed = normalizer, seed
+        self.normalizer, self._seed, self.decodings = normalizer, seed, decodings
         self._references = [normalizer(clip["text"]) for clip in clips]
         self._speakers = [clip["speaker"] for clip in clips]
 
@@ -75,10 +85,15 @@ class DevEvaluator:
         if not any(words):
             name = self.normalizer.name
             raise ConfigError(f"training.dev_normalizer: {name} leaves no word of the dev references; take another")
-        regression = None
+        regression = collapse = None
         if self.baseline.is_file():
-            regression = self._regression(decoded, read_json(self.baseline), errors, words)
-        return DevResult(sum(errors) / sum(words), regression, errors, self._is_worse(errors, lowest or errors, words))
+            sides = decoded, read_json(self.baseline), errors, words
+            regression = self._regression(*sides, metrics.TAIL)
+            # Bonferroni's correction, which holds however alike decodings are: two tests (WER, runaway clips) in half
+            # of them, because of two in a row one has an even number.
+            collapse = regression and self._regression(*sides, FALSE_ALARM / self.decodings)
+        worse = self._is_worse(errors, lowest or errors, words)
+        return DevResult(sum(errors) / sum(words), regression, errors, worse, collapse)
 
     def _is_worse(self, errors: Sequence[int], before: Sequence[int], words: Sequence[int]) -> bool:
         _, (low, _), _ = metrics.count_delta(before, errors, words, self._speakers, self._seed)
@@ -90,17 +105,29 @@ class DevEvaluator:
         return metrics.clip_errors(self._references, hypotheses, self.normalizer.language or "", "wer")
 
     def _regression(
-        self, decoded: Mapping[str, Any], base: Mapping[str, Any], errors: Sequence[int], words: Sequence[int]
-    ) -> str | None:
-        """Compares with the base model by the paired bootstrap: dozens of clips move by a point from chance alone."""
-        counts = self._count(base)[0], errors, words
-        difference, interval, _ = metrics.count_delta(*counts, self._speakers, self._seed)
+        self, decoded: Mapping[str, Any], base: Mapping[str, Any], errors: Sequence[int], words: Sequence[int],
+        tail: float,
+    ) -> str | None:  # fmt: skip
+        """Compares with the base model by the paired bootstrap: dozens of clips move by a point from chance alone.
+
+        `tail` is the share of draws below the interval. Errors of a clip count up to its words, because one runaway has
+        more of them than all other clips: with one of the base model's even empty hypotheses would be no worse. The
+        share of runaway clips is compared by itself.
+        """
+        old, new = (np.minimum(each, words) for each in (self._count(base)[0], errors))
+        difference, interval, _ = metrics.count_delta(old, new, words, self._speakers, self._seed, tail)
         if interval[0] > 0:
-            low, high = (f"{bound * 100:+.1f}" for bound in interval)
-            return f"dev WER is {difference * 100:+.1f} points above the base model's ({low} to {high})"
+            return (
+                f"dev WER, of each clip up to 100 %, is {metrics.points(difference)} points above the base model's "
+                f"({_shown(interval, tail)})"
+            )
         before, after = self._runaways(base), self._runaways(decoded)
-        if metrics.share_delta(before, after, self._speakers, self._seed)[1][0] > 0:
-            return f"{sum(after)} of {len(after)} dev clips run away, {sum(before)} with the base model"
+        _, interval, _ = metrics.share_delta(before, after, self._speakers, self._seed, tail)
+        if interval[0] > 0:
+            return (
+                f"{sum(after)} of {len(after)} dev clips run away, {sum(before)} with the base model "
+                f"({_shown(interval, tail)} points)"
+            )
         return None
 
     def _runaways(self, decoded: Mapping[str, Any]) -> list[bool]:
@@ -117,6 +144,10 @@ class DevEvaluator:
             decoded = decode_once(model, self._processor, self.clips, self._decoding, capacity=self._capacity)
         model.train()
         return {"hypotheses": [each.text for each in decoded], "truncated": [each.truncated for each in decoded]}
+
+
+def _shown(interval: Sequence[float], tail: float) -> str:
+    return f"{100 * (1 - 2 * tail):.4g} % interval {metrics.interval(interval, metrics.points)}"
 
 
 def dev_normalizer(name: str | None, language: str) -> Normalizer:

@@ -7,19 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from support.runs import killed
+from support.runs import hardware_of, killed
 
 from asr_lora.config.compose import load
 from asr_lora.config.schema import DivergenceConfig
+from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
+from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
 from asr_lora.training import callbacks, checkpointing, trainer
+from asr_lora.training.builder import build_trainer
 from asr_lora.training.callbacks import DivergenceError, DivergenceGuard
 from asr_lora.training.validation import DevEvaluator, DevResult, dev_normalizer
 
-WORSE = "dev WER is +9.9 points above the base model's (+5.0 to +15.0)"
+WORSE = "dev WER, of each clip up to 100 %, is +9.9 points above the base model's (99.67 % interval +5.0 to +15.0)"
+COLLAPSED = DevResult(0.9, WORSE, collapse=WORSE)
+TWICE = f"{WORSE}, in 2 dev decodings in a row"
 
 
 @pytest.fixture
@@ -124,25 +129,52 @@ def test_a_batch_with_a_nan_loss_changes_nothing_and_is_logged(
 # ---- dev ----
 
 
-def test_a_dev_decoding_worse_than_the_base_models_counts_after_the_warmup() -> None:
+def test_two_worse_dev_decodings_in_a_row_are_a_collapse_and_separate_ones_are_not() -> None:
     guard = guard_of()
-    guard.check_dev(3, WORSE)
-    guard.check_dev(4, None)
-    with pytest.raises(DivergenceError, match="above the base model's"):
-        guard.check_dev(4, WORSE)
+    for step, worse in ((6, WORSE), (7, None), (8, WORSE)):
+        guard.check_dev(step, worse)
+    with pytest.raises(DivergenceError, match=r"above the base model's .* in 2 dev decodings in a row"):
+        guard.check_dev(9, WORSE)
+
+
+def test_dev_does_not_count_before_the_learning_rate_falls(judged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    dev_results(monkeypatch, DevResult(0.8, None), *[COLLAPSED] * 5)
+    config = load([*judged, "training.eval_steps=1", "training.warmup_ratio=0.5", "divergence.on_collapse=stop"])
+    train(config)
+    rates = [line["learning_rate"] for line in read_jsonl(config.run / "train" / "log.jsonl") if "loss" in line]
+    (event,) = facts(config.run)["divergence"]["events"]
+    peak = rates.index(max(rates)) + 1
+    assert (peak, event["step"], event["what"]) == (4, peak + 2, TWICE)
+
+
+def test_a_worse_dev_decoding_still_counts_in_a_resumed_run(judged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*judged, "divergence.on_collapse=stop"]
+    dev_results(monkeypatch, DevResult(0.4, None), COLLAPSED)
+    config = killed(words, step=5)
+    dev_results(monkeypatch, COLLAPSED)
+    train(config)
+    assert facts(config.run)["divergence"]["events"] == [{"step": 6, "what": TWICE, "done": "stop"}]
+
+
+def test_the_guard_allows_for_all_dev_decodings_that_the_run_plans(judged: list[str]) -> None:
+    config = load([*judged, "training.eval_steps=4"])
+    prepare(config)
+    with progress("training", total=config.max_steps) as bar:
+        built = build_trainer(config, hardware_of(config), read_jsonl(run.manifest(config.run, "train")), bar)
+    assert built.dev.decodings == 2  # steps 4 and 6
 
 
 def test_training_rolls_back_to_the_best_dev_decoding_once_at_a_lower_rate(
     judged: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dev_results(monkeypatch, DevResult(0.4, None), DevResult(0.9, WORSE), DevResult(0.3, None), DevResult(0.2, None))
+    dev_results(monkeypatch, DevResult(0.4, None), *[COLLAPSED] * 2, DevResult(0.3, None), DevResult(0.2, None))
     config = load(judged)
     train(config)
     logged = capsys.readouterr().err
     assert "divergence: back to step 2, with 0.3 of the learning rate" in logged and "checkpoint-2" in logged
     metrics = facts(config.run)
     assert (metrics["divergence"]["rate"], metrics["divergence"]["back_to"]) == (0.3, 2)
-    assert metrics["divergence"]["events"] == [{"step": 4, "what": WORSE, "done": "rollback"}]
+    assert metrics["divergence"]["events"] == [{"step": 6, "what": TWICE, "done": "rollback"}]
     assert [(entry["step"], entry["wer"]) for entry in metrics["dev"]] == [(2, 0.4), (4, 0.3), (6, 0.2)]
     rates = {line["step"]: line["learning_rate"] for line in read_jsonl(config.run / "train" / "log.jsonl")
              if "loss" in line}  # fmt: skip
@@ -158,7 +190,7 @@ def test_training_rolls_back_to_the_best_dev_decoding_once_at_a_lower_rate(
 def test_a_run_that_is_killed_after_a_rollback_resumes_at_the_lower_rate_to_the_same_end(
     judged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results = [DevResult(0.4, None), DevResult(0.9, WORSE), DevResult(0.3, None), DevResult(0.2, None)]
+    results = [DevResult(0.4, None), *[COLLAPSED] * 2, DevResult(0.3, None), DevResult(0.2, None)]
     dev_results(monkeypatch, *results)
     steady = load([*judged, "run_name=steady"])
     train(steady)
@@ -166,9 +198,9 @@ def test_a_run_that_is_killed_after_a_rollback_resumes_at_the_lower_rate_to_the_
     dev_results(monkeypatch, results[0])
     killed(judged, step=3)
     checkpointing.write_rollback(
-        run.rollback(config.run), checkpointing.Rollback(0.3, 2, pending=True, events=[{"step": 4}])
+        run.rollback(config.run), checkpointing.Rollback(0.3, 2, pending=True, events=[{"step": 6}])
     )
-    dev_results(monkeypatch, *results[2:])
+    dev_results(monkeypatch, *results[3:])
     train(config)
     assert log(config.run) == log(steady.run)
     assert not checkpointing.read_rollback(run.rollback(config.run)).pending
@@ -177,11 +209,11 @@ def test_a_run_that_is_killed_after_a_rollback_resumes_at_the_lower_rate_to_the_
 def test_a_second_collapse_ends_training_and_the_best_adapter_is_kept(
     judged: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    dev_results(monkeypatch, DevResult(0.4, None), DevResult(0.9, WORSE), DevResult(0.9, WORSE))
-    config = load(judged)
+    dev_results(monkeypatch, DevResult(0.4, None), *[COLLAPSED] * 4)
+    config = load([*judged, "training.max_steps=8"])
     train(config)
     metrics = facts(config.run)
-    assert (metrics["finished"], metrics["best_step"], metrics["steps"], metrics["stop_reason"]) == (True, 2, 4, WORSE)
+    assert (metrics["finished"], metrics["best_step"], metrics["steps"], metrics["stop_reason"]) == (True, 2, 6, TWICE)
     assert [event["done"] for event in metrics["divergence"]["events"]] == ["rollback", "rollback"]
     assert "training ends here; the best adapter, of step 2, is kept" in capsys.readouterr().err
 
@@ -189,7 +221,7 @@ def test_a_second_collapse_ends_training_and_the_best_adapter_is_kept(
 def test_a_run_that_is_never_better_than_the_base_model_ends_in_the_same_error_every_time(
     judged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dev_results(monkeypatch, *[DevResult(0.9, WORSE)] * 2)
+    dev_results(monkeypatch, *[COLLAPSED] * 6)
     config = load(judged)
     for _ in range(2):  # the second time nothing is tried again
         with pytest.raises(ConfigError, match=r"learning_rate: must be lower than 0.01 here.*with 0.3 of") as refusal:
@@ -203,17 +235,29 @@ def test_a_run_that_is_never_better_than_the_base_model_ends_in_the_same_error_e
 def test_an_ignored_worse_dev_decoding_is_recorded_and_never_the_best(
     judged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    away = "30 of 40 dev clips run away"
     dev_results(
         monkeypatch,
         DevResult(0.8, None),
-        DevResult(0.5, "30 of 40 dev clips run away"),
+        *[DevResult(0.5, away, collapse=away)] * 2,
         DevResult(0.9, None, worse=True),
     )
-    config = load([*judged, "divergence.on_collapse=ignore"])
+    config = load([*judged, "training.max_steps=8", "divergence.on_collapse=ignore"])
     train(config)
     metrics = facts(config.run)
-    assert (metrics["best_step"], metrics["steps"], metrics["stop_reason"]) == (2, 6, None)
-    assert metrics["divergence"]["events"][0]["done"] == "divergence.on_collapse=ignore"
+    assert (metrics["best_step"], metrics["steps"], metrics["stop_reason"]) == (2, 8, None)
+    (event,) = metrics["divergence"]["events"]
+    assert (event["step"], event["done"]) == (6, "divergence.on_collapse=ignore")
+
+
+def test_dev_decodings_worse_by_the_ordinary_interval_alone_go_on_and_are_never_the_best(
+    judged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dev_results(monkeypatch, DevResult(0.8, None), *[DevResult(0.5, WORSE)] * 2)
+    config = load(judged)
+    train(config)
+    metrics = facts(config.run)
+    assert (metrics["best_step"], metrics["steps"], metrics["divergence"]["events"]) == (2, 6, [])
 
 
 def test_dev_hypotheses_are_compared_with_the_base_models_beyond_chance(
@@ -233,7 +277,7 @@ def test_dev_hypotheses_are_compared_with_the_base_models_beyond_chance(
     endless = {"hypotheses": texts, "truncated": [True] * 4}
 
     def regression(decoded: dict[str, Any], base: dict[str, Any]) -> str | None:
-        return dev._regression(decoded, base, *dev._count(decoded))
+        return dev._regression(decoded, base, *dev._count(decoded), tail=0.025)
 
     assert regression(right, wrong) is None and regression(wrong, wrong) is None
     assert "above the base model's" in str(regression(wrong, right))
