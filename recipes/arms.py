@@ -93,13 +93,14 @@ def ours(config: Config, overrides: Sequence[str], folder: Path) -> Facts:
     overrides = [*overrides, f"run_dir={quote_override(str(folder))}", f"runs_dir={quote_override(str(folder))}"]
     command = [sys.executable, "-m"]
     spent = timed("ours, training", [*command, "asr_lora.train", *overrides, "eval.after=false"], folder)
-    decoding = timed("ours, evaluation", [*command, "asr_lora.eval", *overrides], folder)
+    scoring = [*command, "asr_lora.eval", *overrides, "decoding.fallback=false"]  # the notebooks have none
+    decoding = timed("ours, evaluation", scoring, folder)
     written = _bytes_written(folder, spent, decoding)
     scored, hypotheses = _scored(config, folder)
     before = scored["baseline"]
     base_seconds = 0.0 if before["cached"] else before["seconds"] + before["load_seconds"]
     # The base model's hypotheses are in the cache now.
-    timed("ours, evaluation at 30 s", [*command, "asr_lora.eval", *overrides, "decoding.context=full"], folder)
+    timed("ours, evaluation at 30 s", [*scoring, "decoding.context=full"], folder)
     scored_full, hypotheses_full = _scored(config, folder)
     return {
         "train": spent | read_json(run.train_metrics(folder)),

@@ -20,7 +20,7 @@ from asr_lora.runtime.errors import ExternalError
 # 2023, whisper/audio.py): so silence behind a clip is at its maximum minus 2. Behind real speech that is about -0.7.
 BELOW_MAXIMUM = 2.0
 # Levels at which silence is cached; between them its states are interpolated. The first is that of no sound at all, for
-# 1e-10 is the least power that features resolve; only a full-scale tone would be above the last.
+# 1e-10 is the least power that features resolve; behind a full-scale tone it is -0.4.
 LEVELS = (-1.5, -1.0, -0.5, 0.0)
 FILE = "silence.safetensors"  # of a whole fine-tuned model: the silence that it was trained with
 
@@ -32,22 +32,20 @@ def cache(model: WhisperForConditionalGeneration) -> None:
     decoder attends to, each (levels, 1,500 / SPACING, width).
     """
     encoder = model.get_encoder()
-    encoder.silence = [torch.stack(of_levels) for of_levels in zip(*map(_encoder(encoder), LEVELS), strict=True)]
+    of_levels = [_encode(encoder, level) for level in LEVELS]
+    encoder.silence = [torch.stack(states) for states in zip(*of_levels, strict=True)]
 
 
-def _encoder(encoder: WhisperEncoder) -> Callable[[float], list[Tensor]]:
-    def encode(level: float) -> list[Tensor]:
-        found: list[Tensor] = []
-        shape = (1, encoder.conv1.in_channels, 2 * encoder.config.max_source_positions)
-        silent = torch.full(shape, level, dtype=encoder.conv1.weight.dtype, device=encoder.conv1.weight.device)
-        with ExitStack() as hooks, torch.inference_mode():
-            for layer in encoder.layers:
-                keep = layer.self_attn_layer_norm.register_forward_hook(lambda _, __, out: found.append(_thinned(out)))
-                hooks.callback(keep.remove)
-            found.append(_thinned(encoder(silent).last_hidden_state))
-        return [states.clone() for states in found]  # tensors of inference mode cannot be used in training
-
-    return encode
+def _encode(encoder: WhisperEncoder, level: float) -> list[Tensor]:
+    found: list[Tensor] = []
+    shape = (1, encoder.conv1.in_channels, 2 * encoder.config.max_source_positions)
+    silent = torch.full(shape, level, dtype=encoder.conv1.weight.dtype, device=encoder.conv1.weight.device)
+    with ExitStack() as hooks, torch.inference_mode():
+        for layer in encoder.layers:
+            keep = layer.self_attn_layer_norm.register_forward_hook(lambda _, __, out: found.append(_thinned(out)))
+            hooks.callback(keep.remove)
+        found.append(_thinned(encoder(silent).last_hidden_state))
+    return [states.clone() for states in found]  # tensors of inference mode cannot be used in training
 
 
 def save(model: WhisperForConditionalGeneration, folder: Path) -> None:
