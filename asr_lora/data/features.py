@@ -50,9 +50,11 @@ def with_prompt(tokenizer: WhisperTokenizer, language: str, task: str) -> Whispe
 def label_ids(sentence: str, tokenizer: WhisperTokenizer) -> list[int]:
     """Returns the decoder's whole sequence: start, language, task, no timestamps, the sentence, end.
 
-    A sentence that spells a special token (`<|endoftext|>`) is text like any other.
+    The sentence begins with a space where the language writes spaces, as the text that Whisper was trained on: its
+    first word is then the token that the base model knows. A sentence that spells a special token (`<|endoftext|>`) is
+    text like any other.
     """
-    ids: list[int] = tokenizer(sentence, split_special_tokens=True).input_ids
+    ids: list[int] = tokenizer(_spaced(sentence, tokenizer), split_special_tokens=True).input_ids
     return ids
 
 
@@ -65,8 +67,7 @@ def packed_label_ids(sentences: Sequence[str], seconds: Sequence[float], tokeniz
     start, language, task, _ = tokenizer.prefix_tokens
     ids, begin = [start, language, task], 0.0
     for sentence, length in zip(sentences, seconds, strict=True):
-        # A space after the first sentence: the decoded text is then the sentences with spaces between them.
-        text = f" {sentence}" if begin and not _is_unspaced(tokenizer) else sentence
+        text = _spaced(sentence, tokenizer)
         words = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         ids += [_time_token(begin, tokenizer), *words, _time_token(begin + length, tokenizer)]
         begin += length
@@ -76,6 +77,10 @@ def packed_label_ids(sentences: Sequence[str], seconds: Sequence[float], tokeniz
 def packed_sentence(sentences: Sequence[str], tokenizer: WhisperTokenizer) -> str:
     """Joins sentences to one text, with spaces between them where the language writes spaces."""
     return ("" if _is_unspaced(tokenizer) else " ").join(sentences)
+
+
+def _spaced(sentence: str, tokenizer: WhisperTokenizer) -> str:
+    return sentence if _is_unspaced(tokenizer) else f" {sentence.lstrip()}"
 
 
 def _is_unspaced(tokenizer: WhisperTokenizer) -> bool:

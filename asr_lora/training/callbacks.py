@@ -104,7 +104,7 @@ class TrainingLog(_Saved):
 
     SAVED = (
         "step_seconds", "train_seconds", "data_wait", "dev", "lowest_errors", "dev_took", "save_took", "dev_skipped",
-        "oom_retries",
+        "oom_retries", "labels", "labelled_steps",
     )  # fmt: skip
 
     def __init__(
@@ -131,6 +131,8 @@ class TrainingLog(_Saved):
         self.save_took: list[float] = []  # of every checkpoint; within train_seconds
         self.dev_skipped = 0
         self.oom_retries = 0  # times that a step was retried in smaller parts
+        self.labels = 0.0  # of all steps so far
+        self.labelled_steps = 0
         self.earlier_seconds = 0.0  # of a resumed run, before it was resumed
         self.stop_asked = False
         self.out_of_time = False
@@ -167,6 +169,15 @@ class TrainingLog(_Saved):
             self.lowest_errors = list(result.errors)
         elif result.worse:
             entry["worse"] = True
+
+    def mean_labels(self, labels: float) -> float:
+        """Counts the `labels` of another step; returns the mean of all steps so far.
+
+        It follows from (seed, step), or of a stream from the clips that came; a resumed run goes on with it.
+        """
+        self.labels += labels
+        self.labelled_steps += 1
+        return self.labels / self.labelled_steps
 
     @contextmanager
     def dev_clock(self) -> Iterator[None]:

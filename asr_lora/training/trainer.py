@@ -40,7 +40,7 @@ PREFETCHED = 4  # steps that a loader process prepares ahead
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sums cross-entropy over labels; the trainer divides it by all labels' count of the optimizer step.
+    """Sums cross-entropy over labels; the trainer divides it by the mean of the labels of an optimizer step.
 
     Whisper's own loss is a mean over its micro-batch, which the Trainer neither weights nor divides (it assumes that a
     model which takes **kwargs has done so): 8x1, 4x2 and 2x4 clips would give three different gradients.
@@ -115,15 +115,18 @@ class WhisperTrainer(Seq2SeqTrainer):
         return samples
 
     def training_step(self, model: Any, inputs: list[dict[str, Tensor]], num_items_in_batch: object = None) -> Tensor:
-        """Computes gradients of one optimizer step, equal on all ranks: summed loss over all labels' count.
+        """Computes gradients of one optimizer step, equal on all ranks: summed loss over the mean labels of a step.
 
+        Not over this step's own labels: steps are of like-length clips, and a word in a short clip would then count
+        several times one in a long clip, where WER counts words. The loss that is logged is per token of this step.
         When memory runs out on any rank, all drop their gradients and repeat the step with half the capacity.
         Raises torch.OutOfMemoryError when not even one row fits.
         """
         model.train()
         labels = self._over_ranks(sum(int(batch["labels"].ne(IGNORE_INDEX).sum()) for batch in inputs), "SUM")
+        share = labels / self.training_log.mean_labels(labels)
         while True:
-            loss, ran_out = self._forward_backward(model, inputs, labels)
+            loss, ran_out = self._forward_backward(model, inputs, labels, share)
             if not self._over_ranks(ran_out is not None, "MAX"):
                 break
             model.zero_grad()
@@ -168,9 +171,9 @@ class WhisperTrainer(Seq2SeqTrainer):
         return float(get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None]))
 
     def _forward_backward(
-        self, model: Any, inputs: list[dict[str, Tensor]], labels: float
+        self, model: Any, inputs: list[dict[str, Tensor]], labels: float, share: float
     ) -> tuple[Tensor, RuntimeError | None]:
-        """Returns this rank's part of the loss, and the error if memory ran out.
+        """Returns this rank's part of the loss per token, and the error if memory ran out; gradients times `share`.
 
         Every forward draws its dropout from (seed, step, micro-batch, rank), so nothing earlier can change it.
         """
@@ -186,7 +189,7 @@ class WhisperTrainer(Seq2SeqTrainer):
                 # Gradients are summed over ranks by the caller, once: DDP would wait for a rank out of memory.
                 with self.accelerator.no_sync(model), encoder_context(model, seconds_of(batch["input_features"])):
                     part = token_loss(model(**features).logits, targets) / labels
-                    self.accelerator.backward(part)
+                    self.accelerator.backward(part * share)
                 loss += part.detach()
             except RuntimeError as error:
                 if not is_out_of_memory(error):

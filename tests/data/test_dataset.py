@@ -74,7 +74,7 @@ def test_joined_clips_that_are_longer_than_their_durations_say_are_divided_and_n
     assert len(made["labels"]) == 2 and made["input_features"].shape[-1] == 3000
     assert whole([made], first, processor) and whole([made], np.concatenate(rest), processor)
     words = [processor.tokenizer.decode(ids, skip_special_tokens=True) for ids in made["decoder_input_ids"]]
-    assert words == ["zin a", "zin b zin c"]
+    assert words == [" zin a", " zin b zin c"]
 
 
 def test_joined_clips_are_one_row_of_audio_and_one_of_text(

@@ -97,7 +97,7 @@ def test_every_row_has_an_end_in_the_loss_though_padding_is_the_same_token(
     end = processor.tokenizer.eos_token_id
     assert processor.tokenizer.pad_token_id == end
     for sentence, labels in zip(SENTENCES, batch["labels"].tolist(), strict=True):
-        length = 3 + len(sentence) + 1  # the prompt, a token a letter, the end
+        length = 3 + 1 + len(sentence) + 1  # the prompt, the space, a token a letter, the end
         assert labels[length - 1] == end and labels.count(end) == 1
         assert IGNORE_INDEX not in labels[:length] and set(labels[length:]) <= {IGNORE_INDEX}
     assert batch["labels"].shape == batch["decoder_input_ids"].shape
@@ -107,8 +107,21 @@ def test_every_row_has_an_end_in_the_loss_though_padding_is_the_same_token(
 def test_a_sentence_that_spells_a_special_token_is_text_like_any_other(processor: WhisperProcessor, text: str) -> None:
     ids = label_ids(text, processor.tokenizer)
     assert ids[0] == ids_of(processor, "<|startoftranscript|>")[0] and ids[-1] == processor.tokenizer.eos_token_id
-    assert len(ids) == 4 + len(text) + 1
-    assert processor.tokenizer.decode(ids[4:-1]) == text
+    assert len(ids) == 4 + 1 + len(text) + 1
+    assert processor.tokenizer.decode(ids[4:-1]) == f" {text}"
+
+
+@pytest.mark.parametrize(
+    ("language", "sentence", "text"),
+    [("nl", "hoi dag", " hoi dag"), ("en", " hoi dag", " hoi dag"), ("ja", "hoi", "hoi"), ("zh", "hoi", "hoi")],
+)
+def test_a_label_begins_with_a_space_where_the_language_writes_spaces(
+    tiny_checkpoint: Path, language: str, sentence: str, text: str
+) -> None:
+    """As Whisper's own text: a first word without it is other, rarer tokens."""
+    tokenizer = with_prompt(load_processor(str(tiny_checkpoint)).tokenizer, language, "transcribe")
+    assert tokenizer.decode(label_ids(sentence, tokenizer)[4:-1]) == text
+    assert tokenizer.decode(packed_label_ids([sentence], [1.0], tokenizer), skip_special_tokens=True) == text
 
 
 def test_another_language_and_task_are_in_the_prompt(tiny_checkpoint: Path) -> None:
@@ -139,9 +152,8 @@ def test_joined_clips_have_timestamps_at_every_join(processor: WhisperProcessor)
     times = [token for token in rest if token.startswith("<|") and "." in token]
     assert times == ["<|0.00|>", "<|1.20|>", "<|1.20|>", "<|3.20|>"]
     assert "<|notimestamps|>" not in rest and rest[-1] == "<|endoftext|>"
-    assert (
-        tokenizer.decode(ids, skip_special_tokens=True) == "Hoi. Dag." == packed_sentence(["Hoi.", "Dag."], tokenizer)
-    )
+    assert tokenizer.decode(ids, skip_special_tokens=True) == " Hoi. Dag."
+    assert packed_sentence(["Hoi.", "Dag."], tokenizer) == "Hoi. Dag."
 
 
 def test_no_space_is_put_between_sentences_where_the_language_writes_none(processor: WhisperProcessor) -> None:

@@ -238,3 +238,36 @@ def test_dev_decoding_keeps_to_its_share_and_skipped_ones_are_counted(
 )
 def test_dev_decodings_are_spread_so_that_they_take_a_tenth_of_the_time(steps: int, clips: int, every: int) -> None:
     assert eval_steps(load().training, steps, clips) == every
+
+
+def test_a_word_weighs_the_same_in_steps_of_short_clips_and_of_long_ones(
+    uneven: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient of a step is that of its summed loss over the mean labels of all steps so far."""
+    config = load([*uneven, "training.batch_size=2", "training.max_steps=4", "hardware.micro_batch=1"])
+    prepare(config)
+    weights: list[tuple[int, float]] = []  # of every step: its labels, and how much one of them weighs
+    ordinary = WhisperTrainer._forward_backward
+
+    def spy(self: Any, model: Any, inputs: Any, labels: float, share: float) -> Any:
+        weights.append((int(labels), share / labels))
+        before = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        assert not any(gradient.any() for gradient in before)
+        found = ordinary(self, model, inputs, labels, share)
+        scaled = [each.grad.clone() for each in model.parameters() if each.grad is not None]
+        model.zero_grad()
+        ordinary(self, model, inputs, labels, 1.0)
+        own = [each.grad for each in model.parameters() if each.grad is not None]
+        for one, other in zip(scaled, own, strict=True):
+            torch.testing.assert_close(one, share * other)
+            other.copy_(one)
+        return found
+
+    monkeypatch.setattr(WhisperTrainer, "_forward_backward", spy)
+    with progress("training", total=4) as bar:
+        rows = read_jsonl(run.manifest(config.run, "train"))
+        builder.build_trainer(config, hardware_of(config), rows, bar).train()
+    counted = [labels for labels, _ in weights]
+    assert max(counted) > 1.5 * min(counted)
+    means = [sum(counted[: step + 1]) / (step + 1) for step in range(4)]
+    assert [weight for _, weight in weights] == pytest.approx([1 / mean for mean in means])
