@@ -20,8 +20,8 @@ from asr_lora.runtime.errors import ExternalError
 # 2023, whisper/audio.py): so silence behind a clip is at its maximum minus 2. Behind real speech that is about -0.7.
 BELOW_MAXIMUM = 2.0
 # Levels at which silence is cached; between them its states are interpolated. The first is that of no sound at all, for
-# 1e-10 is the least power that features resolve; behind a full-scale tone it is -0.4.
-LEVELS = (-1.5, -1.0, -0.5, 0.0)
+# 1e-10 is the least power that features resolve; only a full-scale tone is a little above the last, at -0.4.
+LEVELS = (-1.5, -1.0, -0.5)
 FILE = "silence.safetensors"  # of a whole fine-tuned model: the silence that it was trained with
 
 
