@@ -123,7 +123,7 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr("asr_lora.decoding.generate.decode_clips", never)
+    monkeypatch.setattr("asr_lora.evaluation.eval_sets.decode_clips", never)
 
 
 def test_another_normalizer_decodes_nothing_again(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
