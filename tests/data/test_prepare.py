@@ -180,7 +180,7 @@ def test_clips_left_out_are_listed_by_reason_and_the_rest_is_kept(words: list[st
     train[1] |= {"path": "hollow.mp3", "clip": silence(0)}
     train[2] |= {"path": "wordless.mp3", "sentence": "  "}
     train[3] |= {"path": "endless.mp3", "clip": tone("endless", 31)}
-    train[4] |= {"path": "wordy.mp3", "sentence": "a" * 60}  # with prompt, space and end a token more than the model has
+    train[4] |= {"path": "wordy.mp3", "sentence": "a" * 60}  # with prompt, space, end a token more than the model has
     train[5] |= {"path": "just.mp3", "sentence": "a" * 59}
     train[6] |= {"path": "absent.mp3", "clip": None}
     train.append(dict(train[7]))
