@@ -166,7 +166,8 @@ def test_methods_that_do_not_scale_have_no_slider_and_whole_models_a_separate_ba
 def test_several_adapters_are_chosen_by_name_or_by_the_detected_language(made: Callable[..., Path], talk: Path) -> None:
     adapters = f"adapters={{nl: {made('nl')}, de: {run.adapter(made('de', 'seed=1'))}}}"
     for language, fits in (("nl", True), ("es", False)):
-        config = load([adapters, "hardware=cpu", "decoding.max_new_tokens=8", f"transcribe.language={language}"])
+        few = ["decoding.max_new_tokens=8", "decoding.fallback=false"]
+        config = load([adapters, "hardware=cpu", *few, f"transcribe.language={language}"])
         pair = with_adapters(config, config.adapters or {}, hardware_of(config), [])
         assert [(name, each.language) for name, each in pair.choices.items()] == [("nl", "nl"), ("de", "de")]
         assert pair.choices["nl"].clips and not pair.choices["de"].clips  # an adapter alone has no manifest
