@@ -16,6 +16,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 # Tiny models gain nothing from threads, and on a busy machine threads wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import torch
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
@@ -83,6 +84,15 @@ def processor(tiny_checkpoint: Path) -> WhisperProcessor:
     processor = load_processor(str(tiny_checkpoint))
     processor.tokenizer = with_prompt(processor.tokenizer, "nl", "transcribe")
     return processor
+
+
+@pytest.fixture
+def every_core() -> Iterator[None]:
+    """Gives real weights the threads that the tiny ones do without."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(usual)
 
 
 @pytest.fixture

@@ -1,14 +1,12 @@
 """Decoding: the tokens of plain `generate` at full context, batches of similar length, runaways truncated, counted."""
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.models import tiny_tokenizer, tiny_whisper
 from support.releases import tone
 from support.speech import spoken
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
@@ -27,24 +25,6 @@ USUAL = DecodingOptions(
     language="nl", task="transcribe", num_beams=1, max_new_tokens=60, tokens_per_second=40, margin=None,
     batch_size=8,
 )  # fmt: skip
-
-
-@pytest.fixture
-def model() -> WhisperForConditionalGeneration:
-    return tiny_whisper(tiny_tokenizer())
-
-
-@pytest.fixture
-def processor(tiny_checkpoint: Path) -> WhisperProcessor:
-    return load_processor(str(tiny_checkpoint))
-
-
-@pytest.fixture
-def clips(tmp_path: Path) -> list[dict[str, Any]]:
-    lengths = [0.5, 2.0, 1.0, 0.4, 3.0]
-    for at, seconds in enumerate(lengths):
-        (tmp_path / f"{at}.mp3").write_bytes(tone(str(at), seconds))
-    return [{"path": str(tmp_path / f"{at}.mp3"), "duration": seconds} for at, seconds in enumerate(lengths)]
 
 
 def plain_generate(
@@ -286,15 +266,6 @@ def test_an_error_other_than_out_of_memory_is_not_retried(
     with pytest.raises(RuntimeError, match="EXECUTION_FAILED"):
         decode_once(model, processor, clips, USUAL)
     assert memory.sizes == [5]
-
-
-@pytest.fixture
-def every_core() -> Iterator[None]:
-    """Gives real weights the threads that the tiny ones do without."""
-    usual = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(usual)
 
 
 @pytest.mark.slow

@@ -1,7 +1,5 @@
 """asr_lora.decoding.fallback: which texts are decoded again, how, and what is dropped as silence."""
 
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +8,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from support.models import tiny_tokenizer, tiny_whisper
-from support.releases import tone
 from support.speech import spoken
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
@@ -30,24 +26,6 @@ USUAL = DecodingOptions(
     language="nl", task="transcribe", num_beams=1, max_new_tokens=20, tokens_per_second=40, margin=None, batch_size=8,
     fallback=True,
 )  # fmt: skip
-
-
-@pytest.fixture
-def model() -> WhisperForConditionalGeneration:
-    return tiny_whisper(tiny_tokenizer())
-
-
-@pytest.fixture
-def processor(tiny_checkpoint: Path) -> WhisperProcessor:
-    return load_processor(str(tiny_checkpoint))
-
-
-@pytest.fixture
-def clips(tmp_path: Path) -> list[dict[str, Any]]:
-    lengths = [0.5, 2.0, 1.0]
-    for at, seconds in enumerate(lengths):
-        (tmp_path / f"{at}.mp3").write_bytes(tone(str(at), seconds))
-    return [{"path": str(tmp_path / f"{at}.mp3"), "duration": seconds} for at, seconds in enumerate(lengths)]
 
 
 def text(words: str, log_probability: float = -0.3, truncated: bool = False) -> Hypothesis:
@@ -170,15 +148,6 @@ def test_an_unlikely_text_is_dropped_where_the_model_finds_no_speech(
         assert each.first == plain[at].text
     assert found[longest_first].text == ""
     assert not found[longest_first].truncated
-
-
-@pytest.fixture
-def every_core() -> Iterator[None]:
-    """Gives real weights the threads that the tiny ones do without."""
-    usual = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(usual)
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """asr_lora.model.silence: what is cached behind short contexts, how it weighs, and how near it comes to 30 s."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,15 +138,6 @@ def test_a_damaged_or_foreign_silence_is_refused(tiny_checkpoint: Path, tmp_path
             (tmp_path / silence.FILE).write_bytes(content)
         with pytest.raises(ExternalError, match=reason):
             silence.restore(model, tmp_path)
-
-
-@pytest.fixture
-def every_core() -> Iterator[None]:
-    """Gives real weights the threads that the tiny ones do without."""
-    usual = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(usual)
 
 
 @pytest.mark.parametrize("gain", [1.0, pytest.param(0.03, marks=pytest.mark.slow)])

@@ -1,11 +1,8 @@
 """The demo on real weights (whisper-base, from packages) and a real archive of synthetic Dutch."""
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from asr_lora.config.compose import Config, load
 from asr_lora.demo import __main__ as demo_stage
@@ -13,15 +10,6 @@ from asr_lora.demo import assets
 from asr_lora.demo.__main__ import demo
 from asr_lora.runs import folder as run
 from asr_lora.runtime.files import read_json, read_jsonl
-
-
-@pytest.fixture
-def every_core() -> Iterator[None]:
-    """Uses all cores for real weights; tiny models run on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_whisper_base_learns_two_steps_of_synthetic_dutch_and_is_scored(
