@@ -12,6 +12,7 @@ from asr_lora.speech.audio import MAX_SECONDS
 from asr_lora.speech.augment import KINDS
 from asr_lora.speech.normalizer import NORMALIZERS
 
+SPLIT_NAMES = ("train", "dev", "test", "none")  # what data.splits takes; none: left out
 COLUMNS = ("path", "text", "speaker", "start", "end", "duration", "split")  # of a user's own table
 
 
@@ -36,6 +37,7 @@ class DataConfig:
     sources: list[SourceConfig]
     search_dir: str
     columns: dict[str, str] | None
+    splits: dict[str, str] | None
     language: str
     hours: float | None
     seed: int
@@ -55,6 +57,9 @@ class DataConfig:
         check("data.sources", "data.source too", "the only one of the two", not both)
         for name in self.columns or ():
             check_choice("data.columns", name, COLUMNS)
+        self.splits = None if self.splits is None else {str(name): split for name, split in self.splits.items()}
+        for name, split in (self.splits or {}).items():
+            check_choice(f"data.splits.{name}", split, SPLIT_NAMES)
         check_choice("data.train_split", self.train_split, ("train", "validated"))
         check("data.heldout_share", self.heldout_share, "a share in (0, 0.4]", 0 < self.heldout_share <= 0.4)
         check("data.source", repr(self.source), "a path, or null to look in data.search_dir", self.source != "")

@@ -1,7 +1,9 @@
 """Speech with transcripts, one module a kind of source."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from asr_lora.corpus import huggingface, mdc, shards
 from asr_lora.corpus.archive import Archived, read_tables
@@ -19,8 +21,10 @@ from asr_lora.corpus.common_voice import (
     release_name,
 )
 from asr_lora.corpus.kaldi import is_kaldi, open_kaldi
-from asr_lora.corpus.records import SPLITS, TABLES, UNSPLIT, Clips, Corpus, Folder
+from asr_lora.corpus.records import Clips, Corpus, Folder
+from asr_lora.corpus.split_names import SPLITS, TABLES, UNSPLIT
 from asr_lora.corpus.tabular import GUESSED, Columns, is_listing, open_listing
+from asr_lora.corpus.tree import Tree
 from asr_lora.runtime.errors import ConfigError, ExternalError, listed
 from asr_lora.runtime.files import existing
 
@@ -66,6 +70,21 @@ def open_corpus(source: str | Path, language: str, columns: Columns = GUESSED) -
         raise ExternalError(f"data.source: cannot read {source}: {error}") from error
 
 
+class Shape(NamedTuple):
+    """A shape of folders: its name, what marks it and whether a folder has that, and how it is opened."""
+
+    name: str
+    marks: Callable[[Tree], Mapping[str, bool]]
+    open: Callable[[Tree, str, Columns], Corpus]
+
+    def fits(self, tree: Tree) -> bool:
+        return all(self.marks(tree).values())
+
+
+# In the order in which they are tried, after Common Voice, Kaldi and datasets' own, which need no list of all files.
+SHAPES: tuple[Shape, ...] = ()
+
+
 def _folder(source: Path, language: str, columns: Columns) -> Corpus:
     if is_release(source):
         folder = language_folder(source, language)
@@ -74,16 +93,31 @@ def _folder(source: Path, language: str, columns: Columns) -> Corpus:
         clips = Folder(table.parent / AUDIOS)
         return open_spontaneous(source, table.parent.name, table, language, clips)
     if is_kaldi(source):
-        return open_kaldi(source, language)
+        return open_kaldi(source, language, columns.splits)
     if huggingface.is_dataset(source):
         return huggingface.open_local(source, language, columns)
+    tree = Tree(source)
+    if shape := next((shape for shape in SHAPES if shape.fits(tree)), None):
+        return shape.open(tree, language, columns)
     if is_listing(source):
         return open_listing(source, language, columns)
-    try:
-        folder = language_folder(source, language)
-    except ConfigError as error:
-        raise ConfigError(f"{error}{OTHERS}") from error
-    raise ConfigError(f"data.source: {folder} holds no table of its clips (got: {listed(sorted(folder.iterdir()))})")
+    raise _no_shape(tree)
+
+
+def _no_shape(tree: Tree) -> ConfigError:
+    """Returns the refusal of a folder of no known shape: the two nearest, what they need and what is there."""
+    release = {"clips/": (tree.root / CLIPS).is_dir(), "train.tsv": bool(tree.ending("train.tsv"))}
+    marks = [("Common Voice", release), *((shape.name, shape.marks(tree)) for shape in SHAPES)]
+    near = sorted((found for found in marks if any(found[1].values())), key=lambda found: len(_absent(found[1])))
+    lacking = [f"; {name} has {' and '.join(own)}, here without {listed(_absent(own))}" for name, own in near[:2]]
+    got = sorted({file.parts[0] + "/" * (len(file.parts) > 1) for file in tree.files})
+    return ConfigError(
+        f"data.source: no speech of a known shape in {tree.root} (got: {listed(got)}){''.join(lacking)}{OTHERS}"
+    )
+
+
+def _absent(marks: Mapping[str, bool]) -> list[str]:
+    return [mark for mark, there in marks.items() if not there]
 
 
 def _file(source: Path, language: str, columns: Columns) -> Corpus:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import TypeVar
 
 from asr_lora.corpus.records import Clips, Corpus, CorpusBuilder, Row, Utterance, lines_of, parse_utterance
+from asr_lora.corpus.split_names import NONE
 from asr_lora.corpus.tabular import Columns, read_rows
 from asr_lora.runtime.errors import ConfigError, listed
 
@@ -20,8 +21,8 @@ AUDIOS = "audios"  # of Spontaneous Speech
 SPONTANEOUS = "ss-corpus-"  # the prefix of its table's name
 NUMBERED_ONCE = ("common_voice_", "spontaneous-speech-")  # prefixes of clip names that are unique in all sources
 OTHERS = (
-    "; Spontaneous Speech has audios/ and ss-corpus-<language>.tsv; other speech is a table with its recordings (.csv, "
-    ".tsv, .jsonl), Kaldi's wav.scp and text, or what datasets reads (.parquet, .arrow)"
+    "; known are Common Voice's and Kaldi's folders, tables (.csv, .tsv, .jsonl, ...), a text, subtitles or segments "
+    "beside each recording, what datasets reads (.parquet, .arrow) and the corpora that docs/data.md lists"
 )
 PACKED = "; Spontaneous Speech has audios/ and ss-corpus-<language>.tsv; unpack other speech and name its folder"
 COLUMNS = Columns({
@@ -184,7 +185,7 @@ def find_spontaneous(source: Path, language: str) -> Path | None:
 
 def open_spontaneous(source: Path, release: str, table: Path, language: str, clips: Clips) -> Corpus:
     """Opens Spontaneous Speech from its table and clips. Raises ConfigError for a table of other columns."""
-    builder = CorpusBuilder(str(source))
+    builder = CorpusBuilder(str(source), {"unassigned": NONE})
     header, rows, builder.left_out[""] = read_rows(table)
     columns = COLUMNS.found_in(header, str(table))
     for number, cells in rows:

@@ -19,7 +19,8 @@ import pyarrow.compute
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 
-from asr_lora.corpus.records import UNSPLIT, Corpus, CorpusBuilder, by_split, parse_utterance, segment_name
+from asr_lora.corpus.records import Corpus, CorpusBuilder, parse_utterance, segment_name
+from asr_lora.corpus.split_names import UNSPLIT, by_split
 from asr_lora.corpus.tabular import Columns, as_cell, open_listing
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ConfigError, ExternalError, UserError, listed
@@ -98,8 +99,8 @@ def open_local(source: Path, language: str, columns: Columns) -> Corpus:
 def _corpus(loaded: Any, source: str, release: str, language: str, columns: Columns) -> Corpus:
     """Reads a `datasets.DatasetDict`, or a `Dataset`, which has no splits."""
     splits: dict[str, Any] = dict(loaded) if isinstance(loaded, dict) else {UNSPLIT: loaded}
-    parts = by_split({name: (name, data) for name, data in splits.items()}) or {UNSPLIT: list(splits.items())}
-    builder, clips = CorpusBuilder(source), _ColumnClips()
+    parts = by_split({name: (name, data) for name, data in splits.items()}, columns.splits, source)
+    builder, clips = CorpusBuilder(source, columns.splits), _ColumnClips()
     for split, own in parts.items():
         for name, data in own:
             _add_split(builder, clips, split, name, data, columns)

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from asr_lora.corpus.records import UNSPLIT, Corpus, CorpusBuilder, Utterance, by_split, check_times, lines_of
-from asr_lora.runtime.errors import ConfigError, listed
+from asr_lora.corpus.records import Corpus, CorpusBuilder, Utterance, check_times, lines_of
+from asr_lora.corpus.split_names import UNSPLIT, by_split
+from asr_lora.runtime.errors import ConfigError
 
 RECORDINGS = "wav.scp"
 ARCHIVED = re.compile(r"\.ark:\d+$")  # a position in one of Kaldi's own archives
@@ -19,30 +20,25 @@ def is_kaldi(source: Path) -> bool:
     return (source / RECORDINGS).is_file() or any(source.glob(f"*/{RECORDINGS}"))
 
 
-def open_kaldi(source: Path, language: str) -> Corpus:
+def open_kaldi(source: Path, language: str, splits: Mapping[str, str]) -> Corpus:
     """Opens a data directory, or those of the splits. No command of wav.scp is ever run.
 
     Raises ConfigError where a file is missing, or wav.scp names a command.
     """
-    builder = CorpusBuilder(str(source))
-    for split, folders in _folders(source).items():
+    builder = CorpusBuilder(str(source), splits)
+    for split, folders in _folders(source, splits).items():
         for folder in folders:
             _add_folder(builder, folder, split)
     rule = f"a path in {RECORDINGS} is absolute, or begins in its folder or where the recipe was run"
     return builder.corpus(source.name, language, builder.clips(rule))
 
 
-def _folders(source: Path) -> Mapping[str, list[Path]]:
+def _folders(source: Path, splits: Mapping[str, str]) -> Mapping[str, list[Path]]:
     if (source / RECORDINGS).is_file():
         return {UNSPLIT: [source]}
-    folders = {file.parent.name: file.parent for file in sorted(source.glob(f"*/{RECORDINGS}"))}
-    named = by_split(folders)
-    if not named:
-        raise ConfigError(
-            f"data.source: {source} holds Kaldi directories ({listed(folders)}), none called train, dev or test; name "
-            "the one that is meant"
-        )
-    return named
+    return by_split(
+        {file.parent.name: file.parent for file in sorted(source.glob(f"*/{RECORDINGS}"))}, splits, str(source)
+    )
 
 
 def _add_folder(builder: CorpusBuilder, folder: Path, split: str) -> None:

@@ -1,26 +1,21 @@
 """The corpus: tables of utterances by split, their clips, and the unusable lines that were left out."""
 
 import math
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Protocol, TypeVar
+from typing import Protocol
 
+from asr_lora.corpus.split_names import NONE, TABLES, UNSPLIT, assign_splits, split_called
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, listed
 from asr_lora.runtime.files import is_plain
 from asr_lora.speech.audio import MAX_SECONDS
 
-SPLITS = ("train", "dev", "test")
-TABLES = (*SPLITS, "validated")  # of a Common Voice release
-UNSPLIT = "all"  # the table of a corpus that comes without splits
-CALLED = {name: name for name in TABLES} | {"training": "train", "valid": "dev", "validation": "dev", "val": "dev"}
 LOOKED_FOR = 20  # files that are missing before all of a table's are taken to be elsewhere
 Row = dict[str, str]  # of a table: cells by column, raw
-Thing = TypeVar("Thing")
 
 
 class Clips(Protocol):
@@ -125,22 +120,6 @@ class Corpus:
         return self.clips.fetch(names)
 
 
-def split_called(name: str) -> str | None:
-    """Returns the one split that a file, folder or cell is named after: dev for valid, nl_validation.csv."""
-    found = {CALLED[word] for word in re.split(r"[^a-z]+", name.lower()) if word in CALLED}
-    return found.pop() if len(found) == 1 else None
-
-
-def by_split(named: Mapping[str, Thing]) -> dict[str, list[Thing]]:
-    """Groups things by the split that they are named after; train takes precedence over train_augmented."""
-    found: dict[str, list[Thing]] = {}
-    for split in TABLES:
-        exact = [thing for name, thing in named.items() if CALLED.get(name.lower()) == split]
-        if own := exact or [thing for name, thing in named.items() if split_called(name) == split]:
-            found[split] = own
-    return found
-
-
 def parse_utterance(cells: Row, columns: Mapping[str, str]) -> Utterance:
     """Parses a row of a table; `columns` maps the fields of an utterance to the names of its columns.
 
@@ -205,9 +184,13 @@ def segment_name(path: str, utterance: Utterance) -> str:
 
 @dataclass
 class CorpusBuilder:
-    """Collects the utterances of a source by split; `of` names the source in messages."""
+    """Collects the utterances of a source by split; `of` names the source in messages.
+
+    `splits` are those that the settings give to names of the source.
+    """
 
     of: str
+    splits: Mapping[str, str] = field(default_factory=dict)
     utterances: dict[str, list[Utterance]] = field(default_factory=lambda: defaultdict(list))  # by the source's split
     durations: dict[str, float] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
@@ -233,24 +216,22 @@ class CorpusBuilder:
         return Corpus(self.of, release, language, tables, self.durations, malformed, clips)
 
     def _tables(self) -> tuple[dict[str, list[Utterance]], dict[str, list[str]]]:
-        """Returns the tables by split, or all as one where no split has a known name, and the lines left out.
-
-        Where some splits have known names, the others (Spontaneous Speech's unassigned) are left out.
-        """
-        known = {split: called for split in self.utterances if (called := split_called(split))}
+        """Returns the tables by split, and the lines left out. Raises ConfigError as assign_splits does."""
+        known = assign_splits(self.utterances, self.splits, self.of)
         tables: dict[str, list[Utterance]] = defaultdict(list)
         out: dict[str, list[str]] = defaultdict(list)
         for split, utterances in self.utterances.items():
-            if known and split not in known:
+            if known[split] == NONE:
                 for each in utterances:
                     self.durations.pop(each.path, None)
                 reason = f"of the split {split}" if split else "without a split"
                 self.left_out[split] += [f"{each.path}: {reason}" for each in utterances]
             else:
-                tables[known.get(split, UNSPLIT)] += utterances
+                tables[known[split]] += utterances
         first = next((table for table in (*TABLES, UNSPLIT) if table in tables), UNSPLIT)
         for split, lines in self.left_out.items():
-            out[split_called(split) or first] += lines
+            its = known.get(split) or split_called(split)
+            out[first if its in (None, NONE) else its] += lines
         count = sum(map(len, out.values()))
         if not tables:
             lines = [line for own in out.values() for line in own]

@@ -19,10 +19,10 @@ from asr_lora.corpus.records import (
     CorpusBuilder,
     Files,
     Utterance,
-    by_split,
     parse_utterance,
     segment_name,
 )
+from asr_lora.corpus.split_names import by_split
 from asr_lora.corpus.tabular import Columns, as_cell
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError, listed
@@ -102,7 +102,7 @@ class Stream:
 
     def split(self, called: str, name: str) -> Split:
         """Returns the split named `called` in the data set, as `name`. Raises ConfigError where it is missing."""
-        found = by_split(self.splits)
+        found = by_split(self.splits, self.columns.splits, self.source)
         if called not in found:
             own = listed(self.splits)
             raise ConfigError(

@@ -13,19 +13,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from asr_lora.corpus.records import (
-    UNSPLIT,
     Corpus,
     CorpusBuilder,
     Row,
-    by_split,
     inside,
     lines_of,
     parse_utterance,
     segment_name,
-    split_called,
     text_of,
 )
-from asr_lora.runtime.errors import ConfigError, listed
+from asr_lora.corpus.split_names import UNSPLIT, by_split, split_called
+from asr_lora.runtime.errors import ConfigError
 
 METADATA = "metadata"  # the table of an audiofolder
 LONGEST_CELL = 1 << 27  # characters; csv's own limit, 131,072, is less than a cell may hold
@@ -47,9 +45,10 @@ USUAL = {
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of columns by the field that they hold, from the settings; those not named are guessed."""
+    """The settings' names of columns by the field that they hold (those not named are guessed), and of splits."""
 
     named: Mapping[str, str] = field(default_factory=dict)
+    splits: Mapping[str, str] = field(default_factory=dict)  # our splits by the source's names
 
     def found_in(self, header: Sequence[str], table: str, needed: Sequence[str] = ("path", "text")) -> dict[str, str]:
         """Finds the columns of the fields in `header`; guesses ignore upper and lower case.
@@ -87,8 +86,8 @@ def is_listing(source: Path) -> bool:
 def open_listing(source: Path, language: str, columns: Columns) -> Corpus:
     """Opens the tables of a folder, or one table. Raises ConfigError for one that cannot be read."""
     base = source.parent if source.is_file() else source
-    builder = CorpusBuilder(str(source))
-    tables = {UNSPLIT: [source]} if source.is_file() else _chosen(source)
+    builder = CorpusBuilder(str(source), columns.splits)
+    tables = {UNSPLIT: [source]} if source.is_file() else _chosen(source, columns.splits)
     for split, files in tables.items():
         for file in files:
             several = sum(map(len, tables.values())) > 1
@@ -156,22 +155,13 @@ def _deeper(folder: Path) -> list[Path]:
     return sorted(file for pattern in (f"*/{METADATA}.csv", f"*/{METADATA}.jsonl") for file in folder.glob(pattern))
 
 
-def _chosen(folder: Path) -> Mapping[str, Sequence[Path]]:
-    """Groups the tables by split; a single one is the table of all.
-
-    Raises ConfigError where none of several is named after a split.
-    """
+def _chosen(folder: Path, splits: Mapping[str, str]) -> Mapping[str, Sequence[Path]]:
+    """Groups the tables by split; a single one is the table of all. Raises ConfigError as by_split does."""
     tables = _tables(folder)
     if len(tables) == 1:
         return {UNSPLIT: tables}
-    named = by_split({file.stem if file.parent == folder else file.parent.name: file for file in tables})
-    if not named:
-        names = [file.relative_to(folder) for file in tables]
-        raise ConfigError(
-            f"data.source: {folder} holds {len(tables)} tables ({listed(names)}), none called train, dev or test; name "
-            "the one that is meant"
-        )
-    return named
+    names = {file.stem if file.parent == folder else file.parent.name: file for file in tables}
+    return by_split(names, splits, str(folder))
 
 
 class TableRows(NamedTuple):

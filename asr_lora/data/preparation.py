@@ -11,7 +11,7 @@ from transformers import WhisperTokenizer
 
 from asr_lora.config.naming import RENAMED
 from asr_lora.config.schema import DataConfig, ModelConfig
-from asr_lora.corpus import SPLITS, UNSPLIT, Columns, Corpus, open_corpus
+from asr_lora.corpus import SPLITS, UNSPLIT, Corpus, open_corpus
 from asr_lora.corpus.records import Utterance
 from asr_lora.data.features import label_ids, with_prompt
 from asr_lora.data.manifest import (
@@ -25,6 +25,7 @@ from asr_lora.data.manifest import (
 )
 from asr_lora.data.sources import (
     excluded_utterances,
+    named_columns,
     open_recorded,
     open_sources,
     open_streamed,
@@ -154,7 +155,7 @@ def draw_from_corpus(
     messages that begin with eval.sets.
     """
     try:
-        corpus = open_corpus(source, locale, Columns(data.columns or {}))
+        corpus = open_corpus(source, locale, named_columns(data))
         utterances = corpus.tables.get(split) or corpus.tables.get(UNSPLIT, [])
         if not utterances:
             there = ", ".join(name for name, own in corpus.tables.items() if own)

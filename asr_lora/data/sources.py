@@ -40,9 +40,14 @@ def open_recorded(data: DataConfig, run: Path) -> Corpus:
     return _open(data, summary["source"], {split: facts.get("asked") for split, facts in summary["splits"].items()})
 
 
+def named_columns(data: DataConfig) -> Columns:
+    """Returns the names of columns and splits that the settings give."""
+    return Columns(data.columns or {}, data.splits or {})
+
+
 def open_streamed(data: DataConfig) -> Stream:
     """Opens the data set that the settings stream. Raises ConfigError and ExternalError as that does."""
-    return open_stream(data.source or "", Columns(data.columns or {}))
+    return open_stream(data.source or "", named_columns(data))
 
 
 def rows_for(clips: int | None) -> int | None:
@@ -59,7 +64,7 @@ def names_of(sources: Sequence[str]) -> list[str]:
 
 def _open(data: DataConfig, source: str | None, limits: Mapping[str, int | None]) -> Corpus:
     """Opens the corpus. `limits` are the numbers of clips of dev and test, which only a stream needs."""
-    columns = Columns(data.columns or {})
+    columns = named_columns(data)
     if data.streaming:
         wanted = {split: rows_for(limits[split]) for split in ("dev", "test")}
         return held_out(open_streamed(data), data.language, wanted, data.seed, data.shuffle_buffer)
@@ -125,7 +130,7 @@ def excluded_utterances(data: DataConfig) -> list[Utterance]:
     path = existing(Path(data.exclude_overlap), "data.exclude_overlap")
     manifests = [path] if path.suffix == ".jsonl" else [path / "data" / f"{split}.jsonl" for split in ("dev", "test")]
     if not all(manifest.is_file() for manifest in manifests):
-        tables = open_corpus(path, data.language, Columns(data.columns or {})).tables
+        tables = open_corpus(path, data.language, named_columns(data)).tables
         held_out = [each for split in ("dev", "test") for each in tables.get(split, [])]
         return held_out or [each for own in tables.values() for each in own]
     lines = [

@@ -12,8 +12,9 @@ from huggingface_hub import try_to_load_from_cache
 
 from asr_lora.config.compose import Config, gpu_settings
 from asr_lora.config.schema import DataConfig
-from asr_lora.corpus import SPLITS, Columns, is_path, is_quick, open_corpus
+from asr_lora.corpus import SPLITS, is_path, is_quick, open_corpus
 from asr_lora.data.manifest import read_manifest, sampling_order
+from asr_lora.data.sources import named_columns
 from asr_lora.data.splits import with_splits
 from asr_lora.decoding.generate import rows_per_batch
 from asr_lora.model.hardware import (
@@ -94,7 +95,7 @@ def durations(config: Config) -> tuple[dict[str, list[float]], str]:
 
 def _corpus_seconds(source: Path, data: DataConfig) -> dict[str, list[float]] | None:
     """Returns durations in the order of the draw; None where the corpus does not list any."""
-    corpus = with_splits(open_corpus(source, data.language, Columns(data.columns or {})), data)
+    corpus = with_splits(open_corpus(source, data.language, named_columns(data)), data)
     if not corpus.durations or not all(corpus.tables[split] for split in SPLITS):
         return None
     drawn = {split: sampling_order(corpus.tables[split], data.seed) for split in SPLITS}

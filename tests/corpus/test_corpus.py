@@ -145,13 +145,12 @@ def test_a_folder_that_is_no_release_is_refused_with_what_it_lacks_and_holds(tmp
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).touch()
     assert refusal(tmp_path) == (
-        f"data.source: no clips directory under {tmp_path}; "
-        "a Common Voice release has clips/ and train.tsv (got: a.txt, b.txt); "
-        "Spontaneous Speech has audios/ and ss-corpus-<language>.tsv; other speech is a table with its recordings "
-        "(.csv, .tsv, .jsonl), Kaldi's wav.scp and text, or what datasets reads (.parquet, .arrow)"
+        f"data.source: no speech of a known shape in {tmp_path} (got: a.txt, b.txt); "
+        "known are Common Voice's and Kaldi's folders, tables (.csv, .tsv, .jsonl, ...), a text, subtitles or "
+        "segments beside each recording, what datasets reads (.parquet, .arrow) and the corpora that docs/data.md lists"
     )
     (tmp_path / "clips").mkdir()
-    assert f"no train.tsv in {tmp_path}" in refusal(tmp_path)
+    assert "Common Voice has clips/ and train.tsv, here without train.tsv" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("packed", [True, False])

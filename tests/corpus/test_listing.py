@@ -88,7 +88,9 @@ def test_a_sentence_of_a_megabyte_is_a_row_like_others_and_tsv_stays_raw(tmp_pat
 def test_a_split_column_splits_and_columns_named_like_fields_are_only_columns(tmp_path: Path) -> None:
     given = [(ROWS[0]["path"], "een", "train"), (ROWS[1]["path"], "twee", "valid"), (ROWS[2]["path"], "drie", "fold 7")]
     lines = ["file,text,split,weight,clip", *(f"{','.join(row)},9,x" for row in given)]
-    corpus = open_corpus(table_of(tmp_path, "x.csv", "\n".join(lines)), "nl")
+    table = table_of(tmp_path, "x.csv", "\n".join(lines))
+    assert "data.splits" in refusal(table) and "'data.splits={fold 7: ...}'" in refusal(table)
+    corpus = open_corpus(table, "nl", Columns(splits={"fold 7": "none"}))
     assert {split: clip_names(corpus, split) for split in corpus.tables} == {
         "train": [given[0][0]],
         "dev": [given[1][0]],
@@ -112,7 +114,8 @@ def test_tables_of_no_split_missing_files_and_tables_without_usable_rows_are_ref
     lost = table_of(tmp_path / "lost", "x.csv", "path,text\nno/such.wav,ja\n")
     assert "none of the first 1 files of" in refusal(lost) and "begins where its table lies" in refusal(lost)
     table_of(tmp_path / "two", "a.csv", "path,text\n"), table_of(tmp_path / "two", "b.csv", "path,text\n")
-    assert "holds 2 tables (a.csv, b.csv), none called train, dev or test; name the one" in refusal(tmp_path / "two")
+    said = refusal(tmp_path / "two")
+    assert "holds a, b, of no known split (none is)" in said and "'data.splits={a: ..., b: ...}'" in said
     bad = table_of(tmp_path, "x.jsonl", "{half\n" + json.dumps({"path": "", "text": "x"}))
     assert "has no usable row (left out: line 1: no JSON" in refusal(bad)
     empty = table_of(tmp_path, "x.csv", "")
