@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from asr_lora.corpus import huggingface, mdc, shards
 from asr_lora.corpus.archive import Archived, read_tables
+from asr_lora.corpus.columns import GUESSED, Columns
 from asr_lora.corpus.common_voice import (
     AUDIOS,
     CLIPS,
@@ -23,7 +24,7 @@ from asr_lora.corpus.common_voice import (
 from asr_lora.corpus.kaldi import is_kaldi, open_kaldi
 from asr_lora.corpus.records import Clips, Corpus, Folder
 from asr_lora.corpus.split_names import SPLITS, TABLES, UNSPLIT
-from asr_lora.corpus.tabular import GUESSED, Columns, is_listing, open_listing
+from asr_lora.corpus.tabular import is_listing, open_listing
 from asr_lora.corpus.tree import Tree
 from asr_lora.runtime.errors import ConfigError, ExternalError, listed
 from asr_lora.runtime.files import existing

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TypeVar
 
-from asr_lora.corpus.records import Clips, Corpus, CorpusBuilder, Row, Utterance, lines_of, parse_utterance
-from asr_lora.corpus.split_names import NONE
-from asr_lora.corpus.tabular import Columns, read_rows
+from asr_lora.corpus.columns import Columns
+from asr_lora.corpus.encoding import lines_of
+from asr_lora.corpus.records import Clips, Corpus, CorpusBuilder, Row, Utterance, parse_utterance
+from asr_lora.corpus.table_files import read_rows
 from asr_lora.runtime.errors import ConfigError, listed
 
 CLIPS = "clips"
@@ -185,8 +186,8 @@ def find_spontaneous(source: Path, language: str) -> Path | None:
 
 def open_spontaneous(source: Path, release: str, table: Path, language: str, clips: Clips) -> Corpus:
     """Opens Spontaneous Speech from its table and clips. Raises ConfigError for a table of other columns."""
-    builder = CorpusBuilder(str(source), {"unassigned": NONE})
-    header, rows, builder.left_out[""] = read_rows(table)
+    builder = CorpusBuilder(str(source))
+    header, rows, builder.left_out[""], *_ = read_rows(table)
     columns = COLUMNS.found_in(header, str(table))
     for number, cells in rows:
         try:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from asr_lora.corpus.records import Corpus, CorpusBuilder, Utterance, check_times, lines_of
+from asr_lora.corpus.encoding import lines_of
+from asr_lora.corpus.records import Corpus, CorpusBuilder, Utterance, check_times
 from asr_lora.corpus.split_names import UNSPLIT, by_split
 from asr_lora.runtime.errors import ConfigError
 
