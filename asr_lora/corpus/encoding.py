@@ -27,6 +27,7 @@ CODE_PAGES = {
     for pages in [pages]
 }  # fmt: skip
 WESTERN = ("cp1252",)
+LOOKED_AT = 400  # bytes at a file's beginning
 MOST_ODD = 0.02  # share of marks within words that are no letters, above which the encoding is doubted
 CJK = "\u2e80"  # from here on writing without spaces, where signs stand between letters
 WITHIN_WORDS = re.compile(r"(?<=[^\W\d_])[^\x00-\x7f](?=[^\W\d_])")
@@ -59,7 +60,7 @@ def split_lines(text: str) -> list[str]:
 def decode_text(content: bytes, name: str, language: str | None) -> str:
     """Decodes as `text_of` does; `name` is the file's in messages."""
     marked = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if content.startswith(mark)), None)
-    unmarked = None if marked or b"\0" not in content[:2] else "utf-16-be" if content[:1] == b"\0" else "utf-16-le"
+    unmarked = None if marked else _of_two_bytes(content[:LOOKED_AT])
     try:
         text = content.decode(marked or unmarked or "utf-8")
     except UnicodeDecodeError as error:
@@ -74,6 +75,15 @@ def decode_text(content: bytes, name: str, language: str | None) -> str:
         tried = f", nor surely in an encoding of {language} ({', '.join(pages)})" if language else ""
         raise ConfigError(f"data.source: {name} is not UTF-8 (at byte {first}){tried}; save it as UTF-8")
     return _logged(str(best), name, best.encoding)
+
+
+def _of_two_bytes(beginning: bytes) -> str | None:
+    """Returns the encoding of a file whose every second byte is NUL, as of Latin text without a byte order mark."""
+    for first, encoding in ((0, "utf-16-be"), (1, "utf-16-le")):
+        every_second = beginning[first::2]
+        if every_second.count(0) > len(every_second) / 2:
+            return encoding
+    return None
 
 
 def _logged(text: str, name: str, encoding: str) -> str:

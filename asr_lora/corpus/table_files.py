@@ -24,7 +24,10 @@ JSON = (".jsonl", ".json", ".ndjson")
 SHEET = ".xlsx"
 PACKED = ".gz"
 MOST_UNPACKED, UNPACKED_FREELY = 20, 1 << 28  # times a .gz's size, and bytes on top of that
-BROKEN = (zipfile.BadZipFile, ElementTree.ParseError, KeyError, ValueError, TypeError, IndexError, AttributeError)
+BROKEN = (  # what openpyxl raises, which has no base class of its own
+    zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ElementTree.ParseError, LookupError, ValueError,
+    TypeError, AttributeError,
+)  # fmt: skip
 ROW_KEYS = ("path", "filename", "file_name", "filepath", "audio_filepath")  # of a nested recording
 
 
@@ -183,10 +186,13 @@ def _sheet(path: Path, columns: Columns, is_recording: Callable[[str], bool]) ->
     except ImportError as error:
         raise ConfigError(f"data.source: {path} needs openpyxl; {to_install('tables')}, or save it as .csv") from error
     try:
-        with zipfile.ZipFile(path) as packed:
-            _refuse_bomb(path, sum(part.file_size for part in packed.infolist()))
-        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        sheets = {sheet.title: [list(row) for row in sheet.iter_rows(values_only=True)] for sheet in book.worksheets}
+        with path.open("rb") as raw:
+            with zipfile.ZipFile(raw) as packed:
+                _refuse_bomb(path, sum(part.file_size for part in packed.infolist()))
+            book = openpyxl.load_workbook(raw, read_only=True, data_only=True)
+            sheets = {sheet.title: list(map(list, sheet.iter_rows(values_only=True))) for sheet in book.worksheets}
+    except ExternalError:
+        raise
     except BROKEN as error:
         raise ConfigError(f"data.source: {path} does not open as .xlsx ({error}); save it as .csv") from error
     filled = {

@@ -3,6 +3,7 @@
 import gzip
 import json
 import unicodedata
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import soundfile
 from support.releases import refusal
 
-from asr_lora.corpus import Columns, Corpus, open_corpus
+from asr_lora.corpus import Columns, Corpus, open_corpus, table_files
 from asr_lora.corpus.records import Utterance
 
 RATE = 16_000
@@ -194,6 +195,21 @@ def test_a_workbook_is_read_from_the_sheet_that_has_recordings(tmp_path: Path) -
     book.save(tmp_path / "x.xlsx")
     found = read(tmp_path / "x.xlsx")
     assert pairs(found) == WANTED and found[0].speaker == "an" and found[0].extra == {"year": "1999"}
+
+
+@pytest.mark.parametrize("name", ["x.xlsx", "x.csv.gz", "x.jsonl.gz"])
+def test_a_packed_table_that_unpacks_to_far_more_or_is_damaged_is_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_files, "UNPACKED_FREELY", 1 << 16)
+    content = b"\0" * (1 << 22)
+    with zipfile.ZipFile(tmp_path / "x.xlsx", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
+        packed.writestr("[Content_Types].xml", content)
+    if name != "x.xlsx":
+        write(tmp_path / name, gzip.compress(content, compresslevel=1))
+    assert "unpacks to more than" in refusal(tmp_path / name)
+    write(tmp_path / name, gzip.compress(bytes(range(256)))[:60])
+    assert any(way in refusal(tmp_path / name) for way in ("get it again", "save it as .csv"))
 
 
 def test_multi_line_cells_are_kept_and_rows_swallowed_by_an_open_quote_are_not(tmp_path: Path) -> None:
