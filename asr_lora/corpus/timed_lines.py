@@ -9,6 +9,7 @@ NUMBER = r"-?\d+(?:[.,]\d+)?"
 LABEL = re.compile(rf"({NUMBER})\t({NUMBER})(?:\t(.*))?")
 RANGE = re.compile(rf"\\\t{NUMBER}\t{NUMBER}")  # of frequencies, on the line below an Audacity label
 HTK = re.compile(r"\d+\s+\d+\s+\S+")  # a label with its times in 100 ns
+TIMIT = re.compile(r"0 \d{4,} (\S.*)")  # the first and last sample, and the text
 COMMENT = ";;"
 WHISPER = ["start", "end", "text"]  # the columns of Whisper's .tsv, in ms
 IGNORED = "ignore_time_segment_in_scoring"
@@ -27,7 +28,8 @@ def read_text(transcript: Transcript) -> Iterator[Cue]:
     elif len(lines) > 1 and all(HTK.fullmatch(line.strip()) for _, line in lines):
         raise ValueError("labels of words or phones with their times, no transcript")
     else:
-        yield Cue("its text", None, None, transcript.text)
+        samples = TIMIT.fullmatch(transcript.text.strip())
+        yield Cue("its text", None, None, samples[1] if samples else transcript.text)
 
 
 def read_whisper_table(transcript: Transcript) -> Iterator[Cue]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.corpora import lines_of, prepared
 from support.releases import refusal, write_lines
 from support.segments import ASS, EAF, FULL, MINIMAL, PHONES, SPOKEN, SRT, VTT, WHISPER, WORDS, record, textgrid
 
@@ -268,3 +269,15 @@ def test_a_million_words_without_a_pause_are_joined_soon(tmp_path: Path) -> None
     content = "".join(f"talk 1 {at / 100_000:.5f} 0.00001 w\n" for at in range(200_000))
     corpus = open_corpus(beside(tmp_path, "talk.ctm", content), "nl")
     assert max(len(text) for text, *_ in rows(corpus)) <= 10_002
+
+
+def test_the_manifest_keeps_the_recording_and_the_times_of_its_segments(words: list[str], tmp_path: Path) -> None:
+    home = tmp_path / "talks"
+    record(home / "talk.wav", 30)
+    cues = [f"00:{at:02}.000 --> 00:{at:02}.{900 - at}\nzin {at}\n" for at in range(24)]
+    (home / "talk.vtt").write_text("\n".join(["WEBVTT\n", *cues]))
+    clips = [clip for own in lines_of(prepared(words, home)).values() for clip in own]
+    assert {clip["path"] for clip in clips} == {str(home / "talk.wav")}
+    assert sorted((clip["start"], clip["end"], clip["text"]) for clip in clips) == [
+        (at, round(at + 0.9 - at / 1000, 3), f"zin {at}") for at in range(24)
+    ]

@@ -30,6 +30,28 @@ def test_a_text_of_the_same_name_is_the_transcript(tmp_path: Path, ending: str, 
     assert corpus.fetch([f"{folder}a.wav"]) == {f"{folder}a.wav": tmp_path / sound / "a.wav"}
 
 
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("0 46797 She had your dark suit.\n", "She had your dark suit."),
+        ("0 is a number\n", "0 is a number"),
+        ("1984 was een jaar\n", "1984 was een jaar"),
+        ("a &lt; b\u2028en <i>c</i>\n", "a < b en c"),
+    ],
+    ids=["TIMIT", "zero", "year", "marks"],
+)
+def test_a_text_alone_is_read_as_it_is_meant(tmp_path: Path, content: str, text: str) -> None:
+    record(tmp_path / "a.wav", 0.2)
+    (tmp_path / "a.txt").write_text(content, encoding="utf-8")
+    assert [each.text for each in open_corpus(tmp_path, "nl").tables["all"]] == [text]
+
+
+def test_labels_of_phones_are_no_transcript(tmp_path: Path) -> None:
+    record(tmp_path / "a.wav", 0.2)
+    write_lines(tmp_path / "a.lab", ["0 1200000 sil", "1200000 2000000 h"])
+    assert "labels of words or phones with their times, no transcript" in refusal(tmp_path)
+
+
 def test_what_has_no_counterpart_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts(tmp_path, names="abc")
     record(tmp_path / "d.wav")
