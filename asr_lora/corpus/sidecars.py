@@ -2,10 +2,12 @@
 
 a.wav with a.srt, a.TextGrid, a.eaf, a.json, a.txt, a.lab, ...; wavs/a.wav with txt/a.txt."""
 
+import os
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from asr_lora.corpus.json_transcripts import read_json
 from asr_lora.corpus.records import Corpus
@@ -33,6 +35,7 @@ BESIDE = {
     ".txt": Format("transcripts (.txt)", read_text),
 }
 TABLES_OR_TEXT = (".json", ".tsv", ".lab", ".txt")  # what else files of these suffixes may be
+LOCALE = re.compile(r"\.([a-z]{2,3})(?:-\w+)*", re.IGNORECASE)  # talk.nl.srt, talk.pt-BR.vtt, talk.en-orig.vtt
 Pairs = Mapping[PurePosixPath, PurePosixPath]  # transcripts by recording
 
 
@@ -46,13 +49,19 @@ def marks(tree: Tree) -> Mapping[str, bool]:
 
 def open_beside(tree: Tree, language: str, columns: Columns) -> Corpus:
     """Opens recordings with transcripts beside them. Raises ConfigError where none is usable."""
-    pairs, of = _pairs(tree), str(tree.root)
+    pairs, of = _pairs(tree, language), str(tree.root)
+    if not pairs:
+        example = next(iter(_pairs(tree).values()))
+        raise ConfigError(
+            f"data.source: the transcripts in {of} are of other languages than {language} ({example}, ...); give those "
+            "that are meant the names of their recordings alone"
+        )
     if without := [recording for recording in tree.recordings if recording not in pairs]:
         log(f"{of}: {len(without)} recordings without a transcript are left out ({listed(without, 2)})")
     folders, suffixes = {file.parent for file in pairs.values()}, {file.suffix for file in pairs.values()}
     stems = {_stem(recording) for recording in tree.recordings}
     files = [file for file in tree.files if file.parent in folders and file.suffix in suffixes]
-    if alone := [file for file in files if not {_stem(file), _plain(file.stem.rpartition(".")[0])} & stems]:
+    if alone := [file for file in files if not {_stem(file), _plain(PurePath(file.stem).stem)} & stems]:
         log(f"{of}: {len(alone)} files without a recording of their name are not read ({listed(alone, 2)})")
     return _open_pairs(tree, pairs, of, language, columns)
 
@@ -78,10 +87,13 @@ def open_transcript(source: Path, language: str, columns: Columns) -> Corpus:
 
 def _beside(source: Path) -> list[Path]:
     """Returns the recordings of a transcript's name in its folder, else those in folders beside it."""
-    for folders in ([source.parent], source.parent.parent.glob("*/")):
-        files = [file for folder in folders for file in folder.iterdir() if file.suffix.lower() in SOUND]
-        if found := sorted(file for file in files if _plain(source.stem) in (_plain(file.stem), _plain(file.name))):
-            return found
+    above = source.parent.parent
+    for folders in ([source.parent], [above, *above.glob("*/")]):
+        readable = [folder for folder in folders if os.access(folder, os.R_OK | os.X_OK)]
+        files = [file for folder in readable for file in folder.iterdir() if file.suffix.lower() in SOUND]
+        for name in (_plain(source.stem), _without_locale(source)):
+            if found := sorted(file for file in files if name in (_plain(file.stem), _plain(file.name))):
+                return found
     return []
 
 
@@ -100,8 +112,10 @@ def _open_pairs(tree: Tree, pairs: Pairs, of: str, language: str, columns: Colum
     return read.corpus(language)
 
 
-def _pairs(tree: Tree) -> Pairs:
+def _pairs(tree: Tree, language: str = "") -> Pairs:
     """Returns the transcript of each recording that has one, of several the first of BESIDE.
+
+    Where names have locales (talk.nl.srt) it is one of the language, or of any where none is given.
 
     It lies in the recording's folder; or in a parallel one, where no recording of the one folder has a transcript there
     and the other holds no recordings. Raises ConfigError where two parallel folders have one.
@@ -109,8 +123,9 @@ def _pairs(tree: Tree) -> Pairs:
     by_stem: dict[str, list[PurePosixPath]] = defaultdict(list)
     for file in tree.files:
         if file.suffix.lower() in BESIDE:
-            by_stem[_stem(file)].append(file)
-    near = {recording: _named_like(recording, by_stem) for recording in tree.recordings}
+            for name in dict.fromkeys((_stem(file), _without_locale(file))):
+                by_stem[name].append(file)
+    near = {recording: _named_like(recording, by_stem, language) for recording in tree.recordings}
     pairs = {}
     for recording, files in near.items():
         if same := [file for file in files if file.parent == recording.parent]:
@@ -122,7 +137,7 @@ def _pairs(tree: Tree) -> Pairs:
         if recording.parent in own or not apart:
             continue
         first = min(apart, key=_rank)
-        if others := [file for file in apart if file != first and _rank(file) == _rank(first)]:
+        if others := [file for file in apart if file.parent != first.parent and _rank(file) == _rank(first)]:
             raise ConfigError(
                 f"data.source: {recording} in {tree.root} has two transcripts, {first} and {others[0]}; move the one "
                 "that is not meant elsewhere"
@@ -131,9 +146,27 @@ def _pairs(tree: Tree) -> Pairs:
     return pairs
 
 
-def _named_like(recording: PurePosixPath, by_stem: Mapping[str, list[PurePosixPath]]) -> list[PurePosixPath]:
-    names = (_plain(recording.stem), _plain(recording.name))  # a.json, and a.wav.json as some tools write it
-    return [file for name in names for file in by_stem.get(name, [])]
+def _named_like(
+    recording: PurePosixPath, by_stem: Mapping[str, list[PurePosixPath]], language: str
+) -> list[PurePosixPath]:
+    """Returns the transcripts of a recording's name: a.json or, as some tools write it, a.wav.json; else a.nl.json."""
+    names = (_plain(recording.stem), _plain(recording.name))
+    found = [file for name in names for file in by_stem.get(name, [])]
+    own = language.partition("-")[0].lower()
+    return [file for file in found if _stem(file) in names] or sorted(
+        (file for file in found if not own or _locale(file).partition("-")[0] == own),
+        key=lambda file: (_locale(file) != language.lower(), file),
+    )
+
+
+def _locale(file: PurePath) -> str:
+    """Returns the locale at the end of a file's name, in lower case; empty where none is."""
+    suffix = PurePath(file.stem).suffix
+    return suffix[1:].lower() if LOCALE.fullmatch(suffix) else ""
+
+
+def _without_locale(file: PurePath) -> str:
+    return _plain(PurePath(file.stem).stem if _locale(file) else file.stem)
 
 
 def _rank(file: PurePosixPath) -> int:

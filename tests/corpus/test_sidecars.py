@@ -135,7 +135,18 @@ def test_segments_with_the_same_times_are_all_kept(tmp_path: Path) -> None:
     assert clip_names(corpus, "all") == ["a-0000000-0001000.wav", "a-0000000-0001000-2.wav"]
 
 
-@pytest.mark.parametrize("recording", ["talk.wav", "../audio/talk.flac"])
+def test_of_subtitles_in_several_languages_those_of_the_language_are_read(tmp_path: Path) -> None:
+    record(tmp_path / "a.wav")
+    for locale in ("en", "nl-NL", "nl"):
+        (tmp_path / f"a.{locale}.vtt").write_text(f"WEBVTT\n\n00:00.000 --> 00:01.000\n{locale}\n")
+    assert rows(open_corpus(tmp_path, "nl"))[0][0] == "nl" and rows(open_corpus(tmp_path, "en-GB"))[0][0] == "en"
+    assert "of other languages than de (a.en.vtt, ...)" in refusal(tmp_path, "de")
+    assert rows(open_corpus(tmp_path / "a.nl-NL.vtt", "nl"))[0][0] == "nl-NL"
+    (tmp_path / "a.vtt").write_text("WEBVTT\n\n00:00.000 --> 00:01.000\nzonder\n")
+    assert rows(open_corpus(tmp_path, "nl"))[0][0] == "zonder"
+
+
+@pytest.mark.parametrize("recording", ["talk.wav", "../talk.wav", "../audio/talk.flac"])
 def test_one_file_of_segments_is_a_source(tmp_path: Path, recording: str) -> None:
     (tmp_path / "subs").mkdir()
     source = tmp_path / "subs" / "talk.srt"
