@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from asr_lora.corpus import huggingface, mdc, shards
+from asr_lora.corpus import huggingface, mdc, segment_lists, shards, sidecars
 from asr_lora.corpus.archive import Archived, read_tables
 from asr_lora.corpus.columns import GUESSED, Columns
 from asr_lora.corpus.common_voice import (
@@ -44,7 +44,9 @@ def is_quick(source: Path) -> bool:
 
     Not so for an archive, nor for files that `datasets` has to convert first.
     """
-    return is_listing(source) if source.is_file() else source.is_dir() and not huggingface.is_dataset(source)
+    if source.is_file():
+        return is_listing(source) or segment_lists.is_list(source) or sidecars.is_transcript(source)
+    return source.is_dir() and not huggingface.is_dataset(source)
 
 
 def open_corpus(source: str | Path, language: str, columns: Columns = GUESSED) -> Corpus:
@@ -83,7 +85,10 @@ class Shape(NamedTuple):
 
 
 # In the order in which they are tried, after Common Voice, Kaldi and datasets' own, which need no list of all files.
-SHAPES: tuple[Shape, ...] = ()
+SHAPES: tuple[Shape, ...] = (
+    Shape("segments that name their recordings", segment_lists.marks, segment_lists.open_lists),
+    Shape("transcripts beside recordings", sidecars.marks, sidecars.open_beside),
+)
 
 
 def _folder(source: Path, language: str, columns: Columns) -> Corpus:
@@ -122,6 +127,10 @@ def _absent(marks: Mapping[str, bool]) -> list[str]:
 
 
 def _file(source: Path, language: str, columns: Columns) -> Corpus:
+    if segment_lists.is_list(source):
+        return segment_lists.open_list(source, language, columns)
+    if sidecars.is_transcript(source):
+        return sidecars.open_transcript(source, language, columns)
     if is_listing(source):
         return open_listing(source, language, columns)
     if huggingface.is_dataset(source):

@@ -27,8 +27,8 @@ BY_NUMBER = "by their numbers"
 class Locator:
     """Finds recordings below `base`, the folder of the source; paths begin in `folder`, where the table lies."""
 
-    def __init__(self, base: Path, folder: Path) -> None:
-        self.base, self.folder = base, folder
+    def __init__(self, base: Path, folder: Path, tree: Tree | None = None) -> None:
+        self.base, self.folder, self.tree = base, folder, tree or Tree(base)
         self.all_there = False
         self.ways: Counter[str] = Counter()
         self.examples: dict[str, str] = {}
@@ -56,6 +56,13 @@ class Locator:
         self.ways[way] += 1
         self.examples.setdefault(way, f"{cell.strip()} is {file}")
         return self.base / file, str(file)
+
+    def recording(self, path: str) -> PurePosixPath | None:
+        """Returns the recording that a path means, from the base on; None for none.
+
+        Raises ValueError where there are several.
+        """
+        return self._looked_up(plain_path(path))[0]
 
     def report(self, table: str, rows: int) -> None:
         """Logs how recordings were found that are not where the table says."""
@@ -98,21 +105,17 @@ class Locator:
         return None, ""
 
     @cached_property
-    def _tree(self) -> Tree:
-        return Tree(self.base)
-
-    @cached_property
     def _by_name(self) -> Mapping[str, list[PurePosixPath]]:
-        return _grouped((file.name, file) for file in self._tree.recordings)
+        return _grouped((file.name, file) for file in self.tree.recordings)
 
     @cached_property
     def _stems(self) -> Mapping[str, list[PurePosixPath]]:
-        return _grouped((file.stem, file) for file in self._tree.recordings)
+        return _grouped((file.stem, file) for file in self.tree.recordings)
 
     @cached_property
     def _by_number(self) -> Mapping[int, PurePosixPath]:
         """Returns the recordings by the numbers at the end of their stems, where all else in these is the same."""
-        parts = [(re.fullmatch(r"(.*?)(\d{1,18})", file.stem), file) for file in self._tree.recordings]
+        parts = [(re.fullmatch(r"(.*?)(\d{1,18})", file.stem), file) for file in self.tree.recordings]
         numbered = {int(match[2]): file for match, file in parts if match}
         prefixes = {match[1] for match, _ in parts if match}
         return numbered if len(prefixes) == 1 and len(numbered) == len(parts) else {}

@@ -73,6 +73,7 @@ def test_where_speakers_are_unknown_whole_sentences_are_drawn_and_that_is_logged
     train, dev, test = ({each.text for each in tables[split]} for split in ("train", "dev", "test"))
     assert not train & dev and not train & test and not dev & test
     assert all(tables.values())
+    assert drop_leaks(tables["train"], [*tables["dev"], *tables["test"]])[0] == tables["train"]
     assert "by whole sentences, for too few speakers are known" in capsys.readouterr().err
 
 

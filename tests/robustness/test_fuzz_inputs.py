@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from support.fuzzing import EDITS, SPOT, WORDS, Packed, campaign, edited
 from support.releases import tone
 from support.runs import tiny_run
+from support.segments import ASS, EAF, FULL, MINIMAL, PHONES, SPOKEN, SRT, VTT, WHISPER, record, textgrid
+from support.segments import WORDS as SPOKEN_WORDS
 
 from asr_lora.config.compose import Config, load, quote_override, to_dict
 from asr_lora.corpus import Corpus, open_corpus
@@ -188,6 +190,28 @@ def test_fuzz_listings(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None
             corpus.fetch([each.path for each in utterances])
 
     campaign("listings", elsewhere, st.tuples(st.sampled_from(sorted(LISTINGS)), EDITS), do)
+
+
+# ---- files of segments ----
+
+SEGMENTS = {
+    "talk.srt": SRT, "talk.vtt": VTT, "talk.ass": ASS, "talk.eaf": EAF, "talk.json": json.dumps(WHISPER),
+    "talk.TextGrid": textgrid({"a": PHONES, "words": SPOKEN_WORDS, "Anna": SPOKEN}), "full.json": json.dumps(FULL),
+    "short.TextGrid": textgrid({"words": SPOKEN_WORDS}, short=True), "minimal.json": json.dumps(MINIMAL),
+    "talk.stm": "talk 1 Anna 0.5 2 <o,f0,female> een zin\ntalk 1 gap 2 3 ignore_time_segment_in_scoring\n",
+    "talk.ctm": "talk 1 0.0 0.4 een\ntalk 1 0.5 0.4 zin 0.9\n", "talk.txt": "0.5\t1.5\tEen zin\n2.0\t3.0\tTwee\n",
+    "talk.tsv": "start\tend\ttext\n0\t1200\tEen zin\n",
+}  # fmt: skip
+
+
+def test_fuzz_segments(elsewhere: Path) -> None:
+    def do(case: tuple[str, Any, bool], home: Path) -> None:
+        name, edits, alone = case
+        record(home / f"{name.partition('.')[0].replace('full', 'talk').replace('minimal', 'talk')}.wav", 0.1)
+        (home / name).write_bytes(edited(SEGMENTS[name].encode(), edits))
+        drawn(open_corpus(home / name if alone else home, "nl"), home)
+
+    campaign("segments", elsewhere, st.tuples(st.sampled_from(sorted(SEGMENTS)), EDITS, st.booleans()), do)
 
 
 # ---- archives ----
