@@ -218,7 +218,7 @@ def _zip_members(
             reading.position = member.header_offset
             bar.move_to(min(packed, reading.total) / 1e6)
             path = PurePosixPath(member.filename.replace("\\", "/"))  # as some of Windows' programs write it
-            if member.is_dir() or member.filename.endswith("\\"):
+            if member.filename.endswith(("/", "\\")):  # a folder
                 continue
             if member.flag_bits & ENCRYPTED:
                 raise ConfigError(

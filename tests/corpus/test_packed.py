@@ -5,6 +5,8 @@ import gzip
 import io
 import json
 import lzma
+import os
+import shutil
 import stat
 import struct
 import tarfile
@@ -14,11 +16,13 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-from support.corpora import COMMON, ROWS, csv_alone, kaldi_segments, splits_of
+from support.corpora import COMMON, ROWS, csv_alone, kaldi_segments, lines_of, prepared, splits_of
 from support.releases import RELEASE, clip_names, pack, refusal, tone, write_release
 
+from asr_lora.config.compose import load
 from asr_lora.corpus import Columns, containers, is_quick, open_corpus
 from asr_lora.corpus.records import Utterance
+from asr_lora.doctor.data import NotInspectableError, sample_data
 from asr_lora.runtime.errors import ExternalError
 
 
@@ -325,3 +329,33 @@ def test_an_archive_of_tables_of_common_voice_alone_lacks_its_clips(tmp_path: Pa
     for file in (home / "clips").iterdir():
         file.unlink()
     assert "no nl/clips/ in" in refusal(pack(tmp_path / RELEASE, tmp_path / "x.tar.gz"))
+
+
+# --- from the cache ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_clips_of_an_unpacked_archive_are_restored_also_of_one_downloaded_again(
+    words: list[str], tmp_path: Path, cache: Path, again: bool
+) -> None:
+    source = packed_as(csv_alone(tmp_path / "mine"), tmp_path / "mine.zip")
+    run = prepared(words, source)
+    before = lines_of(run)
+    shutil.rmtree(cache)
+    if again:
+        os.utime(source, (1, 1))
+    assert prepared(words, source) == run and lines_of(run) == before
+    assert all(Path(line["path"]).is_file() for lines in before.values() for line in lines)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_doctor_leaves_unpacking_to_prepare(words: list[str], tmp_path: Path, known: bool) -> None:
+    source = packed_as(csv_alone(tmp_path / "mine"), tmp_path / "mine.zip")
+    if known:
+        open_corpus(source, "nl")
+    config = load([*words, f'data.source="{source}"'])
+    if known:
+        assert len(sample_data(config, tmp_path / "scratch").clips) > 0
+    else:
+        with pytest.raises(NotInspectableError, match=r"mine.zip is unpacked when it is prepared"):
+            sample_data(config, tmp_path / "scratch")
