@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from asr_lora.corpus import huggingface, mdc, shards
 from asr_lora.corpus.archive import Archived, OtherSpeechError, read_tables
+from asr_lora.corpus.columns import GUESSED, Columns
 from asr_lora.corpus.common_voice import (
     AUDIOS,
     CLIPS,
@@ -36,7 +37,7 @@ from asr_lora.corpus.public_corpora import (
 from asr_lora.corpus.records import Corpus, Folder
 from asr_lora.corpus.samples import archives_in, has_archives, open_samples, samples_marks, split_names
 from asr_lora.corpus.split_names import SPLITS, TABLES, UNSPLIT
-from asr_lora.corpus.tabular import GUESSED, Columns, is_listing, open_listing
+from asr_lora.corpus.tabular import is_listing, open_listing
 from asr_lora.corpus.tree import Tree
 from asr_lora.runtime.errors import ConfigError, ExternalError, UserError, listed
 from asr_lora.runtime.files import cache_dir, existing
@@ -129,10 +130,15 @@ def _folder(source: Path, language: str, columns: Columns, levels: int = LEVELS)
         return open_listing(source, language, columns)
     if archives := archives_in(tree):
         return _unpacked(source, archives, language, columns)
-    tops = {file.parts[0] for file in tree.files}
-    if levels and len(tops) == 1 and (inner := source / tops.pop()).is_dir():
+    if levels and (inner := _only_folder(tree)):
         return _folder(inner, language, columns, levels - 1)
     raise _no_shape(tree)
+
+
+def _only_folder(tree: Tree) -> Path | None:
+    """Returns the folder that is all that a folder holds, as archives have it; None where there is more."""
+    tops = {file.parts[0] for file in tree.files}
+    return tree.root / tops.pop() if len(tops) == 1 and len(tree.files[0].parts) > 1 else None
 
 
 def _unpacked(source: Path, archives: Sequence[PurePosixPath], language: str, columns: Columns) -> Corpus:
@@ -153,7 +159,7 @@ def _unpacked(source: Path, archives: Sequence[PurePosixPath], language: str, co
         if samples:
             corpus = open_samples(tree, language, columns, split_names(archives))
         else:
-            corpus = _folder(tree.root, language, columns)
+            corpus = _folder(_only_folder(tree) or tree.root, language, columns)
     except UserError as error:
         raise type(error)(str(error).replace(str(tree.root), str(source))) from error
     return replace(corpus, source=str(source), release=stem_of(source))

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TypeVar
 
+from asr_lora.corpus.columns import Columns
+from asr_lora.corpus.encoding import lines_of
 from asr_lora.corpus.records import (
     LOOKED_FOR,
     Clips,
@@ -22,11 +24,10 @@ from asr_lora.corpus.records import (
     Renamed,
     Row,
     Utterance,
-    lines_of,
     parse_utterance,
 )
 from asr_lora.corpus.split_names import TABLES
-from asr_lora.corpus.tabular import Columns, read_rows
+from asr_lora.corpus.table_files import read_rows
 from asr_lora.corpus.tree import SOUND, is_left_behind
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, listed
@@ -263,7 +264,7 @@ def find_spontaneous(source: Path, language: str) -> Path | None:
 def open_spontaneous(source: Path, release: str, table: Path, language: str, clips: Clips) -> Corpus:
     """Opens Spontaneous Speech from its table and clips. Raises ConfigError for a table of other columns."""
     builder = CorpusBuilder(str(source))  # unassigned is left out beside others
-    header, rows, builder.left_out[""] = read_rows(table)
+    header, rows, builder.left_out[""], *_ = read_rows(table)
     columns = COLUMNS.found_in(header, str(table))
     for number, cells in rows:
         try:

@@ -3,11 +3,12 @@
 import re
 from pathlib import Path, PurePosixPath
 
+from asr_lora.corpus.columns import Columns
 from asr_lora.corpus.common_voice import TRANSCRIPT, choose, open_release
 from asr_lora.corpus.containers import unpacked
 from asr_lora.corpus.records import Corpus, CorpusBuilder, Files, inside, parse_utterance
 from asr_lora.corpus.split_names import NONE, SPLITS, TABLES
-from asr_lora.corpus.tabular import Columns, read_rows
+from asr_lora.corpus.table_files import read_rows
 from asr_lora.corpus.tree import Tree
 from asr_lora.runtime.console import log
 
@@ -33,7 +34,7 @@ def open_kaggle(tree: Tree, language: str, columns: Columns) -> Corpus:
     builder = CorpusBuilder(str(tree.root), given)
     there, left_out = set(tree.files), []
     for name, table in tables.items():
-        header, rows, malformed = read_rows(tree.root / table)
+        header, rows, malformed, *_ = read_rows(tree.root / table, language)
         if given[name] == NONE:
             left_out.append(f"{name} ({len(rows)} clips)")
             continue

@@ -19,9 +19,11 @@ import pyarrow.compute
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 
+from asr_lora.corpus.columns import Columns
 from asr_lora.corpus.records import Corpus, CorpusBuilder, parse_utterance, segment_name
 from asr_lora.corpus.split_names import UNSPLIT, by_split
-from asr_lora.corpus.tabular import Columns, as_cell, open_listing
+from asr_lora.corpus.table_files import as_cell
+from asr_lora.corpus.tabular import open_listing
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ConfigError, ExternalError, UserError, listed
 from asr_lora.runtime.files import atomic_file, cache_dir, disk_errors, plain_suffix

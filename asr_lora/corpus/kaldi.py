@@ -1,23 +1,47 @@
-"""Kaldi data directories, one or one per split: wav.scp and text, optional segments, utt2spk, utt2dur.
+"""Kaldi data directories, one or one per split: wav.scp (or audio_paths) and text, optional segments, utt2spk, utt2dur.
 
 A line of such a file is an id, a blank and the rest (kaldi-asr.org/doc/data_prep.html).
 """
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-from asr_lora.corpus.records import Corpus, CorpusBuilder, Utterance, check_times, lines_of
+from asr_lora.corpus.encoding import lines_of
+from asr_lora.corpus.locating import LOOKED_FOR, Locator
+from asr_lora.corpus.records import Corpus, CorpusBuilder, Utterance, check_times
 from asr_lora.corpus.split_names import UNSPLIT, by_split
+from asr_lora.corpus.tree import SOUND
 from asr_lora.runtime.errors import ConfigError
 
-RECORDINGS = "wav.scp"
+RECORDINGS = ("wav.scp", "audio_paths")  # lists of recordings, the likeliest first
+DECODERS = (
+    "flac",
+    "sox",
+    "ffmpeg",
+    "sph2pipe",
+    "mpg123",
+    "cat",
+)  # whose output is what the one file that they name holds
 ARCHIVED = re.compile(r"\.ark:\d+$")  # a position in one of Kaldi's own archives
 FOLDERS_UP = 4  # of a data directory: relative paths begin in it or where the recipe was run, data/train/../..
 
 
 def is_kaldi(source: Path) -> bool:
-    return (source / RECORDINGS).is_file() or any(source.glob(f"*/{RECORDINGS}"))
+    return _list_in(source) is not None or bool(_folders_in(source))
+
+
+def _list_in(folder: Path) -> Path | None:
+    """Returns the list of recordings of a data directory; None where it is none."""
+    if not (folder / "text").is_file() and not (folder / RECORDINGS[0]).is_file():
+        return None
+    return next((file for name in RECORDINGS if (file := folder / name).is_file()), None)
+
+
+def _folders_in(source: Path) -> list[Path]:
+    lists = {file.parent for name in RECORDINGS for file in source.glob(f"*/{name}")}
+    return sorted(folder for folder in lists if _list_in(folder) is not None)
 
 
 def open_kaldi(source: Path, language: str, splits: Mapping[str, str]) -> Corpus:
@@ -28,35 +52,32 @@ def open_kaldi(source: Path, language: str, splits: Mapping[str, str]) -> Corpus
     builder = CorpusBuilder(str(source), splits)
     for split, folders in _folders(source, splits).items():
         for folder in folders:
-            _add_folder(builder, folder, split)
-    rule = f"a path in {RECORDINGS} is absolute, or begins in its folder or where the recipe was run"
+            _add_folder(builder, folder, split, language)
+    rule = "a path in it is absolute, or begins in its folder or where the recipe was run"
     return builder.corpus(source.name, language, builder.clips(rule))
 
 
 def _folders(source: Path, splits: Mapping[str, str]) -> Mapping[str, list[Path]]:
-    if (source / RECORDINGS).is_file():
+    if _list_in(source) is not None:
         return {UNSPLIT: [source]}
-    return by_split(
-        {file.parent.name: file.parent for file in sorted(source.glob(f"*/{RECORDINGS}"))}, splits, str(source)
-    )
+    return by_split({folder.name: folder for folder in _folders_in(source)}, splits, str(source))
 
 
-def _add_folder(builder: CorpusBuilder, folder: Path, split: str) -> None:
+def _add_folder(builder: CorpusBuilder, folder: Path, split: str, language: str) -> None:
     """Adds a data directory. A clip's name is the id of its utterance and the suffix of its recording."""
-    recordings = _recordings(folder)
+    listing = _list_in(folder) or folder / RECORDINGS[0]
+    recordings = _recordings(listing, Path(builder.of))
     if not (folder / "text").is_file():
-        raise ConfigError(
-            f"data.source: no text beside {folder / RECORDINGS}; it holds the transcript of every utterance"
-        )
+        raise ConfigError(f"data.source: no text beside {listing}; it holds the transcript of every utterance")
     speakers, seconds = _column(folder / "utt2spk"), _column(folder / "utt2dur")
     cut = (folder / "segments").is_file()
     segments = _column(folder / "segments") if cut else {}
-    for number, utt, text in _lines(folder / "text"):
+    for number, utt, text in _lines(folder / "text", language):
         line = f"{folder.name}/text line {number}"
         try:
             recording, start, end = _segment(segments, utt) if cut else (utt, None, None)
             if recording not in recordings:
-                raise ValueError(f"{recording} is not in {RECORDINGS}")
+                raise ValueError(f"{recording} is not in {listing.name}")
             duration = _time(seconds[utt]) if utt in seconds else None
             file = recordings[recording]
             utterance = check_times(Utterance(str(file), text, speakers.get(utt, ""), "", start, end, duration))
@@ -69,23 +90,51 @@ def _add_folder(builder: CorpusBuilder, folder: Path, split: str) -> None:
         builder.add(split, name, utterance, file)
 
 
-def _recordings(folder: Path) -> dict[str, Path]:
+def _recordings(listing: Path, source: Path) -> dict[str, Path]:
     """Returns the files by recording. They may lie anywhere: the lists are the user's own."""
     found: dict[str, str] = {}
-    for number, recording, place in _lines(folder / RECORDINGS):
-        if place.endswith("|") or ARCHIVED.search(place):
+    for number, recording, place in _lines(listing):
+        path = _decoded_file(place) if place.endswith("|") else place or recording  # audio_paths has paths alone
+        if path is None or ARCHIVED.search(place):
             kind = "a command" if place.endswith("|") else "a position in an archive"
             shown = place if len(place) <= 60 else f"{place[:57]}..."
             raise ConfigError(
-                f"data.source: line {number} of {folder / RECORDINGS} is {kind} and no file ({shown}), which is not "
-                "run or opened here; write the audio to files and name these (a command that only decodes flac or mp3 "
-                "is not needed: name its file)"
+                f"data.source: line {number} of {listing} is {kind} and no file ({shown}), which is not run or opened "
+                f"here; write the audio to files and name these (a command of {', '.join(DECODERS)} that only decodes "
+                "one file is read as that file)"
             )
-        found[recording] = place
+        found[recording if place else PurePosixPath(recording).stem] = path
+    folder = listing.parent
     relative = next((place for place in found.values() if not PurePosixPath(place).is_absolute()), None)
     bases = [folder, *folder.parents[: FOLDERS_UP - 1]]
     base = next((base for base in bases if relative and (base / relative).is_file()), folder)
-    return {recording: base / place for recording, place in found.items()}
+    files = {recording: base / place for recording, place in found.items()}
+    if any(file.is_file() for file in list(files.values())[:LOOKED_FOR]):
+        return files
+    return _located(found, files, Locator(source, folder), str(listing))
+
+
+def _located(places: Mapping[str, str], files: dict[str, Path], locator: Locator, listing: str) -> dict[str, Path]:
+    """Returns the files where they are now, below the source; those as written where they are nowhere."""
+    for recording, place in places.items():
+        try:
+            files[recording], _ = locator.find(place)
+        except ValueError:  # it leads out of the folder, or may be one of several
+            continue
+    locator.report(listing, len(places))
+    return files
+
+
+def _decoded_file(command: str) -> str | None:
+    """Returns the file that a command decodes, `flac -c -d -s /x.flac |`; None for one that does more."""
+    try:
+        program, *words = shlex.split(command.rstrip("|"))
+    except ValueError:
+        return None
+    files = [word for word in words if PurePosixPath(word).suffix.lower() in SOUND]
+    more = (program == "sox" and words[-1:] != ["-"]) or (program == "sph2pipe" and "-c" in words)  # effects, a channel
+    plain = PurePosixPath(program).name in DECODERS and len(files) == 1 and not more and "|" not in words
+    return files[0] if plain else None
 
 
 def _segment(segments: Mapping[str, str], utt: str) -> tuple[str, float, float | None]:
@@ -110,8 +159,8 @@ def _column(path: Path) -> dict[str, str]:
     return {item: rest for _, item, rest in _lines(path)} if path.is_file() else {}
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str, str]]:
+def _lines(path: Path, language: str | None = None) -> Iterator[tuple[int, str, str]]:
     """Yields line number, id and the rest (empty where there is none) of every line that is not empty."""
-    for number, line in enumerate(lines_of(path), start=1):
+    for number, line in enumerate(lines_of(path, language), start=1):
         if fields := re.split(r"[ \t]+", line.strip(" \t"), maxsplit=1) if line.strip(" \t") else []:
             yield number, fields[0], fields[1] if len(fields) > 1 else ""

@@ -4,11 +4,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from asr_lora.corpus.columns import Columns
 from asr_lora.corpus.common_voice import choose, read_table
 from asr_lora.corpus.containers import unpacked
-from asr_lora.corpus.records import Corpus, CorpusBuilder, Utterance, check_times, lines_of
+from asr_lora.corpus.encoding import lines_of
+from asr_lora.corpus.records import Corpus, CorpusBuilder, Utterance, check_times
 from asr_lora.corpus.split_names import split_called
-from asr_lora.corpus.tabular import Columns
 from asr_lora.corpus.tree import SOUND, Tree
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError
@@ -38,7 +39,7 @@ def open_librispeech(tree: Tree, language: str, columns: Columns) -> Corpus:
     recordings = _by_path(tree.recordings)
     for table in tree.ending(".trans.txt"):
         split = _split(table.parent.parts[:-2], tree)
-        for utt, text in _pairs(tree, table, " "):
+        for utt, text in _pairs(tree, table, " ", language):
             name = recordings.get(str(table.parent / utt)) or _absent(table.parent / utt, recordings)
             builder.add(split, str(name), Utterance("", text, utt.partition("-")[0]), tree.root / name)
     return _corpus(builder, tree, language, "a recording lies beside its .trans.txt, under its id")
@@ -62,7 +63,7 @@ def open_mls(tree: Tree, language: str, columns: Columns) -> Corpus:
     recordings = _by_path(tree.recordings)
     for table in _named(tree, TRANSCRIPTS):
         split = _split(table.parent.parts, tree)
-        for utt, text in _pairs(tree, table, "\t"):
+        for utt, text in _pairs(tree, table, "\t", language):
             own = table.parent.joinpath("audio", *utt.split("_")[:2], utt)
             name = recordings.get(str(own)) or _absent(own, recordings)
             builder.add(split, str(name), Utterance("", text, utt.partition("_")[0]), tree.root / name)
@@ -91,7 +92,7 @@ def open_fleurs(tree: Tree, language: str, columns: Columns) -> Corpus:
     builder = CorpusBuilder(str(tree.root), columns.splits)
     for table in (table for table in tables if table.parent == home):
         place, files = _fleurs_recordings(tree, table)
-        for number, line in enumerate(lines_of(tree.root / table), start=1):
+        for number, line in enumerate(lines_of(tree.root / table, language), start=1):
             cells = dict(zip(FLEURS, line.split("\t"), strict=False))
             try:
                 if not line:
@@ -192,9 +193,9 @@ def _split(above: Sequence[str], tree: Tree) -> str:
     return next((name for name in folders if split_called(name)), folders[0])
 
 
-def _pairs(tree: Tree, table: PurePosixPath, mark: str) -> Iterable[tuple[str, str]]:
+def _pairs(tree: Tree, table: PurePosixPath, mark: str, language: str) -> Iterable[tuple[str, str]]:
     """Yields the id and the text of each line."""
-    for line in lines_of(tree.root / table):
+    for line in lines_of(tree.root / table, language):
         utt, _, text = line.strip().partition(mark)
         if utt:
             if "/" in utt or "\0" in line:

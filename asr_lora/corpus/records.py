@@ -1,6 +1,7 @@
 """The corpus: tables of utterances by split, their clips, and the unusable lines that were left out."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,8 @@ from asr_lora.runtime.errors import ConfigError, listed
 from asr_lora.runtime.files import is_plain
 from asr_lora.speech.audio import MAX_SECONDS
 
+CLOCK = re.compile(r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2}(?:[.,]\d{1,9})?)")
+MILLISECONDS = re.compile(r"(?<![a-z])(ms|msec|milliseconds?)(?![a-z])")  # in the name of a column of times
 LOOKED_FOR = 20  # files that are missing before all of a table's are taken to be elsewhere
 Row = dict[str, str]  # of a table: cells by column, raw
 
@@ -138,17 +141,21 @@ class Corpus:
         return self.clips.fetch(names)
 
 
-def parse_utterance(cells: Row, columns: Mapping[str, str]) -> Utterance:
+def parse_utterance(cells: Row, columns: Mapping[str, str], thousandths: bool = False) -> Utterance:
     """Parses a row of a table; `columns` maps the fields of an utterance to the names of its columns.
 
-    Raises ValueError, with the reason alone, for a row that is no utterance.
+    Times are in seconds, or in milliseconds where their column says so or all are `thousandths`. Raises ValueError,
+    with the reason alone, for a row that is no utterance.
     """
     own = {field: cells[column] for field, column in columns.items()}
     if not own["path"].strip():
         raise ValueError("no path")
-    start, end, duration = (_seconds(own.get(field, ""), field) for field in ("start", "end", "duration"))
-    if duration is not None and "ms" in columns["duration"].lower():
-        duration /= 1000
+    start, end, duration = (
+        _seconds(
+            own.get(field, ""), field, thousandths or MILLISECONDS.search(columns.get(field, "").lower()) is not None
+        )
+        for field in ("start", "end", "duration")
+    )
     extra = {column: cell for column, cell in cells.items() if column not in columns.values()}
     speaker, split = own.get("speaker", ""), own.get("split", "")
     return check_times(Utterance(own["path"], own["text"], speaker, split, start, end, duration, extra=extra))
@@ -179,16 +186,25 @@ def check_times(utterance: Utterance) -> Utterance:
     return replace(utterance, start=start, end=end, duration=duration)
 
 
-def _seconds(cell: str, name: str) -> float | None:
+def _seconds(cell: str, name: str, thousandths: bool) -> float | None:
     if not cell.strip():
         return None
     try:
-        value = float(cell)
+        value = seconds_of(cell)
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{name} is no time: {cell}")
-    return value
+    return value / 1000 if thousandths else value
+
+
+def seconds_of(cell: str) -> float:
+    """Returns the seconds of 3.25, of 3,25 or of a clock's 00:00:03.250. Raises ValueError for other cells."""
+    plain = cell.strip()
+    if clock := CLOCK.fullmatch(plain):
+        hours, minutes, seconds = clock.groups()
+        return int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds.replace(",", "."))
+    return float(plain.replace(",", ".") if re.fullmatch(r"\d+,\d+", plain) else plain)
 
 
 def segment_name(path: str, utterance: Utterance) -> str:
@@ -279,20 +295,3 @@ def inside(path: str) -> PurePosixPath | None:
         else:
             parts.append(part)
     return PurePosixPath(*parts) if parts else None
-
-
-def lines_of(path: Path) -> list[str]:
-    """Reads the lines of a text file; the last is empty where the file ends with a line break.
-
-    Raises ConfigError for a file that is not UTF-8.
-    """
-    # A line ends at \n alone: splitlines would also break at U+2028 and similar characters inside a sentence.
-    return [line.removesuffix("\r") for line in text_of(path).split("\n")]
-
-
-def text_of(path: Path) -> str:
-    """Reads a text file without its byte order mark. Raises ConfigError for a file that is not UTF-8."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"data.source: {path} is not UTF-8 (at byte {error.start}); save it as UTF-8") from error

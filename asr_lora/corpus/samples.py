@@ -8,11 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from asr_lora.corpus.columns import Columns
 from asr_lora.corpus.common_voice import folders
 from asr_lora.corpus.containers import PACKED, stem_of
-from asr_lora.corpus.records import Corpus, CorpusBuilder, Row, parse_utterance, text_of
+from asr_lora.corpus.encoding import text_of
+from asr_lora.corpus.records import Corpus, CorpusBuilder, Row, parse_utterance
 from asr_lora.corpus.split_names import split_called
-from asr_lora.corpus.tabular import Columns, as_cell
+from asr_lora.corpus.table_files import as_cell
 from asr_lora.corpus.tree import Tree
 from asr_lora.runtime.errors import UserError
 
@@ -63,7 +65,7 @@ def open_samples(
         try:
             if (file := texts.get(_key(recording))) is None:
                 raise ValueError("no text beside it")
-            cells = _cells(tree, file)
+            cells = _cells(tree, file, language)
             if not set(found.values()) <= {*cells, KEY} or not found:
                 named = columns.found_in(list(cells), str(tree.root / file), needed=("text",))
                 found = {field: named[field] for field in TAKEN if field in named} | {"path": KEY}
@@ -81,9 +83,9 @@ def _key(file: PurePosixPath) -> PurePosixPath:
     return file.with_name(file.name.partition(".")[0] or file.name)
 
 
-def _cells(tree: Tree, file: PurePosixPath) -> Row:
+def _cells(tree: Tree, file: PurePosixPath, language: str) -> Row:
     """Reads the text of a sample, or the fields of its .json. Raises ValueError for one that holds none."""
-    content = text_of(tree.root / file)
+    content = text_of(tree.root / file, language)
     if file.suffix.lower() != ".json":
         return {"text": " ".join(content.split())}
     try:

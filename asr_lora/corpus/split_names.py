@@ -37,7 +37,8 @@ def split_called(name: str) -> str | None:
 def assign_splits(names: Collection[str], given: Mapping[str, str], of: str) -> dict[str, str]:
     """Returns the split of each name (NONE: left out), by `given`, else by the name's words.
 
-    A single name of no split is all of a source without splits. An empty name is left out beside others. Raises
+    A single name of no split is all of a source without splits. An empty name and NOT_REVIEWED are left out beside
+    splits, and all of the source where there are none. Raises
     ConfigError for names of no split beside others, with the words to type; `of` names the source.
     """
     found = {name: given.get(name) or _by_words(name) for name in names}
@@ -50,7 +51,8 @@ def assign_splits(names: Collection[str], given: Mapping[str, str], of: str) -> 
             f"data.splits: {of} holds {listed(unknown)}, of no known split ({known}); say of each whether it is "
             f"train, dev, test or none (left out): 'data.splits={{{words}}}'; or name the one that is meant"
         )
-    return {name: _apart(split, found) if split else NONE for name, split in found.items()}
+    rest = NONE if any(found.values()) else UNSPLIT
+    return {name: _apart(split, found) if split else rest for name, split in found.items()}
 
 
 def by_split(named: Mapping[str, Thing], given: Mapping[str, str], of: str) -> dict[str, list[Thing]]:

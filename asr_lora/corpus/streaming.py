@@ -13,6 +13,7 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 
 from asr_lora.corpus import huggingface, is_path
+from asr_lora.corpus.columns import Columns
 from asr_lora.corpus.common_voice import NUMBERED_ONCE
 from asr_lora.corpus.records import (
     Corpus,
@@ -23,7 +24,7 @@ from asr_lora.corpus.records import (
     segment_name,
 )
 from asr_lora.corpus.split_names import by_split
-from asr_lora.corpus.tabular import Columns, as_cell
+from asr_lora.corpus.table_files import as_cell
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError, listed
 from asr_lora.runtime.files import cache_dir, existing

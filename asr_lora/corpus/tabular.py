@@ -1,86 +1,37 @@
 """A user's own tables with the recordings that they name: a table, or a folder with one or several.
 
-CSV with quotes, raw TSV, JSON with an object per line (NeMo's manifests). `data.columns` names the columns; others are
-guessed by their usual names. Of several tables in a folder those named after splits are read; an audiofolder
-(metadata.csv beside the recordings, in one folder or one per split) is such a table too."""
+`data.columns` names the columns; others are guessed by their usual names, or by what they hold where a table has no
+header. Of several tables in a folder each is of the split that its name tells; an audiofolder (metadata.csv beside the
+recordings, in one folder or one per split) is such a table too."""
 
-import csv
-import io
-import json
+import ast
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from pathlib import Path
 
-from asr_lora.corpus.records import (
-    Corpus,
-    CorpusBuilder,
-    Row,
-    inside,
-    lines_of,
-    parse_utterance,
-    segment_name,
-    text_of,
-)
+import soundfile
+
+from asr_lora.corpus.columns import Columns
+from asr_lora.corpus.locating import Locator, plain_path
+from asr_lora.corpus.records import Corpus, CorpusBuilder, inside, parse_utterance, segment_name
 from asr_lora.corpus.split_names import UNSPLIT, by_split, split_called
-from asr_lora.runtime.errors import ConfigError
+from asr_lora.corpus.table_files import TableRows, as_cell, is_table, read_rows, suffix_of
+from asr_lora.corpus.tree import is_left_behind
+from asr_lora.runtime.console import log
 
 METADATA = "metadata"  # the table of an audiofolder
-LONGEST_CELL = 1 << 27  # characters; csv's own limit, 131,072, is less than a cell may hold
-DELIMITERS = ",;\t|"  # of a .csv: the first of these that its header holds
-# The usual names of the column of each field, the likeliest first (Common Voice, NeMo, audiofolder, DeepSpeech, ...).
-USUAL = {
-    "path": (
-        "path", "audio_filepath", "audio_file", "audio_path", "file", "file_name", "filename", "file_path", "filepath",
-        "audio", "wav", "wav_filename",
-    ),
-    "text": ("sentence", "text", "transcript", "transcription"),
-    "speaker": ("client_id", "speaker", "speaker_id"),
-    "start": ("start", "offset"),
-    "end": ("end",),
-    "duration": ("duration", "duration_ms", "duration[ms]"),
-    "split": ("split",),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The settings' names of columns by the field that they hold (those not named are guessed), and of splits."""
-
-    named: Mapping[str, str] = field(default_factory=dict)
-    splits: Mapping[str, str] = field(default_factory=dict)  # our splits by the source's names
-
-    def found_in(self, header: Sequence[str], table: str, needed: Sequence[str] = ("path", "text")) -> dict[str, str]:
-        """Finds the columns of the fields in `header`; guesses ignore upper and lower case.
-
-        Raises ConfigError where a named one is not there and cannot be guessed, or none is found for a `needed` field.
-        """
-        plain = {column.strip().lower(): column for column in reversed(header)}
-        found: dict[str, str] = {}
-        for meaning, usual in USUAL.items():
-            name = self.named.get(meaning)
-            guess = next((plain[each] for each in usual if each in plain), None)
-            if name in header:
-                found[meaning] = str(name)
-            elif guess is not None:
-                found[meaning] = guess
-            elif name is not None:
-                raise ConfigError(f"data.columns: {meaning}={name} is no column of {table} (got: {', '.join(header)})")
-        if lacking := [meaning for meaning in needed if meaning not in found]:
-            names = " or ".join(", ".join(USUAL[meaning]) for meaning in lacking)
-            override = ",".join(f"{meaning}: <its name>" for meaning in lacking)
-            raise ConfigError(
-                f"data.columns: no column of {table} holds the {' and the '.join(lacking)}, such as {names} "
-                f"(got: {', '.join(header) or 'nothing'}); set 'data.columns={{{override}}}'"
-            )
-        return found
-
-
-GUESSED = Columns()
+NAMES = ("manifest", METADATA, "transcript", "dataset", "filelist")  # in that of a .json or .txt, which may be anything
+ABSENT = ("nan", "NaN", "NULL", "<NA>", "None")  # of a text: what pandas and databases write for none
+LONGEST_TEXT = 1 << 20  # bytes of a file with one sentence
+FEW = 16  # recordings whose lengths tell the unit of a table's times
+TIMES = ("end", "start", "duration")  # the likeliest to tell their unit first
+WHOLE = re.compile(r"\d+(\.0*)?")
+FOLDERS_OF_SPLITS = 8  # at most, at one depth of the recordings' paths
 
 
 def is_listing(source: Path) -> bool:
-    return is_table(source) if source.is_file() else bool(_tables(source))
+    return is_table(source) if source.is_file() else bool(tables_in(source))
 
 
 def open_listing(source: Path, language: str, columns: Columns) -> Corpus:
@@ -91,168 +42,168 @@ def open_listing(source: Path, language: str, columns: Columns) -> Corpus:
     for split, files in tables.items():
         for file in files:
             several = sum(map(len, tables.values())) > 1
-            _add_table(builder, file, base, split, columns, f"{file.relative_to(base)} " if several else "")
+            prefix = f"{file.relative_to(base)} " if several else ""
+            _Table(builder, file, base, language, columns).add(split, prefix)
     release = source.stem if source.is_file() else source.name
-    clips = builder.clips("a path is absolute, or begins where its table lies")
+    clips = builder.clips(
+        "a path is absolute, or begins where its table lies; a name that is not there is looked for in all folders "
+        f"below {base}"
+    )
     return builder.corpus(release, language, clips)
 
 
-def _add_table(builder: CorpusBuilder, table: Path, base: Path, split: str, columns: Columns, prefix: str) -> None:
-    """Adds a table's rows to `split`; for UNSPLIT, to that of a column or of the recordings' folders."""
-    header, rows, malformed = read_rows(table)
-    found = columns.found_in(header, str(table))
-    builder.left_out[split] += [f"{prefix}{line}" for line in malformed]
-    by_folder = (
-        split == UNSPLIT and "split" not in found and _folders_are_splits([row[found["path"]] for _, row in rows])
-    )
-    for number, cells in rows:
-        line = f"{prefix}line {number}"
-        try:
-            utterance = parse_utterance(cells, found)
-            file, path = _place(utterance.path, table.parent, base)
-        except ValueError as error:
-            builder.leave_out(split, line, error)
-            continue
-        named = PurePosixPath(utterance.path).parts[0] if by_folder else utterance.split
-        builder.add(named if split == UNSPLIT else split, segment_name(path, utterance), utterance, file)
+class _Table:
+    """A table on its way into a corpus: its rows, its columns, and where its recordings are."""
+
+    def __init__(self, builder: CorpusBuilder, table: Path, base: Path, language: str, columns: Columns) -> None:
+        self.builder, self.table, self.base = builder, table, base
+        self.locator = Locator(base, table.parent)
+        self.read = read_rows(table, language, columns, self.locator.names_recording)
+        self.columns = _columns(self.read, columns, table, self.locator.names_recording)
+        self.paths = [path_of(row[self.columns["path"]]) for _, row in self.read.rows]
+        self.locator.look(self.paths)
+
+    def add(self, split: str, prefix: str) -> None:
+        """Adds the rows to `split`; for UNSPLIT, to that of a column or of the recordings' folders.
+
+        `prefix` names the table in the lines left out.
+        """
+        self.builder.left_out[split] += [f"{prefix}{line}" for line in self.read.malformed]
+        depth = None if split != UNSPLIT or "split" in self.columns else _depth_of_splits(self.paths)
+        thousandths, absent = self._in_milliseconds(), 0
+        for path, (number, cells) in zip(self.paths, self.read.rows, strict=True):
+            line = f"{prefix}line {number}"
+            try:
+                row = cells | {self.columns["path"]: path}
+                if "text_file" in self.columns:
+                    row[self.columns["text"]] = self._text(cells[self.columns["text_file"]])
+                utterance = parse_utterance(row, self.columns, thousandths)
+                if utterance.text.strip() in ABSENT:
+                    absent += 1
+                    raise ValueError(f"the text is {utterance.text.strip()}, which stands for none")
+                file, name = self.locator.find(path)
+            except ValueError as error:
+                self.builder.leave_out(split, line, error)
+                continue
+            named = utterance.split if depth is None else plain_path(path).split("/")[depth]
+            self.builder.add(named if split == UNSPLIT else split, segment_name(name, utterance), utterance, file)
+        self._report(thousandths, absent)
+
+    def _text(self, cell: str) -> str:
+        """Reads the text of a row from its file, which must be below the table's folder or the source."""
+        plain = inside(plain_path(cell).lstrip("/"))
+        for folder in (self.table.parent, self.base):
+            for at in range(len(plain.parts) if plain else 0):
+                file = folder.joinpath(*plain.parts[at:]) if plain else folder
+                if file.is_file() and file.resolve().is_relative_to(self.base.resolve()):
+                    if file.stat().st_size > LONGEST_TEXT:
+                        raise ValueError(f"{cell} is no file of one sentence")
+                    return file.read_text(encoding="utf-8-sig", errors="strict").strip()
+        raise ValueError(f"{cell} is not there")
+
+    def _in_milliseconds(self) -> bool:
+        """Returns whether times are in milliseconds: as seconds far beyond their recordings, as thousandths within."""
+        column = next((self.columns[field] for field in TIMES if field in self.columns), None)
+        if column is None:
+            return False
+        latest: dict[str, float] = {}
+        for path, (_, cells) in zip(self.paths, self.read.rows, strict=True):
+            cell = cells[column].strip()
+            if cell and not WHOLE.fullmatch(cell):
+                return False
+            latest[path] = max(latest.get(path, 0.0), float(cell or 0))
+        votes: list[bool] = []
+        for path in sorted(latest, key=lambda path: -latest[path])[:FEW]:
+            try:
+                length = _length(self.locator.find(path)[0])
+            except ValueError:
+                continue
+            if length:
+                votes.append(latest[path] > 2 * length + 1 >= latest[path] / 1000)
+        return sum(votes) > len(votes) / 2
+
+    def _report(self, thousandths: bool, absent: int) -> None:
+        named = ", ".join(f"{field}={column}" for field, column in self.columns.items())
+        log(f"{self.table}: {self.read.form}; {len(self.read.rows)} rows; {named}")
+        self.locator.report(str(self.table), len(self.read.rows))
+        if thousandths:
+            log(f"{self.table}: times are in milliseconds, by the lengths of the recordings")
+        if absent:
+            log(
+                f"{self.table}: {absent} rows left out, whose text is {' or '.join(ABSENT[:3])}, as pandas writes an "
+                "empty cell; where someone speaks that word, write it otherwise: nan."
+            )
 
 
-def _place(cell: str, folder: Path, base: Path) -> tuple[Path, str]:
-    """Returns the file that a cell names, and the clip's name in the corpus.
+def _columns(read: TableRows, columns: Columns, table: Path, is_recording: Callable[[str], bool]) -> dict[str, str]:
+    """Returns the columns of the fields, by name or, without a header, by what they hold."""
+    if read.has_header:
+        found = columns.found_in(read.header, str(table))
+    else:
+        found = columns.by_content([list(row.values()) for _, row in read.rows], str(table), is_recording)
+    return found if "text" in found else found | {"text": f"text of {found['text_file']}"}
 
-    An absolute path may lead anywhere: the table is the user's own, and recordings may be on other disks. Raises
-    ValueError for a relative path that leads out of the folder.
+
+def path_of(cell: str) -> str:
+    """Returns the path in a cell; of a nested recording, written as JSON or as Python does, that within."""
+    if not cell.startswith("{"):
+        return cell
+    try:
+        return as_cell(ast.literal_eval(cell))
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return cell
+
+
+def _length(file: Path) -> float | None:
+    """Returns the length of a recording in seconds, as its header states it; None where there is none."""
+    try:
+        length = float(soundfile.info(file).duration)
+    except (soundfile.LibsndfileError, OSError):
+        return None
+    return length if math.isfinite(length) and length > 0 else None
+
+
+def _depth_of_splits(paths: Sequence[str]) -> int | None:
+    """Returns the depth of the folders that are named after splits: all recordings lie in such, and in several.
+
+    Where only some are named so, they all are, and the builder asks about the others.
     """
-    path = PurePosixPath(cell.strip())
-    if path.is_absolute():
-        own = path.relative_to(base) if path.is_relative_to(base) else path.relative_to("/")
-        if (plain := inside(str(own))) is None:
-            raise ValueError(f"no path of a file: {cell}")
-        return Path(path), str(plain)
-    plain = inside(str(path))
-    if plain is None:
-        raise ValueError(f"leads out of the folder: {cell}; write such a path from / on")
-    file = folder / plain
-    return file, str(PurePosixPath(file.relative_to(base)))
+    parts = [plain_path(path).split("/")[:-1] for path in paths]
+    for depth in range(min(map(len, parts), default=0)):
+        names = {folders[depth] for folders in parts}
+        known = [name for name in names if split_called(name)]
+        if len(names) > 1 and (len(known) == len(names) or _are_splits(names)):
+            return depth
+    return None
 
 
-def _folders_are_splits(paths: Sequence[str]) -> bool:
-    """Returns whether every recording lies in a folder named after a split, and not all in one."""
-    tops = {PurePosixPath(path).parts[:1] if "/" in path else () for path in paths}
-    return len(tops) > 1 and all(top and split_called(top[0]) for top in tops)
+def _are_splits(names: set[str]) -> bool:
+    return "train" in names and len(names) <= FOLDERS_OF_SPLITS
 
 
-def _tables(folder: Path) -> list[Path]:
-    """Lists the tables in a folder; a .json only where its name has "manifest", since it may be anything."""
-    files = [file for file in sorted(folder.iterdir()) if file.is_file() and is_table(file) and file.name[0] != "."]
-    return [file for file in files if file.suffix.lower() != ".json" or "manifest" in file.stem.lower()] or _deeper(
-        folder
-    )
+def tables_in(folder: Path) -> list[Path]:
+    """Lists the tables in a folder, else in the folders in it."""
+    for files in (folder.iterdir(), (file for inner in folder.glob("*/") for file in inner.iterdir())):
+        found = sorted(file for file in files if not is_left_behind(file.name) and file.is_file() and is_table(file))
+        if own := [file for file in found if _is_own(file)]:
+            return own
+    return []
 
 
-def _deeper(folder: Path) -> list[Path]:
-    """Lists the tables of an audiofolder with a folder per split."""
-    return sorted(file for pattern in (f"*/{METADATA}.csv", f"*/{METADATA}.jsonl") for file in folder.glob(pattern))
+def _is_own(file: Path) -> bool:
+    """Returns whether a file is most likely a table of recordings, and not a .json or .txt of anything else."""
+    if suffix_of(file) not in (".json", ".txt"):
+        return True
+    stem = file.name.lower().partition(".")[0]
+    named = any(name in stem for name in NAMES)
+    return named or (split_called(stem) is not None and not any(mark.isdigit() for mark in stem))
 
 
 def _chosen(folder: Path, splits: Mapping[str, str]) -> Mapping[str, Sequence[Path]]:
     """Groups the tables by split; a single one is the table of all. Raises ConfigError as by_split does."""
-    tables = _tables(folder)
+    tables = tables_in(folder)
     if len(tables) == 1:
         return {UNSPLIT: tables}
-    names = {file.stem if file.parent == folder else file.parent.name: file for file in tables}
+    apart = len({file.parent for file in tables}) > 1
+    names = {(file.parent.name if apart else file.name.partition(".")[0]): file for file in tables}
     return by_split(names, splits, str(folder))
-
-
-class TableRows(NamedTuple):
-    """The header, the rows with their line numbers, and the lines left out."""
-
-    header: list[str]
-    rows: list[tuple[int, Row]]
-    malformed: list[str]
-
-
-def is_table(path: Path) -> bool:
-    return path.suffix.lower() in READERS
-
-
-def read_rows(path: Path) -> TableRows:
-    """Reads the rows of a table. Raises ConfigError for one that is not UTF-8 or no table of its format."""
-    return READERS[path.suffix.lower()](path)
-
-
-def _tsv(path: Path) -> TableRows:
-    lines = lines_of(path)
-    return _by_header([(at, at, line.split("\t")) for at, line in enumerate(lines, start=1) if line])
-
-
-def _csv(path: Path) -> TableRows:
-    text = text_of(path)
-    first = text.partition("\n")[0]
-    delimiter = next((mark for mark in DELIMITERS if mark in first), ",")
-    before = csv.field_size_limit(LONGEST_CELL)
-    table, begins = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 1
-    lines: list[tuple[int, int, list[str]]] = []
-    try:
-        for cells in table:
-            if cells:
-                lines.append((begins, table.line_num, cells))
-            begins = table.line_num + 1
-    except csv.Error as error:
-        raise ConfigError(
-            f"data.source: the quotes of {path} do not match, in what begins on line {begins} ({error}); mend it there "
-            "(a quote inside quotes is doubled), or save the table with tabs as .tsv, which has no quotes"
-        ) from error
-    finally:
-        csv.field_size_limit(before)
-    return _by_header(lines)
-
-
-def _by_header(lines: list[tuple[int, int, list[str]]]) -> TableRows:
-    """Builds the rows from the first and last line number of each, and its cells."""
-    if not lines:
-        return TableRows([], [], [])
-    header = lines[0][2]
-    rows: list[tuple[int, Row]] = []
-    malformed: list[str] = []
-    for first, last, cells in lines[1:]:
-        if last > first:  # unmatched quotes join rows into one
-            malformed.append(f"lines {first} to {last}: one row, for a quote is open at the end of a line")
-        elif len(cells) != len(header):
-            malformed.append(f"line {first}: {len(cells)} columns, not {len(header)}")
-        else:
-            rows.append((first, dict(zip(header, cells, strict=True))))
-    return TableRows(header, rows, malformed)
-
-
-def _json_lines(path: Path) -> TableRows:
-    found: list[tuple[int, dict[str, Any]]] = []
-    malformed: list[str] = []
-    for number, line in enumerate(lines_of(path), start=1):
-        try:
-            value = json.loads(line) if line.strip() else None
-        except (ValueError, RecursionError) as error:
-            malformed.append(f"line {number}: no JSON ({error})")
-            continue
-        if isinstance(value, dict):
-            found.append((number, value))
-        elif line.strip():
-            malformed.append(f"line {number}: no JSON object")
-    header = list(dict.fromkeys(name for _, row in found for name in row))
-    rows = [(number, {name: as_cell(row.get(name)) for name in header}) for number, row in found]
-    return TableRows(header, rows, malformed)
-
-
-def as_cell(value: object) -> str:
-    """Returns a value as a cell of a table of strings; empty for None."""
-    if value is None:
-        return ""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-READERS: dict[str, Callable[[Path], TableRows]] = {
-    ".csv": _csv,
-    ".tsv": _tsv,
-    ".jsonl": _json_lines,
-    ".json": _json_lines,  # the suffix of NeMo's manifests
-}

@@ -29,6 +29,7 @@ from asr_lora.data.sources import (
     open_recorded,
     open_sources,
     open_streamed,
+    relocate_clips,
     restore_clips,
     rows_for,
 )
@@ -50,17 +51,20 @@ BYTES_PER_SECOND = 8_000  # mp3 at 64 kbit/s, Common Voice's upper end: estimate
 def make_manifest(run: Path, data: DataConfig, model: ModelConfig, test_limit: int | None) -> None:
     """Draws the clips of a run and writes its manifest, data/ of its folder.
 
-    A manifest that is there must be of the same settings; its missing clips are restored. `test_limit` is the number of
+    A manifest that is there must be of the same settings; its missing clips are restored, and where the corpus was
+    moved they must be the same in its new place. `test_limit` is the number of
     test clips (None: all). Raises ConfigError and ExternalError as opening, splitting and scanning the corpus do, and
     ConfigError for a run folder of other settings.
     """
     language_token(model, data.language)
     if folder.summary(run).is_file():
-        folder.check_settings(
-            run,
-            {RENAMED.get(key, key): value for key, value in read_json(folder.summary(run))["settings"].items()},
-            _settings(data),
-        )
+        before = {RENAMED.get(key, key): value for key, value in read_json(folder.summary(run))["settings"].items()}
+        now = _settings(data)
+        moved = {} if data.streaming else {key: now[key] for key in folder.PLACES if before.get(key) != now[key]}
+        folder.check_settings(run, before | moved, now)
+        if moved:
+            relocate_clips(run, data)
+            write_json(folder.summary(run), read_json(folder.summary(run)) | {"settings": before | moved})
         restore_clips(run, data, [line for split in SPLITS for line in read_manifest(folder.manifest(run, split))])
         return
     if (run / "data").exists():  # it would be replaced

@@ -3,7 +3,7 @@
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +15,22 @@ from asr_lora.corpus.common_voice import CLIPS
 from asr_lora.corpus.containers import UNPACKED, stem_of
 from asr_lora.corpus.records import Clips, Utterance
 from asr_lora.corpus.streaming import Stream, held_out, open_stream
-from asr_lora.data.manifest import Clip, as_utterance, clip_id, missing_files, name_in_corpus
+from asr_lora.data.manifest import Clip, as_utterance, clip_id, missing_files, name_in_corpus, read_manifest
 from asr_lora.data.splits import with_splits
 from asr_lora.runs import folder
-from asr_lora.runtime.console import log
+from asr_lora.runtime.console import log, progress
 from asr_lora.runtime.errors import ConfigError, ExternalError
-from asr_lora.runtime.files import atomic_file, cache_dir, existing, read_json, read_jsonl, sha256_file
+from asr_lora.runtime.files import (
+    atomic_file,
+    cache_dir,
+    existing,
+    read_json,
+    read_jsonl,
+    sha256_file,
+    write_json,
+    write_jsonl,
+)
+from asr_lora.speech.audio import AudioSegment, scan_clip
 
 OVERLAP_FIELDS = {"path": Path, "text": str, "speaker": str, "clip": Path, "sha256": str}  # of data.exclude_overlap
 ENDS = ("", ".tar.gz", " (?).tar.gz", ".tgz", ".tar")  # of a release's name; " (1)" of a second download
@@ -180,6 +190,42 @@ def restore_clips(run: Path, data: DataConfig, lines: Sequence[Clip]) -> None:
     for name, path in misplaced.items():
         with atomic_file(path) as partial:
             shutil.copyfile(found[name], partial)
+
+
+def relocate_clips(run: Path, data: DataConfig) -> None:
+    """Makes the manifest of a run name the clips where the corpus of the settings has them.
+
+    Raises ConfigError where one of them is absent there or has another hash.
+    """
+    source, facts = find_source(data), read_json(folder.summary(run))
+    corpus = open_corpus(source, data.language, named_columns(data))
+    manifests = {file: read_manifest(file) for file in sorted((run / "data").glob("*.jsonl"))}
+    clips = {name_in_corpus(clip): clip for own in manifests.values() for clip in own}
+    found = corpus.fetch(list(clips))
+    with progress("comparing clips", total=len(clips)) as bar:
+        others = [name for name, clip in clips.items() if not _is_same(clip, found.get(name), bar.advance)]
+    if others:
+        raise ConfigError(
+            f"run_dir: {run} was made with data.source={facts['source']}, and {len(others)} of its {len(clips)} clips "
+            f"are absent or other ones in {source} ({others[0]}, ...); name the corpus that it was made with, give "
+            "this run another name (run_name=...), or remove that folder to make it anew"
+        )
+    for file, own in manifests.items():
+        write_jsonl(file, [clip | {"path": str(found[name_in_corpus(clip)])} for clip in own])
+    write_json(folder.summary(run), facts | {"source": corpus.source})
+    log(f"data.source: {facts['source']} is now {source}; all {len(clips)} clips of the manifest are the same there")
+
+
+def _is_same(clip: Clip, file: Path | None, advance: Callable[[], None]) -> bool:
+    """Returns whether a file has the clip of a manifest, by its hash; those in shards are not compared."""
+    advance()
+    if file is None or "offset" in clip:
+        return False
+    if "start" in clip:
+        found = scan_clip(AudioSegment(file, clip["start"], clip.get("end"))).sha256
+    else:
+        found = sha256_file(file)
+    return found == str(clip["sha256"])
 
 
 def _is_for_clips(path: Path, cache: Path) -> bool:

@@ -1,8 +1,8 @@
 """Checks a run in seconds before it costs anything:  python -m asr_lora.doctor data.language=nl data.hours=1
 
-Takes the overrides that training would take and prints a line a check: ok, warn or fail, what was found, and the way
-out. Exits with 1 where a check failed. With --json it prints one JSON object on standard output. Downloads no weights,
-writes nothing into the run folder.
+Takes the overrides that training would take and prints ten clips of the data, and a line a check: ok, warn or fail,
+what was found, and the way out. Exits with 1 where a check failed. With --json it prints one JSON object on standard
+output. Downloads no weights, writes nothing into the run folder.
 """
 
 import sys
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from asr_lora.doctor.check import FAIL, WARN, Check, check_versions, failed_check, print_checks
 from asr_lora.runtime.errors import ExternalError, UserError
@@ -28,6 +28,7 @@ class Checks:
 
     def __init__(self, *checks: Check) -> None:
         self.checks = list(checks)
+        self.clips: list[dict[str, Any]] = []  # of the data, for people to look at
 
     def run(
         self, name: str, what: Callable[..., tuple[Check, T | None]], needs: Mapping[str, object | None] | None = None
@@ -70,6 +71,7 @@ def examine(config: "Config", scratch: Path, versions: Check) -> Checks:
     found.run("mel bins", lambda hub, known: data.mel_bins(config, known), {"Hub": hub, "checkpoint": known})
     code = found.run("language", lambda hub: data.token(config), {"Hub": hub})
     sample = found.run("data", partial(data.data, config, scratch))
+    found.clips = data.shown_clips(sample) if sample else []
     counted = None if "data" in found.failed else (sample,)  # clips that cannot be inspected are estimated
     found.run("labels", lambda sample, _: data.labels(config, sample), {"data": sample, "language": code})
     batch = found.run("batch", partial(data.batch, config), {"data": sample, "language": code})
@@ -95,7 +97,7 @@ def doctor(config: "Config", versions: Check, as_json: bool = False) -> None:
     began = time.perf_counter()
     with TemporaryDirectory(prefix="asr_lora-") as scratch:
         found = examine(config, Path(scratch), versions)
-    print_checks(found.checks, time.perf_counter() - began, as_json)
+    print_checks(found.checks, time.perf_counter() - began, as_json, found.clips)
     if found.failed:
         raise ExternalError(f"doctor: {', '.join(found.failed)} failed; the way out is beside each")
 

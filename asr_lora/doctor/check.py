@@ -6,10 +6,11 @@ Imports nothing that may be broken: neither torch nor any library that `check_ve
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -41,12 +42,15 @@ def failed_check(name: str, error: Exception) -> Check:
     return Check(name, FAIL, found, way_out)
 
 
-def print_checks(checks: Sequence[Check], seconds: float, as_json: bool) -> None:
-    """Prints a line a check and the number of each verdict to standard output, or all as one JSON object."""
+def print_checks(
+    checks: Sequence[Check], seconds: float, as_json: bool, clips: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Prints clips, a line a check and the number of each verdict to standard output, or all as one JSON object."""
     counts = Counter(check.verdict for check in checks)
     if as_json:
         tally = {verdict: counts[verdict] for verdict in VERDICTS}
         whole = {"checks": [asdict(check) for check in checks], **tally, "seconds": round(seconds, 1)}
+        whole["clips"] = list(clips)
         sys.stdout.write(json.dumps(whole, ensure_ascii=False, indent=2) + "\n")
         return
     screen = Table.grid(padding=(0, 2, 0, 0))
@@ -57,10 +61,21 @@ def print_checks(checks: Sequence[Check], seconds: float, as_json: bool) -> None
             found.append(f"{apart}-> {check.way_out}", STYLES[check.verdict])
         screen.add_row(Text(check.verdict, STYLES[check.verdict]), Text(check.name), found)
     console = Console()
+    if clips:
+        console.print(_clip_table(clips))
     console.print(screen)
     console.print(
         f"{counts[OK]} ok, {counts[WARN]} warnings, {counts[FAIL]} failed, in {seconds:.0f} s", highlight=False
     )
+
+
+def _clip_table(clips: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table("clip", "s", "Hz", "dB", "speaker", "text", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for clip in clips:
+        plain = {name: "" if value is None else str(value) for name, value in clip.items()}
+        cells = [plain["clip"][-32:], plain["seconds"], plain["rate"], plain["level"], plain["speaker"][:8]]
+        table.add_row(*map(Text, [*cells, plain["text"][:SHORT]]))
+    return table
 
 
 def check_versions() -> Check:

@@ -4,12 +4,13 @@ The clips are from the run's manifest where it is prepared, else from its corpor
 read, unless its tables are in the cache.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from torch import Tensor
@@ -24,7 +25,7 @@ from asr_lora.corpus.shards import PREFIX as SHARDS
 from asr_lora.corpus.shards import is_url
 from asr_lora.data.dataset import StepDataset
 from asr_lora.data.features import IGNORE_INDEX, SpeechCollator, log_mel, with_prompt
-from asr_lora.data.manifest import Clip, SplitDraw, missing_files, sampling_order
+from asr_lora.data.manifest import Clip, SplitDraw, missing_files, name_in_corpus, sampling_order
 from asr_lora.data.preparation import MOST_BAD, check_hours, label_filter
 from asr_lora.data.sources import find_source, open_sources
 from asr_lora.doctor.check import FAIL, OK, WARN, Check
@@ -33,6 +34,7 @@ from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ConfigError, UserError
 from asr_lora.runtime.files import existing, read_json, read_jsonl
 from asr_lora.speech import audio
+from asr_lora.speech.audio import AudioSegment, scan_clip
 from asr_lora.training.builder import step_sampler
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 MOST_READ = 200e6  # bytes of an archive's files: two seconds or so
 UNPACKED = 64  # clips of an archive that are unpacked for the sample
 SAMPLED = 32  # clips
+SHOWN = 10  # of them
 TABLES = ("train", "dev", "test", "validated", "clip_durations")
 Batch: TypeAlias = dict[str, Tensor]
 SENTENCES = 5_000  # whose label lengths are measured: about a second
@@ -235,6 +238,18 @@ def data(config: "Config", scratch: Path) -> tuple[Check, DataSample | None]:
         way_out = f"preparing refuses more than {MOST_BAD:.0%} of such: download the corpus again or repair it"
         return Check("data", FAIL, found, way_out), sample
     return Check("data", WARN, found, "preparing leaves such out and names them in data/summary.json"), sample
+
+
+def shown_clips(sample: DataSample) -> list[dict[str, Any]]:
+    """Returns the first SHOWN clips for people: seconds, rate (Hz), level (dB of full scale), speaker and text."""
+    rows: list[dict[str, Any]] = []
+    for clip in sample.clips[:SHOWN]:
+        row = {"clip": name_in_corpus(clip), "seconds": clip["duration"], "rate": None, "level": None}
+        if "offset" not in clip:  # those in shards were scanned before they were written
+            info = scan_clip(AudioSegment(Path(clip["path"]), clip.get("start"), clip.get("end")))
+            row |= {"rate": info.rate, "level": round(20 * math.log10(max(info.loudness, 1e-6)), 1)}
+        rows.append(row | {"speaker": clip["speaker"], "text": clip["text"]})
+    return rows
 
 
 def labels(config: "Config", sample: DataSample) -> tuple[Check, int]:

@@ -46,6 +46,7 @@ PACKAGES = (
     "asr_lora", "torch", "torchaudio", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate",
     "jiwer", "hydra-core", "soundfile", "numpy",
 )  # fmt: skip
+PLACES = ("data.source", "data.search_dir")  # settings that say where a corpus lies, which may be moved
 LINE = {"id": Path, "path": Path, "text": str, "duration": float, "speaker": str, "sha256": str}  # of a manifest
 NOT_OF_ALL = {"start": float, "end": float, "offset": int, "bytes": int, "clip": Path}  # of some lines
 
@@ -198,9 +199,13 @@ def settings(run: Path) -> dict[str, Any]:
 
 
 def check_same_settings(config: Config) -> None:
-    """Raises ConfigError when the run folder exists and was made with other settings."""
+    """Raises ConfigError when the run folder exists and was made with other settings.
+
+    Where its corpus lies is not compared: preparing compares the clips.
+    """
     if settings_file(config.run).is_file():
-        check_settings(config.run, result_settings(settings(config.run)), result_settings(to_dict(config)))
+        now = {key: value for key, value in result_settings(to_dict(config)).items() if key not in PLACES}
+        check_settings(config.run, result_settings(settings(config.run)), now)
 
 
 def record(config: Config, command: Sequence[str], base: str) -> None:

@@ -350,6 +350,37 @@ def test_a_run_folder_of_another_draw_is_refused_with_both_ways_out(words: list[
     assert state(run / "data") == before
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_corpus_that_was_moved_is_found_by_its_hashes(
+    words: list[str], release: Path, tmp_path: Path, packed: bool
+) -> None:
+    run = prepared(words, f"run_dir={tmp_path / 'mine'}")
+    before = {split: read_jsonl(run / "data" / f"{split}.jsonl") for split in ("train", "dev", "test")}
+    moved = tmp_path / "drive" / "MyDrive" / release.name
+    shutil.copytree(release, moved)
+    source = pack(moved, tmp_path / "moved.tar.gz") if packed else moved
+    shutil.rmtree(release)
+    prepared(words, f"run_dir={run}", f"data.source={source}")
+    for split, clips in before.items():
+        now = read_jsonl(run / "data" / f"{split}.jsonl")
+        assert [clip | {"path": ""} for clip in now] == [clip | {"path": ""} for clip in clips]
+        assert all(Path(clip["path"]).is_file() and not Path(clip["path"]).is_relative_to(release) for clip in now)
+    prepared(words, f"run_dir={run}", f"data.source={source}")
+
+
+def test_a_moved_corpus_with_another_clip_is_refused_and_nothing_changed(
+    words: list[str], release: Path, tmp_path: Path
+) -> None:
+    run = prepared(words, f"run_dir={tmp_path / 'mine'}")
+    moved = Path(shutil.copytree(release, tmp_path / "moved" / release.name))
+    clip = moved / "nl" / "clips" / f"{names(run)[0]}.mp3"
+    clip.write_bytes(tone("another", 0.5))
+    before = state(run / "data")
+    with pytest.raises(ConfigError, match=rf"1 of its \d+ clips are absent or other ones in {moved} \({clip.name}, "):
+        prepared(words, f"run_dir={run}", f"data.source={moved}")
+    assert state(run / "data") == before
+
+
 def test_an_interrupted_prepare_leaves_no_half_manifest(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(path: Path, value: Any) -> None:
         raise KeyboardInterrupt

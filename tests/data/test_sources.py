@@ -1,6 +1,7 @@
 """Every kind of data.source: one table of utterances, and a manifest by prepare."""
 
 import io
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -160,13 +161,41 @@ def test_nothing_but_plain_files_of_its_own_folders_is_ever_written(tmp_path: Pa
 # --- Kaldi ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["touch {home}/run; cat x.wav |", "flac -cd a.flac|", "feats.ark:123"])
+@pytest.mark.parametrize("place", ["touch {home}/run; cat x.wav |", "sox a.flac -t wav - tempo 1.1|", "feats.ark:123"])
 def test_no_command_of_wav_scp_is_ever_run(tmp_path: Path, place: str) -> None:
     write_lines(tmp_path / "wav.scp", ["a " + place.format(home=tmp_path)])
     write_lines(tmp_path / "text", ["a hoi"])
     message = refusal(tmp_path)
     assert f"line 1 of {tmp_path}/wav.scp is a" in message and "write the audio to files and name these" in message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "flac -c -d -s {place} |", "sox {place} -t wav - |", "ffmpeg -i {place} -f wav -ar 16000 - |",
+        "sph2pipe -f wav {place} |", "/corpora/elsewhere/wavs/{name}", "D:\\\\wavs\\\\{name}",
+    ],
+)  # fmt: skip
+def test_a_recording_that_wav_scp_only_decodes_or_has_elsewhere_is_its_file(tmp_path: Path, line: str) -> None:
+    source = kaldi(tmp_path / "k")
+    for scp in source.glob("*/wav.scp"):
+        rows = [row.split() for row in scp.read_text().splitlines()]
+        write_lines(scp, [f"{utt} {line.format(place=place, name=Path(place).name)}" for utt, place in rows])
+    shutil.move(source.parent / "wavs", source / "wavs")
+    corpus = open_corpus(source, "nl")
+    assert len(corpus.fetch(clip_names(corpus, "train"))) == 16
+
+
+def test_espnets_audio_paths_are_a_list_of_recordings(tmp_path: Path) -> None:
+    source = kaldi(tmp_path / "k")
+    for scp in source.glob("*/wav.scp"):
+        scp.rename(scp.with_name("audio_paths"))
+    corpus = open_corpus(source, "nl")
+    assert len(corpus.fetch(clip_names(corpus, "train"))) == 16
+    paths = source / "train" / "audio_paths"
+    write_lines(paths, [line.split()[1] for line in paths.read_text().splitlines()])
+    assert clip_names(open_corpus(source, "nl"), "train") == clip_names(corpus, "train")
 
 
 def test_utterances_without_recording_or_times_are_left_out_and_listed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import json
 import lzma
 import tarfile
 import zipfile
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openpyxl
 import pytest
 import soundfile
 from hypothesis import strategies as st
@@ -152,6 +154,44 @@ def test_fuzz_tables(elsewhere: Path, tiny_config: Config, monkeypatch: pytest.M
             drawn(open_corpus(home / "nl", "nl"), home)
 
     campaign("tables", elsewhere, tables(), do)
+
+
+# ---- a user's own tables ----
+
+
+def workbook() -> bytes:
+    book, packed = openpyxl.Workbook(), io.BytesIO()
+    for row in (("path", "sentence", "end"), ("a.mp3", "De kat.", 1), ("b.mp3", "De hond.", 0.5)):
+        book.active.append(row)
+    book.save(packed)
+    return packed.getvalue()
+
+
+ROWS = [{"audio": {"path": name}, "text": "De kat.", "duration": 0.1} for name in CLIPS]
+LISTINGS = {
+    "x.csv": b'path,sentence,end\na.mp3,"De kat, zij\nslaapt.",0.1\nb.mp3,nan,100\n',
+    "x.tsv": 'path\tsentence\tstart\na.mp3\t"""Ja"", \u00e9\u00e9n."\t00:00:00.01\nD:\\x\\b.mp3\tnee\t\n'.encode(
+        "utf-16"
+    ),
+    "x.txt": "a|Hij zei: \u00e9\u00e9n.|Hij zei: een.\nb|De hond.|De hond.\n".encode("cp1252"),
+    "x.json": json.dumps({"train": ROWS, "eval": ROWS[:1]}).encode(),
+    "x.jsonl.gz": gzip.compress("\n".join(map(json.dumps, ROWS)).encode(), mtime=0),
+    "x.xlsx": workbook(),
+}
+
+
+def test_fuzz_listings(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def do(case: tuple[str, list[tuple[int, bytes, int]]], home: Path) -> None:
+        name, edits = case
+        monkeypatch.setenv("ASR_LORA_CACHE", str(home / "cache"))
+        for clip, content in CLIPS.items():
+            (home / clip).write_bytes(content)
+        (home / name).write_bytes(edited(LISTINGS[name], edits))
+        corpus = open_corpus(home / name, "nl")
+        for utterances in corpus.tables.values():
+            corpus.fetch([each.path for each in utterances])
+
+    campaign("listings", elsewhere, st.tuples(st.sampled_from(sorted(LISTINGS)), EDITS), do)
 
 
 # ---- archives ----

@@ -60,6 +60,8 @@ def test_a_healthy_run_passes_and_nothing_is_written(words: list[str], tmp_path:
     assert {each["verdict"] for each in result["checks"]} == {"ok"}, result
     assert result["ok"] == len(result["checks"]) == 15 and (result["warn"], result["fail"]) == (0, 0)
     assert {"name", "verdict", "found", "way_out"} == result["checks"][0].keys()
+    assert len(result["clips"]) == 10 and result["clips"][0].keys() >= {"clip", "seconds", "rate", "level", "text"}
+    assert all(clip["seconds"] > 0 and clip["rate"] > 0 and clip["level"] < 0 for clip in result["clips"])
     assert not (tmp_path / "runs").exists() and not private_cache.exists()
 
 
