@@ -186,9 +186,10 @@ def _other_suffix(clips: Clips, tables: Mapping[str, Sequence[Utterance]], of: s
         for each in utterances
         if (clip := stems.get(PurePosixPath(each.path).stem))
     }
-    if named:
-        name, clip = next(iter(named.items()))
-        log(f"{of}: the clips have another suffix than in the tables ({clip} for {name}, ...)")
+    if not named:
+        return clips
+    name, clip = next(iter(named.items()))
+    log(f"{of}: the clips have another suffix than in the tables ({clip} for {name}, ...)")
     return Renamed(clips, named)
 
 

@@ -251,14 +251,15 @@ def test_without_data_one_line_names_common_voices_home_and_the_demo(words: list
         assert way_out in message
 
 
-@pytest.mark.parametrize("newest", ["archive", "folder"])
+@pytest.mark.parametrize("newest", ["archive", "archive (1)", "folder"])
 def test_the_newest_release_of_the_language_is_found(words: list[str], tmp_path: Path, newest: str) -> None:
     data, made = tmp_path / "data", tmp_path / "made"
     data.mkdir()
     for number, speakers in ((9, 2), (10, 3)):
         folder = corpus(made / f"cv-corpus-{number}.0-2026-01-01", utterances("train", 12, speakers))
-        if (newest == "archive") == (number == 10):
-            pack(folder, data / f"{folder.name}-nl.tar.gz")
+        if (newest != "folder") == (number == 10):
+            second = " (1)" if newest == "archive (1)" else ""
+            pack(folder, data / f"{folder.name}-nl{second}.tar.gz")
         else:
             folder.rename(data / folder.name)
     (data / "cv-corpus-99.0-2027-01-01-nl.tar.gz.part").write_bytes(b"not downloaded to its end")
