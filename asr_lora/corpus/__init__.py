@@ -1,33 +1,43 @@
 """Speech with transcripts, one module a kind of source."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from asr_lora.corpus import huggingface, mdc, segment_lists, shards, sidecars
-from asr_lora.corpus.archive import Archived, read_tables
+from asr_lora.corpus import (
+    common_voice_copies,
+    huggingface,
+    mdc,
+    public_corpora,
+    samples,
+    segment_lists,
+    shards,
+    sidecars,
+)
+from asr_lora.corpus.archive import Archived, OtherSpeechError, read_tables
 from asr_lora.corpus.columns import GUESSED, Columns
 from asr_lora.corpus.common_voice import (
     AUDIOS,
     CLIPS,
+    LEVELS,
     OTHERS,
     SPONTANEOUS,
+    find_release,
     find_spontaneous,
     is_release,
-    language_folder,
+    open_release,
     open_spontaneous,
-    read_durations,
-    read_utterances,
     release_name,
 )
+from asr_lora.corpus.containers import is_unpacked, stem_of, unpacked
 from asr_lora.corpus.kaldi import is_kaldi, open_kaldi
-from asr_lora.corpus.records import Clips, Corpus, Folder
+from asr_lora.corpus.records import Corpus, Folder
 from asr_lora.corpus.split_names import SPLITS, TABLES, UNSPLIT
 from asr_lora.corpus.tabular import is_listing, open_listing
 from asr_lora.corpus.tree import Tree
-from asr_lora.runtime.errors import ConfigError, ExternalError, listed
-from asr_lora.runtime.files import existing
+from asr_lora.runtime.errors import ConfigError, ExternalError, UserError, listed
+from asr_lora.runtime.files import cache_dir, existing
 
 __all__ = ["FETCHED", "SPLITS", "TABLES", "UNSPLIT", "Columns", "Corpus", "is_path", "is_quick", "open_corpus"]
 
@@ -42,27 +52,30 @@ def is_path(source: str) -> bool:
 def is_quick(source: Path) -> bool:
     """Returns whether its tables can be read without its audio.
 
-    Not so for an archive, nor for files that `datasets` has to convert first.
+    Not so for an archive, a folder of some, nor for files that `datasets` has to convert first.
     """
     if source.is_file():
         return is_listing(source) or segment_lists.is_list(source) or sidecars.is_transcript(source)
-    return source.is_dir() and not huggingface.is_dataset(source)
+    if not source.is_dir() or huggingface.is_dataset(source):
+        return False
+    return is_listing(source) or is_release(source) or not samples.has_archives(source)
 
 
 def open_corpus(source: str | Path, language: str, columns: Columns = GUESSED) -> Corpus:
     """Opens a source of speech and detects its kind.
 
-    Common Voice and its Spontaneous Speech: an archive (.tar or .tar.gz, by content), a release, a folder above one, or
-    of one language. A user's own table (with `columns`), or a folder with one; a Kaldi data directory; parquet, arrow
-    and audiofolders. mdc:<id or slug> and hf:<name>[:config] are fetched first, unless they are in the cache; of
-    shards:<folder or URL> only the indexes are read.
+    Common Voice and its Spontaneous Speech: a release, a folder above one, or of one language. A user's own table (with
+    `columns`), or a folder with one; a Kaldi data directory; parquet, arrow and audiofolders; the shapes of SHAPES. An
+    archive of any of them (.tar, plain or compressed, or .zip, by content), or a folder of such. mdc:<id or slug> and
+    hf:<name>[:config] are fetched first, unless they are in the cache; of shards:<folder or URL> only the indexes are
+    read.
     Raises ConfigError for a source without speech of this language, ExternalError for one that cannot be read or
     fetched.
     """
     named = str(source)
     try:
         if named.startswith(mdc.PREFIX):
-            return replace(_archive(mdc.download(named.removeprefix(mdc.PREFIX)), language), source=named)
+            return replace(_archive(mdc.download(named.removeprefix(mdc.PREFIX)), language, columns), source=named)
         if named.startswith(huggingface.PREFIX):
             return huggingface.open_hub(named.removeprefix(huggingface.PREFIX), language, columns)
         if named.startswith(shards.PREFIX):
@@ -86,15 +99,21 @@ class Shape(NamedTuple):
 
 # In the order in which they are tried, after Common Voice, Kaldi and datasets' own, which need no list of all files.
 SHAPES: tuple[Shape, ...] = (
+    Shape("LibriSpeech", public_corpora.librispeech_marks, public_corpora.open_librispeech),
+    Shape("Multilingual LibriSpeech", public_corpora.mls_marks, public_corpora.open_mls),
+    Shape("FLEURS", public_corpora.fleurs_marks, public_corpora.open_fleurs),
+    Shape("VoxPopuli", public_corpora.voxpopuli_marks, public_corpora.open_voxpopuli),
+    Shape("Common Voice of Kaggle", common_voice_copies.kaggle_marks, common_voice_copies.open_kaggle),
+    Shape("a mirror of Common Voice", common_voice_copies.mirror_marks, common_voice_copies.open_mirror),
     Shape("segments that name their recordings", segment_lists.marks, segment_lists.open_lists),
     Shape("transcripts beside recordings", sidecars.marks, sidecars.open_beside),
 )
 
 
-def _folder(source: Path, language: str, columns: Columns) -> Corpus:
-    if is_release(source):
-        folder = language_folder(source, language)
-        return _common_voice(source, release_name(source, folder), folder, language, Folder(folder / CLIPS))
+def _folder(source: Path, language: str, columns: Columns, levels: int = LEVELS) -> Corpus:
+    """Opens a folder, or what is up to `levels` deeper where it holds one folder and nothing else."""
+    if folder := find_release(source, language):
+        return open_release(source, release_name(source, folder), folder, language, Folder(folder / CLIPS))
     if table := find_spontaneous(source, language):
         clips = Folder(table.parent / AUDIOS)
         return open_spontaneous(source, table.parent.name, table, language, clips)
@@ -107,13 +126,46 @@ def _folder(source: Path, language: str, columns: Columns) -> Corpus:
         return shape.open(tree, language, columns)
     if is_listing(source):
         return open_listing(source, language, columns)
+    if archives := samples.archives_in(tree):
+        return _unpacked(source, archives, language, columns)
+    if levels and (inner := _only_folder(tree)):
+        return _folder(inner, language, columns, levels - 1)
     raise _no_shape(tree)
+
+
+def _only_folder(tree: Tree) -> Path | None:
+    """Returns the folder that is all that a folder holds, as archives have it; None where there is more."""
+    tops = {file.parts[0] for file in tree.files}
+    return tree.root / tops.pop() if len(tops) == 1 and len(tree.files[0].parts) > 1 else None
+
+
+def _unpacked(source: Path, archives: Sequence[PurePosixPath], language: str, columns: Columns) -> Corpus:
+    """Opens what archives hold: those in the folder `source`, or itself.
+
+    Raises ConfigError for archives in archives, and for shards that were written here.
+    """
+    own = [source / archive for archive in archives] or [source]
+    if source.is_relative_to(cache_dir().resolve() / "corpora"):
+        raise ConfigError(f"data.source: {own[0]} lies in another archive; unpack both and name the folder")
+    if any(archive.with_name(shards.INDEX).is_file() for archive in own):
+        raise ConfigError(
+            f"data.source: {source} holds shards that asr_lora.prepare wrote; write data.source={shards.PREFIX}{source}"
+        )
+    tree = Tree(unpacked(source, own))
+    try:
+        if all(samples.samples_marks(tree).values()) and not is_listing(tree.root):
+            corpus = samples.open_samples(tree, language, columns, samples.split_names(archives))
+        else:
+            corpus = _folder(_only_folder(tree) or tree.root, language, columns)
+    except UserError as error:
+        raise type(error)(str(error).replace(str(tree.root), str(source))) from error
+    return replace(corpus, source=str(source), release=stem_of(source))
 
 
 def _no_shape(tree: Tree) -> ConfigError:
     """Returns the refusal of a folder of no known shape: the two nearest, what they need and what is there."""
     release = {"clips/": (tree.root / CLIPS).is_dir(), "train.tsv": bool(tree.ending("train.tsv"))}
-    marks = [("Common Voice", release), *((shape.name, shape.marks(tree)) for shape in SHAPES)]
+    marks = [("Common Voice", release), *((shape.name, shape.marks(tree)) for shape in reversed(SHAPES))]
     near = sorted((found for found in marks if any(found[1].values())), key=lambda found: len(_absent(found[1])))
     lacking = [f"; {name} has {' and '.join(own)}, here without {listed(_absent(own))}" for name, own in near[:2]]
     got = sorted({file.parts[0] + "/" * (len(file.parts) > 1) for file in tree.files})
@@ -135,29 +187,18 @@ def _file(source: Path, language: str, columns: Columns) -> Corpus:
         return open_listing(source, language, columns)
     if huggingface.is_dataset(source):
         return huggingface.open_local(source, language, columns)
-    return _archive(source, language)
+    return _archive(source, language, columns)
 
 
-def _archive(source: Path, language: str) -> Corpus:
-    found = read_tables(source, language)
+def _archive(source: Path, language: str, columns: Columns) -> Corpus:
+    if is_unpacked(source):
+        return _unpacked(source, (), language, columns)
+    try:
+        found = read_tables(source, language)
+    except OtherSpeechError:
+        return _unpacked(source, (), language, columns)
     clips = Archived(source, found.within, found.clips, found.folder.parent / CLIPS)
     if found.within.name == AUDIOS:
         table = found.folder / f"{SPONTANEOUS}{language}.tsv"
         return open_spontaneous(source, found.release, table, language, clips)
-    return _common_voice(source, found.release, found.folder, language, clips)
-
-
-def _common_voice(source: Path, release: str, folder: Path, language: str, clips: Clips) -> Corpus:
-    """Reads the tables of a Common Voice release from their `folder`."""
-    read = {table: read_utterances(file) for table in TABLES if (file := folder / f"{table}.tsv").is_file()}
-    timed = folder / "clip_durations.tsv"
-    durations, untimed = read_durations(timed) if timed.is_file() else ({}, [])
-    return Corpus(
-        source=str(source),
-        release=release,
-        language=language,
-        tables={table: utterances for table, (utterances, _) in read.items()},
-        durations=durations,
-        malformed={table: lines for table, (_, lines) in read.items()} | {"clip_durations": untimed},
-        clips=clips,
-    )
+    return open_release(source, found.release, found.folder, language, clips)

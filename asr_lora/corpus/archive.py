@@ -6,28 +6,33 @@ each under its plain name: `<...>/<language>/<name>.tsv` and `<...>/<language>/c
 `<...>/ss-corpus-<language>.tsv` and `<...>/audios/<name>` beside it.
 """
 
-import gzip
-import hashlib
-import re
-import tarfile
-import zlib
+import shutil
 from collections import defaultdict
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
-from asr_lora.corpus.common_voice import AUDIOS, CLIPS, PACKED, choose, no_release, spontaneous_language
+from asr_lora.corpus.common_voice import (
+    AUDIOS,
+    CLIPS,
+    PACKED,
+    TABLE_FILES,
+    TRANSCRIPT,
+    choose,
+    has_tables,
+    language_of,
+    no_release,
+    spontaneous_language,
+)
+from asr_lora.corpus.containers import cached, stem_of, walk
 from asr_lora.corpus.records import Folder
-from asr_lora.runtime.console import progress
+from asr_lora.corpus.tree import SOUND
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import (
-    NO_TEXT,
     atomic_file,
     atomic_folder,
-    cache_dir,
     disk_errors,
     exclusive,
     is_plain,
@@ -36,12 +41,11 @@ from asr_lora.runtime.files import (
 )
 
 MEMBERS = "members.json"  # beside the tables: the release, and the clips with their sizes
-MOST_UNPACKED, UNPACKED_FREELY = 20, 1 << 28  # times the archive's size, and bytes on top of that
-ABOUT_NEXT = (  # headers that only describe the next one
-    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE
-)  # fmt: skip
-MOST_ABOUT_NEXT = 1 << 20  # bytes of one
-GZIP = b"\x1f\x8b"  # the first bytes of a .gz
+MARKS = {".tar", ".gz", ".zip", ".parquet", ".arrow", *SOUND}  # suffixes of what speech is packed in
+
+
+class OtherSpeechError(ConfigError):
+    """Raised for an archive that is none of Common Voice's, and holds recordings."""
 
 
 class Tables(NamedTuple):
@@ -56,31 +60,29 @@ class Tables(NamedTuple):
 def read_tables(source: Path, language: str) -> Tables:
     """Reads the tables of an archive, by the first pass or from the cache.
 
-    Raises ConfigError for a file that is no archive of this language, ExternalError for one that is damaged.
+    Raises ConfigError for a file that is no archive of this language (OtherSpeechError where it may hold other speech),
+    ExternalError for one that is damaged.
     """
-    folder, stem = _cached(source, language)
+    folder = _cached(source, language)
     if not _is_read(folder):
         with disk_errors(folder), exclusive(folder):
             if not _is_read(folder):
                 with atomic_folder(folder) as partial:
                     home, clips = _extract_tables(source, language, partial)
-                    release = _release(home, stem)
+                    release = _release(home, stem_of(source))
                     write_json(partial / MEMBERS, {"release": release, "clips": clips, "within": str(home)})
     return _tables(folder)
 
 
 def known_tables(source: Path, language: str) -> Tables | None:
     """Returns the tables of an archive where the cache holds them, else None."""
-    folder, _ = _cached(source, language)
+    folder = _cached(source, language)
     return _tables(folder) if _is_read(folder) else None
 
 
-def _cached(source: Path, language: str) -> tuple[Path, str]:
-    """Returns the folder in the cache for the tables of an archive, and the archive's name."""
-    state = source.stat()
-    stem = re.sub(r"\.(tar\.gz|tgz|tar)$", "", source.name)
-    key = hashlib.sha256(f"{source}\0{state.st_size}\0{state.st_mtime_ns}".encode(errors="surrogateescape")).hexdigest()
-    return cache_dir() / "corpora" / f"{stem}-{key[:8]}" / language / "tables", stem
+def _cached(source: Path, language: str) -> Path:
+    """Returns the folder in the cache for the tables of an archive."""
+    return cached(source, [source]) / language / "tables"
 
 
 def _tables(folder: Path) -> Tables:
@@ -106,7 +108,7 @@ def extract_clips(source: Path, within: PurePosixPath, names: set[str], folder: 
         for path, _, content in members:
             if content is not None:
                 with atomic_file(folder / path.name) as partial:
-                    partial.write_bytes(content)
+                    partial.write_bytes(b"".join(content))
                 missing.remove(path.name)
                 if not missing:
                     return
@@ -118,119 +120,49 @@ def extract_clips(source: Path, within: PurePosixPath, names: set[str], folder: 
 def _extract_tables(source: Path, language: str, folder: Path) -> tuple[PurePosixPath, dict[str, int]]:
     """Writes the tables to `folder`; returns the folder of the clips, and their sizes in bytes by name."""
     clips: dict[PurePosixPath, dict[str, int]] = defaultdict(dict)
-    languages: dict[PurePosixPath, str] = {}  # by the folder where the clips of a language should be
+    places: dict[PurePosixPath, Path] = {}  # of the tables that are kept, by the folder where their clips should be
+    spoken: dict[PurePosixPath, str] = {}  # the languages of tables of Spontaneous Speech
     tops: set[str] = set()
+    other = False
 
     def wanted(path: PurePosixPath) -> bool:
-        return path.suffix == ".tsv" and language in (path.parent.name, spontaneous_language(path))
+        return path.name in TABLE_FILES or spontaneous_language(path) == language
 
     with closing(walk(source, "reading tables", wanted)) as members:
         for path, size, content in members:
             tops.add(path.parts[0])
-            if path.name == "train.tsv":
-                languages[path.parent / CLIPS] = path.parent.name
-            elif its := spontaneous_language(path):
-                languages[path.parent / AUDIOS] = its
+            other = other or path.suffix.lower() in MARKS
+            if its := spontaneous_language(path):
+                spoken[path.parent / AUDIOS] = its
             if content is not None:
-                (folder / path.name).write_bytes(content)
+                home = path.parent / (AUDIOS if its else CLIPS)
+                place = places.setdefault(home, folder / str(len(places)))
+                place.mkdir(exist_ok=True)
+                (place / path.name).write_bytes(b"".join(content))
             elif path.parent.name in (CLIPS, AUDIOS):
                 clips[path.parent][path.name] = size
-    home = choose(source, language, languages)
-    if home is None or not clips[home]:
-        raise no_release(f"{language}/{'train.tsv' if home is None else 'clips/'} in {source}", sorted(tops), PACKED)
-    return home, clips[home]
+    found = {
+        home: place for home, place in places.items()
+        if home.name == AUDIOS or (home.parent.parent.name != TRANSCRIPT and has_tables(place, home in clips))
+    }  # fmt: skip
+    languages = {home: language_of(place, home.parent.name, language) for home, place in found.items()} | spoken
+    chosen = choose(source, language, languages)
+    if chosen is None and other:
+        raise OtherSpeechError(f"data.source: {source} is none of Common Voice's archives")
+    if chosen is None or not clips[chosen]:
+        lacking = f"{language}/{'train.tsv' if chosen is None else 'clips/'} in {source}"
+        raise no_release(lacking, sorted(tops), PACKED)
+    for table in found[chosen].iterdir():
+        table.rename(folder / table.name)
+    for place in places.values():
+        shutil.rmtree(place)
+    return chosen, clips[chosen]
 
 
 def _release(home: PurePosixPath, stem: str) -> str:
     """Returns the name of the folder above the language's, or above the clips in Spontaneous Speech."""
     above = home.parent if home.name == AUDIOS else home.parent.parent
     return above.name or stem
-
-
-def walk(
-    source: Path, description: str, wanted: Callable[[PurePosixPath], bool]
-) -> Generator[tuple[PurePosixPath, int, bytes | None], None, None]:
-    """Yields the plain files of an archive in its order: path, size in bytes, content where `wanted`.
-
-    A walk to the end has read every byte, so that the checksum of a .gz is verified. Raises ExternalError for an
-    archive that is damaged, cut short or cannot be read, ConfigError for a file that is none.
-    """
-    try:
-        position, total = 0, source.stat().st_size
-        with source.open("rb") as raw:
-            stream = gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == GZIP else raw
-            archive = _open_tar(source, stream)
-            with progress(f"{description} (MB)", total / 1e6) as bar:
-                while (member := archive.next()) is not None:
-                    _refuse_bomb(source, member.offset_data + member.size, total)
-                    archive.members.clear()  # type: ignore[attr-defined]  # else millions of headers stay in memory
-                    position = raw.tell()
-                    bar.move_to(position / 1e6)
-                    path = PurePosixPath(member.name)
-                    if member.isreg() and _is_plain(path):
-                        content = archive.extractfile(member) if wanted(path) else None
-                        yield path, member.size, content.read() if content else None
-                while stream.read(1 << 20):
-                    _refuse_bomb(source, stream.tell(), total)
-                bar.move_to(total / 1e6)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, RecursionError) as error:  # headers of headers
-        raise ExternalError(
-            f"data.source: {source} is cut short or damaged; download it again "
-            f"({total:,} bytes, good to about {position:,}: {error})"
-        ) from error
-    except OSError as error:
-        raise ExternalError(f"data.source: cannot read {source}: {error}") from error
-
-
-def _refuse_bomb(source: Path, unpacked: int, packed: int) -> None:
-    """Raises ExternalError for an archive that unpacks to far more than its size.
-
-    Speech is compressed already: such an archive would fill any disk and any memory.
-    """
-    if unpacked > MOST_UNPACKED * packed + UNPACKED_FREELY:
-        raise ExternalError(
-            f"data.source: {source} unpacks to more than {MOST_UNPACKED} times its {packed:,} bytes, as no archive of "
-            "speech does; it is damaged, or made to do harm"
-        )
-
-
-def _open_tar(source: Path, stream: gzip.GzipFile | BufferedReader) -> tarfile.TarFile:
-    try:
-        return tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header)
-    except tarfile.TarError as error:
-        raise ConfigError(
-            f"data.source: {source} is no .tar or .tar.gz archive ({error}); name a Common Voice archive or folder"
-        ) from error
-
-
-class _Header(tarfile.TarInfo):
-    """A tar header that raises where it is damaged or missing, which tarfile takes for the archive's end."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        made = super().frombuf(buf, encoding, errors)
-        if made.type in ABOUT_NEXT and made.size > MOST_ABOUT_NEXT:  # tarfile would read it whole
-            raise tarfile.ReadError(f"a name or the like of {made.size:,} bytes")
-        return made
-
-    @classmethod
-    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
-        before = tarfile_.offset
-        try:
-            made = super().fromtarfile(tarfile_)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the block of zeros that ends an archive
-            raise
-        except (tarfile.HeaderError, ValueError) as error:  # the latter of numbers in extended headers
-            raise tarfile.ReadError(str(error)) from error
-        if made.size < 0 or tarfile_.offset <= before:  # it would be read again without end (CVE-2025-8194)
-            raise tarfile.ReadError(f"a member of {made.size} bytes")
-        return made
-
-
-def _is_plain(path: PurePosixPath) -> bool:
-    """Returns whether the path stays in its folder and is text, and its file not hidden (macOS's `._x`)."""
-    inside = not path.is_absolute() and ".." not in path.parts
-    return inside and bool(path.name) and path.name[0] != "." and not NO_TEXT.search(str(path))
 
 
 @dataclass(frozen=True)

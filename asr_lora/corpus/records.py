@@ -65,6 +65,23 @@ class Files:
         return {name: self.files[name] for name in names if name in self.files and self.files[name].is_file()}
 
 
+@dataclass(frozen=True)
+class Renamed:
+    """Clips under other names: `names` maps them to their own."""
+
+    clips: Clips
+    names: Mapping[str, str]
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        sizes = self.clips.sizes
+        return {name: sizes[own] for name, own in self.names.items() if own in sizes}
+
+    def fetch(self, names: Sequence[str]) -> dict[str, Path]:
+        found = self.clips.fetch([self.names[name] for name in names if name in self.names])
+        return {name: found[own] for name in names if (own := self.names.get(name)) in found}
+
+
 @dataclass(frozen=True, slots=True)
 class InShard:
     """The position of a clip in a shard (path or URL): `bytes` from `offset`, the tar's file `member`."""
@@ -104,7 +121,7 @@ class Corpus:
 
     `tables` holds the utterances of train, dev and test, as far as there are such, and Common Voice's validated; or
     all, where the source has no splits. `durations` is in seconds by clip, empty where unknown. `malformed` lists by
-    table which lines were left out, and why.
+    table which lines were left out, and why; `unread` counts those of them that are damaged: a release has hardly any.
     """
 
     source: str
@@ -114,6 +131,7 @@ class Corpus:
     durations: Mapping[str, float]
     malformed: dict[str, list[str]]
     clips: Clips
+    unread: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def sizes(self) -> Mapping[str, int]:

@@ -244,10 +244,15 @@ def _check_usable(draws: Sequence[SplitDraw], corpus: Corpus) -> None:
                 left_out[reason] += names
     bad = sum(map(len, left_out.values()))
     scanned = bad + sum(len(draw.chosen) for draw in draws)
-    if bad > MOST_BAD * scanned:
+    drawn = [draw.split for draw in draws]
+    unread = sum(corpus.unread.get(split, 0) for split in drawn)
+    share_unread = unread / (unread + sum(len(corpus.tables.get(split, ())) for split in drawn) or 1)
+    if 1 - (1 - share_unread) * (1 - bad / (scanned or 1)) > MOST_BAD:  # of the rows, read or not
         reasons = ", ".join(f"{reason}: {len(names)} ({names[0]}, ...)" for reason, names in left_out.items())
+        lines = [line for split in drawn if corpus.unread.get(split) for line in corpus.malformed[split]]
+        rows = f", and {unread} rows of its tables malformed ({lines[0]}, ...)" if unread else ""
         raise ExternalError(
-            f"data.source: {bad} of {scanned} clips of {corpus.source} are unusable ({reasons}); "
+            f"data.source: {bad} of {scanned} clips of {corpus.source} are unusable ({reasons or 'none'}){rows}; "
             f"more than {MOST_BAD:.0%} means a damaged download or another language: fetch it again or repair it"
         )
 
@@ -303,7 +308,8 @@ def _write(
         )
         draws = [draw for draw in draws if draw.split != "train"]
     for draw in draws:
-        fact, out = splits[draw.split], sum(map(len, draw.left_out.values()))
+        fact = splits[draw.split]
+        out = sum(map(len, draw.left_out.values())) + len(corpus.malformed.get(draw.split, []))
         length = _length(draw.drawn_seconds)
         log(f"{draw.split}: {fact['clips']} clips, {length}, {fact['speakers']} known speakers, {out} left out")
     leaks = dropped["leaks_dropped_from_train"]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from asr_lora.config.schema import DataConfig
 from asr_lora.corpus import Columns, Corpus, open_corpus
 from asr_lora.corpus.common_voice import CLIPS
+from asr_lora.corpus.containers import UNPACKED, stem_of
 from asr_lora.corpus.records import Clips, Utterance
 from asr_lora.corpus.streaming import Stream, held_out, open_stream
 from asr_lora.data.manifest import Clip, as_utterance, clip_id, missing_files, name_in_corpus, read_manifest
@@ -32,6 +33,7 @@ from asr_lora.runtime.files import (
 from asr_lora.speech.audio import AudioSegment, scan_clip
 
 OVERLAP_FIELDS = {"path": Path, "text": str, "speaker": str, "clip": Path, "sha256": str}  # of data.exclude_overlap
+ENDS = ("", ".tar.gz", " (?).tar.gz", ".tgz", ".tar")  # of a release's name; " (1)" of a second download
 ANOTHER_MANIFEST = "data.exclude_overlap takes a manifest as asr_lora.prepare writes it, or a corpus"
 
 
@@ -67,7 +69,8 @@ def rows_for(clips: int | None) -> int | None:
 
 def names_of(sources: Sequence[str]) -> list[str]:
     """Returns a short name per source of a mixture: the last part of its path, numbered where two agree."""
-    stems = [re.sub(r"\.(tar\.gz|tgz|tar|[a-z]{2,7})$", "", Path(source).name) or "source" for source in sources]
+    bare = [(Path(source).name, stem_of(Path(source))) for source in sources]
+    stems = [(stem if stem != name else re.sub(r"\.[a-z]{2,7}$", "", name)) or "source" for name, stem in bare]
     twice = {stem for stem, times in Counter(stems).items() if times > 1}
     return [f"{stem}-{at}" if stem in twice else stem for at, stem in enumerate(stems, start=1)]
 
@@ -116,7 +119,7 @@ def find_source(data: DataConfig) -> str:
         return data.source
     place, code = Path(data.search_dir).expanduser(), data.language
     # Neither a longer code (tr, trw) nor a browser's unfinished download (nl.tar.gz.part).
-    found = [path for end in ("", ".tar.gz", ".tgz", ".tar") for path in place.glob(f"cv-corpus-*-{code}{end}")]
+    found = [path for end in ENDS for path in place.glob(f"cv-corpus-*-{code}{end}")]
     found += [path.parent for path in place.glob(f"cv-corpus-*/{code}")]
     if not found:
         raise ConfigError(
@@ -226,9 +229,10 @@ def _is_same(clip: Clip, file: Path | None, advance: Callable[[], None]) -> bool
 
 
 def _is_for_clips(path: Path, cache: Path) -> bool:
-    """Returns whether the cache has clips there: in corpora/<archive>/<language>/clips/ or clips/."""
+    """Returns whether the cache has clips there: corpora/<archive>/<language>/clips/, .../unpacked/ or clips/."""
     parts = path.relative_to(cache).parts if path.is_relative_to(cache) else ()
-    return len(parts) > 2 and (parts[0] == CLIPS or (parts[0] == "corpora" and parts[-2] == CLIPS))
+    in_corpus = parts[:1] == ("corpora",) and (parts[-2] == CLIPS or parts[2:3] == (UNPACKED,))
+    return len(parts) > 2 and (parts[0] == CLIPS or in_corpus)
 
 
 class Part(NamedTuple):
@@ -243,6 +247,7 @@ def mix_corpora(parts: Sequence[Part]) -> Corpus:
     """Concatenates the tables of all parts; an epoch of training has a clip `weight` times."""
     tables: dict[str, list[Utterance]] = defaultdict(list)
     malformed: dict[str, list[str]] = defaultdict(list)
+    unread: Counter[str] = Counter()
     durations: dict[str, float] = {}
     for name, corpus, weight in parts:
         for table, own in corpus.tables.items():
@@ -250,6 +255,7 @@ def mix_corpora(parts: Sequence[Part]) -> Corpus:
         durations |= {f"{name}/{clip}": seconds for clip, seconds in corpus.durations.items()}
         for table, lines in corpus.malformed.items():
             malformed[table] += [f"{name}: {line}" for line in lines]
+        unread.update(corpus.unread)
     return Corpus(
         source=" + ".join(corpus.source for _, corpus, _ in parts),
         release=" + ".join(corpus.release for _, corpus, _ in parts),
@@ -258,6 +264,7 @@ def mix_corpora(parts: Sequence[Part]) -> Corpus:
         durations=durations,
         malformed=dict(malformed),
         clips=_Mixed({part.name: part.corpus.clips for part in parts}),
+        unread=unread,
     )
 
 

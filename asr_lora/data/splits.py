@@ -23,6 +23,7 @@ from asr_lora.speech.normalizer import Normalizer, marks
 if TYPE_CHECKING:
     from asr_lora.config.schema import DataConfig
 
+VALIDATED = "validated"  # the table of Common Voice's clips that two listeners approved, train, dev and test among them
 KINDS = ("speaker", "sentence", "clip")  # of leaks from a held-out split to training
 OVERSHOOT = 1.25  # times its share that a drawn split may hold, since speakers are not divided
 
@@ -30,27 +31,40 @@ OVERSHOOT = 1.25  # times its share that a drawn split may hold, since speakers 
 def with_splits(corpus: Corpus, data: "DataConfig") -> Corpus:
     """Returns the corpus with the tables train, dev and test of the settings.
 
-    A missing dev or test is taken from the rest by seed: whole speakers, or whole sentences where fewer than three
-    speakers are known. With `data.train_split=validated` train is all that was validated.
+    A missing or empty dev or test is taken from the rest by seed: whole speakers, or whole sentences where fewer than
+    three speakers are known; nothing that shares something with the held-out split that is there. With
+    `data.train_split=validated`, and where train is missing or empty, train is all that was validated.
     Raises ConfigError where the table of `data.train_split` is missing.
     """
-    tables, trained_on = corpus.tables, data.train_split
-    if trained_on == "train" and trained_on not in tables and UNSPLIT in tables:
-        trained_on = UNSPLIT
+    tables, trained_on = {table: own for table, own in corpus.tables.items() if own}, data.train_split
+    if trained_on == "train" and trained_on not in tables:
+        trained_on = next((table for table in (UNSPLIT, VALIDATED) if table in tables), trained_on)
     if trained_on not in tables:
-        raise ConfigError(f"data.train_split: {corpus.source} has no {trained_on} (got: {listed(tables)})")
+        got = listed(table if own else f"{table} without clips" for table, own in corpus.tables.items())
+        raise ConfigError(f"data.train_split: {corpus.source} has no {trained_on} (got: {got})")
+    if trained_on != data.train_split and trained_on == VALIDATED:
+        log(f"{corpus.source} has no clips in train: trained on {VALIDATED} ({len(tables[VALIDATED])} clips)")
+    there = [each for split in ("dev", "test") for each in tables.get(split, [])]
     train, made = tables[trained_on], {}
-    for split in (split for split in ("test", "dev") if split not in tables):
-        made[split], train = _held_out(train, data.heldout_share, f"{data.seed}:{split}")
+    if lacking := [split for split in ("test", "dev") if split not in tables]:
+        apart, _ = remove_overlap(train, there)
+        leaks = {each.path for each in train} - {each.path for each in apart}
+        for split in lacking:
+            made[split], apart = _held_out(apart, data.heldout_share, f"{data.seed}:{split}")
+        train = apart + [each for each in train if each.path in leaks]  # are dropped, and counted, by drop_leaks
         if not _by_speaker(tables[trained_on]):  # the one or two speakers are in all splits: no leak, or train is empty
-            made[split] = [replace(each, speaker="") for each in made[split]]
+            made = {split: [replace(each, speaker="") for each in own] for split, own in made.items()}
     if made:
         counts = ", ".join(f"{split} {len(utterances)}" for split, utterances in made.items())
         unit = "speakers" if _by_speaker(tables[trained_on]) else "sentences, for too few speakers are known"
         log(f"{corpus.source} has no {' and no '.join(made)}: taken from {trained_on} by whole {unit} ({counts} clips)")
     held_out = {split: made[split] if split in made else tables[split] for split in ("dev", "test")}
-    malformed = corpus.malformed | {"train": corpus.malformed.get(trained_on, [])}
-    return replace(corpus, tables={"train": train, **held_out}, malformed=malformed)
+    return replace(
+        corpus,
+        tables={"train": train, **held_out},
+        malformed=corpus.malformed | {"train": corpus.malformed.get(trained_on, [])},
+        unread=dict(corpus.unread) | {"train": corpus.unread.get(trained_on, 0)},
+    )
 
 
 def _held_out(utterances: Sequence[Utterance], share: float, seed: str) -> tuple[list[Utterance], list[Utterance]]:

@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import WhisperConfig
 
 from asr_lora.corpus import Corpus, is_path, is_quick
-from asr_lora.corpus.archive import known_tables, walk
+from asr_lora.corpus.archive import MARKS, known_tables
 from asr_lora.corpus.common_voice import AUDIOS, CLIPS, SPONTANEOUS
+from asr_lora.corpus.containers import is_unpacked, unpacked, walk
 from asr_lora.corpus.huggingface import is_dataset
 from asr_lora.corpus.shards import PREFIX as SHARDS
 from asr_lora.corpus.shards import is_url
@@ -164,6 +165,10 @@ def _place(source: str, language: str, folder: Path) -> _Place:
         return _Place(str(path))
     if is_dataset(path):
         raise NotInspectableError(f"{path} is converted when it is prepared")
+    if path.is_dir():
+        raise NotInspectableError(f"the archives in {path} are unpacked when it is prepared")
+    if is_unpacked(path):
+        return _Place(str(unpacked(path, [path])))
     tables = known_tables(path, language)
     if tables and (clips := tables.folder.parent / CLIPS).is_dir():
         home = folder / tables.release / language
@@ -178,9 +183,10 @@ def _place(source: str, language: str, folder: Path) -> _Place:
 def _unpack_beginning(archive: Path, folder: Path) -> bool:
     """Unpacks tables and the first clips of an archive; returns whether that was all of it.
 
-    Raises ConfigError and ExternalError as reading all of it does.
+    Raises ConfigError and ExternalError as reading all of it does, NotInspectableError for other speech than Common
+    Voice's.
     """
-    read, kept = 0, Counter[PurePosixPath]()
+    read, kept, other = 0, Counter[PurePosixPath](), False
 
     def wanted(path: PurePosixPath) -> bool:
         if path.suffix == ".tsv":
@@ -193,11 +199,14 @@ def _unpack_beginning(archive: Path, folder: Path) -> bool:
             if content is not None:
                 file = folder / path
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(content)
+                file.write_bytes(b"".join(content))
                 kept[path.parent] += path.suffix != ".tsv"
+            other = other or path.suffix.lower() in MARKS
             read += size
             if read > MOST_READ:
                 return False
+    if other and not sum(kept.values()):
+        raise NotInspectableError(f"{archive} is unpacked when it is prepared")
     return True
 
 

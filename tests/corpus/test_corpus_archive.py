@@ -194,8 +194,8 @@ def test_an_archive_damaged_in_its_middle_is_refused(release: Path, tmp_path: Pa
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"hello", b"x" * 5000, gzip.compress(b"hello", mtime=0), b"PK\x03\x04" * 999],
-    ids=["empty", "short", "long", "gzip of no tar", "zip"],
+    [b"", b"hello", b"x" * 5000, gzip.compress(b"hello", mtime=0)],
+    ids=["empty", "short", "long", "gzip of no tar"],
 )
 def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "x.tar.gz").write_bytes(content)

@@ -1,9 +1,13 @@
-"""Fuzzing of overrides, tables, archives and clips (see support/fuzzing.py)."""
+"""Fuzzing of overrides, tables, archives, trees of corpora and clips (see support/fuzzing.py)."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import tarfile
+import zipfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -292,6 +296,110 @@ def test_fuzz_archives(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None
             assert not [path for path in made if path.is_symlink() or not (path.is_file() or path.is_dir())]
 
     campaign("archives", elsewhere, archives(), do)
+
+
+# ---- trees of public corpora, as they are and packed ----
+
+A, B, C = (CLIPS[name] for name in ("a.mp3", "b.mp3", "c.mp3"))
+FLEURS = "1\t{0}.mp3\tEen, twee.\teen twee\te e n |\t1600\tMALE\n"
+VOXPOPULI = "id\traw_text\tnormalized_text\tspeaker_id\n{0}\tEen.\teen\t7\n"
+KAGGLE = "filename,text,up_votes,age\ncv-valid-{0}/s.mp3,een,1,\n"
+
+
+def tar_of(content: Mapping[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, each in content.items():
+            tar.addfile(described(name, each), io.BytesIO(each))
+    return packed.getvalue()
+
+
+def zip_of(content: Mapping[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, each in content.items():
+            made.writestr(zipfile.ZipInfo(name), each)
+    return packed.getvalue()
+
+
+def by_split(pattern: str, content: str, clip: str) -> dict[str, bytes]:
+    """Returns the files of three splits: a table and one clip each."""
+    sounds = dict(zip(("train", "dev", "test"), (A, B, C), strict=True))
+    tables = {pattern.format(split): content.format(split).encode() for split in sounds}
+    return tables | {clip.format(split): sound for split, sound in sounds.items()}
+
+
+TRAIN = tar_of({"train/a.mp3": A, "train/b.mp3": B})
+SAMPLES = {"0.mp3": A, "0.json": b'{"text": "een", "speaker": "s"}', "1.mp3": B, "1.txt": b"twee", "2.mp3": C}
+TREES: dict[str, dict[str, bytes]] = {
+    "librispeech": by_split("{0}-clean/1/2/1-2.trans.txt", "1-2-0 EEN\n1-2-1 TWEE\n", "{0}-clean/1/2/1-2-0.mp3"),
+    "mls": by_split("{0}/transcripts.txt", "1_2_0\teen\n", "{0}/audio/1/2/1_2_0.mp3"),
+    "fleurs": by_split("nl_nl/{0}.tsv", FLEURS, "nl_nl/audio/{0}/{0}.mp3"),
+    "packed fleurs": {"nl_nl/train.tsv": FLEURS.format("a").encode(), "nl_nl/audio/train.tar": TRAIN},
+    "voxpopuli": by_split("nl/asr_{0}.tsv", VOXPOPULI, "nl/2018/{0}.mp3"),
+    "kaggle": by_split("cv-valid-{0}.csv", KAGGLE, "cv-valid-{0}/s.mp3"),
+    "mirror": {
+        "transcript/nl/train.tsv": "\n".join(LINES).encode(), "audio/nl/train/x.tar": TRAIN,
+    },
+    "samples": SAMPLES,
+    "shards": {"train-0.tar": tar_of(SAMPLES), "train-1.tar": tar_of(SAMPLES), "test-0.tar": tar_of(SAMPLES)},
+}  # fmt: skip
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> dict[str, bytes]:
+    """Draws a tree with changed bytes or pieces in one or two of its files, or without one."""
+    made = dict(TREES[draw(st.sampled_from(sorted(TREES)))])
+    for name in draw(st.lists(st.sampled_from(sorted(made)), min_size=1, max_size=2)):
+        made[name] = edited(made[name], draw(EDITS))
+    if draw(st.integers(0, 4)) == 0:
+        del made[draw(st.sampled_from(sorted(made)))]
+    return {name: Packed(content) for name, content in made.items()}
+
+
+def test_fuzz_trees(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def do(case: dict[str, bytes], home: Path) -> None:
+        monkeypatch.setenv("ASR_LORA_CACHE", str(home / "cache"))
+        for name, content in case.items():
+            (home / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+            (home / "tree" / name).write_bytes(content)
+        drawn(open_corpus(home / "tree", "nl"), home)
+
+    campaign("trees", elsewhere, trees(), do)
+
+
+INNER = st.one_of(
+    st.sampled_from(["../../../../../x.mp3", "/x.mp3", "..", "0.mp3/x", "a" * 300, "._0.mp3", "x\\y.mp3"]), WORDS
+)
+
+
+@st.composite
+def packed(draw: st.DrawFn) -> tuple[bytes, str]:
+    """Draws a tree as a .zip or tar with files of odd names among its own, and changed bytes."""
+    content = dict(draw(trees())) | dict.fromkeys(draw(st.lists(INNER, max_size=3)), b"x")
+    content = {name.encode(errors="replace").decode().replace("\0", "0"): each for name, each in content.items()}
+    kind = draw(st.sampled_from(["zip", "tar", "xz", "bz2"]))
+    made = zip_of(content) if kind == "zip" else tar_of(content)
+    if draw(st.booleans()):
+        made = edited(made, draw(EDITS))
+    made = lzma.compress(made, preset=0) if kind == "xz" else bz2.compress(made, 1) if kind == "bz2" else made
+    if kind in ("xz", "bz2") and draw(st.booleans()):
+        made = edited(made, draw(EDITS))
+    return Packed(made), draw(st.sampled_from(["x.zip", "x.tar.xz", "x", "x (1).tar"]))
+
+
+def test_fuzz_packed(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def do(case: tuple[bytes, str], home: Path) -> None:
+        content, name = case
+        monkeypatch.setenv("ASR_LORA_CACHE", str(home / "cache"))
+        (home / name).write_bytes(content)
+        try:
+            drawn(open_corpus(home / name, "nl"), home)
+        finally:
+            made = list((home / "cache").rglob("*"))
+            assert not [path for path in made if path.is_symlink() or not (path.is_file() or path.is_dir())]
+
+    campaign("packed", elsewhere, packed(), do)
 
 
 # ---- clips ----

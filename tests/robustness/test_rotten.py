@@ -12,7 +12,7 @@ import soundfile
 from support.releases import pack, refusal, tone, utterances, write_lines, write_release
 
 from asr_lora.config.compose import load
-from asr_lora.corpus import archive
+from asr_lora.corpus import containers
 from asr_lora.prepare import prepare
 from asr_lora.runtime.errors import UserError
 from asr_lora.runtime.files import read_json, read_jsonl
@@ -230,7 +230,7 @@ def test_a_gzip_cut_short_is_one_clear_line(tmp_path: Path, share: float) -> Non
 def test_a_gzip_bomb_is_refused_before_it_is_unpacked(
     tmp_path: Path, private_cache: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    monkeypatch.setattr(archive, "UNPACKED_FREELY", 1 << 20)
+    monkeypatch.setattr(containers, "UNPACKED_FREELY", 1 << 20)
     write_release(tmp_path / "cv")
     zeros = 1 << 26  # 64 MB, which gzip makes 64 kB of
     plain = pack(tmp_path / "cv", tmp_path / "cv.tar")

@@ -30,9 +30,8 @@ CASES = int(os.environ.get("FUZZ_CASES", FEW))
 MANY = CASES > FEW
 SEED = int(os.environ.get("FUZZ_SEED", random.SystemRandom().randrange(2**32) if MANY else 0))
 SHARES = {  # of all cases, by the cost of a case and the number of ways to break it
-    "overrides": 0.03, "tables": 0.19, "listings": 0.06, "segments": 0.05, "archives": 0.20, "audio": 0.25,
-    "manifests": 0.13,
-    "hypotheses": 0.02, "adapters": 0.07,
+    "overrides": 0.03, "tables": 0.16, "listings": 0.06, "segments": 0.05, "archives": 0.17, "trees": 0.06,
+    "packed": 0.06, "audio": 0.19, "manifests": 0.13, "hypotheses": 0.02, "adapters": 0.07,
 }  # fmt: skip
 AT_ONCE = 250  # cases of a round: hypothesis keeps all of a round in memory, which is no growth of ours
 MOST_SECONDS = 10.0  # of the processor, a case
