@@ -174,7 +174,7 @@ def _read(
     try:
         samples, rate, ended = _read_stated(file, start, end, most)
     except soundfile.LibsndfileError:  # as of a FLAC that states a wrong length
-        if (mended := with_true_length(file, 0)) is None:
+        if (mended := with_true_length(file, file.seek(0, io.SEEK_END))) is None:
             raise
     else:
         if not ended or (mended := with_true_length(file, file.tell())) is None:

@@ -133,7 +133,7 @@ def _check_ogg(file: IO[bytes]) -> None:
     content = _read(file, 0, -1)
     at = 0
     while content[at : at + 6] == b"OggS\0\x02":  # the first pages of streams side by side
-        segments = content[at + 27 : at + 27 + content[at + 26]]
+        segments = content[at + 27 : at + 27 + int.from_bytes(content[at + 26 : at + 27])]
         at += 27 + len(segments) + sum(segments)
     if content.find(b"OggS\0\x02", at) > 0:
         raise ExternalError("holds several Ogg streams, one behind the other, of which libsndfile reads the first")
@@ -170,8 +170,9 @@ def _flac(file: IO[bytes], first: int, size: int, reached: int) -> IO[bytes] | N
 
 def _last_flac_frame(data: bytes, end: int) -> int:
     """Returns where the last FLAC frame begins that does before `end`; -1 for none."""
-    while (end := data.rfind(b"\xff", 0, end)) >= 0 and _flac_frame(data[end : end + 16], 1) is None:
-        pass
+    while (end := data.rfind(b"\xff", 0, end)) >= 0:
+        if data[end + 1 : end + 2] in (b"\xf8", b"\xf9") and _flac_frame(data[end : end + 16], 1) is not None:
+            break
     return end
 
 
@@ -180,7 +181,8 @@ def _flac_frame(header: bytes, block: int) -> tuple[int, int] | None:
 
     `block` is the size of all blocks but the last where they are of one size. RFC 9639, section 9.1.
     """
-    if len(header) < 16 or header[1] not in (0xF8, 0xF9) or header[2] >> 4 == 0 or header[3] & 1:
+    header = header.ljust(16, b"\0")  # a last frame of silence is shorter
+    if header[1] | 1 != 0xF9 or header[2] >> 4 == 0 or header[3] & 1:
         return None
     ones = 8 - (header[4] ^ 0xFF).bit_length()
     if ones in (1, 8) or any(byte >> 6 != 2 for byte in header[5 : 4 + max(1, ones)]):

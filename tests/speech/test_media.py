@@ -178,6 +178,7 @@ LENGTHS: dict[str, Callable[[], bytes]] = {
     "wav of too large a size": lambda: with_data_size(WAV, 99 * RATE),
     "flac of unknown length": lambda: with_total(FLAC, 0),
     "flac of unknown length with tags": lambda: ID3 + with_total(FLAC, 0) + b"TAG".ljust(128),
+    "flac of unknown length that ends in silence": lambda: with_total(as_file(np.append(notes(), [0] * 99), "FLAC"), 0),
     "flac of too small a length": lambda: with_total(FLAC, RATE),
     "flac of too large a length": lambda: with_total(FLAC, 99 * RATE),
     "flac of the largest length": lambda: with_total(FLAC, 2**36 - 1),
@@ -261,6 +262,11 @@ def test_a_picture_behind_an_mp3_is_not_decoded() -> None:
     noise = np.random.default_rng(0).integers(0, 256, 200_000, np.uint8).tobytes()
     content = as_file(notes(), "MP3")
     assert len(audio.decode(content + b"APETAGEX" + noise)[0]) == 4 * RATE
+
+
+def test_a_flac_that_is_damaged_within_is_refused_also_where_pyav_would_skip_the_damage() -> None:
+    with pytest.raises(ExternalError, match="clip cannot be decoded"):
+        audio.decode(FLAC[: len(FLAC) // 2] + bytes(9_000) + FLAC[len(FLAC) // 2 + 9_000 :])
 
 
 def test_a_flac_that_is_cut_off_is_refused_and_of_a_stream_all_whole_frames_are_decoded() -> None:
