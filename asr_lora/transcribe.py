@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import soundfile
-
 from asr_lora.config.compose import Config, job_overrides
+from asr_lora.corpus.tree import Tree
 from asr_lora.decoding.generate import RowAdapter, Segment, decode_long_form
 from asr_lora.decoding.transcriber import (
     FORMATS,
@@ -36,12 +35,12 @@ from asr_lora.model.pretrained import language_token
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import find_run, launch
 from asr_lora.runtime.console import log, progress
-from asr_lora.runtime.errors import ConfigError, ExternalError
+from asr_lora.runtime.errors import ConfigError, ExternalError, listed
 from asr_lora.runtime.files import write_text
 from asr_lora.speech import audio
+from asr_lora.speech.media import SOUND
 
 STDIN = "-"
-SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".aif", ".oga", ".opus"}
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,13 @@ def transcribe(config: Config) -> None:
         seconds, bad = each(config, transcriber, found, given)
     took = time.perf_counter() - began
     if seconds:
-        whole = f"{len(found) - bad} of {len(found)} recordings"
+        whole = f"{len(found) - len(bad)} of {len(found)} recordings"
         log(f"{whole}: {seconds / 60:.1f} min in {took:.0f} s, {seconds / took:.1f} times real time")
     if bad:
-        raise ExternalError(f"audio: {bad} of {len(found)} recordings could not be transcribed (logged above)")
+        names = listed(recording.path.name for recording in bad)
+        raise ExternalError(
+            f"audio: {len(bad)} of {len(found)} recordings could not be transcribed (logged above): {names}"
+        )
 
 
 @dataclass(frozen=True)
@@ -114,12 +116,12 @@ def _scan(
 
 def _one_by_one(
     config: Config, transcriber: Transcriber, found: Sequence[Recording], given: str | None
-) -> tuple[float, int]:
-    """Transcribes and writes one recording after another; returns seconds of audio, and how many failed."""
-    seconds, bad = 0.0, 0
+) -> tuple[float, list[Recording]]:
+    """Transcribes and writes one recording after another; returns seconds of audio, and those that failed."""
+    seconds, bad = 0.0, []
     for recording in found:
         try:
-            waveform = audio.load(recording.path)
+            waveform = _load(recording)
             scanned = _scan(config, transcriber, recording, given, waveform)
             with transcriber.session(scanned.language, scanned.adapter) as settings:
                 if config.transcribe.long_form == "sequential":
@@ -128,7 +130,7 @@ def _one_by_one(
                     with progress(f"transcribing {recording.name}", total=len(scanned.parts)) as bar:
                         segments = transcriber.segments(scanned.parts, settings, bar.advance, bar.extend)
         except ExternalError as error:
-            bad += 1
+            bad.append(recording)
             log(f"left out: {error}")
             continue
         _write(config, recording, segments, scanned.facts())
@@ -138,13 +140,14 @@ def _one_by_one(
 
 def _mixed(
     config: Config, transcriber: Transcriber, found: Sequence[Recording], given: str | None
-) -> tuple[float, int]:
+) -> tuple[float, list[Recording]]:
     """Like `_one_by_one`, in batches of recordings of all languages; writes after all are transcribed."""
-    scanned = []
+    scanned, bad = [], []
     for recording in found:
         try:
-            scanned.append(_scan(config, transcriber, recording, given, audio.load(recording.path)))
+            scanned.append(_scan(config, transcriber, recording, given, _load(recording)))
         except ExternalError as error:
+            bad.append(recording)
             log(f"left out: {error}")
     parts = [part for each in scanned for part in each.parts]
     adapters = [RowAdapter(each.language, each.adapter or BASE) for each in scanned for _ in each.parts]
@@ -153,7 +156,11 @@ def _mixed(
     left = iter(segments)
     for each in scanned:
         _write(config, each.recording, list(islice(left, len(each.parts))), each.facts())
-    return sum(each.seconds for each in scanned), len(found) - len(scanned)
+    return sum(each.seconds for each in scanned), bad
+
+
+def _load(recording: Recording) -> audio.Waveform:
+    return audio.load(recording.path, note=lambda text: log(f"{recording.name}: {text}"))
 
 
 def _write(config: Config, recording: Recording, segments: list[Segment], facts: dict[str, object]) -> None:
@@ -176,7 +183,7 @@ def _write(config: Config, recording: Recording, segments: list[Segment], facts:
 def recordings(audio: str | None) -> Iterator[list[Recording]]:
     """Yields the recordings of `audio`, sorted; standard input (`-`) is a temporary file.
 
-    A folder gives all files with a suffix that libsndfile reads, a pattern (`*`, `?`, `**`) all files that it matches.
+    A folder gives all files with the suffix of a recording (`media.SOUND`), a pattern (`*`, `?`, `**`) all that match.
     Raises ConfigError if there are none.
     """
     if audio == STDIN:
@@ -195,9 +202,10 @@ def _named(audio: str | None) -> list[Recording]:
         raise ConfigError("audio: names no recording; audio=/path/to/file, a folder, a pattern, or -")
     root = Path(audio).expanduser()
     if root.is_dir():
-        found = sorted(file for file in root.rglob("*") if file.is_file() and file.suffix.lower() in SUFFIXES)
+        found = [root / file for file in Tree(root).recordings]
+        found = [file for file in found if file.is_file() or not file.exists()]  # a pipe would never end
         if not found:
-            raise ConfigError(f"audio: no recordings ({', '.join(sorted(SUFFIXES)[:8])}, ...) in {root}")
+            raise ConfigError(f"audio: no recordings ({listed(sorted(SOUND))}) in {root}")
     elif root.is_file():
         root, found = root.parent, [root]
     else:

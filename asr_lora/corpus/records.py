@@ -13,7 +13,7 @@ from asr_lora.corpus.split_names import NONE, TABLES, UNSPLIT, assign_splits, sp
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, listed
 from asr_lora.runtime.files import is_plain
-from asr_lora.speech.audio import MAX_SECONDS
+from asr_lora.speech.audio import LONGEST, MAX_SECONDS
 
 CLOCK = re.compile(r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2}(?:[.,]\d{1,9})?)")
 MILLISECONDS = re.compile(r"(?<![a-z])(ms|msec|milliseconds?)(?![a-z])")  # in the name of a column of times
@@ -181,7 +181,7 @@ def check_times(utterance: Utterance) -> Utterance:
         start = None
     if start is not None and end is not None:
         duration = end - start
-    if duration is not None and duration > MAX_SECONDS + 0.0005:  # as sums of decimals are
+    if duration is not None and duration > LONGEST + 0.0005:  # as sums of decimals are
         raise ValueError(f"longer than {MAX_SECONDS:g} s ({duration:g} s)")
     return replace(utterance, start=start, end=end, duration=duration)
 

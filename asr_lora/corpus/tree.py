@@ -5,15 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-import soundfile
-
 from asr_lora.runtime.errors import ConfigError
+from asr_lora.speech.media import SOUND
 
-# What libsndfile reads, and what PyAV does with the extra `media`.
-SOUND = {f".{name.lower()}" for name in soundfile.available_formats()} | {
-    ".aif", ".oga", ".opus", ".m4a", ".aac", ".mp4", ".webm", ".amr", ".wma", ".wv", ".mka", ".3gp", ".mov", ".mkv",
-}  # fmt: skip
-SOUND -= {".raw", ".mat4", ".mat5", ".xi", ".pvf", ".sd2", ".txw"}  # no recorder writes them
 LEFT_BEHIND = ("__MACOSX", "Thumbs.db", "desktop.ini", "lost+found")  # by file managers
 MOST_FILES = 5_000_000  # in one source: more is a disk, not a corpus
 

@@ -121,7 +121,8 @@ class SplitDraw:
                 continue
             where, listed = each.shard.shard if each.shard else str(files[each.path]), durations.get(each.path, 0.0)
             clip = _line(each, where, listed if each.shard else info.seconds, info.sha256)
-            if not each.shard and listed and abs(listed - info.seconds) > MOST_APART:
+            whole = min(listed, audio.MAX_SECONDS) if listed <= audio.LONGEST else listed
+            if not each.shard and listed and abs(whole - info.seconds) > MOST_APART:
                 clip["listed_duration"] = listed  # the audit reports a clip that is shorter as truncated
             self.chosen.append(clip)
             chosen.add(clip["id"])
@@ -157,7 +158,7 @@ def missing_files(clips: Sequence[Clip]) -> list[Clip]:
 
 
 def waveform(clip: Clip) -> audio.Waveform:
-    """Decodes a clip of the manifest: (samples,) float32 at 16 kHz.
+    """Decodes a clip of the manifest: (samples,) float32 at 16 kHz, at most 30 s.
 
     Raises ExternalError when it cannot be read or decoded, is longer than Whisper's window, or has another hash than
     the manifest's in a shard.
@@ -169,12 +170,12 @@ def waveform(clip: Clip) -> audio.Waveform:
             sound = audio.load(_in_shard(clip))
         except ExternalError as error:
             raise ExternalError(f"{clip['member']}: {error}") from error
-    if len(sound) > (audio.MAX_SECONDS + audio.ROUNDED) * audio.SAMPLE_RATE:
+    if len(sound) > (audio.LONGEST + audio.ROUNDED) * audio.SAMPLE_RATE:
         raise ExternalError(
             f"{clip.get('member') or clip['path']}: clip is longer than {audio.MAX_SECONDS:g} s, Whisper's window; it "
             "has changed since it was scanned: restore it, or prepare a new run"
         )
-    return sound
+    return audio.in_window(sound)
 
 
 def encoded_audio(clip: Mapping[str, Any]) -> bytes:

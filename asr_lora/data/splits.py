@@ -219,9 +219,9 @@ class StreamFilter:
             raise ValueError(str(error)) from error
         if problem := audio_problem(samples, rate):
             raise ValueError(problem)
-        waveform = audio.resample(samples, rate)
+        waveform = audio.in_window(audio.resample(samples, rate))
         line = {
             "id": clip_id(utterance.path), "path": utterance.path, "text": utterance.text.strip(),
-            "duration": round(len(samples) / rate, 3), "speaker": utterance.speaker, "sha256": sha256,
+            "duration": round(len(waveform) / audio.SAMPLE_RATE, 3), "speaker": utterance.speaker, "sha256": sha256,
         }  # fmt: skip
         return line, waveform

@@ -5,7 +5,8 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,51 +18,69 @@ import soundfile
 import torch
 from torchaudio import functional
 
+from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ExternalError
 from asr_lora.runtime.files import cache_dir
+from asr_lora.speech import media
+from asr_lora.speech.lengths import with_true_length
 
 SAMPLE_RATE = 16_000  # Hz
 MAX_SECONDS = 30.0  # Whisper's window
+LONGEST = MAX_SECONDS + 0.15  # seconds: as an mp3, padded by its encoder, 30 s are that long; the rest is cut
 ROUNDED = 0.001  # seconds, to which durations and the times of segments are rounded
 PREROLL = 0.5  # seconds decoded before a segment and dropped: libsndfile 1.2 is silent for 0.2 s after a seek in an mp3
 LOUDEST = 2.0**32  # floats may have the scale of 32-bit integers; of larger ones the features would not be finite
 MOST_KERNEL = 2**24  # float32 of the resampling filter: 44,100 Hz takes 70,000, an odd 44,101 Hz 700 million (2.8 GB)
 Waveform = npt.NDArray[np.float32]  # (samples,) at SAMPLE_RATE, nominally in [-1, 1]
-VERSION = 1  # of the scan cache; raised whenever the scan of the same clip gives another result
+VERSION = 2  # of the scan cache; raised whenever the scan of the same clip gives another result
 SHORTEST = 0.05  # seconds, less than a syllable
 LONGEST_READ = MAX_SECONDS + 1  # seconds; enough to detect a recording that is too long, however long it is
-SILENT = 2**-15  # of full scale, one step of 16 bits; a clip that never exceeds it is silent
+SILENT = 2**-15  # of full scale, one step of 16 bits; a clip that never leaves its mean by more is silent
+AT_ONCE = 2**22  # samples read at once, unless the file is large enough for all that its header states
+LIKELY = 64  # samples in a byte of a file, at most, unless it is nearly silent
+CANCELLED = 0.02  # of the loudest channel's level (-34 dB): channels whose mean is below it have opposite phases
 FULL_SCALE = 0.999  # of a sample's range; samples that reach it were most likely clipped
 
 
 def decode(
-    clip: Path | bytes, start: float | None = None, end: float | None = None, most: float | None = None
+    clip: Path | bytes,
+    start: float | None = None,
+    end: float | None = None,
+    most: float | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> tuple[Waveform, int]:
     """Decodes a clip and mixes it down to mono: (samples,) float32, and their rate in Hz.
 
-    Reads what libsndfile reads (mp3, wav, flac, ogg, opus, ...), without FFmpeg. Decodes only the part between `start`
-    and `end` in seconds (None: the end of the recording), at most `most` seconds of it, without reading the rest.
+    Reads what libsndfile reads (mp3, wav, flac, ogg, opus, ...), without FFmpeg, to the end of the file whatever length
+    its header states; and what FFmpeg's libraries read besides, where PyAV is installed. Decodes only the part between
+    `start` and `end` in seconds (None: the end of the recording), at most `most` seconds of it, without reading the
+    rest. Channels of opposite phases would cancel each other out: then the loudest is used, and `note` gets a text.
     Raises ExternalError when the clip cannot be read or decoded, holds no samples, or samples that are not finite or
     have an unusual rate. The message begins with the path; for bytes it is the reason alone.
     """
     name = "" if isinstance(clip, bytes) else f"{clip}: "
     try:
-        with io.BytesIO(clip) if isinstance(clip, bytes) else clip.open("rb") as file:
-            samples, rate = _read(file, start, end, most)
+        samples, rate = _decode(clip, start, end, most)
     except OSError as error:
         raise ExternalError(f"{name}clip cannot be read: {error.strerror}") from error
     except soundfile.LibsndfileError as error:
         raise ExternalError(f"{name}clip cannot be decoded: {error.error_string.rstrip('.')}") from error
+    except MemoryError as error:
+        raise ExternalError(f"{name}clip does not fit in memory; cut it into shorter ones") from error
+    except ExternalError as error:
+        raise ExternalError(f"{name}clip {error}") from error
     if not len(samples):
         raise ExternalError(f"{name}clip holds no samples")
     if not _can_resample(rate):
         raise ExternalError(f"{name}clip states {rate:,} samples a second, which no recorder uses; it is damaged")
     with np.errstate(over="ignore", invalid="ignore"):  # reported below
-        mono = samples.mean(axis=1)
+        mono, cancelled = _mono(samples)
     if not np.isfinite(mono).all():
         raise ExternalError(f"{name}clip holds samples that are not finite")
     if np.abs(mono).max() > LOUDEST:
         raise ExternalError(f"{name}clip holds samples beyond any scale; it is damaged")
+    if cancelled:
+        note("the channels have opposite phases, so that their mean is silence; the loudest one is used")
     return mono, rate
 
 
@@ -77,12 +96,17 @@ def encoded(clip: Path) -> bytes:
     return clip.read_bytes()
 
 
-def load(clip: Path | bytes, start: float | None = None, end: float | None = None) -> Waveform:
+def load(
+    clip: Path | bytes,
+    start: float | None = None,
+    end: float | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Waveform:
     """Decodes a clip to a waveform: (samples,) float32 at 16 kHz, mono.
 
     Arguments and errors are those of `decode`.
     """
-    return resample(*decode(clip, start, end))
+    return resample(*decode(clip, start, end, note=note))
 
 
 def resample(samples: Waveform, rate: int) -> Waveform:
@@ -91,6 +115,11 @@ def resample(samples: Waveform, rate: int) -> Waveform:
         return samples
     resampled: Waveform = functional.resample(torch.from_numpy(samples), rate, SAMPLE_RATE).numpy()
     return resampled
+
+
+def in_window(waveform: Waveform) -> Waveform:
+    """Returns a waveform, (samples,) at 16 kHz, without what is beyond 30 s."""
+    return waveform[: round(MAX_SECONDS * SAMPLE_RATE)]
 
 
 def _can_resample(rate: int) -> bool:
@@ -110,22 +139,82 @@ def encode_flac(samples: Waveform, rate: int) -> bytes:
     return encoded.getvalue()
 
 
+def _mono(samples: npt.NDArray[np.float32]) -> tuple[Waveform, bool]:
+    """Mixes (samples, channels) to (samples,); returns also whether the channels cancel out: then it is the loudest."""
+    mono: Waveform = samples.mean(axis=1)
+    if samples.shape[1] == 1:
+        return mono, False
+    levels = samples.std(axis=0)
+    loudest = int(levels.argmax())
+    cancelled = bool(levels[loudest] > SILENT and mono.std() < CANCELLED * levels[loudest])
+    return (samples[:, loudest].copy() if cancelled else mono), cancelled
+
+
+def _decode(
+    clip: Path | bytes, start: float | None, end: float | None, most: float | None
+) -> tuple[npt.NDArray[np.float32], int]:
+    """Returns (samples, channels) float32 and the rate in Hz. Raises ExternalError, with the reason alone."""
+    try:
+        # Unbuffered: libsndfile moves the descriptor's position.
+        with io.BytesIO(clip) if isinstance(clip, bytes) else clip.open("rb", buffering=0) as file:
+            return _read(file, start, end, most)
+    except ExternalError as error:
+        reason = str(error)
+    return media.decode(clip, start, end, most, reason)
+
+
 def _read(
     file: IO[bytes], start: float | None, end: float | None, most: float | None
 ) -> tuple[npt.NDArray[np.float32], int]:
-    """Reads (samples, channels) float32 and the rate in Hz."""
+    """Reads (samples, channels) float32 and the rate in Hz by libsndfile, whatever length the header states.
+
+    Raises ExternalError, with the reason alone, for what libsndfile cannot read, and LibsndfileError for damage in what
+    it can.
+    """
+    try:
+        samples, rate, ended = _read_stated(file, start, end, most)
+    except soundfile.LibsndfileError:  # as of a FLAC that states a wrong length
+        if (mended := with_true_length(file, file.seek(0, io.SEEK_END))) is None:
+            raise
+    else:
+        if not ended or (mended := with_true_length(file, file.tell())) is None:
+            return samples, rate
+    samples, rate, ended = _read_stated(mended, start, end, most)
+    if ended and with_true_length(mended, mended.tell()) is not None:
+        raise ExternalError("holds sound behind its end that libsndfile does not reach")
+    return samples, rate
+
+
+def _read_stated(
+    file: IO[bytes], start: float | None, end: float | None, most: float | None
+) -> tuple[npt.NDArray[np.float32], int, bool]:
+    """Like `_read`, up to the length that the header states; returns also whether that is where the samples end."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
     # Opened by descriptor where there is one: libsndfile then reads in C, in several threads at once. Never by name:
     # libsndfile would trust the extension.
-    with soundfile.SoundFile(file if isinstance(file, io.BytesIO) else file.fileno(), closefd=False) as sound:
-        first = 0 if start is None else min(round(start * sound.samplerate), sound.frames)
-        last = sound.frames if end is None else min(round(end * sound.samplerate), sound.frames)
+    try:
+        opened = soundfile.SoundFile(file.fileno() if isinstance(file, io.FileIO) else file, closefd=False)
+    except soundfile.LibsndfileError as error:
+        raise ExternalError(error.error_string.rstrip(".")) from error
+    with opened as sound:
+        rate, frames = sound.samplerate, sound.frames
+        first = 0 if start is None else min(round(start * rate), frames)
+        last = frames + 1 if end is None else round(end * rate)
         if most is not None:
-            last = min(last, first + round(most * sound.samplerate))
-        before = min(first, round(PREROLL * sound.samplerate))
+            last = min(last, first + round(most * rate))
+        before = min(first, round(PREROLL * rate))
         if first:
             sound.seek(first - before)
-        samples = sound.read(max(0, last - first) + before, dtype="float32", always_2d=True)
-        return samples[before:], sound.samplerate
+        count = max(0, min(last, frames) - first) + before
+        blocks: list[npt.NDArray[np.float32]] = []
+        left = count
+        while left or not blocks:
+            block = sound.read(left if left <= LIKELY * size else min(left, AT_ONCE), dtype="float32", always_2d=True)
+            blocks.append(block)
+            left = left - len(block) if len(block) else 0
+        samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        return samples[before:], rate, last > frames or len(samples) < count
 
 
 @dataclass(frozen=True)
@@ -145,8 +234,9 @@ class AudioInfo:
     seconds: float = 0.0
     sha256: str = ""  # of the file; of the samples where the clip is a part of a file
     rate: int = 0  # Hz
-    loudness: float = 0.0  # root mean square of full scale
+    loudness: float = 0.0  # root mean square of full scale, without a constant offset
     clipped: float = 0.0  # share of samples at full scale
+    note: str | None = None  # what was done to use it
 
 
 def scan_clip(segment: AudioSegment | None) -> AudioInfo:
@@ -156,9 +246,10 @@ def scan_clip(segment: AudioSegment | None) -> AudioInfo:
     """
     if segment is None:
         return AudioInfo("not in the release")
+    notes: list[str] = []
     try:
         with segment.file.open("rb") as file:
-            samples, rate = decode(segment.file, segment.start, segment.end, LONGEST_READ)
+            samples, rate = decode(segment.file, segment.start, segment.end, LONGEST_READ, notes.append)
             if problem := audio_problem(samples, rate):
                 return AudioInfo(problem)
             whole = segment.start is None
@@ -167,18 +258,23 @@ def scan_clip(segment: AudioSegment | None) -> AudioInfo:
         return AudioInfo(f"cannot be read: {error.strerror}")
     except ExternalError as error:
         return AudioInfo(str(error).removeprefix(f"{segment.file}: "))
-    loudness, full = float(np.sqrt(np.mean(samples**2))), float(np.mean(np.abs(samples) >= FULL_SCALE))
-    return AudioInfo(None, round(len(samples) / rate, 3), digest.hexdigest(), rate, round(loudness, 6), round(full, 6))
+    seconds, loudness, full = len(samples) / rate, float(samples.std()), float(np.mean(np.abs(samples) >= FULL_SCALE))
+    if seconds > MAX_SECONDS:
+        notes.append(f"what is beyond {MAX_SECONDS:g} s is cut, at most {LONGEST - MAX_SECONDS:.2f} s")
+    return AudioInfo(
+        None, round(min(seconds, MAX_SECONDS), 3), digest.hexdigest(), rate, round(loudness, 6), round(full, 6),
+        "; ".join(notes) or None,
+    )  # fmt: skip
 
 
 def audio_problem(samples: Waveform, rate: int) -> str | None:
     """Returns what makes a clip, (samples,) at `rate` Hz, unusable; None for a usable one."""
     seconds = len(samples) / rate
-    if seconds > MAX_SECONDS:
+    if seconds > LONGEST + ROUNDED:
         return f"longer than {MAX_SECONDS:g} s"
     if seconds < SHORTEST:
         return f"shorter than {SHORTEST:g} s"
-    return None if np.any(np.abs(samples) > SILENT) else "silent"
+    return "silent" if np.ptp(samples) <= 2 * SILENT else None  # also at a constant offset
 
 
 class AudioScanner:
@@ -203,15 +299,21 @@ class AudioScanner:
                 key, info = json.loads(line)
                 self.known[key] = AudioInfo(**info)
         self._lines: IO[str] = self.path.open("a", buffering=1, encoding="utf-8")  # whole lines: others may append
+        self._noted: dict[str, list[Path]] = defaultdict(list)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._lines.close()
+        for note, files in self._noted.items():
+            more = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
+            log(f"{files[0].name}{more}: {note}")
 
     def scan(self, segments: Sequence[AudioSegment | None]) -> Iterator[AudioInfo]:
         """Yields the scan of each segment, in their order, as soon as it is known."""
         with ThreadPoolExecutor() as pool:
-            for key, info in pool.map(self._scan, segments):
+            for segment, (key, info) in zip(segments, pool.map(self._scan, segments), strict=True):
+                if segment and info.note:
+                    self._noted[info.note].append(segment.file)
                 if key and key not in self.known:
                     self.known[key] = info
                     self._lines.write(json.dumps([key, asdict(info)]) + "\n")

@@ -5,11 +5,13 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from support.releases import tone, utterances
 
-from asr_lora.corpus.records import Utterance
-from asr_lora.data.manifest import SplitDraw, sampling_order
+from asr_lora.corpus.records import Utterance, check_times
+from asr_lora.data.manifest import SplitDraw, sampling_order, waveform
 from asr_lora.data.splits import drop_leaks
 
 
@@ -129,6 +131,20 @@ def test_durations_are_those_of_the_decoded_clips_whatever_the_corpus_lists(tmp_
     assert {line["id"]: line["listed_duration"] for line in draw.chosen if "listed_duration" in line} == {
         "milliseconds": 500.0, "longer": 0.8,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("seconds", [30 + 1 / 16_000, 30.1])
+def test_30_seconds_and_some_padding_are_a_clip_of_30_seconds(tmp_path: Path, seconds: float) -> None:
+    file = tmp_path / "a.wav"
+    soundfile.write(file, 0.1 * np.sin(np.arange(round(seconds * 16_000))), 16_000)
+    utterance = check_times(Utterance("a.wav", "x", "an", duration=seconds))
+    draw = SplitDraw("train", [utterance])
+    draw.accept(["a.wav"], {"a.wav": file}, {"a.wav": seconds}, lambda sentence: None, lambda: None)
+    (line,) = draw.chosen
+    assert line["duration"] == 30.0 and "listed_duration" not in line
+    assert len(waveform(line)) == 30 * 16_000
+    with pytest.raises(ValueError, match="longer than 30 s"):
+        check_times(Utterance("a.wav", "x", "an", duration=30.2))
 
 
 def test_a_full_draw_leaves_the_rest_waiting(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import openpyxl
 import pytest
 import soundfile
 from hypothesis import strategies as st
+from support.containers import written
 from support.fuzzing import EDITS, SPOT, WORDS, Packed, campaign, edited
 from support.releases import tone
 from support.runs import tiny_run
@@ -417,6 +418,10 @@ SOUNDS = [
     encoded("FLAC", "PCM_16"), encoded("FLAC", "PCM_24", 48_000, 2), encoded("MP3", "MPEG_LAYER_III", 32_000),
     encoded("MP3", "MPEG_LAYER_III", 44_100, 2), encoded("OGG", "VORBIS"), encoded("OGG", "OPUS", 48_000),
     encoded("WAVEX", "PCM_24", 44_100, 3), encoded("AIFF", "PCM_16"), encoded("W64", "PCM_16"), encoded("AU", "ULAW"),
+    *(written(0.3 * np.sin(np.arange(rate // 5) / 9), rate, container, codec) for rate, container, codec in (
+        (16_000, "ipod", "aac"), (48_000, "webm", "libopus"), (8_000, "amr", "libopencore_amrnb"),
+        (44_100, "asf", "wmav2"), (16_000, "wv", "wavpack"), (16_000, "adts", "aac"),
+    )),
 ]  # fmt: skip
 RATES = [0, 1, 7, 999, 8_000, 11_025, 16_001, 44_100, 44_101, 192_000, 2**31 - 1, 2**32 - 1]  # Hz
 TIMES = st.sampled_from([None, None, 0.0, 0.01, 0.05, 0.1, 5.0, 1e9])

@@ -78,7 +78,7 @@ def test_rate_loudness_and_clipping_are_of_the_clip_itself(tmp_path: Path) -> No
     time = np.arange(44_100) / 44_100
     loud = np.clip(2 * np.sin(2 * np.pi * 100 * time), -1, 1)
     soundfile.write(tmp_path / "loud.wav", loud, 44_100, subtype="FLOAT")
-    soundfile.write(tmp_path / "quiet.wav", np.full(8_000, 0.001), 8_000)
+    soundfile.write(tmp_path / "quiet.wav", 0.001 * np.resize([1.0, -1.0], 8_000), 8_000)
     clipped, quiet = scan_clip(AudioSegment(tmp_path / "loud.wav")), scan_clip(AudioSegment(tmp_path / "quiet.wav"))
     assert (clipped.rate, quiet.rate) == (44_100, 8_000)
     assert clipped.seconds == quiet.seconds == 1.0

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from support.containers import written
 from support.releases import write_release
 from support.runs import hardware_of, tiny_run
 
@@ -92,6 +93,41 @@ def test_a_folder_is_transcribed_file_by_file_and_a_bad_one_does_not_stop_the_re
     assert (result["language"], result["adapter"], len(result["segments"])) == ("nl", None, 3)
     assert result["seconds"] == pytest.approx(soundfile.info(talk).duration, abs=0.01)
     assert (out / "below" / "good.txt").read_text().count("\n") == 3
+
+
+def test_recordings_of_a_folder_that_cannot_be_read_are_counted_and_named(
+    words: list[str], talk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "talks", tmp_path / "out"
+    folder.mkdir()
+    samples, rate = soundfile.read(talk)
+    inverted = np.stack([samples, -samples], axis=1)
+    soundfile.write(folder / "a.wav", inverted, rate)
+    for name in ("b.m4a", "c.m4a"):
+        (folder / name).write_bytes(written(samples, rate, "ipod", "aac"))
+    (folder / "._a.wav").write_bytes(b"of a file manager")
+    (folder / "notes.txt").write_text("not a recording")
+    config = load([*words, f"audio={folder}", f"transcribe.out={out}", "transcribe.base_model=true",
+                   "transcribe.language=nl"])  # fmt: skip
+    transcribe(config)
+    logged = capsys.readouterr().err
+    assert "a: the channels have opposite phases" in logged and "3 of 3 recordings" in logged
+    assert {file.name for file in out.iterdir() if file.suffix == ".txt"} == {"a.txt", "b.txt", "c.txt"}
+    monkeypatch.setitem(sys.modules, "av", None)
+    message = r"2 of 3 recordings could not be transcribed \(logged above\): b\.m4a, c\.m4a"
+    with pytest.raises(ExternalError, match=message):
+        transcribe(config)
+    assert re.search(r"left out: .*b\.m4a: clip cannot be decoded by libsndfile.*media", capsys.readouterr().err)
+
+
+def test_a_flac_of_unknown_length_is_transcribed_to_its_end(words: list[str], talk: Path, tmp_path: Path) -> None:
+    samples, rate = soundfile.read(talk)
+    soundfile.write(tmp_path / "talk.flac", samples, rate)
+    content = (tmp_path / "talk.flac").read_bytes()
+    (tmp_path / "talk.flac").write_bytes(content[:21] + bytes([content[21] & 0xF0, 0, 0, 0, 0]) + content[26:])
+    overrides = ["transcribe.base_model=true", "transcribe.language=nl", "transcribe.formats=[json]"]
+    transcribe(load([*words, f"audio={tmp_path}/talk.flac", f"transcribe.out={tmp_path}", *overrides]))
+    assert json.loads((tmp_path / "talk.json").read_text())["seconds"] == pytest.approx(len(samples) / rate, abs=0.001)
 
 
 def test_a_batch_size_that_ran_out_of_memory_is_not_tried_with_the_next_recording(words: list[str], talk: Path) -> None:
