@@ -29,7 +29,7 @@ from asr_lora.evaluation.eval_sets import EvalSet
 from asr_lora.export import __main__ as command
 from asr_lora.export import ct2, ggml, hf, verify
 from asr_lora.export.__main__ import main
-from asr_lora.model import adapter, adapter_folder, arithmetic, whisper
+from asr_lora.model import adapter, adapter_folder, arithmetic, convert_openai, whisper
 from asr_lora.model.pretrained import load_generation_config, load_processor
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ConfigError, ExternalError
@@ -157,7 +157,9 @@ def test_a_ggml_file_holds_sizes_filters_tokens_and_every_tensor_under_openais_n
     letters = ggml.bytes_to_unicode()
     assert tokens == [bytes([byte]) for byte in sorted(range(256), key=lambda byte: ids[letters[byte]])]
     tensors = read_tensors(data, at)
-    expected = {ggml.openai_name(n): t.half().float() for n, t in model.state_dict().items() if n != "proj_out.weight"}
+    expected = {
+        convert_openai.openai_name(n): t.half().float() for n, t in model.state_dict().items() if n != "proj_out.weight"
+    }
     assert tensors.keys() == expected.keys()
     assert {
         "encoder.blocks.1.attn.query.weight", "decoder.blocks.0.cross_attn_ln.bias", "decoder.ln.weight",
