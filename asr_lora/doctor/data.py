@@ -243,7 +243,10 @@ def labels(config: "Config", sample: DataSample) -> tuple[Check, int]:
 def token(config: "Config") -> tuple[Check, str]:
     """Finds Whisper's token for the language. Raises ConfigError where there is none, with the way out."""
     code = language_token(config.model, config.data.language)
-    return Check("language", OK, f"{config.data.language} -> <|{code}|>, task {config.model.task}"), code
+    found = f"{config.data.language} -> <|{code}|>, task {config.model.task}"
+    if is_english_only(load_generation_config(config.model.checkpoint)):
+        found = f"{config.data.language}, the language of an English-only model, which has no token of it"
+    return Check("language", OK, found), code
 
 
 def mel_bins(config: "Config") -> tuple[Check, int]:
@@ -270,7 +273,8 @@ def batch(config: "Config", sample: DataSample, code: str) -> tuple[Check, Batch
     if wrong := [trouble for each in batches for trouble in troubles(each, prompt, end, len(processor.tokenizer))]:
         return Check("batch", FAIL, f"{wrong[0]} ({len(wrong)} such in {_size(batches)})", OF_BASE), None
     tokens = sum(int((each["labels"] != IGNORE_INDEX).sum()) for each in batches)
-    found = f"{_size(batches)}: one start token, <|{code}|>, {tokens} label tokens, an end token in each row"
+    named = "" if is_english_only(generation) else f"<|{code}|>, "
+    found = f"{_size(batches)}: one start token, {named}{tokens} label tokens, an end token in each row"
     return Check("batch", OK, found), batches[0]
 
 

@@ -138,6 +138,8 @@ def refuse(path: Path) -> ConfigError:
             f"{base or '<the model that it was trained on>'}, and to transcribe with it also "
             f"'adapters={{<language>: {path}}}'"
         )
+    if (path / "train" / "adapter" / "adapter_config.json").is_file():  # a run's folder
+        return refuse(path / "train" / "adapter")
     for pattern, framework in OTHER_WEIGHTS.items():
         if found := next(path.glob(pattern), None):
             way = "from_flax" if framework == "Flax" else "from_tf"

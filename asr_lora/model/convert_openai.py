@@ -79,7 +79,8 @@ def _write_weights(source: Path, folder: Path) -> WhisperConfig:
         encoder_layers=dims["n_audio_layer"], decoder_layers=dims["n_text_layer"],
         encoder_attention_heads=dims["n_audio_head"], decoder_attention_heads=dims["n_text_head"],
         encoder_ffn_dim=len(state["encoder.blocks.0.mlp.0.weight"]),
-        decoder_ffn_dim=len(state["decoder.blocks.0.mlp.0.weight"]), **dict.fromkeys(TOKEN_IDS, 0),
+        decoder_ffn_dim=len(state["decoder.blocks.0.mlp.0.weight"]), begin_suppress_tokens=None,
+        **dict.fromkeys(TOKEN_IDS, 0),
     )  # fmt: skip
     with torch.device("meta"):
         model = WhisperForConditionalGeneration(config)

@@ -10,6 +10,12 @@ from asr_lora.runtime.errors import ConfigError
 TIMESTAMPS = 1501  # tokens <|0.00|> to <|30.00|>, the last rows of every Whisper's vocabulary
 VOCABULARIES = (51_864, 51_865, 51_866)  # of OpenAI's models: English-only, multilingual, large-v3 and turbo
 ENGLISH_START = 50_257  # the start token of English-only models: theirs is GPT-2's vocabulary, one token shorter
+UNSPOKEN = (  # early tokenizers call no speech no captions
+    "<|startoftranscript|>", "<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>",
+    "<|nocaptions|>",
+)  # fmt: skip
+SYMBOLS = '"#()*+/:;<=>@[\\]^_`{|}~「」『』'
+SYMBOLS_JOINED = "<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} ♪♪ ♪♪♪"
 OF_BASE = "take tokenizer and generation_config.json of the checkpoint's own base model"
 
 
@@ -31,7 +37,8 @@ def prompt_length(generation: GenerationConfig) -> int:
 def generation_config(tokenizer: WhisperTokenizer, settings: Mapping[str, Any]) -> GenerationConfig:
     """Builds OpenAI's generation config, without `forced_decoder_ids`, which transformers 5 does not take.
 
-    `settings` has what no tokenizer has, where it is known: alignment_heads, suppress_tokens, begin_suppress_tokens.
+    `settings` may have alignment_heads, which no tokenizer tells, and suppress_tokens and begin_suppress_tokens; by
+    default those of OpenAI's decoding: no symbols that nobody speaks, and no text that begins with a space or is empty.
     Raises ConfigError for a tokenizer without Whisper's special tokens.
     """
 
@@ -45,6 +52,7 @@ def generation_config(tokenizer: WhisperTokenizer, settings: Mapping[str, Any]) 
         return int(number)
 
     start, end = token("startoftranscript"), token("endoftext")
+    suppressed, at_begin = settings.get("suppress_tokens"), settings.get("begin_suppress_tokens")
     languages = range(start + 1, token("translate"))
     multilingual = {
         "lang_to_id": dict(zip(tokenizer.convert_ids_to_tokens(list(languages)), languages, strict=True)),
@@ -52,7 +60,7 @@ def generation_config(tokenizer: WhisperTokenizer, settings: Mapping[str, Any]) 
     }
     return GenerationConfig(
         alignment_heads=settings.get("alignment_heads"),
-        begin_suppress_tokens=settings.get("begin_suppress_tokens"),
+        begin_suppress_tokens=[*_encoded(" ", tokenizer), end] if at_begin is None else at_begin,
         bos_token_id=end,
         decoder_start_token_id=start,
         eos_token_id=end,
@@ -63,9 +71,26 @@ def generation_config(tokenizer: WhisperTokenizer, settings: Mapping[str, Any]) 
         pad_token_id=end,
         prev_sot_token_id=token("startofprev"),
         return_timestamps=False,
-        suppress_tokens=settings.get("suppress_tokens"),
+        suppress_tokens=_unspoken(tokenizer) if suppressed is None else suppressed,
         **(multilingual if start != ENGLISH_START else {}),
     )
+
+
+def _unspoken(tokenizer: WhisperTokenizer) -> list[int]:
+    """Returns the tokens of symbols that nobody speaks, as `non_speech_tokens` of OpenAI's tokenizer.py, and tasks."""
+    notes, known = "♩♪♫♬♭♮♯", tokenizer.get_vocab()
+    found = {known[name] for name in UNSPOKEN if name in known}
+    found |= {_encoded(" -", tokenizer)[0], _encoded(" '", tokenizer)[0]}
+    for symbol in [*SYMBOLS, *SYMBOLS_JOINED.split(), *notes]:
+        for tokens in (_encoded(symbol, tokenizer), _encoded(f" {symbol}", tokenizer)):
+            if len(tokens) == 1 or symbol in notes:
+                found.add(tokens[0])
+    return sorted(found)
+
+
+def _encoded(text: str, tokenizer: WhisperTokenizer) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return ids
 
 
 def check_same_whisper(

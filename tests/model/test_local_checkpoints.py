@@ -10,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.models import batch, english_tokenizer, tiny_whisper
+from support.releases import tone
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor, WhisperTokenizer
 
 from asr_lora.config.schema import ModelConfig
-from asr_lora.data.features import label_ids, packed_label_ids, with_prompt
+from asr_lora.data.features import label_ids, log_mel, packed_label_ids, with_prompt
+from asr_lora.decoding.generate import DecodingOptions, decode_long_form, decode_once, suppress_tokens
 from asr_lora.model import checkpoint_files, complete, whisper
 from asr_lora.model.convert_openai import openai_name
 from asr_lora.model.pretrained import (
@@ -27,6 +29,7 @@ from asr_lora.model.pretrained import (
 )
 from asr_lora.model.tokens import check_same_whisper
 from asr_lora.runtime.errors import ConfigError, ExternalError
+from asr_lora.speech import audio
 
 CPU = torch.device("cpu")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -323,6 +326,20 @@ def test_labels_of_an_english_only_model_have_no_language_and_no_task(english: P
     assert packed[:2] == ["<|startoftranscript|>", "<|0.00|>"] and packed[-2:] == ["<|1.00|>", "<|endoftext|>"]
 
 
+def test_an_english_only_model_decodes_as_plain_generate_without_language_and_task(
+    english: Path, tmp_path: Path
+) -> None:
+    model, processor = whisper.load(str(english), "fp32", CPU), load_processor(str(english))
+    (tmp_path / "clip.mp3").write_bytes(tone("clip", 1.0))
+    settings = DecodingOptions("en", "transcribe", 1, 12, 40, None, 8)
+    (ours,) = decode_once(model, processor, [{"path": str(tmp_path / "clip.mp3"), "duration": 1.0}], settings)
+    features = log_mel([audio.load(tmp_path / "clip.mp3")], processor.feature_extractor)
+    plain = model.generate(features, max_new_tokens=12, **suppress_tokens(model)).tolist()[0]
+    assert (ours.tokens, len(ours.tokens)) == (plain, 12)
+    assert decode_long_form(model, processor, audio.load(tmp_path / "clip.mp3"), settings)
+    assert whisper.detect_language(model, features) == "en"
+
+
 # ---- other Whispers' parts ----
 
 
@@ -439,15 +456,18 @@ def test_weights_that_are_not_a_whole_whisper_are_refused(folder: Path) -> None:
 # ---- other kinds of folder ----
 
 
-def test_an_adapter_names_its_base_and_how_to_use_it(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "openai/whisper-small"}')
-    (tmp_path / "adapter_model.safetensors").touch()
+@pytest.mark.parametrize("named", ["adapter", "run"])
+def test_an_adapter_names_its_base_and_how_to_use_it(tmp_path: Path, named: str) -> None:
+    adapter = tmp_path / "train" / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "openai/whisper-small"}')
+    (adapter / "adapter_model.safetensors").touch()
     with pytest.raises(ConfigError) as refused:
-        resolve(str(tmp_path))
-    assert f"{tmp_path} is an adapter, not a model; name its base, model.checkpoint=openai/whisper-small" in str(
+        resolve(str(tmp_path if named == "run" else adapter))
+    assert f"{adapter} is an adapter, not a model; name its base, model.checkpoint=openai/whisper-small" in str(
         refused.value
     )
-    assert f"'adapters={{<language>: {tmp_path}}}'" in str(refused.value)
+    assert f"'adapters={{<language>: {adapter}}}'" in str(refused.value)
 
 
 @pytest.mark.parametrize(("name", "framework"), [("flax_model.msgpack", "Flax"), ("tf_model.h5", "TensorFlow")])
