@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 
 from asr_lora.data.sampler import Batch, RowSpec, context_for
+from asr_lora.model.tokens import ENGLISH_START
 from asr_lora.speech import audio
 from asr_lora.speech.augment import augment
 
@@ -41,9 +42,16 @@ def log_mel(
 
 
 def with_prompt(tokenizer: WhisperTokenizer, language: str, task: str) -> WhisperTokenizer:
-    """Returns a copy whose label sequences begin with this language and task, without timestamps."""
+    """Returns a copy whose label sequences begin with this language and task, without timestamps.
+
+    An English-only model's begin with neither, as it was trained.
+    """
     tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)
+    if tokenizer.convert_tokens_to_ids("<|startoftranscript|>") == ENGLISH_START:
+        tokenizer.language = tokenizer.task = None  # which it may have been saved with
+        tokenizer.set_prefix_tokens(predict_timestamps=False)
+    else:
+        tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)
     return tokenizer
 
 
@@ -61,11 +69,11 @@ def label_ids(sentence: str, tokenizer: WhisperTokenizer) -> list[int]:
 def packed_label_ids(sentences: Sequence[str], seconds: Sequence[float], tokenizer: WhisperTokenizer) -> list[int]:
     """Returns the sequence of clips joined into one row, with Whisper's own timestamps at every join.
 
-    start, language, task, then for each clip <|begin|> sentence <|end|>, times in steps of 0.02 s; end.
+    The prompt without its last token, then for each clip <|begin|> sentence <|end|>, times in steps of 0.02 s; end.
     `seconds` are the lengths of the clips.
     """
-    start, language, task, _ = tokenizer.prefix_tokens
-    ids, begin = [start, language, task], 0.0
+    *prompt, _ = tokenizer.prefix_tokens
+    ids, begin = list(prompt), 0.0
     for sentence, length in zip(sentences, seconds, strict=True):
         text = _spaced(sentence, tokenizer)
         words = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids

@@ -25,6 +25,7 @@ from asr_lora.data.sampler import context_for, count_micro_batches
 from asr_lora.decoding.logits import Sampled, SequenceScores, Suppressed
 from asr_lora.model.hardware import Capacity, Hardware, is_out_of_memory
 from asr_lora.model.pretrained import load_config
+from asr_lora.model.tokens import language_and_task, prompt_length
 from asr_lora.model.whisper import encoder_context, seconds_of
 from asr_lora.runtime import distributed
 from asr_lora.runtime.console import log
@@ -33,8 +34,8 @@ from asr_lora.runtime.files import sha256_text
 from asr_lora.speech import audio
 
 T = TypeVar("T")
-PROMPT_TOKENS = 4  # start, language, task, no timestamps
 VERSION = 4  # raised whenever the same settings decode the same clips to other hypotheses
+PROMPT_TOKENS = 4  # at most: start, language, task, no timestamps
 SPARE_TOKENS = 24  # added to what a clip's seconds allow: a clip of one second may hold a long word
 MULTIPLE = 1.28  # seconds: short contexts are multiples of it, so that enough clips share one
 FEW_BEYOND = 7.68  # seconds: clips of longer contexts are few, and a token of one costs nearly what one of eight does
@@ -217,8 +218,8 @@ def decode_long_form(
         with torch.inference_mode():
             output = model.generate(
                 input_features=inputs.input_features.to(weight.device, weight.dtype),
-                attention_mask=inputs.get("attention_mask"), language=decoding.language, task=decoding.task,
-                num_beams=decoding.num_beams, return_timestamps=True, return_segments=True,
+                attention_mask=inputs.get("attention_mask"), num_beams=decoding.num_beams, return_timestamps=True,
+                return_segments=True, **language_and_task(model.generation_config, decoding.language, decoding.task),
             )  # fmt: skip
     except RuntimeError as error:
         if is_out_of_memory(error):
@@ -278,12 +279,13 @@ def _generate(
 ) -> list[tuple[list[int], float]]:  # fmt: skip
     """Generates tokens for each clip, at most its own limit, and their mean log-probability."""
     suppressed, adapters = suppress_tokens(model), [row.adapter for row in rows if row.adapter]
-    scores = SequenceScores(decoding.num_beams, PROMPT_TOKENS, model.generation_config.eos_token_id)
+    generation, language = model.generation_config, [each.language for each in adapters] or decoding.language
+    prompt = prompt_length(generation)
+    scores = SequenceScores(decoding.num_beams, prompt, generation.eos_token_id)
     drawn = [Sampled(temperature, [row.seed for row in rows])] if temperature else []
     decoded: list[list[int]] = model.generate(
         input_features=input_features,
-        language=[each.language for each in adapters] if adapters else decoding.language,
-        task=decoding.task,
+        **language_and_task(generation, language, decoding.task),
         num_beams=decoding.num_beams,
         max_new_tokens=max(row.limit for row in rows),
         **suppressed | {"logits_processor": [*suppressed["logits_processor"], scores, *drawn]},
@@ -294,7 +296,7 @@ def _generate(
     found = []
     for at, (row, ids) in enumerate(zip(rows, decoded, strict=True)):
         # Its own limit, not the longest clip's: a hypothesis must not depend on the other clips of its batch.
-        tokens = list(takewhile(lambda token: token != scores.end, ids[PROMPT_TOKENS:]))[: row.limit]
+        tokens = list(takewhile(lambda token: token != scores.end, ids[prompt:]))[: row.limit]
         found.append((tokens, scores.mean(at, tokens, truncated=len(tokens) == row.limit)))
     return found
 

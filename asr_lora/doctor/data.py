@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from torch import Tensor
-from transformers import WhisperConfig
 
 from asr_lora.corpus import Corpus, is_path, is_quick
 from asr_lora.corpus.archive import MARKS, known_tables
@@ -30,6 +29,7 @@ from asr_lora.data.preparation import MOST_BAD, check_hours, label_filter
 from asr_lora.data.sources import find_source, open_sources
 from asr_lora.doctor.check import FAIL, OK, WARN, Check
 from asr_lora.model.pretrained import language_token, load_generation_config, load_processor
+from asr_lora.model.tokens import OF_BASE, is_english_only
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ConfigError, UserError
 from asr_lora.runtime.files import existing, read_json, read_jsonl
@@ -50,7 +50,6 @@ SENTENCES = 5_000  # whose label lengths are measured: about a second
 MOST_BAD_OF_FEW = (
     0.2  # share of unusable clips in a sample of some tens: below it, the whole corpus may have few enough
 )
-SPOILT = "take tokenizer and generation_config.json of the checkpoint's own base model"
 
 
 class NotInspectableError(Exception):
@@ -268,18 +267,17 @@ def labels(config: "Config", sample: DataSample) -> tuple[Check, int]:
 def token(config: "Config") -> tuple[Check, str]:
     """Finds Whisper's token for the language. Raises ConfigError where there is none, with the way out."""
     code = language_token(config.model, config.data.language)
-    return Check("language", OK, f"{config.data.language} -> <|{code}|>, task {config.model.task}"), code
+    found = f"{config.data.language} -> <|{code}|>, task {config.model.task}"
+    if is_english_only(load_generation_config(config.model.checkpoint)):
+        found = f"{config.data.language}, the language of an English-only model, which has no token of it"
+    return Check("language", OK, found), code
 
 
-def mel_bins(config: "Config", known: WhisperConfig) -> tuple[Check, int]:
-    """Compares the mel bins of the feature extractor with those of the model."""
+def mel_bins(config: "Config") -> tuple[Check, int]:
+    """Makes features. Raises ConfigError where they, or the tokens, are not those of the model's weights."""
     silence = np.zeros(audio.SAMPLE_RATE, dtype=np.float32)
     made = log_mel([silence], load_processor(config.model.checkpoint).feature_extractor, seconds=1.0).shape[1]
-    if made == known.num_mel_bins:
-        return Check("mel bins", OK, f"{made}, as the model expects"), made
-    found = f"features have {made}, the model expects {known.num_mel_bins}"
-    way_out = "take preprocessor_config.json of the checkpoint's own base model"
-    return Check("mel bins", FAIL, found, way_out), made
+    return Check("mel bins", OK, f"{made}, as the model expects"), made
 
 
 def batch(config: "Config", sample: DataSample, code: str) -> tuple[Check, Batch | None]:
@@ -293,12 +291,14 @@ def batch(config: "Config", sample: DataSample, code: str) -> tuple[Check, Batch
     making = SpeechCollator(processor, config.data.augment, config.seed, config.training.spec_augment)
     batches = StepDataset(rows, step_sampler(config, rows), 1, making)[0]
     generation = load_generation_config(config.model.checkpoint)
-    first, end = generation.decoder_start_token_id, generation.eos_token_id
-    prompt = (first, generation.lang_to_id[f"<|{code}|>"], generation.task_to_id[config.model.task])
+    prompt, end = [generation.decoder_start_token_id], generation.eos_token_id
+    if not is_english_only(generation):
+        prompt += [generation.lang_to_id[f"<|{code}|>"], generation.task_to_id[config.model.task]]
     if wrong := [trouble for each in batches for trouble in troubles(each, prompt, end, len(processor.tokenizer))]:
-        return Check("batch", FAIL, f"{wrong[0]} ({len(wrong)} such in {_size(batches)})", SPOILT), None
+        return Check("batch", FAIL, f"{wrong[0]} ({len(wrong)} such in {_size(batches)})", OF_BASE), None
     tokens = sum(int((each["labels"] != IGNORE_INDEX).sum()) for each in batches)
-    found = f"{_size(batches)}: one start token, <|{code}|>, {tokens} label tokens, an end token in each row"
+    named = "" if is_english_only(generation) else f"<|{code}|>, "
+    found = f"{_size(batches)}: one start token, {named}{tokens} label tokens, an end token in each row"
     return Check("batch", OK, found), batches[0]
 
 

@@ -11,7 +11,7 @@ export.dry_run=false uploads them.
 import importlib
 import importlib.util
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +35,7 @@ from asr_lora.reporting.pages import write_card
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import find_run, launch
 from asr_lora.runtime.console import format_bytes, log
-from asr_lora.runtime.errors import ConfigError, ExternalError, first_line, to_install
+from asr_lora.runtime.errors import ConfigError, ExternalError, UserError, first_line, to_install
 from asr_lora.runtime.files import check_links, read_json, replace_folder, write_json, write_jsonl
 
 if TYPE_CHECKING:
@@ -96,10 +96,14 @@ def export(exported: Source, hardware: Hardware) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for left in out.glob(f"{UNPROVEN}*"):
         shutil.rmtree(left)
-    rows = _export_formats(exported, hardware) if settings.formats else []
-    if rows:
-        write_json(out / "exports.json", {row["format"]: row for row in rows})
-        tables.show_exports(rows)
+    rows: list[dict[str, Any]] = []
+    try:
+        for row in _export_formats(exported, hardware) if settings.formats else []:
+            rows.append(row)
+    finally:  # also after a failure of one format: the others are written and verified
+        if rows:
+            write_json(out / "exports.json", {row["format"]: row for row in rows})
+            tables.show_exports(rows)
     whole = settings.clips is None or all(len(each.clips) < settings.clips for each in exported.sets)
     more = "test has no more clips" if whole else "export.clips=null decodes all test clips"
     for row in rows:
@@ -114,8 +118,8 @@ def export(exported: Source, hardware: Hardware) -> None:
         push(folder, settings)
 
 
-def _export_formats(exported: Source, hardware: Hardware) -> list[dict[str, Any]]:
-    """Returns a row for every format, exported unless verified before; hf first, as others need it."""
+def _export_formats(exported: Source, hardware: Hardware) -> Iterator[dict[str, Any]]:
+    """Yields a row for every format, exported unless verified before; hf first, as others need it."""
     out, config = exported.out, exported.config
     formats = sorted(config.export.formats, key=lambda name: name != "hf")
     same = verify.digest(exported)
@@ -124,22 +128,34 @@ def _export_formats(exported: Source, hardware: Hardware) -> list[dict[str, Any]
     for name in before:
         log(f"{name}: verified before, {out / name}")
     if len(before) == len(formats):
-        return list(before.values())
+        yield from before.values()
+        return
     # Like those runtimes: greedily, at 30 s context. Decoded once and cached, as for an evaluation.
     greedy = replace(config.decoding, context="full", num_beams=1, fallback=False)
-    ours, rows = decode_sets(config.model, greedy, hardware, exported.sets, exported.folder), []
+    ours = decode_sets(config.model, greedy, hardware, exported.sets, exported.folder)
     merged = out / "hf" if "hf" in before else None
     with TemporaryDirectory(dir=out, prefix=UNPROVEN) as scratch:
         for name in formats:
             if name not in before:
                 merged = merged or _merged(exported, Path(scratch) / "hf")
-                made = merged if name == "hf" else _converted(name, merged, Path(scratch) / name)
+                try:
+                    made = merged if name == "hf" else _converted(name, merged, Path(scratch) / name)
+                except UserError as error:  # the format cannot hold this model: others may
+                    yield _not_written(name, str(error), ours)
+                    continue
                 row, lines = _verify(exported, hardware, name, made, ours)
                 before[name] = row | {"inputs": inputs[name]}
                 place = _place(out, name, made, before[name], lines)
                 merged = place if name == "hf" else merged
-            rows.append(before[name])
-    return rows
+            yield before[name]
+
+
+def _not_written(name: str, reason: str, ours: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the row of a format that could not be written."""
+    return {
+        "format": name, "outcome": "failed", "runtime": _module(name).runtime(), "bytes": 0, "seconds": 0.0,
+        "our_seconds": sum(each["seconds"] for each in ours), "sets": [], "failures": [reason], "undecided": [],
+    }  # fmt: skip
 
 
 def _module(name: str) -> ModuleType:

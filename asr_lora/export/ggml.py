@@ -20,6 +20,8 @@ from safetensors import safe_open
 from transformers import WhisperFeatureExtractor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from asr_lora.model.convert_openai import openai_name
+from asr_lora.model.tokens import TIMESTAMPS
 from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json
 from asr_lora.speech.audio import SAMPLE_RATE, Waveform
@@ -32,17 +34,6 @@ TENSOR_TYPES = {"f32": 0, "f16": 1, "q5_0": 6, "q8_0": 8}  # ggml_type
 BLOCK = 32  # weights of a row that share a scale
 SHORTEST = 1.1  # seconds: whisper.cpp returns no text for less than one
 
-NAMES = {  # module names: transformers -> OpenAI
-    "self_attn_layer_norm": "attn_ln", "encoder_attn_layer_norm": "cross_attn_ln", "final_layer_norm": "mlp_ln",
-    "self_attn": "attn", "encoder_attn": "cross_attn", "q_proj": "query", "k_proj": "key", "v_proj": "value",
-    "out_proj": "out", "fc1": "mlp.0", "fc2": "mlp.2", "layers": "blocks", "embed_tokens": "token_embedding",
-}  # fmt: skip
-WHOLE_NAMES = {
-    "encoder.layer_norm": "encoder.ln_post", "decoder.layer_norm": "decoder.ln",
-    "encoder.embed_positions.weight": "encoder.positional_embedding",
-    "decoder.embed_positions.weight": "decoder.positional_embedding",
-}  # fmt: skip
-
 
 def runtime() -> str:
     """Returns name and version of the runtime."""
@@ -52,9 +43,15 @@ def runtime() -> str:
 def write(hf: Path, weights: str, folder: Path) -> None:
     """Writes ggml-model.bin from the directory `hf`; `weights` is empty for f16, q8_0 or q5_0.
 
-    Raises ConfigError for a quantization whose blocks do not fit the rows of the matrices.
+    Raises ConfigError for a quantization whose blocks do not fit the rows of the matrices, and for added tokens.
     """
     weights, config = weights or "f16", read_json(hf / "config.json")
+    last = read_json(hf / "generation_config.json")["no_timestamps_token_id"] + TIMESTAMPS
+    if added := config["vocab_size"] - 1 - last:
+        raise ConfigError(
+            f"export.formats: whisper.cpp cannot represent the {added} tokens that this base has beside Whisper's own "
+            "(it counts its special tokens from the end of the vocabulary); leave ggml out, or take hf or ct2"
+        )
     folder.mkdir(parents=True)
     if weights != "f16" and config["d_model"] % BLOCK:
         raise ConfigError(
@@ -67,15 +64,6 @@ def write(hf: Path, weights: str, folder: Path) -> None:
         for name in sorted(tensors.keys()):
             if name != "proj_out.weight":  # tied to the embeddings
                 _tensor(file, openai_name(name), tensors.get_tensor(name), weights)
-
-
-def openai_name(name: str) -> str:
-    """OpenAI's name of a tensor: `model.encoder.layers.0.fc1.weight` -> `encoder.blocks.0.mlp.0.weight`."""
-    name = name.removeprefix("model.")
-    for ours, theirs in WHOLE_NAMES.items():
-        if name == ours or name.startswith(f"{ours}."):
-            return name.replace(ours, theirs, 1)
-    return ".".join(NAMES.get(part, part) for part in name.split("."))
 
 
 def _head(file: BinaryIO, config: dict[str, Any], weights: str) -> None:

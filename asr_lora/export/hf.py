@@ -8,6 +8,7 @@ import torch
 from transformers import WhisperForConditionalGeneration, pipeline
 
 from asr_lora.model.pretrained import load_generation_config, load_processor
+from asr_lora.model.tokens import language_and_task
 from asr_lora.runtime.files import write_json
 from asr_lora.speech.audio import SAMPLE_RATE, Waveform
 
@@ -27,7 +28,8 @@ def write(model: WhisperForConditionalGeneration, checkpoint: str, language: str
     merges.txt and added_tokens.json (for whisper.cpp's converter and older tools).
     """
     model.generation_config = load_generation_config(checkpoint)
-    model.generation_config.language, model.generation_config.task = language, task
+    for name, value in language_and_task(model.generation_config, language, task).items():
+        setattr(model.generation_config, name, value)
     model.half().save_pretrained(folder, max_shard_size=ONE_FILE)
     processor = load_processor(checkpoint)
     processor.save_pretrained(folder)
@@ -51,7 +53,7 @@ def transcriber(folder: Path, language: str, task: str, device: torch.device) ->
     def transcribe(waveform: Waveform) -> str:
         output = pipe(
             {"raw": waveform, "sampling_rate": SAMPLE_RATE},
-            generate_kwargs={"language": language, "task": task, "num_beams": 1},
+            generate_kwargs=language_and_task(pipe.model.generation_config, language, task) | {"num_beams": 1},
         )
         return str(output["text"]).strip()
 

@@ -9,7 +9,7 @@ import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -20,15 +20,15 @@ from transformers import (
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
     WhisperProcessor,
-    WhisperTokenizer,
 )
 
+from asr_lora.model.complete import load_tokenizer
+from asr_lora.model.tokens import TIMESTAMPS, generation_config
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import atomic_folder, read_json
 
 DTYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16)  # by CTranslate2's id
-TIMESTAMPS = 1501  # tokens <|0.00|> to <|30.00|>, the last rows of every Whisper's vocabulary
 
 # CTranslate2's module -> transformers' modules; of several the rows are stacked in this order.
 MODULES = {
@@ -63,12 +63,14 @@ def convert(source: Path, target: Path) -> None:
             raise ConfigError(f"model.checkpoint: no {name} in {source}; copy it from the model that it was made of")
     log(f"converting {source} to {target} (once)")
     variables = read_variables(source / "model.bin")
-    tokenizer = WhisperTokenizer.from_pretrained(source, pad_token="<|endoftext|>")
-    tokenizer.chat_template = None  # as load_processor has it
+    tokenizer = load_tokenizer(source)
     settings = read_json(source / "config.json", "copy or download it again")
     if not {"suppress_ids", "suppress_ids_begin"} <= settings.keys():
         raise ConfigError(f"model.checkpoint: config.json in {source} is not CTranslate2's own; restore it")
-    generation = _generation_config(settings, tokenizer)
+    suppressed = {
+        "suppress_tokens": settings["suppress_ids"], "begin_suppress_tokens": settings["suppress_ids_begin"]
+    }  # fmt: skip
+    generation = generation_config(tokenizer, settings | suppressed)
     config = _config(variables, generation)
     weights = _weights(variables)
     _check(config, generation, weights, source)
@@ -156,33 +158,6 @@ def _config(variables: Mapping[str, torch.Tensor], generation: GenerationConfig)
         )
     except KeyError as error:
         raise ExternalError(f"model.checkpoint: model.bin has no {error}; it is no complete Whisper") from error
-
-
-def _generation_config(settings: Mapping[str, Any], tokenizer: WhisperTokenizer) -> GenerationConfig:
-    """Builds OpenAI's generation config, without `forced_decoder_ids`, which transformers 5 does not take."""
-
-    def token(name: str) -> int:
-        number: int = tokenizer.convert_tokens_to_ids(f"<|{name}|>")
-        return number
-
-    languages = range(token("startoftranscript") + 1, token("translate"))
-    return GenerationConfig(
-        alignment_heads=settings.get("alignment_heads"),
-        begin_suppress_tokens=settings["suppress_ids_begin"],
-        bos_token_id=tokenizer.bos_token_id,
-        decoder_start_token_id=token("startoftranscript"),
-        eos_token_id=tokenizer.eos_token_id,
-        is_multilingual=token("startoftranscript") > 50_257,  # the English-only vocabulary is one token shorter
-        lang_to_id=dict(zip(tokenizer.convert_ids_to_tokens(list(languages)), languages, strict=True)),
-        max_initial_timestamp_index=50,
-        max_length=448,
-        no_timestamps_token_id=token("notimestamps"),
-        pad_token_id=tokenizer.pad_token_id,
-        prev_sot_token_id=token("startofprev"),
-        return_timestamps=False,
-        suppress_tokens=settings["suppress_ids"],
-        task_to_id={"transcribe": token("transcribe"), "translate": token("translate")},
-    )
 
 
 def _weights(variables: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

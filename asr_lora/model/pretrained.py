@@ -1,38 +1,54 @@
 """Resolves `model.checkpoint` for `from_pretrained`; loads config, processor and language tokens."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperProcessor
+from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperProcessor, WhisperTokenizer
 
 from asr_lora.config.schema import ModelConfig
-from asr_lora.model.convert_ctranslate2 import convert
+from asr_lora.model import convert_ctranslate2, convert_openai
+from asr_lora.model.checkpoint_files import (
+    AGAIN,
+    NOT_LOADED,
+    check_file,
+    check_files,
+    holds_model,
+    not_loaded,
+    openai_files,
+    refuse,
+)
+from asr_lora.model.complete import EXTRACTOR, GENERATION, OF_TOKENIZER, TOKENIZER, completed, published_base
+from asr_lora.model.tokens import check_same_whisper, generation_config, is_english_only
+from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError, first_line
-from asr_lora.runtime.files import cache_dir, disk_errors, exclusive, sha256_file, sha256_text
+from asr_lora.runtime.files import cache_dir, disk_errors, exclusive, read_json, sha256_file, sha256_text
 from asr_lora.speech.language import check_token, token_for_locale
 
-WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")  # whole or sharded, as Hugging Face names them
 HUB_ID = re.compile(r"(?P<name>(\w[\w.-]*/)?\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
+FILES = {  # that a part of a model is loaded from
+    AutoConfig: ("config.json",), GenerationConfig: (GENERATION,), WhisperTokenizer: (TOKENIZER,),
+    WhisperProcessor: (TOKENIZER, EXTRACTOR),
+}  # fmt: skip
+OF_LANGUAGES = {"lang_to_id": dict, "task_to_id": dict, "no_timestamps_token_id": int}  # of a generation config
 MAIN = "main"  # the default branch of a model on the Hub
-LOCAL = "model.checkpoint=/path/to/whisper-... (a Hugging Face or faster-whisper directory)"
+LOCAL = "model.checkpoint=/path/to/whisper-... (a Hugging Face or faster-whisper directory, or OpenAI's .pt file)"
 
 
 def resolve(checkpoint: str) -> tuple[str, str]:
     """Returns what `from_pretrained` takes, and its `revision`.
 
-    Either a local directory (converted if it was CTranslate2), whose revision is not used, or the id of a model on the
-    Hub, which may name a commit, a branch or a tag (owner/name@revision), by default the branch main.
-    Raises ConfigError for a path that does not exist or holds no model.
+    Either a local directory, whose revision is not used, or the id of a model on the Hub, which may name a commit, a
+    branch or a tag (owner/name@revision), by default the branch main. The directory is in the cache if what the user
+    named is CTranslate2's, or OpenAI's .pt file. It may lack a tokenizer, and what else is beside config and weights.
+    Raises ConfigError for a path that does not exist or holds no model, ExternalError for a damaged file.
     """
     path = Path(checkpoint).expanduser()
-    if path.is_dir():
-        return str(_local(path)), MAIN
     if path.exists():
-        raise ConfigError(f"model.checkpoint: {path} is a file; name the directory that holds the model")
+        return str(_local(path)), MAIN
     if not (hub := HUB_ID.fullmatch(checkpoint)):
         raise ConfigError(
             f"model.checkpoint: no directory {path}; name one that exists, or a Hub id (owner/name or "
@@ -42,8 +58,8 @@ def resolve(checkpoint: str) -> tuple[str, str]:
 
 
 def is_local(checkpoint: str) -> bool:
-    """Whether the checkpoint is a directory of this machine, not a Hub id."""
-    return Path(checkpoint).expanduser().is_dir()
+    """Whether the checkpoint is a directory or file of this machine, not a Hub id."""
+    return Path(checkpoint).expanduser().exists()
 
 
 def is_hub_id(checkpoint: str) -> bool:
@@ -52,7 +68,7 @@ def is_hub_id(checkpoint: str) -> bool:
 
 
 def display_name(checkpoint: str) -> str:
-    """Returns a name without local paths: the Hub id, or the name of a directory."""
+    """Returns a name without local paths: the Hub id, or the name of a directory or file."""
     return Path(checkpoint).expanduser().name if is_local(checkpoint) else resolve(checkpoint)[0]
 
 
@@ -76,20 +92,34 @@ def load_config(checkpoint: str) -> WhisperConfig:
     """
     config = _load(AutoConfig, checkpoint)
     if not isinstance(config, WhisperConfig):
-        raise ConfigError(f"model.checkpoint: {checkpoint} is a {config.model_type} model; only Whisper can be trained")
+        raise _no_whisper(checkpoint, config.model_type)
     return config
 
 
+def _no_whisper(checkpoint: str, kind: str) -> ConfigError:
+    return ConfigError(f"model.checkpoint: {checkpoint} is a {kind} model; only Whisper can be trained")
+
+
 def load_generation_config(checkpoint: str) -> GenerationConfig:
-    """Loads the generation config. Raises as `load_config`, and ConfigError without language tokens."""
+    """Loads the generation config, with languages and tasks from the tokenizer where it is older than these.
+
+    Raises as `load_config`, and ConfigError for a tokenizer that is no Whisper's.
+    """
     generation = _load(GenerationConfig, checkpoint)
-    if not getattr(generation, "lang_to_id", None):
-        raise ConfigError(
-            f"model.checkpoint: {checkpoint} has no lang_to_id in its generation_config.json; "
-            "take a multilingual Whisper, with the generation_config.json of its base model"
+    lacking = [name for name, kind in OF_LANGUAGES.items() if not isinstance(getattr(generation, name, None), kind)]
+    if lacking and not is_english_only(generation):
+        _log_once(
+            f"{checkpoint} has no {' and no '.join(lacking)} in its generation_config.json: as its tokenizer has it"
         )
+        known = {name: value for name, value in generation.to_dict().items() if value is not None}
+        generation = generation_config(_load(WhisperTokenizer, checkpoint), known)
     drop_forced_tokens(generation)
     return generation
+
+
+@cache
+def _log_once(line: str) -> None:
+    log(line)
 
 
 def drop_forced_tokens(settings: WhisperConfig | GenerationConfig) -> None:
@@ -102,8 +132,12 @@ def drop_forced_tokens(settings: WhisperConfig | GenerationConfig) -> None:
 
 
 def language_tokens(checkpoint: str) -> set[str]:
-    """Returns the languages that have a token, without brackets. Raises as `load_generation_config` does."""
-    return {token.strip("<|>") for token in load_generation_config(checkpoint).lang_to_id}
+    """Returns the languages that have a token, without brackets; English where no language has one, in .en models.
+
+    Raises as `load_generation_config` does.
+    """
+    generation = load_generation_config(checkpoint)
+    return {"en"} if is_english_only(generation) else {token.strip("<|>") for token in generation.lang_to_id}
 
 
 def language_token(model: ModelConfig, locale: str) -> str:
@@ -112,41 +146,70 @@ def language_token(model: ModelConfig, locale: str) -> str:
     Raises ConfigError when the checkpoint has none, naming a way out.
     """
     tokens = language_tokens(model.checkpoint)
+    if len(tokens) == 1:
+        _check_english(model, locale)
     return token_for_locale(locale, tokens) if model.language is None else check_token(model.language, tokens)
 
 
+def _check_english(model: ModelConfig, locale: str) -> None:
+    config = load_config(model.checkpoint).to_dict()
+    sibling = (published_base(config) or "openai/whisper-small").removesuffix(".en")
+    if locale.partition("-")[0] != "en":
+        raise ConfigError(
+            f"data.language: {model.checkpoint} is English-only, got {locale!r}; take a multilingual one, "
+            f"model.checkpoint={sibling}"
+        )
+    if model.task != "transcribe":
+        raise ConfigError(
+            f"model.task: {model.checkpoint} is English-only and only transcribes, got {model.task}; "
+            f"model.task=transcribe, or model.checkpoint={sibling}"
+        )
+
+
 def load_processor(checkpoint: str) -> WhisperProcessor:
-    """Loads the processor without chat templates. Raises as `load_config` does.
+    """Loads the processor without chat templates.
 
     No Whisper uses them, and when saved each would become a file with a name chosen by the checkpoint.
+    Raises as `load_config` does, and ConfigError where its tokens or features are not those of the weights.
     """
     processor = _load(WhisperProcessor, checkpoint)
-    processor.chat_template = processor.tokenizer.chat_template = None
+    tokenizer = processor.tokenizer
+    processor.chat_template = tokenizer.chat_template = None
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    mel_bins = processor.feature_extractor.feature_size
+    check_same_whisper(checkpoint, load_config(checkpoint), load_generation_config(checkpoint), tokenizer, mel_bins)
     return processor
 
 
 def _local(path: Path) -> Path:
-    if (path / "config.json").is_file() and any(next(path.glob(pattern), None) for pattern in WEIGHTS):
+    if path.is_dir() and holds_model(path):
+        check_file(path / "config.json")
+        if (kind := read_json(path / "config.json", AGAIN).get("model_type", "whisper")) != "whisper":
+            raise _no_whisper(str(path), kind)
+        check_files(path)
         return path
     if (path / "model.bin").is_file():
-        return _converted(path)
-    there = ", ".join(sorted(child.name for child in path.iterdir())[:8]) or "nothing"
-    raise ConfigError(
-        f"model.checkpoint: no model in {path}; a Hugging Face directory has config.json and model.safetensors, "
-        f"a faster-whisper one model.bin (got: {there})"
-    )
+        check_files(path)
+        return _converted(path, path, convert_ctranslate2.convert)
+    if path.suffix == ".pt" and path.is_file():
+        return _converted(path, path, convert_openai.convert)
+    if path.is_file() or len(found := openai_files(path)) != 1:
+        raise refuse(path)
+    return _converted(path, found[0], convert_openai.convert)
 
 
-def _converted(path: Path) -> Path:
+def _converted(path: Path, source: Path, convert: Callable[[Path, Path], None]) -> Path:
     # By content, so that a moved folder is not converted again and a changed one is.
-    files = [file for name in ("model.bin", "config.json", "tokenizer.json") if (file := path / name).is_file()]
-    target = cache_dir() / "checkpoints" / f"{path.resolve().name}-{_content(files)[:8]}"
+    beside = ("model.bin", "config.json", "tokenizer.json") if source.is_dir() else OF_TOKENIZER
+    folder = source if source.is_dir() else source.parent
+    files = [file for name in beside if (file := folder / name).is_file()] + [source] * source.is_file()
+    target = cache_dir() / "checkpoints" / f"{path.resolve().name.removesuffix('.pt')}-{_content(files)[:8]}"
     if not target.is_dir():
         with disk_errors(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(target):
             if not target.is_dir():
-                convert(path, target)
+                convert(source, target)
     return target
 
 
@@ -163,13 +226,13 @@ def _sha256(path: Path, size: int, mtime_ns: int) -> str:
 
 def _load(kind: Any, checkpoint: str) -> Any:
     source, revision = resolve(checkpoint)
+    if is_local(checkpoint):
+        source = str(completed(Path(source), FILES[kind]))
     try:
         return kind.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
+    except NOT_LOADED as error:
         if is_local(checkpoint):
-            raise ConfigError(
-                f"model.checkpoint: {checkpoint} does not load as a Whisper: {first_line(error)}"
-            ) from error
+            raise not_loaded(checkpoint, " or ".join(FILES[kind]), error) from error
         raise ExternalError(
             f"model.checkpoint: {checkpoint} is not in the local cache and the Hub did not give it "
             f"({first_line(error)}); check the name and the network, or give a local one: {LOCAL}"

@@ -11,7 +11,7 @@ import bitsandbytes
 import torch
 from peft import PeftModel, prepare_model_for_kbit_training
 from torch import Tensor
-from transformers import WhisperConfig, WhisperForConditionalGeneration
+from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
 from asr_lora.model import adapter, adapter_folder, quantized, whisper
 from asr_lora.model.adapter import Tuned
@@ -67,7 +67,9 @@ def small_whisper(known: WhisperConfig, rank: int, folder: Path) -> Path:
     for side in SIDES:
         sizes |= {f"{side}_ffn_dim": heads * BLOCK, f"{side}_attention_heads": heads}
     torch.manual_seed(0)
-    WhisperForConditionalGeneration(WhisperConfig.from_dict(known.to_dict() | sizes)).save_pretrained(folder)
+    model = WhisperForConditionalGeneration(WhisperConfig.from_dict(known.to_dict() | sizes))
+    model.generation_config = GenerationConfig(is_multilingual=False)  # it decodes nothing, and has no tokenizer
+    model.save_pretrained(folder)
     return folder
 
 

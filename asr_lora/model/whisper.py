@@ -3,17 +3,21 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import BitsAndBytesConfig, WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from asr_lora.model import quantized, silence
 from asr_lora.model.cost import POSITIONS_PER_SECOND
-from asr_lora.model.pretrained import drop_forced_tokens, is_local, resolve
+from asr_lora.model.pretrained import drop_forced_tokens, is_local, load_generation_config, resolve
+from asr_lora.model.tokens import is_english_only
+from asr_lora.runtime.errors import ExternalError, first_line, listed
 from asr_lora.speech.audio import MAX_SECONDS
 
 MAX_POSITIONS = round(MAX_SECONDS * POSITIONS_PER_SECOND)  # 1,500
@@ -37,7 +41,7 @@ def load(
     `precision` is fp32, fp16 or bf16, or a quantized one: int8 (LLM.int8, Dettmers et al. 2022) or nf4 (Dettmers et
     al. 2023), whose other weights and products are in `compute`; `double_quant` quantizes NF4's scales too. The
     dtype is always given: transformers would otherwise take the file's, and an fp16 file is fp16 on a CPU too.
-    Raises as `pretrained.resolve` does.
+    Raises as `pretrained.resolve` does, and ExternalError for weights that are damaged or not all of a Whisper's.
     """
     quantization = {
         "int8": BitsAndBytesConfig(load_in_8bit=True),
@@ -48,16 +52,28 @@ def load(
     }.get(precision)  # fmt: skip
     plain = device.type == "cpu" and compute is torch.bfloat16
     source, revision = resolve(checkpoint)
-    model = WhisperForConditionalGeneration.from_pretrained(
-        source,
-        revision=revision,
-        dtype=compute if quantization else DTYPES[precision],
-        quantization_config=quantization,
-        device_map={"": device} if quantization else None,
-        attn_implementation="eager" if plain else "sdpa",
-    )
+    try:
+        model, report = WhisperForConditionalGeneration.from_pretrained(
+            source,
+            revision=revision,
+            dtype=compute if quantization else DTYPES[precision],
+            quantization_config=quantization,
+            device_map={"": device} if quantization else None,
+            attn_implementation="eager" if plain else "sdpa",
+            output_loading_info=True,
+        )
+    except (SafetensorError, UnpicklingError) as error:
+        raise ExternalError(
+            f"model.checkpoint: the weights of {checkpoint} cannot be read, or hold more than weights "
+            f"({first_line(error)}); copy or download them again, as safetensors where that is offered"
+        ) from error
+    if absent := sorted(report["missing_keys"]):  # transformers would go on with random ones
+        raise ExternalError(
+            f"model.checkpoint: the weights of {checkpoint} are not a whole Whisper, {len(absent)} tensors are missing "
+            f"({listed(absent, 3)}); copy or download them again"
+        )
     drop_forced_tokens(model.config)
-    drop_forced_tokens(model.generation_config)
+    model.generation_config = load_generation_config(checkpoint)
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # bitsandbytes 0.50 packs its weights for processors with bf16 when it is run in evaluation mode, and keeps
@@ -72,7 +88,9 @@ def load(
 
 
 def detect_language(model: Any, input_features: Tensor) -> str:
-    """Returns the token, without brackets, of the language detected in one row at 30 s."""
+    """Returns the token, without brackets, of the language detected in one row at 30 s; en of an English-only model."""
+    if is_english_only(model.generation_config):
+        return "en"
     (encoder,) = (module for module in model.modules() if isinstance(module, WhisperEncoder))
     weight = encoder.conv1.weight
     token = int(model.detect_language(input_features=input_features.to(weight.device, weight.dtype))[0])

@@ -18,6 +18,7 @@ from asr_lora.decoding.generate import suppress_tokens
 from asr_lora.model import adapter, cost, whisper
 from asr_lora.model.hardware import Hardware, free_memory, keep_freed_memory
 from asr_lora.model.pretrained import load_processor
+from asr_lora.model.tokens import language_and_task
 from asr_lora.runtime.console import Bar, progress
 from asr_lora.speech import audio
 from asr_lora.training.trainer import token_loss
@@ -181,7 +182,8 @@ def _decoding(
             whisper.encoder_context(model, work.seconds),
         ):
             model.generate(
-                input_features=features, language=language, task="transcribe", num_beams=beams,
+                input_features=features, num_beams=beams,
+                **language_and_task(model.generation_config, language, "transcribe"),
                 min_new_tokens=work.tokens, max_new_tokens=work.tokens, **suppress_tokens(model),
             )  # fmt: skip
 

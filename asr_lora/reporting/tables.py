@@ -148,13 +148,17 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         runtime = ", ".join(row[key] for key in ("runtime", "device") if key in row)  # older exports lack the device
         named = row["format"], runtime, f"{row['bytes'] / 1e6:.1f}", f"{row['seconds']:.1f}"
+        if not row["sets"]:
+            table.add_row(*named, "", "", "", row["outcome"])
         for at, each in enumerate(row["sets"]):
             table.add_row(
                 *(named if at == 0 else [""] * 4), percent(each["exported"]), percent(each["ours"]),
                 f"{each['equal']} of {each['clips']}",
                 row["outcome"] if at == 0 else "",
             )  # fmt: skip
-    sets = ", ".join(f"{each['set']}, normalized by {each['normalizer']}" for each in rows[0]["sets"])
+    sets = ", ".join(
+        f"{each['set']}, normalized by {each['normalizer']}" for each in max((row["sets"] for row in rows), key=len)
+    )
     table.caption = f"{sets}; ours: decoded by asr_lora at 30 s context, in {rows[0]['our_seconds']:.1f} s"
     Console().print(table)
 

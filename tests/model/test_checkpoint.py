@@ -13,7 +13,9 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration, Whisper
 
 from asr_lora.demo import assets
 from asr_lora.demo.assets import whisper_base_from_wheels
+from asr_lora.model.complete import load_tokenizer
 from asr_lora.model.pretrained import load_config, load_generation_config, load_processor, resolve
+from asr_lora.model.tokens import generation_config
 from asr_lora.runtime.errors import ConfigError, ExternalError
 
 FLOAT32, INT8, INT16, FLOAT16 = 0, 1, 2, 4  # CTranslate2's dtype ids
@@ -133,6 +135,12 @@ def test_the_generation_config_of_the_wheels_is_openais(whisper_base: Path) -> N
     assert (generation.max_length, generation.max_initial_timestamp_index) == (448, 50)
     assert (len(generation.suppress_tokens), generation.begin_suppress_tokens) == (88, [220, 50257])
     assert generation.alignment_heads[0] == [3, 1]
+
+
+def test_a_generation_config_from_the_tokenizer_alone_suppresses_what_openais_does(whisper_base: Path) -> None:
+    made, own = generation_config(load_tokenizer(whisper_base), {}), load_generation_config(str(whisper_base))
+    assert (made.suppress_tokens, made.begin_suppress_tokens) == (own.suppress_tokens, own.begin_suppress_tokens)
+    assert (made.lang_to_id, made.task_to_id) == (own.lang_to_id, own.task_to_id)
 
 
 def test_the_processor_of_the_wheels_has_whispers_tokens_and_mels(whisper_base: Path) -> None:

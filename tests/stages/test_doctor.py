@@ -29,8 +29,9 @@ from asr_lora.model.pretrained import load_config, load_processor
 from asr_lora.model.probes import Base
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
-from asr_lora.runtime.errors import ExternalError
+from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import read_jsonl
+from asr_lora.train import train
 from asr_lora.training.builder import step_sampler
 
 CPU = torch.device("cpu")
@@ -217,6 +218,41 @@ def test_wrong_labels_are_reported(spoil: Any, trouble: str, processor: WhisperP
     assert trouble in reported
 
 
+# ---- the checkpoint ----
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_pointer_or_a_cut_download_in_place_of_a_file_fails(
+    name: str, words: list[str], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    spoilt = tmp_path / "whisper-spoilt"
+    shutil.copytree(tiny_checkpoint, spoilt)
+    (spoilt / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1a2b\nsize 290403936\n")
+    found = examined([*words, f"model.checkpoint={spoilt}"], tmp_path / "one")["checkpoint"]
+    assert found.verdict == "fail" and f"{name} is a Git LFS pointer" in found.found and "git lfs pull" in found.way_out
+    (spoilt / name).write_bytes((tiny_checkpoint / name).read_bytes()[:-9])
+    found = examined([*words, f"model.checkpoint={spoilt}"], tmp_path / "two")["checkpoint"]
+    assert found.verdict == "fail" and f"{name} is cut short" in found.found and "download it again" in found.way_out
+
+
+def test_tokens_of_another_whisper_fail_and_training_refuses_them_before_it_starts(
+    words: list[str], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "whisper-other"
+    shutil.copytree(tiny_checkpoint, other)
+    generation = json.loads((other / "generation_config.json").read_text())
+    generation["task_to_id"] = {name: number + 1 for name, number in generation["task_to_id"].items()}
+    (other / "generation_config.json").write_text(json.dumps(generation))
+    mine = [*words, f"model.checkpoint={other}"]
+    found = examined(mine, tmp_path / "scratch")
+    assert {"mel bins", "labels", "batch"} <= verdicts(found, "fail")
+    assert "are of different Whispers: <|transcribe|> is" in found["labels"].found
+    assert "the checkpoint's own base model" in found["labels"].way_out
+    with pytest.raises(ConfigError, match=r"are of different Whispers: <\|transcribe\|> is"):
+        train(load(mine))
+    assert not (load(mine).run / "train").exists()
+
+
 # ---- training ----
 
 
@@ -287,8 +323,8 @@ def test_features_of_another_whisper_fail(words: list[str], tiny_checkpoint: Pat
     shutil.copytree(tiny_checkpoint, other)
     processor = WhisperProcessor.from_pretrained(other)
     WhisperProcessor(WhisperFeatureExtractor(feature_size=128), processor.tokenizer).save_pretrained(other)
-    check, _ = data.mel_bins(load([*words, f"model.checkpoint={other}"]), load_config(str(other)))
-    assert check.verdict == "fail" and check.found == "features have 128, the model expects 80"
+    check = examined([*words, f"model.checkpoint={other}"], tmp_path)["mel bins"]
+    assert check.verdict == "fail" and "have 128 mel bins, the model expects 80" in check.found
 
 
 def test_a_full_disk_fails_and_names_the_other_disks(

@@ -29,7 +29,7 @@ from asr_lora.evaluation.eval_sets import EvalSet
 from asr_lora.export import __main__ as command
 from asr_lora.export import ct2, ggml, hf, verify
 from asr_lora.export.__main__ import main
-from asr_lora.model import adapter, adapter_folder, arithmetic, whisper
+from asr_lora.model import adapter, adapter_folder, arithmetic, convert_openai, whisper
 from asr_lora.model.pretrained import load_generation_config, load_processor
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ConfigError, ExternalError
@@ -127,6 +127,30 @@ def test_language_and_task_are_defaults_of_an_export(tiny_checkpoint: Path, tmp_
     assert pipeline("automatic-speech-recognition", model=str(tmp_path)).feature_extractor.sampling_rate == 16_000
 
 
+def test_a_format_that_cannot_be_written_is_a_row_and_the_others_are_kept(
+    config_of: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ExternalError, match=r"ggml-q5_0: export.formats: ggml-q5_0 needs rows of a multiple of 32"):
+        main(config_of("export.formats=[ggml-q5_0,hf]"))
+    rows = read_json(tmp_path / "out" / "exports.json")
+    assert (rows["hf"]["failures"], rows["ggml-q5_0"]["outcome"]) == ([], "failed")
+    assert "needs rows of a multiple of 32" in rows["ggml-q5_0"]["failures"][0]
+    assert (tmp_path / "out" / "hf").is_dir() and not (tmp_path / "out" / "ggml-q5_0").exists()
+    assert "failed" in capsys.readouterr().out
+
+
+def test_added_tokens_are_in_the_export_to_transformers_and_no_ggml_file(tmp_path: Path, processor: Any) -> None:
+    processor.tokenizer.add_tokens(["ŋ̊", "kwaŋ ziŋ"])  # "ŋ" is none of the letters that stand for bytes
+    model = tiny_whisper(processor.tokenizer)
+    model.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    hf.write(model, str(tmp_path / "base"), "nl", "transcribe", tmp_path / "hf")
+    assert load_processor(str(tmp_path / "hf")).tokenizer.get_vocab()["ŋ̊"] == model.config.vocab_size - 2
+    with pytest.raises(ConfigError, match=r"whisper.cpp cannot represent the 2 tokens that this base has beside"):
+        ggml.write(tmp_path / "hf", "", tmp_path / "ggml")
+    assert not (tmp_path / "ggml").exists()
+
+
 @pytest.mark.parametrize("weights", ["", "q8_0", "q5_0"])
 def test_a_ggml_file_holds_sizes_filters_tokens_and_every_tensor_under_openais_names(
     weights: str, tmp_path: Path, processor: Any
@@ -157,7 +181,9 @@ def test_a_ggml_file_holds_sizes_filters_tokens_and_every_tensor_under_openais_n
     letters = ggml.bytes_to_unicode()
     assert tokens == [bytes([byte]) for byte in sorted(range(256), key=lambda byte: ids[letters[byte]])]
     tensors = read_tensors(data, at)
-    expected = {ggml.openai_name(n): t.half().float() for n, t in model.state_dict().items() if n != "proj_out.weight"}
+    expected = {
+        convert_openai.openai_name(n): t.half().float() for n, t in model.state_dict().items() if n != "proj_out.weight"
+    }
     assert tensors.keys() == expected.keys()
     assert {
         "encoder.blocks.1.attn.query.weight", "decoder.blocks.0.cross_attn_ln.bias", "decoder.ln.weight",

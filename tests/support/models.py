@@ -8,16 +8,33 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from asr_lora.model import silence
 
+TASKS = (
+    "<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>",
+)  # fmt: skip
+
 
 def tiny_tokenizer() -> WhisperTokenizer:
     """Makes Whisper's tokens over bytes: end, start, languages, tasks, no timestamps, timestamps."""
     vocab = {byte: index for index, byte in enumerate(sorted(ByteLevel.alphabet()))}
     special = [
         "<|endoftext|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in LANGUAGES),
-        "<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>",
+        *TASKS,
     ]  # fmt: skip
     tokenizer = WhisperTokenizer(vocab=vocab, merges=[], pad_token="<|endoftext|>")
     tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
+    tokenizer.add_tokens([f"<|{step * 0.02:.2f}|>" for step in range(1501)])
+    return tokenizer
+
+
+def english_tokenizer() -> WhisperTokenizer:
+    """Makes the tokens of OpenAI's English-only models, 51,864: GPT-2's, of which only the bytes are real."""
+    letters = sorted(ByteLevel.alphabet())
+    tokenizer = WhisperTokenizer(
+        vocab={word: at for at, word in enumerate([*letters, *(f"Ġ{at}" for at in range(50_256 - len(letters)))])},
+        merges=[], pad_token="<|endoftext|>",
+    )  # fmt: skip
+    special = ["<|startoftranscript|>", *(f"<|{code}|>" for code in list(LANGUAGES)[:99]), *TASKS]
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
     tokenizer.add_tokens([f"<|{step * 0.02:.2f}|>" for step in range(1501)])
     return tokenizer
 
@@ -40,7 +57,7 @@ def tiny_whisper(tokenizer: WhisperTokenizer, mels: int = 80, **settings: int) -
     model.generation_config = GenerationConfig(
         bos_token_id=end, eos_token_id=end, pad_token_id=end, decoder_start_token_id=start, max_length=64,
         is_multilingual=True, no_timestamps_token_id=ids["<|notimestamps|>"],
-        lang_to_id={f"<|{code}|>": ids[f"<|{code}|>"] for code in LANGUAGES},
+        lang_to_id={f"<|{code}|>": ids[f"<|{code}|>"] for code in LANGUAGES if f"<|{code}|>" in ids},
         task_to_id={"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},
     )  # fmt: skip
     silence.cache(model.eval())
