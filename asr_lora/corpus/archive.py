@@ -28,7 +28,6 @@ from asr_lora.corpus.common_voice import (
 )
 from asr_lora.corpus.containers import cached, stem_of, walk
 from asr_lora.corpus.records import Folder
-from asr_lora.corpus.tree import SOUND
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import (
     atomic_file,
@@ -39,6 +38,7 @@ from asr_lora.runtime.files import (
     read_json,
     write_json,
 )
+from asr_lora.speech.media import SOUND
 
 MEMBERS = "members.json"  # beside the tables: the release, and the clips with their sizes
 MARKS = {".tar", ".gz", ".zip", ".parquet", ".arrow", *SOUND}  # suffixes of what speech is packed in

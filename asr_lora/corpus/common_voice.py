@@ -28,9 +28,10 @@ from asr_lora.corpus.records import (
 )
 from asr_lora.corpus.split_names import TABLES
 from asr_lora.corpus.table_files import read_rows
-from asr_lora.corpus.tree import SOUND, is_left_behind
+from asr_lora.corpus.tree import is_left_behind
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, listed
+from asr_lora.speech.media import SOUND
 
 CLIPS = "clips"
 AUDIOS = "audios"  # of Spontaneous Speech

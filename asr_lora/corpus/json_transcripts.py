@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from asr_lora.corpus.segments import NO_TEXT, Cue, Transcript, json_of
-from asr_lora.corpus.tree import SOUND
+from asr_lora.speech.media import SOUND
 
 TEXT = ("text", "sentence", "transcript", "transcription")
 SPEAKER = ("speaker", "speaker_id", "client_id")

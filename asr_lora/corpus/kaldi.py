@@ -12,8 +12,8 @@ from asr_lora.corpus.encoding import lines_of
 from asr_lora.corpus.locating import LOOKED_FOR, Locator
 from asr_lora.corpus.records import Corpus, CorpusBuilder, Utterance, check_times
 from asr_lora.corpus.split_names import UNSPLIT, by_split
-from asr_lora.corpus.tree import SOUND
 from asr_lora.runtime.errors import ConfigError
+from asr_lora.speech.media import SOUND
 
 RECORDINGS = ("wav.scp", "audio_paths")  # lists of recordings, the likeliest first
 DECODERS = (

@@ -13,8 +13,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from asr_lora.corpus.records import inside
-from asr_lora.corpus.tree import SOUND, Tree
+from asr_lora.corpus.tree import Tree
 from asr_lora.runtime.console import log
+from asr_lora.speech.media import SOUND
 
 LOOKED_FOR = 20  # files; where all of these are where the table says, no others are looked up
 VARIABLE = re.compile(r"^(\$\w+|\$?\{\w+\})/+")  # SpeechBrain's $data_root/ and {data_root}/

@@ -10,9 +10,10 @@ from asr_lora.corpus.containers import unpacked
 from asr_lora.corpus.encoding import lines_of
 from asr_lora.corpus.records import Corpus, CorpusBuilder, Utterance, check_times
 from asr_lora.corpus.split_names import split_called
-from asr_lora.corpus.tree import SOUND, Tree
+from asr_lora.corpus.tree import Tree
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError
+from asr_lora.speech.media import SOUND
 
 TRANSCRIPTS = "transcripts.txt"  # of Multilingual LibriSpeech
 FLEURS = ("id", "path", "text", "transcription", "phonemes", "samples", "gender")  # columns, of which it has no header

@@ -17,9 +17,10 @@ from asr_lora.corpus.subtitles import read_substation, read_subtitles
 from asr_lora.corpus.table_files import is_table
 from asr_lora.corpus.tiers import read_elan, read_textgrid
 from asr_lora.corpus.timed_lines import is_whisper_table, read_text, read_whisper_table
-from asr_lora.corpus.tree import SOUND, Tree
+from asr_lora.corpus.tree import Tree
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, listed
+from asr_lora.speech.media import SOUND
 
 MOST = 0.5  # share of the recordings with a transcript, from which the folder is one of this shape
 # Beside recordings: where one has several, the first of these is read, those with times before whole texts.
