@@ -41,6 +41,7 @@ from asr_lora.runtime.files import cache_dir, existing
 
 __all__ = ["FETCHED", "SPLITS", "TABLES", "UNSPLIT", "Columns", "Corpus", "is_path", "is_quick", "open_corpus"]
 
+RELEASE, SPEECH, HUB = "Common Voice", "Common Voice's Spontaneous Speech", "a data set"  # names of shapes
 FETCHED = (mdc.PREFIX, huggingface.PREFIX, shards.PREFIX)  # prefixes of sources that are names, not paths
 
 
@@ -77,13 +78,17 @@ def open_corpus(source: str | Path, language: str, columns: Columns = GUESSED) -
         if named.startswith(mdc.PREFIX):
             return replace(_archive(mdc.download(named.removeprefix(mdc.PREFIX)), language, columns), source=named)
         if named.startswith(huggingface.PREFIX):
-            return huggingface.open_hub(named.removeprefix(huggingface.PREFIX), language, columns)
+            return _as(HUB, huggingface.open_hub(named.removeprefix(huggingface.PREFIX), language, columns))
         if named.startswith(shards.PREFIX):
-            return shards.read_shards(named.removeprefix(shards.PREFIX), language)
+            return _as("shards", shards.read_shards(named.removeprefix(shards.PREFIX), language))
         path = existing(Path(source))
         return _folder(path, language, columns) if path.is_dir() else _file(path, language, columns)
     except OSError as error:
         raise ExternalError(f"data.source: cannot read {source}: {error}") from error
+
+
+def _as(shape: str, corpus: Corpus) -> Corpus:
+    return replace(corpus, shape=corpus.shape or shape)
 
 
 class Shape(NamedTuple):
@@ -113,19 +118,21 @@ SHAPES: tuple[Shape, ...] = (
 def _folder(source: Path, language: str, columns: Columns, levels: int = LEVELS) -> Corpus:
     """Opens a folder, or what is up to `levels` deeper where it holds one folder and nothing else."""
     if folder := find_release(source, language):
-        return open_release(source, release_name(source, folder), folder, language, Folder(folder / CLIPS))
+        return _as(
+            RELEASE, open_release(source, release_name(source, folder), folder, language, Folder(folder / CLIPS))
+        )
     if table := find_spontaneous(source, language):
         clips = Folder(table.parent / AUDIOS)
-        return open_spontaneous(source, table.parent.name, table, language, clips)
+        return _as(SPEECH, open_spontaneous(source, table.parent.name, table, language, clips))
     if is_kaldi(source):
-        return open_kaldi(source, language, columns.splits)
+        return _as("Kaldi", open_kaldi(source, language, columns.splits))
     if huggingface.is_dataset(source):
-        return huggingface.open_local(source, language, columns)
+        return _as(HUB, huggingface.open_local(source, language, columns))
     tree = Tree(source)
     if shape := next((shape for shape in SHAPES if shape.fits(tree)), None):
-        return shape.open(tree, language, columns)
+        return _as(shape.name, shape.open(tree, language, columns))
     if is_listing(source):
-        return open_listing(source, language, columns)
+        return _as("a table", open_listing(source, language, columns))
     if archives := samples.archives_in(tree):
         return _unpacked(source, archives, language, columns)
     if levels and (inner := _only_folder(tree)):
@@ -154,7 +161,7 @@ def _unpacked(source: Path, archives: Sequence[PurePosixPath], language: str, co
     tree = Tree(unpacked(source, own))
     try:
         if all(samples.samples_marks(tree).values()) and not is_listing(tree.root):
-            corpus = samples.open_samples(tree, language, columns, samples.split_names(archives))
+            corpus = _as("WebDataset", samples.open_samples(tree, language, columns, samples.split_names(archives)))
         else:
             corpus = _folder(_only_folder(tree) or tree.root, language, columns)
     except UserError as error:
@@ -180,13 +187,13 @@ def _absent(marks: Mapping[str, bool]) -> list[str]:
 
 def _file(source: Path, language: str, columns: Columns) -> Corpus:
     if segment_lists.is_list(source):
-        return segment_lists.open_list(source, language, columns)
+        return _as("segments that name their recordings", segment_lists.open_list(source, language, columns))
     if sidecars.is_transcript(source):
-        return sidecars.open_transcript(source, language, columns)
+        return _as("a transcript and its recording", sidecars.open_transcript(source, language, columns))
     if is_listing(source):
-        return open_listing(source, language, columns)
+        return _as("a table", open_listing(source, language, columns))
     if huggingface.is_dataset(source):
-        return huggingface.open_local(source, language, columns)
+        return _as(HUB, huggingface.open_local(source, language, columns))
     return _archive(source, language, columns)
 
 
@@ -200,5 +207,5 @@ def _archive(source: Path, language: str, columns: Columns) -> Corpus:
     clips = Archived(source, found.within, found.clips, found.folder.parent / CLIPS)
     if found.within.name == AUDIOS:
         table = found.folder / f"{SPONTANEOUS}{language}.tsv"
-        return open_spontaneous(source, found.release, table, language, clips)
-    return open_release(source, found.release, found.folder, language, clips)
+        return _as(SPEECH, open_spontaneous(source, found.release, table, language, clips))
+    return _as(RELEASE, open_release(source, found.release, found.folder, language, clips))

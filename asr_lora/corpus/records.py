@@ -122,6 +122,7 @@ class Corpus:
     `tables` holds the utterances of train, dev and test, as far as there are such, and Common Voice's validated; or
     all, where the source has no splits. `durations` is in seconds by clip, empty where unknown. `malformed` lists by
     table which lines were left out, and why; `unread` counts those of them that are damaged: a release has hardly any.
+    `shape` is what the source was recognized as.
     """
 
     source: str
@@ -132,6 +133,7 @@ class Corpus:
     malformed: dict[str, list[str]]
     clips: Clips
     unread: Mapping[str, int] = field(default_factory=dict)
+    shape: str = ""
 
     @property
     def sizes(self) -> Mapping[str, int]:

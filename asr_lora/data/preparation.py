@@ -44,6 +44,7 @@ from asr_lora.speech.audio import AudioScanner
 from asr_lora.speech.normalizer import marks
 
 MOST_BAD = 0.05  # share of unusable clips, above which the corpus is damaged or of another language
+MOST_SHOWN = 60  # characters of a row's sentence
 LONGEST_SENTENCE = 10_000  # characters: more than fit in 30 s, and a tokenizer may take minutes for a megabyte
 BYTES_PER_SECOND = 8_000  # mp3 at 64 kbit/s, Common Voice's upper end: estimates short where durations are unknown
 
@@ -76,6 +77,7 @@ def make_manifest(run: Path, data: DataConfig, model: ModelConfig, test_limit: i
         _prepare_stream(run, data, model, test_limit)
         return
     corpus, elsewhere = open_sources(data, test_limit), excluded_utterances(data)
+    _log_corpus(corpus)
     train, leaks = drop_leaks(
         _utterances(corpus, "train"), [each for split in ("dev", "test") for each in _utterances(corpus, split)]
     )
@@ -98,6 +100,14 @@ def make_manifest(run: Path, data: DataConfig, model: ModelConfig, test_limit: i
     _fill(draws, corpus, label_filter(model, data.language))
     facts = {"leaks_dropped_from_train": leaks, "excluded": {"by": data.exclude_overlap, **shared}}
     _write(run, data, corpus, draws, facts, available)
+
+
+def _log_corpus(corpus: Corpus) -> None:
+    """Logs what a corpus was recognized as, how many rows its splits have, and its first row."""
+    rows = ", ".join(f"{split} {len(corpus.tables[split])}" for split in SPLITS)
+    first = next((each for split in SPLITS for each in corpus.tables[split]), None)
+    row = f'; {first.path}: "{first.text[:MOST_SHOWN]}", speaker {first.speaker[:12] or "unknown"}' if first else ""
+    log(f"{corpus.source}: {corpus.shape}; rows: {rows}{row}")
 
 
 def _prepare_stream(run: Path, data: DataConfig, model: ModelConfig, test_limit: int | None) -> None:

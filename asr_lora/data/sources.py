@@ -265,6 +265,7 @@ def mix_corpora(parts: Sequence[Part]) -> Corpus:
         malformed=dict(malformed),
         clips=_Mixed({part.name: part.corpus.clips for part in parts}),
         unread=unread,
+        shape=" + ".join(corpus.shape for _, corpus, _ in parts),
     )
 
 
