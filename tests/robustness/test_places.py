@@ -60,7 +60,7 @@ def read_only(folder: Path) -> str:
 @pytest.mark.slow
 def test_with_a_tiny_shared_memory_training_goes_on_without_loader_processes(words: list[str], tmp_path: Path) -> None:
     more = [
-        "training.context=full", "hardware.workers=2", "run_name=tiny", "eval.after=false", "training.dev_share=0",
+        "training.context=full", "hardware.workers=2", "run_name=tiny", "eval.after=false",
     ]  # fmt: skip
     done = with_mounts("mount -t tmpfs -o size=1m tmpfs /dev/shm", "-m", "asr_lora.train", *words, *more)
     assert not done.returncode, done.stderr
