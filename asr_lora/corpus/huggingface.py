@@ -26,7 +26,7 @@ from asr_lora.corpus.table_files import as_cell
 from asr_lora.corpus.tabular import open_listing
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ConfigError, ExternalError, UserError, listed
-from asr_lora.runtime.files import atomic_file, cache_dir, disk_errors, plain_suffix
+from asr_lora.runtime.files import another_cache, atomic_file, cache_dir, disk_errors, plain_suffix
 
 PREFIX = "hf:"  # of data.source
 PAGES = "https://huggingface.co/datasets"
@@ -254,6 +254,8 @@ def hub_errors(title: str, page: str) -> Iterator[None]:
             "same command again, or name a copy that is on this machine"
         ) from error
     except (DatasetsError, pyarrow.ArrowException, ValueError, RuntimeError, OSError, ImportError) as error:
+        if isinstance(error, OSError) and (way_out := another_cache(error)):
+            raise ExternalError(f"data.source: {title}: {first_line(error)}; {way_out}") from error
         raise ConfigError(
             f"data.source: {title}: datasets cannot read it ({first_line(error.__cause__ or error)}); see {page}"
         ) from error

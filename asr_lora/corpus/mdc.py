@@ -17,11 +17,10 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-
 from asr_lora.runtime.console import format_bytes, log, progress
 from asr_lora.runtime.errors import ConfigError, ExternalError, UserError
 from asr_lora.runtime.files import ANOTHER_CACHE, cache_dir, is_plain, read_json, write_json
+from asr_lora.runtime.locks import locked
 
 if TYPE_CHECKING:
     from datacollective import DatasetDetails
@@ -227,16 +226,8 @@ def _held(partial: Path) -> int:
 def _alone(lock: Path, title: str) -> Iterator[None]:
     """Locks the download: a second process would corrupt it by appending, so it waits, then finds it done."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    held = FileLock(lock)
-    try:
-        held.acquire(blocking=False)
-    except Timeout:
-        log(f"{title}: another process is fetching it; waiting for that")
-        held.acquire()
-    try:
+    with locked(lock, f"{title}: another process is fetching it; waiting for that", waits=True):
         yield
-    finally:
-        held.release()
 
 
 def _downloads() -> Path:

@@ -59,13 +59,10 @@ def make_manifest(run: Path, data: DataConfig, model: ModelConfig, test_limit: i
     """
     language_token(model, data.language)
     if folder.summary(run).is_file():
-        before = {RENAMED.get(key, key): value for key, value in read_json(folder.summary(run))["settings"].items()}
-        now = _settings(data)
-        moved = {} if data.streaming else {key: now[key] for key in folder.PLACES if before.get(key) != now[key]}
+        before, now = _recorded_settings(run), _settings(data)
+        moved = {} if data.streaming else {key: now[key] for key in folder.PLACES if key in now}
         folder.check_settings(run, before | moved, now)
-        if moved:
-            relocate_clips(run, data)
-            write_json(folder.summary(run), read_json(folder.summary(run)) | {"settings": before | moved})
+        _follow_source(run, data)
         restore_clips(run, data, [line for split in SPLITS for line in read_manifest(folder.manifest(run, split))])
         return
     if (run / "data").exists():  # it would be replaced
@@ -131,12 +128,28 @@ def _prepare_stream(run: Path, data: DataConfig, model: ModelConfig, test_limit:
     _write(run, data, corpus, [SplitDraw("train", []), *draws], dropped, available, {"streamed": facts, "asked": asked})
 
 
+def _follow_source(run: Path, data: DataConfig) -> None:
+    """Makes the manifest name the clips in another place of its corpus, where the settings name one."""
+    before, now = _recorded_settings(run), _settings(data)
+    moved = {key: now[key] for key in folder.PLACES if key in before and before[key] != now[key]}
+    if moved and not data.streaming:
+        relocate_clips(run, data)
+        write_json(folder.summary(run), read_json(folder.summary(run)) | {"settings": before | moved})
+
+
+def _recorded_settings(run: Path) -> dict[str, Any]:
+    """Returns the settings that the manifest was drawn with, under their current names."""
+    return {RENAMED.get(key, key): value for key, value in read_json(folder.summary(run))["settings"].items()}
+
+
 def split_clips(run: Path, data: DataConfig, model: ModelConfig, split: str, limit: int | None) -> list[Clip]:
     """Returns the first `limit` clips of a split (None: all).
 
     They are drawn from the corpus again where the manifest holds fewer. The manifest itself never changes: a longer
-    draw is a file of its own, such as data/test-all.jsonl. Raises ConfigError for more clips than a stream's draw has.
+    draw is a file of its own, such as data/test-all.jsonl. Where the settings name another place of the corpus, the
+    clips are found there by their hashes. Raises ConfigError for more clips than a stream's draw has.
     """
+    _follow_source(run, data)
     drawn = read_manifest(folder.manifest(run, split))
     facts = read_json(folder.summary(run))["splits"][split]
     held = facts["clips"] + sum(map(len, facts["left_out"].values()))

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from asr_lora.config.schema import DataConfig
-from asr_lora.corpus import Columns, Corpus, open_corpus
+from asr_lora.corpus import Columns, Corpus, is_path, open_corpus
 from asr_lora.corpus.common_voice import CLIPS
 from asr_lora.corpus.containers import UNPACKED, stem_of
 from asr_lora.corpus.records import Clips, Utterance
+from asr_lora.corpus.shards import read_clip
 from asr_lora.corpus.streaming import Stream, held_out, open_stream
 from asr_lora.data.manifest import Clip, as_utterance, clip_id, missing_files, name_in_corpus, read_manifest
 from asr_lora.data.splits import with_splits
@@ -34,6 +35,7 @@ from asr_lora.speech.audio import AudioSegment, scan_clip
 
 OVERLAP_FIELDS = {"path": Path, "text": str, "speaker": str, "clip": Path, "sha256": str}  # of data.exclude_overlap
 ENDS = ("", ".tar.gz", " (?).tar.gz", ".tgz", ".tar")  # of a release's name; " (1)" of a second download
+BY_HASHES = "name its new place, data.source=/path/to/it, where the clips are found by their hashes"
 ANOTHER_MANIFEST = "data.exclude_overlap takes a manifest as asr_lora.prepare writes it, or a corpus"
 
 
@@ -165,6 +167,7 @@ def restore_clips(run: Path, data: DataConfig, lines: Sequence[Clip]) -> None:
     if not absent:
         return
     log(f"{len(absent)} clips of the manifest are no longer where they were; fetching them again")
+    _check_source(run, len(absent))
     corpus = open_recorded(data, run)
     # A clip cannot be restored in a shard.
     found = corpus.fetch([name for name, line in absent.items() if "offset" not in line])
@@ -176,7 +179,7 @@ def restore_clips(run: Path, data: DataConfig, lines: Sequence[Clip]) -> None:
     if lost := [name for name in absent if not is_back(name)]:
         raise ExternalError(
             f"data.source: {corpus.source} lacks {len(lost)} clips of {run}/data ({lost[0]}, ...); "
-            "put back the release that the run was made from"
+            f"put back the release that the run was made from, or {BY_HASHES}"
         )
     # Clips of an archive that was written again lie elsewhere in the cache.
     misplaced = {name: Path(line["path"]) for name, line in absent.items() if not Path(line["path"]).is_file()}
@@ -185,11 +188,23 @@ def restore_clips(run: Path, data: DataConfig, lines: Sequence[Clip]) -> None:
     if outside := [path for path in misplaced.values() if not _is_for_clips(path.resolve(), cache)]:
         raise ExternalError(
             f"data.source: {len(outside)} clips of {run}/data lay outside of the cache for clips in {cache} and "
-            f"are gone ({outside[0]}, ...); put them back, or name the cache that they lay in: ASR_LORA_CACHE"
+            f"are gone ({outside[0]}, ...); put them back, or name the cache that they lay in: ASR_LORA_CACHE; where "
+            f"this run was moved here, {BY_HASHES}"
         )
     for name, path in misplaced.items():
         with atomic_file(path) as partial:
             shutil.copyfile(found[name], partial)
+
+
+def _check_source(run: Path, lost: int) -> None:
+    """Raises ConfigError where the corpus of a run, a path, is not on this machine and so restores no clip."""
+    source = read_json(folder.summary(run))["source"]
+    if not is_path(source) or " + " in source or Path(source).exists():
+        return
+    raise ConfigError(
+        f"data.source: {lost} clips of {run}/data are gone, and so is {source}, which they came from; put that back, "
+        f"or {BY_HASHES}"
+    )
 
 
 def relocate_clips(run: Path, data: DataConfig) -> None:
@@ -201,7 +216,7 @@ def relocate_clips(run: Path, data: DataConfig) -> None:
     corpus = open_corpus(source, data.language, named_columns(data))
     manifests = {file: read_manifest(file) for file in sorted((run / "data").glob("*.jsonl"))}
     clips = {name_in_corpus(clip): clip for own in manifests.values() for clip in own}
-    found = corpus.fetch(list(clips))
+    found = _places(corpus, clips)
     with progress("comparing clips", total=len(clips)) as bar:
         others = [name for name, clip in clips.items() if not _is_same(clip, found.get(name), bar.advance)]
     if others:
@@ -211,21 +226,44 @@ def relocate_clips(run: Path, data: DataConfig) -> None:
             "this run another name (run_name=...), or remove that folder to make it anew"
         )
     for file, own in manifests.items():
-        write_jsonl(file, [clip | {"path": str(found[name_in_corpus(clip)])} for clip in own])
+        write_jsonl(file, [clip | found[name_in_corpus(clip)] for clip in own])
     write_json(folder.summary(run), facts | {"source": corpus.source})
     log(f"data.source: {facts['source']} is now {source}; all {len(clips)} clips of the manifest are the same there")
 
 
-def _is_same(clip: Clip, file: Path | None, advance: Callable[[], None]) -> bool:
-    """Returns whether a file has the clip of a manifest, by its hash; those in shards are not compared."""
+def _places(corpus: Corpus, clips: Mapping[str, Clip]) -> dict[str, dict[str, Any]]:
+    """Returns where the corpus has each clip, by its name, as fields of its line: a file, or a position in a shard."""
+    files = corpus.fetch([name for name, clip in clips.items() if "offset" not in clip])
+    in_shards = {each.path: each.shard for own in corpus.tables.values() for each in own if each.shard}
+    positions = {
+        name: {"path": place.shard, "offset": place.offset, "bytes": place.bytes, "member": place.member}
+        for name, place in in_shards.items()
+        if "offset" in clips.get(name, {})
+    }
+    return positions | {name: {"path": str(file)} for name, file in files.items()}
+
+
+def _is_same(clip: Clip, place: Mapping[str, Any] | None, advance: Callable[[], None]) -> bool:
+    """Returns whether the clip of a manifest lies in a place, by its hash."""
     advance()
-    if file is None or "offset" in clip:
+    if place is None:
         return False
+    if "offset" in place:
+        return _is_in_shard({**clip, **place})
+    file = Path(place["path"])
     if "start" in clip:
         found = scan_clip(AudioSegment(file, clip["start"], clip.get("end"))).sha256
     else:
         found = sha256_file(file)
     return found == str(clip["sha256"])
+
+
+def _is_in_shard(clip: Clip) -> bool:
+    try:
+        read_clip(clip["path"], clip["offset"], clip["bytes"], clip["sha256"])
+    except ExternalError:
+        return False
+    return True
 
 
 def _is_for_clips(path: Path, cache: Path) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from asr_lora.doctor.check import FAIL, WARN, Check, check_versions, failed_check, print_checks
 from asr_lora.runtime.errors import ExternalError, UserError
+from asr_lora.runtime.streams import set_up_streams
 
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config
@@ -106,6 +107,7 @@ def main() -> None:
     """Runs the command line: --json is an option, all other arguments are overrides as in every stage."""
     as_json = AS_JSON in sys.argv
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != AS_JSON]
+    set_up_streams()
     versions = check_versions()
     if versions.verdict == FAIL:  # nothing else of ours can be imported
         print_checks([versions], 0.0, as_json)

@@ -25,14 +25,24 @@ from asr_lora.doctor.check import FAIL, OK, WARN, Check
 from asr_lora.doctor.data import DataSample
 from asr_lora.model import cost, probes
 from asr_lora.model.adapter import Tuned
-from asr_lora.model.hardware import Hardware, cpu_has_bf16, is_out_of_memory, known_gpu, resolve_hardware
+from asr_lora.model.hardware import (
+    Hardware,
+    cpu_has_bf16,
+    fitting_workers,
+    is_out_of_memory,
+    known_gpu,
+    resolve_hardware,
+    step_bytes,
+)
 from asr_lora.model.pretrained import is_local, resolve
 from asr_lora.model.probes import Base
 from asr_lora.planning.devices import durations, estimate_here
 from asr_lora.planning.estimate import STAGES, Estimate, Workload, architecture, workload
+from asr_lora.runtime import distributed
 from asr_lora.runtime.console import format_bytes
 from asr_lora.runtime.errors import ExternalError, first_line
 from asr_lora.runtime.files import cache_dir
+from asr_lora.speech.audio import MAX_SECONDS
 
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config
@@ -118,6 +128,11 @@ def device(config: "Config", known: WhisperConfig) -> tuple[Check, Hardware]:
     on_gpu = hardware.device.type == "cuda"
     bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_has_bf16()
     found = f"{hardware.name}, {hardware.autocast_name or 'fp32'} arithmetic{'' if bf16 else '; it has no bf16'}"
+    step = step_bytes(-(-config.training.batch_size // hardware.processes), shape.mels, MAX_SECONDS)
+    _, line = fitting_workers(hardware.workers, step, distributed.local_world_size())
+    if line:
+        few, _, way_out = line.removeprefix("hardware.workers: ").partition("; ")
+        return Check("device", WARN, f"{found}; {few}", way_out), hardware
     if precision in NEAR and not on_gpu:
         way_out = f"{precision} works on a CPU, but slowly: model.precision=fp32 and a small model are faster"
         return Check("device", WARN, found, way_out), hardware

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import disk_usage
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
@@ -21,6 +22,7 @@ from asr_lora.model import cost
 from asr_lora.model.pretrained import load_config
 from asr_lora.model.whisper import DTYPES
 from asr_lora.runtime import distributed
+from asr_lora.runtime.console import format_bytes
 from asr_lora.runtime.errors import ConfigError, ExternalError, UserError
 from asr_lora.speech.audio import MAX_SECONDS
 
@@ -30,6 +32,9 @@ CPU_DECODE_BATCH, GPU_DECODE_BATCH = 8, 32  # clips at 30 s: more take memory an
 LABEL_TOKENS = 100  # of the clips that memory is planned for; a third of the longest labels
 CLEAR_REFS = Path("/proc/self/clear_refs")  # resets VmHWM, see proc(5); not every container has it
 MOST_WORKERS = 4  # loader processes of one process by default
+PREFETCHED = 4  # steps that a loader process prepares ahead
+SHARED_MEMORY = Path("/dev/shm")  # loader processes pass batches through it; not on macOS
+FRAMES_PER_SECOND = 100  # of input_features
 ROOT = Path("/")  # where files of an NVIDIA device are searched for
 NVIDIA_DRIVERS = ("proc/driver/nvidia/version", "etc/nv_tegra_release")  # texts that name it; the second on a Jetson
 NVIDIA_DEVICES = ("dev/nvidiactl", "dev/nvidia0", "dev/nvhost-gpu")  # some containers have only these; last a Jetson's
@@ -194,6 +199,34 @@ def usable_cores() -> int:
 def loader_workers(on_gpu: bool, cores: int, processes: int) -> int:
     """Returns loader processes for each of `processes` that share `cores`; 0 on a CPU, whose cores train."""
     return max(1, min(MOST_WORKERS, cores // processes)) if on_gpu else 0
+
+
+def step_bytes(rows: int, mels: int, seconds: float) -> int:
+    """Returns the shared memory that a step of `rows` at a context of `seconds` takes: fp32 features and a mask."""
+    return round(rows * seconds * FRAMES_PER_SECOND * (4 * mels + 8))
+
+
+def fitting_workers(workers: int, step: int, processes: int, folder: Path = SHARED_MEMORY) -> tuple[int, str | None]:
+    """Returns how many of the loader processes of each of `processes` fit shared memory, and a log line if not all.
+
+    `step` is its bytes for a step. Each loader process holds PREFETCHED of them, training two more. Beyond the space
+    there is, a loader process dies by a bus error, or training waits forever for a step that could not be passed on.
+    """
+    if not workers or not folder.is_dir():
+        return workers, None
+
+    def held(workers: int) -> int:
+        return processes * step * (workers * PREFETCHED + 2)
+
+    free = disk_usage(folder).free
+    fits = next((count for count in range(workers, 0, -1) if held(count) <= free), 0)
+    if fits == workers:
+        return workers, None
+    return fits, (
+        f"hardware.workers: {workers} loader processes pass up to {format_bytes(held(workers))} through {folder}, "
+        f"which has {format_bytes(free)} free, so {fits or 'none'} are used and loading may be slow; give the "
+        "container more, docker run --shm-size=2g (or --ipc=host), or set hardware.workers=0"
+    )
 
 
 def max_train_rows(

@@ -5,20 +5,19 @@ import shlex
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import BaseFileLock, FileLock, Timeout
 from omegaconf import OmegaConf
 
 from asr_lora.config.compose import Config, from_dict, to_dict
 from asr_lora.config.naming import GROUPS, result_settings, with_todays_names
-from asr_lora.config.schema import DecodingConfig, resolve_precision
+from asr_lora.config.schema import DataConfig, DecodingConfig, resolve_precision
 from asr_lora.config.stages import EvalConfig, ReportConfig
-from asr_lora.model.pretrained import fingerprint
+from asr_lora.model.pretrained import fingerprint, is_local
 from asr_lora.runtime import distributed
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import (
@@ -31,6 +30,7 @@ from asr_lora.runtime.files import (
     sha256_file,
     write_text,
 )
+from asr_lora.runtime.locks import locked
 
 Branch = TypeVar("Branch", EvalConfig, DecodingConfig, ReportConfig)
 SHARED_WITHIN = 60.0  # seconds: a network disk may show a new file late
@@ -47,6 +47,7 @@ PACKAGES = (
     "jiwer", "hydra-core", "soundfile", "numpy",
 )  # fmt: skip
 PLACES = ("data.source", "data.search_dir")  # settings that say where a corpus lies, which may be moved
+CHECKPOINT = "model.checkpoint"  # where a base model lies; one in a folder is known by its files
 LINE = {"id": Path, "path": Path, "text": str, "duration": float, "speaker": str, "sha256": str}  # of a manifest
 NOT_OF_ALL = {"start": float, "end": float, "offset": int, "bytes": int, "clip": Path}  # of some lines
 
@@ -120,26 +121,17 @@ def lock(run: Path) -> Iterator[None]:
     Raises ConfigError while another command holds the lock, or for links out of the folder.
     The lock of a killed process is free at once. The same process may lock it again inside the block.
     """
-    lock = FileLock(run / ".lock", timeout=0, is_singleton=True)
-    try:
-        distributed.rank_zero(lambda: _lock(run, lock))
+    with ExitStack() as held:
+        distributed.rank_zero(lambda: _lock(run, held))
         yield
-    finally:
-        if lock.is_locked:
-            lock.release()
 
 
-def _lock(run: Path, lock: BaseFileLock) -> None:
+def _lock(run: Path, held: ExitStack) -> None:
     run.mkdir(parents=True, exist_ok=True)
     check_links(run)
-    try:
-        lock.acquire()
-        finish_replacement(run)
-    except Timeout as error:
-        raise ConfigError(
-            f"run_dir: another command uses {run}; wait until it has ended, or give this run another name "
-            "(run_name=...)"
-        ) from error
+    busy = f"run_dir: another command uses {run}; wait until it has ended, or give this run another name (run_name=...)"
+    held.enter_context(locked(run / ".lock", busy, waits=False))
+    finish_replacement(run)
 
 
 def streamed_record(run: Path, rank: int) -> Path:
@@ -201,11 +193,16 @@ def settings(run: Path) -> dict[str, Any]:
 def check_same_settings(config: Config) -> None:
     """Raises ConfigError when the run folder exists and was made with other settings.
 
-    Where its corpus lies is not compared: preparing compares the clips.
+    Where its corpus and a local base model lie is not compared: preparing compares the clips, and `with_pinned_base`
+    the model's files.
     """
     if settings_file(config.run).is_file():
-        now = {key: value for key, value in result_settings(to_dict(config)).items() if key not in PLACES}
-        check_settings(config.run, result_settings(settings(config.run)), now)
+        before, now = settings(config.run), result_settings(to_dict(config))
+        is_folder = "@" not in (before.get("base") or "@")
+        apart = (*PLACES, CHECKPOINT) if is_folder and is_local(config.model.checkpoint) else PLACES
+        check_settings(
+            config.run, result_settings(before), {key: value for key, value in now.items() if key not in apart}
+        )
 
 
 def record(config: Config, command: Sequence[str], base: str) -> None:
@@ -220,17 +217,22 @@ def record(config: Config, command: Sequence[str], base: str) -> None:
 def with_pinned_base(config: Config) -> Config:
     """Returns the settings with the base that the run was started with: of the Hub, the recorded commit.
 
-    Raises ConfigError where the files of a local directory have changed.
+    Raises ConfigError where a local directory is gone, or has other files.
     """
-    base = settings(config.run).get("base")
+    base, checkpoint = settings(config.run).get("base"), config.model.checkpoint
     if base is None:  # an earlier version did not record it
         return config
     if "@" in base:
         return replace(config, model=replace(config.model, checkpoint=base))
-    if fingerprint(config.model.checkpoint) != base:
+    if not is_local(checkpoint):
         raise ConfigError(
-            f"model.checkpoint: {config.model.checkpoint} no longer has the files that {config.run} was started with; "
-            "put those back, or give this run another name (run_name=...)"
+            f"model.checkpoint: {config.run} was started with the base model in {checkpoint}, which is not on this "
+            "machine; put it there, or name its new place: model.checkpoint=/path/to/it"
+        )
+    if fingerprint(checkpoint) != base:
+        raise ConfigError(
+            f"model.checkpoint: {checkpoint} does not have the files that {config.run} was started with; put those "
+            "back, name where they are (model.checkpoint=/path/to/them), or give this run another name (run_name=...)"
         )
     return config
 
@@ -279,8 +281,8 @@ def check_settings(run: Path, before: Mapping[str, Any], now: Mapping[str, Any])
 def recorded_config(run: Path, asked: Config, overrides: Sequence[str]) -> Config:
     """Returns the run's recorded settings, with this command's hardware, export and named overrides.
 
-    Overrides apply to evaluation, decoding and report. A setting that an earlier version did not have, and that no
-    result depends on, has this command's value.
+    Overrides apply to evaluation, decoding and report, and to where the corpus and a local base model lie. A setting
+    that an earlier version did not have, and that no result depends on, has this command's value.
     Raises ConfigError when there is no run in the folder.
     """
     finish_replacement(run)
@@ -300,6 +302,8 @@ def recorded_config(run: Path, asked: Config, overrides: Sequence[str]) -> Confi
     named = {override.lstrip("+").partition("=")[0] for override in overrides}
     return replace(
         recorded,
+        data=_placed(run, recorded.data, asked.data, named),
+        model=replace(recorded.model, checkpoint=asked.model.checkpoint) if CHECKPOINT in named else recorded.model,
         eval=_where_named("eval", recorded.eval, asked.eval, named),
         decoding=_where_named("decoding", recorded.decoding, asked.decoding, named),
         report=_where_named("report", recorded.report, asked.report, named),
@@ -307,6 +311,14 @@ def recorded_config(run: Path, asked: Config, overrides: Sequence[str]) -> Confi
         export=asked.export,
         run_dir=str(run),
     )
+
+
+def _placed(run: Path, recorded: DataConfig, asked: DataConfig, named: set[str]) -> DataConfig:
+    """Returns `recorded` with the place of the corpus: as the command line names it, else where it was found last."""
+    last = read_json(summary(run)).get("settings", {}) if summary(run).is_file() else {}
+    places = {key: last[key] for key in PLACES if key in last}
+    places |= {key: getattr(asked, key.removeprefix("data.")) for key in PLACES if key in named}
+    return replace(recorded, **{key.removeprefix("data."): place for key, place in places.items()})
 
 
 def _where_named(group: str, recorded: Branch, asked: Branch, named: set[str]) -> Branch:

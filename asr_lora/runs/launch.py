@@ -39,7 +39,8 @@ from asr_lora.runs import folder as run
 from asr_lora.runtime import distributed
 from asr_lora.runtime.console import log, log_error, quiet_libraries
 from asr_lora.runtime.errors import ConfigError, ExternalError, RegressionError, UserError
-from asr_lora.runtime.files import read_json, write_json, write_text
+from asr_lora.runtime.files import another_cache, read_json, write_json, write_text
+from asr_lora.runtime.streams import set_up_streams
 
 # Settings that do not identify a run.
 APART = ("eval", "decoding", "hardware", "report", "transcribe", "export", "app")
@@ -86,7 +87,6 @@ def launch(
     """Runs `stage` with the settings of the command line (`overrides` come before the user's own).
 
     `several`: whether the stage may run as several processes that share the work.
-
     A user's mistake is one line on standard error. Exit status: 2 for settings and inputs, 1 for failures outside
     (disk, network), 3 for a regression beyond eval.max_regression, 130 for Ctrl-C. A bug keeps its traceback.
     In a sweep (-m) a failed job leaves the others running. `after_sweep` gets the runs folder and all jobs that
@@ -94,6 +94,7 @@ def launch(
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra raise, so that its message can be printed in one line
     sys.argv[1:1] = overrides
+    set_up_streams()
     quiet_libraries()
     if NO_HOME:
         log(NO_HOME)
@@ -222,7 +223,8 @@ def _message(error: BaseException, arguments: Sequence[str]) -> tuple[str, int]:
     """Returns the line for an error that the user can fix, and its exit status."""
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         problem = f"{error.strerror or error}: {error.filename or 'while writing'}"
-        message, status = f"{problem}; fix that or name another runs_dir; all that was complete is kept", 1
+        way_out = another_cache(error) or "fix that or name another runs_dir"
+        message, status = f"{problem}; {way_out}; all that was complete is kept", 1
     elif isinstance(error, UserError):
         message, status = str(error), error.status
     else:

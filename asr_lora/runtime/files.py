@@ -15,9 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from filelock import FileLock
-
 from asr_lora.runtime.errors import ConfigError, ExternalError
+from asr_lora.runtime.locks import locked
 
 ANEW = "put back the file that was written, or remove {}, which the same command makes anew"
 LONGEST_NAME, LONGEST_PATH = 255, 4_000  # bytes of a file's name, characters of a path or URL
@@ -26,12 +25,23 @@ MOST_NUMBER = 2**53  # above it JSON's numbers are not exact
 NO_TEXT = re.compile("[\x00-\x1f\ud800-\udfff]")  # control characters, and bytes of a name that are not UTF-8
 ANOTHER_CACHE = "free some space there, or name another cache in ASR_LORA_CACHE"
 
+ANOTHER_HUB = "free some space there, or name another folder for the Hub's files in HF_HOME"
+
 
 def cache_dir() -> Path:
     """Returns $ASR_LORA_CACHE, else $XDG_CACHE_HOME/asr_lora, else ~/.cache/asr_lora."""
     if named := os.environ.get("ASR_LORA_CACHE"):
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "asr_lora"
+
+
+def another_cache(error: OSError) -> str | None:
+    """Returns the way out where a file of a cache, ours or the Hub's, cannot be used; None for another file."""
+    place = Path(str(error.filename or ""))
+    if place.is_relative_to(cache_dir()):
+        return ANOTHER_CACHE
+    hub = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return ANOTHER_HUB if place.is_relative_to(Path(hub).expanduser()) else None
 
 
 @contextmanager
@@ -52,7 +62,7 @@ def exclusive(path: Path) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
-    with FileLock(lock):
+    with locked(lock, f"{path}: another process makes it; waiting for that", waits=True):
         try:
             yield
         finally:

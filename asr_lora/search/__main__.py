@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from asr_lora.config.compose import Config, job_overrides, load, to_dict
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch
 from asr_lora.runtime.console import log
-from asr_lora.runtime.errors import ConfigError, UserError, to_install
+from asr_lora.runtime.errors import UserError, to_install
 from asr_lora.runtime.files import check_links, read_json
+from asr_lora.runtime.locks import locked
 from asr_lora.train import train
 
 try:
@@ -67,11 +67,9 @@ def search(config: Config, overrides: Sequence[str] = ()) -> Path:
     folder = Path(config.runs_dir) / "search" / f"{config.run_name}-{digest(settings)}"
     folder.mkdir(parents=True, exist_ok=True)
     check_links(folder.parent, "runs_dir", root=Path(config.runs_dir))
-    try:
-        with FileLock(folder / "lock", timeout=0):
-            return _search(config, about, settings, folder, deadline)
-    except Timeout as error:
-        raise ConfigError(f"search: another process uses {folder}; wait for it, or give it another runs_dir") from error
+    busy = f"search: another process uses {folder}; wait for it, or give it another runs_dir"
+    with locked(folder / "lock", busy, waits=False):
+        return _search(config, about, settings, folder, deadline)
 
 
 def _search(

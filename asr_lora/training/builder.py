@@ -19,13 +19,14 @@ from asr_lora.data.sources import excluded_utterances, open_streamed
 from asr_lora.data.splits import StreamFilter
 from asr_lora.decoding.generate import decoding_options
 from asr_lora.model import adapter, whisper
-from asr_lora.model.hardware import Hardware
+from asr_lora.model.hardware import Hardware, fitting_workers, step_bytes
 from asr_lora.model.methods import tuning_method
 from asr_lora.model.pretrained import language_token, load_config, load_processor
 from asr_lora.runs import folder as run
 from asr_lora.runtime import distributed
 from asr_lora.runtime.console import Bar, log
 from asr_lora.runtime.files import read_json
+from asr_lora.speech.audio import MAX_SECONDS
 from asr_lora.training.callbacks import DivergenceGuard, KeepAdapters, TimeBudget, TrainingLog
 from asr_lora.training.trainer import WhisperTrainer
 from asr_lora.training.validation import DevEvaluator, dev_normalizer, eval_steps
@@ -53,6 +54,7 @@ def build_trainer(
         budget=budget and replace(budget, loading=time.monotonic() - began),
     )
     arguments = _arguments(config, hardware, learning_rate, warmup)
+    arguments.dataloader_num_workers = _loader_processes(config, hardware, rows)
     collator = SpeechCollator(processor, config.data.augment, config.seed, training.spec_augment)
     place = arguments.process_index, arguments.world_size
     method = tuning_method(config.lora, config.max_steps)
@@ -144,7 +146,6 @@ def _arguments(config: Config, hardware: Hardware, learning_rate: float, warmup_
         activation_checkpointing_kwargs={"use_reentrant": False},
         use_cpu=hardware.device.type == "cpu",
         ddp_broadcast_buffers=False,  # it would hang in a step that gives a process no row
-        dataloader_num_workers=hardware.workers,
         dataloader_pin_memory=hardware.device.type == "cuda",
         save_steps=training.save_steps,
         ignore_data_skip=True,  # the sampler starts at the right step by itself
@@ -158,6 +159,20 @@ def _arguments(config: Config, hardware: Hardware, learning_rate: float, warmup_
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one GPU: DataParallel over two would double the loss
     return arguments
+
+
+def _loader_processes(config: Config, hardware: Hardware, rows: Sequence[Clip]) -> int:
+    """Returns the loader processes of this process: as set, or as many as fit the machine's shared memory."""
+    training, seconds = config.training, MAX_SECONDS
+    if training.context == "dynamic" and rows and not training.long_share:
+        longest = max(row["duration"] for row in rows)
+        seconds = min(MAX_SECONDS, longest + training.context_margin[1] + training.context_multiple)
+    share = -(-training.batch_size // hardware.processes)
+    step = step_bytes(share, load_config(config.model.checkpoint).num_mel_bins, seconds)
+    workers, line = fitting_workers(hardware.workers, step, distributed.local_world_size())
+    if line:
+        log(line)
+    return workers
 
 
 def step_sampler(config: Config, rows: Sequence[Clip]) -> StepSampler:

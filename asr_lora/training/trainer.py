@@ -24,7 +24,7 @@ from asr_lora.data.dataset import StreamingLoader, StreamingStepDataset
 from asr_lora.data.features import IGNORE_INDEX
 from asr_lora.data.sampler import count_micro_batches
 from asr_lora.model import adapter
-from asr_lora.model.hardware import is_out_of_memory
+from asr_lora.model.hardware import PREFETCHED, is_out_of_memory
 from asr_lora.model.methods import TuningMethod
 from asr_lora.model.whisper import encoder_context, seconds_of
 from asr_lora.runtime import distributed
@@ -36,7 +36,6 @@ from asr_lora.training.validation import DevEvaluator
 
 # The newest checkpoints: if one is damaged, there is the one before. The best one by dev is kept beside them.
 KEPT = 2
-PREFETCHED = 4  # steps that a loader process prepares ahead
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,6 +94,32 @@ def test_with_a_gpu_there_are_as_many_workers_as_cores_of_a_process_and_at_most_
     on_gpu: bool, cores: int, processes: int, workers: int
 ) -> None:
     assert hardware.loader_workers(on_gpu, cores, processes) == workers
+
+
+def shared_memory(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
+    monkeypatch.setattr(hardware, "disk_usage", lambda folder: SimpleNamespace(free=free))
+
+
+@pytest.mark.parametrize(
+    ("free", "processes", "workers"),
+    [(64e6, 1, 1), (40e6, 1, 0), (1e9, 1, 4), (1e9, 8, 3), (141e6, 1, 3), (142e6, 1, 4)],
+)
+def test_as_many_loader_processes_as_shared_memory_holds_steps_of_and_a_line_where_that_is_fewer(
+    free: float, processes: int, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared_memory(monkeypatch, free)
+    step = hardware.step_bytes(8, 80, 30.0)
+    assert step == 8 * 3000 * (80 * 4 + 8)
+    found, line = hardware.fitting_workers(4, step, processes, tmp_path)
+    assert found == workers
+    assert (line is None) == (workers == 4)
+    if line:
+        assert line.startswith("hardware.workers: 4 loader processes pass up to ") and "--shm-size" in line
+
+
+def test_a_system_without_shared_memory_files_or_without_loader_processes_has_no_limit(tmp_path: Path) -> None:
+    assert hardware.fitting_workers(4, 10**12, 1, tmp_path / "none") == (4, None)
+    assert hardware.fitting_workers(0, 10**12, 1, tmp_path) == (0, None)
 
 
 @pytest.mark.parametrize("group", hardware.GPUS)

@@ -381,5 +381,5 @@ def test_a_run_whose_base_has_been_replaced_is_refused(words: list[str], tiny_ch
     train(config)
     shutil.rmtree(base)
     another(tiny_checkpoint, base)
-    with pytest.raises(ConfigError, match=r"model\.checkpoint: .* no longer has the files .* \(run_name="):
+    with pytest.raises(ConfigError, match=r"model\.checkpoint: .* does not have the files .* \(run_name="):
         evaluate(config)
