@@ -48,6 +48,7 @@ def test_the_command_of_the_demo_is_recorded_without_its_own_overrides(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # of work for all cores: beside other work it takes several times its seven minutes
 @pytest.mark.usefixtures("every_core")
 def test_the_whole_demo_halves_the_error_rate_of_the_base_model(tmp_path: Path) -> None:
     config = load(["experiment=demo", f"runs_dir={tmp_path / 'runs'}", "hardware=cpu"])

@@ -25,7 +25,7 @@ from asr_lora.speech.audio import SAMPLE_RATE
 from asr_lora.speech.audio import load as load_audio
 
 README = Path(__file__).parents[2] / "README.md"
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # the fixture works on all cores, for minutes
 
 
 @pytest.fixture(scope="module")
