@@ -219,7 +219,8 @@ def _is_scored(config: Config, each: EvalSet, inputs: Mapping[str, Any]) -> bool
 def _write_card(config: Config, tuned: Path) -> None:
     """Writes the model card from all sets that this adapter was scored on with the same settings."""
     trained, drawn = run.training_metrics(config.run), read_json(run.summary(config.run))
-    write_card(tuned, config.run, config.report.license, trained, drawn, run.read_scores(config.run))
+    scores, base = run.read_scores(config.run), config.model.checkpoint
+    write_card(tuned, config.run, config.report.license, trained, drawn, scores, base)
 
 
 def main(config: Config) -> None:

@@ -49,9 +49,17 @@ def open_sources(data: DataConfig, test_limit: int | None) -> Corpus:
 
 
 def open_recorded(data: DataConfig, run: Path) -> Corpus:
-    """Opens the corpus that the manifest of a run was drawn from, not a newer release."""
+    """Opens the corpus that the manifest of a run was drawn from, not a newer release.
+
+    Raises ConfigError where it is no longer on this machine.
+    """
     summary = read_json(folder.summary(run))
-    return _open(data, summary["source"], {split: facts.get("asked") for split, facts in summary["splits"].items()})
+    source = summary["source"]
+    if is_path(source) and not data.sources and not Path(source).exists():
+        raise ConfigError(
+            f"data.source: {source}, which {run} was drawn from, is not on this machine; put it there, or {BY_HASHES}"
+        )
+    return _open(data, source, {split: facts.get("asked") for split, facts in summary["splits"].items()})
 
 
 def named_columns(data: DataConfig) -> Columns:
@@ -167,7 +175,6 @@ def restore_clips(run: Path, data: DataConfig, lines: Sequence[Clip]) -> None:
     if not absent:
         return
     log(f"{len(absent)} clips of the manifest are no longer where they were; fetching them again")
-    _check_source(run, len(absent))
     corpus = open_recorded(data, run)
     # A clip cannot be restored in a shard.
     found = corpus.fetch([name for name, line in absent.items() if "offset" not in line])
@@ -194,17 +201,6 @@ def restore_clips(run: Path, data: DataConfig, lines: Sequence[Clip]) -> None:
     for name, path in misplaced.items():
         with atomic_file(path) as partial:
             shutil.copyfile(found[name], partial)
-
-
-def _check_source(run: Path, lost: int) -> None:
-    """Raises ConfigError where the corpus of a run, a path, is not on this machine and so restores no clip."""
-    source = read_json(folder.summary(run))["source"]
-    if not is_path(source) or " + " in source or Path(source).exists():
-        return
-    raise ConfigError(
-        f"data.source: {lost} clips of {run}/data are gone, and so is {source}, which they came from; put that back, "
-        f"or {BY_HASHES}"
-    )
 
 
 def relocate_clips(run: Path, data: DataConfig) -> None:

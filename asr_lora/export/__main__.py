@@ -196,7 +196,7 @@ def _merged(exported: Source, folder: Path) -> Path:
     scored, adapter_sha256 = run.read_scores(config.run), adapter_folder.fingerprint(exported.folder)
     if any(facts["inputs"]["adapter_sha256"] == adapter_sha256 for facts in scored.values()):
         facts = run.training_metrics(config.run), read_json(run.summary(config.run)), scored
-        write_card(folder, config.run, config.report.license, *facts)
+        write_card(folder, config.run, config.report.license, *facts, config.model.checkpoint)
     else:
         adapter.write_card(
             folder, display_name(config.model.checkpoint), "transformers", "fine-tuned", adapter.WHOLE_CARD

@@ -206,26 +206,26 @@ def step_bytes(rows: int, mels: int, seconds: float) -> int:
     return round(rows * seconds * FRAMES_PER_SECOND * (4 * mels + 8))
 
 
-def fitting_workers(workers: int, step: int, processes: int, folder: Path = SHARED_MEMORY) -> tuple[int, str | None]:
+def fitting_workers(workers: int, step: int, processes: int) -> tuple[int, str | None]:
     """Returns how many of the loader processes of each of `processes` fit shared memory, and a log line if not all.
 
     `step` is its bytes for a step. Each loader process holds PREFETCHED of them, training two more. Beyond the space
     there is, a loader process dies by a bus error, or training waits forever for a step that could not be passed on.
     """
-    if not workers or not folder.is_dir():
+    if not workers or not SHARED_MEMORY.is_dir():
         return workers, None
 
     def held(workers: int) -> int:
         return processes * step * (workers * PREFETCHED + 2)
 
-    free = disk_usage(folder).free
+    free = disk_usage(SHARED_MEMORY).free
     fits = next((count for count in range(workers, 0, -1) if held(count) <= free), 0)
     if fits == workers:
         return workers, None
     return fits, (
-        f"hardware.workers: {workers} loader processes pass up to {format_bytes(held(workers))} through {folder}, "
-        f"which has {format_bytes(free)} free, so {fits or 'none'} are used and loading may be slow; give the "
-        "container more, docker run --shm-size=2g (or --ipc=host), or set hardware.workers=0"
+        f"hardware.workers: {workers} loader processes pass up to {format_bytes(held(workers))} through "
+        f"{SHARED_MEMORY}, which has {format_bytes(free)} free, so {fits or 'none'} are used and loading may be slow; "
+        "give the container more, docker run --shm-size=2g (or --ipc=host), or set hardware.workers=0"
     )
 
 

@@ -76,15 +76,14 @@ def hub_id(checkpoint: str) -> str | None:
 
 def write_card(
     folder: Path, run: Path, license_name: str | None, trained: Mapping[str, Any], summary: Mapping[str, Any],
-    facts: Mapping[str, Mapping[str, Any]],
+    facts: Mapping[str, Mapping[str, Any]], checkpoint: str,
 ) -> None:  # fmt: skip
     """Writes the model card (README.md) into the `folder` of an adapter or whole model of a run.
 
     `trained` is train/metrics.json, `summary` data/summary.json, and `facts` are the metrics of every set, the run's
-    own first.
+    own first. `checkpoint` is the base model, which may lie elsewhere than the run recorded.
     """
     settings = recorded_settings(run)
-    checkpoint = settings["model"]["checkpoint"]
     base = hub_id(checkpoint) or Path(checkpoint).expanduser().name
     split, own = next(iter(facts.items()))
     results = [

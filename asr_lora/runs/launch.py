@@ -40,7 +40,7 @@ from asr_lora.runtime import distributed
 from asr_lora.runtime.console import log, log_error, quiet_libraries
 from asr_lora.runtime.errors import ConfigError, ExternalError, RegressionError, UserError
 from asr_lora.runtime.files import another_cache, read_json, write_json, write_text
-from asr_lora.runtime.streams import set_up_streams
+from asr_lora.runtime.streams import encoding_of_names, set_up_streams
 
 # Settings that do not identify a run.
 APART = ("eval", "decoding", "hardware", "report", "transcribe", "export", "app")
@@ -96,8 +96,8 @@ def launch(
     sys.argv[1:1] = overrides
     set_up_streams()
     quiet_libraries()
-    if NO_HOME:
-        log(NO_HOME)
+    for line in filter(None, (NO_HOME, encoding_of_names())):
+        log(line)
     arguments, began, place = sys.argv[1:], time.time(), Path.cwd()  # a launcher pickles them with `job`
     here: list[Path] = []  # the runs folder, once a job ran in this process
 

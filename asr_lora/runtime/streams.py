@@ -27,6 +27,17 @@ def set_up_streams() -> None:
         stream.reconfigure(encoding=encoding, errors=handler or ESCAPES)
 
 
+def encoding_of_names() -> str | None:
+    """Returns a log line where file names are not in UTF-8, by the locale: those on the disk mostly are."""
+    encoding = sys.getfilesystemencoding()
+    if encoding.replace("-", "").lower() == "utf8":
+        return None
+    return (
+        f"LC_ALL, LC_CTYPE or LANG: file names are read in {encoding}, so that files whose names have other characters "
+        "are not found; export PYTHONUTF8=1"
+    )
+
+
 def _escaped(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error

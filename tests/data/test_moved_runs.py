@@ -37,8 +37,10 @@ def test_the_place_of_a_corpus_that_moved_is_asked_for_and_then_remembered(
 ) -> None:
     _, config = moved(words, tmp_path)
     place = Path(shutil.move(release, tmp_path / "there" / release.name))
-    with pytest.raises(ConfigError, match=rf"4 clips of {config.run}/data are gone, and so is {release},.*{BY_HASHES}"):
+    with pytest.raises(ConfigError, match=rf"{release}, which {config.run} was drawn from, is not on .*{BY_HASHES}"):
         clips_of(config, "test", 4)
+    with pytest.raises(ConfigError, match=BY_HASHES):
+        clips_of(config, "test", None)  # more than were drawn
     for named in ([f"data.source={place}"], []):
         found = clips_of(opened(config.run, *named), "test", 4)
         assert all(Path(clip["path"]).is_relative_to(place) for clip in found)

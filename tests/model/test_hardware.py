@@ -96,8 +96,9 @@ def test_with_a_gpu_there_are_as_many_workers_as_cores_of_a_process_and_at_most_
     assert hardware.loader_workers(on_gpu, cores, processes) == workers
 
 
-def shared_memory(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
-    monkeypatch.setattr(hardware, "disk_usage", lambda folder: SimpleNamespace(free=free))
+def shared_memory(monkeypatch: pytest.MonkeyPatch, free: float, folder: Path) -> None:
+    monkeypatch.setattr(hardware, "SHARED_MEMORY", folder)
+    monkeypatch.setattr(hardware, "disk_usage", lambda place: SimpleNamespace(free=free))
 
 
 @pytest.mark.parametrize(
@@ -107,19 +108,23 @@ def shared_memory(monkeypatch: pytest.MonkeyPatch, free: float) -> None:
 def test_as_many_loader_processes_as_shared_memory_holds_steps_of_and_a_line_where_that_is_fewer(
     free: float, processes: int, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared_memory(monkeypatch, free)
+    shared_memory(monkeypatch, free, tmp_path)
     step = hardware.step_bytes(8, 80, 30.0)
     assert step == 8 * 3000 * (80 * 4 + 8)
-    found, line = hardware.fitting_workers(4, step, processes, tmp_path)
+    found, line = hardware.fitting_workers(4, step, processes)
     assert found == workers
     assert (line is None) == (workers == 4)
     if line:
         assert line.startswith("hardware.workers: 4 loader processes pass up to ") and "--shm-size" in line
 
 
-def test_a_system_without_shared_memory_files_or_without_loader_processes_has_no_limit(tmp_path: Path) -> None:
-    assert hardware.fitting_workers(4, 10**12, 1, tmp_path / "none") == (4, None)
-    assert hardware.fitting_workers(0, 10**12, 1, tmp_path) == (0, None)
+def test_a_system_without_shared_memory_files_or_without_loader_processes_has_no_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared_memory(monkeypatch, 0, tmp_path)
+    assert hardware.fitting_workers(0, 10**12, 1) == (0, None)
+    shared_memory(monkeypatch, 0, tmp_path / "none")
+    assert hardware.fitting_workers(4, 10**12, 1) == (4, None)
 
 
 @pytest.mark.parametrize("group", hardware.GPUS)

@@ -91,7 +91,8 @@ def test_a_score_of_a_sample_says_so_and_how_to_get_that_of_the_whole_set(
     write_json(file, read_json(file) | {"limit": limit, "available": available})
     scores = run.read_scores(made)
     show_run("nl-a", scores)
-    write_card(made, made, "apache-2.0", run.training_metrics(made), read_json(run.summary(made)), scores)
+    base = run.settings(made)["model"]["checkpoint"]
+    write_card(made, made, "apache-2.0", run.training_metrics(made), read_json(run.summary(made)), scores, base)
     page = Page(report(made)).text
     compared = Page(compare(str(tmp_path / "nl-*"), tmp_path)).text
     shown = page, (made / "README.md").read_text(), capsys.readouterr().out, compared

@@ -1,5 +1,6 @@
 """Tests of runtime.files: a replaced folder is the old or the new one after a kill at any moment."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from asr_lora.config.compose import load
 from asr_lora.prepare import main as prepare
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ExternalError
-from asr_lora.runtime.files import atomic_folder, finish_replacement, replace_folder, write_text
+from asr_lora.runtime.files import another_cache, atomic_folder, finish_replacement, replace_folder, write_text
 
 PARTS = [f"part-{number}" for number in range(3)]
 KILLED = """
@@ -151,3 +152,18 @@ def test_a_list_of_suspects_that_was_edited_outlives_a_kill(words: list[str]) ->
     (config.run / ".page.old").rename(config.run / ".audit.old")  # as a kill while the page was replaced leaves it
     prepare(config)
     assert (config.run / "audit" / "suspects.txt").read_text() == "mine\n"
+
+
+def test_a_file_of_a_cache_that_cannot_be_written_names_the_variable_of_that_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, private_cache: Path
+) -> None:
+    def way_out(place: Path) -> str | None:
+        return another_cache(OSError(errno.EROFS, "Read-only file system", str(place)))
+
+    monkeypatch.delenv("HF_HOME", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert "ASR_LORA_CACHE" in str(way_out(private_cache / "clips" / "x.wav"))
+    assert "HF_HOME" in str(way_out(tmp_path / "xdg" / "huggingface" / "hub"))
+    assert way_out(tmp_path / "runs" / "x") is None and another_cache(OSError("no file")) is None
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    assert "HF_HOME" in str(way_out(tmp_path / "hub" / "token"))

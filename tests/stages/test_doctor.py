@@ -24,7 +24,7 @@ from asr_lora.data.features import Example, SpeechCollator, collate, label_ids
 from asr_lora.doctor import data, machine
 from asr_lora.doctor.__main__ import doctor, examine, main
 from asr_lora.doctor.check import Check, check_versions, is_pair
-from asr_lora.model import adapter, adapter_folder, probes
+from asr_lora.model import adapter, adapter_folder, hardware, probes
 from asr_lora.model.pretrained import load_config, load_processor
 from asr_lora.model.probes import Base
 from asr_lora.prepare import prepare
@@ -109,6 +109,17 @@ def test_a_pair_is_of_one_release_and_one_build() -> None:
     assert is_pair("2.11.0", "2.11.0+cu130") and is_pair("2.11.1+cpu", "2.11.0+cpu")
     assert not is_pair("2.11.0+cpu", "2.11.0+cu130") and not is_pair("2.11.0", "2.1.0")
     assert check_versions().verdict == "ok"
+
+
+def test_a_small_shared_memory_is_a_warning_with_its_way_out(
+    words: list[str], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(hardware, "disk_usage", lambda folder: SimpleNamespace(free=2**20))
+    monkeypatch.setattr(hardware, "SHARED_MEMORY", tmp_path)
+    check, _ = machine.device(load([*words, "hardware.workers=2"]), load_config(str(tiny_checkpoint)))
+    assert check.verdict == "warn"
+    assert "2 loader processes pass up to" in check.found and "1.0 MB free, so none are used" in check.found
+    assert check.way_out.startswith("give the container more, docker run --shm-size=2g")
 
 
 # ---- the data ----
