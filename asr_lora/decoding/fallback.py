@@ -53,7 +53,8 @@ def decode_clips(
     for at in rejected:
         hypotheses[at] = _without_silence(hypotheses[at], no_speech[at])
     for temperature in ([] if decoding.margin is None else [0.0]) + list(TEMPERATURES):
-        rejected = [at for at in rejected if not is_accepted(hypotheses[at])]
+        if not (rejected := [at for at in rejected if not is_accepted(hypotheses[at])]):
+            break
         expect(len(rejected))
         repeated, warmer = [clips[at] for at in rejected], replace(again, num_beams=1) if temperature else again
         redecoded = decode_once(model, processor, repeated, warmer, advance, None, capacity, temperature)

@@ -107,7 +107,7 @@ class Hypothesis:
     tokens: list[int]  # after the prompt, before the end
     text: str
     truncated: bool
-    log_probability: float = field(compare=False)  # mean over the tokens and the end, in nats; rounded by the batch
+    log_probability: float = field(compare=False)  # mean over tokens and end, in nats; nan without fallback
     first: str
     temperature: float = 0.0
     redecoded: bool = False
@@ -277,18 +277,18 @@ def _generate(
     model: WhisperForConditionalGeneration, input_features: Tensor, decoding: DecodingOptions, rows: Sequence[Row],
     temperature: float,
 ) -> list[tuple[list[int], float]]:  # fmt: skip
-    """Generates tokens for each clip, at most its own limit, and their mean log-probability."""
+    """Generates tokens for each clip, at most its own limit, and their mean log-probability (nan without fallback)."""
     suppressed, adapters = suppress_tokens(model), [row.adapter for row in rows if row.adapter]
     generation, language = model.generation_config, [each.language for each in adapters] or decoding.language
-    prompt = prompt_length(generation)
-    scores = SequenceScores(decoding.num_beams, prompt, generation.eos_token_id)
+    prompt, end = prompt_length(generation), generation.eos_token_id
+    scores = [SequenceScores(decoding.num_beams, prompt, end)] if decoding.fallback else []  # it asks for them alone
     drawn = [Sampled(temperature, [row.seed for row in rows])] if temperature else []
     decoded: list[list[int]] = model.generate(
         input_features=input_features,
         **language_and_task(generation, language, decoding.task),
         num_beams=decoding.num_beams,
         max_new_tokens=max(row.limit for row in rows),
-        **suppressed | {"logits_processor": [*suppressed["logits_processor"], scores, *drawn]},
+        **suppressed | {"logits_processor": [*suppressed["logits_processor"], *scores, *drawn]},
         # Without it a row with an unasked timestamp would be decoded on from there, without the other rows.
         force_unique_generate_call=True,
         **({"adapter_names": [each.adapter for each in adapters]} if adapters else {}),
@@ -296,8 +296,9 @@ def _generate(
     found = []
     for at, (row, ids) in enumerate(zip(rows, decoded, strict=True)):
         # Its own limit, not the longest clip's: a hypothesis must not depend on the other clips of its batch.
-        tokens = list(takewhile(lambda token: token != scores.end, ids[prompt:]))[: row.limit]
-        found.append((tokens, scores.mean(at, tokens, truncated=len(tokens) == row.limit)))
+        tokens = list(takewhile(lambda token: token != end, ids[prompt:]))[: row.limit]
+        mean = scores[0].mean(at, tokens, truncated=len(tokens) == row.limit) if scores else math.nan
+        found.append((tokens, mean))
     return found
 
 

@@ -27,7 +27,7 @@ class SequenceScores:
     """
 
     def __init__(self, num_beams: int, prompt: int, end: int) -> None:
-        self._num_beams, self._prompt, self.end = num_beams, prompt, end  # tokens of the prompt, the end token
+        self._num_beams, self._prompt, self._end = num_beams, prompt, end  # tokens of the prompt, the end token
         self._places: dict[tuple[int, ...], int] = {}  # of the last step: row and tokens
         self._sums = self._last = torch.zeros(0)  # (rows times beams,) and (rows times beams, vocabulary)
         self._found: dict[tuple[int, ...], tuple[float, float]] = {}  # by row and tokens: sum, and that with the end
@@ -41,7 +41,7 @@ class SequenceScores:
         else:
             self._sums = scores.new_zeros(len(scores))
         self._last, self._places = scores.log_softmax(-1), {key: at for at, key in enumerate(keys)}
-        ended = self._sums + self._last[:, self.end]
+        ended = self._sums + self._last[:, self._end]
         self._found |= zip(keys, zip(self._sums.tolist(), ended.tolist(), strict=True), strict=True)
         return scores
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.package import ROOT, uv
 
-TESTED = {"demo", "search", "app", "faster-whisper", "whispercpp"}
+TESTED = {"demo", "search", "app", "faster-whisper", "whispercpp", "media", "tables"}
 
 
 def write_wheel(folder: Path, name: str) -> None:

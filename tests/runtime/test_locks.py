@@ -25,8 +25,10 @@ fcntl.flock = refuse
 HOLDING = """
 import sys
 from pathlib import Path
-from asr_lora.runs import folder as run
-with run.lock(Path(sys.argv[1])):
+from asr_lora.runtime.locks import locked
+folder = Path(sys.argv[1])
+folder.mkdir(exist_ok=True)
+with locked(folder / ".lock", "busy", waits=False):
     print("locked", flush=True)
     sys.stdin.read()
 """
