@@ -23,8 +23,9 @@ python -m asr_lora.train --cfg job --package lora   # those of one group
 
 A setting is `key=value` on any command line, a group's choice `group=choice`; several values after `-m` are a run each.
 A value with spaces, commas, `=`, quotes or brackets is quoted twice, `'data.source="/my data/cv.tar.gz"'`; the error
-for one that is not shows the quoted form. `null` means that the code decides; the comment says how. Types and rules are in `asr_lora/config/`. The first choice of
-a group is the default; the others are listed with the values in which they differ from it."""
+for one that is not shows the quoted form. `null` means that the code decides; the comment says how. Types and rules are
+in `asr_lora/config/`. The first choice of a group is the default; the others are listed with the values in which they
+differ from it."""
 Rows = dict[str, tuple[str, str]]
 
 
