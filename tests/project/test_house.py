@@ -77,6 +77,7 @@ def test_identifiers_are_free_of_retired_words(path: Path) -> None:
 def prose() -> list[Path]:
     texts = [
         ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
         *MODULES,
         *PACKAGE.rglob("*.html"),
         *PACKAGE.rglob("*.md"),

@@ -123,7 +123,8 @@ def test_what_the_lock_has_anew_is_installed(project: Path) -> None:
 
 
 def test_every_uv_command_that_is_named_anywhere_keeps_what_is_installed() -> None:
-    texts = [ROOT / "README.md", ROOT / "Makefile", *(ROOT / "recipes").iterdir(), *(ROOT / "asr_lora").rglob("*.py")]
+    texts = [ROOT / "README.md", ROOT / "Makefile", *(ROOT / "docs").iterdir(), *(ROOT / "recipes").iterdir()]
+    texts += (ROOT / "asr_lora").rglob("*.py")
     named = {
         (file.name, command)
         for file in texts if file.is_file()

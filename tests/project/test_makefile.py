@@ -52,9 +52,9 @@ def test_a_sweep_is_one_run_a_rank() -> None:
     assert command[2:] == ["asr_lora.train", "-m", "lora.r=4,8", "data.language=nl"]
 
 
-def test_a_search_takes_its_space_from_args_as_the_readme_writes_it() -> None:
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    (written,) = (word for word in readme.split("`") if word.startswith("\"'search.space="))
+def test_a_search_takes_its_space_from_args_as_its_page_writes_it() -> None:
+    page = " ".join((ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8").split())
+    (written,) = (word for word in page.split("`") if word.startswith("\"'search.space="))
     (args,) = shlex.split(written)
     space = composed("search", "LANG=nl", f"ARGS={args}").search.space
     assert space == ["lora.r=choice(8,16,32)", "training.learning_rate=tag(log,interval(1e-4,1e-2))"]

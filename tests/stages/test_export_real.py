@@ -1,4 +1,4 @@
-"""Exports of real weights in real runtimes decode like we do, and the README's snippets run."""
+"""Exports of real weights in real runtimes decode like we do, and the snippets of docs/export.md run."""
 
 import os
 import re
@@ -24,7 +24,7 @@ from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.speech.audio import SAMPLE_RATE
 from asr_lora.speech.audio import load as load_audio
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # the fixture works on all cores, for minutes
 
 
@@ -91,8 +91,8 @@ def test_faster_whisper_detects_languages_and_has_word_timestamps(exported: Path
 
 
 @pytest.mark.parametrize("tool", ["peft", "transformers", "faster-whisper", "whisper.cpp"])
-def test_the_readmes_snippet_runs(tool: str, exported: Path, tmp_path: Path) -> None:
-    section = README.read_text(encoding="utf-8").partition("### Use what you trained")[2].partition("\n### ")[0]
+def test_the_snippet_of_the_page_runs(tool: str, exported: Path, tmp_path: Path) -> None:
+    section = PAGE.read_text(encoding="utf-8").partition("## Use it")[2].partition("\n## ")[0]
     snippets = [code for code in re.findall(r"```python\n(.*?)```", section, re.S) if re.match(rf"# {tool}\W", code)]
     assert len(snippets) == 1
     code = snippets[0].replace("openai/whisper-large-v2", str(run.settings(exported)["model"]["checkpoint"]))
