@@ -71,7 +71,7 @@ def detect(text: str, fields: Callable[[Sequence[str]], int], names_recording: C
 
 def _row(line: str, delimiter: str) -> list[str]:
     try:
-        return next(csv.reader([line], delimiter=delimiter), [])
+        return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
     except csv.Error:  # a cell beyond csv's limit
         return line.split(delimiter)
 
@@ -108,7 +108,9 @@ def cells_of(text: str, dialect: Dialect) -> list[Line]:
     if "\n" not in text:
         text = text.replace("\r", "\n")
     before, found = csv.field_size_limit(LONGEST_CELL), []
-    table, begins = csv.reader(io.StringIO(text, newline=""), delimiter=dialect.delimiter, strict=True), 1
+    content = io.StringIO(text, newline="")
+    # skipinitialspace: in a.wav, "Yes, now." the quotes are no text
+    table, begins = csv.reader(content, delimiter=dialect.delimiter, strict=True, skipinitialspace=True), 1
     try:
         for cells in table:
             if cells and table.line_num > dialect.first:

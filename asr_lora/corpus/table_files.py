@@ -28,6 +28,7 @@ BROKEN = (  # what openpyxl raises, which has no base class of its own
     zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ElementTree.ParseError, LookupError, ValueError,
     TypeError, AttributeError,
 )  # fmt: skip
+HEADER_BY = 20  # rows of a sheet
 ROW_KEYS = ("path", "filename", "file_name", "filepath", "audio_filepath")  # of a nested recording
 
 
@@ -190,24 +191,35 @@ def _sheet(path: Path, columns: Columns, is_recording: Callable[[str], bool]) ->
             with zipfile.ZipFile(raw) as packed:
                 _refuse_bomb(path, sum(part.file_size for part in packed.infolist()))
             book = openpyxl.load_workbook(raw, read_only=True, data_only=True)
-            sheets = {sheet.title: list(map(list, sheet.iter_rows(values_only=True))) for sheet in book.worksheets}
+            sheets = {sheet.title: list(map(list, sheet.iter_rows(values_only=True))) for sheet in book.worksheets
+                      if sheet.sheet_state == "visible"}  # fmt: skip
     except ExternalError:
         raise
     except BROKEN as error:
         raise ConfigError(f"data.source: {path} does not open as .xlsx ({error}); save it as .csv") from error
     filled = {
-        name: [[_plain(cell) for cell in row] for row in rows] for name, rows in sheets.items() if any(map(any, rows))
+        name: _from_header([[_plain(cell) for cell in row] for row in rows], columns)
+        for name, rows in sheets.items()
+        if any(map(any, rows))
     }
-    fitting = {name: rows for name, rows in filled.items() if columns.count_in(rows[0])} or filled
+    fitting = {name: found for name, found in filled.items() if columns.count_in(found[1][0])} or filled
     if len(fitting) != 1:
         raise ConfigError(
             f"data.source: {path} has {len(fitting)} sheets with rows ({listed(fitting)}); save the one meant as .csv"
         )
-    name, rows = fitting.popitem()
+    name, (first, rows) = fitting.popitem()
     has_header = columns.count_in(rows[0]) > 0 or not any(map(is_recording, rows[0]))
     header = rows[0] if has_header else [str(at + 1) for at in range(len(rows[0]))]
-    numbered = [(at, dict(zip(header, row, strict=True))) for at, row in enumerate(rows, start=1) if any(row)]
+    numbered = [(at, dict(zip(header, row, strict=True))) for at, row in enumerate(rows, start=first) if any(row)]
     return TableRows(header, numbered[1:] if has_header else numbered, [], f"sheet {name}", has_header)
+
+
+def _from_header(rows: list[list[str]], columns: Columns) -> tuple[int, list[list[str]]]:
+    """Returns the rows from the one on that names path and text, as below a title, else from the first that is filled;
+    and the number of that row, from 1 on."""
+    first = next(at for at, row in enumerate(rows) if any(row))
+    header = next((at for at, row in enumerate(rows[:HEADER_BY]) if columns.count_in(row) > 1), first)
+    return header + 1, rows[header:]
 
 
 def _plain(cell: object) -> str:
@@ -216,6 +228,6 @@ def _plain(cell: object) -> str:
         return str(int(cell))
     if isinstance(cell, datetime.timedelta):
         return str(cell.total_seconds())
-    if isinstance(cell, (datetime.time, datetime.datetime)):
+    if isinstance(cell, datetime.time):
         return cell.strftime("%H:%M:%S.%f")
     return "" if cell is None else str(cell)

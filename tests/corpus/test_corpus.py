@@ -199,3 +199,13 @@ def test_a_name_that_no_file_can_have_is_not_in_the_release(tmp_path: Path):
     write_lines(home / "train.tsv", ["path\tsentence", f"{'9' * 300}.mp3\thoi"])
     corpus = open_corpus(tmp_path, "nl")
     assert corpus.fetch(clip_names(corpus, "train")) == {}
+
+
+@pytest.mark.parametrize("command", [
+    "ffmpeg -ss 1 -t 2 -i {} -f wav - |", "ffmpeg -i {} -af atempo=2 -f wav - |", "ffmpeg -i {} -filter:a x -f wav - |",
+    "flac -c -d -s --skip=1:00 {} |", "sph2pipe -f wav -t 0:5 {} |", "/usr/bin/sox {} -t wav - speed 1.1 |",
+])  # fmt: skip
+def test_a_command_of_kaldi_that_changes_the_sound_is_refused(tmp_path: Path, command: str) -> None:
+    (tmp_path / "wav.scp").write_text(f"u1 {command.format('a.flac')}\n")
+    (tmp_path / "text").write_text("u1 ja\n")
+    assert "line 1 of" in (message := refusal(tmp_path)) and "is a command and no file" in message
