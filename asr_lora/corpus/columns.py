@@ -40,8 +40,8 @@ class Columns:
     def found_in(self, header: Sequence[str], table: str, needed: Sequence[str] = ("path", "text")) -> dict[str, str]:
         """Finds the columns of the fields in `header`; guesses ignore upper and lower case.
 
-        Raises ConfigError where a named one is not there and cannot be guessed, none is found for a `needed` field, or two
-        have the name of one.
+        Raises ConfigError where a named one is not there and cannot be guessed, none is found for a `needed` field, or
+        two have the name of one.
         """
         plain = {column.strip().lower(): column for column in reversed(header)}
         found: dict[str, str] = {}

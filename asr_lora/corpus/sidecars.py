@@ -96,7 +96,7 @@ def open_transcript(source: Path, language: str, columns: Columns) -> Corpus:
     if len(found) != 1:
         raise ConfigError(
             f"data.source: {len(found) or 'no'} recordings of the name of {source} are in its folder or beside that "
-            f"(got: {listed(file.name for file in found)}); it needs one, such as {source.stem}.wav"
+            f"(got: {listed(found, 3)}); it needs one, such as {source.stem}.wav"
         )
     tree = Tree(source.parent if found[0].parent == source.parent else source.parent.parent)
     file, recording = (PurePosixPath(path.relative_to(tree.root)) for path in (source, found[0]))

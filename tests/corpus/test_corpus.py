@@ -87,6 +87,16 @@ def test_sentences_stay_raw(tmp_path: Path):
     assert all(list(each.extra) == kept and each.extra["age"] == "" for each in corpus.tables["train"])
 
 
+def test_a_release_that_pandas_wrote_again_is_read_without_its_quotes(tmp_path: Path):
+    table = write_release(tmp_path) / "train.tsv"
+    lines = table.read_text(encoding="utf-8").splitlines()
+    for at, cell in ((1, '"Ja", zei hij.'), (2, "Twee regels")):
+        old = lines[at].split("\t")[COLUMNS.index("sentence")]
+        lines[at] = lines[at].replace(old, '"{}"'.format(cell.replace('"', '""').replace(" regels", "\nregels")))
+    write_lines(table, lines)
+    assert [each.text for each in open_corpus(tmp_path, "nl").tables["train"]][:2] == ['"Ja", zei hij.', "Twee regels"]
+
+
 def test_a_byte_order_mark_and_windows_line_ends_do_not_change_a_table(tmp_path: Path):
     table = write_release(tmp_path) / "train.tsv"
     before = open_corpus(tmp_path, "nl").tables
