@@ -125,7 +125,9 @@ def _json(text: str) -> TableRows:
     """Reads an object per line, or one document: an array of objects, or objects by id or in lists by split."""
     document = _document(text)
     if document is not None:
-        return _by_names([(at, row) for at, row in enumerate(document, start=1)], [], "JSON")
+        rows = [(at, row) for at, row in enumerate(document, start=1) if isinstance(row, dict)]
+        others = [f"row {at}: no JSON object" for at, row in enumerate(document, start=1) if not isinstance(row, dict)]
+        return _by_names(rows, others, "JSON")
     found: list[tuple[int, dict[str, Any]]] = []
     malformed: list[str] = []
     for number, line in enumerate(split_lines(text), start=1):
@@ -141,8 +143,8 @@ def _json(text: str) -> TableRows:
     return _by_names(found, malformed, "JSON lines")
 
 
-def _document(text: str) -> list[dict[str, Any]] | None:
-    """Returns the objects of a JSON document; None for text that is none, as JSON lines are."""
+def _document(text: str) -> list[Any] | None:
+    """Returns the rows of a JSON document, objects all; None for text that is none, as JSON lines are."""
     if text.lstrip()[:1] not in ("[", "{"):
         return None
     try:
@@ -150,7 +152,9 @@ def _document(text: str) -> list[dict[str, Any]] | None:
     except (ValueError, RecursionError):
         return None
     if isinstance(value, list):
-        return [row for row in value if isinstance(row, dict)]
+        return value
+    if (rows := _by_columns(value)) is not None:
+        return rows
     parts = {name: own for name, own in value.items() if isinstance(own, list) and own and _are_objects(own)}
     if parts and all(map(split_called, parts)):  # {"train": [...], "test": [...]}
         return [{"split": name, **row} for name, own in parts.items() for row in own]
@@ -159,6 +163,29 @@ def _document(text: str) -> list[dict[str, Any]] | None:
     if value and _are_objects(value.values()):  # SpeechBrain's: objects by id
         return [{"id": name, **row} for name, row in value.items()]
     return None
+
+
+def _by_columns(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Returns the rows of a document by columns, as pandas writes (orient columns, list or split); None for another."""
+    names, data = value.get("columns"), value.get("data")
+    if isinstance(names, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
+        return [dict(zip(map(str, names), row, strict=False)) for row in data]
+    kinds, keys = {type(own) for own in value.values()}, [list(own) for own in value.values() if isinstance(own, dict)]
+    if kinds == {dict} and keys[0] == [str(at) for at in range(len(keys[0]))] and keys.count(keys[0]) == len(keys):
+        return [{name: own[key] for name, own in value.items()} for key in keys[0]]
+    columns = list(value.values())
+    if (
+        kinds == {list}
+        and len(columns) > 1
+        and len(set(map(len, columns))) == 1
+        and not any(map(_holds_object, columns))
+    ):
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
+    return None
+
+
+def _holds_object(values: Iterable[object]) -> bool:
+    return any(isinstance(value, dict) for value in values)
 
 
 def _are_objects(values: Iterable[object]) -> bool:

@@ -5,6 +5,7 @@ header. Of several tables in a folder each is of the split that its name tells; 
 recordings, in one folder or one per split) is such a table too."""
 
 import ast
+import json
 import math
 import re
 from collections import defaultdict
@@ -86,6 +87,8 @@ class _Table:
                 if utterance.text.strip() in ABSENT:
                     absent += 1
                     raise ValueError(f"the text is {utterance.text.strip()}, which stands for none")
+                if self.read.form.startswith("JSON") and _is_nested(utterance.text):
+                    raise ValueError(f"the text is no string: {utterance.text[:40]}")
                 file, name = self.locator.find(path)
             except ValueError as error:
                 self.builder.leave_out(split, line, error)
@@ -157,6 +160,14 @@ def path_of(cell: str) -> str:
         return as_cell(ast.literal_eval(cell))
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return cell
+
+
+def _is_nested(text: str) -> bool:
+    """Returns whether a text is a list or an object of JSON."""
+    try:
+        return text[:1] in ("[", "{") and isinstance(json.loads(text), (list, dict))
+    except (ValueError, RecursionError):
+        return False
 
 
 def _length(file: Path) -> float | None:

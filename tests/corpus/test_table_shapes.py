@@ -3,6 +3,7 @@
 import datetime
 import gzip
 import json
+import math
 import time
 import unicodedata
 import zipfile
@@ -64,6 +65,15 @@ SHAPES: dict[str, tuple[str, str | bytes]] = {
     "a JSON array in .json": ("x.json", json.dumps(NESTED)),
     "JSON lines in .json": ("x.json", as_json(NESTED)),
     "an array under a key": ("x.json", json.dumps({"info": {"by": "x"}, "data": NESTED})),
+    "pandas's JSON, by columns": (
+        "x.json",
+        json.dumps({"path": dict(enumerate(NAMES)), "text": dict(enumerate(SAID)), "duration": {0: 1, 1: 1, 2: None}}),
+    ),
+    "pandas's JSON, split": (
+        "x.json",
+        json.dumps({"columns": ["path", "text"], "index": [0, 1, 2], "data": [list(row) for row in WANTED]}),
+    ),
+    "a dict of lists": ("x.json", json.dumps({"path": NAMES, "text": SAID, "duration": [1.0, 1.0, math.nan]})),
     "packed JSON lines": ("x.jsonl.gz", gzip.compress(as_json(NESTED).encode())),
     "audio as Python writes a dict": (
         "x.csv",
@@ -318,6 +328,14 @@ def test_all_tables_in_a_folder_of_a_split_are_read(tmp_path: Path) -> None:
         (tmp_path / split).rename(tmp_path / f"{split[:2]}_x")
     assert "tr_x, a folder in" in refusal(tmp_path)
     assert "holds several tables (1.csv, 2.csv), as others do; name the one folder that is meant" in refusal(tmp_path)
+
+
+def test_what_is_no_row_in_json_is_counted(tmp_path: Path) -> None:
+    record(tmp_path, "a.wav", "b.wav")
+    rows = [{"path": "a.wav", "text": "ja"}, 3, {"path": "b.wav", "text": ["ja", "nee"]}]
+    corpus = open_corpus(write(tmp_path / "x.json", json.dumps(rows)), "nl")
+    assert pairs(corpus.tables["all"]) == [("a.wav", "ja")]
+    assert corpus.malformed["all"] == ["row 2: no JSON object", 'line 3: the text is no string: ["ja", "nee"]']
 
 
 def test_cells_are_quoted_after_a_space_too(tmp_path: Path) -> None:
