@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+import pyarrow.parquet
+
 from asr_lora.corpus import dialect
 from asr_lora.corpus.columns import GUESSED, Columns
 from asr_lora.corpus.encoding import decode_text, split_lines
@@ -22,6 +24,7 @@ from asr_lora.runtime.errors import ConfigError, ExternalError, listed, to_insta
 TEXT = (".csv", ".tsv", ".tab", ".psv", ".txt")
 JSON = (".jsonl", ".json", ".ndjson")
 SHEET = ".xlsx"
+PARQUET = ".parquet"  # without audio: is_table leaves those to corpus.huggingface, which tells them apart
 PACKED = ".gz"
 MOST_UNPACKED, UNPACKED_FREELY = 20, 1 << 28  # times a .gz's size, and bytes on top of that
 BROKEN = (  # what openpyxl raises, which has no base class of its own
@@ -66,6 +69,9 @@ def read_rows(
     suffix = suffix_of(path)
     if suffix == SHEET:
         return _sheet(path, columns, is_recording)
+    if suffix == PARQUET:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+        return _by_names(list(enumerate(rows, start=1)), [], "parquet")
     text = decode_text(_content(path), str(path), language)
     if suffix in JSON:
         return _json(text)
