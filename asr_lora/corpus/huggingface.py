@@ -89,7 +89,7 @@ def is_audiofolder(builder: Any) -> bool:
 def open_local(source: Path, language: str, columns: Columns) -> Corpus:
     """Opens a parquet or arrow file, or a folder of them. Raises as `open_hub` does."""
     if (table := _table_of_names(source)) is not None:
-        return open_listing(table, language, columns)
+        return replace(open_listing(table, language, columns), shape="a table")
     cache = str(cache_dir() / "datasets")  # of the arrow files that others are converted to
     with hub_errors(str(source), LOCAL):
         if source.is_file():
