@@ -40,7 +40,8 @@ class Columns:
     def found_in(self, header: Sequence[str], table: str, needed: Sequence[str] = ("path", "text")) -> dict[str, str]:
         """Finds the columns of the fields in `header`; guesses ignore upper and lower case.
 
-        Raises ConfigError where a named one is not there and cannot be guessed, or none is found for a `needed` field.
+        Raises ConfigError where a named one is not there and cannot be guessed, none is found for a `needed` field, or
+        two have the name of one.
         """
         plain = {column.strip().lower(): column for column in reversed(header)}
         found: dict[str, str] = {}
@@ -63,6 +64,8 @@ class Columns:
                 f"data.columns: no column of {table} holds the {' and the '.join(lacking)}, such as {names} "
                 f"(got: {', '.join(header) or 'nothing'}); set 'data.columns={{{override}}}'"
             )
+        if twice := next((name for name in found.values() if header.count(name) > 1), None):
+            raise ConfigError(f"data.columns: {table} has {header.count(twice)} columns {twice}; rename all but one")
         return found
 
     def count_in(self, cells: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""Releases of Common Voice: folders with clips and tables (UTF-8, raw strings, no quoting).
+"""Releases of Common Voice: folders with clips and tables (UTF-8, raw strings; quoted where pandas wrote them again).
 
 `<release>/<language>/{clips/*.mp3,train.tsv,...}`; one of Spontaneous Speech, in which speakers answer questions, is
 `sps-corpus-<version>-<date>-<language>/{audios/*.mp3,ss-corpus-<language>.tsv}`. Marks such as [laugh] in its
@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TypeVar
 
+from asr_lora.corpus import dialect
 from asr_lora.corpus.columns import Columns
-from asr_lora.corpus.encoding import lines_of
+from asr_lora.corpus.encoding import text_of
 from asr_lora.corpus.records import (
     LOOKED_FOR,
     Clips,
@@ -222,20 +223,25 @@ def read_table(path: Path, needed: Sequence[str] = ()) -> tuple[list[Row], list[
     These have another number of cells than the header, or hold a NUL. Raises ConfigError for a file that is not UTF-8
     or lacks a `needed` column.
     """
-    header, *lines = (line.split("\t") for line in lines_of(path))
-    if lacking := [column for column in needed if column not in header]:
+    text = text_of(path)
+    found = dialect.Dialect("\t", quoted=dialect.is_quoted(text, "\t"), header=True)
+    if found.quoted:
+        log(f"{path}: quoted, as pandas writes a table; releases are not")
+    header, *lines = dialect.cells_of(text, found) or [dialect.Line(1, 1, [])]
+    if lacking := [column for column in needed if column not in header.cells]:
         raise ConfigError(
             f"data.source: {path} has no column {' and no '.join(lacking)}; "
-            f"this table needs {' and '.join(needed)} (got: {', '.join(header)})"
+            f"this table needs {' and '.join(needed)} (got: {', '.join(header.cells)})"
         )
     rows, malformed = [], []
-    for number, cells in enumerate(lines, start=2):
+    for number, _, cells in lines:
         if any("\0" in cell for cell in cells):
             malformed.append(f"line {number}: holds a NUL character")
-        elif len(cells) == len(header):
-            rows.append(dict(zip(header, cells, strict=True)))
-        elif cells != [""]:
-            malformed.append(f"line {number}: {len(cells)} columns, not {len(header)}")
+        elif len(cells) == len(header.cells):
+            one_line = [" ".join(cell.split()) if "\n" in cell else cell for cell in cells]
+            rows.append(dict(zip(header.cells, one_line, strict=True)))
+        else:
+            malformed.append(f"line {number}: {len(cells)} columns, not {len(header.cells)}")
     return rows, malformed
 
 

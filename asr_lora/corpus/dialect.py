@@ -66,12 +66,12 @@ def detect(text: str, fields: Callable[[Sequence[str]], int], names_recording: C
     delimiter = max(there, key=score) if there else ","
     cells = _row(sample[0], delimiter)
     header = fields(cells) > 0 or not any(map(names_recording, cells))
-    return Dialect(delimiter, delimiter in ALWAYS_QUOTED or _is_quoted(text, delimiter), header, start)
+    return Dialect(delimiter, delimiter in ALWAYS_QUOTED or is_quoted(text, delimiter), header, start)
 
 
 def _row(line: str, delimiter: str) -> list[str]:
     try:
-        return next(csv.reader([line], delimiter=delimiter), [])
+        return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
     except csv.Error:  # a cell beyond csv's limit
         return line.split(delimiter)
 
@@ -82,16 +82,20 @@ def _agreement(lines: Sequence[str], delimiter: str) -> float:
     return counts.count(counts[0]) / len(counts) if counts[0] > 1 else 0.0
 
 
-def _is_quoted(text: str, delimiter: str) -> bool:
+def is_quoted(text: str, delimiter: str) -> bool:
     """Returns whether cells with quotes in them are quoted, as pandas writes them; raw tables have quotes as text.
 
-    A cell of the former is in quotes, and those in it are doubled, or it holds the delimiter or a line end.
+    A cell of the former is in quotes, and those in it are doubled, or it holds the delimiter or a line end. It hardly
+    holds both of these: of a raw table, quotes that open in one row and close in another would.
     """
     if '"' not in text:
         return False
     mark = re.escape(delimiter)
-    whole = re.compile(rf'(?:^|{mark})"(?:[^"]|"")*(?:""|[{mark}\n])(?:[^"]|"")*"(?={mark}|\r?$)', re.MULTILINE)
-    if not whole.search(text):
+    whole = re.compile(rf'(?:^|{mark})"((?:[^"]|"")*+)"(?={mark}|\r?$)', re.MULTILINE)  # *+: in linear time
+    cells = [match[1] for match in whole.finditer(text)]
+    if not any('""' in cell or delimiter in cell or "\n" in cell for cell in cells):
+        return False
+    if any(delimiter in cell and "\n" in cell for cell in cells):
         return False
     try:
         rows = cells_of(text, Dialect(delimiter, True, True))
@@ -108,7 +112,9 @@ def cells_of(text: str, dialect: Dialect) -> list[Line]:
     if "\n" not in text:
         text = text.replace("\r", "\n")
     before, found = csv.field_size_limit(LONGEST_CELL), []
-    table, begins = csv.reader(io.StringIO(text, newline=""), delimiter=dialect.delimiter, strict=True), 1
+    content = io.StringIO(text, newline="")
+    # skipinitialspace: in a.wav, "Yes, now." the quotes are no text
+    table, begins = csv.reader(content, delimiter=dialect.delimiter, strict=True, skipinitialspace=True), 1
     try:
         for cells in table:
             if cells and table.line_num > dialect.first:

@@ -16,6 +16,7 @@ import datasets
 import huggingface_hub
 import pyarrow
 import pyarrow.compute
+import pyarrow.parquet
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -87,6 +88,8 @@ def is_audiofolder(builder: Any) -> bool:
 
 def open_local(source: Path, language: str, columns: Columns) -> Corpus:
     """Opens a parquet or arrow file, or a folder of them. Raises as `open_hub` does."""
+    if (table := _table_of_names(source)) is not None:
+        return replace(open_listing(table, language, columns), shape="a table")
     cache = str(cache_dir() / "datasets")  # of the arrow files that others are converted to
     with hub_errors(str(source), LOCAL):
         if source.is_file():
@@ -96,6 +99,19 @@ def open_local(source: Path, language: str, columns: Columns) -> Corpus:
         else:
             loaded = datasets.load_dataset(str(source), cache_dir=cache)
     return _corpus(loaded, str(source), source.name, language, columns)
+
+
+def _table_of_names(source: Path) -> Path | None:
+    """Returns the one parquet file that names its recordings, as pandas writes a table; None where they are in it."""
+    files = [source] if source.is_file() else sorted(source.glob("*.parquet"))
+    if len(files) != 1 or files[0].suffix.lower() != FILES[0] or is_saved(source):
+        return None
+    try:
+        types = pyarrow.parquet.read_schema(files[0]).types
+    except (pyarrow.ArrowException, OSError):
+        return None  # datasets says what is wrong with it
+    inner = (pyarrow.types.is_nested, pyarrow.types.is_binary, pyarrow.types.is_large_binary)
+    return None if any(is_inner(each) for each in types for is_inner in inner) else files[0]
 
 
 def _corpus(loaded: Any, source: str, release: str, language: str, columns: Columns) -> Corpus:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from asr_lora.corpus.encoding import lines_of
-from asr_lora.corpus.locating import LOOKED_FOR, Locator
+from asr_lora.corpus.locating import LOOKED_FOR, Locator, from_home
 from asr_lora.corpus.records import Corpus, CorpusBuilder, Utterance, check_times
 from asr_lora.corpus.split_names import UNSPLIT, by_split
 from asr_lora.runtime.errors import ConfigError
@@ -24,6 +24,12 @@ DECODERS = (
     "mpg123",
     "cat",
 )  # whose output is what the one file that they name holds
+CHANGES = {  # their options by which a part, one channel or something else comes out
+    "flac": {"--skip", "--until", "--cue"},
+    "ffmpeg": {"-ss", "-t", "-to", "-sseof", "-af", "-filter", "-filter_complex", "-lavfi", "-map_channel"},
+    "sph2pipe": {"-c", "-t", "-s"},
+    "mpg123": {"-k", "--skip", "-n", "--frames", "-h", "-d", "-0", "-1", "--left", "--right"},
+}
 ARCHIVED = re.compile(r"\.ark:\d+$")  # a position in one of Kaldi's own archives
 FOLDERS_UP = 4  # of a data directory: relative paths begin in it or where the recipe was run, data/train/../..
 
@@ -103,7 +109,7 @@ def _recordings(listing: Path, source: Path) -> dict[str, Path]:
                 f"here; write the audio to files and name these (a command of {', '.join(DECODERS)} that only decodes "
                 "one file is read as that file)"
             )
-        found[recording if place else PurePosixPath(recording).stem] = path
+        found[recording if place else PurePosixPath(recording).stem] = from_home(path)
     folder = listing.parent
     relative = next((place for place in found.values() if not PurePosixPath(place).is_absolute()), None)
     bases = [folder, *folder.parents[: FOLDERS_UP - 1]]
@@ -116,6 +122,7 @@ def _recordings(listing: Path, source: Path) -> dict[str, Path]:
 
 def _located(places: Mapping[str, str], files: dict[str, Path], locator: Locator, listing: str) -> dict[str, Path]:
     """Returns the files where they are now, below the source; those as written where they are nowhere."""
+    locator.claim(places.values(), {})
     for recording, place in places.items():
         try:
             files[recording], _ = locator.find(place)
@@ -132,8 +139,9 @@ def _decoded_file(command: str) -> str | None:
     except ValueError:
         return None
     files = [word for word in words if PurePosixPath(word).suffix.lower() in SOUND]
-    more = (program == "sox" and words[-1:] != ["-"]) or (program == "sph2pipe" and "-c" in words)  # effects, a channel
-    plain = PurePosixPath(program).name in DECODERS and len(files) == 1 and not more and "|" not in words
+    name, options = PurePosixPath(program).name, {re.split("[=:]", word)[0] for word in words}
+    more = (name == "sox" and words[-1:] != ["-"]) or options & CHANGES.get(name, set())  # of sox: effects come last
+    plain = name in DECODERS and len(files) == 1 and not more and "|" not in words
     return files[0] if plain else None
 
 

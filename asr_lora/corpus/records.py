@@ -189,7 +189,7 @@ def check_times(utterance: Utterance) -> Utterance:
 
 
 def _seconds(cell: str, name: str, thousandths: bool) -> float | None:
-    if not cell.strip():
+    if not cell.strip() or (name == "duration" and cell.strip().lower() == "nan"):  # as pandas writes an unknown one
         return None
     try:
         value = seconds_of(cell)

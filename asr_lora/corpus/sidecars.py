@@ -22,6 +22,7 @@ from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, listed
 from asr_lora.speech.media import SOUND
 
+FIRST = (".wav", ".flac")  # of several recordings of one name
 MOST = 0.5  # share of the recordings with a transcript, from which the folder is one of this shape
 # Beside recordings: where one has several, the first of these is read, those with times before whole texts.
 BESIDE = {
@@ -65,7 +66,22 @@ def open_beside(tree: Tree, language: str, columns: Columns) -> Corpus:
     files = [file for file in tree.files if file.parent in folders and file.suffix in suffixes]
     if alone := [file for file in files if not {_stem(file), _plain(PurePath(file.stem).stem)} & stems]:
         log(f"{of}: {len(alone)} files without a recording of their name are not read ({listed(alone, 2)})")
-    return _open_pairs(tree, pairs, of, language, columns)
+    return _open_pairs(tree, _without_copies(pairs, of), of, language, columns)
+
+
+def _without_copies(pairs: Pairs, of: str) -> Pairs:
+    """Returns the pairs without recordings that share their transcript with one of the same name: copies of it.
+
+    Of talk.wav and the talk.mp4 that it was taken from the former is kept.
+    """
+    order = sorted(pairs, key=lambda recording: (recording.suffix.lower() not in FIRST, recording))
+    kept: dict[tuple[PurePosixPath, PurePosixPath], PurePosixPath] = {}
+    for recording in order:
+        kept.setdefault((recording.with_suffix(""), pairs[recording]), recording)
+    own = set(kept.values())
+    if copies := [recording for recording in pairs if recording not in own]:
+        log(f"{of}: {len(copies)} recordings beside others of their name are left out ({listed(copies, 2)})")
+    return {recording: file for recording, file in pairs.items() if recording in own}
 
 
 def is_transcript(source: Path) -> bool:
@@ -80,7 +96,7 @@ def open_transcript(source: Path, language: str, columns: Columns) -> Corpus:
     if len(found) != 1:
         raise ConfigError(
             f"data.source: {len(found) or 'no'} recordings of the name of {source} are in its folder or beside that "
-            f"(got: {listed(file.name for file in found)}); it needs one, such as {source.stem}.wav"
+            f"(got: {listed(found, 3)}); it needs one, such as {source.stem}.wav"
         )
     tree = Tree(source.parent if found[0].parent == source.parent else source.parent.parent)
     file, recording = (PurePosixPath(path.relative_to(tree.root)) for path in (source, found[0]))
@@ -151,14 +167,14 @@ def _pairs(tree: Tree, language: str = "") -> Pairs:
 def _named_like(
     recording: PurePosixPath, by_stem: Mapping[str, list[PurePosixPath]], language: str
 ) -> list[PurePosixPath]:
-    """Returns the transcripts of a recording's name: a.json or, as some tools write it, a.wav.json; else a.nl.json."""
+    """Returns the transcripts of a recording's name: of the language a.nl.json; else a.json or,
+    as some tools write it, a.wav.json."""
     names = (_plain(recording.stem), _plain(recording.name))
     found = [file for name in names for file in by_stem.get(name, [])]
     own = language.partition("-")[0].lower()
-    return [file for file in found if _stem(file) in names] or sorted(
-        (file for file in found if not own or _locale(file).partition("-")[0] == own),
-        key=lambda file: (_locale(file) != language.lower(), file),
-    )
+    plain = [file for file in found if _stem(file) in names]
+    with_locale = [file for file in found if file not in plain and (not own or _locale(file).partition("-")[0] == own)]
+    return sorted(with_locale, key=lambda file: (_locale(file) != language.lower(), file)) + plain
 
 
 def _locale(file: PurePath) -> str:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+import pyarrow.parquet
+
 from asr_lora.corpus import dialect
 from asr_lora.corpus.columns import GUESSED, Columns
 from asr_lora.corpus.encoding import decode_text, split_lines
@@ -22,12 +24,14 @@ from asr_lora.runtime.errors import ConfigError, ExternalError, listed, to_insta
 TEXT = (".csv", ".tsv", ".tab", ".psv", ".txt")
 JSON = (".jsonl", ".json", ".ndjson")
 SHEET = ".xlsx"
+PARQUET = ".parquet"  # without audio: is_table leaves those to corpus.huggingface, which tells them apart
 PACKED = ".gz"
 MOST_UNPACKED, UNPACKED_FREELY = 20, 1 << 28  # times a .gz's size, and bytes on top of that
 BROKEN = (  # what openpyxl raises, which has no base class of its own
     zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ElementTree.ParseError, LookupError, ValueError,
     TypeError, AttributeError,
 )  # fmt: skip
+HEADER_BY = 20  # rows of a sheet
 ROW_KEYS = ("path", "filename", "file_name", "filepath", "audio_filepath")  # of a nested recording
 
 
@@ -65,6 +69,9 @@ def read_rows(
     suffix = suffix_of(path)
     if suffix == SHEET:
         return _sheet(path, columns, is_recording)
+    if suffix == PARQUET:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+        return _by_names(list(enumerate(rows, start=1)), [], "parquet")
     text = decode_text(_content(path), str(path), language)
     if suffix in JSON:
         return _json(text)
@@ -124,7 +131,9 @@ def _json(text: str) -> TableRows:
     """Reads an object per line, or one document: an array of objects, or objects by id or in lists by split."""
     document = _document(text)
     if document is not None:
-        return _by_names([(at, row) for at, row in enumerate(document, start=1)], [], "JSON")
+        rows = [(at, row) for at, row in enumerate(document, start=1) if isinstance(row, dict)]
+        others = [f"row {at}: no JSON object" for at, row in enumerate(document, start=1) if not isinstance(row, dict)]
+        return _by_names(rows, others, "JSON")
     found: list[tuple[int, dict[str, Any]]] = []
     malformed: list[str] = []
     for number, line in enumerate(split_lines(text), start=1):
@@ -140,8 +149,8 @@ def _json(text: str) -> TableRows:
     return _by_names(found, malformed, "JSON lines")
 
 
-def _document(text: str) -> list[dict[str, Any]] | None:
-    """Returns the objects of a JSON document; None for text that is none, as JSON lines are."""
+def _document(text: str) -> list[Any] | None:
+    """Returns the rows of a JSON document, objects all; None for text that is none, as JSON lines are."""
     if text.lstrip()[:1] not in ("[", "{"):
         return None
     try:
@@ -149,7 +158,9 @@ def _document(text: str) -> list[dict[str, Any]] | None:
     except (ValueError, RecursionError):
         return None
     if isinstance(value, list):
-        return [row for row in value if isinstance(row, dict)]
+        return value
+    if (rows := _by_columns(value)) is not None:
+        return rows
     parts = {name: own for name, own in value.items() if isinstance(own, list) and own and _are_objects(own)}
     if parts and all(map(split_called, parts)):  # {"train": [...], "test": [...]}
         return [{"split": name, **row} for name, own in parts.items() for row in own]
@@ -158,6 +169,29 @@ def _document(text: str) -> list[dict[str, Any]] | None:
     if value and _are_objects(value.values()):  # SpeechBrain's: objects by id
         return [{"id": name, **row} for name, row in value.items()]
     return None
+
+
+def _by_columns(value: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Returns the rows of a document by columns, as pandas writes (orient columns, list or split); None for another."""
+    names, data = value.get("columns"), value.get("data")
+    if isinstance(names, list) and isinstance(data, list) and all(isinstance(row, list) for row in data):
+        return [dict(zip(map(str, names), row, strict=False)) for row in data]
+    kinds, keys = {type(own) for own in value.values()}, [list(own) for own in value.values() if isinstance(own, dict)]
+    if kinds == {dict} and keys[0] == [str(at) for at in range(len(keys[0]))] and keys.count(keys[0]) == len(keys):
+        return [{name: own[key] for name, own in value.items()} for key in keys[0]]
+    columns = list(value.values())
+    if (
+        kinds == {list}
+        and len(columns) > 1
+        and len(set(map(len, columns))) == 1
+        and not any(map(_holds_object, columns))
+    ):
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
+    return None
+
+
+def _holds_object(values: Iterable[object]) -> bool:
+    return any(isinstance(value, dict) for value in values)
 
 
 def _are_objects(values: Iterable[object]) -> bool:
@@ -190,24 +224,35 @@ def _sheet(path: Path, columns: Columns, is_recording: Callable[[str], bool]) ->
             with zipfile.ZipFile(raw) as packed:
                 _refuse_bomb(path, sum(part.file_size for part in packed.infolist()))
             book = openpyxl.load_workbook(raw, read_only=True, data_only=True)
-            sheets = {sheet.title: list(map(list, sheet.iter_rows(values_only=True))) for sheet in book.worksheets}
+            sheets = {sheet.title: list(map(list, sheet.iter_rows(values_only=True))) for sheet in book.worksheets
+                      if sheet.sheet_state == "visible"}  # fmt: skip
     except ExternalError:
         raise
     except BROKEN as error:
         raise ConfigError(f"data.source: {path} does not open as .xlsx ({error}); save it as .csv") from error
     filled = {
-        name: [[_plain(cell) for cell in row] for row in rows] for name, rows in sheets.items() if any(map(any, rows))
+        name: _from_header([[_plain(cell) for cell in row] for row in rows], columns)
+        for name, rows in sheets.items()
+        if any(map(any, rows))
     }
-    fitting = {name: rows for name, rows in filled.items() if columns.count_in(rows[0])} or filled
+    fitting = {name: found for name, found in filled.items() if columns.count_in(found[1][0])} or filled
     if len(fitting) != 1:
         raise ConfigError(
             f"data.source: {path} has {len(fitting)} sheets with rows ({listed(fitting)}); save the one meant as .csv"
         )
-    name, rows = fitting.popitem()
+    name, (first, rows) = fitting.popitem()
     has_header = columns.count_in(rows[0]) > 0 or not any(map(is_recording, rows[0]))
     header = rows[0] if has_header else [str(at + 1) for at in range(len(rows[0]))]
-    numbered = [(at, dict(zip(header, row, strict=True))) for at, row in enumerate(rows, start=1) if any(row)]
+    numbered = [(at, dict(zip(header, row, strict=True))) for at, row in enumerate(rows, start=first) if any(row)]
     return TableRows(header, numbered[1:] if has_header else numbered, [], f"sheet {name}", has_header)
+
+
+def _from_header(rows: list[list[str]], columns: Columns) -> tuple[int, list[list[str]]]:
+    """Returns the rows from the one on that names path and text, as below a title, else from the first that is filled;
+    and the number of that row, from 1 on."""
+    first = next(at for at, row in enumerate(rows) if any(row))
+    header = next((at for at, row in enumerate(rows[:HEADER_BY]) if columns.count_in(row) > 1), first)
+    return header + 1, rows[header:]
 
 
 def _plain(cell: object) -> str:
@@ -216,6 +261,6 @@ def _plain(cell: object) -> str:
         return str(int(cell))
     if isinstance(cell, datetime.timedelta):
         return str(cell.total_seconds())
-    if isinstance(cell, (datetime.time, datetime.datetime)):
+    if isinstance(cell, datetime.time):
         return cell.strftime("%H:%M:%S.%f")
     return "" if cell is None else str(cell)

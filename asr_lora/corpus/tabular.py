@@ -5,20 +5,23 @@ header. Of several tables in a folder each is of the split that its name tells; 
 recordings, in one folder or one per split) is such a table too."""
 
 import ast
+import json
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import soundfile
 
 from asr_lora.corpus.columns import Columns
-from asr_lora.corpus.locating import Locator, plain_path
+from asr_lora.corpus.locating import Claims, Locator, plain_path
 from asr_lora.corpus.records import Corpus, CorpusBuilder, inside, parse_utterance, segment_name
 from asr_lora.corpus.split_names import UNSPLIT, by_split, split_called
 from asr_lora.corpus.table_files import TableRows, as_cell, is_table, read_rows, suffix_of
 from asr_lora.corpus.tree import is_left_behind
 from asr_lora.runtime.console import log
+from asr_lora.runtime.errors import ConfigError, listed
 
 METADATA = "metadata"  # the table of an audiofolder
 NAMES = ("manifest", METADATA, "transcript", "dataset", "filelist")  # in that of a .json or .txt, which may be anything
@@ -38,12 +41,15 @@ def open_listing(source: Path, language: str, columns: Columns) -> Corpus:
     """Opens the tables of a folder, or one table. Raises ConfigError for one that cannot be read."""
     base = source.parent if source.is_file() else source
     builder = CorpusBuilder(str(source), columns.splits)
-    tables = {UNSPLIT: [source]} if source.is_file() else _chosen(source, columns.splits)
-    for split, files in tables.items():
-        for file in files:
-            several = sum(map(len, tables.values())) > 1
-            prefix = f"{file.relative_to(base)} " if several else ""
-            _Table(builder, file, base, language, columns).add(split, prefix)
+    chosen = {UNSPLIT: [source]} if source.is_file() else _chosen(source, columns.splits)
+    splits = {file: split for split, files in chosen.items() for file in files}
+    tables = {file: _Table(builder, file, base, language, columns) for file in splits}
+    if not all(table.locator.all_there for table in tables.values()):
+        claims: Claims = {}
+        for table in tables.values():
+            table.locator.claim(table.paths, claims)
+    for file, table in tables.items():
+        table.add(splits[file], f"{file.relative_to(base)} " if len(tables) > 1 else "")
     release = source.stem if source.is_file() else source.name
     clips = builder.clips(
         "a path is absolute, or begins where its table lies; a name that is not there is looked for in all folders "
@@ -81,6 +87,8 @@ class _Table:
                 if utterance.text.strip() in ABSENT:
                     absent += 1
                     raise ValueError(f"the text is {utterance.text.strip()}, which stands for none")
+                if self.read.form.startswith("JSON") and _is_nested(utterance.text):
+                    raise ValueError(f"the text is no string: {utterance.text[:40]}")
                 file, name = self.locator.find(path)
             except ValueError as error:
                 self.builder.leave_out(split, line, error)
@@ -154,6 +162,14 @@ def path_of(cell: str) -> str:
         return cell
 
 
+def _is_nested(text: str) -> bool:
+    """Returns whether a text is a list or an object of JSON."""
+    try:
+        return text[:1] in ("[", "{") and isinstance(json.loads(text), (list, dict))
+    except (ValueError, RecursionError):
+        return False
+
+
 def _length(file: Path) -> float | None:
     """Returns the length of a recording in seconds, as its header states it; None where there is none."""
     try:
@@ -205,5 +221,27 @@ def _chosen(folder: Path, splits: Mapping[str, str]) -> Mapping[str, Sequence[Pa
     if len(tables) == 1:
         return {UNSPLIT: tables}
     apart = len({file.parent for file in tables}) > 1
-    names = {(file.parent.name if apart else file.name.partition(".")[0]): file for file in tables}
-    return by_split(names, splits, str(folder))
+    named: dict[str, list[Path]] = defaultdict(list)
+    for file in tables:
+        named[file.parent.name if apart else _stem(file)].append(file)
+    for name, files in named.items():
+        if apart and len(files) > 1 and not (splits.get(name) or split_called(name)):
+            raise ConfigError(
+                f"data.source: {name}, a folder in {folder}, holds several tables ({listed(map(_name, files), 3)}), as "
+                "others do; name the one folder that is meant"
+            )
+        if len(set(map(_stem, files))) < len(files):
+            raise ConfigError(
+                f"data.source: {folder} holds several tables of one name ({listed(map(_name, files), 3)}); name the "
+                "one that is meant, or move the others elsewhere"
+            )
+    found = by_split(named, splits, str(folder))
+    return {split: [file for files in own for file in files] for split, own in found.items()}
+
+
+def _stem(file: Path) -> str:
+    return file.name.partition(".")[0]
+
+
+def _name(file: Path) -> str:
+    return file.name

@@ -13,8 +13,11 @@ MOST_FILES = 5_000_000  # in one source: more is a disk, not a corpus
 
 
 def is_left_behind(name: str) -> bool:
-    """Returns whether a file or folder is hidden (.DS_Store, AppleDouble's ._x) or left by a file manager."""
-    return name.startswith(".") or name in LEFT_BEHIND
+    """Returns whether a file or folder is hidden (.DS_Store, AppleDouble's ._x) or left by a program.
+
+    Excel keeps ~$x.xlsx while x.xlsx is open.
+    """
+    return name.startswith((".", "~$")) or name in LEFT_BEHIND
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,16 @@ def test_sentences_stay_raw(tmp_path: Path):
     assert all(list(each.extra) == kept and each.extra["age"] == "" for each in corpus.tables["train"])
 
 
+def test_a_release_that_pandas_wrote_again_is_read_without_its_quotes(tmp_path: Path):
+    table = write_release(tmp_path) / "train.tsv"
+    lines = table.read_text(encoding="utf-8").splitlines()
+    for at, cell in ((1, '"Ja", zei hij.'), (2, "Twee regels")):
+        old = lines[at].split("\t")[COLUMNS.index("sentence")]
+        lines[at] = lines[at].replace(old, '"{}"'.format(cell.replace('"', '""').replace(" regels", "\nregels")))
+    write_lines(table, lines)
+    assert [each.text for each in open_corpus(tmp_path, "nl").tables["train"]][:2] == ['"Ja", zei hij.', "Twee regels"]
+
+
 def test_a_byte_order_mark_and_windows_line_ends_do_not_change_a_table(tmp_path: Path):
     table = write_release(tmp_path) / "train.tsv"
     before = open_corpus(tmp_path, "nl").tables
@@ -199,3 +209,13 @@ def test_a_name_that_no_file_can_have_is_not_in_the_release(tmp_path: Path):
     write_lines(home / "train.tsv", ["path\tsentence", f"{'9' * 300}.mp3\thoi"])
     corpus = open_corpus(tmp_path, "nl")
     assert corpus.fetch(clip_names(corpus, "train")) == {}
+
+
+@pytest.mark.parametrize("command", [
+    "ffmpeg -ss 1 -t 2 -i {} -f wav - |", "ffmpeg -i {} -af atempo=2 -f wav - |", "ffmpeg -i {} -filter:a x -f wav - |",
+    "flac -c -d -s --skip=1:00 {} |", "sph2pipe -f wav -t 0:5 {} |", "/usr/bin/sox {} -t wav - speed 1.1 |",
+])  # fmt: skip
+def test_a_command_of_kaldi_that_changes_the_sound_is_refused(tmp_path: Path, command: str) -> None:
+    (tmp_path / "wav.scp").write_text(f"u1 {command.format('a.flac')}\n")
+    (tmp_path / "text").write_text("u1 ja\n")
+    assert "line 1 of" in (message := refusal(tmp_path)) and "is a command and no file" in message

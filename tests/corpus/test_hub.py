@@ -79,7 +79,19 @@ def test_invalid_names_and_columns_without_audio_are_refused(tmp_path: Path) -> 
     for name in ("hf:", "hf:a/b/c"):
         with pytest.raises(ConfigError, match=r"must be hf:<owner>/<name>\[:config\]"):
             open_corpus(name, "nl")
-    pyarrow.parquet.write_table(pa.table({"path": ["a.mp3"], "text": ["ja"]}), tmp_path / "x.parquet")
+    pyarrow.parquet.write_table(pa.table({"audio": [{"array": [0.1]}], "text": ["ja"]}), tmp_path / "x.parquet")
     assert "holds no audio as datasets stores it" in refusal(tmp_path / "x.parquet")
     (tmp_path / "y.parquet").write_bytes(b"no parquet")
     assert "datasets cannot read it" in refusal(tmp_path / "y.parquet")
+
+
+def test_a_parquet_that_names_its_recordings_is_a_table(tmp_path: Path) -> None:
+    for name in ("a.mp3", "b.mp3"):
+        (tmp_path / "clips").mkdir(exist_ok=True)
+        (tmp_path / "clips" / name).write_bytes(tone(name, 0.3))
+    rows = pa.table({"path": ["clips/a.mp3", "/old/clips/b.mp3"], "sentence": ["ja", "nee"], "client_id": ["an", None]})
+    pyarrow.parquet.write_table(rows, tmp_path / "x.parquet")
+    for source in (tmp_path / "x.parquet", tmp_path):
+        (utterances,) = open_corpus(source, "nl").tables.values()
+        found = [(each.path, each.text, each.speaker) for each in utterances]
+        assert found == [("clips/a.mp3", "ja", "an"), ("clips/b.mp3", "nee", "")]

@@ -143,7 +143,7 @@ def test_of_subtitles_in_several_languages_those_of_the_language_are_read(tmp_pa
     assert "of other languages than de (a.en.vtt, ...)" in refusal(tmp_path, "de")
     assert rows(open_corpus(tmp_path / "a.nl-NL.vtt", "nl"))[0][0] == "nl-NL"
     (tmp_path / "a.vtt").write_text("WEBVTT\n\n00:00.000 --> 00:01.000\nzonder\n")
-    assert rows(open_corpus(tmp_path, "nl"))[0][0] == "zonder"
+    assert rows(open_corpus(tmp_path, "nl"))[0][0] == "nl"
 
 
 @pytest.mark.parametrize("recording", ["talk.wav", "../talk.wav", "../audio/talk.flac"])
@@ -163,3 +163,10 @@ def test_segments_without_their_recording_are_refused_with_what_they_need(tmp_pa
     assert "it needs one, such as talk.wav" in refusal(source)
     (tmp_path / "deep" / "talk.stm").write_text("talk 1 s 0 1 x\n")
     assert "no recording is in the folder of" in refusal(source.with_suffix(".stm"))
+
+
+def test_of_two_recordings_with_one_transcript_one_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts(tmp_path, names="ab")
+    record(tmp_path / "a.aiff")
+    assert clip_names(open_corpus(tmp_path, "nl"), "all") == ["a.wav", "b.wav"]
+    assert "1 recordings beside others of their name are left out (a.aiff)" in capsys.readouterr().err

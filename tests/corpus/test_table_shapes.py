@@ -1,7 +1,10 @@
 """Tables as other tools write them: the text, the recording, the speaker, the times and the split of their rows."""
 
+import datetime
 import gzip
 import json
+import math
+import time
 import unicodedata
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -62,6 +65,15 @@ SHAPES: dict[str, tuple[str, str | bytes]] = {
     "a JSON array in .json": ("x.json", json.dumps(NESTED)),
     "JSON lines in .json": ("x.json", as_json(NESTED)),
     "an array under a key": ("x.json", json.dumps({"info": {"by": "x"}, "data": NESTED})),
+    "pandas's JSON, by columns": (
+        "x.json",
+        json.dumps({"path": dict(enumerate(NAMES)), "text": dict(enumerate(SAID)), "duration": {0: 1, 1: 1, 2: None}}),
+    ),
+    "pandas's JSON, split": (
+        "x.json",
+        json.dumps({"columns": ["path", "text"], "index": [0, 1, 2], "data": [list(row) for row in WANTED]}),
+    ),
+    "a dict of lists": ("x.json", json.dumps({"path": NAMES, "text": SAID, "duration": [1.0, 1.0, math.nan]})),
     "packed JSON lines": ("x.jsonl.gz", gzip.compress(as_json(NESTED).encode())),
     "audio as Python writes a dict": (
         "x.csv",
@@ -270,3 +282,94 @@ def test_what_was_recognized_is_logged(tmp_path: Path, capsys: pytest.CaptureFix
         f"1 of 1 recordings found below {tmp_path} of another place, by the end of their paths (C:/x/wavs/a.wav is"
         in logged
     )
+
+
+def test_the_recording_of_another_row_is_never_taken(tmp_path: Path) -> None:
+    record(tmp_path, "train/1.wav", "test/0.wav", "w/luis/5.wav", "w/eva/7.wav", "w/eva/8.wav")
+    write(tmp_path / "train.csv", "path,text\ntrain/0.wav,fout\ntrain/1.wav,goed\n/x/ana/5.wav,fout\n")
+    write(tmp_path / "test.csv", "path,text\ntest/0.wav,goed\n/x/luis/5.wav,goed\n/x/a/7.wav,?\n/x/b/7.wav,?\n")
+    corpus = open_corpus(tmp_path, "nl")
+    assert {split: pairs(own) for split, own in corpus.tables.items()} == {
+        "train": [("train/1.wav", "goed")],
+        "test": [("test/0.wav", "goed"), ("w/luis/5.wav", "goed")],
+    }
+    assert corpus.malformed["train"][0] == (
+        "train.csv line 2: train/0.wav is not there; test/0.wav is named by another row (test/0.wav)"
+    )
+    assert "w/eva/7.wav is named by another row (/x/a/7.wav or /x/b/7.wav)" in corpus.malformed["test"][0]
+
+
+def test_many_recordings_of_one_name_are_found_soon(tmp_path: Path) -> None:
+    record(tmp_path, "x/0.wav")
+    for speaker in range(3000):
+        (tmp_path / f"x/{speaker}/wav").mkdir(parents=True)
+        (tmp_path / f"x/{speaker}/wav/a.wav").hardlink_to(tmp_path / "x/0.wav")
+    table = "path,text\n" + "".join(f"/old/{speaker}/wav/a.wav,ja\n" for speaker in range(3000))
+    begun = time.process_time()
+    found = read(write(tmp_path / "x.csv", table))
+    assert found[2999].path == "x/2999/wav/a.wav"
+    assert time.process_time() - begun < 10  # by comparing all pairs 60 s
+
+
+@pytest.mark.parametrize("other", ["train.tsv", "train.jsonl"])
+def test_two_tables_of_one_name_are_asked_about(tmp_path: Path, other: str) -> None:
+    record(tmp_path, "a.wav")
+    for name in ("train.csv", other):
+        write(tmp_path / name, "path,text\na.wav,ja\n")
+    assert f"holds several tables of one name (train.csv, {other}); name the one that is meant" in refusal(tmp_path)
+
+
+def test_all_tables_in_a_folder_of_a_split_are_read(tmp_path: Path) -> None:
+    for name in ("train/1", "train/2", "test/1"):
+        record(tmp_path, f"{name}.wav")
+        write(tmp_path / f"{name}.csv", f"path,text\n{Path(name).name}.wav,ja\n")
+    assert splits_of(open_corpus(tmp_path, "nl")) == {"train": ["train/1.wav", "train/2.wav"], "test": ["test/1.wav"]}
+    for split in ("train", "test"):
+        (tmp_path / split).rename(tmp_path / f"{split[:2]}_x")
+    assert "tr_x, a folder in" in refusal(tmp_path)
+    assert "holds several tables (1.csv, 2.csv), as others do; name the one folder that is meant" in refusal(tmp_path)
+
+
+def test_what_is_no_row_in_json_is_counted(tmp_path: Path) -> None:
+    record(tmp_path, "a.wav", "b.wav")
+    rows = [{"path": "a.wav", "text": "ja"}, 3, {"path": "b.wav", "text": ["ja", "nee"]}]
+    corpus = open_corpus(write(tmp_path / "x.json", json.dumps(rows)), "nl")
+    assert pairs(corpus.tables["all"]) == [("a.wav", "ja")]
+    assert corpus.malformed["all"] == ["row 2: no JSON object", 'line 3: the text is no string: ["ja", "nee"]']
+
+
+def test_cells_are_quoted_after_a_space_too(tmp_path: Path) -> None:
+    record(tmp_path, "a.wav")
+    (one,) = read(write(tmp_path / "x.csv", 'path, text, speaker\na.wav, "Ja, ""nou"".", an\n'))
+    assert (one.path, one.text, one.speaker) == ("a.wav", 'Ja, "nou".', "an")
+
+
+def test_two_columns_of_one_name_are_asked_about(tmp_path: Path) -> None:
+    record(tmp_path, "a.wav")
+    table = write(tmp_path / "x.csv", "path,text,text\na.wav,ja,nee\n")
+    assert "x.csv has 2 columns text; rename all but one" in refusal(table)
+
+
+@pytest.mark.parametrize("cell", [
+    "file://{0}/a%20b.wav", "wavs%2Fa%20b.wav", "https://x.nl/y/a%20b.wav?token=1", "s3://x/y/a%20b.wav", "~/a b.wav",
+])  # fmt: skip
+def test_addresses_and_paths_from_home_are_paths(tmp_path: Path, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    record(tmp_path, "a b.wav")
+    table = write(tmp_path / "x.csv", f"path,text\n{cell.format(tmp_path)},ja\n")
+    assert pairs(read(table)) == [("a b.wav", "ja")]
+
+
+def test_of_a_workbook_hidden_sheets_titles_and_lock_files_are_passed_over(tmp_path: Path) -> None:
+    record(tmp_path, "a.wav", "b.wav")
+    book = openpyxl.Workbook()
+    book.active.append(["Mijn opnamen"])
+    for row in ([], ["path", "text"], ["a.wav", "ja"], ["b.wav", datetime.datetime(2020, 1, 2)]):
+        book.active.append(row)
+    old = book.create_sheet("oud")
+    for row in (["path", "text"], ["a.wav", "nee"]):
+        old.append(row)
+    old.sheet_state = "hidden"
+    book.save(tmp_path / "x.xlsx")
+    write(tmp_path / "~$x.xlsx", b"\4user")
+    assert pairs(read(tmp_path)) == [("a.wav", "ja"), ("b.wav", "2020-01-02 00:00:00")]
