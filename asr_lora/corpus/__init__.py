@@ -42,6 +42,7 @@ from asr_lora.runtime.files import cache_dir, existing
 __all__ = ["FETCHED", "SPLITS", "TABLES", "UNSPLIT", "Columns", "Corpus", "is_path", "is_quick", "open_corpus"]
 
 RELEASE, SPEECH, HUB = "Common Voice", "Common Voice's Spontaneous Speech", "a data set"  # names of shapes
+OTHER_SHEETS = (".xls", ".xlsb", ".ods", ".numbers")
 FETCHED = (mdc.PREFIX, huggingface.PREFIX, shards.PREFIX)  # prefixes of sources that are names, not paths
 
 
@@ -198,6 +199,10 @@ def _file(source: Path, language: str, columns: Columns) -> Corpus:
 
 
 def _archive(source: Path, language: str, columns: Columns) -> Corpus:
+    if source.suffix.lower() in OTHER_SHEETS:
+        raise ConfigError(
+            f"data.source: {source} is a spreadsheet of a form that is not read; save it as .xlsx or .csv"
+        )
     if is_unpacked(source):
         return _unpacked(source, (), language, columns)
     try:

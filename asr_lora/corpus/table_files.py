@@ -119,10 +119,11 @@ def _text(text: str, path: Path, columns: Columns, is_recording: Callable[[str],
     for line in lines:
         if dialect.holds_rows(line, found, is_recording):
             malformed.append(f"lines {line.first} to {line.last}: one row, for a quote is open at the end of a line")
-        elif len(line.cells) != len(header):
+        elif any(line.cells[len(header) :]) or len(line.cells) < len(header):  # trailing delimiters are no cells
             malformed.append(f"line {line.first}: {len(line.cells)} columns, not {len(header)}")
         else:
-            cells = [" ".join(cell.split()) if "\n" in cell or "\r" in cell else cell for cell in line.cells]
+            own = line.cells[: len(header)]
+            cells = [" ".join(cell.split()) if "\n" in cell or "\r" in cell else cell for cell in own]
             rows.append((line.first, dict(zip(header, cells, strict=True))))
     return TableRows(header, rows, malformed, str(found), found.header)
 

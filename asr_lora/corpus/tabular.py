@@ -29,7 +29,8 @@ ABSENT = ("nan", "NaN", "NULL", "<NA>", "None")  # of a text: what pandas and da
 LONGEST_TEXT = 1 << 20  # bytes of a file with one sentence
 FEW = 16  # recordings whose lengths tell the unit of a table's times
 TIMES = ("end", "start", "duration")  # the likeliest to tell their unit first
-WHOLE = re.compile(r"\d+(\.0*)?")
+FEWEST = 100  # milliseconds, of any table's longest clip: times below are seconds
+PLAIN = re.compile(r"\d+(\.\d*)?")
 FOLDERS_OF_SPLITS = 8  # at most, at one depth of the recordings' paths
 
 
@@ -117,9 +118,11 @@ class _Table:
         latest: dict[str, float] = {}
         for path, (_, cells) in zip(self.paths, self.read.rows, strict=True):
             cell = cells[column].strip()
-            if cell and not WHOLE.fullmatch(cell):
+            if cell and not PLAIN.fullmatch(cell):
                 return False
             latest[path] = max(latest.get(path, 0.0), float(cell or 0))
+        if max(latest.values(), default=0.0) < FEWEST:
+            return False
         votes: list[bool] = []
         for path in sorted(latest, key=lambda path: -latest[path])[:FEW]:
             try:

@@ -173,6 +173,7 @@ def test_texts_in_files_of_their_own_are_read_from_the_source_alone(tmp_path: Pa
         ("start,end", [("00:00:01.500", "00:00:02.750"), ("00:00:03.000", "00:00:04.000")], [(1.5, 2.75), (3.0, 4.0)]),
         ("start,end", [('"1,5"', '"2,75"'), ('"3,0"', '"4,0"')], [(1.5, 2.75), (3.0, 4.0)]),
         ("start,end", [("1500", "2750"), ("3000", "4000")], [(1.5, 2.75), (3.0, 4.0)]),
+        ("start,end", [("1500.0", "2750.5"), ("3000.5", "4000.0")], [(1.5, 2.7505), (3.0005, 4.0)]),
         ("start_ms,end_ms", [("1500", "2750"), ("3000", "4000")], [(1.5, 2.75), (3.0, 4.0)]),
         ("start,end", [("1", "2"), ("3", "4")], [(1.0, 2.0), (3.0, 4.0)]),
         ("offset,duration", [("1500", "1250"), ("6000", "1000")], [(1.5, 2.75), (6.0, 7.0)]),
@@ -222,6 +223,18 @@ def test_a_packed_table_that_unpacks_to_far_more_or_is_damaged_is_refused(
     assert "unpacks to more than" in refusal(tmp_path / name)
     write(tmp_path / name, gzip.compress(bytes(range(256)))[:60])
     assert any(way in refusal(tmp_path / name) for way in ("get it again", "save it as .csv"))
+
+
+def test_trailing_delimiters_are_no_cells_and_a_cell_too_many_is_counted(tmp_path: Path) -> None:
+    record(tmp_path, "a.wav", "b.wav")
+    corpus = open_corpus(write(tmp_path / "x.csv", "path;text\na.wav;ja;;\nb.wav;nee;wel\n"), "nl")
+    assert pairs(corpus.tables["all"]) == [("a.wav", "ja")]
+    assert corpus.malformed["all"] == ["line 3: 3 columns, not 2"]
+
+
+def test_a_spreadsheet_of_another_form_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    for name in ("x.xls", "x.ods"):
+        assert "save it as .xlsx or .csv" in refusal(write(tmp_path / name, b"\xd0\xcf\x11\xe0"))
 
 
 def test_multi_line_cells_are_kept_and_rows_swallowed_by_an_open_quote_are_not(tmp_path: Path) -> None:
