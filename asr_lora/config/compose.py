@@ -20,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from asr_lora.config.conf import choices, conf_dir
 from asr_lora.config.naming import RENAMED, RENAMED_VALUES, run_name
 from asr_lora.config.schema import (
     PREFIX,
@@ -121,17 +122,6 @@ class Config:
         return 2000 if self.data.hours is not None and self.data.hours <= 2 else 5000
 
 
-def conf_dir() -> Path:
-    """Returns the checkout's conf/ when it is beside the package, else the copy in the wheel.
-
-    An editable install leaves a stale copy in site-packages, which is therefore never preferred. Another folder that
-    happens to be called conf does not count.
-    """
-    package = Path(__file__).resolve().parent.parent
-    checkout = package.parent / "conf"
-    return checkout if (checkout / "config.yaml").is_file() and (checkout / "lora").is_dir() else package / "conf"
-
-
 def gpu_settings(name: str) -> HardwareConfig:
     """Returns the settings of a GPU in conf/hardware/."""
     settings: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "hardware" / f"{name}.yaml"))
@@ -151,16 +141,12 @@ def parse_config(cfg: DictConfig) -> Config:
     Needs Hydra initialized (inside a job or `load`): the name depends on the defaults.
     """
     # The defaults of the same experiment, model and method, so that choosing one does not count as a change.
-    choices = {
+    named = {
         "experiment": cfg.get("experiment_name"),
         "model": f"whisper_{OmegaConf.select(cfg, 'model.name')}",
         "lora": OmegaConf.select(cfg, "lora.kind"),
     }
-    known = [
-        f"{group}={name}"
-        for group, name in choices.items()
-        if name in {file.stem for file in (conf_dir() / group).glob("*.yaml")}
-    ]
+    known = [f"{group}={name}" for group, name in named.items() if name in choices(group)]
     config = _checked(cfg)
     name = config.run_name or run_name(asdict(config), usual=asdict(_checked(compose("config", known))))
     runs_dir = Path(config.runs_dir).expanduser()
@@ -231,7 +217,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
 def _choices(group: str) -> str:
     if not (conf_dir() / group).is_dir():
         return "those of Hydra and its plugins"
-    return ", ".join(sorted(file.stem for file in (conf_dir() / group).glob("*.yaml")))
+    return ", ".join(choices(group))
 
 
 def explain_hydra_error(error: BaseException, overrides: Sequence[str]) -> str:

@@ -28,13 +28,13 @@ from asr_lora import NO_HOME
 from asr_lora.config.compose import (
     Config,
     check_overrides,
-    conf_dir,
     explain_hydra_error,
     fixed_overrides,
     job_overrides,
     load,
     parse_config,
 )
+from asr_lora.config.conf import conf_dir
 from asr_lora.runs import folder as run
 from asr_lora.runtime import distributed
 from asr_lora.runtime.console import log, log_error, quiet_libraries

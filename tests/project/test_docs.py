@@ -12,6 +12,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from support.makefile import ROOT, make
 
+from asr_lora.cli import STAGES
 from asr_lora.config.compose import load
 
 README = ROOT / "README.md"
@@ -20,7 +21,6 @@ RESULTS = ROOT / "recipes" / "RESULTS.md"
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 BLOCK = re.compile(r"^```.*?^```", re.S | re.M)
 INDENTED = re.compile(r"^    \$ ((?:.*\\\n)*.*)", re.M)
-STAGES = {"search", "demo", "doctor", "export", "app", "prepare", "train", "eval", "report", "plan", "transcribe"}
 ENDS = {"|", ">", "&&", "...", "#"}  # words after which no override of a command follows
 
 
@@ -47,15 +47,16 @@ def commands(path: Path) -> Iterator[list[str]]:
     shown = [line for block in BLOCK.findall(text) for line in block.replace("\\\n", " ").splitlines()]
     shown += [line.replace("\\\n", " ") for line in INDENTED.findall(text)]
     inline = (re.sub(r"\s+", " ", span) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose(path)))
-    shown += [span for span in inline if re.match(r"(make|python -m asr_lora|torchrun|accelerate) ?", span)]
+    shown += [span for span in inline if re.match(r"(make|asr-lora|python -m asr_lora|torchrun|accelerate) ?", span)]
     for line in shown:
-        if re.match(r"make( |$)", line) or "-m asr_lora." in line:
+        if re.match(r"make( |$)", line) or "-m asr_lora." in line or re.match(r"asr-lora [a-z]", line):
             yield shlex.split(line, comments=True)
 
 
 def overrides(words: list[str]) -> list[str]:
     """Returns the overrides of a stage's command line, of a sweep the first value of each."""
-    at = next(number for number, word in enumerate(words) if word.startswith("asr_lora."))
+    at = next(number for number, word in enumerate(words) if word == "asr-lora" or word.startswith("asr_lora."))
+    at += words[at] == "asr-lora"
     assert words[at].removeprefix("asr_lora.") in STAGES
     own = [word for word in takewhile(lambda word: word not in ENDS, words[at + 1 :]) if "=" in word]
     parsed = {word: OverridesParser.create().parse_override(word) for word in own}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.package import ROOT, uv
 
-from asr_lora.config.compose import conf_dir
+from asr_lora.config.conf import conf_dir
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
@@ -51,6 +51,6 @@ def test_an_installed_wheel_brings_its_settings_along(wheel: Path, tmp_path: Pat
 
 def test_a_checkout_prefers_its_own_settings_to_a_stale_copy_in_site_packages(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "conf", tmp_path / "asr_lora" / "conf")
-    code = "from asr_lora.config.compose import conf_dir; print(conf_dir())"
+    code = "from asr_lora.config.conf import conf_dir; print(conf_dir())"
     assert run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path)).strip() == str(ROOT / "conf")
     assert conf_dir() == ROOT / "conf"

@@ -1,0 +1,112 @@
+"""Tests of the one command, `asr-lora`: its help, its answers to mistakes, and that it runs the stages as they are."""
+
+import ast
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.package import ROOT
+
+from asr_lora import __version__, cli
+from asr_lora.config.compose import load
+
+HEAVY = {"torch", "torchaudio", "transformers", "datasets", "peft", "hydra", "omegaconf"}
+PROBE = """
+import runpy, sys
+sys.argv[0] = "asr-lora"
+try:
+    runpy.run_module("asr_lora", run_name="__main__")
+finally:
+    print(*sorted({name.partition(".")[0] for name in sys.modules}), file=open("loaded.txt", "w"))
+"""
+
+
+def typed(*words: str, cwd: Path, **environment: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+    """Runs the command; returns what came of it, and the libraries that it loaded."""
+    command = [sys.executable, "-c", PROBE, *words]
+    path = {"PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    done = subprocess.run(
+        command, cwd=cwd, env=os.environ | path | environment, capture_output=True, text=True, check=False
+    )
+    return done, set((cwd / "loaded.txt").read_text(encoding="utf-8").split())
+
+
+def test_the_help_is_one_screen_with_a_line_for_every_stage(tmp_path: Path) -> None:
+    done, loaded = typed("--help", cwd=tmp_path)
+    lines = done.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (0, "") and len(lines) <= 24 and max(map(len, lines)) <= 80
+    assert "  train       Prepares, trains and evaluates a run" in lines
+    assert typed(cwd=tmp_path)[0].stdout == done.stdout
+    assert loaded & HEAVY == set()
+    starts = 'if __name__ == "__main__":\n    '
+    modules = [*(ROOT / "asr_lora").glob("*.py"), *(ROOT / "asr_lora").glob("*/__main__.py")]
+    stages = [path for path in modules if starts in path.read_text(encoding="utf-8")]
+    own = {path.parent.name if path.stem == "__main__" else path.stem for path in stages}
+    assert set(cli.STAGES) == own - {"asr_lora"}
+
+
+@pytest.mark.parametrize("stage", cli.STAGES)
+def test_the_help_of_a_stage_has_ten_settings_that_compose_to_their_defaults(stage: str) -> None:
+    lines = cli.stage_help(stage).splitlines()
+    says = ast.get_docstring(ast.parse(source(stage).read_text(encoding="utf-8")))
+    assert says and lines[2] == says.partition(":  ")[0] + "."
+    shown = [found[1] for line in lines if (found := re.fullmatch(r"  ([\w.]+=.+)", line))]
+    assert len(shown) == len({line.partition("=")[0] for line in shown}) == 10
+    own = ["experiment=demo"] if stage == "demo" else []
+    assert load([*own, *shown]) == load(own)
+    example = shlex.split(lines[lines.index("Example:") + 1])
+    assert example[:2] == ["asr-lora", stage]
+    load(example[2:])
+
+
+def source(stage: str) -> Path:
+    file = ROOT / "asr_lora" / f"{stage}.py"
+    return file if file.is_file() else ROOT / "asr_lora" / stage / "__main__.py"
+
+
+def test_the_help_of_a_stage_imports_no_stage_and_nothing_heavy(tmp_path: Path) -> None:
+    done, loaded = typed("train", "data.language=nl", "--help", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "") and loaded & HEAVY == set()
+    assert "\n  data.language=nl\n" in done.stdout and "asr-lora train --cfg job" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_a_wrong_stage_is_one_line_with_the_nearest(tmp_path: Path) -> None:
+    done, loaded = typed("trian", "data.language=nl", cwd=tmp_path)
+    wanted = "error: trian: no such stage; did you mean train? asr-lora --help lists all\n"
+    assert (done.returncode, done.stderr) == (2, wanted) and loaded & HEAVY == set()
+    done, _ = typed("x\x1b[2J\n", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "\x1b" not in done.stderr
+
+
+def test_the_version_is_the_packages(tmp_path: Path) -> None:
+    assert typed("--version", cwd=tmp_path)[0].stdout == f"asr-lora {__version__}\n"
+    assert f'\nversion = "{__version__}"\n' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_a_stage_runs_as_by_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+
+    def run_module(name: str, **how: object) -> None:
+        seen.extend([name, sys.argv[1:], how])
+
+    monkeypatch.setattr(sys, "argv", ["asr-lora", "train", "-m", "lora.r=4,8"])
+    monkeypatch.setattr(runpy, "run_module", run_module)
+    cli.main()
+    assert seen == ["asr_lora.train", ["-m", "lora.r=4,8"], {"run_name": "__main__", "alter_sys": True}]
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [("asr-lora tr", "train"), ("asr-lora train lora=", "lora=dora"), ("asr-lora train data.language=nl se", "seed=")],
+)
+def test_tab_completes_stages_settings_and_choices(line: str, word: str, tmp_path: Path) -> None:
+    done, loaded = typed("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert word in done.stdout.split() and not loaded & {"torch", "transformers"}
+    script, _ = typed("-sc", "install=bash", cwd=tmp_path)
+    assert script.stdout.splitlines()[-1].endswith("hydra_bash_completion asr-lora")
