@@ -31,40 +31,40 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: $(INSTALLED)demo ## train and score on synthetic Dutch, in minutes, on any machine: no account, no GPU, no data
-	$(PYTHON) -m asr_lora.demo $(ARGS)
+	$(PYTHON) -m asr_lora demo $(ARGS)
 
 prepare: $(INSTALLED)core ## draw the clips of a run, and write its manifest
-	$(PYTHON) -m asr_lora.prepare $(settings)
+	$(PYTHON) -m asr_lora prepare $(settings)
 
 train: $(INSTALLED)core ## prepare, train an adapter, and score it against the base model
-	$(PYTHON) -m asr_lora.train $(settings)
+	$(PYTHON) -m asr_lora train $(settings)
 
 eval: $(INSTALLED)core ## score the last run again, or the one that the settings name
-	$(PYTHON) -m asr_lora.eval $(settings)
+	$(PYTHON) -m asr_lora eval $(settings)
 
 sweep: $(INSTALLED)core ## one run for each rank, RANKS=4,8,16,32
-	$(PYTHON) -m asr_lora.train -m lora.r=$(RANKS) $(settings)
+	$(PYTHON) -m asr_lora train -m lora.r=$(RANKS) $(settings)
 
 search: $(INSTALLED)search ## search for the best rank, learning rate and dropout by dev WER: ARGS="search.trials=20 search.max_hours=8"
-	$(PYTHON) -m asr_lora.search $(settings)
+	$(PYTHON) -m asr_lora search $(settings)
 
 report: $(INSTALLED)core ## the page of the last run, or of the one that the settings name; RUNS="runs/nl-*" compares several
-	$(PYTHON) -m asr_lora.report $(settings) $(if $(value RUNS),$(call shell_string,report.runs=$(call hydra_string,$(value RUNS))))
+	$(PYTHON) -m asr_lora report $(settings) $(if $(value RUNS),$(call shell_string,report.runs=$(call hydra_string,$(value RUNS))))
 
 plan: $(INSTALLED)core ## hours, memory and dollars of a run on five GPUs and this machine, before any download
-	$(PYTHON) -m asr_lora.plan $(settings)
+	$(PYTHON) -m asr_lora plan $(settings)
 
 doctor: $(INSTALLED)core ## check a run in seconds, before it costs anything: ok, warn or fail, each with its way out
-	$(PYTHON) -m asr_lora.doctor $(settings)
+	$(PYTHON) -m asr_lora doctor $(settings)
 
 transcribe: $(INSTALLED)core ## text and subtitles of AUDIO=, a file, a folder or a pattern, by the last run or the one that the settings name
-	$(PYTHON) -m asr_lora.transcribe $(call shell_string,audio=$(call hydra_string,$(value AUDIO))) $(settings)
+	$(PYTHON) -m asr_lora transcribe $(call shell_string,audio=$(call hydra_string,$(value AUDIO))) $(settings)
 
 export: $(INSTALLED)export ## files for transformers, faster-whisper and whisper.cpp, each verified in its own runtime: ARGS="'export.formats=[ct2-int8]'"
-	$(PYTHON) -m asr_lora.export $(settings)
+	$(PYTHON) -m asr_lora export $(settings)
 
 app: $(INSTALLED)app ## a page to speak to: base and fine-tuned model transcribe the same recording, side by side (http://127.0.0.1:7860)
-	$(PYTHON) -m asr_lora.app $(settings)
+	$(PYTHON) -m asr_lora app $(settings)
 
 bench: $(INSTALLED)demo ## the tutorial recipe against ours, both timed as whole commands, on DATA= or the demo's speech
 	$(PYTHON) recipes/benchmark.py $(if $(language),--language $(language)) \

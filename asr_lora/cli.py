@@ -10,11 +10,16 @@ import runpy
 import shutil
 import sys
 import textwrap
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 from asr_lora import __version__
 from asr_lora.config import conf
+from asr_lora.runtime import ranks
+from asr_lora.runtime.console import log_error
+from asr_lora.runtime.errors import UserError
+from asr_lora.runtime.streams import set_up_streams
 
 # By stage, in the order in which they are met: the overrides of an example, and its ten commonest settings.
 OF_DATA = "data.source data.language data.hours model lora"
@@ -98,7 +103,31 @@ def main() -> None:
         sys.stdout.write(stage_help(first))
     else:
         sys.argv[1:] = rest
+        check_first(first, rest)
         runpy.run_module(f"asr_lora.{first}", run_name="__main__", alter_sys=True)
+
+
+def check_first(stage: str, words: Sequence[str]) -> None:
+    """Ends the command for an invalid setting or missing data, before the stage and its libraries are imported.
+
+    What only Hydra's own start can resolve is left to the stage, which checks all again; doctor first checks the
+    versions of libraries.
+    """
+    if stage == "doctor" or ranks.world_size() > 1:
+        return
+    if any(word.startswith(("-", "hydra", "+hydra", "~hydra")) or "${" in word for word in words):
+        return
+    from asr_lora.config.compose import load  # noqa: PLC0415 (brings Hydra)
+    from asr_lora.data.finding import check_sources  # noqa: PLC0415
+
+    try:
+        config = load(["experiment=demo", *words] if stage == "demo" else words)
+        if stage in ("prepare", "train") and not (config.run / "data").exists():
+            check_sources(config.data)
+    except UserError as error:
+        set_up_streams()
+        log_error(f"error: {error}")
+        raise SystemExit(error.status) from None
 
 
 def docstring(stage: str) -> str:

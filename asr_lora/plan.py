@@ -32,7 +32,7 @@ from asr_lora.planning.estimate import (
 from asr_lora.reporting.tables import tuning_label
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch
-from asr_lora.speech.audio import MAX_SECONDS
+from asr_lora.speech.limits import MAX_SECONDS
 
 
 def plan(config: Config, named: Mapping[str, Any]) -> None:

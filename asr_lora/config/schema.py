@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from asr_lora.runtime.errors import ConfigError, check, check_choice, check_locale, check_name, check_range
-from asr_lora.speech.audio import MAX_SECONDS
-from asr_lora.speech.augment import KINDS
-from asr_lora.speech.normalizer import NORMALIZERS
+from asr_lora.speech.limits import AUGMENTATIONS, MAX_SECONDS, NORMALIZERS
 
 SPLIT_NAMES = ("train", "dev", "test", "none")  # what data.splits takes; none: left out
+FETCHED = ("mdc:", "hf:", "shards:")  # prefixes of sources that are names, not paths
 COLUMNS = ("path", "text", "speaker", "start", "end", "duration", "split")  # of a user's own table
 
 
@@ -75,7 +74,7 @@ class DataConfig:
         if self.streaming:
             self._check_streaming()
         if self.augment is not None:
-            check_choice("data.augment", self.augment, KINDS)
+            check_choice("data.augment", self.augment, AUGMENTATIONS)
 
     def _check_streaming(self) -> None:
         """Raises ConfigError for settings that need a list of all clips, which a stream does not have."""

@@ -7,8 +7,7 @@ import re
 from dataclasses import dataclass
 
 from asr_lora.runtime.errors import ConfigError, check, check_choice, check_locale
-from asr_lora.speech.audio import MAX_SECONDS
-from asr_lora.speech.normalizer import NORMALIZERS
+from asr_lora.speech.limits import MAX_SECONDS, NORMALIZERS
 
 EXPORTS = ("hf", "ct2", "ct2-int8", "ct2-int8_float16", "ggml", "ggml-q8_0", "ggml-q5_0")
 NO_ONNX = (

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from asr_lora.config.schema import FETCHED
 from asr_lora.corpus import (
     common_voice_copies,
     huggingface,
@@ -43,7 +44,6 @@ __all__ = ["FETCHED", "SPLITS", "TABLES", "UNSPLIT", "Columns", "Corpus", "is_pa
 
 RELEASE, SPEECH, HUB = "Common Voice", "Common Voice's Spontaneous Speech", "a data set"  # names of shapes
 OTHER_SHEETS = (".xls", ".xlsb", ".ods", ".numbers")
-FETCHED = (mdc.PREFIX, huggingface.PREFIX, shards.PREFIX)  # prefixes of sources that are names, not paths
 
 
 def is_path(source: str) -> bool:

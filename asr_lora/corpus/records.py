@@ -13,7 +13,8 @@ from asr_lora.corpus.split_names import NONE, TABLES, UNSPLIT, assign_splits, sp
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, listed
 from asr_lora.runtime.files import is_plain
-from asr_lora.speech.audio import LONGEST, MAX_SECONDS
+from asr_lora.speech.audio import LONGEST
+from asr_lora.speech.limits import MAX_SECONDS
 
 CLOCK = re.compile(r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2}(?:[.,]\d{1,9})?)")
 MILLISECONDS = re.compile(r"(?<![a-z])(ms|msec|milliseconds?)(?![a-z])")  # in the name of a column of times

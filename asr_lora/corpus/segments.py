@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from asr_lora.corpus.records import Utterance, check_times
-from asr_lora.speech.audio import MAX_SECONDS
+from asr_lora.speech.limits import MAX_SECONDS
 
 MOST_TIME = 1e10  # s or ms, 115 days; more is no time in a recording
 LONGEST_PAUSE = 0.5  # s between two words of one segment

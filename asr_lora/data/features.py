@@ -14,6 +14,7 @@ from asr_lora.data.sampler import Batch, RowSpec, context_for
 from asr_lora.model.tokens import ENGLISH_START
 from asr_lora.speech import audio
 from asr_lora.speech.augment import augment
+from asr_lora.speech.limits import MAX_SECONDS
 
 Table = Mapping[str, list[Any]]  # of clips: `waveform` and `text`
 IGNORE_INDEX = -100  # of labels that the loss ignores
@@ -22,7 +23,7 @@ UNSPACED = ("zh", "yue", "ja")  # languages that write no space between sentence
 
 
 def log_mel(
-    waveforms: Sequence[audio.Waveform], extractor: WhisperFeatureExtractor, seconds: float = audio.MAX_SECONDS
+    waveforms: Sequence[audio.Waveform], extractor: WhisperFeatureExtractor, seconds: float = MAX_SECONDS
 ) -> Tensor:
     """Computes log-mel spectrograms: (clips, mel bins, frames) float32, 100 frames a second of `seconds`.
 
@@ -96,7 +97,7 @@ def _is_unspaced(tokenizer: WhisperTokenizer) -> bool:
 
 
 def _time_token(seconds: float, tokenizer: WhisperTokenizer) -> int:
-    within = min(seconds, audio.MAX_SECONDS)  # sums are rounded
+    within = min(seconds, MAX_SECONDS)  # sums are rounded
     token: int = tokenizer.convert_tokens_to_ids(f"<|{round(within / 0.02) * 0.02:.2f}|>")
     return token
 

@@ -15,6 +15,7 @@ from asr_lora.runtime.errors import ExternalError
 from asr_lora.runtime.files import plain_suffix, read_jsonl
 from asr_lora.speech import audio
 from asr_lora.speech.audio import AudioInfo, AudioSegment, scan_clip
+from asr_lora.speech.limits import MAX_SECONDS
 
 Clip = dict[str, Any]  # a line of the manifest
 EXCLUDED = "the same sound as a clip of data.exclude_overlap"
@@ -121,7 +122,7 @@ class SplitDraw:
                 continue
             where, listed = each.shard.shard if each.shard else str(files[each.path]), durations.get(each.path, 0.0)
             clip = _line(each, where, listed if each.shard else info.seconds, info.sha256)
-            whole = min(listed, audio.MAX_SECONDS) if listed <= audio.LONGEST else listed
+            whole = min(listed, MAX_SECONDS) if listed <= audio.LONGEST else listed
             if not each.shard and listed and abs(whole - info.seconds) > MOST_APART:
                 clip["listed_duration"] = listed  # the audit reports a clip that is shorter as truncated
             self.chosen.append(clip)
@@ -172,7 +173,7 @@ def waveform(clip: Clip) -> audio.Waveform:
             raise ExternalError(f"{clip['member']}: {error}") from error
     if len(sound) > (audio.LONGEST + audio.ROUNDED) * audio.SAMPLE_RATE:
         raise ExternalError(
-            f"{clip.get('member') or clip['path']}: clip is longer than {audio.MAX_SECONDS:g} s, Whisper's window; it "
+            f"{clip.get('member') or clip['path']}: clip is longer than {MAX_SECONDS:g} s, Whisper's window; it "
             "has changed since it was scanned: restore it, or prepare a new run"
         )
     return audio.in_window(sound)

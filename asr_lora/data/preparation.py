@@ -39,8 +39,8 @@ from asr_lora.runs import folder
 from asr_lora.runtime.console import log, progress
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import atomic_folder, read_json, write_json, write_jsonl
-from asr_lora.speech import audio
 from asr_lora.speech.audio import AudioScanner
+from asr_lora.speech.limits import MAX_SECONDS
 from asr_lora.speech.normalizer import marks
 
 MOST_BAD = 0.05  # share of unusable clips, above which the corpus is damaged or of another language
@@ -86,7 +86,7 @@ def make_manifest(run: Path, data: DataConfig, model: ModelConfig, test_limit: i
             f"or test ({_counts(leaks)}); use splits that do not"
         )
     if corpus.durations:  # too many hours are refused before a clip is fetched; an unlisted clip may have any length
-        check_hours(data.hours, corpus, sum(corpus.durations.get(each.path) or audio.MAX_SECONDS for each in train))
+        check_hours(data.hours, corpus, sum(corpus.durations.get(each.path) or MAX_SECONDS for each in train))
     seconds = None if data.hours is None else data.hours * 3600
     sounds = frozenset(each.sha256 for each in elsewhere if each.sha256)
     draws = [

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from asr_lora.speech.audio import MAX_SECONDS
+from asr_lora.speech.limits import MAX_SECONDS
 
 if TYPE_CHECKING:
     from asr_lora.config.schema import TrainingConfig

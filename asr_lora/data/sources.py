@@ -16,6 +16,7 @@ from asr_lora.corpus.containers import UNPACKED, stem_of
 from asr_lora.corpus.records import Clips, Utterance
 from asr_lora.corpus.shards import read_clip
 from asr_lora.corpus.streaming import Stream, held_out, open_stream
+from asr_lora.data.finding import find_source
 from asr_lora.data.manifest import Clip, as_utterance, clip_id, missing_files, name_in_corpus, read_manifest
 from asr_lora.data.splits import with_splits
 from asr_lora.runs import folder
@@ -34,7 +35,6 @@ from asr_lora.runtime.files import (
 from asr_lora.speech.audio import AudioSegment, scan_clip
 
 OVERLAP_FIELDS = {"path": Path, "text": str, "speaker": str, "clip": Path, "sha256": str}  # of data.exclude_overlap
-ENDS = ("", ".tar.gz", " (?).tar.gz", ".tgz", ".tar")  # of a release's name; " (1)" of a second download
 BY_HASHES = "name its new place, data.source=/path/to/it, where the clips are found by their hashes"
 ANOTHER_MANIFEST = "data.exclude_overlap takes a manifest as asr_lora.prepare writes it, or a corpus"
 
@@ -118,28 +118,6 @@ def _without(corpus: Corpus, listing: Path) -> Corpus:
     unknown = f"; {len(listed - found)} are not in the corpus ({min(listed - found)}, ...)" if listed - found else ""
     log(f"data.exclude_ids: {clips} clips dropped, by {listing}{unknown}")
     return replace(corpus, tables=tables)
-
-
-def find_source(data: DataConfig) -> str:
-    """Returns `data.source`, else the newest Common Voice release of the language in `data.search_dir`.
-
-    Raises ConfigError where there is none.
-    """
-    if data.source is not None:
-        return data.source
-    place, code = Path(data.search_dir).expanduser(), data.language
-    # Neither a longer code (tr, trw) nor a browser's unfinished download (nl.tar.gz.part).
-    found = [path for end in ENDS for path in place.glob(f"cv-corpus-*-{code}{end}")]
-    found += [path.parent for path in place.glob(f"cv-corpus-*/{code}")]
-    if not found:
-        raise ConfigError(
-            f"data.source: no Common Voice release for {code} ({place.absolute()}/cv-corpus-*-{code}*); get one from "
-            "Mozilla Data Collective (mozilladatacollective.com, free account), put it there or name it "
-            "(make train DATA=/path/to/archive), or try without any: make demo"
-        )
-    newest = max(found, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
-    log(f"data.source: {newest}")
-    return str(newest)
 
 
 def excluded_utterances(data: DataConfig) -> list[Utterance]:

@@ -32,6 +32,7 @@ from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError, first_line
 from asr_lora.runtime.files import sha256_text
 from asr_lora.speech import audio
+from asr_lora.speech.limits import MAX_SECONDS
 
 T = TypeVar("T")
 VERSION = 4  # raised whenever the same settings decode the same clips to other hypotheses
@@ -211,7 +212,7 @@ def decode_long_form(
         waveform, sampling_rate=audio.SAMPLE_RATE, return_tensors="pt", truncation=False, padding="longest",
         return_attention_mask=True,
     )  # fmt: skip
-    if len(waveform) <= audio.MAX_SECONDS * audio.SAMPLE_RATE:  # one window, which the encoder wants whole
+    if len(waveform) <= MAX_SECONDS * audio.SAMPLE_RATE:  # one window, which the encoder wants whole
         inputs = processor.feature_extractor(waveform, sampling_rate=audio.SAMPLE_RATE, return_tensors="pt")
     weight = model.get_encoder().conv1.weight
     try:
@@ -321,7 +322,7 @@ def batches(durations: Sequence[float], batch_size: int, margin: float | None) -
     order, made = sorted(range(len(durations)), key=lambda index: -durations[index]), []
     for seconds, group in groupby(order, lambda index: _context(durations[index], margin)):
         indices = list(group)
-        rows = int(batch_size * min(audio.MAX_SECONDS / seconds, MOST_AT_ONCE))
+        rows = int(batch_size * min(MAX_SECONDS / seconds, MOST_AT_ONCE))
         made += [(indices[start : start + rows], seconds) for start in range(0, len(indices), rows)]
     return made
 
@@ -333,7 +334,7 @@ def rows_per_batch(rows: int, num_beams: int) -> int:
 
 def _context(duration: float, margin: float | None) -> float:
     if margin is None:
-        return audio.MAX_SECONDS
+        return MAX_SECONDS
     needed = duration + margin
     return context_for(needed, MULTIPLE if needed <= FEW_BEYOND else LONG_MULTIPLE)
 

@@ -33,7 +33,8 @@ from asr_lora.model.hardware import Capacity, Hardware
 from asr_lora.model.pretrained import language_tokens, load_processor
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ConfigError
-from asr_lora.speech.audio import MAX_SECONDS, SAMPLE_RATE, Waveform
+from asr_lora.speech.audio import SAMPLE_RATE, Waveform
+from asr_lora.speech.limits import MAX_SECONDS
 
 Part = tuple[Path, float, float]  # a recording, and where in it a part begins and ends, in seconds
 AROUND = 0.2  # seconds kept before and after speech: a word's end is quieter than its middle

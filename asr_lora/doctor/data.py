@@ -24,9 +24,10 @@ from asr_lora.corpus.shards import PREFIX as SHARDS
 from asr_lora.corpus.shards import is_url
 from asr_lora.data.dataset import StepDataset
 from asr_lora.data.features import IGNORE_INDEX, SpeechCollator, log_mel, with_prompt
+from asr_lora.data.finding import find_source
 from asr_lora.data.manifest import Clip, SplitDraw, missing_files, name_in_corpus, sampling_order
 from asr_lora.data.preparation import MOST_BAD, check_hours, label_filter
-from asr_lora.data.sources import find_source, open_sources
+from asr_lora.data.sources import open_sources
 from asr_lora.doctor.check import FAIL, OK, WARN, Check
 from asr_lora.model.pretrained import language_token, load_generation_config, load_processor
 from asr_lora.model.tokens import OF_BASE, is_english_only

@@ -42,7 +42,7 @@ from asr_lora.runtime import distributed
 from asr_lora.runtime.console import format_bytes
 from asr_lora.runtime.errors import ExternalError, first_line
 from asr_lora.runtime.files import cache_dir
-from asr_lora.speech.audio import MAX_SECONDS
+from asr_lora.speech.limits import MAX_SECONDS
 
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config

@@ -24,7 +24,7 @@ from asr_lora.model.whisper import DTYPES
 from asr_lora.runtime import distributed
 from asr_lora.runtime.console import format_bytes
 from asr_lora.runtime.errors import ConfigError, ExternalError, UserError
-from asr_lora.speech.audio import MAX_SECONDS
+from asr_lora.speech.limits import MAX_SECONDS
 
 GPUS = ("t4", "l4", "a10", "a100", "h100")  # described in conf/hardware/
 CPU_MICRO_BATCH = 2  # clips at 30 s: more only take memory; whisper-base is as fast with one as with eight

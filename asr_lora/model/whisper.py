@@ -18,7 +18,7 @@ from asr_lora.model.cost import POSITIONS_PER_SECOND
 from asr_lora.model.pretrained import drop_forced_tokens, is_local, load_generation_config, resolve
 from asr_lora.model.tokens import is_english_only
 from asr_lora.runtime.errors import ExternalError, first_line, listed
-from asr_lora.speech.audio import MAX_SECONDS
+from asr_lora.speech.limits import MAX_SECONDS
 
 MAX_POSITIONS = round(MAX_SECONDS * POSITIONS_PER_SECOND)  # 1,500
 # Seconds of context up to which unfused attention trains faster on a CPU in bf16 than the fused one, whose backward

@@ -40,7 +40,7 @@ from asr_lora.planning.estimate import (
 from asr_lora.planning.timing import Timings
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ConfigError, ExternalError, UserError, first_line
-from asr_lora.speech import audio
+from asr_lora.speech.limits import MAX_SECONDS
 
 HERE = "this machine"
 CLIPS = {"train": 46_392, "dev": 12_247, "test": 12_247}  # of Dutch Common Voice 25.0
@@ -84,7 +84,7 @@ def durations(config: Config) -> tuple[dict[str, list[float]], str]:
         rng, mean = np.random.default_rng(config.data.seed), config.plan.clip_seconds
         center = math.log(mean) - SPREAD**2 / 2  # a log-normal's mean lies above its median
         drawn = {split: rng.lognormal(center, SPREAD, clips) for split, clips in CLIPS.items()}
-        seconds = {split: np.minimum(drawn[split], audio.MAX_SECONDS).tolist() for split in SPLITS}
+        seconds = {split: np.minimum(drawn[split], MAX_SECONDS).tolist() for split in SPLITS}
         origin = f"typical, {mean:g} s each (Common Voice's nl; plan.clip_seconds)"
     train = seconds["train"]
     if config.data.hours is not None:
@@ -115,7 +115,7 @@ def estimate_on_gpu(config: Config, work: Workload) -> Estimate:
     rows, checkpointing = max_train_rows(
         memory, asked.gradient_checkpointing, precision, work.shape, half, **config.lora.memory
     )
-    capacity = (asked.micro_batch or rows) * audio.MAX_SECONDS
+    capacity = (asked.micro_batch or rows) * MAX_SECONDS
     rows = asked.decode_batch or max_decode_rows(memory, work.shape)
     device = Device(memory, capacity, rows, half, checkpointing, on_gpu=True)
     return estimate_on(work, device, precision, _by_rates(work, device, asked.tflops, arithmetic))

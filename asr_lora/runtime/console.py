@@ -7,13 +7,12 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers.utils import logging as transformers_logging
 
-from asr_lora.runtime import distributed
+from asr_lora.runtime import ranks
 
 SPEED_PERIOD = 600.0  # seconds of progress that an estimate uses: rich's 30 give none where one step takes as long
 
-console = Console(stderr=True, quiet=not distributed.is_rank_zero())
+console = Console(stderr=True, quiet=not ranks.is_rank_zero())
 
 
 def log(line: str) -> None:
@@ -26,7 +25,7 @@ def log_error(line: str) -> None:
 
     The others stay silent.
     """
-    with distributed.complaint() as is_first:
+    with ranks.complaint() as is_first:
         if is_first:
             _print(Console(stderr=True), line)
 
@@ -37,6 +36,8 @@ def _print(where: Console, line: str) -> None:
 
 def quiet_libraries() -> None:
     """Turns off other libraries' progress bars and warnings that are not meant for the user."""
+    from transformers.utils import logging as transformers_logging  # noqa: PLC0415 (brings torch)
+
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every int8 product whose input is not fp16

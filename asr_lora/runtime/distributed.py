@@ -1,50 +1,33 @@
 """The processes of one run, started by torchrun or accelerate: ranks, broadcasts, sums of gradients.
 
 Rank 0 writes, logs and draws, and broadcasts what follows to the others. With one process every function here is a
-no-op. Depends on torch.distributed and on asr_lora.runtime.errors only.
+no-op. Depends on torch.distributed and on asr_lora.runtime.errors only, and ranks.py, which knows no torch.
 """
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import distributed
-from torch._C._distributed_c10d import TCPStore
 
 from asr_lora.runtime.errors import UserError
+from asr_lora.runtime.ranks import complaint, is_rank_zero, local_world_size, rank, world_size
 
+__all__ = [
+    "all_gather", "any_rank", "complaint", "init", "is_peer_failure", "is_rank_zero", "local_world_size", "rank",
+    "rank_zero", "shut_down", "sum_gradients", "world_size",
+]  # fmt: skip
 Made = TypeVar("Made")
 
 # While rank 0 prepares, the others wait: for hours, where an archive is downloaded and its clips are scanned.
 # They need no shorter limit to notice that rank 0 has died: its end of the connection closes.
 WAIT = timedelta(days=7)
 STEP = timedelta(minutes=30)  # for sums of gradients, where no rank prepares: longer than any step
-COMPLAINT = timedelta(seconds=10)  # for one line to be printed by another process
 AT_ONCE = 2**24  # numbers of gradients that are summed at once, 64 MB
 
 _waiting: list[Any] = []  # the group with the long timeout, once there is one
-
-
-def world_size() -> int:
-    """Returns how many processes share the run."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def local_world_size() -> int:
-    """Returns how many processes of the run are on this machine; all, where the launcher does not set it."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size())))
-
-
-def rank() -> int:
-    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
-
-
-def is_rank_zero() -> bool:
-    return rank() == 0
 
 
 def init(device: torch.device) -> None:
@@ -131,28 +114,3 @@ def is_peer_failure(error: BaseException) -> bool:
     """Returns whether the error only means that another process is gone."""
     gone = "gloo/transport" in str(error) and "Timed out" not in str(error)
     return world_size() > 1 and (gone or isinstance(error, distributed.DistError))
-
-
-@contextmanager
-def complaint() -> Iterator[bool]:
-    """Yields whether this process prints its error: only the first that has one does.
-
-    The others continue only after it was printed: the launcher ends all processes as soon as one has ended.
-    """
-    if world_size() == 1:
-        yield True
-        return
-    place = f"asr_lora/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    try:
-        store = TCPStore(
-            os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, COMPLAINT, wait_for_workers=False
-        )
-        is_first = store.add(f"{place}/complaints", 1) == 1
-    except (KeyError, RuntimeError):  # no process keeps a store, or the one that kept it has ended
-        yield is_rank_zero()
-        return
-    yield is_first
-    if is_first:
-        store.set(f"{place}/printed", "")
-    else:
-        store.wait([f"{place}/printed"], COMPLAINT)

@@ -23,9 +23,9 @@ from asr_lora.runtime.errors import ExternalError
 from asr_lora.runtime.files import cache_dir
 from asr_lora.speech import media
 from asr_lora.speech.lengths import with_true_length
+from asr_lora.speech.limits import MAX_SECONDS
 
 SAMPLE_RATE = 16_000  # Hz
-MAX_SECONDS = 30.0  # Whisper's window
 LONGEST = MAX_SECONDS + 0.15  # seconds: as an mp3, padded by its encoder, 30 s are that long; the rest is cut
 ROUNDED = 0.001  # seconds, to which durations and the times of segments are rounded
 PREROLL = 0.5  # seconds decoded before a segment and dropped: libsndfile 1.2 is silent for 0.2 s after a seek in an mp3

@@ -15,7 +15,6 @@ from torchaudio.functional import add_noise, gain, highpass_biquad, lowpass_biqu
 
 from asr_lora.speech.audio import SAMPLE_RATE, Waveform
 
-KINDS = ("light", "noisy", "telephone")
 QUIETEST = 2**-15  # of full scale, one step of 16 bits; a clip that never reaches it is silent
 SPEED = 10  # percent slower or faster at most, as Ko et al. 2015, "Audio augmentation for speech recognition"
 GAINS = (-10.0, 10.0)  # dB, about the difference between two microphones; never beyond full scale

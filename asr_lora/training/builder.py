@@ -26,7 +26,7 @@ from asr_lora.runs import folder as run
 from asr_lora.runtime import distributed
 from asr_lora.runtime.console import Bar, log
 from asr_lora.runtime.files import read_json
-from asr_lora.speech.audio import MAX_SECONDS
+from asr_lora.speech.limits import MAX_SECONDS
 from asr_lora.training.callbacks import DivergenceGuard, KeepAdapters, TimeBudget, TrainingLog
 from asr_lora.training.trainer import WhisperTrainer
 from asr_lora.training.validation import DevEvaluator, dev_normalizer, eval_steps

@@ -14,6 +14,9 @@ from support.package import ROOT
 
 from asr_lora import __version__, cli
 from asr_lora.config.compose import load
+from asr_lora.config.schema import FETCHED
+from asr_lora.corpus import huggingface, mdc, shards
+from asr_lora.speech import limits, normalizer
 
 HEAVY = {"torch", "torchaudio", "transformers", "datasets", "peft", "hydra", "omegaconf"}
 PROBE = """
@@ -87,6 +90,38 @@ def test_a_wrong_stage_is_one_line_with_the_nearest(tmp_path: Path) -> None:
 def test_the_version_is_the_packages(tmp_path: Path) -> None:
     assert typed("--version", cwd=tmp_path)[0].stdout == f"asr-lora {__version__}\n"
     assert f'\nversion = "{__version__}"\n' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train data.hour=1", "data.hour: no such setting; did you mean data.hours?"),
+        ("eval data.hours=-1", "data.hours: must be more than 0, or null for all there is, got -1.0"),
+        ("demo hours", "hours: must be setting=value, for instance data.hours=1; see --help"),
+        ("train data.source=not/there", "data.source: no file or folder {folder}/not/there; name one that is there"),
+        ("prepare data.language=xx", "data.source: no Common Voice release for xx ({folder}/data/cv-corpus-*-xx*)"),
+    ],
+)
+def test_a_mistake_is_answered_before_torch_is_imported(words: str, message: str, tmp_path: Path) -> None:
+    done, loaded = typed(*words.split(), cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {message.format(folder=tmp_path)}")
+    assert done.stderr.count("\n") == 1 and loaded & {"torch", "transformers", "datasets"} == set()
+    assert [file.name for file in tmp_path.iterdir()] == ["loaded.txt"]
+
+
+@pytest.mark.parametrize("words", [["-m", "lora.r=4,8"], ["--cfg", "job"], ["run_name=${now:%H}"], ["hydra.x=1"]])
+def test_what_only_hydras_start_resolves_is_left_to_the_stage(words: list[str]) -> None:
+    cli.check_first("train", words)
+
+
+def test_prepared_data_are_not_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    cli.check_first("train", [f"run_dir={tmp_path}/run", "data.source=/not/there"])
+
+
+def test_names_that_settings_take_are_those_that_exist() -> None:
+    assert tuple(normalizer.NORMALIZERS) == limits.NORMALIZERS
+    assert FETCHED == (mdc.PREFIX, huggingface.PREFIX, shards.PREFIX)
 
 
 def test_a_stage_runs_as_by_its_module(monkeypatch: pytest.MonkeyPatch) -> None:

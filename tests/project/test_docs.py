@@ -55,8 +55,8 @@ def commands(path: Path) -> Iterator[list[str]]:
 
 def overrides(words: list[str]) -> list[str]:
     """Returns the overrides of a stage's command line, of a sweep the first value of each."""
-    at = next(number for number, word in enumerate(words) if word == "asr-lora" or word.startswith("asr_lora."))
-    at += words[at] == "asr-lora"
+    at = next(number for number, word in enumerate(words) if re.match(r"asr[-_]lora($|\.)", word))
+    at += "." not in words[at]
     assert words[at].removeprefix("asr_lora.") in STAGES
     own = [word for word in takewhile(lambda word: word not in ENDS, words[at + 1 :]) if "=" in word]
     parsed = {word: OverridesParser.create().parse_override(word) for word in own}
@@ -85,7 +85,7 @@ def test_every_command_line_composes(path: Path) -> None:
         lines = [words]
         if words[0] == "make":
             printed = make("-n", *words[1:]).replace("\\\n", " ").splitlines() if len(words) > 1 else []
-            lines = [shlex.split(line) for line in printed if "-m asr_lora." in line]
+            lines = [shlex.split(line) for line in printed if "-m asr_lora " in line]
         for line in lines:
             load(overrides(line))
 

@@ -49,7 +49,7 @@ def test_args_reach_the_stage_unchanged() -> None:
 
 def test_a_sweep_is_one_run_a_rank() -> None:
     command = make("-n", "sweep", "LANG=nl", "RANKS=4,8").split()
-    assert command[2:] == ["asr_lora.train", "-m", "lora.r=4,8", "data.language=nl"]
+    assert command[2:] == ["asr_lora", "train", "-m", "lora.r=4,8", "data.language=nl"]
 
 
 def test_a_search_takes_its_space_from_args_as_its_page_writes_it() -> None:

@@ -27,7 +27,7 @@ from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.speech import audio, augment
 from asr_lora.speech.audio import SAMPLE_RATE
-from asr_lora.speech.augment import KINDS
+from asr_lora.speech.limits import AUGMENTATIONS
 from asr_lora.training import builder
 
 
@@ -42,7 +42,7 @@ def draws(kind: str, waveform: audio.Waveform, count: int = 20) -> list[audio.Wa
     return [augment.augment(waveform, kind, np.random.default_rng(at)) for at in range(count)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_all_random_numbers_come_from_the_given_generator(kind: str) -> None:
     waveform = speech(1)
     before = waveform.copy(), torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
@@ -55,7 +55,7 @@ def test_all_random_numbers_come_from_the_given_generator(kind: str) -> None:
     assert random.getstate() == before[3]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
 @pytest.mark.parametrize("samples", [1, 2, 100, 16_000, 80_001])
 def test_any_clip_becomes_finite_audio_that_fits(kind: str, samples: int) -> None:
     waveform, longest = speech(6)[2:][:samples], int(samples * 1.03)
@@ -69,7 +69,7 @@ def test_any_clip_becomes_finite_audio_that_fits(kind: str, samples: int) -> Non
 
 
 def test_a_silent_clip_does_not_change() -> None:
-    for kind in KINDS:
+    for kind in AUGMENTATIONS:
         for loudness in (0, 1e-6):
             silence = np.full(800, loudness, dtype=np.float32)
             assert all(np.array_equal(sound, silence) for sound in draws(kind, silence))
@@ -185,7 +185,7 @@ def test_without_augmentation_a_batch_is_the_plain_one(rows: list[dict[str, Any]
     assert list(batch) == ["input_features", "decoder_input_ids", "labels"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_augmentation_follows_from_seed_step_and_clip_alone(
     rows: list[dict[str, Any]], processor: WhisperProcessor, kind: str
 ) -> None:

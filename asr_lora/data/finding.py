@@ -1,0 +1,50 @@
+"""Where the speech of a run lies, without opening it.
+
+Imports nothing heavy, so that a missing path is answered at once.
+"""
+
+import re
+from pathlib import Path
+
+from asr_lora.config.schema import FETCHED, DataConfig
+from asr_lora.runtime.console import log
+from asr_lora.runtime.errors import ConfigError
+from asr_lora.runtime.files import existing
+
+ENDS = ("", ".tar.gz", " (?).tar.gz", ".tgz", ".tar")  # of a release's name; " (1)" of a second download
+
+
+def find_source(data: DataConfig) -> str:
+    """Returns `data.source`, else the newest Common Voice release of the language in `data.search_dir`.
+
+    Raises ConfigError where there is none.
+    """
+    if data.source is not None:
+        return data.source
+    newest = newest_release(data)
+    log(f"data.source: {newest}")
+    return str(newest)
+
+
+def check_sources(data: DataConfig) -> None:
+    """Raises ConfigError where a source is a path that leads nowhere, or none is set and no release is found."""
+    if not data.sources and data.source is None:
+        newest_release(data)
+    for source in [each.path for each in data.sources] or [data.source or ""]:
+        if source and not source.startswith(FETCHED):
+            existing(Path(source))
+
+
+def newest_release(data: DataConfig) -> Path:
+    """Returns the newest Common Voice release of the language in `data.search_dir`; raises ConfigError for none."""
+    place, code = Path(data.search_dir).expanduser(), data.language
+    # Neither a longer code (tr, trw) nor a browser's unfinished download (nl.tar.gz.part).
+    found = [path for end in ENDS for path in place.glob(f"cv-corpus-*-{code}{end}")]
+    found += [path.parent for path in place.glob(f"cv-corpus-*/{code}")]
+    if not found:
+        raise ConfigError(
+            f"data.source: no Common Voice release for {code} ({place.absolute()}/cv-corpus-*-{code}*); get one from "
+            "Mozilla Data Collective (mozilladatacollective.com, free account), put it there or name it "
+            "(make train DATA=/path/to/archive), or try without any: make demo"
+        )
+    return max(found, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])

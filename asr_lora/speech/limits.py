@@ -1,0 +1,5 @@
+"""What settings of sound and text are checked against, without torch: Whisper's window and names of choices."""
+
+MAX_SECONDS = 30.0  # Whisper's window
+AUGMENTATIONS = ("light", "noisy", "telephone")  # asr_lora/speech/augment.py
+NORMALIZERS = ("raw", "basic", "marks", "unpointed", "characters")  # asr_lora/speech/normalizer.py
