@@ -104,12 +104,11 @@ $(INSTALLED)search: asked := --extra search
 $(INSTALLED)search: about := Optuna, 40 MB
 $(INSTALLED)app: asked := --extra app
 $(INSTALLED)app: about := gradio, 100 MB
-$(INSTALLED)export: asked := --extra faster-whisper --extra whispercpp
+$(INSTALLED)export: asked := --extra export
 $(INSTALLED)export: about := faster-whisper and whisper.cpp, 360 MB
 $(INSTALLED)check: asked := --group check --extra search
 $(INSTALLED)check: about := ruff, mypy, import-linter, and Optuna, whose types mypy reads, 130 MB
-$(INSTALLED)test: asked := --group test --extra demo --extra search --extra app --extra faster-whisper --extra whispercpp \
-  --extra media --extra tables
+$(INSTALLED)test: asked := --group test --extra all
 $(INSTALLED)test: about := pytest and the libraries that the tests use, 950 MB
 
 SETS := demo search app export check test

@@ -5,6 +5,7 @@ are made of the stages' docstrings and of the files in conf/; nothing heavy is i
 """
 
 import ast
+import importlib.util
 import re
 import runpy
 import shutil
@@ -18,7 +19,7 @@ from asr_lora import __version__
 from asr_lora.config import conf
 from asr_lora.runtime import ranks
 from asr_lora.runtime.console import log_error
-from asr_lora.runtime.errors import UserError
+from asr_lora.runtime.errors import ExternalError, UserError, to_install
 from asr_lora.runtime.streams import set_up_streams
 
 # By stage, in the order in which they are met: the overrides of an example, and its ten commonest settings.
@@ -75,6 +76,7 @@ STAGES = {
         "transcribe.language hardware",
     ),
 }
+MODULES = {"demo": "espeakng_loader", "search": "optuna", "app": "gradio"}  # of the extra of that name
 USAGE = "asr-lora STAGE [setting=value ...]"
 MORE = """\
 asr-lora STAGE --help     what it does, often used settings, an example
@@ -121,6 +123,8 @@ def check_first(stage: str, words: Sequence[str]) -> None:
     from asr_lora.data.finding import check_sources  # noqa: PLC0415
 
     try:
+        if stage in MODULES and importlib.util.find_spec(MODULES[stage]) is None:
+            raise ExternalError(f"{stage}: needs {MODULES[stage]}, which is not installed; {to_install(stage)}")
         config = load(["experiment=demo", *words] if stage == "demo" else words)
         if stage in ("prepare", "train") and not (config.run / "data").exists():
             check_sources(config.data)

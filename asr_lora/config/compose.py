@@ -45,7 +45,7 @@ from asr_lora.config.stages import (
     SearchConfig,
     TranscribeConfig,
 )
-from asr_lora.runtime.errors import ConfigError, check, check_name
+from asr_lora.runtime.errors import ConfigError, check, check_name, to_install
 
 
 @dataclass
@@ -237,10 +237,10 @@ def explain_hydra_error(error: BaseException, overrides: Sequence[str]) -> str:
         near = get_close_matches(unknown[1], _all_keys(), n=1)
         return f"{unknown[1]}: no such setting; " + (f"did you mean {near[0]}?" if near else "--cfg job prints all")
     if launcher := re.search(r"Could not find 'hydra/launcher/([^']+)'", text):
-        return (
-            f"hydra/launcher: {launcher[1]} is not installed; `uv sync --inexact --extra ray` brings ray, "
-            "--extra slurm brings submitit_slurm and submitit_local"
-        )
+        extra = {"ray": "ray", "submitit_slurm": "slurm", "submitit_local": "slurm"}.get(launcher[1])
+        if extra is None:
+            return f"hydra/launcher: {launcher[1]} is none of basic, ray, submitit_slurm, submitit_local"
+        return f"hydra/launcher: needs {launcher[1]}, which is not installed; {to_install(extra)}"
     if choice := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
         if choice[1] == "lora" and choice[2] == "prefix":
             return f"lora: {PREFIX}"

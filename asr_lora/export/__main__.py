@@ -41,7 +41,7 @@ from asr_lora.runtime.files import check_links, read_json, replace_folder, write
 if TYPE_CHECKING:
     from asr_lora.config.stages import ExportConfig
 
-NEEDS = {"ct2": ("faster_whisper", "faster-whisper"), "ggml": ("pywhispercpp", "whispercpp")}  # module, extra
+NEEDS = {"ct2": ("faster_whisper", "faster-whisper"), "ggml": ("pywhispercpp", "whisper.cpp")}  # module, runtime
 UNPROVEN = ".unproven-"  # prefix of folders that an interruption may leave; the next export removes them
 NETWORK = (OSError, HfHubHTTPError, OfflineModeIsEnabled)  # huggingface_hub wraps the errors of httpx
 
@@ -79,10 +79,10 @@ def _to_combine(config: Config) -> dict[str, Config]:
 
 def _check_installed(formats: list[str]) -> None:
     for name in formats:
-        module, extra = NEEDS.get(name.partition("-")[0], ("", ""))
+        module, runtime = NEEDS.get(name.partition("-")[0], ("", ""))
         if module and importlib.util.find_spec(module) is None:
             raise ConfigError(
-                f"export.formats: {name} is verified in {extra}, which is not installed; {to_install(extra)}, "
+                f"export.formats: {name} is verified in {runtime}, which is not installed; {to_install('export')}, "
                 f"or leave {name} out"
             )
 

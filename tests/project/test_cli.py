@@ -109,6 +109,19 @@ def test_a_mistake_is_answered_before_torch_is_imported(words: str, message: str
     assert [file.name for file in tmp_path.iterdir()] == ["loaded.txt"]
 
 
+@pytest.mark.parametrize(("stage", "module"), cli.MODULES.items())
+def test_a_stage_without_its_extra_is_one_line_with_the_command(
+    stage: str, module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SystemExit) as ended:
+        cli.check_first(stage, [])
+    way_out = f"`uv sync --inexact --extra {stage}` installs it"
+    assert (ended.value.code, capsys.readouterr().err) == (
+        1, f"error: {stage}: needs {module}, which is not installed; {way_out}\n"
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("words", [["-m", "lora.r=4,8"], ["--cfg", "job"], ["run_name=${now:%H}"], ["hydra.x=1"]])
 def test_what_only_hydras_start_resolves_is_left_to_the_stage(words: list[str]) -> None:
     cli.check_first("train", words)

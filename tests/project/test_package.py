@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from support.package import ROOT, uv
 
 from asr_lora.config.conf import conf_dir
+from asr_lora.runtime import errors
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
@@ -46,7 +48,45 @@ def test_an_installed_wheel_brings_its_settings_along(wheel: Path, tmp_path: Pat
     settings.write_text(settings.read_text().replace("\nseed: 0 ", "\nseed: 77 "))  # distinct from the checkout's
     printed = run(sys.executable, "-m", "asr_lora.prepare", "--cfg", "job", cwd=elsewhere, PYTHONPATH=str(site))
     assert "\nseed: 77\n" in printed
+    command = [sys.executable, site / "bin" / "asr-lora"]  # the script of [project.scripts]
+    assert "\nseed: 77\n" in run(*command, "train", "--cfg", "job", cwd=elsewhere, PYTHONPATH=str(site))
+    assert "  seed=77\n" in run(*command, "demo", "--help", cwd=elsewhere, PYTHONPATH=str(site))
+    code = "import sys; sys.modules['espeakng_loader'] = None; from asr_lora.cli import main; main()"
+    refused = subprocess.run(
+        [sys.executable, "-c", code, "demo"],
+        cwd=elsewhere, env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    way_out = f"`pip install 'asr_lora[demo] @ {wheel.as_uri()}'` installs it"
+    assert (refused.returncode, refused.stderr) == (
+        1, f"error: demo: needs espeakng_loader, which is not installed; {way_out}\n"
+    )  # fmt: skip
     assert list(elsewhere.iterdir()) == []
+
+
+def test_a_missing_extra_is_added_by_the_command_that_fits_the_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert errors.to_install("app") == "`uv sync --inexact --extra app` installs it"
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "asr_lora" / "runtime" / "errors.py"))
+    info = tmp_path / "asr_lora-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: asr_lora\nVersion: 1\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert errors.to_install("app") == "`pip install 'asr_lora[app]'` installs it"
+    (info / "direct_url.json").write_text('{"url": "https://host/x", "vcs_info": {"vcs": "git"}}')
+    assert errors.to_install("app") == "`pip install 'asr_lora[app] @ git+https://host/x'` installs it"
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    (tmp_path / "uv-receipt.toml").touch()
+    (info / "direct_url.json").write_text('{"url": "file:///x", "dir_info": {}}')
+    assert errors.to_install("app") == "`uv tool install --force 'asr_lora[app] @ file:///x'` installs it"
+
+
+def test_all_is_the_sum_of_the_extras_but_the_launchers_of_clusters() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    (summed,) = extras["all"]
+    named = set(summed.removeprefix("asr_lora[").removesuffix("]").split(","))
+    assert named == set(extras) - {"all", "ray", "slurm", "faster-whisper", "whispercpp"}
+    assert extras["export"] == ["asr_lora[faster-whisper,whispercpp]"]
 
 
 def test_a_checkout_prefers_its_own_settings_to_a_stale_copy_in_site_packages(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def start(stage: str, *words: str) -> subprocess.Popen[str]:
         ("modl=whisper_tiny", "modl: no such setting; did you mean model?"),
         ("qqqqqq=1", "qqqqqq: no such setting; --cfg job prints all"),
         ("hydra.launcher.x=1", "hydra.launcher.x: no setting of Hydra or the launcher; +hydra."),
-        ("hydra/launcher=other", "hydra/launcher: other is not installed; `uv sync --inexact --extra ray` brings ray"),
+        ("hydra/launcher=other", "hydra/launcher: other is none of basic, ray, submitit_slurm, submitit_local"),
         ("hydra/launcher=0", "hydra/launcher: 0 is none of those of Hydra and its plugins"),
         ("~data=0", "data: 0 is none of common_voice"),
         ("lora=lokr", "lora: lokr is none of adalora, all_linear, bitfit"),

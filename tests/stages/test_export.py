@@ -249,7 +249,7 @@ def test_a_missing_runtime_is_named_with_its_extra(
     config_of: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"ct2 is verified in faster-whisper, .*--extra faster-whisper"):
+    with pytest.raises(ConfigError, match=r"ct2 is verified in faster-whisper, .*--extra export"):
         main(config_of("export.formats=[hf,ct2]"))
 
 
