@@ -120,7 +120,7 @@ def check_first(stage: str, words: Sequence[str]) -> None:
     if any(word.startswith(("-", "hydra", "+hydra", "~hydra")) or "${" in word for word in words):
         return
     from asr_lora.config.compose import load  # noqa: PLC0415 (brings Hydra)
-    from asr_lora.data.finding import check_sources  # noqa: PLC0415
+    from asr_lora.data.finding import check_sources, named_recordings  # noqa: PLC0415
 
     try:
         if stage in MODULES and importlib.util.find_spec(MODULES[stage]) is None:
@@ -128,6 +128,8 @@ def check_first(stage: str, words: Sequence[str]) -> None:
         config = load(["experiment=demo", *words] if stage == "demo" else words)
         if stage in ("prepare", "train") and not (config.run / "data").exists():
             check_sources(config.data)
+        elif stage == "transcribe" and config.audio != "-":
+            named_recordings(config.audio)
     except UserError as error:
         set_up_streams()
         log_error(f"error: {error}")

@@ -6,7 +6,6 @@ base and for each recording the adapter of its language, which is set (transcrib
 transcribe.formats into transcribe.out; text of standard input goes to standard output.
 """
 
-import glob
 import sys
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from asr_lora.config.compose import Config, job_overrides
 from asr_lora.corpus.tree import Tree
+from asr_lora.data.finding import named_recordings
 from asr_lora.decoding.generate import RowAdapter, Segment, decode_long_form
 from asr_lora.decoding.transcriber import (
     FORMATS,
@@ -198,22 +198,14 @@ def recordings(audio: str | None) -> Iterator[list[Recording]]:
 
 
 def _named(audio: str | None) -> list[Recording]:
-    if not audio:
-        raise ConfigError("audio: names no recording; audio=/path/to/file, a folder, a pattern, or -")
-    root = Path(audio).expanduser()
-    if root.is_dir():
+    found = named_recordings(audio)
+    root = _common([file.parent for file in found])
+    if found[0].is_dir():
+        (root,) = found
         found = [root / file for file in Tree(root).recordings]
         found = [file for file in found if file.is_file() or not file.exists()]  # a pipe would never end
         if not found:
             raise ConfigError(f"audio: no recordings ({listed(sorted(SOUND))}) in {root}")
-    elif root.is_file():
-        root, found = root.parent, [root]
-    else:
-        matched = glob.glob(str(root), recursive=True)  # noqa: PTH207 (Path.glob takes no pattern that begins at the root)
-        found = sorted(file for file in map(Path, matched) if file.is_file())
-        root = _common([file.parent for file in found])
-        if not found:
-            raise ConfigError(f"audio: no file, folder or pattern of files {audio}; name one that exists")
     stems = [str(file.relative_to(root).with_suffix("")) for file in found]
     # Files that differ only in their suffix keep it.
     return [
@@ -224,7 +216,7 @@ def _named(audio: str | None) -> list[Recording]:
 
 def _common(folders: list[Path]) -> Path:
     """Returns the deepest common folder."""
-    root = folders[0] if folders else Path()
+    root = folders[0]
     while not all(folder.is_relative_to(root) for folder in folders):
         root = root.parent
     return root

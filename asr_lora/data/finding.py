@@ -1,8 +1,9 @@
-"""Where the speech of a run lies, without opening it.
+"""Where the speech of a run and the recordings of `audio=` lie, without opening them.
 
 Imports nothing heavy, so that a missing path is answered at once.
 """
 
+import glob
 import re
 from pathlib import Path
 
@@ -48,3 +49,20 @@ def newest_release(data: DataConfig) -> Path:
             "(make train DATA=/path/to/archive), or try without any: make demo"
         )
     return max(found, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
+
+
+def named_recordings(audio: str | None) -> list[Path]:
+    """Returns the folder that `audio=` names, or the files that it names or matches, sorted.
+
+    Raises ConfigError if there are none.
+    """
+    if not audio:
+        raise ConfigError("audio: names no recording; audio=/path/to/file, a folder, a pattern, or -")
+    root = Path(audio).expanduser()
+    if root.is_dir() or root.is_file():
+        return [root]
+    matched = glob.glob(str(root), recursive=True)  # noqa: PTH207 (Path.glob takes no pattern that begins at the root)
+    found = sorted(file for file in map(Path, matched) if file.is_file())
+    if not found:
+        raise ConfigError(f"audio: no file, folder or pattern of files {audio}; name one that exists")
+    return found

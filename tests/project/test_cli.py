@@ -99,6 +99,7 @@ def test_the_version_is_the_packages(tmp_path: Path) -> None:
         ("eval data.hours=-1", "data.hours: must be more than 0, or null for all there is, got -1.0"),
         ("demo hours", "hours: must be setting=value, for instance data.hours=1; see --help"),
         ("train data.source=not/there", "data.source: no file or folder {folder}/not/there; name one that is there"),
+        ("transcribe audio=talk.mp3", "audio: no file, folder or pattern of files talk.mp3; name one that exists"),
         ("prepare data.language=xx", "data.source: no Common Voice release for xx ({folder}/data/cv-corpus-*-xx*)"),
     ],
 )
