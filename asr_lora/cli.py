@@ -105,8 +105,12 @@ def main() -> None:
         sys.stdout.write(stage_help(first))
     else:
         sys.argv[1:] = rest
-        check_first(first, rest)
-        runpy.run_module(f"asr_lora.{first}", run_name="__main__", alter_sys=True)
+        try:
+            check_first(first, rest)
+            runpy.run_module(f"asr_lora.{first}", run_name="__main__", alter_sys=True)
+        except KeyboardInterrupt:  # while libraries are imported; a stage that has started answers it itself
+            log_error("interrupted; nothing was started")
+            raise SystemExit(130) from None
 
 
 def check_first(stage: str, words: Sequence[str]) -> None:

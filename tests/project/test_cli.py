@@ -159,3 +159,16 @@ def test_tab_completes_stages_settings_and_choices(line: str, word: str, tmp_pat
     assert word in done.stdout.split() and not loaded & {"torch", "transformers"}
     script, _ = typed("-sc", "install=bash", cwd=tmp_path)
     assert script.stdout.splitlines()[-1].endswith("hydra_bash_completion asr-lora")
+
+
+def test_ctrl_c_while_libraries_are_imported_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["asr-lora", "plan"])
+    monkeypatch.setattr(runpy, "run_module", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert (ended.value.code, capsys.readouterr().err) == (130, "interrupted; nothing was started\n")

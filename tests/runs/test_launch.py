@@ -22,7 +22,7 @@ from asr_lora.train import train
 def start(stage: str, *words: str) -> subprocess.Popen[str]:
     # Ctrl-C must reach it also where these tests run in the background of a shell, whose children ignore it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    command = [sys.executable, "-m", f"asr_lora.{stage}", *words]
+    command = [sys.executable, "-m", "asr_lora", stage, *words]  # as make and asr-lora start it
     # One thread: a tiny model gains nothing from more, which on a busy machine wait for each other.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
