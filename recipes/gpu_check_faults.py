@@ -17,7 +17,7 @@ from asr_lora.runs import folder as run
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ExternalError
 from asr_lora.runtime.files import read_json
-from asr_lora.speech.audio import MAX_SECONDS
+from asr_lora.speech.limits import MAX_SECONDS
 from asr_lora.train import train
 from asr_lora.training.builder import build_trainer
 
