@@ -12,11 +12,10 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from asr_lora.runtime.errors import first_line
+from asr_lora.runtime.screen import PIECE, folded, screen, show
 
 OK, WARN, FAIL = VERDICTS = ("ok", "warn", "fail")
 SHORT = 60  # characters that fit one line
@@ -53,29 +52,26 @@ def print_checks(
         whole["clips"] = list(clips)
         sys.stdout.write(json.dumps(whole, ensure_ascii=False, indent=2) + "\n")
         return
-    screen = Table.grid(padding=(0, 2, 0, 0))
-    for check in checks:
-        found = Text(check.found)
-        if check.way_out:
-            apart = "\n" if len(check.found) + len(check.way_out) > SHORT else " "
-            found.append(f"{apart}-> {check.way_out}", STYLES[check.verdict])
-        screen.add_row(Text(check.verdict, STYLES[check.verdict]), Text(check.name), found)
-    console = Console()
     if clips:
-        console.print(_clip_table(clips))
-    console.print(screen)
-    console.print(
-        f"{counts[OK]} ok, {counts[WARN]} warnings, {counts[FAIL]} failed, in {seconds:.0f} s", highlight=False
-    )
+        _show_clips(clips)
+    console, widest = screen(), max((len(check.name) for check in checks), default=0)
+    for check in checks:
+        way_out = f" -> {check.way_out}" if check.way_out else ""
+        first, *others = folded(PIECE.findall(f"{check.found}{way_out}"), console.width - widest - 8)
+        place = f"  {check.name:<{widest}}  "
+        console.print(Text.assemble((f"{check.verdict:<4}", STYLES[check.verdict]), place, first), soft_wrap=True)
+        for line in others:
+            console.print(Text(" " * (widest + 8) + line), soft_wrap=True)
+    console.print(f"{counts[OK]} ok, {counts[WARN]} warnings, {counts[FAIL]} failed, in {seconds:.0f} s")
 
 
-def _clip_table(clips: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table("clip", "s", "Hz", "dB", "speaker", "text", box=None, padding=(0, 2, 0, 0), header_style="bold")
+def _show_clips(clips: Sequence[Mapping[str, Any]]) -> None:
+    rows = []
     for clip in clips:
         plain = {name: "" if value is None else str(value) for name, value in clip.items()}
-        cells = [plain["clip"][-32:], plain["seconds"], plain["rate"], plain["level"], plain["speaker"][:8]]
-        table.add_row(*map(Text, [*cells, plain["text"][:SHORT]]))
-    return table
+        cells = [plain["clip"][-24:], plain["seconds"], plain["rate"], plain["level"], plain["speaker"][:8]]
+        rows.append([*cells, plain["text"][:SHORT]])
+    show("clips of the data", ("clip", "s", "Hz", "dB", "speaker", "text"), rows, left=("speaker", "text"), cut=True)
 
 
 def check_versions() -> Check:
