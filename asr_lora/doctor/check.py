@@ -15,10 +15,11 @@ from typing import Any
 from rich.text import Text
 
 from asr_lora.runtime.errors import first_line
-from asr_lora.runtime.screen import PIECE, folded, screen, show
+from asr_lora.runtime.screen import PIECE, folded, print_line, screen, show
 
 OK, WARN, FAIL = VERDICTS = ("ok", "warn", "fail")
 SHORT = 60  # characters that fit one line
+NAME_WIDTH = 28  # columns of a clip's name, which is Common Voice's
 STYLES = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 NAME = "versions"
 COMPILED = ("torch", "torchaudio", "transformers", "peft", "bitsandbytes", "soundfile")
@@ -56,12 +57,16 @@ def print_checks(
         _show_clips(clips)
     console, widest = screen(), max((len(check.name) for check in checks), default=0)
     for check in checks:
-        way_out = f" -> {check.way_out}" if check.way_out else ""
-        first, *others = folded(PIECE.findall(f"{check.found}{way_out}"), console.width - widest - 8)
-        place = f"  {check.name:<{widest}}  "
-        console.print(Text.assemble((f"{check.verdict:<4}", STYLES[check.verdict]), place, first), soft_wrap=True)
-        for line in others:
-            console.print(Text(" " * (widest + 8) + line), soft_wrap=True)
+        name = Text.assemble((f"{check.verdict:<4}", STYLES[check.verdict]), f"  {check.name:<{widest}}  ")
+        room, style = console.width - len(name), STYLES[check.verdict]
+        lines = [Text(line) for line in folded(PIECE.findall(check.found), room)]
+        if check.way_out:
+            way_out = [Text(line, style) for line in folded(PIECE.findall(f"-> {check.way_out}"), room)]
+            if len(check.found) + len(check.way_out) <= min(SHORT, room - 4):  # 4: the arrow and its spaces
+                way_out = [Text.assemble(lines.pop(), " ", *way_out)]
+            lines += way_out
+        for number, line in enumerate(lines):
+            print_line(console, Text.assemble(name if number == 0 else " " * len(name), line))
     console.print(f"{counts[OK]} ok, {counts[WARN]} warnings, {counts[FAIL]} failed, in {seconds:.0f} s")
 
 
@@ -69,7 +74,8 @@ def _show_clips(clips: Sequence[Mapping[str, Any]]) -> None:
     rows = []
     for clip in clips:
         plain = {name: "" if value is None else str(value) for name, value in clip.items()}
-        cells = [plain["clip"][-24:], plain["seconds"], plain["rate"], plain["level"], plain["speaker"][:8]]
+        clip_name = plain["clip"] if len(plain["clip"]) <= NAME_WIDTH else f"…{plain['clip'][1 - NAME_WIDTH :]}"
+        cells = [clip_name, plain["seconds"], plain["rate"], plain["level"], plain["speaker"][:8]]
         rows.append([*cells, plain["text"][:SHORT]])
     show("clips of the data", ("clip", "s", "Hz", "dB", "speaker", "text"), rows, left=("speaker", "text"), cut=True)
 

@@ -29,7 +29,8 @@ def show_summary(folder: Path, page: Path, following: str) -> None:
     rate, language = leading_first(own["language"])[0].upper(), own["language"]
     base, tuned = (strength_cell({**figures, "language": language}) for figures in (own["baseline"], own))
     above = [f"{rate} base {base}, fine-tuned {tuned}", f"difference {change(own)}; {LEGEND}"]
-    below = [f"page (open in a browser): {page}", f"next: {following}"]
+    opened = f"page (open in a browser): {page}"
+    below = [opened if cell_len(opened) <= console.width else f"page: {page}", f"next: {following}"]
     first, last = ([each for line in lines for each in folded(PIECE.findall(line), console.width)] for lines in (
         above, below
     ))  # fmt: skip

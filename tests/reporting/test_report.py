@@ -171,7 +171,7 @@ def test_the_end_of_a_run_writes_its_page_once_and_names_it_and_the_next_command
     page = run_dir / "report" / "index.html"
     show_end(config, "python -m asr_lora.next")
     made, shown = page.stat().st_mtime_ns, " ".join(capsys.readouterr().out.split())
-    assert f"page (open in a browser): {page} next: python -m asr_lora.next" in shown and "WER base" in shown
+    assert f": {page} next: python -m asr_lora.next" in shown and "WER base" in shown
     show_end(config, "python -m asr_lora.next")
     assert page.stat().st_mtime_ns == made
     os.utime(run_dir / "eval" / "test" / "metrics.json")  # scored again
