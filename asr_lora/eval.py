@@ -88,7 +88,7 @@ def _score(
 ) -> None:  # fmt: skip
     """Decodes the sets with both models and writes their metrics, each with `common`."""
     names = ", ".join(f"{each.name} ({len(each.clips)} clips)" for each in sets)
-    log(f"{config.run_name}: {names}, base and fine-tuned model, on {hardware.name}")
+    log(f"scoring: {names}, base and fine-tuned model, on {hardware.name}")
     before, after = (decode_sets(config.model, config.decoding, hardware, sets, each) for each in (None, tuned))
     common = {**common, "precision": hardware.merged_precision, "versions": run.versions()}
     distributed.rank_zero(lambda: _write(config, sets, before, after, inputs, common))

@@ -5,12 +5,9 @@ of trained parameters, the saved bytes and the memory. Downloads and writes noth
 of this machine come from timing a few steps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from asr_lora.config.compose import Config, gpu_settings, job_overrides, tuning_settings
 from asr_lora.config.schema import LORA_KEYS, PREFIX, LoraConfig, resolve_precision
@@ -32,6 +29,7 @@ from asr_lora.planning.estimate import (
 from asr_lora.reporting.tables import tuning_label
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch
+from asr_lora.runtime.screen import show, show_line
 from asr_lora.speech.limits import MAX_SECONDS
 
 
@@ -45,15 +43,17 @@ def plan(config: Config, named: Mapping[str, Any]) -> None:
     dollars = {gpu: hardware.dollars_per_hour for gpu, hardware in gpus.items()}
     on_gpus, on_this = (each.model.precision for each, _ in (run.with_precision(config, "cuda"), settle_here(config)))
     bases = dict.fromkeys(gpus, on_gpus) | {HERE: on_this}
-    stages = _stages(config, work, estimates, dollars | {HERE: config.hardware.dollars_per_hour}, bases)
     prices = ", ".join(sorted({str(hardware.price_source) for hardware in gpus.values()}))
     timed = "estimated, timed here" if config.plan.calibrate else "estimated (plan.calibrate=true times them here)"
-    stages.caption = (
-        f"clips: {origin}; hours: {timed}, without downloads; prices: {prices}; below each device the precision of "
-        f"the base model (model.precision={config.model.precision}){_cost_of_bits(config, work, gpus, estimates)}"
-    )
-    Console().print(stages)
-    Console().print(_methods(config, work.shape))
+    notes = [
+        f"clips: {origin}",
+        f"hours: {timed}, without downloads; prices: {prices}",
+        f"beside each device the precision of the base model (model.precision={config.model.precision})",
+        _cost_of_bits(config, work, gpus, estimates),
+    ]
+    _show_stages(config, work, estimates, dollars | {HERE: config.hardware.dollars_per_hour}, bases, notes)
+    show_line("")
+    _show_methods(config, work.shape)
 
 
 def _cost_of_bits(
@@ -73,50 +73,47 @@ def _cost_of_bits(
         return ""
     saved = cost.weight_bytes(work.shape, "fp16") - cost.weight_bytes(work.shape, precision)
     return (
-        f"; {precision} saves {_gigabytes(saved)} of weights, and training takes {', '.join(times)} times as long as "
-        "with model.precision=fp16"
+        f"{precision} saves {max(saved, 0) / 1e9:.1f} GB of weights, and training takes {', '.join(times)} times as "
+        "long as with model.precision=fp16"
     )
 
 
-# ---- the table ----
+# ---- the tables ----
 
 
-def _stages(
+def _show_stages(
     config: Config, work: Workload, estimates: Mapping[str, Estimate], dollars: Mapping[str, float | None],
-    bases: Mapping[str, str],
-) -> Table:  # fmt: skip
-    """Makes a row for every device of `estimates`, `dollars` per hour and base precisions (`bases`)."""
-    steps = f"{config.max_steps:,} steps of {config.training.batch_size} clips"
-    title = f"{config.run_name}: {steps}, {work.trainable:,} trainable parameters"
-    table = Table(title=title, show_lines=True, min_width=len(title))  # or the title would wrap
-    for heading in ("", *STAGES, "all"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    bases: Mapping[str, str], notes: Sequence[str],
+) -> None:  # fmt: skip
+    """Prints hours, dollars and memory of every device of `estimates`; `dollars` are per hour."""
     done = flops(work, checkpointing=False)
-    cells = [f"{work.clips[stage]:,}\n{_work(done[stage])}\n{_gigabytes(work.disk[stage])}" for stage in STAGES]
-    table.add_row("clips\nwork\ndisk", *cells, f"\n{_work(sum(done.values()))}\n{_gigabytes(sum(work.disk.values()))}")
+    rows = [
+        ["clips", "", *(f"{work.clips[stage]:,}" for stage in STAGES), ""],
+        ["work", "PFLOP", *(f"{flop / 1e15:,.1f}" for flop in (*map(done.__getitem__, STAGES), sum(done.values())))],
+        ["disk", "GB", *map(_giga, (*map(work.disk.__getitem__, STAGES), sum(work.disk.values())))],
+    ]
+    problems = []
     for name, estimate in estimates.items():
-        label = f"{name}\n{bases[name]}"
+        label, price = f"{name}, {bases[name]}", dollars[name]
+        if estimate.problem:
+            problems.append(f"{name}: {estimate.problem}")
         if not estimate.seconds:
-            table.add_row(label, *("-" for _ in STAGES), estimate.problem)
+            rows.append([label, "h", *("-" for _ in STAGES), "-"])
             continue
-        price, whole = dollars[name], sum(estimate.seconds.values())
-        cells = [_cell(estimate.seconds[stage], price, estimate.memory[stage]) for stage in STAGES]
-        whole_cell = _cell(whole, price, max(estimate.memory.values()))
-        table.add_row(label, *cells, f"{whole_cell}\n{estimate.problem}" if estimate.problem else whole_cell)
-    return table
+        hours = [seconds / 3600 for seconds in map(estimate.seconds.__getitem__, STAGES)]
+        hours.append(sum(estimate.seconds.values()) / 3600)
+        memory = [*map(estimate.memory.__getitem__, STAGES), max(estimate.memory.values())]
+        rows.append([label, "h", *(f"{each:.2f}" for each in hours)])
+        if price is not None:
+            rows.append(["", "$", *(f"{each * price:.2f}" for each in hours)])
+        rows.append(["", "GB", *map(_giga, memory)])
+    show_line(f"{config.run_name}:")
+    title = f"{config.max_steps:,} steps of {config.training.batch_size} clips, {work.trainable:,} trainable parameters"
+    show(title, ("", "", *STAGES, "all"), rows, [*problems, *notes], left=[""])
 
 
-def _cell(seconds: float, dollars_per_hour: float | None, memory: float) -> str:
-    price = [] if dollars_per_hour is None else [f"${seconds / 3600 * dollars_per_hour:.2f}"]
-    return "\n".join([f"{seconds / 3600:.2f} h", *price, _gigabytes(memory)])
-
-
-def _work(flop: float) -> str:
-    return f"{flop / 1e15:,.1f} PFLOP"
-
-
-def _gigabytes(count: float) -> str:
-    return f"{count / 1e9:.1f} GB"
+def _giga(count: float) -> str:
+    return f"{count / 1e9:.1f}"
 
 
 @dataclass(frozen=True)
@@ -155,22 +152,23 @@ def _settings(config: Config, kind: str) -> tuple[LoraConfig, str]:
     return lora, resolve_precision(precision or config.model.precision, "cuda")[0]
 
 
-def _methods(config: Config, shape: cost.ModelDimensions) -> Table:
-    """Makes a row for every tuning method, with notes in the caption."""
-    table = Table(title=f"tuning methods for {config.model.checkpoint}")
-    for heading in ("lora=", "method", "base", "trainable", "share", "saved", "memory"):
-        table.add_column(heading, justify="left" if heading in ("lora=", "method", "base") else "right")
+def _show_methods(config: Config, shape: cost.ModelDimensions) -> None:
+    """Prints a row for every tuning method."""
+    rows = []
     for each in method_costs(config, shape):
         share, place = each.trainable / cost.parameters(shape), "model/" if each.lora.whole else "adapter/"
         saved = f"{place} {each.saved / 1e6:,.1f} MB"
-        cells = (f"{each.trainable:,}", f"{share:.2%}", saved, f"{each.held / 1e9:.1f} GB")
-        table.add_row(each.lora.kind, tuning_label(asdict(each.lora)), each.precision, *cells)
-    table.add_row("prefix", "prefix tuning", "", "unavailable", "", "", "")
-    table.caption = (
+        cells = [f"{each.trainable:,}", f"{share:.2%}", saved, f"{each.held / 1e9:.1f} GB"]
+        rows.append([each.lora.kind, each.precision, *cells])
+    rows.append(["prefix", "", "unavailable", "", "", ""])
+    notes = [
+        f"lora={config.lora.kind}: {tuning_label(asdict(config.lora))}",
         "memory: estimated for a GPU, one clip at 30 s in a forward, half-precision arithmetic; lora.optim=adamw_8bit "
-        f"saves 6 bytes per parameter of full. prefix: {PREFIX}"
-    )
-    return table
+        "saves 6 bytes per parameter of full",
+        f"prefix: {PREFIX}",
+    ]
+    headings = ("lora=", "base", "trainable", "share", "saved", "memory")
+    show(f"tuning methods for {config.model.checkpoint}", headings, rows, notes, left=["base"])
 
 
 def main(config: Config) -> None:

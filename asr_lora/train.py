@@ -1,5 +1,6 @@
 """Prepares, trains and evaluates a run:  python -m asr_lora.train data.language=nl data.hours=1
 
+Ends with the report page and a summary of base and fine-tuned model.
 A sweep:  python -m asr_lora.train -m lora.r=4,8,16,32
 Several GPUs:  torchrun --nproc-per-node=4 -m asr_lora.train data.language=nl data.hours=1
 Writes train/{config.yaml,adapter/,metrics.json,log.jsonl,tensorboard/} into the run folder; lora=bitfit and lora=full
@@ -26,12 +27,15 @@ from asr_lora.model.pretrained import fingerprint, language_token
 from asr_lora.planning.devices import predict
 from asr_lora.planning.estimate import time_budget
 from asr_lora.prepare import prepare
+from asr_lora.report import report
 from asr_lora.reporting import comparison
+from asr_lora.reporting.summary import show_summary
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch
 from asr_lora.runtime import distributed
 from asr_lora.runtime.console import log
 from asr_lora.runtime.files import read_json
+from asr_lora.runtime.screen import show_line
 from asr_lora.training.fit import clear_away, fit
 
 
@@ -59,6 +63,7 @@ def train(config: Config, command: Sequence[str] | None = None, callbacks: Seque
             run.check_shared_disk(config.run)
             predicted = distributed.rank_zero(lambda: _predicted(config, hardware))
             budget = distributed.rank_zero(lambda: time_budget(config, began))
+            log(f"training: {config.max_steps} steps, of which dev chooses the best")
             fit(config, hardware, predicted, budget, callbacks)
         distributed.rank_zero(lambda: run.set_last_run(config.run, Path(config.runs_dir)))
         if config.eval.after:
@@ -79,6 +84,7 @@ def _is_trained(config: Config, command: Sequence[str], about: str) -> bool:
     run.check_same_settings(config)
     if not run.is_trained(config.run):
         log(about)
+        log("preparing: reads the speech and chooses the clips of train, dev and test")
     prepare(config)
     run.record(config, command, base=fingerprint(config.model.checkpoint))
     if not run.is_trained(config.run):
@@ -108,5 +114,23 @@ def _predicted(config: Config, hardware: Hardware) -> dict[str, Any] | None:
     return predicted
 
 
+def show_end(config: Config, following: str) -> None:
+    """Writes the page of a run that has been scored, and prints the summary with the command to type next."""
+    if not config.eval.after:
+        log("next, to score the run: python -m asr_lora.eval")
+        return
+    page, scores = config.run / "report" / "index.html", config.run / "eval" / config.eval.split / "metrics.json"
+    if not page.is_file() or page.stat().st_mtime < scores.stat().st_mtime:
+        report(config.run, config.hardware.dollars_per_hour)
+    show_line("")
+    show_summary(config.run, page, following)
+
+
+def main(config: Config) -> None:
+    """Trains and scores with the settings of the command line, then shows the end."""
+    train(config)
+    distributed.rank_zero(lambda: show_end(config, "python -m asr_lora.transcribe audio=recording.mp3"))
+
+
 if __name__ == "__main__":
-    launch(train, after_sweep=comparison.compare_sweep, several=True)
+    launch(main, after_sweep=comparison.compare_sweep, several=True)

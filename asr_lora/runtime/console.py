@@ -73,6 +73,7 @@ class Bar:
         self._shown = shown
         self._task = shown.add_task(description, total=total, note="")
         self._last_report = time.monotonic()
+        self._last_line = ""
 
     def advance(self, count: float = 1) -> None:
         self._shown.advance(self._task, count)
@@ -99,7 +100,10 @@ class Bar:
         left = "" if task.finished or task.time_remaining is None else f", {format_duration(task.time_remaining)} left"
         after = f", {task.fields['note']}" if task.fields["note"] else ""
         elapsed = format_duration(task.elapsed or 0)
-        log(f"{task.description}: {task.completed:.0f}/{task.total:.0f}, {elapsed}{left}{after}")
+        line = f"{task.description}: {task.completed:.0f}/{task.total:.0f}, {elapsed}{left}{after}"
+        if line != self._last_line:  # the last advance may just have logged the end
+            log(line)
+        self._last_line = line
 
 
 def format_bytes(count: float) -> str:

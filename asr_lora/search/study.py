@@ -17,13 +17,12 @@ from markupsafe import Markup
 from matplotlib import pyplot
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as plots
-from rich.console import Console
-from rich.table import Table
 
 from asr_lora.evaluation.metrics import percent
 from asr_lora.reporting.pages import environment
 from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import sha256_text, write_text
+from asr_lora.runtime.screen import show as show_table
 
 NOTE = "Dev WER of the weights that a trial kept, of an unfinished one its lowest; test was not decoded"
 EXAMPLES = "choice(4,8,16), interval(0,0.2) or tag(log,interval(1e-4,1e-2))"
@@ -86,12 +85,9 @@ def rows(study: optuna.Study, settings: Mapping[str, Setting]) -> list[dict[str,
 
 def show(study: optuna.Study, settings: Mapping[str, Setting]) -> None:
     shown = rows(study, settings)
-    table = Table(title=f"{study.study_name}: {len(shown)} trials", caption=NOTE)
-    for heading in ("trial", *settings, "dev WER", "ended", "minutes"):
-        table.add_column(heading, justify="left" if heading == "ended" else "right")
-    for row in shown:
-        table.add_row(str(row["number"]), *row["values"], row["wer"], row["ended"], row["minutes"])
-    Console().print(table)
+    cells = [[str(row["number"]), *row["values"], row["wer"], row["ended"], row["minutes"]] for row in shown]
+    headings = ("trial", *settings, "dev WER", "ended", "minutes")
+    show_table(f"{study.study_name}: {len(shown)} trials", headings, cells, [NOTE], left=["ended"])
 
 
 def write_page(study: optuna.Study, settings: Mapping[str, Setting], folder: Path, command: str | None) -> Path:

@@ -30,7 +30,7 @@ def test_a_plan_shows_trained_parameters_saved_bytes_and_memory_of_every_method(
     monkeypatch.setenv("COLUMNS", "160")
     plan(load(["data.hours=1", "lora.r=8", "training.max_steps=20", "hardware=cpu"]), {})
     shown = capsys.readouterr().out
-    rows = {row[1]: row[0] for row in re.finditer(r"^│ (\w+) +│.*$", shown, re.MULTILINE)}
+    rows = {row[1]: row[0] for row in re.finditer(r"^(\w+) .*$", shown, re.MULTILINE)}
     assert set(rows) >= {*LORA_KEYS, "prefix"}
     assert "3,932,160" in rows["qv"] and "15.7 MB" in rows["qv"]  # the run's own, at the rank asked for
     assert "15,728,640" in rows["pissa"] and "125.8 MB" in rows["pissa"]  # saved at twice its rank

@@ -1,6 +1,7 @@
 """Report and comparison pages: complete, safe from markup in a corpus, working in a browser."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from asr_lora.runs import folder as run
 from asr_lora.runs.folder import FIGURES
 from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_json, read_jsonl, write_json, write_jsonl
-from asr_lora.train import train
+from asr_lora.train import show_end, train
 
 MARKUP = "<img src=x onerror=alert(1)>"
 
@@ -159,6 +160,27 @@ def test_sets_and_strengths_that_were_scored_otherwise_are_on_no_page(
         strengths.unlink()
     assert "12.3%" not in page.text and "of 8, " not in page.text
     assert "left out, scored with another adapter, normalizer or decoding than test: silence" in capsys.readouterr().err
+
+
+def test_the_end_of_a_run_writes_its_page_once_and_names_it_and_the_next_command(
+    hostile_words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = shutil.copytree(load(hostile_words).run, tmp_path / "nl-a")
+    shutil.rmtree(run_dir / "report", ignore_errors=True)
+    config = load([*hostile_words, f"run_dir={run_dir}"])
+    page = run_dir / "report" / "index.html"
+    show_end(config, "python -m asr_lora.next")
+    made, shown = page.stat().st_mtime_ns, " ".join(capsys.readouterr().out.split())
+    assert f": {page} next: python -m asr_lora.next" in shown and "WER base" in shown
+    show_end(config, "python -m asr_lora.next")
+    assert page.stat().st_mtime_ns == made
+    os.utime(run_dir / "eval" / "test" / "metrics.json")  # scored again
+    show_end(config, "python -m asr_lora.next")
+    assert page.stat().st_mtime_ns > made
+    capsys.readouterr()
+    show_end(load([*hostile_words, "eval.after=false"]), "python -m asr_lora.next")
+    out, err = capsys.readouterr()
+    assert out == "" and err == "next, to score the run: python -m asr_lora.eval\n"
 
 
 def test_a_comparison_has_a_row_for_every_run_and_its_difference(hostile_words: list[str]) -> None:

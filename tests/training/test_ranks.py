@@ -43,8 +43,12 @@ def shared(words: list[str], tmp_path: Path) -> list[str]:
 
 
 def files(folder: Path) -> Counter[str]:
-    """Counts the files of a run's folder by name; TensorBoard's have another name every time."""
+    """Counts the files of a run's folder by name; TensorBoard's have another name every time.
+
+    The page is of the command line alone.
+    """
     paths = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    paths = [path for path in paths if not path.startswith("report/")]
     return Counter(path.partition(".tfevents")[0] for path in paths)
 
 

@@ -1,0 +1,98 @@
+"""The end of a run in at most 12 lines: both error rates, three sentences, the page, the next command."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.cells import cell_len, set_cell_size
+from rich.text import Text
+
+from asr_lora.evaluation import error_analysis
+from asr_lora.reporting.tables import change, leading_first, strength_cell
+from asr_lora.runs import folder as run
+from asr_lora.runtime.screen import PIECE, folded, plain, print_line, screen
+from asr_lora.speech.normalizer import scoring_units
+
+LINES = 12
+LEGEND = "[x] is wrong or added, [-] left out"
+WRONG = "red"  # beside the brackets, which need no colour
+
+
+def show_summary(folder: Path, page: Path, following: str) -> None:
+    """Prints the summary of a scored run; `following` is the command to type next.
+
+    The sentences are the most improved and the most degraded clip by their change in errors, and of the others the one
+    nearest to the median whose lines fit.
+    """
+    console, facts = screen(), run.read_scores(folder)
+    split, own = next(iter(facts.items()))
+    rate, language = leading_first(own["language"])[0].upper(), own["language"]
+    base, tuned = (strength_cell({**figures, "language": language}) for figures in (own["baseline"], own))
+    above = [f"{rate} base {base}, fine-tuned {tuned}", f"difference {change(own)}; {LEGEND}"]
+    opened = f"page (open in a browser): {page}"
+    below = [opened if cell_len(opened) <= console.width else f"page: {page}", f"next: {following}"]
+    first, last = ([each for line in lines for each in folded(PIECE.findall(line), console.width)] for lines in (
+        above, below
+    ))  # fmt: skip
+    examples = _examples(run.read_hypotheses(folder, split), language, console.width, LINES - len(first) - len(last))
+    for line in [*map(Text, first), *examples, *map(Text, last)]:
+        print_line(console, line)
+
+
+def _examples(lines: Sequence[Mapping[str, Any]], language: str, width: int, most: int) -> list[Text]:
+    """Returns the lines of three clips; `most` is how many there may be."""
+    change = [line["errors"] - line["baseline_errors"] for line in lines]
+    first, *between = sorted(range(len(lines)), key=lambda at: change[at])
+    found = _example("most improved" if change[first] < 0 else "least degraded", lines[first], language, width)
+    if between:
+        last = between.pop()
+        found += _example("most degraded" if change[last] > 0 else "least improved", lines[last], language, width)
+    middle = sorted(range(len(between)), key=lambda place: abs(place - len(between) // 2))
+    medians = (_example("median change", lines[between[place]], language, width) for place in middle)
+    return [*found, *next((example for example in medians if len(found) + len(example) <= most), [])]
+
+
+def _example(label: str, line: Mapping[str, Any], language: str, width: int) -> list[Text]:
+    """Returns the reference and the hypotheses that have errors, marked: one without is the reference."""
+    names = ("reference_normalized", "baseline_hypothesis_normalized", "hypothesis_normalized")
+    reference, *both = (scoring_units(plain(line[name]), language) for name in names)
+    aligned = error_analysis.alignments([reference] * 2, both)
+    shown = dict(zip(("base", "fine-tuned"), aligned, strict=True))
+    if both[0] == both[1]:
+        shown = {"both": aligned[0]}
+    wrong = {name: _marked(chunks) for name, chunks in shown.items() if error_analysis.count_edits(chunks)}
+    counts = f"{line['baseline_errors']} to {line['errors']} errors"
+    sentences = {f"{label}, {counts}": [(word, False) for word in reference.split()]}
+    sentences |= {f"  {name}": words for name, words in wrong.items()}
+    # Words at the beginning that all have right are left out where a line would be too long.
+    same = min((next((at for at, (_, bad) in enumerate(words) if bad), 0) for words in wrong.values()), default=0)
+    if any(cell_len(f"{name}: {_joined(words)}") > width for name, words in sentences.items()):
+        sentences = {name: [("…", False), *words[same:]] if same else words for name, words in sentences.items()}
+    return [_cut(name, words, width) for name, words in sentences.items()]
+
+
+def _marked(chunks: Sequence[error_analysis.AlignmentChunk]) -> list[tuple[str, bool]]:
+    """Returns the words of a hypothesis, neighbouring errors in one bracket, and whether each is an error."""
+    words: list[tuple[str, bool]] = []
+    for chunk in chunks:
+        if chunk.kind == "equal":
+            words += [(word, False) for word in chunk.hypothesis]
+        else:
+            left_out = "[-]" if len(chunk.reference) == 1 else f"[-{len(chunk.reference)} words]"
+            words.append((f"[{' '.join(chunk.hypothesis)}]" if chunk.hypothesis else left_out, True))
+    return words
+
+
+def _joined(words: Sequence[tuple[str, bool]]) -> str:
+    return " ".join(word for word, _ in words)
+
+
+def _cut(name: str, words: Sequence[tuple[str, bool]], width: int) -> Text:
+    line = Text(f"{name}:")
+    for word, bad in words:
+        line.append(" ")
+        line.append(word, WRONG if bad else None)
+    if cell_len(line.plain) > width:
+        line.right_crop(len(line.plain) - len(set_cell_size(line.plain, width - 1).rstrip()))
+        line.append("…")
+    return line
