@@ -20,7 +20,7 @@ from asr_lora.model.cost import PUBLISHED, dimensions
 from asr_lora.model.tokens import VOCABULARIES, generation_config
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError
-from asr_lora.runtime.files import atomic_folder, cache_dir, disk_errors, exclusive, read_json, sha256_text
+from asr_lora.runtime.files import atomic_folder, cache_dir, disk_errors, made_once, read_json, sha256_text
 
 TOKENIZER, EXTRACTOR, GENERATION = "tokenizer.json", "preprocessor_config.json", "generation_config.json"
 OF_TOKENIZER = (
@@ -41,16 +41,14 @@ def completed(source: Path, needed: Collection[str]) -> Path:
     files = sorted(file for pattern in ("*.json", "*.txt") for file in source.glob(pattern))
     facts = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     target = cache_dir() / "checkpoints" / f"{source.resolve().name}-{sha256_text(str(facts))[:8]}"
-    if not target.is_dir():
-        with disk_errors(target.parent):
-            target.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(target):
-            if not target.is_dir():
-                with disk_errors(target.parent), atomic_folder(target) as partial:
-                    for file in files:
-                        (partial / file.name).symlink_to(file.resolve())
-                    add_missing(partial, source)
-    return target
+
+    def make(folder: Path) -> None:
+        with disk_errors(folder.parent), atomic_folder(folder) as partial:
+            for file in files:
+                (partial / file.name).symlink_to(file.resolve())
+            add_missing(partial, source)
+
+    return made_once(target, make)
 
 
 def missing(folder: Path) -> list[str]:

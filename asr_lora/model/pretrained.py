@@ -25,7 +25,7 @@ from asr_lora.model.complete import EXTRACTOR, GENERATION, OF_TOKENIZER, TOKENIZ
 from asr_lora.model.tokens import check_same_whisper, generation_config, is_english_only
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError, first_line
-from asr_lora.runtime.files import cache_dir, disk_errors, exclusive, read_json, sha256_file, sha256_text
+from asr_lora.runtime.files import cache_dir, made_once, read_json, sha256_file, sha256_text
 from asr_lora.speech.language import check_token, token_for_locale
 
 HUB_ID = re.compile(r"(?P<name>(\w[\w.-]*/)?\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
@@ -204,13 +204,7 @@ def _converted(path: Path, source: Path, convert: Callable[[Path, Path], None]) 
     folder = source if source.is_dir() else source.parent
     files = [file for name in beside if (file := folder / name).is_file()] + [source] * source.is_file()
     target = cache_dir() / "checkpoints" / f"{path.resolve().name.removesuffix('.pt')}-{_content(files)[:8]}"
-    if not target.is_dir():
-        with disk_errors(target.parent):
-            target.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(target):
-            if not target.is_dir():
-                convert(source, target)
-    return target
+    return made_once(target, lambda folder: convert(source, folder))
 
 
 def _content(files: Iterable[Path]) -> str:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -67,6 +67,17 @@ def exclusive(path: Path) -> Iterator[None]:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Returns a folder of the cache, which `make` writes where it is absent, in one process at a time."""
+    if not folder.is_dir():
+        with disk_errors(folder.parent):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(folder):
+            if not folder.is_dir():
+                make(folder)
+    return folder
 
 
 @contextmanager

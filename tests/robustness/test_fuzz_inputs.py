@@ -285,18 +285,21 @@ def described(name: str, content: bytes) -> tarfile.TarInfo:
     return member
 
 
-def test_fuzz_archives(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def do(case: tuple[bytes, str], home: Path) -> None:
-        content, name = case
-        monkeypatch.setenv("ASR_LORA_CACHE", str(home / "cache"))
-        (home / name).write_bytes(content)
+def drawn_from_packed(case: tuple[bytes, str], home: Path) -> None:
+    """Draws clips from a packed source; the cache must hold plain files and folders alone."""
+    content, name = case
+    (home / name).write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASR_LORA_CACHE", str(home / "cache"))
         try:
             drawn(open_corpus(home / name, "nl"), home)
         finally:
             made = list((home / "cache").rglob("*"))
             assert not [path for path in made if path.is_symlink() or not (path.is_file() or path.is_dir())]
 
-    campaign("archives", elsewhere, archives(), do)
+
+def test_fuzz_archives(elsewhere: Path) -> None:
+    campaign("archives", elsewhere, archives(), drawn_from_packed)
 
 
 # ---- trees of public corpora, as they are and packed ----
@@ -389,18 +392,8 @@ def packed(draw: st.DrawFn) -> tuple[bytes, str]:
     return Packed(made), draw(st.sampled_from(["x.zip", "x.tar.xz", "x", "x (1).tar"]))
 
 
-def test_fuzz_packed(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def do(case: tuple[bytes, str], home: Path) -> None:
-        content, name = case
-        monkeypatch.setenv("ASR_LORA_CACHE", str(home / "cache"))
-        (home / name).write_bytes(content)
-        try:
-            drawn(open_corpus(home / name, "nl"), home)
-        finally:
-            made = list((home / "cache").rglob("*"))
-            assert not [path for path in made if path.is_symlink() or not (path.is_file() or path.is_dir())]
-
-    campaign("packed", elsewhere, packed(), do)
+def test_fuzz_packed(elsewhere: Path) -> None:
+    campaign("packed", elsewhere, packed(), drawn_from_packed)
 
 
 # ---- clips ----
