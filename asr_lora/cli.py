@@ -5,7 +5,6 @@ are made of the stages' docstrings and of the files in conf/; nothing heavy is i
 """
 
 import ast
-import importlib.util
 import re
 import runpy
 import shutil
@@ -19,7 +18,6 @@ from asr_lora import __version__
 from asr_lora.config import conf
 from asr_lora.runtime import ranks
 from asr_lora.runtime.console import log_error
-from asr_lora.runtime.errors import ExternalError, UserError, to_install
 from asr_lora.runtime.streams import set_up_streams
 
 # By stage, in the order in which they are met: the overrides of an example, and its ten commonest settings.
@@ -76,7 +74,6 @@ STAGES = {
         "transcribe.language hardware",
     ),
 }
-MODULES = {"demo": "espeakng_loader", "search": "optuna", "app": "gradio"}  # of the extra of that name
 USAGE = "asr-lora STAGE [setting=value ...]"
 MORE = """\
 asr-lora STAGE --help     what it does, often used settings, an example
@@ -101,43 +98,45 @@ def main() -> None:
         way_out = f"did you mean {near[0]}? " if near else ""
         sys.stderr.write(f"error: {ascii(first)[1:-1]}: no such stage; {way_out}asr-lora --help lists all\n")
         raise SystemExit(2)
-    elif {"--help", "-h"} & set(rest):
-        sys.stdout.write(stage_help(first))
     else:
         sys.argv[1:] = rest
         try:
-            check_first(first, rest)
+            answer_first(first, rest)
             runpy.run_module(f"asr_lora.{first}", run_name="__main__", alter_sys=True)
         except KeyboardInterrupt:  # while libraries are imported; a stage that has started answers it itself
             log_error("interrupted; nothing was started")
             raise SystemExit(130) from None
 
 
-def check_first(stage: str, words: Sequence[str]) -> None:
-    """Ends the command for an invalid setting or missing data, before the stage and its libraries are imported.
+def answer_module() -> None:
+    """Answers `python -m asr_lora.<stage> ...` as `asr-lora <stage> ...`; called while the package is imported."""
+    words = sys.argv[1:]  # argv[0] is "-m" by now, and the module's name is before the words
+    package, _, stage = sys.orig_argv[-1 - len(words)].removeprefix("-m").partition(".")
+    if package == "asr_lora" and stage in STAGES:
+        answer_first(stage, words)
+
+
+def answer_first(stage: str, words: Sequence[str]) -> None:
+    """Answers --help, invalid settings and all that is missing before the stage and its libraries are imported.
 
     What only Hydra's own start can resolve is left to the stage, which checks all again; doctor first checks the
     versions of libraries.
     """
+    if {"--help", "-h"} & set(words):
+        sys.stdout.write(stage_help(stage))
+        raise SystemExit(0)
     if stage == "doctor" or ranks.world_size() > 1:
         return
     if any(word.startswith(("-", "hydra", "+hydra", "~hydra")) or "${" in word for word in words):
         return
-    from asr_lora.config.compose import load  # noqa: PLC0415 (brings Hydra)
-    from asr_lora.data.finding import check_sources, named_recordings  # noqa: PLC0415
+    from asr_lora.doctor.requirements import unmet  # noqa: PLC0415 (brings Hydra)
 
-    try:
-        if stage in MODULES and importlib.util.find_spec(MODULES[stage]) is None:
-            raise ExternalError(f"{stage}: needs {MODULES[stage]}, which is not installed; {to_install(stage)}")
-        config = load(["experiment=demo", *words] if stage == "demo" else words)
-        if stage in ("prepare", "train") and not (config.run / "data").exists():
-            check_sources(config.data)
-        elif stage == "transcribe" and config.audio != "-":
-            named_recordings(config.audio)
-    except UserError as error:
+    lines, status = unmet(stage, words)
+    if lines:
         set_up_streams()
-        log_error(f"error: {error}")
-        raise SystemExit(error.status) from None
+        for line in lines:
+            log_error(line)
+        raise SystemExit(status)
 
 
 def docstring(stage: str) -> str:

@@ -25,7 +25,8 @@ from asr_lora.model.hardware import Hardware, agreed, resolve_hardware
 from asr_lora.reporting import tables
 from asr_lora.reporting.pages import write_card
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import find_run, launch
+from asr_lora.runs.finding import find_run
+from asr_lora.runs.launch import launch
 from asr_lora.runtime import distributed
 from asr_lora.runtime.console import log
 from asr_lora.runtime.files import read_json, sha256_text, write_json, write_jsonl
@@ -225,7 +226,7 @@ def _write_card(config: Config, tuned: Path) -> None:
 
 def main(config: Config) -> None:
     """Scores the run that the overrides name, with its recorded settings."""
-    folder = find_run(config)
+    folder = find_run(config, job_overrides())
     log(f"run: {folder}")
     evaluate(run.recorded_config(folder, config, job_overrides()))
 

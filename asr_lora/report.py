@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from asr_lora.config.compose import Config, gpu_settings
+from asr_lora.config.compose import Config, gpu_settings, job_overrides
 from asr_lora.data.manifest import audio_suffix, encoded_audio
 from asr_lora.data.splits import count_overlap
 from asr_lora.evaluation import error_analysis, metrics
@@ -19,7 +19,9 @@ from asr_lora.model.hardware import known_gpu
 from asr_lora.reporting import charts, comparison
 from asr_lora.reporting.pages import environment, shared_value
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import find_run, launch
+from asr_lora.runs.finding import find_run
+from asr_lora.runs.launch import launch
+from asr_lora.runtime.commands import to_run
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import atomic_folder, check_links, read_json, read_jsonl, write_text
@@ -43,7 +45,7 @@ def report(folder: Path, price: float | None = None) -> Path:
     if not run.train_metrics(folder).is_file() or not facts:
         raise ConfigError(
             f"run_dir: must be of a trained and scored run, got {folder}, without scores or one that an earlier "
-            "version scored; python -m asr_lora.eval scores it from its hypotheses"
+            f"version scored; {to_run('eval')} scores it from its hypotheses"
         )
     settings, trained = run.settings(folder), run.training_metrics(folder)
     price, source = hourly_price(price, settings, trained["device"])
@@ -162,7 +164,7 @@ def main(config: Config) -> None:
     if config.report.runs is not None:
         compare(config.report.runs, Path(config.runs_dir))
     else:
-        report(find_run(config), config.hardware.dollars_per_hour)
+        report(find_run(config, job_overrides()), config.hardware.dollars_per_hour)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,10 @@ from asr_lora.report import report
 from asr_lora.reporting import comparison
 from asr_lora.reporting.summary import show_summary
 from asr_lora.runs import folder as run
+from asr_lora.runs.finding import set_last_run
 from asr_lora.runs.launch import launch
 from asr_lora.runtime import distributed
+from asr_lora.runtime.commands import to_run
 from asr_lora.runtime.console import log
 from asr_lora.runtime.files import read_json
 from asr_lora.runtime.screen import show_line
@@ -65,7 +67,7 @@ def train(config: Config, command: Sequence[str] | None = None, callbacks: Seque
             budget = distributed.rank_zero(lambda: time_budget(config, began))
             log(f"training: {config.max_steps} steps, of which dev chooses the best")
             fit(config, hardware, predicted, budget, callbacks)
-        distributed.rank_zero(lambda: run.set_last_run(config.run, Path(config.runs_dir)))
+        distributed.rank_zero(lambda: set_last_run(config.run, Path(config.runs_dir)))
         if config.eval.after:
             evaluate(config, command)
         distributed.rank_zero(lambda: _log_unfinished(config, began))
@@ -117,7 +119,7 @@ def _predicted(config: Config, hardware: Hardware) -> dict[str, Any] | None:
 def show_end(config: Config, following: str) -> None:
     """Writes the page of a run that has been scored, and prints the summary with the command to type next."""
     if not config.eval.after:
-        log("next, to score the run: python -m asr_lora.eval")
+        log(f"next, to score the run: {to_run('eval')}")
         return
     page, scores = config.run / "report" / "index.html", config.run / "eval" / config.eval.split / "metrics.json"
     if not page.is_file() or page.stat().st_mtime < scores.stat().st_mtime:
@@ -129,7 +131,7 @@ def show_end(config: Config, following: str) -> None:
 def main(config: Config) -> None:
     """Trains and scores with the settings of the command line, then shows the end."""
     train(config)
-    distributed.rank_zero(lambda: show_end(config, "python -m asr_lora.transcribe audio=recording.mp3"))
+    distributed.rank_zero(lambda: show_end(config, to_run("transcribe", "audio=recording.mp3")))
 
 
 if __name__ == "__main__":

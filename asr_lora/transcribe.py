@@ -33,7 +33,8 @@ from asr_lora.model.adapter import BASE
 from asr_lora.model.hardware import resolve_hardware
 from asr_lora.model.pretrained import language_token
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import find_run, launch
+from asr_lora.runs.finding import find_run
+from asr_lora.runs.launch import launch
 from asr_lora.runtime.console import log, progress
 from asr_lora.runtime.errors import ConfigError, ExternalError, listed
 from asr_lora.runtime.files import write_text
@@ -64,7 +65,7 @@ def transcribe(config: Config) -> None:
         elif config.transcribe.base_model:
             transcriber = with_base(config.model, config.decoding, hardware, given)
         else:
-            folder = find_run(config)
+            folder = find_run(config, job_overrides())
             recorded = run.recorded_config(folder, config, job_overrides())
             base = run.open_trained(recorded).model
             transcriber = with_run(recorded.run, base, config.decoding, hardware, given)

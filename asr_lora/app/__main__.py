@@ -22,9 +22,11 @@ from asr_lora.config.compose import Config, job_overrides
 from asr_lora.config.stages import AppConfig
 from asr_lora.model.hardware import resolve_hardware
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import find_run, launch
+from asr_lora.runs.finding import find_run
+from asr_lora.runs.launch import launch
+from asr_lora.runtime.commands import to_install
 from asr_lora.runtime.console import log
-from asr_lora.runtime.errors import ConfigError, ExternalError, to_install
+from asr_lora.runtime.errors import ConfigError, ExternalError
 
 try:
     from asr_lora.app import ui
@@ -47,7 +49,7 @@ def app(config: Config) -> None:
     if config.adapters:
         pair = models.with_adapters(config, config.adapters, hardware, overrides)
     else:
-        folder = find_run(config)
+        folder = find_run(config, overrides)
         log(f"run: {folder}")
         pair = models.of_run(config, run.recorded_config(folder, config, overrides), hardware)
     if pair.base is not pair.tuned:

@@ -17,6 +17,7 @@ from asr_lora.model import adapter_folder
 from asr_lora.model.hardware import Hardware
 from asr_lora.model.pretrained import language_token, language_tokens
 from asr_lora.runs import folder as run
+from asr_lora.runs.finding import settings_file
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.speech import audio
 
@@ -140,7 +141,7 @@ def with_adapters(
     both = transcriber.with_adapters(adapters, config.model, config.decoding, hardware, given)
     for name, place in adapters.items():
         folder = Path(place).expanduser()
-        if run.settings_file(folder).is_file():
+        if settings_file(folder).is_file():
             recorded = run.recorded_config(folder, config, overrides)
             scales = adapter_folder.is_scalable(run.adapter(folder))
             choices[name] = AdapterChoice(

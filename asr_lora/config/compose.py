@@ -45,7 +45,8 @@ from asr_lora.config.stages import (
     SearchConfig,
     TranscribeConfig,
 )
-from asr_lora.runtime.errors import ConfigError, check, check_name, to_install
+from asr_lora.runtime.commands import to_install
+from asr_lora.runtime.errors import ConfigError, check, check_name
 
 
 @dataclass

@@ -21,6 +21,7 @@ import aiohttp
 import fsspec
 
 from asr_lora.corpus.records import Corpus, InShard, Utterance
+from asr_lora.runtime.commands import to_run
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ConfigError, ExternalError, listed
 from asr_lora.runtime.files import (
@@ -39,7 +40,7 @@ PREFIX = "shards:"  # of data.source
 INDEX = "index.json"  # of all shards
 VERSION = 1  # of the format of the indexes
 AT_ONCE = 8  # indexes fetched together
-WRITTEN = "python -m asr_lora.prepare prepare.shards=true writes it, once all shards are complete"
+WRITTEN = f"{to_run('prepare', 'prepare.shards=true')} writes it, once all shards are complete"
 AGAIN = "copy the folder again"
 ABOUT: Mapping[str, type] = {"language": str, "release": str}  # fields of index.json beside version and shards
 SHARD: Mapping[str, type] = {  # fields of each of its shards

@@ -19,7 +19,8 @@ from asr_lora.corpus.columns import GUESSED, Columns
 from asr_lora.corpus.encoding import decode_text, split_lines
 from asr_lora.corpus.records import Row
 from asr_lora.corpus.split_names import split_called
-from asr_lora.runtime.errors import ConfigError, ExternalError, listed, to_install
+from asr_lora.runtime.commands import to_install
+from asr_lora.runtime.errors import ConfigError, ExternalError, listed
 
 TEXT = (".csv", ".tsv", ".tab", ".psv", ".txt")
 JSON = (".jsonl", ".json", ".ndjson")

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from asr_lora.config.schema import FETCHED, DataConfig
+from asr_lora.runtime.commands import to_run
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import existing
@@ -46,7 +47,7 @@ def newest_release(data: DataConfig) -> Path:
         raise ConfigError(
             f"data.source: no Common Voice release for {code} ({place.absolute()}/cv-corpus-*-{code}*); get one from "
             "Mozilla Data Collective (mozilladatacollective.com, free account), put it there or name it "
-            "(make train DATA=/path/to/archive), or try without any: make demo"
+            f"({to_run('train', 'data.source=/path/to/archive')}), or try without any: {to_run('demo')}"
         )
     return max(found, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
 

@@ -32,6 +32,7 @@ from asr_lora.model import adapter, adapter_folder, whisper
 from asr_lora.model.hardware import Capacity, Hardware
 from asr_lora.model.pretrained import language_tokens, load_processor
 from asr_lora.runs import folder as run
+from asr_lora.runs.finding import settings_file
 from asr_lora.runtime.errors import ConfigError
 from asr_lora.speech.audio import SAMPLE_RATE, Waveform
 from asr_lora.speech.limits import MAX_SECONDS
@@ -152,7 +153,7 @@ def with_adapters(
     folders, bases = {}, {}
     for name, place in adapters.items():
         folder = Path(place).expanduser()
-        is_run = run.settings_file(folder).is_file()
+        is_run = settings_file(folder).is_file()
         folders[name] = run.adapter(folder) if is_run else folder
         if not (folders[name] / "adapter_config.json").is_file():
             raise ConfigError(f"adapters.{name}: no adapter in {folder}; name a run's folder, or its train/adapter")

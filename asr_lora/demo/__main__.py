@@ -10,12 +10,13 @@ from asr_lora.config.compose import Config, job_overrides
 from asr_lora.demo.assets import RELEASE, whisper_base_from_wheels, write_demo_corpus
 from asr_lora.reporting.comparison import compare_sweep
 from asr_lora.runs.launch import launch
+from asr_lora.runtime.commands import to_run
 from asr_lora.runtime.console import log
 from asr_lora.runtime.files import cache_dir
 from asr_lora.train import show_end, train
 
 SETTINGS = ["experiment=demo"]  # before the user's overrides
-NEXT = "python -m asr_lora.train data.language=nl data.source=/path/to/speech"
+NEXT = ("train", "data.language=nl", "data.source=/path/to/speech")
 
 
 def demo(config: Config) -> None:
@@ -32,7 +33,7 @@ def demo(config: Config) -> None:
         "The voices are synthetic (espeak-ng): this shows that everything works, not the error rate on real speech. "
         f"The speech: {archive}"
     )
-    show_end(config, NEXT)
+    show_end(config, to_run(*NEXT))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ from torchaudio.functional import resample
 
 from asr_lora.demo.espeak import RATE, EspeakError, Utterance, speak
 from asr_lora.model.convert_ctranslate2 import convert
+from asr_lora.runtime.commands import to_install
 from asr_lora.runtime.console import log, progress
-from asr_lora.runtime.errors import ExternalError, to_install
+from asr_lora.runtime.errors import ExternalError
 from asr_lora.runtime.files import atomic_file, cache_dir, exclusive
 
 RELEASE = "cv-corpus-demo-1.0-2026-11-23"

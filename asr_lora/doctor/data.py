@@ -32,6 +32,7 @@ from asr_lora.doctor.check import FAIL, OK, WARN, Check
 from asr_lora.model.pretrained import language_token, load_generation_config, load_processor
 from asr_lora.model.tokens import OF_BASE, is_english_only
 from asr_lora.runs import folder as run
+from asr_lora.runtime.commands import to_run
 from asr_lora.runtime.errors import ConfigError, UserError
 from asr_lora.runtime.files import existing, read_json, read_jsonl
 from asr_lora.speech import audio
@@ -226,7 +227,7 @@ def data(config: "Config", scratch: Path) -> tuple[Check, DataSample | None]:
     try:
         sample = sample_data(config, scratch)
     except NotInspectableError as unseen:
-        way_out = "preparing scans all of it, before training starts: make prepare"
+        way_out = f"preparing scans all of it, before training starts: {to_run('prepare')}"
         return Check("data", WARN, f"skipped: {unseen}", way_out), None
     found, bad = f"{sample.origin}; {len(sample.clips)} decoded", share_unusable(sample)
     if not bad:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import httpx
 import psutil
 import torch
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from torch import Tensor
 from transformers import WhisperConfig
@@ -34,11 +34,12 @@ from asr_lora.model.hardware import (
     resolve_hardware,
     step_bytes,
 )
-from asr_lora.model.pretrained import is_local, resolve
+from asr_lora.model.hub import WEIGHTS, cached_file, is_local, parse_id, weights_are_here
 from asr_lora.model.probes import Base
 from asr_lora.planning.devices import durations, estimate_here
 from asr_lora.planning.estimate import STAGES, Estimate, Workload, architecture, workload
 from asr_lora.runtime import distributed
+from asr_lora.runtime.commands import to_run
 from asr_lora.runtime.console import format_bytes
 from asr_lora.runtime.errors import ExternalError, first_line
 from asr_lora.runtime.files import cache_dir
@@ -54,9 +55,6 @@ SMALL_FILES = (  # of a checkpoint; one of each line is enough
     ("preprocessor_config.json", "processor_config.json"),
     ("tokenizer.json", "vocab.json"),
 )
-WEIGHTS = (
-    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
-)  # fmt: skip
 NEAR = {"int8": (0.02, 0.02), "nf4": (0.2, 0.2)}  # largest relative errors of a quantized layer's product and gradient
 COMES_BACK = 0.05  # share of an adapter's effect on logits that saving may lose (a 16-bit base rounds)
 SMALL = {"cuda": 80e6, "cpu": 10e6}  # most parameters for a check with the real weights: whisper-base; none published
@@ -81,7 +79,7 @@ def hub(config: "Config") -> tuple[Check, bool | None]:
     """
     name, source = config.model.checkpoint, config.data.source or ""
     weights = weights_are_here(name)
-    small = is_local(name) or all(any(_cached(name, file) for file in files) for files in SMALL_FILES)
+    small = is_local(name) or all(any(cached_file(name, file) for file in files) for files in SMALL_FILES)
     if small and weights and not source.startswith(HUB):
         where = "on this machine" if is_local(name) else "in the cache"
         return Check("Hub", OK, f"not needed: {name} is {where}"), True
@@ -89,7 +87,7 @@ def hub(config: "Config") -> tuple[Check, bool | None]:
     if small and weights:
         url = hf_hub_url(source.removeprefix(HUB).partition(":")[0], "README.md", repo_type="dataset")
     else:
-        of_hub, revision = resolve(name)
+        of_hub, revision = parse_id(name)
         url = hf_hub_url(of_hub, WEIGHTS[0], revision=revision)
     try:
         held = get_hf_file_metadata(url, timeout=PATIENCE).size
@@ -103,19 +101,6 @@ def hub(config: "Config") -> tuple[Check, bool | None]:
         return Check("Hub", FAIL, f"needed for {wanted}, and does not return it: {reason}", way_out), small or None
     size = f", {held / 1e9:.1f} GB" if held and not weights else ""
     return Check("Hub", OK, f"answers; needed for {wanted}{size}"), True
-
-
-def weights_are_here(checkpoint: str) -> bool:
-    """Returns whether the weights are a local folder or in the Hub's cache.
-
-    Raises ConfigError for no checkpoint.
-    """
-    return is_local(checkpoint) or any(_cached(checkpoint, file) for file in WEIGHTS)
-
-
-def _cached(checkpoint: str, file: str) -> bool:
-    name, revision = resolve(checkpoint)
-    return isinstance(try_to_load_from_cache(name, file, revision=revision), str)
 
 
 def device(config: "Config", known: WhisperConfig) -> tuple[Check, Hardware]:
@@ -248,10 +233,11 @@ def memory(config: "Config", hardware: Hardware, sample: DataSample | None) -> t
     forecast = prediction.forecast
     if not forecast.memory:
         unknown = f"not predicted: {forecast.problem}"
-        return Check("memory", WARN, unknown, "give hardware.tflops, or see make plan"), prediction
+        return Check("memory", WARN, unknown, f"give hardware.tflops, or see {to_run('plan')}"), prediction
     if forecast.problem:
-        way_out = "a smaller model (model=whisper_small), hardware.gradient_checkpointing=true, model.precision=int8"
-        return Check("memory", FAIL, forecast.problem, f"{way_out}; make plan shows the memory of each"), prediction
+        smaller = "a smaller model (model=whisper_small), hardware.gradient_checkpointing=true, model.precision=int8"
+        way_out = f"{smaller}; {to_run('plan')} shows the memory of each"
+        return Check("memory", FAIL, forecast.problem, way_out), prediction
     most, stage = max((held, stage) for stage, held in forecast.memory.items())
     on_gpu = hardware.device.type == "cuda"
     free = torch.cuda.mem_get_info(hardware.device)[0] if on_gpu else psutil.virtual_memory().available
@@ -299,7 +285,7 @@ def hours(config: "Config", hardware: Hardware, prediction: Prediction) -> tuple
     forecast = prediction.forecast
     if not forecast.seconds:
         unknown = f"not predicted: {forecast.problem}"
-        return Check("hours", WARN, unknown, "give hardware.tflops, or see make plan"), False
+        return Check("hours", WARN, unknown, f"give hardware.tflops, or see {to_run('plan')}"), False
     whole, known = sum(forecast.seconds.values()) / 3600, known_gpu(hardware.name)
     price = config.hardware.dollars_per_hour
     if price is None and known:
@@ -312,7 +298,9 @@ def hours(config: "Config", hardware: Hardware, prediction: Prediction) -> tuple
         way_out = f"training.max_hours={limit:g}: the same command goes on in a next session"
         return Check("hours", WARN, found, way_out), True
     if whole > LONG:
-        way_out = "a smaller model (model=whisper_base), fewer training.max_steps, or a GPU: make plan shows five"
+        way_out = (
+            f"a smaller model (model=whisper_base), fewer training.max_steps, or a GPU: {to_run('plan')} shows five"
+        )
         return Check("hours", WARN, found, way_out), True
     return Check("hours", OK, found), True
 

@@ -33,9 +33,11 @@ from asr_lora.model.pretrained import display_name
 from asr_lora.reporting import tables
 from asr_lora.reporting.pages import write_card
 from asr_lora.runs import folder as run
-from asr_lora.runs.launch import find_run, launch
+from asr_lora.runs.finding import find_run
+from asr_lora.runs.launch import launch
+from asr_lora.runtime.commands import to_install, to_run
 from asr_lora.runtime.console import format_bytes, log
-from asr_lora.runtime.errors import ConfigError, ExternalError, UserError, first_line, to_install
+from asr_lora.runtime.errors import ConfigError, ExternalError, UserError, first_line
 from asr_lora.runtime.files import check_links, read_json, replace_folder, write_json, write_jsonl
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def main(config: Config) -> None:
         hardware = resolve_hardware(first.hardware, first.model, first.lora, first.training.batch_size)
         export(verify.of_several(configs, config, hardware), hardware)
         return
-    folder = find_run(config)
+    folder = find_run(config, job_overrides())
     log(f"run: {folder}")
     recorded = run.recorded_config(folder, config, job_overrides())
     with run.lock(recorded.run):
@@ -254,7 +256,7 @@ def push(folder: Path, settings: "ExportConfig") -> None:
     check_links(folder, "export.push")
     card = folder / "README.md"
     if not card.is_file() or "model-index:" not in card.read_text(encoding="utf-8"):
-        raise ConfigError(f"export.push: the card of {folder} has no results yet; python -m asr_lora.eval writes them")
+        raise ConfigError(f"export.push: the card of {folder} has no results yet; {to_run('eval')} writes them")
     files = {file.relative_to(folder): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
     visibility = "private" if settings.private else "public"
     verb = "would upload" if settings.dry_run else "uploading"

@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
 from asr_lora.model import adapter_folder, silence, whisper
+from asr_lora.model.hub import is_local
 from asr_lora.model.methods import TuningMethod, tuning_method
-from asr_lora.model.pretrained import display_name, is_local, load_processor, resolve
+from asr_lora.model.pretrained import display_name, load_processor, resolve
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import read_json, write_json
 

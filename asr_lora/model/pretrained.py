@@ -1,12 +1,10 @@
 """Resolves `model.checkpoint` for `from_pretrained`; loads config, processor and language tokens."""
 
-import re
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperProcessor, WhisperTokenizer
 
 from asr_lora.config.schema import ModelConfig
@@ -22,20 +20,18 @@ from asr_lora.model.checkpoint_files import (
     refuse,
 )
 from asr_lora.model.complete import EXTRACTOR, GENERATION, OF_TOKENIZER, TOKENIZER, completed, published_base
+from asr_lora.model.hub import LOCAL, MAIN, cached_file, is_local, parse_id
 from asr_lora.model.tokens import check_same_whisper, generation_config, is_english_only
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError, first_line
 from asr_lora.runtime.files import cache_dir, made_once, read_json, sha256_file, sha256_text
 from asr_lora.speech.language import check_token, token_for_locale
 
-HUB_ID = re.compile(r"(?P<name>(\w[\w.-]*/)?\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII)
 FILES = {  # that a part of a model is loaded from
     AutoConfig: ("config.json",), GenerationConfig: (GENERATION,), WhisperTokenizer: (TOKENIZER,),
     WhisperProcessor: (TOKENIZER, EXTRACTOR),
 }  # fmt: skip
 OF_LANGUAGES = {"lang_to_id": dict, "task_to_id": dict, "no_timestamps_token_id": int}  # of a generation config
-MAIN = "main"  # the default branch of a model on the Hub
-LOCAL = "model.checkpoint=/path/to/whisper-... (a Hugging Face or faster-whisper directory, or OpenAI's .pt file)"
 
 
 def resolve(checkpoint: str) -> tuple[str, str]:
@@ -49,22 +45,7 @@ def resolve(checkpoint: str) -> tuple[str, str]:
     path = Path(checkpoint).expanduser()
     if path.exists():
         return str(_local(path)), MAIN
-    if not (hub := HUB_ID.fullmatch(checkpoint)):
-        raise ConfigError(
-            f"model.checkpoint: no directory {path}; name one that exists, or a Hub id (owner/name or "
-            "owner/name@revision)"
-        )
-    return hub["name"], hub["revision"] or MAIN
-
-
-def is_local(checkpoint: str) -> bool:
-    """Whether the checkpoint is a directory or file of this machine, not a Hub id."""
-    return Path(checkpoint).expanduser().exists()
-
-
-def is_hub_id(checkpoint: str) -> bool:
-    """Whether the checkpoint has the form of a Hub id, and is no directory of this machine."""
-    return HUB_ID.fullmatch(checkpoint) is not None and not is_local(checkpoint)
+    return parse_id(checkpoint)
 
 
 def display_name(checkpoint: str) -> str:
@@ -77,11 +58,11 @@ def fingerprint(checkpoint: str) -> str:
 
     The former is itself a valid checkpoint.
     """
-    source, revision = resolve(checkpoint)
+    source, _ = resolve(checkpoint)
     if is_local(checkpoint):
         return _content(sorted(file for file in Path(source).iterdir() if file.is_file()))
     load_config(checkpoint)  # raises if the Hub is out of reach, and leaves the file in the cache
-    file = try_to_load_from_cache(source, "config.json", revision=revision)
+    file = cached_file(checkpoint, "config.json")
     return f"{source}@{Path(str(file)).parent.name}"  # .../snapshots/<commit>/config.json
 
 

@@ -15,7 +15,8 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from asr_lora.model import quantized, silence
 from asr_lora.model.cost import POSITIONS_PER_SECOND
-from asr_lora.model.pretrained import drop_forced_tokens, is_local, load_generation_config, resolve
+from asr_lora.model.hub import is_local
+from asr_lora.model.pretrained import drop_forced_tokens, load_generation_config, resolve
 from asr_lora.model.tokens import is_english_only
 from asr_lora.runtime.errors import ExternalError, first_line, listed
 from asr_lora.speech.limits import MAX_SECONDS

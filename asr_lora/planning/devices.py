@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import try_to_load_from_cache
 
 from asr_lora.config.compose import Config, gpu_settings
 from asr_lora.config.schema import DataConfig
@@ -26,7 +25,8 @@ from asr_lora.model.hardware import (
     max_train_rows,
     resolve_hardware,
 )
-from asr_lora.model.pretrained import is_local, language_token, resolve
+from asr_lora.model.hub import weights_are_here
+from asr_lora.model.pretrained import language_token
 from asr_lora.planning import timing
 from asr_lora.planning.estimate import (
     Device,
@@ -182,15 +182,11 @@ def _by_rates(work: Workload, device: Device, rates: Mapping[str, float], arithm
 
 
 def _refuse_to_fetch(checkpoint: str) -> None:
-    if not is_local(checkpoint):
-        name, revision = resolve(checkpoint)
-        weights = ("model.safetensors", "pytorch_model.bin")
-        cached = [try_to_load_from_cache(name, file, revision=revision) for file in weights]
-        if not any(isinstance(file, str) for file in cached):
-            raise ConfigError(
-                f"plan.calibrate: the weights of {checkpoint} are not on this machine, and a plan downloads nothing; "
-                "name a directory that has them (model.checkpoint=...), or plan without plan.calibrate"
-            )
+    if not weights_are_here(checkpoint):
+        raise ConfigError(
+            f"plan.calibrate: the weights of {checkpoint} are not on this machine, and a plan downloads nothing; "
+            "name a directory that has them (model.checkpoint=...), or plan without plan.calibrate"
+        )
 
 
 def _by_timing(config: Config, work: Workload, hardware: Hardware) -> Timings:

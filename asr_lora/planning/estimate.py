@@ -3,11 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from asr_lora.corpus import SPLITS
@@ -16,8 +14,9 @@ from asr_lora.data.sampler import StepSampler, count_micro_batches
 from asr_lora.decoding.generate import batches, rows_per_batch
 from asr_lora.evaluation.eval_sets import eval_sets
 from asr_lora.model import adapter, cost
+from asr_lora.model.hub import cached_file, is_local, parse_id
 from asr_lora.model.methods import initial_rank
-from asr_lora.model.pretrained import is_local, load_config, resolve
+from asr_lora.model.pretrained import load_config
 from asr_lora.planning.timing import Forward, Timings
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ConfigError
@@ -120,9 +119,9 @@ def architecture(checkpoint: str) -> WhisperConfig:
     """
     if is_local(checkpoint):
         return load_config(checkpoint)
-    name, revision = resolve(checkpoint)
-    if "/" in name and isinstance(cached := try_to_load_from_cache(name, "config.json", revision=revision), str):
-        return WhisperConfig.from_dict(read_json(Path(cached)))
+    name, _ = parse_id(checkpoint)
+    if "/" in name and (cached := cached_file(checkpoint, "config.json")):
+        return WhisperConfig.from_dict(read_json(cached))
     if name not in cost.PUBLISHED:
         raise ConfigError(
             f"model.checkpoint: the sizes of {checkpoint} are not known here; name a local directory, or one of "

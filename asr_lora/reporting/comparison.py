@@ -20,6 +20,7 @@ from asr_lora.reporting import charts, tables
 from asr_lora.reporting.pages import environment, shared_command
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import Job
+from asr_lora.runtime.commands import to_run
 from asr_lora.runtime.console import log
 from asr_lora.runtime.files import check_links, sha256_text, write_text
 from asr_lora.speech.normalizer import primary_metric
@@ -35,7 +36,8 @@ def compare(folders: Sequence[Path], title: str, runs_dir: Path) -> Path:
     complete = [folder for folder in folders if is_complete(folder)]
     for folder in folders:
         if folder not in complete:
-            log(f"left out, not fully trained or not scored by this version (asr_lora.eval scores it again): {folder}")
+            why = f"not fully trained or not scored by this version ({to_run('eval')} scores it again)"
+            log(f"left out, {why}: {folder}")
     rows = sorted(map(_run, complete), key=lambda row: row["settings"]["lora"]["r"] or 0)
     page = runs_dir / "comparison" / "index.html"
     precisions = {row["settings"]["model"]["precision"] for row in rows}

@@ -15,7 +15,8 @@ from asr_lora.config.schema import WHOLE
 from asr_lora.evaluation import metrics
 from asr_lora.model.adapter_folder import is_whole
 from asr_lora.model.cost import PUBLISHED, dimensions
-from asr_lora.model.pretrained import is_hub_id, is_local, load_config, resolve
+from asr_lora.model.hub import is_hub_id, is_local
+from asr_lora.model.pretrained import load_config, resolve
 from asr_lora.reporting import tables
 from asr_lora.reporting.tables import leading_first, normalizer_label
 from asr_lora.runs.folder import settings as recorded_settings

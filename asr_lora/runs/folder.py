@@ -17,13 +17,15 @@ from asr_lora.config.compose import Config, from_dict, to_dict
 from asr_lora.config.naming import GROUPS, result_settings, with_todays_names
 from asr_lora.config.schema import DataConfig, DecodingConfig, resolve_precision
 from asr_lora.config.stages import EvalConfig, ReportConfig
-from asr_lora.model.pretrained import fingerprint, is_local
+from asr_lora.model.hub import is_local
+from asr_lora.model.pretrained import fingerprint
+from asr_lora.runs.finding import check_run, settings_file
 from asr_lora.runtime import distributed
+from asr_lora.runtime.commands import to_run
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import (
     ANEW,
     check_links,
-    damage,
     finish_replacement,
     read_json,
     read_jsonl,
@@ -177,10 +179,6 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def settings_file(run: Path) -> Path:
-    return run / "train" / "config.yaml"
-
-
 def settings(run: Path) -> dict[str, Any]:
     """Returns the recorded settings: the composed tree, `versions`, `base` and `command`.
 
@@ -244,8 +242,7 @@ def open_trained(config: Config) -> Config:
     """
     if not tuned(config.run).is_dir():
         raise ConfigError(
-            f"run_dir: no adapter in {config.run}/train; train it first, with make train or asr_lora.train and the "
-            "same settings"
+            f"run_dir: no adapter in {config.run}/train; train it first, with the same settings: {to_run('train')} ..."
         )
     return with_pinned_base(config)
 
@@ -285,12 +282,7 @@ def recorded_config(run: Path, asked: Config, overrides: Sequence[str]) -> Confi
     that an earlier version did not have, and that no result depends on, has this command's value.
     Raises ConfigError when there is no run in the folder.
     """
-    finish_replacement(run)
-    path = settings_file(run)
-    if not path.is_file():
-        made = sorted(folder.parent.parent.name for folder in run.parent.glob("*/train/config.yaml"))
-        there = f"; beside it are {', '.join(made)}" if made else ""
-        raise ConfigError(f"run_dir: no run in {run} (no train/config.yaml){there}; make one with make train")
+    check_run(run)
     new = {name: value for name, value in to_dict(asked).items() if name not in (*GROUPS, "seed")}
     try:
         recorded = from_dict({**new, **settings(run)})
@@ -344,22 +336,3 @@ def check_shared_disk(run: Path) -> None:
 
 def _digest(file: Path) -> str | None:
     return sha256_file(file) if file.is_file() else None
-
-
-def set_last_run(run: Path, runs_dir: Path) -> None:
-    """Makes `run` the one that `python -m asr_lora.eval` without overrides scores."""
-    write_text(runs_dir / "last", f"{run.resolve()}\n")
-
-
-def last_run(runs_dir: Path) -> Path:
-    """Returns the last run's folder.
-
-    Raises ConfigError when none was trained yet, or runs/last is damaged.
-    """
-    note = runs_dir / "last"
-    if not note.is_file():
-        raise ConfigError(f"run_dir: no run yet (no {note}); train one with make train, or name one: run_dir=...")
-    named = note.read_bytes().decode(errors="replace").strip()
-    if "\n" in named or "\ufffd" in named or damage({"run": named}, {"run": Path}):
-        raise ConfigError(f"run_dir: {note} names no run; remove it, and name one: run_dir=...")
-    return Path(named)

@@ -17,7 +17,6 @@ from typing import NoReturn
 
 import hydra
 import psutil
-from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -35,15 +34,12 @@ from asr_lora.config.compose import (
     parse_config,
 )
 from asr_lora.config.conf import conf_dir
-from asr_lora.runs import folder as run
 from asr_lora.runtime import distributed
 from asr_lora.runtime.console import log, log_error, quiet_libraries
 from asr_lora.runtime.errors import ConfigError, ExternalError, RegressionError, UserError
 from asr_lora.runtime.files import another_cache, read_json, write_json, write_text
 from asr_lora.runtime.streams import encoding_of_names, set_up_streams
 
-# Settings that do not identify a run.
-APART = ("eval", "decoding", "hardware", "report", "transcribe", "export", "app")
 USER_FIXABLE = (UserError, HydraException, OmegaConfBaseException, OSError, KeyboardInterrupt)
 INTERRUPTED = "interrupted; all that was complete (manifest, checkpoints) is kept: the same command goes on from there"
 QUEUED = "jobs in a queue (SLURM's) go on; once none of them runs, the same command finds what is complete"
@@ -194,20 +190,6 @@ def _of_sweep(stage: Callable[[Config], object], cfg: DictConfig, ledger: Path, 
 def _runs_dir(arguments: Sequence[str]) -> Path:
     """Returns runs_dir by the overrides that do not vary, for a sweep whose jobs ran in other processes."""
     return Path(load(fixed_overrides(arguments)).runs_dir)
-
-
-def find_run(config: Config) -> Path:
-    """Returns the folder of the run that the overrides name, or of the last run where there are none.
-
-    Raises ConfigError when no run was trained yet.
-    """
-    apart = (*(f"{group}{end}" for group in APART for end in (".", "=")), "audio=")
-    about_run = [override for override in job_overrides() if not override.startswith(apart)]
-    if not any(override for override in about_run if not override.startswith("runs_dir=")):
-        return run.last_run(Path(config.runs_dir))
-    if run.settings_file(config.run).is_file():
-        return config.run
-    return parse_config(compose("config", about_run)).run  # trained with the default decoding, now scored with another
 
 
 def _leave(error: BaseException, arguments: Sequence[str]) -> NoReturn:

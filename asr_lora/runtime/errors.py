@@ -5,13 +5,9 @@ A message has name, rule, value and way out:
 `data.source: no clips directory under /x; a Common Voice release has clips/ and train.tsv (got: a.txt, b.txt)`.
 """
 
-import json
 import re
-import sys
 import unicodedata
 from collections.abc import Collection, Iterable
-from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
 from typing import Any
 
 MOST_SHOWN = 1_500  # characters: a damaged file can put a megabyte into the value of a message
@@ -32,27 +28,6 @@ class UserError(Exception):
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or its class name where the message is empty."""
     return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def to_install(extra: str) -> str:
-    """Returns the way out where an optional dependency is absent: the command for this checkout, uv tool or package.
-
-    Without --inexact uv would remove other extras.
-    """
-    if (Path(__file__).parents[2] / "uv.lock").is_file():
-        return f"`uv sync --inexact --extra {extra}` installs it"
-    command = "uv tool install --force" if (Path(sys.prefix) / "uv-receipt.toml").is_file() else "pip install"
-    return f"`{command} 'asr_lora[{extra}]{_origin()}'` installs it"
-
-
-def _origin() -> str:
-    """Returns ` @ ` and the address that the package was installed from (PEP 610), or nothing for a registry."""
-    try:
-        recorded = json.loads(distribution("asr_lora").read_text("direct_url.json") or "{}")
-    except PackageNotFoundError:
-        return ""
-    version_control = f"{recorded['vcs_info']['vcs']}+" if "vcs_info" in recorded else ""
-    return f" @ {version_control}{recorded['url']}" if "url" in recorded else ""
 
 
 def _one_line(message: str) -> str:

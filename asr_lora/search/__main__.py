@@ -18,9 +18,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from asr_lora.config.compose import Config, job_overrides, load, to_dict
 from asr_lora.runs import folder as run
+from asr_lora.runs.finding import set_last_run
 from asr_lora.runs.launch import launch
+from asr_lora.runtime.commands import to_install
 from asr_lora.runtime.console import log
-from asr_lora.runtime.errors import UserError, to_install
+from asr_lora.runtime.errors import UserError
 from asr_lora.runtime.files import check_links, read_json
 from asr_lora.runtime.locks import locked
 from asr_lora.train import train
@@ -96,7 +98,7 @@ def _search(
     show(study, settings)
     page = write_page(study, settings, folder, _best_command(study, about))
     if best := _best(study):
-        run.set_last_run(Path(best.user_attrs["run"]), Path(config.runs_dir))
+        set_last_run(Path(best.user_attrs["run"]), Path(config.runs_dir))
         log(f"best on dev, where its WER is optimistic; this scores it on test: {_best_command(study, about)}")
     log(f"search: {page}")
     return page

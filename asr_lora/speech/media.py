@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from asr_lora.runtime.errors import ExternalError, to_install
+from asr_lora.runtime.commands import to_install
+from asr_lora.runtime.errors import ExternalError
 
 # How the files of recordings are called: what libsndfile reads, and what PyAV does.
 SOUND = {f".{name.lower()}" for name in soundfile.available_formats()} | {

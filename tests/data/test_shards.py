@@ -474,7 +474,7 @@ def test_prepare_reports_a_missing_shard(from_shards: list[str], folder: Path) -
 def test_a_place_without_shards_is_refused_in_one_line(folder: Path, server: Server, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "a.txt").touch()
-    assert re.search(r"no index\.json in .*empty \(got: a\.txt\); python -m asr_lora", refusal(tmp_path / "empty"))
+    assert re.search(r"no index\.json in .*empty \(got: a\.txt\); make prepare", refusal(tmp_path / "empty"))
     assert "no index.json in" in refusal(f"{server.url}/nowhere")
     assert "is a file; name the folder" in refusal(folder / "train-00000.tar")
     assert "no file or folder" in refusal(tmp_path / "nonesuch")

@@ -16,23 +16,27 @@ from asr_lora import __version__, cli
 from asr_lora.config.compose import load
 from asr_lora.config.schema import FETCHED
 from asr_lora.corpus import huggingface, mdc, shards
+from asr_lora.doctor.requirements import EXTRAS, unmet
 from asr_lora.speech import limits, normalizer
 
-HEAVY = {"torch", "torchaudio", "transformers", "datasets", "peft", "hydra", "omegaconf"}
+SLOW = {"torch", "torchaudio", "transformers", "datasets", "peft", "pyarrow"}
+HEAVY = SLOW | {"hydra", "omegaconf"}
+# Python imports it before the command; it notes what is loaded at the end.
 PROBE = """
-import runpy, sys
-sys.argv[0] = "asr-lora"
-try:
-    runpy.run_module("asr_lora", run_name="__main__")
-finally:
-    print(*sorted({name.partition(".")[0] for name in sys.modules}), file=open("loaded.txt", "w"))
+import atexit, sys
+atexit.register(lambda: open("loaded.txt", "w").write(" ".join({name.partition(".")[0] for name in sys.modules})))
 """
 
 
-def typed(*words: str, cwd: Path, **environment: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+def typed(
+    *words: str, cwd: Path, module: str = "asr_lora", **environment: str
+) -> tuple[subprocess.CompletedProcess[str], set[str]]:
     """Runs the command; returns what came of it, and the libraries that it loaded."""
-    command = [sys.executable, "-c", PROBE, *words]
-    path = {"PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    probe = cwd / "probe"
+    probe.mkdir(exist_ok=True)
+    (probe / "sitecustomize.py").write_text(PROBE, encoding="utf-8")
+    command = [sys.executable, "-m", module, *words]
+    path = {"PYTHONPATH": f"{probe}{os.pathsep}{ROOT}", "COLUMNS": "80"}
     done = subprocess.run(
         command, cwd=cwd, env=os.environ | path | environment, capture_output=True, text=True, check=False
     )
@@ -99,38 +103,64 @@ def test_the_version_is_the_packages(tmp_path: Path) -> None:
         ("eval data.hours=-1", "data.hours: must be more than 0, or null for all there is, got -1.0"),
         ("demo hours", "hours: must be setting=value, for instance data.hours=1; see --help"),
         ("train data.source=not/there", "data.source: no file or folder {folder}/not/there; name one that is there"),
-        ("transcribe audio=talk.mp3", "audio: no file, folder or pattern of files talk.mp3; name one that exists"),
+        (
+            "transcribe transcribe.base_model=true audio=talk.mp3",
+            "audio: no file, folder or pattern of files talk.mp3; name one that exists",
+        ),
         ("prepare data.language=xx", "data.source: no Common Voice release for xx ({folder}/data/cv-corpus-*-xx*)"),
+        ("eval", "run_dir: no run yet (no runs/last); make train makes one, or name one: run_dir=..."),
+        ("export run_dir=a", "run_dir: no run in a (no train/config.yaml); make train makes one"),
     ],
 )
-def test_a_mistake_is_answered_before_torch_is_imported(words: str, message: str, tmp_path: Path) -> None:
-    done, loaded = typed(*words.split(), cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith(f"error: {message.format(folder=tmp_path)}")
-    assert done.stderr.count("\n") == 1 and loaded & {"torch", "transformers", "datasets"} == set()
-    assert [file.name for file in tmp_path.iterdir()] == ["loaded.txt"]
+@pytest.mark.parametrize("as_module", [False, True])
+def test_a_mistake_is_answered_before_torch_is_imported(
+    words: str, message: str, as_module: bool, tmp_path: Path
+) -> None:
+    stage, *rest = words.split()
+    typing = {"module": f"asr_lora.{stage}"} if as_module else {}
+    done, loaded = typed(*(rest if as_module else words.split()), cwd=tmp_path, **typing)
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and lines[0].startswith(f"error: {message.format(folder=tmp_path)}")
+    assert len([line for line in lines if line.startswith("error: ")]) == 1 and loaded & SLOW == set()
+    assert {file.name for file in tmp_path.iterdir()} == {"loaded.txt", "probe"}
 
 
-@pytest.mark.parametrize(("stage", "module"), cli.MODULES.items())
+def test_all_that_is_missing_is_answered_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    lines, status = unmet("train", ["data.source=a"])
+    assert status == 2 and [line.partition(",")[0] for line in lines] == [
+        f"error: data.source: no file or folder {tmp_path}/a; name one that is there",
+        "also: model.checkpoint: openai/whisper-large-v2 is not on this machine: it is downloaded from the Hub",
+    ]
+    lines, _ = unmet("prepare", ["data.source=a", "model.checkpoint=/no/model"])
+    assert [line.split(":")[1] for line in lines] == [" data.source", " model.checkpoint"]
+    lines, _ = unmet("transcribe", ["audio=talk.mp3"])
+    assert [line.split(":")[1] for line in lines] == [" audio", " run_dir"]
+    (tmp_path / "talk.mp3").touch()
+    assert unmet("transcribe", ["audio=talk.mp3", "transcribe.base_model=true"]) == ([], 0)
+
+
+@pytest.mark.parametrize(("stage", "module"), EXTRAS.items())
 def test_a_stage_without_its_extra_is_one_line_with_the_command(
     stage: str, module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(SystemExit) as ended:
-        cli.check_first(stage, [])
+        cli.answer_first(stage, [])
     way_out = f"`uv sync --inexact --extra {stage}` installs it"
-    assert (ended.value.code, capsys.readouterr().err) == (
-        1, f"error: {stage}: needs {module}, which is not installed; {way_out}\n"
-    )  # fmt: skip
+    line, *_ = capsys.readouterr().err.splitlines()
+    assert (ended.value.code, line) == (1, f"error: {stage}: needs {module}, which is not installed; {way_out}")
 
 
 @pytest.mark.parametrize("words", [["-m", "lora.r=4,8"], ["--cfg", "job"], ["run_name=${now:%H}"], ["hydra.x=1"]])
 def test_what_only_hydras_start_resolves_is_left_to_the_stage(words: list[str]) -> None:
-    cli.check_first("train", words)
+    cli.answer_first("train", words)
 
 
 def test_prepared_data_are_not_looked_for(tmp_path: Path) -> None:
     (tmp_path / "run" / "data").mkdir(parents=True)
-    cli.check_first("train", [f"run_dir={tmp_path}/run", "data.source=/not/there"])
+    cli.answer_first("train", [f"run_dir={tmp_path}/run", "data.source=/not/there"])
 
 
 def test_names_that_settings_take_are_those_that_exist() -> None:
@@ -156,7 +186,7 @@ def test_a_stage_runs_as_by_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_tab_completes_stages_settings_and_choices(line: str, word: str, tmp_path: Path) -> None:
     done, loaded = typed("-sc", "query=bash", cwd=tmp_path, COMP_LINE=line, COMP_POINT=str(len(line)))
-    assert word in done.stdout.split() and not loaded & {"torch", "transformers"}
+    assert word in done.stdout.split() and not loaded & SLOW
     script, _ = typed("-sc", "install=bash", cwd=tmp_path)
     assert script.stdout.splitlines()[-1].endswith("hydra_bash_completion asr-lora")
 

@@ -12,7 +12,7 @@ import pytest
 from support.package import ROOT, uv
 
 from asr_lora.config.conf import conf_dir
-from asr_lora.runtime import errors
+from asr_lora.runtime import commands
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
@@ -66,19 +66,27 @@ def test_an_installed_wheel_brings_its_settings_along(wheel: Path, tmp_path: Pat
 def test_a_missing_extra_is_added_by_the_command_that_fits_the_installation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert errors.to_install("app") == "`uv sync --inexact --extra app` installs it"
-    monkeypatch.setattr(errors, "__file__", str(tmp_path / "asr_lora" / "runtime" / "errors.py"))
+    assert commands.to_install("app") == "`uv sync --inexact --extra app` installs it"
+    monkeypatch.setattr(commands, "__file__", str(tmp_path / "asr_lora" / "runtime" / "commands.py"))
     info = tmp_path / "asr_lora-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: asr_lora\nVersion: 1\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    assert errors.to_install("app") == "`pip install 'asr_lora[app]'` installs it"
+    assert commands.to_install("app") == "`pip install 'asr_lora[app]'` installs it"
     (info / "direct_url.json").write_text('{"url": "https://host/x", "vcs_info": {"vcs": "git"}}')
-    assert errors.to_install("app") == "`pip install 'asr_lora[app] @ git+https://host/x'` installs it"
+    assert commands.to_install("app") == "`pip install 'asr_lora[app] @ git+https://host/x'` installs it"
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     (tmp_path / "uv-receipt.toml").touch()
     (info / "direct_url.json").write_text('{"url": "file:///x", "dir_info": {}}')
-    assert errors.to_install("app") == "`uv tool install --force 'asr_lora[app] @ file:///x'` installs it"
+    assert commands.to_install("app") == "`uv tool install --force 'asr_lora[app] @ file:///x'` installs it"
+
+
+def test_the_command_that_is_advised_fits_the_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = ("train", "data.language=sv-SE", "data.source=/a b", "lora.r=8", "seed=1")
+    assert commands.to_run(*train) == "make train LANG=sv-SE DATA='/a b' ARGS='lora.r=8 seed=1'"
+    assert commands.to_run("demo") == "make demo"
+    monkeypatch.setattr(commands, "is_checkout", lambda: False)
+    assert commands.to_run(*train) == "asr-lora train data.language=sv-SE 'data.source=/a b' lora.r=8 seed=1"
 
 
 def test_all_is_the_sum_of_the_extras_but_the_launchers_of_clusters() -> None:

@@ -20,6 +20,7 @@ from asr_lora.model.cost import PUBLISHED
 from asr_lora.report import compare, report
 from asr_lora.reporting.pages import hub_id, unbroken, write_card
 from asr_lora.reporting.tables import show_run
+from asr_lora.runs import finding
 from asr_lora.runs import folder as run
 from asr_lora.runs.folder import FIGURES
 from asr_lora.runtime.errors import ConfigError
@@ -180,7 +181,7 @@ def test_the_end_of_a_run_writes_its_page_once_and_names_it_and_the_next_command
     capsys.readouterr()
     show_end(load([*hostile_words, "eval.after=false"]), "python -m asr_lora.next")
     out, err = capsys.readouterr()
-    assert out == "" and err == "next, to score the run: python -m asr_lora.eval\n"
+    assert out == "" and err == "next, to score the run: make eval\n"
 
 
 def test_a_comparison_has_a_row_for_every_run_and_its_difference(hostile_words: list[str]) -> None:
@@ -199,7 +200,7 @@ def test_a_comparison_names_the_precision_of_the_base_where_runs_differ_in_it(
 ) -> None:
     for name, precision, seed in (("nl-gpu", "int8", 0), ("nl-cpu", "fp32", 0), ("nl-cpu-1", "fp32", 1)):
         shutil.copytree(load(hostile_words).run, tmp_path / name)
-        file = run.settings_file(tmp_path / name)
+        file = finding.settings_file(tmp_path / name)
         recorded = file.read_text().replace("precision: fp32", f"precision: {precision}")
         file.write_text(recorded.replace("\nseed: 0\n", f"\nseed: {seed}\n"))
     page = Page(compare(str(tmp_path / "nl-*"), tmp_path))
@@ -220,7 +221,7 @@ def copied(words: list[str], target: Path, *, dev: float | None, wer: float, see
     write_json(run.train_metrics(target), facts)
     file = target / "eval" / "test" / "metrics.json"
     write_json(file, read_json(file) | {"wer": wer})
-    recorded = run.settings_file(target)
+    recorded = finding.settings_file(target)
     recorded.write_text(recorded.read_text().replace("\nseed: 0\n", f"\nseed: {seed}\n"))
     return target
 

@@ -31,6 +31,7 @@ from asr_lora.model import adapter
 from asr_lora.model.pretrained import load_processor
 from asr_lora.prepare import prepare
 from asr_lora.report import report
+from asr_lora.runs import finding
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ConfigError, ExternalError, UserError
@@ -375,7 +376,7 @@ def test_what_goes_to_the_hub_lies_in_its_folder(given: list[str], outside: Path
 @pytest.mark.parametrize("content", [b"", b"\n", b"/a\0b\n", b"\xff\n", f"/{LONG}".encode(), b"/a\n/b\n"])
 def test_a_note_of_the_last_run_that_is_none_is_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "last").write_bytes(content)
-    assert "last names no run" in refusal(lambda: run.last_run(tmp_path))
+    assert "last names no run" in refusal(lambda: finding.last_run(tmp_path))
 
 
 def test_a_checkpoint_changes_nothing_of_the_log_but_its_figures(given: list[str], outside: Path) -> None:

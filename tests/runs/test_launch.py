@@ -12,6 +12,7 @@ import pytest
 
 from asr_lora.config.compose import load, quote_override
 from asr_lora.prepare import main as prepare
+from asr_lora.runs import finding
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch
 from asr_lora.runtime.errors import ConfigError
@@ -198,16 +199,16 @@ def test_a_scored_run_keeps_its_settings_except_named_overrides(tmp_path: Path) 
 
 def test_a_folder_without_a_run_names_those_beside_it(tmp_path: Path) -> None:
     run.record(load([f"runs_dir={tmp_path}", "run_name=there"]), [], base="0a1b")
-    with pytest.raises(ConfigError, match=r"no run in .*/absent .*beside it are there; make one with make train"):
+    with pytest.raises(ConfigError, match=r"no run in .*/absent .*beside it are there; make train makes one"):
         run.recorded_config(tmp_path / "absent", load(), [])
 
 
 def test_the_last_run_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="no run yet"):
-        run.last_run(tmp_path / "runs")
+        finding.last_run(tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
-    run.set_last_run(Path("runs/mine"), Path("runs"))
-    assert run.last_run(tmp_path / "runs") == tmp_path / "runs" / "mine"
+    finding.set_last_run(Path("runs/mine"), Path("runs"))
+    assert finding.last_run(tmp_path / "runs") == tmp_path / "runs" / "mine"
 
 
 @pytest.mark.slow

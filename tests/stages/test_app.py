@@ -36,6 +36,7 @@ from asr_lora.decoding.transcriber import with_base, with_run
 from asr_lora.demo.espeak import RATE, Utterance, speak
 from asr_lora.model import adapter, arithmetic
 from asr_lora.model.pretrained import load_processor
+from asr_lora.runs import finding
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.speech.normalizer import Normalizer
@@ -182,7 +183,7 @@ def test_several_adapters_are_chosen_by_name_or_by_the_detected_language(made: C
 
 def test_an_untrained_run_is_refused(words: list[str], tmp_path: Path) -> None:
     config = load(words)
-    with pytest.raises(ConfigError, match=r"run_dir: no adapter in .*; train it first, with make train"):
+    with pytest.raises(ConfigError, match=r"no adapter in .*; train it first, with the same settings: make train"):
         of_run(config, config, hardware_of(config))
 
 
@@ -193,7 +194,7 @@ def test_a_run_of_a_version_without_the_app_can_be_opened(made: Callable[..., Pa
         for name, value in settings.items()
         if name not in ("transcribe", "export", "app", "audio", "adapters", "weights")
     }
-    file = run.settings_file(tmp_path)
+    file = finding.settings_file(tmp_path)
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(old))  # JSON is YAML
     assert run.recorded_config(tmp_path, load([]), []).lora.kind == "qv"

@@ -12,6 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from asr_lora.config.compose import load
+from asr_lora.runs import finding
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.search import study
@@ -51,7 +52,7 @@ def test_a_search_tries_the_defaults_first_scores_no_test_and_logs_the_command_o
     (command,) = (line for line in output.err.splitlines() if line.startswith("best on dev"))
     best = min((trial for trial in trials if trial.value is not None), key=lambda trial: trial.value)
     assert f"lora.r={best.params['lora.r']}" in command and "eval.after" not in command and "search." not in command
-    assert run.last_run(page.parent.parent.parent) == Path(best.user_attrs["run"])
+    assert finding.last_run(page.parent.parent.parent) == Path(best.user_attrs["run"])
     assert "dev WER" in output.out
     text = page.read_text()
     assert text.count("<svg") == 3 and "asr_lora.train" in text and "http" not in text.partition("<svg")[0]

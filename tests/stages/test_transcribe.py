@@ -23,6 +23,7 @@ from asr_lora.demo.espeak import RATE, Utterance, speak
 from asr_lora.model import adapter, whisper
 from asr_lora.model.adapter import BASE
 from asr_lora.model.pretrained import load_processor
+from asr_lora.runs import finding
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.speech import audio
@@ -288,7 +289,7 @@ def test_a_folder_without_an_adapter_is_refused(words: list[str], tmp_path: Path
 
 def test_runs_of_two_bases_are_refused(words: list[str], runs: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(runs["de"], tmp_path / "de")
-    settings = run.settings_file(tmp_path / "de")
+    settings = finding.settings_file(tmp_path / "de")
     settings.write_text(settings.read_text().replace("base: ", "base: 0"))
     config = load(words)
     with pytest.raises(ConfigError, match=r"adapters: must be of one base, got nl on \w+, de on 0"):
