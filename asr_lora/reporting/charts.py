@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 INK, BASE, TUNED = "#010203", "#040506", "#070809"
 THEMED = {INK: "currentColor", BASE: "var(--base)", TUNED: "var(--tuned)"}
 BARS = 120  # of a waveform
+WIDE = 5.0  # inches: on a phone its text is 11 pixels high
 MARKS = "os^Dv*XP"  # markers of several lines in one chart
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: it can be searched, read aloud and scaled
@@ -60,7 +61,7 @@ def training(
 
 def by_group(groups: Sequence[Mapping[str, Any]], rate: str) -> str:
     """Draws the rates ("WER" or "CER") of both models by group, with intervals of the fine-tuned model."""
-    with _figure("", rate, width=6.4) as (axes, drawn):
+    with _figure("", rate, width=max(WIDE, 0.6 * len(groups))) as (axes, drawn):
         places = list(range(len(groups)))
         axes.plot(places, [group["baseline_rate"] for group in groups], "D", color=BASE, markersize=6, label="base")
         _with_intervals(axes, places, groups, "rate", "fine-tuned")
@@ -79,7 +80,7 @@ def over(lines: Mapping[str, Sequence[tuple[float, float, Sequence[float]]]], ra
     and are labeled with `of` and their names.
     """
     values = sorted({value for points in lines.values() for value, _, _ in points})
-    with _figure(name, rate.upper(), width=6.4) as (axes, drawn):
+    with _figure(name, rate.upper(), width=WIDE) as (axes, drawn):
         for place, (label, points) in enumerate(lines.items()):
             # Shifted sideways, or the bars of one value would hide each other.
             shift = 1 + 0.03 * (place - (len(lines) - 1) / 2)
@@ -149,7 +150,7 @@ def histogram(values: Sequence[float], x: str, limits: Sequence[float] = ()) -> 
 
 def shares(values: Sequence[float], x: str, limits: Sequence[float] = ()) -> str:
     """Draws a histogram of shares in bins of 10 %; larger shares than 200 % count as 200 %."""
-    with _figure(x, "clips", width=6.4) as (axes, drawn):
+    with _figure(x, "clips", width=WIDE) as (axes, drawn):
         _columns(axes, [min(value, 2.0) for value in values], limits, bins=[tenth / 10 for tenth in range(22)])
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     return drawn.getvalue()

@@ -472,3 +472,12 @@ def test_in_a_browser_everything_is_reached_by_tab_and_the_focus_is_visible(
         reached.add(name)
         assert page.evaluate(f"getComputedStyle({active}).outlineStyle") != "none", name
     assert {"A", "BUTTON", "INPUT", "SELECT", "AUDIO", "DIVwave"} <= reached
+
+
+@pytest.mark.browser
+def test_without_javascript_the_page_reads_and_plays(hostile_words: list[str], browser: Any) -> None:
+    page = browser.new_context(java_script_enabled=False).new_page()
+    page.goto(report(load(hostile_words).run).as_uri())
+    assert page.locator("th", has_text="fine-tuned").first.is_visible() and page.locator("th button").count() == 0
+    assert page.locator(".clip audio").first.is_visible() and page.locator(".wave svg").first.is_visible()
+    assert page.locator("noscript p").is_visible() and not page.locator("#words").is_visible()
