@@ -16,7 +16,7 @@ from asr_lora.data.manifest import audio_suffix, encoded_audio
 from asr_lora.data.splits import count_overlap
 from asr_lora.evaluation import error_analysis, metrics
 from asr_lora.model.hardware import known_gpu
-from asr_lora.reporting import charts, comparison
+from asr_lora.reporting import charts, comparison, headline
 from asr_lora.reporting.pages import environment, shared_value
 from asr_lora.runs import folder as run
 from asr_lora.runs.finding import find_run
@@ -25,6 +25,7 @@ from asr_lora.runtime.commands import to_run
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import atomic_folder, check_links, read_json, read_jsonl, write_text
+from asr_lora.speech import audio
 from asr_lora.speech.normalizer import primary_metric, scoring_units
 
 SHOWN = 12  # most improved clips, and as many most degraded ones, with a player
@@ -71,6 +72,7 @@ def report(folder: Path, price: float | None = None) -> Path:
             durations=_durations(facts[split]), strengths=_strengths(folder, facts[split]), price=price, source=source,
             cost=run_cost(price, trained, facts), least=metrics.SMALL,
             shared=count_overlap(folder, facts[split]["language"]),
+            for_whom=headline.for_whom(facts[split]), what_broke=headline.what_broke(facts, lines),
         )  # fmt: skip
         write_text(page / "index.html", text)
     silent = sum(example["sound"] is None for examples in examples.values() for example in examples)
@@ -103,7 +105,7 @@ def compare(pattern: str, runs_dir: Path) -> Path:
 
 
 def _example(at: int, line: Mapping[str, Any], language: str, clips: Path) -> dict[str, Any]:
-    """Returns a clip with both alignments and its audio file beside the page (None: missing).
+    """Returns a clip with both alignments, its audio file beside the page and its waveform (None: missing).
 
     The file is named after the clip's index `at`: an id can be longer than a file name, or be a path to elsewhere.
     """
@@ -111,11 +113,15 @@ def _example(at: int, line: Mapping[str, Any], language: str, clips: Path) -> di
     reference, *both = (scoring_units(line[name], language) for name in names)
     base, tuned = error_analysis.alignments([reference] * 2, both)
     file = clips / f"{at}.{audio_suffix(line)}"
+    sound = wave = None
     try:
-        file.write_bytes(encoded_audio(line))
+        recording = encoded_audio(line)
+        wave = charts.waveform(audio.decode(recording)[0])
+        file.write_bytes(recording)
+        sound = f"clips/{file.name}"
     except ExternalError as error:
         log(f"no player on the page: {error}")
-    return {**line, "base": base, "tuned": tuned, "sound": f"clips/{file.name}" if file.is_file() else None}
+    return {**line, "base": base, "tuned": tuned, "sound": sound, "wave": wave}
 
 
 def _row(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,24 +1,20 @@
-"""The space of a search, and its trials as a table on the screen and as a page with Optuna's plots."""
+"""The space of a search, and its trials as a table on the screen and as a page with plots of dev WER."""
 
-import io
 import json
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import optuna
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 from hydra.errors import HydraException
 from markupsafe import Markup
-from matplotlib import pyplot
 from optuna.trial import FrozenTrial, TrialState
-from optuna.visualization import matplotlib as plots
 
 from asr_lora.evaluation.metrics import percent
+from asr_lora.reporting.charts import lines, scatter
 from asr_lora.reporting.pages import environment
 from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import sha256_text, write_text
@@ -114,26 +110,24 @@ def _ended(trial: FrozenTrial) -> str:
 
 
 def _charts(study: optuna.Study) -> list[tuple[str, Markup]]:
-    """Returns titles and SVGs of Optuna's plots; none while no trial is complete."""
+    """Returns titles and SVGs of dev WER by trial, by step and by every setting; none while no trial is complete."""
     if not study.get_trials(states=(TrialState.COMPLETE,)):
         return []
-    drawn: dict[str, Callable[[optuna.Study], Any]] = {
-        "Dev WER by trial": plots.plot_optimization_history,
-        "Dev WER while training": plots.plot_intermediate_values,
-        "Dev WER by setting": plots.plot_slice,
-    }
-    charts = []
-    with mpl.rc_context({"svg.hashsalt": study.study_name}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that these plots are experimental
-        pyplot.switch_backend("svg")
-        for title, plot in drawn.items():
-            axes = plot(study)
-            figure = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
-            file = io.StringIO()
-            figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
-            pyplot.close(figure)
-            charts.append((title, Markup(file.getvalue()[file.getvalue().index("<svg") :])))
-    return charts
+    scored = [(trial, wer) for trial in study.trials if (wer := _wer(trial)) is not None]
+    steps = {str(trial.number): sorted(trial.intermediate_values.items()) for trial, _ in scored}
+
+    def over(name: str, values: Sequence[Any]) -> str:
+        own = [(value, *each) for value, each in zip(values, scored, strict=True) if value is not None]
+        complete = [trial.state == TrialState.COMPLETE for _, trial, _ in own]
+        return scatter([value for value, _, _ in own], [wer for _, _, wer in own], complete, name, "dev WER")
+
+    charts = [
+        ("by trial", over("trial", [trial.number for trial, _ in scored])),
+        ("while training, by trial", lines(steps, str(study.best_trial.number), "optimizer step", "dev WER")),
+    ]
+    for name in dict.fromkeys(name for trial, _ in scored for name in trial.params):
+        charts.append((f"by {name}", over(name, [trial.params.get(name) for trial, _ in scored])))
+    return [(title, Markup(svg)) for title, svg in charts]
 
 
 def parse_space(space: Sequence[str]) -> dict[str, Setting]:

@@ -162,6 +162,8 @@ class TrainingLog(_Saved):
     def decoded(self, step: int, result: "DevResult") -> None:
         """Records a dev decoding."""
         entry: dict[str, Any] = {"step": step, "wer": result.wer}
+        if result.interval:
+            entry["wer_ci95"] = list(result.interval)
         if result.regression:
             entry["trouble"] = result.regression
         self.dev.append(entry)

@@ -32,7 +32,8 @@ class DevResult(NamedTuple):
     `regression` describes what is worse than with the base model by the 95 % interval (None: nothing, or not known),
     which counts when adapters are chosen: a wrong one costs another adapter of about the same WER. `collapse` is the
     same by the interval that allows for all dev decodings of the run, for the guard: a wrong one would cost the run.
-    `worse`: the WER is higher, beyond chance, than that of the lowest decoding before.
+    `worse`: the WER is higher, beyond chance, than that of the lowest decoding before. `interval` is the 95 % one of
+    the WER, over speakers or clips as in scoring.
     """
 
     wer: float
@@ -40,6 +41,7 @@ class DevResult(NamedTuple):
     errors: Sequence[int] = ()
     worse: bool = False
     collapse: str | None = None
+    interval: Sequence[float] = ()
 
 
 class DevEvaluator:
@@ -93,7 +95,8 @@ class DevEvaluator:
             # of them, because of two in a row one has an even number.
             collapse = regression and self._regression(*sides, FALSE_ALARM / self.decodings)
         worse = self._is_worse(errors, lowest or errors, words)
-        return DevResult(sum(errors) / sum(words), regression, errors, worse, collapse)
+        _, interval, _ = metrics.count_delta([0] * len(errors), errors, words, self._speakers, self._seed)
+        return DevResult(sum(errors) / sum(words), regression, errors, worse, collapse, interval)
 
     def _is_worse(self, errors: Sequence[int], before: Sequence[int], words: Sequence[int]) -> bool:
         _, (low, _), _ = metrics.count_delta(before, errors, words, self._speakers, self._seed)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from support.pages import HOSTILE, Page, opened, seconds_of_players
+from support.pages import HOSTILE, Page, opened, seconds_of_players, violations
 from support.releases import SAMPLE_RATE, tone, utterances, write_release
 from support.runs import cache_in, tiny_run
 
@@ -405,7 +405,7 @@ def test_the_page_is_one_file_that_plays_the_clips_beside_it(faulty: Audited) ->
 
 def test_markup_in_a_corpus_stays_text(faulty: Audited) -> None:
     page = faulty.page
-    assert not [tag for tag, _ in page.tags if tag in ("script", "img")]
+    assert [tag for tag, _ in page.tags if tag in ("script", "img")] == ["script"]  # ours: the tables
     assert HOSTILE in page.text and HEBREW in page.text
     paragraphs = [attributes for tag, attributes in page.tags if tag == "p" and attributes.get("class") == "words"]
     assert paragraphs and all(attributes["dir"] == "auto" for attributes in paragraphs)
@@ -418,8 +418,16 @@ def test_in_a_browser_the_page_has_no_errors_and_plays(
 ) -> None:
     own = faulty.again("prepare.audit_decode=60", f"run_name={scheme}")
     page, complaints = opened(browser, own.run / "audit" / "index.html", scheme, 390)
+    assert violations(page) == []
     assert HEBREW in page.locator("#signs ~ .clip").first.inner_text()
     durations = seconds_of_players(page)
     assert durations and all(seconds > 0.3 for seconds in durations)
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")  # no scrolling
+    page.set_viewport_size({"width": 1280, "height": 800})
+    assert violations(page) == []
+    page.get_by_role("button", name="kind and rule").click()
+    kinds = (
+        page.locator("th[aria-sort=ascending]").locator("xpath=ancestor::table").locator("tbody a").all_inner_texts()
+    )
+    assert len(kinds) > 5 and kinds == sorted(kinds, key=str.lower)
     assert complaints == []

@@ -10,7 +10,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
-from support.pages import HOSTILE, Page, opened, seconds_of_players
+from support.pages import HOSTILE, Page, opened, seconds_of_players, violations
 from support.releases import utterances, write_release
 from support.runs import cache_in, tiny_run
 from transformers import WhisperConfig
@@ -66,15 +66,22 @@ def test_the_page_is_one_file_with_the_numbers_of_the_run(hostile_words: list[st
         "asr_lora.train",
         "train and test share 0 speakers, 0 sentences, 0 clips; dev and test share 0 speakers",
         "the base model is decoded at 30 s context, the fine-tuned model at clip length",
-        "Word error rate on dev, normalized by marks 2",
+        "Word error rate on dev, normalized by marks 2, 95 % intervals",
+        "loss (nats per token)",
+        "optimizer step",
         "neither model has Whisper's fallback",
     ):
         assert text in page.text
     assert len(json.loads(page.json)) == 6
+    dev = run.training_metrics(folder)["dev"]
+    assert dev and all(point["wer_ci95"][0] <= point["wer"] <= point["wer_ci95"][1] for point in dev)
     outside = [value for _, attributes in page.tags for name in ("src", "href") if (value := attributes.get(name))]
     players = [value for value in outside if value.startswith("clips/")]
     assert players and all((folder / "report" / value).is_file() for value in players)
-    assert [value for value in outside if value not in players] == ["data:,"]
+    others = [value for value in outside if value not in players]
+    assert "data:," in others and all(value.startswith("#") for value in others if value != "data:,")
+    anchors = {f"#{attributes['id']}" for _, attributes in page.tags if "id" in attributes}
+    assert {"#sets", "#groups", "#helped", "#harmed", "#every"} == set(others) - {"data:,"} <= anchors
 
 
 SAMPLED = (
@@ -113,7 +120,7 @@ def test_an_interval_stays_on_one_line_and_markup_beside_it_stays_text() -> None
 
 def test_markup_in_a_corpus_stays_text(hostile_words: list[str]) -> None:
     page = Page(report(load(hostile_words).run))
-    assert [tag for tag, _ in page.tags].count("script") == 2  # ours: the clips as data, and the search
+    assert [tag for tag, _ in page.tags].count("script") == 3  # ours: the clips as data, the search, the tables
     assert not [tag for tag, attributes in page.tags if tag == "img" or "onerror" in attributes]
     assert any(HOSTILE in line["reference"] for line in json.loads(page.json))
     assert MARKUP[:20] in page.text  # the name of a group
@@ -391,7 +398,15 @@ def test_in_a_browser_the_comparison_has_no_errors_and_fits(
     assert page.locator("tbody tr:has(td.n), table > tr:has(td.n)").count() == 2
     assert page.locator("svg").count() == 1
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")  # no scrolling
-    page.click("a")
+    assert violations(page) == []
+    ranks = page.locator("td[data-name=r]")
+    before = ranks.all_inner_texts()
+    for order, shown in (("ascending", sorted(before)), ("descending", sorted(before)[::-1])):
+        page.get_by_role("button", name="r", exact=True).click()
+        assert page.locator(f"th[aria-sort={order}]").count() == 1 and ranks.all_inner_texts() == shown
+    names = page.locator("tbody td.title").all_inner_texts()
+    assert ["-r4-" in names[0], "-r2-" in names[1]] == [True, True]  # the name of a run moves with its figures
+    page.locator("tbody a").last.click()
     assert page.locator("#count").inner_text() == "6 of 6 clips"  # the link leads to the page of a run
     assert complaints == []
 
@@ -411,7 +426,59 @@ def test_in_a_browser_the_page_has_no_errors_and_its_filter_works(
     lines = json.loads(page.locator("#lines").text_content())
     better = sum(line["to"] < line["from"] for line in lines)
     assert page.locator("#count").inner_text() == f"{better} of 6 clips"
+    page.select_option("#kind", "all")
+    page.get_by_role("button", name="base errors").click()
+    counts = sorted(line["from"] for line in lines)
+    assert [int(each) for each in page.locator("#rows td[data-name='base errors']").all_inner_texts()] == counts
+    assert violations(page) == []
     durations = seconds_of_players(page)
     assert durations and all(seconds > 0.3 for seconds in durations)
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")  # no scrolling
     assert complaints == []
+
+
+@pytest.mark.browser
+def test_in_a_browser_a_waveform_seeks_and_plays_its_clip_by_mouse_and_keyboard(
+    hostile_words: list[str], browser: Any
+) -> None:
+    page, complaints = opened(browser, report(load(hostile_words).run), "light", 1280)
+    wave, clip = page.get_by_role("slider").first, page.locator(".clip", has=page.locator(".wave")).first
+    seconds = float(wave.get_attribute("aria-valuemax"))
+    wave.focus()
+    page.keyboard.press("End")
+    assert wave.get_attribute("aria-valuetext") == f"{seconds:.1f} of {seconds:.1f} s"
+    page.keyboard.press("Home")
+    assert wave.get_attribute("aria-valuenow") == "0.0"
+    player = clip.locator("audio").element_handle()
+    page.keyboard.press(" ")
+    page.wait_for_function("player => player.ended || player.currentTime > 0.1", arg=player)
+    wave.click(position={"x": wave.bounding_box()["width"] / 2, "y": 5})
+    page.wait_for_function("([player, least]) => player.currentTime >= least", arg=[player, 0.45 * seconds])
+    assert clip.locator(".wave i").bounding_box()["width"] > 50  # the mark of progress
+    assert complaints == []
+
+
+@pytest.mark.browser
+def test_in_a_browser_everything_is_reached_by_tab_and_the_focus_is_visible(
+    hostile_words: list[str], browser: Any
+) -> None:
+    page, _ = opened(browser, report(load(hostile_words).run), "dark", 1280)
+    active = "document.activeElement"
+    reached = set()
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        name = page.evaluate(f"{active}.tagName + ({active}.className || '')")
+        if name == "BODY":
+            break
+        reached.add(name)
+        assert page.evaluate(f"getComputedStyle({active}).outlineStyle") != "none", name
+    assert {"A", "BUTTON", "INPUT", "SELECT", "AUDIO", "DIVwave"} <= reached
+
+
+@pytest.mark.browser
+def test_without_javascript_the_page_reads_and_plays(hostile_words: list[str], browser: Any) -> None:
+    page = browser.new_context(java_script_enabled=False).new_page()
+    page.goto(report(load(hostile_words).run).as_uri())
+    assert page.locator("th", has_text="fine-tuned").first.is_visible() and page.locator("th button").count() == 0
+    assert page.locator(".clip audio").first.is_visible() and page.locator(".wave svg").first.is_visible()
+    assert page.locator("noscript p").is_visible() and not page.locator("#words").is_visible()

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from support.pages import HOSTILE, Page
+from support.pages import HOSTILE, Page, violations
 from support.releases import write_release
 from support.runs import hardware_of, tiny_run
 from transformers import GenerationConfig
@@ -440,6 +440,11 @@ def test_in_a_browser_both_models_transcribe_and_differences_are_marked(
             Normalizer("marks", "nl")(clip["text"])
         )
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert violations(page) == []
+        page.locator("#strength input[type=range]").focus()
+        page.keyboard.press("ArrowLeft")  # focused by a script alone, a focus would not be shown
+        focused = page.evaluate("[document.activeElement.type, getComputedStyle(document.activeElement).outlineStyle]")
+        assert focused == ["range", "solid"]
         assert wrong == []
         if shots := os.environ.get("ASR_LORA_SCREENSHOTS"):  # for a review by eye
             page.screenshot(path=f"{shots}/app-{scheme}-{width}.png", full_page=True)

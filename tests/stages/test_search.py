@@ -9,7 +9,9 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
+from support.pages import opened, violations
 
 from asr_lora.config.compose import load
 from asr_lora.runs import finding
@@ -20,6 +22,7 @@ from asr_lora.search.__main__ import search
 from asr_lora.training.trainer import WhisperTrainer
 from asr_lora.training.validation import DevEvaluator, DevResult
 
+PRUNED = TrialState.PRUNED
 SPACE = "search.space=['lora.r=choice(2,4)','training.learning_rate=tag(log,interval(1e-3,1e-2))']"
 
 
@@ -55,7 +58,7 @@ def test_a_search_tries_the_defaults_first_scores_no_test_and_logs_the_command_o
     assert finding.last_run(page.parent.parent.parent) == Path(best.user_attrs["run"])
     assert "dev WER" in output.out
     text = page.read_text()
-    assert text.count("<svg") == 3 and "asr_lora.train" in text and "http" not in text.partition("<svg")[0]
+    assert text.count("<svg") == 4 and "asr_lora.train" in text and "http" not in text.partition("<svg")[0]
     # The same overrides find everything complete.
     before = [trial.number for trial in trials]
     assert [trial.number for trial in studied(search(load(few), few))] == before
@@ -206,3 +209,30 @@ def test_at_the_command_line_ctrl_c_leaves_a_search_that_the_same_overrides_fini
     ended = subprocess.run(command, check=False, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert "resuming from" in ended.stderr and "this scores it on test: python -m asr_lora.train" in ended.stderr
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser_the_page_of_a_search_fits_and_its_trials_sort_by_number(
+    browser: Any, tmp_path: Path, scheme: str
+) -> None:
+    tried = optuna.create_study(study_name="nl-search", direction="minimize")
+    searched = {"training.learning_rate": FloatDistribution(1e-5, 1e-3), "lora.r": CategoricalDistribution(["4", "16"])}
+    for rate, rank, wer, state in (
+        (1e-3, "16", 0.3, TrialState.COMPLETE), (3.7e-5, "4", 0.2, TrialState.COMPLETE), (5e-4, "4", None, PRUNED),
+    ):  # fmt: skip
+        params = {"training.learning_rate": rate, "lora.r": rank}
+        steps = {10: 0.6, 20: wer or 0.5}
+        tried.add_trial(create_trial(state=state, value=wer, params=params, distributions=searched,
+                                     intermediate_values=steps, user_attrs={"seconds": 60}))  # fmt: skip
+    settings = study.parse_space(["training.learning_rate=tag(log,interval(1e-5,1e-3))", "lora.r=choice(4,16)"])
+    page, complaints = opened(browser, study.write_page(tried, settings, tmp_path, "make eval"), scheme, 390)
+    assert page.locator("svg").count() == 4 and page.get_by_text("pruned or failed").count() > 0
+    for width in (390, 1280):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        assert violations(page) == []
+    page.get_by_role("button", name="training.learning_rate").click()
+    shown = [float(text) for text in page.locator("td[data-name='training.learning_rate']").all_inner_texts()]
+    assert shown == sorted(shown) == [3.7e-5, 5e-4, 1e-3]
+    assert complaints == []

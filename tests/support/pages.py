@@ -1,5 +1,6 @@
 """HTML pages, parsed and opened in a real browser."""
 
+import importlib.util
 import os
 import shutil
 from html.parser import HTMLParser
@@ -49,6 +50,19 @@ def opened(browser: Any, file: Path, scheme: str, width: int) -> tuple[Any, list
     if folder := os.environ.get("ASR_LORA_SCREENSHOTS"):  # to inspect them by eye
         page.screenshot(path=f"{folder}/{file.parent.name}-{scheme}-{width}.png", full_page=True)
     return page, errors
+
+
+def violations(page: Any) -> list[str]:
+    """Returns what axe-core finds that is serious or critical, on the page as it is shown."""
+    package = importlib.util.find_spec("axe_playwright_python")
+    assert package is not None and package.origin is not None, "uv sync --inexact --group test"
+    page.evaluate(Path(package.origin).with_name("axe.min.js").read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
+    return [
+        f"{each['impact']} {each['id']}: {each['nodes'][0]['html']} {each['nodes'][0]['failureSummary']}"
+        for each in found
+        if each["impact"] in ("serious", "critical")
+    ]
 
 
 def seconds_of_players(page: Any) -> list[float]:

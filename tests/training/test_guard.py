@@ -291,3 +291,12 @@ def test_a_dev_decoding_is_worse_than_the_lowest_beyond_chance_alone() -> None:
     assert not dev._is_worse(lowest, lowest, words)
     assert not dev._is_worse([3, *lowest[1:]], lowest, words)
     assert dev._is_worse([2] * 19 + [0], lowest, words)
+
+
+def test_a_dev_decoding_has_the_interval_of_its_wer(tmp_path: Path) -> None:
+    dev = DevEvaluator.__new__(DevEvaluator)
+    dev.normalizer, dev.baseline, dev._seed = dev_normalizer(None, "nl"), tmp_path / "none.json", 0
+    dev._references, dev._speakers = ["een twee drie vier"] * 30 + [""], [""] * 31
+    found = dev._score({"hypotheses": ["een twee drie vier"] * 15 + ["een twee nee nee"] * 15 + ["nee"]}, [])
+    low, high = found.interval
+    assert found.wer == 0.25 and 0.1 < low < 0.25 < high < 0.4

@@ -3,6 +3,8 @@ const lines = JSON.parse(document.getElementById("lines").textContent);
 const words = document.getElementById("words"), kind = document.getElementById("kind");
 const rows = document.getElementById("rows"), count = document.getElementById("count");
 const MOST = 200; // rows shown at once
+const columns = [line => line.id, line => line.from, line => line.to, line => line.reference];
+const byText = new Intl.Collator(undefined, {numeric: true});
 
 const kinds = {
   all: () => true,
@@ -12,9 +14,10 @@ const kinds = {
   runaway: line => line.runaway.length > 0,
 };
 
-function cell(row, text, name) {
+function cell(row, text, name, label) {
   const made = row.insertCell();
   made.className = name;
+  if (label) made.dataset.name = label;
   made.textContent = text;
   return made;
 }
@@ -26,9 +29,10 @@ function show() {
   rows.replaceChildren();
   for (const line of found.slice(0, MOST)) {
     const row = rows.insertRow();
-    cell(row, line.id, "small");
-    cell(row, `${line.from} → ${line.to}`, "n");
-    const texts = cell(row, "", "");
+    cell(row, line.id, "title small");
+    cell(row, line.from, "n", "base errors");
+    cell(row, line.to, "n", "fine-tuned errors");
+    const texts = cell(row, "", "texts");
     for (const [name, text] of [["reference", line.reference], ["base", line.before], ["fine-tuned", line.after]]) {
       const paragraph = document.createElement("p"), label = document.createElement("em");
       paragraph.className = "words";
@@ -43,6 +47,14 @@ function show() {
   count.textContent = `${found.length} of ${lines.length} clips${shown}`;
 }
 
+document.getElementById("clips").addEventListener("sort", event => {
+  const {column, ascending} = event.detail, value = columns[column];
+  lines.sort((one, other) => {
+    const [a, b] = [value(one), value(other)];
+    return (ascending ? 1 : -1) * (typeof a === "number" ? a - b : byText.compare(a, b));
+  });
+  show();
+});
 words.addEventListener("input", show);
 kind.addEventListener("change", show);
 show();
