@@ -45,6 +45,20 @@ def to_install(extra: str) -> str:
     return f"`{command} 'asr_lora[{extra}]{_origin()}'` installs it"
 
 
+def to_fit_driver(torch: str) -> str:
+    """Returns the command that puts the build of this torch (2.11.0+cu130) in place that the NVIDIA driver here takes.
+
+    In a checkout `make torch`, because make installs what uv.lock pins.
+    """
+    if (Path(__file__).parents[2] / "uv.lock").is_file():
+        return "make torch"
+    release = ".".join(torch.split(".")[:2])
+    return (
+        f"uv pip install --python {sys.executable} --torch-backend=auto --reinstall-package torch "
+        f"--reinstall-package torchaudio 'torch=={release}.*' 'torchaudio=={release}.*'"
+    )
+
+
 def _origin() -> str:
     """Returns ` @ ` and the address that the package was installed from (PEP 610), or nothing for a registry."""
     try:
