@@ -39,8 +39,10 @@ def to_install(extra: str) -> str:
 
     Without --inexact uv would remove other extras.
     """
-    if (Path(__file__).parents[2] / "uv.lock").is_file():
-        return f"`uv sync --inexact --extra {extra}` installs it"
+    checkout = Path(__file__).parents[2]
+    if (checkout / "uv.lock").is_file():
+        again = " && make torch" if (checkout / ".venv" / ".own-torch").exists() else ""  # uv.lock's would replace it
+        return f"`uv sync --inexact --extra {extra}{again}` installs it"
     command = "uv tool install --force" if (Path(sys.prefix) / "uv-receipt.toml").is_file() else "pip install"
     return f"`{command} 'asr_lora[{extra}]{_origin()}'` installs it"
 
