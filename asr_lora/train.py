@@ -22,7 +22,8 @@ from asr_lora.data.manifest import read_manifest
 from asr_lora.decoding.generate import decoding_options
 from asr_lora.eval import evaluate
 from asr_lora.evaluation.eval_sets import check_eval_sets
-from asr_lora.model.hardware import Hardware, agreed, find_device, free_memory, resolve_hardware
+from asr_lora.model.device import find_device
+from asr_lora.model.hardware import Hardware, agreed, free_memory, resolve_hardware
 from asr_lora.model.pretrained import fingerprint, language_token
 from asr_lora.planning.devices import predict
 from asr_lora.planning.estimate import time_budget

@@ -30,7 +30,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from asr_lora.model.hardware import GPUS, ROOT, free_memory, nvidia_sign
+from asr_lora.model.device import ROOT, nvidia_sign
+from asr_lora.model.hardware import GPUS, free_memory
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import log, quiet_libraries
 from asr_lora.runtime.errors import ConfigError, ExternalError, UserError, first_line

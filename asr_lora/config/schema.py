@@ -224,8 +224,8 @@ LORA_KEYS: Mapping[str, tuple[str, ...]] = {  # of every method: the keys of con
     "full": ("optim",),
 }
 # model.precision=auto by type of device: on a GPU as published; on a CPU int8 takes several times as long.
-AUTO: Mapping[str, str] = {"cuda": "int8", "cpu": "fp32"}
-DEVICES = {"cuda": "GPU", "cpu": "CPU"}
+AUTO: Mapping[str, str] = {"cuda": "int8", "mps": "fp32", "cpu": "fp32"}
+DEVICES = {"cuda": "GPU", "mps": "Apple GPU", "cpu": "CPU"}
 WHOLE = ("bitfit", "full")  # train the base's own weights: a model is saved, no adapter
 UNSCALABLE = ("dora", "adalora", "ia3")  # by eval.strength
 SCALABLE = tuple(kind for kind in LORA_KEYS if kind not in UNSCALABLE)
@@ -297,7 +297,7 @@ def unknown_lora_key(name: str, kind: str) -> str:
 
 
 def resolve_precision(asked: str, device: str, begun: str | None = None) -> tuple[str, str]:
-    """Resolves model.precision, `auto` included, on a type of device (cuda or cpu).
+    """Resolves model.precision, `auto` included, on a type of device (cuda, mps or cpu).
 
     Returns it and a log line.
     `begun` is the precision that the run was started in, if it was: training resumes with those weights.

@@ -113,7 +113,7 @@ class HardwareConfig:
     price_source: str | None
 
     def __post_init__(self) -> None:
-        check_choice("hardware.device", self.device, ("auto", "cpu", "cuda"))
+        check_choice("hardware.device", self.device, ("auto", "cpu", "cuda", "mps"))
         check_choice("hardware.autocast", self.autocast, ("auto", "fp16", "bf16", "none"))
         for name, least in (("micro_batch", 1), ("workers", 0), ("decode_batch", 1)):
             value = getattr(self, name)

@@ -42,7 +42,7 @@ def runs_on(folder: Path, device: torch.device) -> torch.device:
     CTranslate2's wheels open the cuBLAS of CUDA 12 (torch has that of CUDA 13) only at the first matrix product.
     """
     if device.type != "cuda":
-        return device
+        return torch.device("cpu")
     try:
         _load_cublas()
         segments, _ = _model(folder, device).transcribe(

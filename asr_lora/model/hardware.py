@@ -19,11 +19,12 @@ from accelerate.utils.memory import should_reduce_batch_size
 from asr_lora.config.schema import LoraConfig, ModelConfig, resolve_precision
 from asr_lora.config.stages import HardwareConfig
 from asr_lora.model import cost
+from asr_lora.model.device import cpu_fact, device_name, find_device
 from asr_lora.model.pretrained import load_config
 from asr_lora.model.whisper import DTYPES
 from asr_lora.runtime import distributed
 from asr_lora.runtime.console import format_bytes
-from asr_lora.runtime.errors import ConfigError, ExternalError, UserError
+from asr_lora.runtime.errors import ConfigError, UserError
 from asr_lora.speech.limits import MAX_SECONDS
 
 GPUS = ("t4", "l4", "a10", "a100", "h100")  # described in conf/hardware/
@@ -35,12 +36,6 @@ MOST_WORKERS = 4  # loader processes of one process by default
 PREFETCHED = 4  # steps that a loader process prepares ahead
 SHARED_MEMORY = Path("/dev/shm")  # loader processes pass batches through it; not on macOS
 FRAMES_PER_SECOND = 100  # of input_features
-ROOT = Path("/")  # where files of an NVIDIA device are searched for
-NVIDIA_DRIVERS = ("proc/driver/nvidia/version", "etc/nv_tegra_release")  # texts that name it; the second on a Jetson
-NVIDIA_DEVICES = ("dev/nvidiactl", "dev/nvidia0", "dev/nvhost-gpu")  # some containers have only these; last a Jetson's
-# WSL2 has its device for a GPU of any maker; the files below come only with NVIDIA's driver for Windows.
-WSL_DEVICE = "dev/dxg"
-WSL_NVIDIA = ("usr/lib/wsl/lib/libcuda.so*", "usr/lib/wsl/lib/nvidia-smi", "usr/lib/wsl/drivers/nv*/libcuda*")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc, see mallopt(3)
 USUAL_THRESHOLD = 128 * 1024  # bytes, of both
 # Errors that accelerate 1.15 does not recognize, as torch 2.11, its CUDA libraries and bitsandbytes 0.50 phrase them.
@@ -50,6 +45,7 @@ ALLOCATIONS = (
     "CUDNN_STATUS_ALLOC_FAILED",  # cuDNN 8
     "ALLOCATION_FAILED",  # cuDNN 9: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, or HOST
     "std::bad_alloc",  # of torch's own structures on a CPU
+    "MPS backend out of memory",
 )
 # Errors that may have another cause. Halving the work in vain ends at a single row, with an error that repeats them.
 UNCLEAR = (
@@ -99,6 +95,8 @@ def resolve_hardware(
     device = find_device(settings.device)
     precision, _ = resolve_precision(model.precision, device.type)
     on_gpu = device.type == "cuda"
+    if device.type == "mps":
+        _check_mps(precision, settings.autocast)
     if precision == "fp16" and not on_gpu:
         raise ConfigError("model.precision: fp16 trains on a GPU only; on a CPU take fp32, bf16 or int8")
     if precision in ("fp16", "bf16") and settings.autocast == "none":
@@ -108,7 +106,7 @@ def resolve_hardware(
     if "bf16" in (precision, settings.autocast) and on_gpu and not _multiplies_bf16():
         key = "model.precision" if precision == "bf16" else "hardware.autocast"
         raise ConfigError(f"{key}: {torch.cuda.get_device_name()} has no bf16; take fp16")
-    autocast = _autocast(precision, on_gpu) if settings.autocast == "auto" else DTYPES.get(settings.autocast)
+    autocast = _autocast(precision, device.type) if settings.autocast == "auto" else DTYPES.get(settings.autocast)
     processes = distributed.world_size()
     share = max(1, batch_size // processes)
     rows, checkpointing, decoded = CPU_MICRO_BATCH, False, CPU_DECODE_BATCH
@@ -126,9 +124,7 @@ def resolve_hardware(
         raise ConfigError(f"training.batch_size: must be a multiple of the {processes} processes, got {batch_size}")
     return Hardware(
         device=device,
-        name=torch.cuda.get_device_name()
-        if on_gpu
-        else f"{_cpu_fact('model name') or 'CPU'} ({torch.get_num_threads()} threads)",
+        name=device_name(device),
         autocast=autocast,
         processes=processes,
         capacity=min(settings.micro_batch or rows, share) * MAX_SECONDS,
@@ -149,46 +145,6 @@ def agreed(found: Hardware) -> Hardware:
 def known_gpu(name: str) -> str | None:
     """Returns the member of GPUS that a device of this name is, or None: `Tesla T4` is t4."""
     return next((gpu for gpu in GPUS if re.search(rf"\b{gpu}\b", name, re.IGNORECASE)), None)
-
-
-def find_device(name: str) -> torch.device:
-    """Returns the device of `hardware.device`.
-
-    Raises ConfigError if it is absent, ExternalError if torch cannot use it.
-    """
-    if name != "cpu" and torch.cuda.is_available():
-        own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        if own >= there:
-            raise ConfigError(f"WORLD_SIZE: each process needs a GPU of its own, and here are {there}; start {there}")
-        device = torch.device("cuda", own)
-        torch.cuda.set_device(device)  # or every process would hold some memory of the first GPU too
-        return device
-    if name != "cpu" and (sign := nvidia_sign(ROOT)):
-        raise ExternalError(
-            f"hardware: torch {torch.__version__} cannot use the NVIDIA device here ({sign}); update the driver (this "
-            f"build's CUDA {torch.version.cuda} wants 580 or newer; in WSL2 it is the one of Windows), start a "
-            "container with its GPUs (docker run --gpus all), or set hardware=cpu if that is meant"
-        )
-    if name == "cuda":
-        raise ConfigError("hardware.device: no NVIDIA device on this machine; set hardware=cpu or hardware=auto")
-    return torch.device("cpu")
-
-
-def nvidia_sign(root: Path) -> str | None:
-    """Describes a file that shows an NVIDIA device, whether torch can use it or not; None without one.
-
-    `root` is the root of the file system.
-    """
-    for file in NVIDIA_DRIVERS:
-        if (root / file).exists():
-            first, *_ = (root / file).read_text().split("\n")
-            return f"driver '{first}'"
-    for file in NVIDIA_DEVICES:
-        if (root / file).exists():
-            return f"/{file}"
-    if (root / WSL_DEVICE).exists() and any(any(root.glob(pattern)) for pattern in WSL_NVIDIA):
-        return f"/{WSL_DEVICE}, and NVIDIA's driver in WSL2"
-    return None
 
 
 def usable_cores() -> int:
@@ -259,10 +215,23 @@ def max_decode_rows(available: float, shape: cost.ModelDimensions) -> int:
     return min(GPU_DECODE_BATCH, max(1, int((available - held(0)) / (held(1) - held(0)))))
 
 
-def _autocast(precision: str, on_gpu: bool) -> torch.dtype | None:
+def _check_mps(precision: str, autocast: str) -> None:
+    """Raises ConfigError for arithmetic that is not fp32, the only one for Apple's GPU here."""
+    if precision in ("int8", "nf4"):
+        raise ConfigError(
+            f"model.precision: {precision} needs an NVIDIA GPU or a CPU (bitsandbytes), and hardware=mps is neither; "
+            "set model.precision=fp32"
+        )
+    if precision != "fp32":
+        raise ConfigError(f"model.precision: must be fp32 under hardware=mps, got {precision}")
+    if autocast not in ("auto", "none"):
+        raise ConfigError(f"hardware.autocast: must be auto or none under hardware=mps, got {autocast}")
+
+
+def _autocast(precision: str, device: str) -> torch.dtype | None:
     if precision in ("fp16", "bf16"):
         return DTYPES[precision]
-    if not on_gpu:
+    if device == "cpu":
         return torch.bfloat16 if cpu_has_bf16() else None
     if precision == "fp32":
         return None
@@ -279,21 +248,19 @@ def cpu_has_bf16() -> bool:
 
     Emulated it is slower, and by Intel's AVX512-BF16 alone too: steps of whisper-base 2.04 s, in float32 1.21 s.
     """
-    by_vectors = torch.cpu._is_avx512_bf16_supported() and _cpu_fact("vendor_id") == "AuthenticAMD"
+    by_vectors = torch.cpu._is_avx512_bf16_supported() and cpu_fact("vendor_id") == "AuthenticAMD"
     return bool(by_vectors or torch.cpu._is_amx_tile_supported())
 
 
-def _cpu_fact(fact: str) -> str | None:
-    """Returns an entry of /proc/cpuinfo for the first core, or None."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(fact)), None)
-
-
 def peak_memory_bytes(device: torch.device) -> int:
-    """Returns peak memory since `free_memory`: of the GPU, else of this process (where Linux has it)."""
+    """Returns peak memory since `free_memory`: of the GPU, else of this process (where Linux has it).
+
+    Of an Apple GPU it is what torch holds now, which includes what it has freed: torch records no peak there.
+    """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
+    if device.type == "mps":
+        return int(torch.mps.driver_allocated_memory())
     if os.access(CLEAR_REFS, os.W_OK):
         status = CLEAR_REFS.with_name("status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
@@ -310,6 +277,8 @@ def free_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    if torch.backends.mps.is_available():
+        torch.mps.empty_cache()
     if os.access(CLEAR_REFS, os.W_OK):
         CLEAR_REFS.write_text("5")
 

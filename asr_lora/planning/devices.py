@@ -16,9 +16,9 @@ from asr_lora.data.manifest import read_manifest, sampling_order
 from asr_lora.data.sources import named_columns
 from asr_lora.data.splits import with_splits
 from asr_lora.decoding.generate import rows_per_batch
+from asr_lora.model.device import find_device
 from asr_lora.model.hardware import (
     Hardware,
-    find_device,
     is_out_of_memory,
     known_gpu,
     max_decode_rows,

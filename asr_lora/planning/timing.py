@@ -87,7 +87,7 @@ def matrix_rates(device: torch.device, autocast: torch.dtype | None) -> dict[str
     """
 
     def rate(dtype: torch.dtype) -> float:
-        side = 8192 if device.type == "cuda" else 1024  # a small product would time a GPU's launch
+        side = 1024 if device.type == "cpu" else 8192  # a small product would time a GPU's launch
         matrix = torch.ones(side, side, device=device, dtype=dtype)
         seconds = min(_timed(lambda: matrix @ matrix, device) for _ in range(6))
         return REACHED * 2 * side**3 / seconds / 1e12
@@ -207,10 +207,15 @@ def _median(do: Callable[[], object], device: torch.device) -> float:
 
 
 def _timed(do: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    _synchronize(device)
     started = time.perf_counter()
     do()
+    _synchronize(device)
+    return time.perf_counter() - started
+
+
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -39,30 +39,49 @@ def show_summary(folder: Path, page: Path, following: str) -> None:
         print_line(console, line)
 
 
-def _examples(lines: Sequence[Mapping[str, Any]], language: str, width: int, most: int) -> list[Text]:
-    """Returns the lines of three clips; `most` is how many there may be."""
+def chosen(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    """Returns label and place of the most improved clip, of the most degraded one, and of all between.
+
+    Those are in the order of their distance to the median change.
+    """
     change = [line["errors"] - line["baseline_errors"] for line in lines]
     first, *between = sorted(range(len(lines)), key=lambda at: change[at])
-    found = _example("most improved" if change[first] < 0 else "least degraded", lines[first], language, width)
+    found = [("most improved" if change[first] < 0 else "least degraded", first)]
     if between:
         last = between.pop()
-        found += _example("most degraded" if change[last] > 0 else "least improved", lines[last], language, width)
+        found.append(("most degraded" if change[last] > 0 else "least improved", last))
     middle = sorted(range(len(between)), key=lambda place: abs(place - len(between) // 2))
-    medians = (_example("median change", lines[between[place]], language, width) for place in middle)
+    return found + [("median change", between[place]) for place in middle]
+
+
+def aligned(line: Mapping[str, Any], language: str) -> tuple[str, list[list[error_analysis.AlignmentChunk]]]:
+    """Returns the normalized reference, and its alignments with the base and the fine-tuned model's hypothesis."""
+    names = ("reference_normalized", "baseline_hypothesis_normalized", "hypothesis_normalized")
+    reference, *both = (scoring_units(plain(line[name]), language) for name in names)
+    return reference, error_analysis.alignments([reference] * 2, both)
+
+
+def counted(label: str, line: Mapping[str, Any]) -> str:
+    """Returns a clip's label with the errors of both models."""
+    return f"{label}, {line['baseline_errors']} to {line['errors']} errors"
+
+
+def _examples(lines: Sequence[Mapping[str, Any]], language: str, width: int, most: int) -> list[Text]:
+    """Returns the lines of three clips; `most` is how many there may be."""
+    places = chosen(lines)
+    found = [text for label, at in places[:2] for text in _example(label, lines[at], language, width)]
+    medians = (_example(label, lines[at], language, width) for label, at in places[2:])
     return [*found, *next((example for example in medians if len(found) + len(example) <= most), [])]
 
 
 def _example(label: str, line: Mapping[str, Any], language: str, width: int) -> list[Text]:
     """Returns the reference and the hypotheses that have errors, marked: one without is the reference."""
-    names = ("reference_normalized", "baseline_hypothesis_normalized", "hypothesis_normalized")
-    reference, *both = (scoring_units(plain(line[name]), language) for name in names)
-    aligned = error_analysis.alignments([reference] * 2, both)
-    shown = dict(zip(("base", "fine-tuned"), aligned, strict=True))
+    reference, both = aligned(line, language)
+    shown = dict(zip(("base", "fine-tuned"), both, strict=True))
     if both[0] == both[1]:
-        shown = {"both": aligned[0]}
-    wrong = {name: _marked(chunks) for name, chunks in shown.items() if error_analysis.count_edits(chunks)}
-    counts = f"{line['baseline_errors']} to {line['errors']} errors"
-    sentences = {f"{label}, {counts}": [(word, False) for word in reference.split()]}
+        shown = {"both": both[0]}
+    wrong = {name: marked(chunks) for name, chunks in shown.items() if error_analysis.count_edits(chunks)}
+    sentences = {counted(label, line): [(word, False) for word in reference.split()]}
     sentences |= {f"  {name}": words for name, words in wrong.items()}
     # Words at the beginning that all have right are left out where a line would be too long.
     same = min((next((at for at, (_, bad) in enumerate(words) if bad), 0) for words in wrong.values()), default=0)
@@ -71,7 +90,7 @@ def _example(label: str, line: Mapping[str, Any], language: str, width: int) -> 
     return [_cut(name, words, width) for name, words in sentences.items()]
 
 
-def _marked(chunks: Sequence[error_analysis.AlignmentChunk]) -> list[tuple[str, bool]]:
+def marked(chunks: Sequence[error_analysis.AlignmentChunk]) -> list[tuple[str, bool]]:
     """Returns the words of a hypothesis, neighbouring errors in one bracket, and whether each is an error."""
     words: list[tuple[str, bool]] = []
     for chunk in chunks:

@@ -248,7 +248,7 @@ def open_trained(config: Config) -> Config:
 
 
 def with_precision(config: Config, device: str) -> tuple[Config, str]:
-    """Resolves model.precision=auto for a type of device (cuda or cpu).
+    """Resolves model.precision=auto for a type of device (cuda, mps or cpu).
 
     Returns the settings and a log line.
     A run that was started keeps its recorded precision on every device.

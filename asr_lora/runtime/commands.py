@@ -6,6 +6,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+CHECKOUT = Path(__file__).parents[2]  # where the package lies in one
 VARIABLES = {  # of make, by setting
     "data.language": "LANG", "data.hours": "HOURS", "data.source": "DATA", "audio": "AUDIO", "report.runs": "RUNS",
 }  # fmt: skip
@@ -17,9 +18,24 @@ def to_install(extra: str) -> str:
     Without --inexact uv would remove other extras.
     """
     if is_checkout():
-        return f"`uv sync --inexact --extra {extra}` installs it"
+        again = " && make torch" if (CHECKOUT / ".venv" / ".own-torch").exists() else ""  # uv.lock's would replace it
+        return f"`uv sync --inexact --extra {extra}{again}` installs it"
     command = "uv tool install --force" if (Path(sys.prefix) / "uv-receipt.toml").is_file() else "pip install"
     return f"`{command} 'asr_lora[{extra}]{_origin()}'` installs it"
+
+
+def to_fit_driver(torch: str) -> str:
+    """Returns the command that puts the build of this torch (2.11.0+cu130) in place that the NVIDIA driver here takes.
+
+    In a checkout `make torch`, because make installs what uv.lock pins.
+    """
+    if is_checkout():
+        return "make torch"
+    release = ".".join(torch.split(".")[:2])
+    return (
+        f"uv pip install --python {sys.executable} --torch-backend=auto --reinstall-package torch "
+        f"--reinstall-package torchaudio 'torch=={release}.*' 'torchaudio=={release}.*'"
+    )
 
 
 def to_run(stage: str, *overrides: str) -> str:
@@ -34,7 +50,7 @@ def to_run(stage: str, *overrides: str) -> str:
 
 def is_checkout() -> bool:
     """Whether the package lies in a checkout of the project, beside its uv.lock."""
-    return (Path(__file__).parents[2] / "uv.lock").is_file()
+    return (CHECKOUT / "uv.lock").is_file()
 
 
 def _origin() -> str:

@@ -9,9 +9,9 @@ import torch
 from support.runs import hardware_of
 
 from asr_lora.config.compose import load
-from asr_lora.model import hardware
+from asr_lora.model import device, hardware
 from asr_lora.model.cost import PUBLISHED
-from asr_lora.runtime import distributed
+from asr_lora.runtime import distributed, errors
 from asr_lora.runtime.errors import ConfigError, ExternalError
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these are about machines without a usable GPU")
@@ -61,7 +61,7 @@ def write_files(root: Path, files: dict[str, str]) -> Path:
 def test_an_nvidia_device_that_torch_cannot_use_is_an_error_with_a_way_out(
     files: dict[str, str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hardware, "ROOT", write_files(tmp_path, files))
+    monkeypatch.setattr(device, "ROOT", write_files(tmp_path, files))
     for words in ("hardware=auto", "hardware=t4"):
         with pytest.raises(ExternalError, match=rf"^hardware: torch \S+ .*{named}.*580.*hardware=cpu"):
             resolve(words)
@@ -80,7 +80,7 @@ def test_an_nvidia_device_that_torch_cannot_use_is_an_error_with_a_way_out(
 def test_a_gpu_of_another_maker_or_only_a_library_is_no_nvidia_device(
     files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hardware, "ROOT", write_files(tmp_path, files))
+    monkeypatch.setattr(device, "ROOT", write_files(tmp_path, files))
     assert resolve("hardware=auto").device.type == "cpu"
     with pytest.raises(ConfigError, match="no NVIDIA device"):
         resolve("hardware=t4")
@@ -208,5 +208,79 @@ def test_a_cpu_uses_bf16_only_where_its_products_are_faster(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: vectors)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
-    monkeypatch.setattr(hardware, "_cpu_fact", lambda fact: {"vendor_id": vendor}[fact])
+    monkeypatch.setattr(hardware, "cpu_fact", lambda fact: {"vendor_id": vendor}[fact])
     assert hardware.cpu_has_bf16() == faster
+
+
+# ---- Apple's GPU, and a torch that does not fit the driver ----
+
+
+@pytest.fixture
+def apple(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes torch report an Apple GPU."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    device._log_mps.cache_clear()
+
+
+def test_an_apple_gpu_is_taken_in_fp32_where_it_is_named(apple: None) -> None:
+    found = resolve("hardware=mps", precision="auto")
+    assert (found.device.type, found.name, found.autocast, found.merged_precision) == ("mps", "Apple GPU", None, "fp32")
+    assert (found.workers, found.capacity) == (0, 60)
+    assert resolve("hardware=mps", "hardware.autocast=auto").autocast is None
+
+
+def test_auto_is_the_cpu_of_a_mac_and_names_its_gpu_once(apple: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert {resolve("hardware=auto").device.type for _ in range(2)} == {"cpu"}
+    assert resolve("hardware=cpu").device.type == "cpu"
+    printed = capsys.readouterr()
+    assert (printed.out + printed.err).count("hardware=mps is its Apple GPU, untried") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "precision", "named"),
+    [
+        ([], "int8", "model.precision: int8 needs an NVIDIA GPU or a CPU .* set model.precision=fp32"),
+        ([], "nf4", "model.precision: nf4 needs"),
+        (["hardware.autocast=auto"], "fp16", "model.precision: must be fp32 under hardware=mps, got fp16"),
+        (["hardware.autocast=bf16"], "bf16", "model.precision: must be fp32 under hardware=mps, got bf16"),
+        (["hardware.autocast=fp16"], "fp32", "hardware.autocast: must be auto or none under hardware=mps, got fp16"),
+    ],
+)
+def test_arithmetic_that_an_apple_gpu_is_not_tried_with_is_refused(
+    apple: None, words: list[str], precision: str, named: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"^{named}"):
+        resolve("hardware=mps", *words, precision=precision)
+
+
+def test_several_processes_on_an_apple_gpu_are_refused(apple: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(ConfigError, match=r"^WORLD_SIZE: must be 1 under hardware=mps, got 2"):
+        resolve("hardware=mps")
+
+
+def test_without_an_apple_gpu_it_is_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"^hardware.device: mps is .* torch finds none here; set hardware=cpu"):
+        resolve("hardware=mps")
+
+
+def test_memory_that_runs_out_on_an_apple_gpu_is_recognized() -> None:
+    error = RuntimeError("MPS backend out of memory (MPS allocated: 17.00 GB, other allocations: 1.00 GB)")
+    assert hardware.is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "named"), [("13.0", "CUDA 13.0 wants 580"), ("12.8", "CUDA 12.8 wants 525"), (None, "built for CPUs")]
+)
+def test_the_error_names_the_driver_that_this_torch_wants_and_the_command_for_another_torch(
+    cuda: str | None, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "ROOT", write_files(tmp_path, {"dev/nvidia0": ""}))
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    with pytest.raises(ExternalError, match=rf"{named}.*`make torch`"):
+        resolve("hardware=auto")
+    monkeypatch.setattr(errors, "__file__", str(tmp_path / "site-packages" / "asr_lora" / "runtime" / "errors.py"))
+    with pytest.raises(
+        ExternalError, match=r"`uv pip install --python /\S+ --torch-backend=auto .*'torch==2\.\d+\.\*'"
+    ):
+        resolve("hardware=auto")

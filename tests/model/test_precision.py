@@ -14,7 +14,7 @@ from asr_lora.config import schema
 from asr_lora.config.compose import Config, load
 from asr_lora.doctor.__main__ import examine
 from asr_lora.doctor.check import Check
-from asr_lora.model import hardware
+from asr_lora.model import device, hardware
 from asr_lora.model.cost import PUBLISHED
 from asr_lora.model.pretrained import fingerprint
 from asr_lora.plan import method_costs
@@ -133,7 +133,7 @@ def test_on_a_machine_with_a_gpu_it_is_int8_unless_a_cpu_is_set(
     gpu: None, bare: list[str], hardware_words: list[str], precision: str
 ) -> None:
     config = load([*bare, *hardware_words])
-    assert run.with_precision(config, hardware.find_device(config.hardware.device).type)[0].model.precision == precision
+    assert run.with_precision(config, device.find_device(config.hardware.device).type)[0].model.precision == precision
     assert devices.settle_here(config)[0].model.precision == precision
 
 
@@ -236,10 +236,10 @@ def test_the_doctor_shows_what_auto_is_resolved_to(bare: list[str], tmp_path: Pa
 def test_plan_and_doctor_complete_with_a_device_that_cannot_be_used(
     bare: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    driver = tmp_path / hardware.NVIDIA_DRIVERS[0]
+    driver = tmp_path / device.NVIDIA_DRIVERS[0]
     driver.parent.mkdir(parents=True)
     driver.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104\n")
-    monkeypatch.setattr(hardware, "ROOT", tmp_path)
+    monkeypatch.setattr(device, "ROOT", tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("COLUMNS", "160")
     config = load([*bare, "hardware=auto"])

@@ -44,6 +44,16 @@ def filled_in(**settings: str) -> nbformat.NotebookNode:
     return notebook
 
 
+class Shown:
+    """Stands for IPython's display of a text that is replaced."""
+
+    def __init__(self, bundle: dict[str, str], **options: bool) -> None:
+        self.text = bundle["text/plain"]
+
+    def update(self, bundle: dict[str, str], raw: bool) -> None:
+        self.text = bundle["text/plain"]
+
+
 def executed(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
     resources = {"metadata": {"path": str(folder)}}
     return NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=resources).execute()
@@ -52,7 +62,7 @@ def executed(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.Notebook
 def made(**settings: str) -> list[list[str]]:
     """Returns the arguments of make in the data, look and train cells, with these settings; runs nothing."""
     commands: list[tuple[str, ...]] = []
-    names: dict[str, Any] = {"run": lambda *command: commands.append(command)}
+    names: dict[str, Any] = {"run": lambda *command, **options: commands.append(command)}
     opening = [
         part for part in ast.parse(cell("get")).body if isinstance(part, ast.Import | ast.ImportFrom | ast.ClassDef)
     ]
@@ -105,6 +115,7 @@ def test_all_settings_of_the_user_are_a_form_in_the_first_cell() -> None:
     field = r'[A-Z]+ = ".*"  # @param (\{type:"string"\}|\[.+\] \{allow-input: true\})'
     for line in first.splitlines():
         assert re.fullmatch(rf"# @markdown .+|{field}", line)
+    assert first.count(" = ") == 6
     assert not any("@param" in source for source in others)
 
 
@@ -116,14 +127,15 @@ def test_every_target_that_it_makes_is_one_of_the_makefile() -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "run"
     ]  # fmt: skip
     targets = {words[1] for words in calls if words[0] == "make"}
-    assert targets == {".venv/.installed-demo", "plan", "doctor", "train", "report"}
+    assert targets == {"torch", ".venv/.installed-demo", "plan", "doctor", "train"}
     for target in targets:
         make("-n", target)
 
 
 def test_the_settings_of_the_form_reach_plan_doctor_and_training() -> None:
     source = "/content/drive/MyDrive/Common Voice, nl.tar.gz"
-    settings = {"LANGUAGE": "sv-SE", "HOURS": "0.5", "DATA": source, "MODEL": "whisper_small", "RUNS": "/my drive/runs"}
+    settings = {"LANGUAGE": "sv-SE", "HOURS": "0.5", "DATA": source, "MODEL": "whisper_small"}
+    settings["ARGS"] = "experiment=t4_fast 'runs_dir=\"/my drive/runs\"'"
     targets = []
     for target, *words in made(**settings):
         config = composed(target, *words)
@@ -168,28 +180,39 @@ def test_it_clones_the_address_and_finds_the_clone_again(tmp_path: Path, monkeyp
         subprocess.run(["git", *words], cwd=origin, check=True)
     for address in (origin.as_uri(), "nowhere, and not used"):
         monkeypatch.chdir(here)
-        exec(cell("get"), {"REPOSITORY": address})
+        exec(cell("get"), {"REPOSITORY": address, "display": Shown})
         assert Path.cwd() == here / "asr_lora"
 
 
-def test_a_command_that_fails_stops_the_notebook(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_a_command_shows_its_last_lines_and_one_that_fails_all_of_them_and_stops_the_notebook(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(ROOT)
-    names: dict[str, Any] = {"REPOSITORY": ""}
+    monkeypatch.setenv("MPLBACKEND", "module://of_the_kernel")
+    shown: list[Shown] = []
+    names: dict[str, Any] = {
+        "REPOSITORY": "",
+        "display": lambda *each, **options: shown.append(Shown(*each)) or shown[-1],
+    }
     exec(cell("get"), names)
-    names["run"]("echo", "well")
+    names["run"]("seq", "100", last=2)
+    names["run"]("sh", "-c", "echo $MPLBACKEND; echo well")
     with pytest.raises(names["StoppedError"], match=r"^sh -c: ended with status 3; its output is above$"):
-        names["run"]("sh", "-c", "echo what >&2; exit 3")
-    assert capsys.readouterr().out == "well\nwhat\n"
+        names["run"]("sh", "-c", "seq 3; echo what >&2; exit 3", last=1)
+    assert [each.text for each in shown] == ["99\n100\n", "\nwell\n", "1\n2\n3\nwhat\n"]
 
 
 def test_the_stop_button_lets_a_command_save_what_it_has() -> None:
     stage = "import time\ntry: print('begun', flush=True); time.sleep(60)\nexcept KeyboardInterrupt: exit('saved')"
-    program = f"REPOSITORY = ''\n{cell('get')}\nrun(sys.executable, '-c', {stage!r})\n"
+    shown = (
+        "class display:\n def __init__(*_, **__): 0\n def update(_, new, raw): print(*new.values(), end='', flush=True)"
+    )
+    program = f"REPOSITORY = ''\n{shown}\n{cell('get')}\nrun(sys.executable, '-c', {stage!r})\n"
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout and process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGINT)
         output, error = process.communicate(timeout=30)
-    assert output == "saved\n"
+    assert output == "begun\nsaved\n"
     assert error.endswith("-c: stopped; the same cell resumes from what was saved\n")
 
 
@@ -201,19 +224,29 @@ def test_it_runs_top_to_bottom_on_synthetic_dutch(alone: None, checkout: Path, m
         f"model.checkpoint={whisper_base_from_wheels()} model.precision=fp32 hardware=cpu training.max_steps=4 "
         "training.batch_size=2 data.dev_clips=2 eval.limit=8 decoding.max_new_tokens=64"
     )
-    notebook = filled_in(MODEL="whisper_base", ARGS=f"experiment=t4_fast {few}", RUNS="my runs")
+    args = f"experiment=t4_fast {few} 'runs_dir=\"my runs\"'"
+    notebook = filled_in(MODEL="whisper_base", ARGS=args)
     executed(notebook, checkout / "recipes")
-    output = {each.id: each.outputs for each in notebook.cells if each.cell_type == "code"}
-    log = "".join(part["text"] for parts in output.values() for part in parts if part["output_type"] == "stream")
-    assert "synthesizing 316 Dutch sentences" in log and "\x1b" not in log  # no moving bars, only lines
-    assert "0 failed" in "".join(part["text"] for part in output["look"])
+    output = {
+        each.id: [part.get("data", {}) for part in each.outputs] for each in notebook.cells if each.cell_type == "code"
+    }
+    texts = {name: [data["text/plain"] for data in parts] for name, parts in output.items()}
+    assert "\x1b" not in "".join(text for each in texts.values() for text in each)  # no moving bars, only lines
+    assert "synthesizing 316 Dutch sentences" in texts["data"][0]
+    planned, checked = texts["look"]
+    assert "this machine" in planned and "0 failed" in checked
+    assert len(texts["train"][0].splitlines()) == 20
     (folder,) = (path.parent.parent for path in (checkout / "my runs").glob("*/train/adapter"))
     scored = read_json(folder / "eval" / "test" / "metrics.json")
-    table, page = [part["data"] for part in output["results"] if part["output_type"] == "display_data"]
+    table, *clips = [data["text/html"] for data in output["results"]]
     for name, facts in (("base", scored["baseline"]), ("fine-tuned", scored)):
-        assert f"| {name} | {100 * facts['wer']:.1f} | " in table["text/markdown"]
-    clips = list((folder / "report" / "clips").iterdir())
-    assert page["text/html"].count("src=&quot;data:audio/mpeg;base64,") == len(clips) > 0
-    assert "src=&quot;clips/" not in page["text/html"]
-    with zipfile.ZipFile(checkout / "my runs" / f"{folder.name}.zip") as zipped:
+        assert f"<td>{name}</td><td>{100 * facts['wer']:.1f}%" in table
+    assert f"<td>difference</td><td>{100 * scored['delta']['wer']:+.1f} points" in table
+    players, words = clips[::2], clips[1::2]
+    assert len(players) == len(words) == 3 and all("data:audio/mpeg;base64," in player for player in players)
+    assert all("<b>base</b>: " in each and "<b>fine-tuned</b>: " in each for each in words)
+    assert any("<mark>" in each for each in words)
+    with zipfile.ZipFile(checkout / "my runs" / f"{folder.name}-adapter.zip") as zipped:
         assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= set(zipped.namelist())
+    with zipfile.ZipFile(checkout / "my runs" / f"{folder.name}-report.zip") as zipped:
+        assert "index.html" in zipped.namelist()

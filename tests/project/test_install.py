@@ -12,17 +12,19 @@ import pytest
 from support.package import ROOT, uv
 
 
-def write_wheel(folder: Path, name: str) -> None:
-    """Writes an empty package, version 1."""
-    module, info = name.replace("-", "_"), f"{name.replace('-', '_')}-1.dist-info"
+def write_wheel(folder: Path, name: str, version: str = "1") -> Path:
+    """Writes an empty package; returns its file."""
+    module, info = name.replace("-", "_"), f"{name.replace('-', '_')}-{version}.dist-info"
     files = {
         f"{module}.py": "", f"{info}/RECORD": "",
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }  # fmt: skip
-    with zipfile.ZipFile(folder / f"{module}-1-py3-none-any.whl", "w") as wheel:
+    path = folder / f"{module}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
         for file, text in files.items():
             wheel.writestr(zipfile.ZipInfo(file), text)  # of no date, so that its hash is always the same
+    return path
 
 
 def write_project(folder: Path, *more: str) -> None:
@@ -141,3 +143,70 @@ def test_an_install_that_fails_shows_uvs_reason_and_is_tried_again(project: Path
     write_wheel(project, "x-search")
     make(project, "search")
     assert installed(project) == {"core", "search"}
+
+
+# ---- a torch that is not uv.lock's ----
+
+
+@pytest.fixture
+def pinned(project: Path) -> Path:
+    """Makes the project depend on our torch and torchaudio, and on a library of CUDA."""
+    ours = [line for line in (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines() if "2.11" in line]
+    (python,) = re.findall(r"^requires-python.+$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    text = (project / "pyproject.toml").read_text(encoding="utf-8")
+    lines = "\n".join(["dependencies = [", '  "x-core",', *ours, '  "nvidia-cublas",', "]"])
+    text = text.replace("dependencies = ['x-core']", lines).replace('requires-python = ">=3.11"', python)
+    for name in ("torch", "torchaudio", "nvidia-cublas"):
+        text += f'{name} = {{path = "{write_wheel(project, name, "2.11.0").name}"}}\n'
+    (project / "pyproject.toml").write_text(text, encoding="utf-8")
+    run(project, uv(), "lock", "--quiet")
+    return project
+
+
+def versions(folder: Path) -> set[str]:
+    """Returns what is installed of torch and of CUDA."""
+    found = (folder / ".venv" / "lib").glob("python*/site-packages/*.dist-info")
+    return {each.stem for each in found if each.name.startswith(("torch", "nvidia"))}
+
+
+def test_a_torch_for_another_driver_outlives_the_next_targets(pinned: Path) -> None:
+    make(pinned, "train")
+    assert versions(pinned) == {"torch-2.11.0", "torchaudio-2.11.0", "nvidia_cublas-2.11.0"}
+    builds = [write_wheel(pinned, name, "2.11.0+cu128").name for name in ("torch", "torchaudio")]
+    run(pinned, uv(), "pip", "install", "--python", ".venv/bin/python", *builds)
+    (pinned / ".venv" / ".own-torch").touch()
+    (pinned / "uv.lock").touch()
+    for target in ("train", "demo"):
+        make(pinned, target)
+        assert versions(pinned) == {"torch-2.11.0+cu128", "torchaudio-2.11.0+cu128", "nvidia_cublas-2.11.0"}
+    assert installed(pinned) == {"core", "demo"}
+
+
+@pytest.mark.parametrize(("release", "taken"), [("2.11.0+cu128", True), ("2.10.0", False)])
+def test_make_torch_takes_python3s_where_it_is_of_the_pinned_release(
+    release: str, taken: bool, pinned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, programs = pinned.parent / "site", pinned.parent / "bin"
+    for name in ("torch", "torchaudio"):
+        with zipfile.ZipFile(write_wheel(pinned.parent, name, release)) as wheel:
+            wheel.extractall(site)
+    programs.mkdir()
+    python3 = programs / "python3"
+    python3.write_text(f'#!/bin/sh\nPYTHONPATH="{site}" exec "{sys.executable}" "$@"\n')
+    python3.chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    done = subprocess.run(
+        ["make", f"UV={uv()}", "PYTHON=.venv/bin/python", "torch"],
+        cwd=pinned,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if not taken:  # uv is asked for one, and has no network here
+        assert done.returncode == 2 and "installing the build of torch that fits this machine" in done.stdout
+        assert not (pinned / ".venv" / ".own-torch").exists()
+        return
+    assert f"taking the torch of {python3}\n" in done.stdout
+    assert "include-system-site-packages = true" in (pinned / ".venv" / "pyvenv.cfg").read_text(encoding="utf-8")
+    make(pinned, "train")
+    assert versions(pinned) == set() and installed(pinned) == {"core"}

@@ -66,8 +66,13 @@ def test_an_installed_wheel_brings_its_settings_along(wheel: Path, tmp_path: Pat
 def test_a_missing_extra_is_added_by_the_command_that_fits_the_installation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(commands, "CHECKOUT", tmp_path)
+    (tmp_path / "uv.lock").touch()
     assert commands.to_install("app") == "`uv sync --inexact --extra app` installs it"
-    monkeypatch.setattr(commands, "__file__", str(tmp_path / "asr_lora" / "runtime" / "commands.py"))
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / ".own-torch").touch()
+    assert commands.to_install("app") == "`uv sync --inexact --extra app && make torch` installs it"
+    (tmp_path / "uv.lock").unlink()
     info = tmp_path / "asr_lora-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: asr_lora\nVersion: 1\n")
