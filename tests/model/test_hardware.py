@@ -11,7 +11,7 @@ from support.runs import hardware_of
 from asr_lora.config.compose import load
 from asr_lora.model import device, hardware
 from asr_lora.model.cost import PUBLISHED
-from asr_lora.runtime import distributed, errors
+from asr_lora.runtime import commands, distributed
 from asr_lora.runtime.errors import ConfigError, ExternalError
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these are about machines without a usable GPU")
@@ -279,7 +279,7 @@ def test_the_error_names_the_driver_that_this_torch_wants_and_the_command_for_an
     monkeypatch.setattr(torch.version, "cuda", cuda)
     with pytest.raises(ExternalError, match=rf"{named}.*`make torch`"):
         resolve("hardware=auto")
-    monkeypatch.setattr(errors, "__file__", str(tmp_path / "site-packages" / "asr_lora" / "runtime" / "errors.py"))
+    monkeypatch.setattr(commands, "CHECKOUT", tmp_path)
     with pytest.raises(
         ExternalError, match=r"`uv pip install --python /\S+ --torch-backend=auto .*'torch==2\.\d+\.\*'"
     ):

@@ -12,6 +12,7 @@ import soundfile
 from asr_lora.reporting import notebook
 from asr_lora.reporting.notebook import notebook_end
 from asr_lora.runs import folder as run
+from asr_lora.runs.finding import set_last_run
 from asr_lora.runtime.files import write_json, write_jsonl
 
 SCORES = {
@@ -79,7 +80,7 @@ def test_its_command_prints_json_of_the_last_run_and_an_error_in_one_line(
     folder = tmp_path / "runs" / "nl"
     folder.mkdir(parents=True)
     monkeypatch.setattr(sys, "argv", ["notebook", str(tmp_path / "runs")])
-    run.set_last_run(folder, tmp_path / "runs")
+    set_last_run(folder, tmp_path / "runs")
     with pytest.raises(SystemExit):
         notebook.main()
     printed = capsys.readouterr()
