@@ -128,7 +128,7 @@ $(INSTALLED)core $(SETS:%=$(INSTALLED)%): uv.lock pyproject.toml | $(UV)
 pinned := $(shell sed -nE 's/^  "(torch(audio)?==[^"]+)",$$/\1/p' pyproject.toml)
 minor := $(shell sed -nE 's/^requires-python = ">=3\.([0-9]+),<3\.([0-9]+)"$$/range(\1, \2)/p' pyproject.toml)
 fits := import sys; from fnmatch import fnmatch; from importlib.metadata import version as found; \
-  sys.exit(not all(fnmatch(found(name), rule) for name, rule in (each.split("==") for each in sys.argv[1:])) \
+  sys.exit(not all(fnmatch(found(name), rule + "*") for name, rule in (each.split("==") for each in sys.argv[1:])) \
   or sys.version_info.minor not in $(minor))
 define take_torch
 	@if [ ! -e .venv ] && python3 -c '$(fits)' $(pinned:%='%') 2>/dev/null; then \

@@ -103,7 +103,7 @@ def check_versions() -> Check:
 
 
 def is_pair(torch: str, torchaudio: str) -> bool:
-    """Returns whether both are of one release (2.11), and of one build (+cpu, +cu130) where both name it."""
+    """Returns whether both are of one release (2.11.0), and of one build (+cpu, +cu130) where both name it."""
     (one, _, one_build), (other, _, other_build) = torch.partition("+"), torchaudio.partition("+")
     alike = one_build == other_build or not (one_build and other_build)
-    return one.split(".")[:2] == other.split(".")[:2] and alike
+    return one == other and alike

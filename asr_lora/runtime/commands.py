@@ -31,10 +31,10 @@ def to_fit_driver(torch: str) -> str:
     """
     if is_checkout():
         return "make torch"
-    release = ".".join(torch.split(".")[:2])
+    release = torch.partition("+")[0]
     return (
         f"uv pip install --python {sys.executable} --torch-backend=auto --reinstall-package torch "
-        f"--reinstall-package torchaudio 'torch=={release}.*' 'torchaudio=={release}.*'"
+        f"--reinstall-package torchaudio torch=={release} torchaudio=={release}"
     )
 
 

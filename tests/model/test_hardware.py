@@ -281,6 +281,6 @@ def test_the_error_names_the_driver_that_this_torch_wants_and_the_command_for_an
         resolve("hardware=auto")
     monkeypatch.setattr(commands, "CHECKOUT", tmp_path)
     with pytest.raises(
-        ExternalError, match=r"`uv pip install --python /\S+ --torch-backend=auto .*'torch==2\.\d+\.\*'"
+        ExternalError, match=r"`uv pip install --python /\S+ --torch-backend=auto .* torch==2\.\d+\.\d+ torchaudio"
     ):
         resolve("hardware=auto")

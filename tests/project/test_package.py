@@ -1,6 +1,7 @@
 """Tests of the package: the wheel has the settings, and a checkout uses its own."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -92,6 +93,14 @@ def test_the_command_that_is_advised_fits_the_installation(tmp_path: Path, monke
     assert commands.to_run("demo") == "make demo"
     monkeypatch.setattr(commands, "is_checkout", lambda: False)
     assert commands.to_run(*train) == "asr-lora train data.language=sv-SE 'data.source=/a b' lora.r=8 seed=1"
+
+
+def test_torch_and_torchaudio_are_pinned_to_one_release() -> None:
+    """An installer without uv.lock took torchaudio 2.11.1 beside torch 2.11.0, and it did not load."""
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    pins = dict(each.split("==") for each in needed if each.startswith("torch"))
+    assert set(pins) == {"torch", "torchaudio"} and pins["torch"] == pins["torchaudio"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", pins["torch"])
 
 
 def test_all_is_the_sum_of_the_extras_but_the_launchers_of_clusters() -> None:
