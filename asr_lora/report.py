@@ -19,7 +19,7 @@ from asr_lora.model.hardware import known_gpu
 from asr_lora.reporting import charts, comparison, headline
 from asr_lora.reporting.pages import environment, shared_value
 from asr_lora.runs import folder as run
-from asr_lora.runs.finding import find_run
+from asr_lora.runs.finding import find_run, matching_runs, no_match
 from asr_lora.runs.launch import launch
 from asr_lora.runtime.commands import to_run
 from asr_lora.runtime.console import log
@@ -90,14 +90,9 @@ def compare(pattern: str, runs_dir: Path) -> Path:
 
     Raises ConfigError if it matches none.
     """
-    anchor = Path(pattern).expanduser().absolute()
-    folders = [
-        path for path in sorted(Path(anchor.anchor).glob(str(anchor.relative_to(anchor.anchor)))) if path.is_dir()
-    ]
+    folders = matching_runs(pattern)
     if not any(comparison.is_complete(folder) for folder in folders):
-        raise ConfigError(
-            f"report.runs: no scored run matches {pattern}; quote the pattern, 'report.runs=\"runs/nl-*\"'"
-        )
+        raise no_match(pattern)
     return comparison.compare(folders, shared_value("report.runs", pattern), runs_dir)
 
 

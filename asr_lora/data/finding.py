@@ -58,7 +58,9 @@ def named_recordings(audio: str | None) -> list[Path]:
     Raises ConfigError if there are none.
     """
     if not audio:
-        raise ConfigError("audio: names no recording; audio=/path/to/file, a folder, a pattern, or -")
+        raise ConfigError(
+            f"audio: names no recording; {to_run('transcribe', 'audio=/path/to/file')}, or a folder, a pattern, or -"
+        )
     root = Path(audio).expanduser()
     if root.is_dir() or root.is_file():
         return [root]

@@ -7,7 +7,7 @@ from pathlib import Path
 from asr_lora.config.compose import Config, load
 from asr_lora.data.finding import check_sources, named_recordings
 from asr_lora.model.hub import LOCAL, is_hub_id, weights_are_here
-from asr_lora.runs.finding import check_run, find_run
+from asr_lora.runs.finding import check_run, find_run, matching_runs
 from asr_lora.runtime.commands import to_install
 from asr_lora.runtime.errors import ExternalError, UserError
 
@@ -43,6 +43,8 @@ def _checks(stage: str, config: Config, words: Sequence[str]) -> Iterator[Callab
         yield lambda: weights_are_here(config.model.checkpoint)
     if stage == "transcribe" and config.audio != "-":
         yield lambda: named_recordings(config.audio)
+    if stage == "report" and (pattern := config.report.runs) is not None:
+        yield lambda: matching_runs(pattern)
     elsewhere = config.adapters or (config.report.runs if stage == "report" else config.transcribe.base_model)
     if stage in OF_RUNS and not elsewhere:
         yield lambda: check_run(find_run(config, words))

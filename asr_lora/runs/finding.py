@@ -40,6 +40,20 @@ def check_run(run: Path) -> None:
         raise ConfigError(f"run_dir: no run in {run} (no train/config.yaml){there}; {to_run('train')} makes one")
 
 
+def matching_runs(pattern: str) -> list[Path]:
+    """Returns the folders that `report.runs` matches, sorted. Raises ConfigError for none."""
+    anchor = Path(pattern).expanduser().absolute()
+    found = sorted(Path(anchor.anchor).glob(str(anchor.relative_to(anchor.anchor))))
+    if not (folders := [path for path in found if path.is_dir()]):
+        raise no_match(pattern)
+    return folders
+
+
+def no_match(pattern: str) -> ConfigError:
+    """Returns the error for a pattern that matches no scored run."""
+    return ConfigError(f"report.runs: no scored run matches {pattern}; quote the pattern, 'report.runs=\"runs/nl-*\"'")
+
+
 def set_last_run(run: Path, runs_dir: Path) -> None:
     """Makes `run` the one that commands without overrides use."""
     write_text(runs_dir / "last", f"{run.resolve()}\n")

@@ -109,6 +109,7 @@ def test_the_version_is_the_packages(tmp_path: Path) -> None:
         ),
         ("prepare data.language=xx", "data.source: no Common Voice release for xx ({folder}/data/cv-corpus-*-xx*)"),
         ("eval", "run_dir: no run yet (no runs/last); make train makes one, or name one: run_dir=..."),
+        ("report report.runs=runs/a-*", "report.runs: no scored run matches runs/a-*; quote the pattern"),
         ("export run_dir=a", "run_dir: no run in a (no train/config.yaml); make train makes one"),
     ],
 )
