@@ -17,8 +17,9 @@ def test_whisper_base_learns_two_steps_of_synthetic_dutch_and_is_scored(
 ) -> None:
     # A sixth of the corpus has all drawn clips; test_synthetic checks the whole corpus.
     monkeypatch.setattr(assets, "SPLITS", {"train": (40, 10), "dev": (4, 4), "test": (8, 8)})
-    few = ["training.max_steps=2", "training.batch_size=2", "data.dev_clips=2", "data.hours=0.01", "eval.limit=4"]
-    config = load(["experiment=demo", *few, f"runs_dir={tmp_path / 'runs'}", "hardware=cpu"])
+    few = ["training.max_steps=2", "training.batch_size=2", "data.dev_clips=2", "data.hours=0.01", "eval.limit=3"]
+    once = ["decoding.fallback=false", "decoding.max_new_tokens=40"]  # test_fallback has real weights too
+    config = load(["experiment=demo", *few, *once, f"runs_dir={tmp_path / 'runs'}", "hardware=cpu"])
     demo(config)
     output = capfd.readouterr()
     assert "synthetic" in output.err and "fine-tuned" in output.out
