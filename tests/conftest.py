@@ -4,7 +4,8 @@ import gc
 import os
 from collections.abc import Iterator
 from copy import deepcopy
-from functools import lru_cache
+from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from hydra._internal.hydra import Hydra
-from hydra.core.global_hydra import GlobalHydra
-from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from hydra._internal import config_loader_impl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.defaults_list import DefaultsList, Overrides
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
 from playwright.sync_api import sync_playwright
 from support import fuzzing
 from support.models import tiny_tokenizer, tiny_whisper
@@ -29,7 +31,9 @@ from support.releases import write_release
 from support.runs import tiny_run
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 
+from asr_lora.config.conf import conf_dir
 from asr_lora.data.features import with_prompt
+from asr_lora.model import silence
 from asr_lora.model.pretrained import load_processor
 
 
@@ -40,24 +44,75 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def composed_once() -> Iterator[None]:
-    """Caches compositions by their overrides: `load` composes twice, mostly the same defaults."""
-    usual = Hydra.compose_config
+def merged_once() -> Iterator[None]:
+    """Has Hydra merge the files of conf/ once for the same choices of groups: most tests load much the same settings.
 
-    @lru_cache(maxsize=64)
-    def composed(sources: str, name: str, overrides: tuple[str, ...]) -> DictConfig:
-        cfg = usual(GlobalHydra.instance().hydra, name, list(overrides), RunMode.RUN, from_shell=False)
-        with open_dict(cfg):
-            del cfg["hydra"]  # it has the working folder, and `compose` leaves it out
-        return cfg
+    Other overrides are parsed and applied every time.
+    """
+    usual_list, usual_merge = (
+        config_loader_impl.create_defaults_list,
+        ConfigLoaderImpl._compose_config_from_defaults_list,
+    )
+    lists, merged = dict[Any, DefaultsList](), dict[Any, DictConfig]()
 
-    def compose_config(self: Hydra, config_name: str, overrides: list[str], *args: Any, **options: Any) -> DictConfig:
-        if options.get("from_shell", True):  # of the command line itself
-            return usual(self, config_name, overrides, *args, **options)
-        return deepcopy(composed(str(self.config_loader.get_search_path()), config_name, tuple(overrides)))
+    def create_defaults_list(
+        repo: Any, config_name: str, overrides_list: list[Override], **options: Any
+    ) -> DefaultsList:
+        values = Overrides(repo=repo, overrides_list=overrides_list).config_overrides
+        of_groups = tuple(each.input_line for each in overrides_list if each not in values)
+        key = places(repo), config_name, of_groups, *options.items()
+        if key not in lists:
+            lists[key] = usual_list(repo, config_name, overrides_list, **options)
+        return replace(lists[key], config_overrides=values)
+
+    def merge(self: ConfigLoaderImpl, defaults: list[Any], repo: Any) -> DictConfig:
+        key = places(repo), repr(defaults)
+        if key not in merged:
+            merged[key] = usual_merge(self, defaults, repo)
+        return deepcopy(merged[key])
+
+    def places(repo: Any) -> str:
+        return " ".join(source.path for source in repo.get_sources())
+
+    read, usual_load = dict[Path, Any](), OmegaConf.load
+
+    def load(file: Any) -> Any:
+        path = Path(getattr(file, "name", file))
+        if not path.is_relative_to(conf_dir()):  # which no test writes to
+            return usual_load(file)
+        if path not in read:
+            read[path] = usual_load(file)
+        return deepcopy(read[path])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Hydra, "compose_config", compose_config)
+        patch.setattr(OmegaConf, "load", load)
+        patch.setattr(config_loader_impl, "create_defaults_list", create_defaults_list)
+        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merge)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def silence_once() -> Iterator[None]:
+    """Encodes 30 s of silence once for the same encoder: that takes most of the time of loading one."""
+    usual, encoded = silence.cache, dict[Any, list[torch.Tensor]]()
+
+    def cache(model: Any) -> None:
+        encoder = model.get_encoder()
+        weights = encoder.state_dict()
+        quantized = not all(each.device.type == "cpu" and each.is_floating_point() for each in weights.values())
+        if quantized or encoder.training:
+            usual(model)
+            return
+        content = blake2b(b"".join(each.contiguous().view(torch.uint8).numpy() for each in weights.values())).digest()
+        kinds = tuple((name, each.dtype) for name, each in weights.items())
+        key = content, kinds, encoder.config._attn_implementation, silence.SPACING
+        if key not in encoded:
+            usual(model)
+            encoded[key] = encoder.silence
+        encoder.silence = [states.clone() for states in encoded[key]]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(silence, "cache", cache)
         yield
 
 

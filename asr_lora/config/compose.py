@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +148,18 @@ def parse_config(cfg: DictConfig) -> Config:
         "model": f"whisper_{OmegaConf.select(cfg, 'model.name')}",
         "lora": OmegaConf.select(cfg, "lora.kind"),
     }
-    known = [f"{group}={name}" for group, name in named.items() if name in choices(group)]
+    known = tuple(f"{group}={name}" for group, name in named.items() if name in choices(group))
     config = _checked(cfg)
-    name = config.run_name or run_name(asdict(config), usual=asdict(_checked(compose("config", known))))
+    name = config.run_name or run_name(asdict(config), usual=_defaults(str(conf_dir()), known))
     runs_dir = Path(config.runs_dir).expanduser()
     folder = Path(config.run_dir).expanduser() if config.run_dir else runs_dir / name
     return replace(config, runs_dir=str(runs_dir), run_name=name, run_dir=str(folder))
+
+
+@cache
+def _defaults(conf: str, known: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the settings of folder `conf` under these choices as nested dictionaries, which nobody may change."""
+    return asdict(_checked(compose("config", list(known))))
 
 
 def _checked(cfg: DictConfig) -> Config:
@@ -161,10 +168,16 @@ def _checked(cfg: DictConfig) -> Config:
     Without run_name it stays empty until all settings have been checked.
     """
     named = OmegaConf.merge(cfg, {"run_name": cfg.run_name or "", "run_dir": cfg.run_dir or ""})
-    of_other_kinds = {"lora": {field.name: None for field in fields(LoraConfig) if field.name != "kind"}}
-    tree = OmegaConf.merge(OmegaConf.structured(Config), of_other_kinds, named)
-    config: Config = OmegaConf.to_object(tree)  # type: ignore[assignment]
+    config: Config = OmegaConf.to_object(OmegaConf.merge(_typed(), named))  # type: ignore[assignment]
     return config
+
+
+@cache
+def _typed() -> DictConfig:
+    """Returns the types of all settings; of a tuning method those of the others are None."""
+    of_other_kinds = {"lora": {field.name: None for field in fields(LoraConfig) if field.name != "kind"}}
+    typed: DictConfig = OmegaConf.merge(OmegaConf.structured(Config), of_other_kinds)  # type: ignore[assignment]
+    return typed
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Resolves `model.checkpoint` for `from_pretrained`; loads config, processor and language tokens."""
 
 from collections.abc import Callable, Iterable
-from functools import cache
+from copy import copy
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +149,13 @@ def _check_english(model: ModelConfig, locale: str) -> None:
 
 
 def load_processor(checkpoint: str) -> WhisperProcessor:
-    """Loads the processor without chat templates.
+    """Loads the processor without chat templates, once for the same files: its tokenizer takes half a second.
 
     No Whisper uses them, and when saved each would become a file with a name chosen by the checkpoint.
+    The caller may give the processor another tokenizer, but not change the one that it has.
     Raises as `load_config` does, and ConfigError where its tokens or features are not those of the weights.
     """
-    processor = _load(WhisperProcessor, checkpoint)
+    processor: WhisperProcessor = copy(_load(WhisperProcessor, checkpoint))
     tokenizer = processor.tokenizer
     processor.chat_template = tokenizer.chat_template = None
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -204,6 +206,8 @@ def _load(kind: Any, checkpoint: str) -> Any:
     if is_local(checkpoint):
         source = str(completed(Path(source), FILES[kind]))
     try:
+        if kind is WhisperProcessor and (files := _files(checkpoint, source)):
+            return _processor(source, revision, files)
         return kind.from_pretrained(source, revision=revision)
     except NOT_LOADED as error:
         if is_local(checkpoint):
@@ -212,3 +216,15 @@ def _load(kind: Any, checkpoint: str) -> Any:
             f"model.checkpoint: {checkpoint} is not in the local cache and the Hub did not give it "
             f"({first_line(error)}); check the name and the network, or give a local one: {LOCAL}"
         ) from error
+
+
+def _files(checkpoint: str, source: str) -> tuple[tuple[str, int, int], ...]:
+    """Returns path, bytes and time of a model's files on this machine, none of a Hub id that is not in the cache."""
+    beside = Path(source, TOKENIZER) if is_local(checkpoint) else cached_file(checkpoint, TOKENIZER)
+    files = sorted(filter(Path.is_file, beside.parent.iterdir())) if beside else []
+    return tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+
+
+@lru_cache(maxsize=4)
+def _processor(source: str, revision: str, files: tuple[tuple[str, int, int], ...]) -> WhisperProcessor:
+    return WhisperProcessor.from_pretrained(source, revision=revision)

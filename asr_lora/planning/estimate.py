@@ -34,6 +34,8 @@ REDECODED = 0.2  # decodings of the fallback over clips: 15 for 81 Spanish clips
 SCAN_RATE = 50  # clips a second that prepare decodes and hashes (a guess, not measured)
 MP3_RATE = 6_000  # bytes a second of Common Voice's clips (estimated: 48 kbit/s)
 
+COUNTED: dict[str, int] = {}  # trained parameters by architecture and method
+
 
 @dataclass(frozen=True)
 class DecodePass:
@@ -140,8 +142,15 @@ def trained_parameters(known: WhisperConfig, lora: "LoraConfig") -> int:
     """Counts trainable parameters on models of the meta device, which allocate no memory.
 
     All layers of a side are alike: models with one layer more on either side give what each layer adds.
+    Counted once for the same architecture and method, which a plan needs for its hours and for its table of methods.
     """
+    key = f"{known.to_json_string(use_diff=False)} {lora}"
+    if key not in COUNTED:
+        COUNTED[key] = _count_trained(known, lora)
+    return COUNTED[key]
 
+
+def _count_trained(known: WhisperConfig, lora: "LoraConfig") -> int:
     def counted(encoder: int, decoder: int) -> int:
         small = WhisperConfig.from_dict(known.to_dict() | {"encoder_layers": encoder, "decoder_layers": decoder})
         with torch.device("meta"):

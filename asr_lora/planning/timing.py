@@ -4,7 +4,7 @@ import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -80,8 +80,9 @@ def from_tflops(
     )
 
 
+@cache
 def matrix_rates(device: torch.device, autocast: torch.dtype | None) -> dict[str, float]:
-    """Returns the TFLOP/s by precision that this device may sustain.
+    """Returns the TFLOP/s by precision that this device may sustain, timed once; nobody may change the dictionary.
 
     These are half of its short-term rate on large matrices.
     """
@@ -92,7 +93,8 @@ def matrix_rates(device: torch.device, autocast: torch.dtype | None) -> dict[str
         seconds = min(_timed(lambda: matrix @ matrix, device) for _ in range(6))
         return REACHED * 2 * side**3 / seconds / 1e12
 
-    full, half = rate(torch.float32), rate(autocast or torch.float32)
+    full = rate(torch.float32)
+    half = rate(autocast) if autocast else full
     return {"fp32": full, "fp16": half, "bf16": half} | {name: half / times for name, times in SLOWER.items()}
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
+from asr_lora.data.features import with_prompt
 from asr_lora.demo import assets
 from asr_lora.demo.assets import whisper_base_from_wheels
 from asr_lora.model.complete import load_tokenizer
@@ -146,8 +147,7 @@ def test_a_generation_config_from_the_tokenizer_alone_suppresses_what_openais_do
 def test_the_processor_of_the_wheels_has_whispers_tokens_and_mels(whisper_base: Path) -> None:
     processor = load_processor(str(whisper_base))
     assert processor.feature_extractor.feature_size == 80
-    processor.tokenizer.set_prefix_tokens(language="nl", task="transcribe")
-    labels = processor.tokenizer("dag").input_ids
+    labels = with_prompt(processor.tokenizer, "nl", "transcribe")("dag").input_ids
     assert (labels[:4], labels[-1]) == ([50258, 50271, 50359, 50363], 50257)
     assert processor.tokenizer.decode(labels, skip_special_tokens=True) == "dag"
 

@@ -20,6 +20,11 @@ CONTEXTS = ((4.0, 20), (30.0, 100))  # seconds, tokens
 HALF = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float16, "nf4": torch.float16}
 
 
+# The others take the same casts as these two, or none.
+OF_HALF = [each if each in ("fp16", "int8") else pytest.param(each, marks=pytest.mark.slow) for each in HALF]
+QUANTIZED = ["int8", pytest.param("nf4", marks=pytest.mark.slow)]
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Whisper of SHAPE, so wide that rank 4 and a head's logsumexp are negligible."""
@@ -74,7 +79,7 @@ def kept(model: adapter.Tuned, seconds: float, tokens: int, half: torch.dtype | 
     return (held[1] - held[0]) / 2
 
 
-@pytest.mark.parametrize("precision", HALF)
+@pytest.mark.parametrize("precision", OF_HALF)
 def test_plan_predicts_bytes_kept_for_backward_within_a_tenth(checkpoint: Path, precision: str) -> None:
     half = HALF[precision] is not None
     predicted = tuple(cost.kept_bytes(SHAPE, *context, half=half, on_gpu=True) for context in CONTEXTS)
@@ -88,14 +93,13 @@ def test_plan_predicts_what_every_kind_of_adapter_keeps(checkpoint: Path, kind: 
     assert predicted == pytest.approx(measured, rel=0.1)
 
 
-def test_a_quantized_base_keeps_no_more_than_one_in_half_precision(checkpoint: Path) -> None:
-    in_half = measured(checkpoint, "fp16")
-    for precision in ("int8", "nf4"):
-        ours = measured(checkpoint, precision)
-        assert all(quantized <= half for quantized, half in zip(ours, in_half, strict=True)), precision
+@pytest.mark.parametrize("precision", QUANTIZED)
+def test_a_quantized_base_keeps_no_more_than_one_in_half_precision(checkpoint: Path, precision: str) -> None:
+    ours, in_half = measured(checkpoint, precision), measured(checkpoint, "fp16")
+    assert all(quantized <= half for quantized, half in zip(ours, in_half, strict=True))
 
 
-@pytest.mark.parametrize("precision", ["int8", "nf4"])
+@pytest.mark.parametrize("precision", QUANTIZED)
 def test_no_product_of_a_quantized_base_is_in_fp32_backward_either(checkpoint: Path, precision: str) -> None:
     logits = forward(tuned(checkpoint, precision), 4.0, 20, 2, torch.float16)
     with Products() as products:
@@ -103,7 +107,7 @@ def test_no_product_of_a_quantized_base_is_in_fp32_backward_either(checkpoint: P
     assert products.dtypes == {torch.float16}
 
 
-@pytest.mark.parametrize("precision", ["int8", "nf4"])
+@pytest.mark.parametrize("precision", QUANTIZED)
 def test_keys_and_values_of_dev_decoding_are_in_half_precision(checkpoint: Path, precision: str) -> None:
     model = tuned(checkpoint, precision).eval()
     with torch.inference_mode(), CudaPolicy(torch.float16):

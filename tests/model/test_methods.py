@@ -75,19 +75,12 @@ def load_without_ours(folder: Path, checkpoint: str) -> Any:
     return PeftModel.from_pretrained(base, folder)
 
 
-LIKE_QV = (
-    "all_linear",
-    "encoder",
-    "decoder",
-    "rslora",
-    "lora_plus",
-    "pissa",
-)  # the same code with other settings, or with tests of its own
+QUICK = ("qv", "adalora", "full")  # an adapter, one whose ranks change, a whole model: all hooks of a tuning method
 
 
 @pytest.mark.filterwarnings("ignore:The following rank_pattern keys did not match")  # peft's warning of its own AdaLoRA
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in LIKE_QV else kind for kind in LORA_KEYS]
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in LORA_KEYS]
 )
 def test_every_method_trains_resumes_is_scored_reported_and_loads_with_other_libraries(
     kind: str, words: list[str], of_64: Path

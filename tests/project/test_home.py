@@ -125,6 +125,7 @@ def test_a_temporary_folder_that_is_not_the_users_alone_is_refused_in_one_line(p
     assert line.startswith("error: HOME: ") and "ASR_LORA_CACHE" in line
 
 
+@pytest.mark.slow  # imports all libraries; the tests above hold what they find
 def test_a_plan_is_made_without_a_home(pretended: User) -> None:
     done = pretended.runs("-m", "asr_lora.plan", "model=whisper_tiny", "hardware=cpu", "model.precision=fp32")
     assert done.returncode == 0, done.stderr

@@ -54,10 +54,14 @@ def commanded(*arguments: str, **environment: str) -> subprocess.CompletedProces
 # ---- the command ----
 
 
-def test_a_healthy_run_passes_and_nothing_is_written(words: list[str], tmp_path: Path, private_cache: Path) -> None:
-    done = commanded(*words, "--json")
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+def test_a_healthy_run_passes_and_nothing_is_written(
+    words: list[str], tmp_path: Path, private_cache: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # which launch would set for good
+    monkeypatch.setattr(sys, "argv", ["doctor", *words, "--json"])
+    main()
+    result = json.loads(capsys.readouterr().out)
     assert {each["verdict"] for each in result["checks"]} == {"ok"}, result
     assert result["ok"] == len(result["checks"]) == 15 and (result["warn"], result["fail"]) == (0, 0)
     assert {"name", "verdict", "found", "way_out"} == result["checks"][0].keys()
