@@ -141,7 +141,7 @@ def test_characters_are_aligned_counted_and_confused_where_cer_is_primary(
     assert "clips (small) | CER | 95 % interval | WER |" in card
     assert "Difference in CER: -25.0 points" in card and "| with this adapter | 12.5% |" in card
     page = report(load(chinese).run).read_text()
-    assert "<del>气</del> <ins>汽</ins>" in page and "of 8 characters" in page
+    assert "<del>气</del> <ins>汽</ins>" in page and "Of 8 characters" in page
 
 
 # ---- regressions ----
