@@ -146,7 +146,7 @@ def test_every_command_runs_without_a_home(who: str, request: pytest.FixtureRequ
     for command in (
         ["doctor", *words], ["prepare", *words], ["train", *words], ["eval"], ["report"],
         ["transcribe", "audio=talk.wav"], ["export", "export.formats=[hf]", "export.clips=1"],
-        ["search", *words, "search.trials=1", "runs_dir=tried"], ["demo", "--help"],
+        ["search", *words, "search.trials=1", "runs_dir=tried"], ["demo", "--cfg", "job"],
     ):  # fmt: skip
         done = user.runs("-m", f"asr_lora.{command[0]}", *command[1:])
         assert done.returncode == 0 and "Traceback" not in done.stderr, f"{command[0]}: {done.stderr}{done.stdout}"
