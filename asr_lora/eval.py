@@ -3,7 +3,8 @@
 Without overrides it scores the run that runs/last names; the overrides of train name the same run here. Both models
 decode the same clips with the same settings and Whisper's fallback, unquantized, on the run's own split and on all of
 eval.sets. Writes
-eval/<set>/{hypotheses.jsonl,metrics.json}, and with eval.strengths=[...] eval/strengths.json. Under torchrun the
+eval/<set>/{hypotheses.jsonl,metrics.json}, and with eval.strengths=[...] eval/strengths.json, with
+eval.contexts=[...] eval/contexts.json. Under torchrun the
 processes share the clips.
 """
 
@@ -19,6 +20,7 @@ from asr_lora.data.manifest import LOCATION_FIELDS, training_clips
 from asr_lora.decoding import generate
 from asr_lora.evaluation import error_analysis, metrics
 from asr_lora.evaluation.adapter_strength import AdapterSelector
+from asr_lora.evaluation.contexts import score_contexts
 from asr_lora.evaluation.eval_sets import EvalSet, decode_sets, eval_sets, set_normalizer
 from asr_lora.model import adapter_folder
 from asr_lora.model.hardware import Hardware, agreed, resolve_hardware
@@ -62,6 +64,10 @@ def _evaluate(config: Config, hardware: Hardware, command: str) -> dict[str, Any
         _score(config, hardware, missing, tuned, inputs, common)
     else:
         log(f"already evaluated: {config.run / 'eval'}")
+    if config.eval.contexts:
+        found = score_contexts(config.eval, config.decoding, config.model, hardware, sets, tuned, config.seed)
+        distributed.rank_zero(lambda: write_json(config.run / "eval" / "contexts.json", found))
+        distributed.rank_zero(lambda: tables.show_contexts(found))
     return distributed.rank_zero(lambda: _show(config, sets, tuned))
 
 

@@ -34,6 +34,10 @@ RENAMED_VALUES: Mapping[str, Mapping[Any, str]] = {
     "lora.optim": {"32bit": "adamw", "8bit": "adamw_8bit"},
     "transcribe.long_form": {False: "vad", True: "sequential"},
 }
+# Settings that were added since, with the values that runs without them were made with.
+ADDED: Mapping[str, Mapping[str, Any]] = {
+    "data": {"splits": None}, "training": {"plain_share": 0.0}, "eval": {"contexts": [], "margins": [1.0]},
+}  # fmt: skip
 RUN_NAME_LIMIT = 80  # characters
 GROUPS = ("data", "model", "lora", "training", "divergence", "decoding")  # of settings that a result depends on
 
@@ -75,7 +79,7 @@ def result_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_todays_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns nested settings that an earlier version recorded, with the current names and values."""
+    """Returns nested settings that an earlier version recorded, with the current names, values and additions."""
     found: dict[str, Any] = {}
     for group, value in settings.items():
         branch = value if isinstance(value, dict) and group != "adapters" else {"": value}
@@ -88,6 +92,9 @@ def with_todays_names(settings: Mapping[str, Any]) -> dict[str, Any]:
                 found.setdefault(new_group, {})[new_key] = new
             else:
                 found[new_group] = new
+    for group, added in ADDED.items():
+        if group in found:
+            found[group] = {**added, **found[group]}
     return found
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from asr_lora.runtime.errors import ConfigError, check, check_choice, check_locale, check_name, check_range
-from asr_lora.speech.limits import AUGMENTATIONS, MAX_SECONDS, NORMALIZERS
+from asr_lora.speech.limits import AUGMENTATIONS, CONTEXTS, MAX_SECONDS, NORMALIZERS
 
 SPLIT_NAMES = ("train", "dev", "test", "none")  # what data.splits takes; none: left out
 FETCHED = ("mdc:", "hf:", "shards:")  # prefixes of sources that are names, not paths
@@ -110,6 +110,7 @@ class TrainingConfig:
     context: str
     context_margin: list[float]
     context_multiple: float
+    plain_share: float
     long_share: float
     long_rows: int
     long_seconds: list[float]
@@ -159,7 +160,14 @@ class TrainingConfig:
         check(
             "training.context_multiple", self.context_multiple, "at least 0.1 s under training.spec_augment", masks_fit
         )
-        for name in ("long_share", "packed_single", "packed_timestamps", "mask_time_prob", "mask_feature_prob"):
+        for name in (
+            "plain_share",
+            "long_share",
+            "packed_single",
+            "packed_timestamps",
+            "mask_time_prob",
+            "mask_feature_prob",
+        ):
             check(f"training.{name}", getattr(self, name), "a share in [0, 1]", 0 <= getattr(self, name) <= 1)
 
 
@@ -177,7 +185,7 @@ class DecodingConfig:
         limit = self.max_new_tokens
         check("decoding.max_new_tokens", limit, "at least 1", limit is None or limit >= 1)
         check("decoding.tokens_per_second", self.tokens_per_second, "more than 0", self.tokens_per_second > 0)
-        check_choice("decoding.context", self.context, ("auto", "full"))
+        check_choice("decoding.context", self.context, CONTEXTS)
         check(
             "decoding.context_margin",
             self.context_margin,

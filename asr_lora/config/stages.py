@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from asr_lora.runtime.errors import ConfigError, check, check_choice, check_locale
-from asr_lora.speech.limits import MAX_SECONDS, NORMALIZERS
+from asr_lora.speech.limits import CONTEXTS, MAX_SECONDS, NORMALIZERS
 
 EXPORTS = ("hf", "ct2", "ct2-int8", "ct2-int8_float16", "ggml", "ggml-q8_0", "ggml-q5_0")
 NO_ONNX = (
@@ -187,6 +187,8 @@ class EvalConfig:
     strict: bool
     strength: float
     strengths: list[float]
+    contexts: list[str]
+    margins: list[float]
     average: int | None
 
     def __post_init__(self) -> None:
@@ -196,6 +198,11 @@ class EvalConfig:
         check("eval.max_regression", most, "a share of at least 0, such as 0.01", most is None or 0 <= most < 1)
         for name, strengths in (("strength", [self.strength]), ("strengths", self.strengths)):
             check(f"eval.{name}", strengths, "within 0 (base model) to 2", all(0 <= each <= 2 for each in strengths))
+        for context in self.contexts:
+            check_choice("eval.contexts", context, CONTEXTS)
+        check(
+            "eval.margins", self.margins, "at least 0 (seconds)", all(0 <= each <= MAX_SECONDS for each in self.margins)
+        )
         check("eval.average", self.average, "at least 1", self.average is None or self.average >= 1)
         check_choice("eval.split", self.split, ("test", "dev"))
         check("eval.limit", self.limit, "at least 1, or null for all", self.limit is None or self.limit >= 1)

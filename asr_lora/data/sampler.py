@@ -180,6 +180,11 @@ class StepSampler:
         return seconds <= MAX_SECONDS and sum(self.tokens[clip] + 2 for clip in clips) <= self.token_limit
 
 
+def is_plain(step: int, share: float) -> bool:
+    """Whether nothing follows the clips of a step: in `share` of the steps, evenly spread."""
+    return int((step + 1) * share + 1e-9) > int(step * share + 1e-9)
+
+
 def count_micro_batches(rows: int, seconds: float, capacity: float) -> int:
     """Returns in how many parts `rows` at a context of `seconds` pass a model of `capacity` seconds."""
     return -(-rows // max(1, int(min(capacity / seconds + 1e-6, rows))))  # at least one row, however long

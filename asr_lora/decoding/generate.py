@@ -56,6 +56,7 @@ class DecodingOptions:
     margin: float | None  # seconds of context behind a clip, rounded up to the next multiple; None: 30 s of context
     batch_size: int  # rows at 30 s; more rows of shorter contexts, with the same total length
     fallback: bool = False  # whether a text that is not accepted is decoded again (decoding/fallback.py)
+    silence: bool = True  # whether the cached silence follows a short context, or nothing
 
 
 class RowAdapter(NamedTuple):
@@ -78,8 +79,8 @@ def decoding_options(
 ) -> DecodingOptions:
     """Returns the decoding options in Whisper's `language`.
 
-    `short`: the model was trained on contexts of less than 30 s. The base model is always decoded at 30 s, as it is
-    elsewhere.
+    `short`: the model was trained on contexts of less than 30 s, or decoding.context=plain asks for them. The base
+    model is always decoded at 30 s, as it is elsewhere.
     Raises ConfigError for more tokens than the checkpoint has positions for.
     """
     limit = decoding.max_new_tokens
@@ -92,9 +93,10 @@ def decoding_options(
         num_beams=decoding.num_beams,
         max_new_tokens=limit or most,
         tokens_per_second=decoding.tokens_per_second,
-        margin=decoding.context_margin if short and decoding.context == "auto" else None,
+        margin=decoding.context_margin if short and decoding.context != "full" else None,
         batch_size=rows_per_batch(hardware.decode_batch, decoding.num_beams),
         fallback=decoding.fallback,
+        silence=decoding.context != "plain",
     )
 
 
@@ -188,7 +190,7 @@ def over_batches(
     share = planned[distributed.rank() :: world_size]
     for at, parts in enumerate(_prefetched(share, clips, processor, decoding.margin)):
         for batch, input_features in parts:
-            with torch.inference_mode(), encoder_context(model, seconds_of(input_features)):
+            with torch.inference_mode(), encoder_context(model, seconds_of(input_features), decoding.silence):
                 found |= zip(batch, work(batch, input_features.to(model.device, dtype)), strict=True)
         advance(sum(len(indices) for indices, _ in planned[at * world_size : (at + 1) * world_size]))
     for gathered in distributed.all_gather(found):

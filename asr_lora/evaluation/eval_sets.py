@@ -212,7 +212,8 @@ def decode_sets(
     counts.
     """
     name, found, model, load_seconds = "base" if tuned is None else "fine-tuned", [], None, 0.0
-    processor, short = load_processor(base.checkpoint), tuned is not None and adapter_folder.knows_short_context(tuned)
+    processor = load_processor(base.checkpoint)
+    short = tuned is not None and (decoding.context == "plain" or adapter_folder.knows_short_context(tuned))
     of_model, capacity = distributed.rank_zero(lambda: _model_content(base.checkpoint, hardware, tuned)), Capacity()
     for each in sets:
         settings = decoding_options(decoding, base, hardware, each.language, short)

@@ -112,12 +112,12 @@ def enable_spec_augment(model: WhisperForConditionalGeneration, time_share: floa
 
 
 @contextmanager
-def encoder_context(model: Any, seconds: float) -> Iterator[None]:
+def encoder_context(model: Any, seconds: float, silent: bool = True) -> Iterator[None]:
     """Runs the encoder at `seconds` instead of 30, in generate too; input_features: 100 frames a second.
 
-    The silence that was cached when the model was loaded follows them. The encoder only refuses short input by
-    comparing its length with these numbers, and adds the first positions of its sinusoids. The model is restored
-    afterwards: a saved one must have 1,500 positions. `model` may be wrapped (peft, DDP).
+    The silence that was cached when the model was loaded follows them; without `silent` nothing does. The encoder only
+    refuses short input by comparing its length with these numbers, and adds the first positions of its sinusoids. The
+    model is restored afterwards: a saved one must have 1,500 positions. `model` may be wrapped (peft, DDP).
     Raises ValueError for seconds that are no context.
     """
     positions = round(seconds * POSITIONS_PER_SECOND)
@@ -129,7 +129,7 @@ def encoder_context(model: Any, seconds: float) -> Iterator[None]:
     if seconds > PLAIN_ATTENTION_UP_TO:
         encoder.set_attn_implementation("sdpa")
     try:
-        with silence.behind(model, positions) if positions < MAX_POSITIONS else nullcontext():
+        with silence.behind(model, positions) if silent and positions < MAX_POSITIONS else nullcontext():
             yield
     finally:
         _set_positions(encoder, MAX_POSITIONS)

@@ -19,6 +19,7 @@ from asr_lora.model.hub import is_hub_id, is_local
 from asr_lora.model.pretrained import load_config, resolve
 from asr_lora.reporting import tables
 from asr_lora.reporting.tables import leading_first, normalizer_label
+from asr_lora.runs.folder import read_contexts
 from asr_lora.runs.folder import settings as recorded_settings
 from asr_lora.runtime.files import write_text
 from asr_lora.speech.normalizer import primary_metric
@@ -56,6 +57,7 @@ def environment(autoescape: bool) -> Environment:
         "rate_cell": tables.rate_cell, "change": tables.change, "context_note": tables.context_note,
         "fallback_note": tables.fallback_note, "runaways": tables.runaways, "small": tables.small,
         "strength_cell": tables.strength_cell, "strength_label": tables.strength_label, "is_best": tables.is_best,
+        "context_label": tables.context_label,
         "drawn_of": tables.drawn_of, "sample_note": tables.sample_note, "shared_value": shared_value,
         "tuning_label": tables.tuning_label,
         "CHOSEN_ON_DEV": tables.CHOSEN_ON_DEV, "FOLDED": tables.FOLDED,
@@ -110,7 +112,7 @@ def write_card(
     text = environment(autoescape=False).get_template("card.md").render(
         base=base, published=hub_id(checkpoint), split=split, own=own, facts=facts, settings=settings, trained=trained,
         summary=summary, whole=whole, merged=whole and settings["lora"]["kind"] not in WHOLE,
-        this="this model" if whole else "with this adapter",
+        this="this model" if whole else "with this adapter", contexts=read_contexts(run, own),
     )  # fmt: skip
     file, card = folder / "README.md", str(ModelCard(f"---\n{data}\n---\n\n{text}"))
     if not file.is_file() or file.read_text(encoding="utf-8") != card:

@@ -129,6 +129,28 @@ def show_strengths(found: Mapping[str, Any]) -> None:
     )  # fmt: skip
 
 
+def show_contexts(found: Mapping[str, Any]) -> None:
+    """Prints eval/contexts.json: a row for every context and set."""
+    rows = []
+    for point in found["points"]:
+        for name, scored in point["sets"].items():
+            delta = "" if point is found["points"][0] else change(scored)
+            alone = rate_cell(scored["without_fallback"], scored["language"])
+            counts = str(scored["insertions"]), str(scored["runaways"]), f"{scored['seconds']:.0f}"
+            rows.append([context_label(point), name, strength_cell(scored), alone, delta, *counts])
+    show(
+        f"contexts of the fine-tuned model, normalized by {found['normalizer']}",
+        ("context", "set", "rate", "no fallback", f"to {context_label(found['points'][0])}", "insertions", "runaway",
+         "seconds"), rows,
+        ["differences are paired; seconds are those of the decoding that was cached"], left=("set", "rate"),
+    )  # fmt: skip
+
+
+def context_label(point: Mapping[str, Any]) -> str:
+    """Returns the label of a context: `full`, `plain 0.5 s`."""
+    return str(point["context"]) + ("" if point["margin"] is None else f" {point['margin']:g} s")
+
+
 def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints a row for every export and set of clips; `rows` are those of export/exports.json."""
     rate = "/".join(sorted({each["rate"].upper() for row in rows for each in row["sets"]}))

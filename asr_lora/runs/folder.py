@@ -175,6 +175,14 @@ def read_scores(run: Path) -> dict[str, dict[str, Any]]:
     return {own: every[own], **alike}
 
 
+def read_contexts(run: Path, own: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns eval/contexts.json if it is of the adapter, normalizer and version of the scores `own`, else None."""
+    path = run / "eval" / "contexts.json"
+    found: dict[str, Any] | None = read_json(path) if path.is_file() else None
+    wanted = {name: own["inputs"].get(name) for name in ("adapter_sha256", "normalizer", "figures")}
+    return found if found and wanted.items() <= found.items() else None
+
+
 def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 

@@ -83,6 +83,7 @@ def build_trainer(
             else StepDataset(rows, step_sampler(config, rows), config.max_steps, collator, *place)
         ),
         capacity=hardware.capacity,
+        plain_share=config.training.plain_share,
         training_log=training_log,
         guard=DivergenceGuard(config.divergence, warmup),
         dev=dev,

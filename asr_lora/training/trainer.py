@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from asr_lora.data.dataset import StreamingLoader, StreamingStepDataset
 from asr_lora.data.features import IGNORE_INDEX
-from asr_lora.data.sampler import count_micro_batches
+from asr_lora.data.sampler import count_micro_batches, is_plain
 from asr_lora.model import adapter
 from asr_lora.model.hardware import PREFETCHED, is_out_of_memory
 from asr_lora.model.methods import TuningMethod
@@ -72,6 +72,7 @@ class WhisperTrainer(Seq2SeqTrainer):
         self,
         *,
         capacity: float,
+        plain_share: float,
         method: TuningMethod,
         training_log: TrainingLog,
         guard: DivergenceGuard,
@@ -83,6 +84,7 @@ class WhisperTrainer(Seq2SeqTrainer):
         super().__init__(callbacks=[guard, _AfterStep(self), training_log, *callbacks], **rest)
         self.remove_callback(PrinterCallback)
         self.capacity = capacity
+        self.plain_share = plain_share
         self.method = method
         self.training_log = training_log
         self.guard = guard
@@ -177,6 +179,7 @@ class WhisperTrainer(Seq2SeqTrainer):
         Every forward draws its dropout from (seed, step, micro-batch, rank), so nothing earlier can change it.
         """
         loss = torch.zeros((), device=self.args.device)
+        silent = not is_plain(self.state.global_step, self.plain_share)
         for micro, batch in enumerate(micro_batches(inputs, self.capacity)):
             place = (self.args.seed, self.state.global_step, micro, self.args.process_index)
             set_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
@@ -186,7 +189,10 @@ class WhisperTrainer(Seq2SeqTrainer):
                 # SpecAugment writes into them, and the step may have to be repeated.
                 features["input_features"] = features["input_features"].clone()
                 # Gradients are summed over ranks by the caller, once: DDP would wait for a rank out of memory.
-                with self.accelerator.no_sync(model), encoder_context(model, seconds_of(batch["input_features"])):
+                with (
+                    self.accelerator.no_sync(model),
+                    encoder_context(model, seconds_of(batch["input_features"]), silent),
+                ):
                     part = token_loss(model(**features).logits, targets) / labels
                     self.accelerator.backward(part * share)
                 loss += part.detach()

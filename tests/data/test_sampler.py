@@ -14,7 +14,7 @@ from asr_lora.config.compose import load
 from asr_lora.config.schema import TrainingConfig
 from asr_lora.data import sampler
 from asr_lora.data.manifest import Clip
-from asr_lora.data.sampler import Batch, RowSpec, StepSampler, context_for, shard_for_rank
+from asr_lora.data.sampler import Batch, RowSpec, StepSampler, context_for, is_plain, shard_for_rank
 from asr_lora.training.builder import step_sampler
 
 KINDS = ("full", "dynamic", "packed")
@@ -37,6 +37,11 @@ def order(kind: str = "dynamic", clips: int = 50, seed: int = 0, **settings: Any
     tokens, training = settings.pop("tokens", [20] * len(lengths)), usual()
     chosen = {"context": kind, "long_share": 0.05, "long_rows": 1, "long_seconds": [30, 30]} | settings
     return StepSampler(lengths, tokens, replace(training, **chosen), seed, token_limit=448)
+
+
+@pytest.mark.parametrize(("share", "steps"), [(0.0, []), (0.25, [3, 7, 11]), (1.0, list(range(12)))])
+def test_plain_steps_are_spread_evenly(share: float, steps: list[int]) -> None:
+    assert [step for step in range(12) if is_plain(step, share)] == steps
 
 
 def clips_of(batches: Sequence[Batch]) -> list[int]:

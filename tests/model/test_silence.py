@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from support.models import batch, move_b, step, tiny_tokenizer, tiny_whisper
 from support.speech import spoken
 from torch import Tensor
-from transformers import WhisperFeatureExtractor
+from transformers import WhisperConfig, WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from asr_lora import prepare
 from asr_lora.config.compose import load
@@ -52,6 +53,18 @@ def test_silence_is_encoded_at_a_short_context_as_at_thirty_seconds(
             short = ours.get_encoder()(silent[..., :400]).last_hidden_state
     inner = [position for position in range(1500) if position != 199]
     torch.testing.assert_close(short[:, inner], full[:, inner], atol=1e-4, rtol=1e-3)
+
+
+def test_nothing_follows_a_plain_short_context() -> None:
+    """The encoder then computes what one of as few positions would, as in tools without the cached silence."""
+    model = tiny_whisper(tiny_tokenizer())
+    alone = WhisperEncoder(WhisperConfig(**{**model.config.to_dict(), "max_source_positions": 200})).eval()
+    weights = model.get_encoder().state_dict()
+    alone.load_state_dict({**weights, "embed_positions.weight": weights["embed_positions.weight"][:200]})
+    features = torch.randn(2, 80, 400, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(), whisper.encoder_context(model, 4.0, silent=False):
+        plain = model.get_encoder()(features).last_hidden_state
+        torch.testing.assert_close(plain, alone(features).last_hidden_state)
 
 
 @pytest.mark.parametrize("gain", [1.0, 0.01])

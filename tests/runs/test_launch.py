@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from asr_lora.config.compose import load, quote_override
+from asr_lora.config.compose import load, quote_override, to_dict
+from asr_lora.config.naming import ADDED
 from asr_lora.prepare import main as prepare
 from asr_lora.runs import finding
 from asr_lora.runs import folder as run
@@ -195,6 +197,18 @@ def test_a_scored_run_keeps_its_settings_except_named_overrides(tmp_path: Path) 
     assert scored("eval.split=dev") == (50, "dev", 5, None)
     assert scored("eval.limit=null", "decoding.max_new_tokens=9") == (None, "test", 5, 9)
     assert scored("decoding=greedy", "eval.limit=1000") == (1000, "test", 1, None)
+
+
+def test_a_run_that_was_made_before_a_setting_was_added_is_scored_with_the_value_that_it_had(tmp_path: Path) -> None:
+    run.record(load([f"run_dir={tmp_path}"]), [], base="0a1b")
+    file = finding.settings_file(tmp_path)
+    recorded = OmegaConf.load(file)
+    for group, added in ADDED.items():
+        for name in added:
+            del recorded[group][name]
+    file.write_text(OmegaConf.to_yaml(recorded), encoding="utf-8")
+    config = to_dict(run.recorded_config(tmp_path, load(), []))
+    assert all(config[group][name] == value for group, added in ADDED.items() for name, value in added.items())
 
 
 def test_a_folder_without_a_run_names_those_beside_it(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from support.releases import RELEASE, utterances, write_release
 from support.runs import cache_in, tiny_run
 
 from asr_lora.config.compose import load
+from asr_lora.decoding import generate
 from asr_lora.decoding.generate import DecodingOptions
 from asr_lora.eval import evaluate
 from asr_lora.evaluation import eval_sets
 from asr_lora.evaluation.eval_sets import EvalSet
 from asr_lora.evaluation.metrics import SMALL
+from asr_lora.model import whisper
 from asr_lora.model.adapter_folder import knows_short_context
 from asr_lora.report import report
 from asr_lora.runs.folder import recorded_config
@@ -212,6 +215,41 @@ def test_every_kind_of_error_has_its_status(kind: type[UserError], status: int) 
     with pytest.raises(SystemExit) as left:
         _leave(kind("so"), [])
     assert left.value.code == status
+
+
+# ---- contexts ----
+
+
+def test_the_fine_tuned_model_is_scored_at_several_contexts_beside_its_own(
+    trained: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = load(trained).run_name
+    config = load([*trained, "eval.contexts=[full,plain,auto]", "eval.margins=[0.5,2]", "decoding.fallback=false"])
+    seen, encode = [], whisper.encoder_context
+
+    def encoder_context(model: Any, seconds: float, silent: bool = True) -> AbstractContextManager[None]:
+        seen.append((seconds, silent))
+        return encode(model, seconds, silent)
+
+    monkeypatch.setattr(generate, "encoder_context", encoder_context)
+    evaluate(config)
+    found = read_json(config.run / "eval" / "contexts.json")
+    points = [(point["context"], point["margin"]) for point in found["points"]]
+    assert points == [("full", None), ("plain", 0.5), ("plain", 2), ("auto", 0.5), ("auto", 2)]
+    assert {silent for seconds, silent in seen if seconds < 30} == {True, False} and config.run_name == before
+    for point in found["points"]:
+        (scored,) = point["sets"].values()
+        assert scored["wer"] == sum(scored["errors"]) / sum(scored["units"]) and scored["delta"]["paired"]
+    assert found["points"][0]["sets"]["test"]["delta"]["ci95"] == [0.0, 0.0]
+    shown = capsys.readouterr().out
+    assert "plain 0.5 s" in shown and "auto 2 s" in shown
+    assert "| plain 0.5 s | " in (config.run / "train" / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "plain 0.5 s" in report(config.run).read_text(encoding="utf-8")
+    decoded = len(seen)
+    evaluate(config)
+    assert len(seen) == decoded  # all of it was cached
+    with pytest.raises(ConfigError, match=r"eval.contexts: .*short"):
+        load(["eval.contexts=[short]"])
 
 
 # ---- strengths ----

@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from asr_lora.runs import folder as run
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ExternalError
 from asr_lora.runtime.files import read_json, read_jsonl
-from asr_lora.training import builder, fit
+from asr_lora.training import builder, fit, trainer
 from asr_lora.training.trainer import WhisperTrainer
 from asr_lora.training.validation import DevEvaluator, DevResult, eval_steps
 
@@ -271,3 +272,17 @@ def test_a_word_weighs_the_same_in_steps_of_short_clips_and_of_long_ones(
     assert max(counted) > 1.5 * min(counted)
     means = [sum(counted[: step + 1]) / (step + 1) for step in range(4)]
     assert [weight for _, weight in weights] == pytest.approx([1 / mean for mean in means])
+
+
+def test_silence_follows_the_clips_of_all_steps_but_the_plain_ones(
+    uneven: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, encode = [], trainer.encoder_context
+
+    def encoder_context(model: Any, seconds: float, silent: bool = True) -> AbstractContextManager[None]:
+        seen.append(silent)
+        return encode(model, seconds, silent)
+
+    monkeypatch.setattr(trainer, "encoder_context", encoder_context)
+    trained([*uneven, "training.plain_share=0.34"])
+    assert seen == sorted(seen, reverse=True) and set(seen) == {True, False}  # of three steps the last is plain
