@@ -164,10 +164,7 @@ def _score_model(
     hypotheses = [normal(text) for text in model["hypotheses"]]
     units = [scoring_units(reference, each.language) for reference in clean]
     aligned = error_analysis.alignments(units, [scoring_units(text, each.language) for text in hypotheses])
-    signs = [
-        error_analysis.runaway_signs(text, reference, clip["duration"], truncated)
-        for text, reference, clip, truncated in zip(hypotheses, clean, each.clips, model["truncated"], strict=True)
-    ]
+    signs = error_analysis.runaways_of(hypotheses, clean, each.clips, model["truncated"])
     references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
     facts = {
         **metrics.score(references, model["hypotheses"], speakers, normal, config.seed),

@@ -26,7 +26,7 @@ from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import atomic_folder, check_links, read_json, read_jsonl, write_text
 from asr_lora.speech import audio
-from asr_lora.speech.normalizer import primary_metric, scoring_units
+from asr_lora.speech.normalizer import primary_metric
 
 SHOWN = 12  # most improved clips, and as many most degraded ones, with a player
 SIGNS = {
@@ -105,9 +105,7 @@ def _example(at: int, line: Mapping[str, Any], language: str, clips: Path) -> di
 
     The file is named after the clip's index `at`: an id can be longer than a file name, or be a path to elsewhere.
     """
-    names = ("reference_normalized", "baseline_hypothesis_normalized", "hypothesis_normalized")
-    reference, *both = (scoring_units(line[name], language) for name in names)
-    base, tuned = error_analysis.alignments([reference] * 2, both)
+    _, (base, tuned) = error_analysis.align_line(line, language)
     file = clips / f"{at}.{audio_suffix(line)}"
     sound = wave = None
     try:

@@ -12,7 +12,6 @@ from asr_lora.evaluation.eval_sets import EvalSet, decode_sets, set_normalizer
 from asr_lora.model import adapter_folder
 from asr_lora.model.hardware import Hardware
 from asr_lora.runs import folder
-from asr_lora.speech.normalizer import Normalizer
 
 SCORES = ("clips", "wer", "wer_ci95", "cer", "cer_ci95", "insertions")
 
@@ -52,24 +51,20 @@ def _scores(
 ) -> dict[str, Any]:
     normal, texts = set_normalizer(settings, each), decoded["hypotheses"]
     references, speakers = ([clip[name] for clip in each.clips] for name in ("text", "speaker"))
-    signs = [
-        error_analysis.runaway_signs(normal(text), normal(clip["text"]), clip["duration"], truncated)
-        for text, clip, truncated in zip(texts, each.clips, decoded["truncated"], strict=True)
-    ]
+    clean = [normal(reference) for reference in references]
+
+    def rates(hypotheses: Sequence[str]) -> dict[str, Any]:
+        found = metrics.score(references, hypotheses, speakers, normal, seed)
+        errors, units = metrics.clip_errors(clean, [normal(text) for text in hypotheses], each.language)
+        return {**{name: found[name] for name in SCORES}, "errors": errors, "units": units}
+
+    signs = error_analysis.runaways_of([normal(text) for text in texts], clean, each.clips, decoded["truncated"])
     return {
         "language": each.language,
-        **_rates(each, texts, normal, seed),
-        "without_fallback": _rates(each, decoded["first"], normal, seed),
+        **rates(texts),
+        "without_fallback": rates(decoded["first"]),
         "delta": metrics.paired_delta(references, first["hypotheses"], texts, speakers, normal, seed),
         "runaways": error_analysis.count_runaways(signs)["clips"],
         "redecoded": decoded["redecoded"],
         "seconds": decoded["seconds"],
     }
-
-
-def _rates(each: EvalSet, texts: Sequence[str], normal: Normalizer, seed: int) -> dict[str, Any]:
-    references, speakers = ([clip[name] for clip in each.clips] for name in ("text", "speaker"))
-    found = metrics.score(references, texts, speakers, normal, seed)
-    clean, own = ([normal(text) for text in side] for side in (references, texts))
-    errors, units = metrics.clip_errors(clean, own, each.language)
-    return {**{name: found[name] for name in SCORES}, "errors": errors, "units": units}

@@ -15,7 +15,7 @@ import regex
 
 from asr_lora.decoding.fallback import COMPRESSION_RATIO, compression_ratio
 from asr_lora.evaluation.metrics import SMALL, bootstrap
-from asr_lora.speech.normalizer import UNSPACED
+from asr_lora.speech.normalizer import UNSPACED, scoring_units
 
 # Up to 61 characters, four times in a row. Vowel signs belong to a word; without spaces nothing separates words.
 LOOP = regex.compile(
@@ -28,6 +28,7 @@ SIGNS = ("compression", "loop", "rate", "limit", "silence")
 COLUMNS = ("age", "gender", "accents", "accent", "variant", "speaker")  # of Common Voice's tables, by release
 BUCKETS = (2.0, 4.0, 6.0, 8.0, 12.0)  # seconds, the edges between groups of duration
 SHOWN_GROUPS = 20  # of a column, those with the most clips; the others form one group
+NORMALIZED = ("reference_normalized", "baseline_hypothesis_normalized", "hypothesis_normalized")  # of a line
 TOP = 20  # confusions of a kind; clips most helped, and most harmed
 
 
@@ -37,6 +38,15 @@ class AlignmentChunk(NamedTuple):
     kind: str
     reference: list[str]
     hypothesis: list[str]
+
+
+def align_line(line: Mapping[str, Any], language: str) -> tuple[str, list[list[AlignmentChunk]]]:
+    """Returns the reference of a line of hypotheses.jsonl, and its alignments with the base and the fine-tuned model.
+
+    All normalized, in the units that are scored in Whisper's `language`.
+    """
+    reference, *both = (scoring_units(line[name], language) for name in NORMALIZED)
+    return reference, alignments([reference] * 2, both)
 
 
 def alignments(references: Sequence[str], hypotheses: Sequence[str]) -> list[list[AlignmentChunk]]:
@@ -102,6 +112,16 @@ def runaway_signs(hypothesis: str, reference: str, seconds: float, cut: bool) ->
         "silence": bool(words) and not spoken,
     }
     return [sign for sign in SIGNS if seen[sign]]
+
+
+def runaways_of(
+    hypotheses: Sequence[str], references: Sequence[str], clips: Sequence[Mapping[str, Any]], cut: Sequence[bool]
+) -> list[list[str]]:
+    """Finds the signs of every clip, by its `duration` in seconds."""
+    return [
+        runaway_signs(hypothesis, reference, clip["duration"], truncated)
+        for hypothesis, reference, clip, truncated in zip(hypotheses, references, clips, cut, strict=True)
+    ]
 
 
 def count_runaways(signs: Sequence[Sequence[str]]) -> dict[str, int]:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperTokenizer
 
 from asr_lora.model.checkpoint_files import AGAIN, NOT_LOADED, check_file, not_loaded
 from asr_lora.model.cost import PUBLISHED, dimensions
+from asr_lora.model.hub import cached_file
 from asr_lora.model.tokens import VOCABULARIES, generation_config
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError
@@ -190,8 +191,6 @@ def _generation(
 def _from_hub(name: str, file: str, download: bool) -> bool:
     """Whether a file of a model is in the Hub's cache, after a download if `download`."""
     try:
-        if isinstance(try_to_load_from_cache(name, file), str):
-            return True
-        return download and bool(hf_hub_download(name, file))
+        return bool(cached_file(name, file) or (download and hf_hub_download(name, file)))
     except (OSError, ValueError, HfHubHTTPError, httpx.HTTPError):  # offline, no such model or file, no Hub id
         return False

@@ -56,7 +56,7 @@ def find_device(name: str) -> torch.device:
 
 
 def _wanted() -> str:
-    """Says which driver the CUDA of this torch wants."""
+    """Returns which driver the CUDA of this torch wants, as a part of a message."""
     version = torch.version.cuda
     if version is None:
         return "although this torch is built for CPUs alone"

@@ -136,7 +136,8 @@ def lines(rates: Mapping[str, Sequence[tuple[int, float]]], best: str, x: str, y
 def waveform(samples: npt.NDArray[np.float32]) -> dict[str, Any]:
     """Returns a clip's peaks, (samples,) scaled to the loudest, as `path` of an SVG of `bars` by 100 units."""
     peaks = [float(np.abs(part).max()) for part in np.array_split(samples, min(BARS, len(samples)))]
-    heights = [max(2, round(96 * peak / max(*peaks, 1e-9))) for peak in peaks]  # silence stays a line
+    loudest = max(*peaks, 1e-9)
+    heights = [max(2, round(96 * peak / loudest)) for peak in peaks]  # silence stays a line
     bars = [f"M{at}.5 {(100 - height) / 2:g}v{height}" for at, height in enumerate(heights)]
     return {"bars": len(bars), "path": "".join(bars)}
 

@@ -11,7 +11,6 @@ from asr_lora.evaluation import error_analysis
 from asr_lora.reporting.tables import change, leading_first, strength_cell
 from asr_lora.runs import folder as run
 from asr_lora.runtime.screen import PIECE, folded, plain, print_line, screen
-from asr_lora.speech.normalizer import scoring_units
 
 LINES = 12
 LEGEND = "[x] is wrong or added, [-] left out"
@@ -56,9 +55,8 @@ def chosen(lines: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
 
 def aligned(line: Mapping[str, Any], language: str) -> tuple[str, list[list[error_analysis.AlignmentChunk]]]:
     """Returns the normalized reference, and its alignments with the base and the fine-tuned model's hypothesis."""
-    names = ("reference_normalized", "baseline_hypothesis_normalized", "hypothesis_normalized")
-    reference, *both = (scoring_units(plain(line[name]), language) for name in names)
-    return reference, error_analysis.alignments([reference] * 2, both)
+    texts = {name: plain(line[name]) for name in error_analysis.NORMALIZED}
+    return error_analysis.align_line(texts, language)
 
 
 def counted(label: str, line: Mapping[str, Any]) -> str:

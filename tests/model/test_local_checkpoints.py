@@ -178,7 +178,7 @@ def test_a_missing_tokenizer_is_in_the_hubs_cache_under_the_base_of_its_sizes(
         asked.append(name)
         return str(tiny_checkpoint / file) if name == "openai/whisper-small" else None
 
-    monkeypatch.setattr(complete, "try_to_load_from_cache", cached)
+    monkeypatch.setattr(complete, "cached_file", cached)
     monkeypatch.setattr(complete, "load_tokenizer", lambda place: WhisperTokenizer.from_pretrained(tiny_checkpoint))
     sizes = {"d_model": 768, "encoder_layers": 12, "decoder_layers": 12, "vocab_size": 51_865}
     config = json.loads((folder / "config.json").read_text())
