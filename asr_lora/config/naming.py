@@ -36,8 +36,11 @@ RENAMED_VALUES: Mapping[str, Mapping[Any, str]] = {
 }
 # Settings that were added since, with the values that runs without them were made with.
 ADDED: Mapping[str, Mapping[str, Any]] = {
-    "data": {"splits": None}, "training": {"plain_share": 0.0}, "eval": {"contexts": [], "margins": [1.0]},
+    "data": {"splits": None}, "eval": {"contexts": [], "margins": [1.0]},
+    "training": {"plain_share": 0.0, "mask_count": 2, "mask_bins": 27, "mask_seconds": 0.5, "mask_share": 0.2},
 }  # fmt: skip
+# Settings that were removed since: a run that was made with one is scored and exported as ever.
+REMOVED = ("training.mask_time_prob", "training.mask_feature_prob")
 RUN_NAME_LIMIT = 80  # characters
 GROUPS = ("data", "model", "lora", "training", "divergence", "decoding")  # of settings that a result depends on
 
@@ -79,12 +82,14 @@ def result_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_todays_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns nested settings that an earlier version recorded, with the current names, values and additions."""
+    """Returns nested settings that an earlier version recorded, as this one would have recorded them."""
     found: dict[str, Any] = {}
     for group, value in settings.items():
         branch = value if isinstance(value, dict) and group != "adapters" else {"": value}
         for key, old in branch.items():
             before = f"{group}.{key}" if key else group
+            if before in REMOVED:
+                continue
             name = RENAMED.get(before, before)
             new = RENAMED_VALUES.get(name, {}).get(old, old) if isinstance(old, str | bool) else old
             new_group, _, new_key = name.partition(".")

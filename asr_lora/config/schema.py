@@ -117,8 +117,10 @@ class TrainingConfig:
     packed_single: float
     packed_timestamps: float
     spec_augment: bool
-    mask_time_prob: float
-    mask_feature_prob: float
+    mask_count: int
+    mask_bins: int
+    mask_seconds: float
+    mask_share: float
     save_steps: int
     max_hours: float | None
     keep_adapters: int
@@ -155,18 +157,15 @@ class TrainingConfig:
             whole,
         )
         check("training.long_rows", self.long_rows, "at least 1", self.long_rows >= 1)
-        # Whisper's masks are 0.1 s long, and no context is shorter than one multiple.
-        masks_fit = not self.spec_augment or self.context_multiple >= 0.1
-        check(
-            "training.context_multiple", self.context_multiple, "at least 0.1 s under training.spec_augment", masks_fit
-        )
+        check("training.mask_count", self.mask_count, "at least 0", self.mask_count >= 0)
+        check("training.mask_bins", self.mask_bins, "within 0 to 80, the mel bins", 0 <= self.mask_bins <= 80)
+        check("training.mask_seconds", self.mask_seconds, "within 0 to 30", 0 <= self.mask_seconds <= MAX_SECONDS)
         for name in (
             "plain_share",
             "long_share",
             "packed_single",
             "packed_timestamps",
-            "mask_time_prob",
-            "mask_feature_prob",
+            "mask_share",
         ):
             check(f"training.{name}", getattr(self, name), "a share in [0, 1]", 0 <= getattr(self, name) <= 1)
 

@@ -14,7 +14,7 @@ from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperToken
 from asr_lora.data.sampler import Batch, RowSpec, context_for
 from asr_lora.model.tokens import ENGLISH_START
 from asr_lora.speech import audio
-from asr_lora.speech.augment import augment
+from asr_lora.speech.augment import Masks, augment, mask
 from asr_lora.speech.limits import MAX_SECONDS
 
 Table = Mapping[str, list[Any]]  # of clips: `waveform` and `text`
@@ -106,19 +106,19 @@ def _time_token(seconds: float, tokenizer: WhisperTokenizer) -> int:
 
 @dataclass(frozen=True)
 class Example:
-    """A row of a batch: the waveform, (samples,) at 16 kHz, and the decoder's whole sequence."""
+    """A row of a batch: the waveform, (samples,) at 16 kHz, the decoder's whole sequence, and the seed of its masks."""
 
     waveform: audio.Waveform
     ids: list[int]
+    seed: tuple[int, ...] = ()
 
 
 def collate(
-    examples: Sequence[Example], processor: WhisperProcessor, seconds: float, attention_mask: bool = False
+    examples: Sequence[Example], processor: WhisperProcessor, seconds: float, masks: Masks | None = None
 ) -> dict[str, Tensor]:
     """Collates a batch at a context of `seconds`: `input_features`, `decoder_input_ids` and `labels`.
 
-    The latter two are of one shape. With `attention_mask` also that, (rows, frames): 1 where there is a clip, 0 in the
-    silence after it. The encoder attends to both; it limits where Whisper's SpecAugment may mask.
+    The latter two are of one shape. `masks` are put on the features, drawn from each example's `seed`.
 
     Whisper's forward would shift the labels itself and put one start token before them. The trainer removes the labels
     first to scale the loss, so both sides of the shift are given here. The pad token is the end token, so padding is
@@ -132,11 +132,11 @@ def collate(
         inputs[row, : len(ids) - 1] = ids[:-1]
         labels[row, : len(ids) - 1] = ids[1:]
     features = log_mel([example.waveform for example in examples], processor.feature_extractor, seconds)
-    batch = {"input_features": features, "decoder_input_ids": inputs, "labels": labels}
-    if attention_mask:
-        frames = [-(-len(example.waveform) // processor.feature_extractor.hop_length) for example in examples]
-        batch["attention_mask"] = (torch.arange(features.shape[-1]) < torch.tensor(frames)[:, None]).long()
-    return batch
+    if masks:
+        for row, example in enumerate(examples):
+            frames = -(-len(example.waveform) // processor.feature_extractor.hop_length)
+            features[row] = mask(features[row], frames, masks, np.random.default_rng(example.seed))
+    return {"input_features": features, "decoder_input_ids": inputs, "labels": labels}
 
 
 @dataclass(frozen=True)
@@ -144,14 +144,14 @@ class SpeechCollator:
     """Makes the batches of a step from clips, each `input_features`, `decoder_input_ids` and `labels`.
 
     `processor` holds the tokenizer whose prompt begins every label sequence. `augment` is a kind of augmentation,
-    drawn for every clip from (seed, step, clip); None leaves clips unchanged. With `attention_mask` a batch marks the
-    frames that carry a clip, for Whisper's SpecAugment.
+    drawn for every clip from (seed, step, clip); None leaves clips unchanged. `masks` are SpecAugment's, drawn for
+    every row from (seed, step, its clips).
     """
 
     processor: WhisperProcessor
     augment: str | None = None
     seed: int = 0
-    attention_mask: bool = False
+    masks: Masks | None = None
 
     def step(self, step: int, batches: Sequence[Batch], clips: Callable[[list[int]], Table]) -> list[dict[str, Tensor]]:
         """Returns the step's batches. `clips` maps numbers of clips to their table.
@@ -168,14 +168,15 @@ class SpeechCollator:
                     example = self.example(part, table, step, batch.seconds)
                     seconds = max(batch.seconds, context_for(len(example.waveform) / audio.SAMPLE_RATE, POSITION))
                     examples.setdefault(seconds, []).append(example)
-            made += [collate(own, self.processor, at, self.attention_mask) for at, own in examples.items()]
+            made += [collate(own, self.processor, at, self.masks) for at, own in examples.items()]
         return made
 
     def example(self, row: RowSpec, clips: Table, step: int, seconds: float) -> Example:
         tokenizer, waveforms = self.processor.tokenizer, clips["waveform"]
         if self.augment is not None:
             waveforms = self._augmented(waveforms, self.augment, row, step, seconds)
-        return Example(np.concatenate(waveforms), _ids(waveforms, clips["text"], row.timestamps, tokenizer))
+        ids = _ids(waveforms, clips["text"], row.timestamps, tokenizer)
+        return Example(np.concatenate(waveforms), ids, (self.seed, step, *row.clips, *b"masks"))
 
     def _augmented(
         self, waveforms: Sequence[audio.Waveform], kind: str, row: RowSpec, step: int, seconds: float

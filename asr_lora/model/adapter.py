@@ -119,12 +119,8 @@ def write_card(folder: Path, base: str, library: str, kind: str, card: str) -> N
 
 
 def _save_whole(model: WhisperForConditionalGeneration, folder: Path, base: str) -> None:
-    """Saves the model with tokenizer, feature extractor and the silence of its training, without SpecAugment."""
-    masks, model.config.apply_spec_augment = model.config.apply_spec_augment, False
-    try:
-        model.save_pretrained(folder)
-    finally:
-        model.config.apply_spec_augment = masks
+    """Saves the model with tokenizer, feature extractor and the silence of its training."""
+    model.save_pretrained(folder)
     load_processor(base).save_pretrained(folder)
     silence.save(model, folder)
 

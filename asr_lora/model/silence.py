@@ -15,13 +15,11 @@ from transformers.models.whisper.modeling_whisper import WhisperDecoder, Whisper
 
 from asr_lora.model.cost import SPACING
 from asr_lora.runtime.errors import ExternalError
+from asr_lora.speech.limits import BELOW_MAXIMUM, NO_SOUND
 
-# Log-mel features are floored at 8 powers of ten below a clip's maximum, and scaled by (log10 + 4) / 4 (Radford et al.
-# 2023, whisper/audio.py): so silence behind a clip is at its maximum minus 2. Behind real speech that is about -0.7.
-BELOW_MAXIMUM = 2.0
-# Levels at which silence is cached; between them its states are interpolated. The first is that of no sound at all, for
-# 1e-10 is the least power that features resolve; only a full-scale tone is a little above the last, at -0.4.
-LEVELS = (-1.5, -1.0, -0.5)
+# Levels at which silence is cached; between them its states are interpolated. Only a full-scale tone is a little above
+# the last, at -0.4.
+LEVELS = (NO_SOUND, -1.0, -0.5)
 FILE = "silence.safetensors"  # of a whole fine-tuned model: the silence that it was trained with
 
 

@@ -26,7 +26,6 @@ MAX_POSITIONS = round(MAX_SECONDS * POSITIONS_PER_SECOND)  # 1,500
 # takes twice as long there (whisper-base: a fifth of a step at 6 s); beyond, it keeps too much memory: 36 MB a layer
 # and row at 30 s.
 PLAIN_ATTENTION_UP_TO = 12.0
-MASKED = 10  # frames, or mel bins, in a row that SpecAugment masks: as in OpenAI's checkpoints
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -74,6 +73,7 @@ def load(
             f"({listed(absent, 3)}); copy or download them again"
         )
     drop_forced_tokens(model.config)
+    model.config.apply_spec_augment = False  # some checkpoints have it on: they would mask by themselves in training
     model.generation_config = load_generation_config(checkpoint)
     for module in model.modules():
         if isinstance(module, Linear4bit):
@@ -97,18 +97,6 @@ def detect_language(model: Any, input_features: Tensor) -> str:
     token = int(model.detect_language(input_features=input_features.to(weight.device, weight.dtype))[0])
     names = {number: str(name) for name, number in model.generation_config.lang_to_id.items()}
     return names[token].strip("<|>")
-
-
-def enable_spec_augment(model: WhisperForConditionalGeneration, time_share: float, bands_share: float) -> None:
-    """Turns on Whisper's own SpecAugment (Park et al. 2019) in its configuration; acts in training only.
-
-    About `time_share` of a clip's frames and `bands_share` of the mel bins are set to 0, in spans of MASKED, drawn from
-    numpy's global stream; of frames at least two spans a clip, as in the checkpoints. forward's `attention_mask` gives
-    the frames of a clip. The features are modified in place. A saved adapter does not record it.
-    """
-    model.config.apply_spec_augment = True
-    model.config.mask_time_prob, model.config.mask_time_length = time_share, MASKED
-    model.config.mask_feature_prob, model.config.mask_feature_length = bands_share, MASKED
 
 
 @contextmanager

@@ -1,11 +1,13 @@
-"""Augmentation: varies training clips as other microphones, rooms and telephone lines would.
+"""Augmentation: varies training clips as other microphones, rooms and telephone lines would; masks their features.
 
-`data.augment` names the kind. The collator applies it clip by clip, to training clips alone: dev and test are never
-augmented. torchaudio and libsndfile process the audio; noise and rooms are synthesized.
+`data.augment` names the kind, `training.spec_augment` turns the masks on. The collator applies both clip by clip, to
+training clips alone: dev and test are never augmented. torchaudio and libsndfile process the audio; noise and rooms are
+synthesized.
 """
 
 import io
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import soundfile
@@ -14,6 +16,7 @@ from torch import Tensor
 from torchaudio.functional import add_noise, gain, highpass_biquad, lowpass_biquad, resample
 
 from asr_lora.speech.audio import SAMPLE_RATE, Waveform
+from asr_lora.speech.limits import BELOW_MAXIMUM, NO_SOUND
 
 QUIETEST = 2**-15  # of full scale, one step of 16 bits; a clip that never reaches it is silent
 SPEED = 10  # percent slower or faster at most, as Ko et al. 2015, "Audio augmentation for speech recognition"
@@ -55,6 +58,34 @@ def augment(waveform: Waveform, kind: str, rng: np.random.Generator, longest: in
         sound = _over_a_line(sound, rng)
     changed: Waveform = sound.numpy()
     return changed
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The policy of SpecAugment (Park et al. 2019): so many masks of frequencies, and as many of frames.
+
+    A mask is up to `bins` mel bins wide, or up to `frames` frames and `share` of the clip long.
+    """
+
+    count: int
+    bins: int
+    frames: int
+    share: float
+
+
+def mask(features: Tensor, frames: int, masks: Masks, rng: np.random.Generator) -> Tensor:
+    """Masks a copy of the log-mel features (mel bins, frames) of a clip, which is in the first `frames` of them.
+
+    What is masked is at the level of the silence behind the clip: 0, the mean in the paper, would be loud here. Widths
+    are uniform from 0 to the longest, places uniform over what the width leaves, as in the paper.
+    """
+    masked, silence = features.clone(), max(float(features.max()) - BELOW_MAXIMUM, NO_SOUND)
+    for _ in range(masks.count):
+        bins, length = rng.integers((masks.bins, min(masks.frames, int(masks.share * frames))), endpoint=True)
+        low, start = rng.integers((len(features) - bins, frames - length), endpoint=True)
+        masked[low : low + bins, :frames] = silence
+        masked[:, start : start + length] = silence
+    return masked
 
 
 def _other_speed(sound: Tensor, rng: np.random.Generator, longest: int | None) -> Tensor:

@@ -10,6 +10,7 @@ from transformers import Seq2SeqTrainingArguments, WhisperForConditionalGenerati
 from transformers.integrations import TensorBoardCallback
 
 from asr_lora.config.compose import Config
+from asr_lora.config.schema import TrainingConfig
 from asr_lora.data.dataset import StepDataset, StreamingStepDataset
 from asr_lora.data.features import SpeechCollator, label_ids, with_prompt
 from asr_lora.data.manifest import Clip, as_utterance, read_manifest
@@ -26,10 +27,13 @@ from asr_lora.runs import folder as run
 from asr_lora.runtime import distributed
 from asr_lora.runtime.console import Bar, log
 from asr_lora.runtime.files import read_json
+from asr_lora.speech.augment import Masks
 from asr_lora.speech.limits import MAX_SECONDS
 from asr_lora.training.callbacks import DivergenceGuard, KeepAdapters, TimeBudget, TrainingLog
 from asr_lora.training.trainer import WhisperTrainer
 from asr_lora.training.validation import DevEvaluator, dev_normalizer, eval_steps
+
+FRAMES_PER_SECOND = 100  # of log-mel features
 
 
 def build_trainer(
@@ -55,7 +59,7 @@ def build_trainer(
     )
     arguments = _arguments(config, hardware, learning_rate, warmup)
     arguments.dataloader_num_workers = _loader_processes(config, hardware, rows)
-    collator = SpeechCollator(processor, config.data.augment, config.seed, training.spec_augment)
+    collator = SpeechCollator(processor, config.data.augment, config.seed, masks(training))
     place = arguments.process_index, arguments.world_size
     method = tuning_method(config.lora, config.max_steps)
     model = adapter.attach(base, config.lora, config.seed, config.max_steps)
@@ -101,14 +105,10 @@ def _processor(config: Config) -> WhisperProcessor:
 
 
 def _base(config: Config, hardware: Hardware) -> WhisperForConditionalGeneration:
-    training = config.training
-    base = whisper.load(
+    return whisper.load(
         config.model.checkpoint, config.model.precision, hardware.device, hardware.autocast or torch.float32,
         double_quant=bool(config.lora.double_quant),
     )  # fmt: skip
-    if training.spec_augment:
-        whisper.enable_spec_augment(base, training.mask_time_prob, training.mask_feature_prob)
-    return base
 
 
 def _dev(config: Config, hardware: Hardware, processor: WhisperProcessor) -> DevEvaluator:
@@ -174,6 +174,14 @@ def _loader_processes(config: Config, hardware: Hardware, rows: Sequence[Clip]) 
     if line:
         log(line)
     return workers
+
+
+def masks(training: TrainingConfig) -> Masks | None:
+    """Returns SpecAugment's policy of the settings; None without training.spec_augment."""
+    frames = round(training.mask_seconds * FRAMES_PER_SECOND)
+    return (
+        Masks(training.mask_count, training.mask_bins, frames, training.mask_share) if training.spec_augment else None
+    )
 
 
 def step_sampler(config: Config, rows: Sequence[Clip]) -> StepSampler:

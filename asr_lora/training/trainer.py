@@ -186,8 +186,6 @@ class WhisperTrainer(Seq2SeqTrainer):
             try:
                 features = self._prepare_inputs(batch)
                 targets = features.pop("labels")
-                # SpecAugment writes into them, and the step may have to be repeated.
-                features["input_features"] = features["input_features"].clone()
                 # Gradients are summed over ranks by the caller, once: DDP would wait for a rank out of memory.
                 with (
                     self.accelerator.no_sync(model),

@@ -1,6 +1,7 @@
-"""Augmentation: what each kind does to audio, reproducibly, in training alone; and Whisper's SpecAugment."""
+"""Augmentation: what each kind does to audio, reproducibly, in training alone; and SpecAugment."""
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,12 @@ from asr_lora.config.compose import load
 from asr_lora.data.dataset import StepDataset
 from asr_lora.data.features import Example, SpeechCollator, collate, label_ids
 from asr_lora.data.sampler import Batch, RowSpec, StepSampler
-from asr_lora.model import adapter, whisper
-from asr_lora.model.pretrained import load_config
+from asr_lora.model import whisper
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import progress
 from asr_lora.runtime.errors import ConfigError
-from asr_lora.runtime.files import read_json, read_jsonl
+from asr_lora.runtime.files import read_json, read_jsonl, write_json
 from asr_lora.speech import audio, augment
 from asr_lora.speech.audio import SAMPLE_RATE
 from asr_lora.speech.limits import AUGMENTATIONS
@@ -272,11 +272,9 @@ def test_run_names_have_it_in_a_word() -> None:
     ("setting", "message"),
     [
         (["data.augment=loud"], r"data\.augment: loud is none of light, noisy, telephone"),
-        (["training.mask_time_prob=2"], r"training\.mask_time_prob: must be a share"),
-        (
-            ["training.spec_augment=true", "training.context_multiple=0.08"],
-            r"training\.context_multiple: must be at least 0\.1 s",
-        ),
+        (["training.mask_share=2"], r"training\.mask_share: must be a share"),
+        (["training.mask_bins=81"], r"training\.mask_bins: must be within 0 to 80"),
+        (["training.mask_seconds=31"], r"training\.mask_seconds: must be within 0 to 30"),
     ],
 )
 def test_impossible_settings_are_refused(setting: list[str], message: str) -> None:
@@ -284,7 +282,7 @@ def test_impossible_settings_are_refused(setting: list[str], message: str) -> No
         load(setting)
 
 
-MASKED = ["training.spec_augment=true", "training.mask_time_prob=0.3", "training.mask_feature_prob=0.3"]
+MASKED = ["training.spec_augment=true", "training.mask_count=3", "training.mask_share=0.5"]
 
 
 def losses(folder: Path) -> list[float]:
@@ -292,40 +290,48 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("context", ["dynamic", "full", "packed"])
-def test_spec_augment_masks_clips_in_training_alone(words: list[str], context: str) -> None:
-    config = load([*words, *MASKED, f"training.context={context}", "training.long_share=0.25", "eval.after=false",
-                   "hardware.micro_batch=8"])  # fmt: skip
+def test_spec_augment_silences_parts_of_clips_in_training_alone(
+    words: list[str], context: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, really = [], augment.mask
+
+    def spy(features: torch.Tensor, *args: Any) -> torch.Tensor:
+        drawn.append((features.clone(), really(features, *args)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr("asr_lora.data.features.mask", spy)
+    config = load([*words, *MASKED, f"training.context={context}", "eval.after=false", "hardware.micro_batch=8"])
     prepare(config)
-    seen: list[tuple[bool, torch.Tensor]] = []
+    seen: list[torch.Tensor] = []
     with progress("training", total=2) as bar:
         trainer = builder.build_trainer(config, hardware_of(config), read_jsonl(run.manifest(config.run, "train")), bar)
         (encoder,) = (module for module in trainer.model.modules() if isinstance(module, WhisperEncoder))
-        encoder.conv1.register_forward_pre_hook(lambda module, args: seen.append((module.training, args[0].clone())))
-        given: list[bool] = []
-        usual = trainer.training_step
-
-        def training_step(model: Any, inputs: list[dict[str, torch.Tensor]], *rest: Any) -> torch.Tensor:
-            before = [batch["input_features"].clone() for batch in inputs]
-            loss = usual(model, inputs, *rest)
-            given.extend(torch.equal(one, batch["input_features"]) for one, batch in zip(before, inputs, strict=True))
-            return loss
-
-        trainer.training_step = training_step
+        encoder.conv1.register_forward_pre_hook(
+            lambda module, args: seen.extend(args[0].clone()) if module.training else None
+        )
         trainer.train()
-    assert given and all(given)  # a step that is retried finds its features unchanged
-    masked = [features for training, features in seen if training]
-    steps = [batch for step in range(2) for batch in trainer.train_dataset[step]]
-    assert len(masked) == len(steps) and len(seen) > len(steps)  # dev was decoded too
-    for features, batch in zip(masked, steps, strict=True):
-        frames = (features == 0).all(dim=1)
-        assert frames.any() and not frames[batch["attention_mask"] == 0].any()  # not of the silence after a clip
-        kept = features != 0
-        torch.testing.assert_close(features[kept], batch["input_features"][kept])
-    assert any((features == 0).all(dim=2).any() for features in masked)
-    for features in (features for training, features in seen if not training):
-        frames = (features == 0).all(dim=1).int()
-        assert (frames.diff() >= 0).all()  # zeros at the end alone, which generate pads
-        assert not (features == 0).all(dim=2).any()
+    assert len(trainer.dev.clips) and len(drawn) == len(seen)  # dev was decoded too
+    for row, (before, masked) in zip(seen, drawn, strict=True):
+        assert torch.equal(row, masked)
+        silence = torch.full((), max(float(before.max()) - 2, -1.5))  # of this clip
+        torch.testing.assert_close(masked[masked != before], silence.expand(int((masked != before).sum())))
+    assert sum(not torch.equal(*pair) for pair in drawn) > len(drawn) / 2
+
+
+def test_masks_are_of_a_policys_sizes_at_uniform_places(processor: WhisperProcessor) -> None:
+    features, policy = torch.randn(80, 400), augment.Masks(1, 27, 50, 0.2)
+    widths, lengths, covered = [], [], torch.zeros(400)
+    for seed in range(3000):
+        masked = augment.mask(features, 200, policy, np.random.default_rng(seed))
+        silent = masked == features.max() - 2
+        assert not silent[:, 200:].any()  # the silence behind the clip stays as it is
+        widths.append(int(silent[:, :200].all(dim=1).sum()))
+        lengths.append(int(silent.all(dim=0).sum()))
+        covered += silent.all(dim=0)
+    assert (min(widths), max(widths)) == (0, 27) and np.mean(widths) == pytest.approx(13.5, abs=0.6)
+    assert (min(lengths), max(lengths)) == (0, 40) and np.mean(lengths) == pytest.approx(20, abs=0.9)  # 40 = 0.2 of 200
+    middle = covered[50:150] / 3000  # a place far from both ends is covered as often as any other
+    assert float(middle.mean()) == pytest.approx(20 / 180, rel=0.1) and float(middle.std()) < 0.2 * float(middle.mean())
 
 
 @pytest.mark.slow
@@ -344,27 +350,20 @@ def test_spec_augment_is_drawn_from_the_seed_and_is_not_saved_with_the_adapter(w
     assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
     for name in ("adapter_config.json", "asr_lora.json"):
         assert read_json(run.adapter(one.run) / name) == read_json(run.adapter(usual.run) / name)
-    base = whisper.load(one.model.checkpoint, "fp32", torch.device("cpu"))
-    assert not adapter.merge(base, run.adapter(one.run)).config.apply_spec_augment
-    assert not load_config(one.model.checkpoint).apply_spec_augment
     assert read_json(one.run / "train" / "metrics.json")["spec_augment"] is True
 
 
-def test_spec_augment_runs_at_the_shortest_contexts_that_are_allowed(words: list[str]) -> None:
-    tight = ["training.context_margin=[0,0]", "training.context_multiple=0.1", "training.long_share=0"]
-    config = load([*words, *MASKED, *tight, "eval.after=false"])
-    train.train(config)
-    assert np.isfinite(losses(config.run)).all()
+def test_a_base_that_masks_by_itself_does_not_in_training(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    masking = shutil.copytree(tiny_checkpoint, tmp_path / "masking")
+    write_json(masking / "config.json", read_json(masking / "config.json") | {"apply_spec_augment": True})
+    assert not whisper.load(str(masking), "fp32", torch.device("cpu")).config.apply_spec_augment
 
 
-def test_clips_shorter_than_a_mask_are_not_masked(processor: WhisperProcessor, tiny_checkpoint: Path) -> None:
-    model = whisper.load(str(tiny_checkpoint), "fp32", torch.device("cpu")).train()
-    whisper.enable_spec_augment(model, 0.3, 0.0)
-    examples = [Example(speech(seconds), label_ids("ja", processor.tokenizer)) for seconds in (0.05, 0.1, 0.6)]
-    batch = collate(examples, processor, 0.6, attention_mask=True)
-    assert batch["attention_mask"].sum(dim=1).tolist() == [5, 10, 60]
-    features = batch["input_features"].clone()
-    with whisper.encoder_context(model, 0.6):
-        model(input_features=features, attention_mask=batch["attention_mask"], decoder_input_ids=batch["labels"] * 0)
-    assert torch.equal(features[0, :, :50], batch["input_features"][0, :, :50])
-    assert (features[1, :, :10] == 0).all() and (features[2] == 0).any()
+def test_silent_and_very_short_clips_are_masked_without_an_error(processor: WhisperProcessor) -> None:
+    policy = augment.Masks(2, 27, 50, 0.2)
+    for seconds, loudness in ((0.05, 1.0), (0.005, 1.0), (0.6, 0.0)):
+        example = Example((loudness * speech(seconds)).astype(np.float32), label_ids("ja", processor.tokenizer), (7,))
+        masked, before = (collate([example], processor, 0.6, which)["input_features"] for which in (policy, None))
+        assert masked.isfinite().all() and torch.equal(masked[..., 10:], before[..., 10:]) == (
+            seconds < 0.1 or not loudness
+        )
