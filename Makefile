@@ -23,9 +23,11 @@ hours = $(if $(HOURS),data.hours=$(if $(filter all,$(HOURS)),null,$(HOURS)))
 spoken = $(if $(language),data.language=$(language))
 settings = $(spoken) $(hours) $(source) $(ARGS)
 RANKS := 4,8,16,32
+comma := ,
+space := $(subst ,, )
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor prepare train eval sweep search report transcribe export app plan bench gpu-check torch check test test-all fuzz audit
+.PHONY: help demo doctor prepare train eval sweep soup search report transcribe export app plan bench gpu-check torch check test test-all fuzz audit
 
 help: ## this list
 	@echo "make TARGET [LANG=nl] [HOURS=1|all] [DATA=/path/to/cv-corpus-...] [ARGS=\"hydra overrides\"]"
@@ -45,6 +47,9 @@ eval: $(INSTALLED)core ## score the last run again, or the one that the settings
 
 sweep: $(INSTALLED)core ## one run for each rank, RANKS=4,8,16,32
 	$(PYTHON) -m asr_lora train -m lora.r=$(RANKS) $(settings)
+
+soup: $(INSTALLED)core ## average the adapters of RUNS="runs/a runs/b" into a new run, and score it
+	$(PYTHON) -m asr_lora soup $(call shell_string,adapters=[$(subst $(space),$(comma),$(foreach place,$(value RUNS),$(call hydra_string,$(place))))]) $(ARGS)
 
 search: $(INSTALLED)search ## search for the best rank, learning rate and dropout by dev WER: ARGS="search.trials=20 search.max_hours=8"
 	$(PYTHON) -m asr_lora search $(settings)

@@ -54,6 +54,11 @@ STAGES = {
         "report.runs='runs/nl-1h-*'",
         f"run_dir report.runs report.license runs_dir run_name {OF_DATA}",
     ),
+    "soup": (
+        "'adapters=[runs/a,runs/b]'",
+        "adapters run_name runs_dir eval.limit eval.sets eval.strengths eval.contexts decoding.fallback hardware "
+        "report.license",
+    ),
     "search": (
         "data.language=nl data.hours=1 search.max_hours=8",
         f"{OF_DATA} search.trials search.max_hours search.warmup_share search.startup_trials training.max_steps",

@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from asr_lora.config.compose import Config, job_overrides
+from asr_lora.config.compose import Config, job_overrides, soup_members
 from asr_lora.corpus import SPLITS
 from asr_lora.data.manifest import read_manifest
 from asr_lora.decoding.generate import decoding_options
@@ -40,14 +40,19 @@ from asr_lora.runtime.console import log
 from asr_lora.runtime.files import read_json
 from asr_lora.runtime.screen import show_line
 from asr_lora.training.fit import clear_away, fit
+from asr_lora.training.soup import Place, average
 
 
-def train(config: Config, command: Sequence[str] | None = None, callbacks: Sequence[TrainerCallback] = ()) -> None:
+def train(
+    config: Config, command: Sequence[str] | None = None, callbacks: Sequence[TrainerCallback] = (),
+    place: Place | None = None,
+) -> None:  # fmt: skip
     """Prepares, trains and (unless eval.after=false) evaluates a run; completed parts are not repeated.
 
-    `command` is the command line if it was another module's; `callbacks` observe the training, and may stop it.
+    `command` is the command line if it was another module's; `callbacks` observe the training, and may stop it. `place`
+    is that of a run among those of training.soup.
     """
-    began = time.monotonic()
+    began = place.began if place else time.monotonic()
     command = command or ["python", "-m", "asr_lora.train", *job_overrides()]
     config, base = _with_precision(config)
     hardware = agreed(resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size))
@@ -61,18 +66,34 @@ def train(config: Config, command: Sequence[str] | None = None, callbacks: Seque
     with run.lock(config.run):
         if distributed.rank_zero(lambda: _is_trained(config, command, about)):
             log(f"already trained: {run.tuned(config.run)}")
+        elif config.training.soup > 1:
+            if not _train_soup(config, command, callbacks, began):
+                return
         else:
             config = distributed.rank_zero(partial(run.with_pinned_base, config))
             run.check_shared_disk(config.run)
             predicted = distributed.rank_zero(lambda: _predicted(config, hardware))
             budget = distributed.rank_zero(lambda: time_budget(config, began))
             log(f"training: {config.max_steps} steps, of which dev chooses the best")
-            fit(config, hardware, predicted, budget, callbacks)
+            fit(config, hardware, predicted, budget, callbacks, place)
         distributed.rank_zero(lambda: set_last_run(config.run, Path(config.runs_dir)))
         if config.eval.after:
             evaluate(config, command)
         distributed.rank_zero(lambda: _log_unfinished(config, began))
     free_memory()  # for the next job of a sweep
+
+
+def _train_soup(config: Config, command: Sequence[str], callbacks: Sequence[TrainerCallback], began: float) -> bool:
+    """Trains the runs that training.soup averages, and averages them; returns False where the time ended before."""
+    members = soup_members(config)
+    for at, member in enumerate(members):
+        log(f"training.soup: adapter {at + 1} of {len(members)}, seed {member.seed}: {member.run}")
+        train(member, command, callbacks, Place(at, len(members), began))
+        if not distributed.rank_zero(partial(run.is_trained, member.run)):
+            return False
+    checkpoint = distributed.rank_zero(partial(run.with_pinned_base, config)).model.checkpoint
+    distributed.rank_zero(lambda: average([member.run for member in members], config.run, checkpoint))
+    return True
 
 
 def _with_precision(config: Config) -> tuple[Config, str]:
@@ -119,6 +140,8 @@ def _predicted(config: Config, hardware: Hardware) -> dict[str, Any] | None:
 
 def show_end(config: Config, following: str) -> None:
     """Writes the page of a run that has been scored, and prints the summary with the command to type next."""
+    if config.training.soup > 1 and not run.is_trained(config.run):  # training.max_hours ended it, which is logged
+        return
     if not config.eval.after:
         log(f"next, to score the run: {to_run('eval')}")
         return

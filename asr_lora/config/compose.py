@@ -103,6 +103,11 @@ class Config:
                 f"eval.strength: must be 1 under lora={self.lora.kind}, got {strengths}; strength 0 is not the base "
                 f"model, or cannot be reached by scaling weights ({', '.join(SCALABLE)} can be scaled)"
             )
+        if self.lora.kind not in SCALABLE and self.training.soup > 1:
+            raise ConfigError(
+                f"training.soup: must be 1 under lora={self.lora.kind}, got {self.training.soup}; its adapters "
+                f"have no exact mean ({', '.join(SCALABLE)} have)"
+            )
         if self.lora.tfinal is not None:  # of AdaLoRA
             before = self.max_steps - int(self.lora.tfinal * self.max_steps)
             check("training.max_steps", self.max_steps, "enough for two steps before lora.tfinal", before >= 2)
@@ -142,18 +147,37 @@ def parse_config(cfg: DictConfig) -> Config:
 
     Needs Hydra initialized (inside a job or `load`): the name depends on the defaults.
     """
-    # The defaults of the same experiment, model and method, so that choosing one does not count as a change.
-    named = {
-        "experiment": cfg.get("experiment_name"),
-        "model": f"whisper_{OmegaConf.select(cfg, 'model.name')}",
-        "lora": OmegaConf.select(cfg, "lora.kind"),
-    }
-    known = tuple(f"{group}={name}" for group, name in named.items() if name in choices(group))
     config = _checked(cfg)
-    name = config.run_name or run_name(asdict(config), usual=_defaults(str(conf_dir()), known))
+    name = config.run_name or _name(config)
     runs_dir = Path(config.runs_dir).expanduser()
     folder = Path(config.run_dir).expanduser() if config.run_dir else runs_dir / name
     return replace(config, runs_dir=str(runs_dir), run_name=name, run_dir=str(folder))
+
+
+def _name(config: Config) -> str:
+    """Makes the name of a run by what differs from the defaults of its experiment, model and method."""
+    chosen = {
+        "experiment": config.experiment_name, "model": f"whisper_{config.model.name}", "lora": config.lora.kind,
+    }  # fmt: skip
+    known = tuple(f"{group}={name}" for group, name in chosen.items() if name in choices(group))
+    return run_name(asdict(config), usual=_defaults(str(conf_dir()), known))
+
+
+def soup_members(config: Config) -> list[Config]:
+    """Returns the settings of the runs whose adapters `training.soup` averages, by seed from `seed` on.
+
+    Each is an ordinary run beside this one, with the name that it would have alone; under a given run_name that and its
+    seed.
+    """
+    given = config.run_name != _name(config)
+    found = []
+    for seed in range(config.seed, config.seed + config.training.soup):
+        alone = replace(
+            config, seed=seed, training=replace(config.training, soup=1), eval=replace(config.eval, after=False)
+        )
+        name = f"{config.run_name}-seed{seed}" if given else _name(alone)
+        found.append(replace(alone, run_name=name, run_dir=str(config.run.with_name(name))))
+    return found
 
 
 @cache

@@ -37,7 +37,9 @@ RENAMED_VALUES: Mapping[str, Mapping[Any, str]] = {
 # Settings that were added since, with the values that runs without them were made with.
 ADDED: Mapping[str, Mapping[str, Any]] = {
     "data": {"splits": None}, "eval": {"contexts": [], "margins": [1.0]},
-    "training": {"plain_share": 0.0, "mask_count": 2, "mask_bins": 27, "mask_seconds": 0.5, "mask_share": 0.2},
+    "training": {
+        "plain_share": 0.0, "soup": 1, "mask_count": 2, "mask_bins": 27, "mask_seconds": 0.5, "mask_share": 0.2,
+    },
 }  # fmt: skip
 # Settings that were removed since: a run that was made with one is scored and exported as ever.
 REMOVED = ("training.mask_time_prob", "training.mask_feature_prob")

@@ -111,6 +111,7 @@ class TrainingConfig:
     context_margin: list[float]
     context_multiple: float
     plain_share: float
+    soup: int
     long_share: float
     long_rows: int
     long_seconds: list[float]
@@ -130,7 +131,7 @@ class TrainingConfig:
     patience: int | None
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "batch_size", "save_steps", "eval_steps", "patience"):
+        for name in ("max_steps", "batch_size", "soup", "save_steps", "eval_steps", "patience"):
             value = getattr(self, name)
             check(f"training.{name}", value, "at least 1", value is None or value >= 1)
         hours = self.max_hours

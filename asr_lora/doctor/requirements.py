@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from asr_lora.config.compose import Config, load
@@ -45,6 +46,9 @@ def _checks(stage: str, config: Config, words: Sequence[str]) -> Iterator[Callab
         yield lambda: named_recordings(config.audio)
     if stage == "report" and (pattern := config.report.runs) is not None:
         yield lambda: matching_runs(pattern)
+    if stage == "soup":
+        for place in config.adapters if isinstance(config.adapters, list) else []:
+            yield partial(check_run, Path(place).expanduser())
     elsewhere = config.adapters or (config.report.runs if stage == "report" else config.transcribe.base_model)
     if stage in OF_RUNS and not elsewhere:
         yield lambda: check_run(find_run(config, words))

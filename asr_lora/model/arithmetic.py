@@ -65,13 +65,13 @@ def _write(weights: dict[str, torch.Tensor], source: Path, target: Path, record:
 
 def combine_adapters(
     folders: Mapping[str, Path], shares: Sequence[float], method: str, target: Path,
-    base: WhisperForConditionalGeneration,
+    base: WhisperForConditionalGeneration, context: str = "full",
 ) -> None:  # fmt: skip
     """Writes one adapter whose change to each weight is the sum of those of `folders` times their shares.
 
     `method` is cat, the exact sum, whose rank is the sum of ranks, or svd, its best approximation of the largest rank
-    (peft's add_weighted_adapter). It was never trained to stop at short contexts: it is recorded for 30 s. `base` must
-    not be used afterwards.
+    (peft's add_weighted_adapter). It is recorded for `context`: 30 s, since a sum of tasks was never trained to stop at
+    short ones. `base` must not be used afterwards.
     Raises ConfigError for an adapter that is not a plain LoRA.
     """
     every = {name: _plain(folder, f"adapters.{name}: must be a plain LoRA, got") for name, folder in folders.items()}
@@ -93,7 +93,7 @@ def combine_adapters(
             write_json(partial / "adapter_config.json", adapter_folder.read_settings(partial) | of_base)
             adapter.write_card(partial, str(first["base_model_name_or_path"]), "peft", "lora", adapter.CARD)
             combined = dict(zip(folders, shares, strict=True))
-            write_json(partial / "asr_lora.json", {"context": "full", "combined": combined, "way": method})
+            write_json(partial / "asr_lora.json", {"context": context, "combined": combined, "way": method})
 
 
 def _plain(folder: Path, refused: str) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Workload:
     beams: int
     decodings: int  # of dev while training, at most
     dev_share: float  # of training's time, at most
-    baseline: bool  # whether dev is also decoded with the base model
+    baseline: int  # how often dev is also decoded with the base model
     disk: dict[str, float]
     kept: dict[str, Any]  # LoraConfig.memory: what memory depends on besides trainable parameters
 
@@ -87,7 +87,7 @@ def workload(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Worklo
     trainable = trained_parameters(known, config.lora)
     train, dev, test = (seconds[split] for split in SPLITS)
     steps, batch_size, training = config.max_steps, config.training.batch_size, config.training
-    decodings = -(-steps // eval_steps(training, steps, len(dev)))
+    decodings, soup = -(-steps // eval_steps(training, steps, len(dev))), training.soup
     judged = decodes_baseline(training, config.divergence, steps, len(dev))
     scored = (test if config.eval.split == "test" else dev)[: config.eval.limit]
     again = scored[: round(REDECODED * len(scored) * config.decoding.fallback)]
@@ -96,8 +96,8 @@ def workload(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Worklo
     )
     audio_seconds = sum(map(sum, (train, dev, test)))
     counts = {
-        "prepare": len(train) + len(dev) + len(test), "train": steps * batch_size,
-        "dev": (decodings + judged) * len(dev), "eval": 2 * len(scored) * config.eval.after,
+        "prepare": len(train) + len(dev) + len(test), "train": soup * steps * batch_size,
+        "dev": soup * (decodings + judged) * len(dev), "eval": 2 * len(scored) * config.eval.after,
     }  # fmt: skip
     decoded = {
         "dev": [DecodePass(dev, margin)],
@@ -108,8 +108,8 @@ def workload(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Worklo
     disk = {"prepare": audio_seconds * MP3_RATE, "train": 2 * cost.parameters(shape) + kept, "dev": 0, "eval": 0}
     order = StepSampler(train, [_tokens(each) for each in train], training, config.seed, known.max_target_positions)
     return Workload(
-        shape, trainable, config.lora.kind, counts, _trained(train, order, steps), decoded, config.decoding.num_beams,
-        decodings, training.dev_share, judged, disk, config.lora.memory,
+        shape, trainable, config.lora.kind, counts, soup * _trained(train, order, steps), decoded,
+        config.decoding.num_beams, soup * decodings, training.dev_share, soup * judged, disk, config.lora.memory,
     )  # fmt: skip
 
 

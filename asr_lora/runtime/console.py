@@ -44,8 +44,8 @@ def quiet_libraries() -> None:
 
 
 @contextmanager
-def progress(description: str, total: float) -> Iterator["Bar"]:
-    """Yields a bar with elapsed and remaining time.
+def progress(description: str, total: float, done: float = 0) -> Iterator["Bar"]:
+    """Yields a bar with elapsed and remaining time, of which earlier bars have `done` a part.
 
     Without a terminal it logs a line with the same every half minute.
     `with progress("decoding test", total=len(clips)) as bar: ... bar.advance(8)`
@@ -61,7 +61,7 @@ def progress(description: str, total: float) -> Iterator["Bar"]:
     )
     hidden = not console.is_terminal
     with Progress(*columns, console=console, disable=hidden, speed_estimate_period=SPEED_PERIOD) as shown:
-        bar = Bar(shown, description, total)
+        bar = Bar(shown, description, total, done)
         yield bar
         bar.report(every=0)
 
@@ -69,9 +69,10 @@ def progress(description: str, total: float) -> Iterator["Bar"]:
 class Bar:
     """The one task of a `progress` block."""
 
-    def __init__(self, shown: Progress, description: str, total: float) -> None:
+    def __init__(self, shown: Progress, description: str, total: float, done: float = 0) -> None:
         self._shown = shown
-        self._task = shown.add_task(description, total=total, note="")
+        self._before = done
+        self._task = shown.add_task(description, total=total, completed=int(done), note="")
         self._last_report = time.monotonic()
         self._last_line = ""
 
@@ -84,7 +85,7 @@ class Bar:
         self._shown.update(self._task, total=(self._shown.tasks[self._task].total or 0) + more)
 
     def move_to(self, done: float) -> None:
-        self._shown.update(self._task, completed=done)
+        self._shown.update(self._task, completed=self._before + done)
         self.report()
 
     def status(self, text: str) -> None:

@@ -22,7 +22,7 @@ from asr_lora.runs.finding import set_last_run
 from asr_lora.runs.launch import launch
 from asr_lora.runtime.commands import to_install
 from asr_lora.runtime.console import log
-from asr_lora.runtime.errors import UserError
+from asr_lora.runtime.errors import ConfigError, UserError
 from asr_lora.runtime.files import check_links, read_json
 from asr_lora.runtime.locks import locked
 from asr_lora.train import train
@@ -63,6 +63,11 @@ def search(config: Config, overrides: Sequence[str] = ()) -> Path:
     """
     deadline = time.monotonic() + 3600 * (math.inf if config.search.max_hours is None else config.search.max_hours)
     about = [each for each in overrides if not each.startswith(("search.", "search=", "eval.after="))]
+    if config.training.soup > 1:
+        raise ConfigError(
+            f"training.soup: must be 1 in a search, got {config.training.soup}; search with one adapter a trial, and "
+            "train the best settings with it"
+        )
     settings = parse_space(config.search.space)
     for end in ("first", "last"):  # raises now what a trial would raise hours later
         load([*about, *to_overrides({name: getattr(setting, end) for name, setting in settings.items()})])

@@ -31,6 +31,7 @@ from asr_lora.training import checkpointing
 from asr_lora.training.builder import build_trainer
 from asr_lora.training.callbacks import DivergenceError, TimeBudget
 from asr_lora.training.checkpointing import Rollback, finish_rollback, read_rollback, write_rollback
+from asr_lora.training.soup import Place
 from asr_lora.training.trainer import WhisperTrainer
 from asr_lora.training.validation import decodes_baseline
 
@@ -39,11 +40,12 @@ ECHO = 1.0  # seconds within which a second signal is a copy: `timeout` signals 
 
 def fit(
     config: Config, hardware: Hardware, predicted: Mapping[str, Any] | None = None, budget: TimeBudget | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
+    callbacks: Sequence[TrainerCallback] = (), place: Place | None = None,
 ) -> None:  # fmt: skip
     """Trains to the last step, or until the time limit, patience or the divergence guard ends it.
 
     `predicted` is written to train/metrics.json beside what was measured. `callbacks` watch training, and may end it.
+    `place` is that of a run among several with as many steps, which share a progress bar.
     Raises ConfigError where training collapses before it has learned anything, ExternalError where memory runs out for
     a single clip, KeyboardInterrupt after Ctrl-C or SIGTERM, with a checkpoint.
     """
@@ -56,7 +58,7 @@ def fit(
             f"data.streaming: clips in the order of the stream, shuffled among {config.data.shuffle_buffer:,} rows; a "
             "resumed run begins the stream again in another order, so it is not exact"
         )
-    while (trainer := _train(config, hardware, rows, budget, callbacks)) is None:
+    while (trainer := _train(config, hardware, rows, budget, callbacks, place)) is None:
         free_memory()  # training was rolled back, and goes on from there
 
     peak = max(distributed.all_gather(peak_memory_bytes(hardware.device)))  # also waits for all last checkpoints
@@ -66,12 +68,13 @@ def fit(
 
 def _train(
     config: Config, hardware: Hardware, rows: Sequence[Clip], budget: TimeBudget | None,
-    callbacks: Sequence[TrainerCallback],
+    callbacks: Sequence[TrainerCallback], place: Place | None,
 ) -> WhisperTrainer | None:  # fmt: skip
     """Trains once; returns the trainer at its end, or None where training was rolled back."""
     folder = run.checkpoints(config.run)
     before = distributed.rank_zero(lambda: finish_rollback(run.rollback(config.run), folder))
-    with progress("training", total=config.max_steps) as bar:
+    done, runs = (place.at, place.count) if place else (0, 1)
+    with progress("training", total=runs * config.max_steps, done=done * config.max_steps) as bar:
         trainer = build_trainer(config, hardware, rows, bar, budget=budget, rate=before.rate)
         for callback in callbacks:
             trainer.add_callback(callback)
