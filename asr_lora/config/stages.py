@@ -55,6 +55,7 @@ class ExportConfig:
     formats: list[str]
     clips: int | None
     wer_tolerance: float
+    short_margin: float | None
     out: str | None
     combine: str
     push: str | None
@@ -73,6 +74,9 @@ class ExportConfig:
         check(
             "export.wer_tolerance", self.wer_tolerance, "a share in [0, 1), such as 0.03", 0 <= self.wer_tolerance < 1
         )
+        margin = self.short_margin
+        fits = margin is None or 0 <= margin <= MAX_SECONDS
+        check("export.short_margin", margin, "within 0 to 30 s, or null for no short contexts", fits)
         check_choice("export.combine", self.combine, ("cat", "svd"))
         named = self.push is None or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.push, re.ASCII) is not None
         check("export.push", self.push, "owner/name", named)

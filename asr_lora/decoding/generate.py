@@ -322,7 +322,7 @@ def batches(durations: Sequence[float], batch_size: int, margin: float | None) -
     other clips nor on how many fit.
     """
     order, made = sorted(range(len(durations)), key=lambda index: -durations[index]), []
-    for seconds, group in groupby(order, lambda index: _context(durations[index], margin)):
+    for seconds, group in groupby(order, lambda index: context_of(durations[index], margin)):
         indices = list(group)
         rows = int(batch_size * min(MAX_SECONDS / seconds, MOST_AT_ONCE))
         made += [(indices[start : start + rows], seconds) for start in range(0, len(indices), rows)]
@@ -334,7 +334,7 @@ def rows_per_batch(rows: int, num_beams: int) -> int:
     return max(1, rows // num_beams)
 
 
-def _context(duration: float, margin: float | None) -> float:
+def context_of(duration: float, margin: float | None) -> float:
     if margin is None:
         return MAX_SECONDS
     needed = duration + margin
@@ -356,7 +356,7 @@ def _prefetched(
         contexts: dict[float, list[int]] = {}
         for index, sound in waveforms.items():
             length = len(sound) / audio.SAMPLE_RATE
-            contexts.setdefault(seconds if length <= seconds else _context(length, margin), []).append(index)
+            contexts.setdefault(seconds if length <= seconds else context_of(length, margin), []).append(index)
         return [
             (own, features.log_mel([waveforms[index] for index in own], processor.feature_extractor, context))
             for context, own in contexts.items()

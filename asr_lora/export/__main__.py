@@ -41,6 +41,7 @@ from asr_lora.runtime.errors import ConfigError, ExternalError, UserError, first
 from asr_lora.runtime.files import check_links, read_json, replace_folder, write_json, write_jsonl
 
 if TYPE_CHECKING:
+    from asr_lora.config.schema import DecodingConfig
     from asr_lora.config.stages import ExportConfig
 
 NEEDS = {"ct2": ("faster_whisper", "faster-whisper"), "ggml": ("pywhispercpp", "whisper.cpp")}  # module, runtime
@@ -122,8 +123,8 @@ def export(exported: Source, hardware: Hardware) -> None:
 
 def _export_formats(exported: Source, hardware: Hardware) -> Iterator[dict[str, Any]]:
     """Yields a row for every format, exported unless verified before; hf first, as others need it."""
-    out, config = exported.out, exported.config
-    formats = sorted(config.export.formats, key=lambda name: name != "hf")
+    out, config, settings = exported.out, exported.config, exported.config.export
+    formats = sorted(settings.formats, key=lambda name: name != "hf")
     same = verify.digest(exported)
     inputs = {name: same | _inputs(config, name) for name in formats}
     before = {name: row for name in formats if (row := _verified(out, name, inputs[name]))}
@@ -135,6 +136,7 @@ def _export_formats(exported: Source, hardware: Hardware) -> Iterator[dict[str, 
     # Like those runtimes: greedily, at 30 s context. Decoded once and cached, as for an evaluation.
     greedy = replace(config.decoding, context="full", num_beams=1, fallback=False)
     ours = decode_sets(config.model, greedy, hardware, exported.sets, exported.folder)
+    short = _short(exported, hardware, greedy, ours)
     merged = out / "hf" if "hf" in before else None
     with TemporaryDirectory(dir=out, prefix=UNPROVEN) as scratch:
         for name in formats:
@@ -146,10 +148,34 @@ def _export_formats(exported: Source, hardware: Hardware) -> Iterator[dict[str, 
                     yield _not_written(name, str(error), ours)
                     continue
                 row, lines = _verify(exported, hardware, name, made, ours)
+                if short and _module(name).has_short_contexts():
+                    row = _with_short(row, _verify(exported, hardware, name, made, short, settings.short_margin)[0])
                 before[name] = row | {"inputs": inputs[name]}
                 place = _place(out, name, made, before[name], lines)
                 merged = place if name == "hf" else merged
             yield before[name]
+
+
+def _short(
+    exported: Source, hardware: Hardware, greedy: "DecodingConfig", full: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]] | None:
+    """Decodes at plain short contexts, for formats that can; None where not asked for, or the model is not safe there.
+
+    `full` are the decodings at 30 s.
+    """
+    config, margin = exported.config, exported.config.export.short_margin
+    if margin is None or not any(_module(name).has_short_contexts() for name in config.export.formats):
+        return None
+    plain = replace(greedy, context="plain", context_margin=margin)
+    short = decode_sets(config.model, plain, hardware, exported.sets, exported.folder)
+    tolerance = config.export.wer_tolerance
+    if reasons := verify.unsafe(config.eval, config.seed, exported.sets, full, short, tolerance):
+        log(
+            f"not safe at short contexts (clip length and {margin:g} s: whisper.cpp's -ac, CTranslate2), not verified "
+            f"there: {'; '.join(reasons)}; training.plain_share=0.5 trains for them"
+        )
+        return None
+    return short
 
 
 def _not_written(name: str, reason: str, ours: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -169,7 +195,8 @@ def _inputs(config: Config, name: str) -> dict[str, Any]:
     """Returns what a verification depends on, except for the model and the clips."""
     return {
         "format": name, "runtime": _module(name).runtime(), "asr_lora": version("asr_lora"),
-        "tolerance": config.export.wer_tolerance, "normalizer": [config.eval.normalizer, config.eval.numbers],
+        "tolerance": config.export.wer_tolerance, "short_margin": config.export.short_margin,
+        "normalizer": [config.eval.normalizer, config.eval.numbers],
     }  # fmt: skip
 
 
@@ -213,24 +240,35 @@ def _converted(name: str, merged: Path, folder: Path) -> Path:
 
 
 def _verify(
-    exported: Source, hardware: Hardware, name: str, folder: Path, ours: Sequence[Mapping[str, Any]]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Decodes the clips with an export; returns its row, and a line for every clip."""
+    exported: Source, hardware: Hardware, name: str, folder: Path, ours: Sequence[Mapping[str, Any]],
+    margin: float | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
+    """Decodes the clips with an export, at 30 s or `margin` seconds more than the clip; returns its row and the lines.
+
+    `ours` are our own decodings at the same context.
+    """
     free_memory()
     config, module = exported.config, _module(name)
     texts, seconds, device = verify.transcribe_sets(
-        name, module, folder, exported.sets, config.model.task, hardware.device
+        name, module, folder, exported.sets, config.model.task, hardware.device, margin
     )
     figures, lines = verify.compare(config.eval, config.seed, exported.sets, ours, texts)
     tolerance = config.export.wer_tolerance
     failures, undecided = (judge(figures, tolerance) for judge in (verify.parity_failures, verify.undecided))
     row = {
-        "format": name, "outcome": verify.outcome(failures, undecided), "runtime": module.runtime(),
+        "format": name, "outcome": verify.outcome(failures, undecided), "runtime": module.runtime(), "margin": margin,
         "device": device.type, "bytes": _bytes(folder), "seconds": seconds,
         "our_seconds": sum(each["seconds"] for each in ours), "sets": figures, "failures": failures,
         "undecided": undecided,
     }  # fmt: skip
     return row, lines
+
+
+def _with_short(row: Mapping[str, Any], short: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the row of a format with its verification at short contexts, which it must pass too."""
+    failures = [*row["failures"], *(f"at clip length and {short['margin']:g} s: {each}" for each in short["failures"])]
+    kept = {name: short[name] for name in ("margin", "seconds", "our_seconds", "sets")}
+    return {**row, "short": kept, "failures": failures, "outcome": verify.outcome(failures, row["undecided"])}
 
 
 def _place(out: Path, name: str, made: Path, row: dict[str, Any], lines: list[dict[str, Any]]) -> Path:

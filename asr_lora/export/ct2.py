@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from ctranslate2.converters import TransformersConverter
 from faster_whisper import WhisperModel
+from faster_whisper.tokenizer import Tokenizer
 
+from asr_lora.decoding.generate import context_of
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import first_line
 from asr_lora.speech.audio import SAMPLE_RATE, Waveform
@@ -33,6 +35,11 @@ def write(hf: Path, weights: str, folder: Path) -> None:
     )  # "int8" keeps other weights as loaded, in fp16
     converter = TransformersConverter(str(hf), copy_files=list(BESIDE), load_as_float16=True, low_cpu_mem_usage=True)
     converter.convert(str(folder), quantization=kept, force=True)
+
+
+def has_short_contexts() -> bool:
+    """Whether the runtime decodes at less than 30 s: CTranslate2's encoder takes features of any length up to it."""
+    return True
 
 
 def runs_on(folder: Path, device: torch.device) -> torch.device:
@@ -71,12 +78,18 @@ def _model(folder: Path, device: torch.device) -> WhisperModel:
     )  # fmt: skip
 
 
-def transcriber(folder: Path, language: str, task: str, device: torch.device) -> Callable[[Waveform], str]:
+def transcriber(
+    folder: Path, language: str, task: str, device: torch.device, margin: float | None = None
+) -> Callable[[Waveform], str]:
     """Returns a function from waveforms (samples,) at 16 kHz to texts: faster-whisper, greedy.
 
-    Its fallbacks (other temperatures, silence by probability) are off: they would hide errors of the weights.
+    At 30 s, or with `margin` seconds behind a clip: faster-whisper itself always pads to 30 s, so its features and
+    tokens go to CTranslate2 directly. Its fallbacks (other temperatures, silence by probability) are off: they would
+    hide errors of the weights.
     """
     model = _model(folder, device)
+    if margin is not None:
+        return _short(model, language, task, margin)
 
     def transcribe(waveform: Waveform) -> str:
         segments, _ = model.transcribe(
@@ -85,5 +98,20 @@ def transcriber(folder: Path, language: str, task: str, device: torch.device) ->
             no_speech_threshold=None,
         )  # fmt: skip
         return " ".join(segment.text.strip() for segment in segments)
+
+    return transcribe
+
+
+def _short(model: WhisperModel, language: str, task: str, margin: float) -> Callable[[Waveform], str]:
+    tokenizer = Tokenizer(model.hf_tokenizer, model.model.is_multilingual, task=task, language=language)
+    prompt = [*tokenizer.sot_sequence, tokenizer.no_timestamps]
+
+    def transcribe(waveform: Waveform) -> str:
+        samples = round(context_of(len(waveform) / SAMPLE_RATE, margin) * SAMPLE_RATE)
+        padded = np.pad(waveform, (0, max(0, samples - len(waveform))))
+        features = model.feature_extractor(padded, padding=0)[None, :, : samples // model.feature_extractor.hop_length]
+        frames = ctranslate2.StorageView.from_array(np.ascontiguousarray(features))
+        (found,) = model.model.generate(frames, [prompt], beam_size=1, max_length=model.max_length)
+        return str(tokenizer.decode(found.sequences_ids[0])).strip()
 
     return transcribe

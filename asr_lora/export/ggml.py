@@ -15,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from gguf import GGMLQuantizationType, quants
-from pywhispercpp.model import Model
+from pywhispercpp.model import ContextParams, Model
 from safetensors import safe_open
 from transformers import WhisperFeatureExtractor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from asr_lora.data.features import POSITION
+from asr_lora.decoding.generate import context_of
 from asr_lora.model.convert_openai import openai_name
 from asr_lora.model.tokens import TIMESTAMPS
 from asr_lora.runtime.errors import ConfigError
@@ -107,23 +109,39 @@ def _tensor(file: BinaryIO, name: str, values: npt.NDArray[Any], weights: str) -
     file.write(struct.pack(f"<{values.ndim}i", *reversed(values.shape)) + label + data)
 
 
+def has_short_contexts() -> bool:
+    """Whether the runtime decodes at less than 30 s: whisper.cpp has audio_ctx (-ac)."""
+    return True
+
+
 def runs_on(folder: Path, device: torch.device) -> torch.device:
     """Returns the CPU: pywhispercpp's wheels are built for no other device."""
     return torch.device("cpu")
 
 
-def transcriber(folder: Path, language: str, task: str, device: torch.device) -> Callable[[Waveform], str]:
-    """Returns a function from waveforms (samples,) at 16 kHz to texts: whisper.cpp, greedy, CPU."""
+def transcriber(
+    folder: Path, language: str, task: str, device: torch.device, margin: float | None = None
+) -> Callable[[Waveform], str]:
+    """Returns a function from waveforms (samples,) at 16 kHz to texts: whisper.cpp, greedy, CPU.
+
+    At 30 s, or with `margin` seconds behind a clip. Without flash attention then: whisper.cpp up to 1.8.5 pads keys to
+    multiples of 256 positions, and its flash attention attends to what is in the padding (its pull request 3941).
+    """
+    context: ContextParams = {"use_gpu": False}
+    if margin is not None:
+        context["flash_attn"] = False
     model = Model(
-        str(folder / FILE), redirect_whispercpp_logs_to=None, context_params={"use_gpu": False},
+        str(folder / FILE), redirect_whispercpp_logs_to=None, context_params=context,
         n_threads=torch.get_num_threads(), print_progress=False, print_realtime=False,
     )  # fmt: skip
 
     def transcribe(waveform: Waveform) -> str:
-        short = max(0, round(SHORTEST * SAMPLE_RATE) - len(waveform))
+        seconds = len(waveform) / SAMPLE_RATE
         segments = model.transcribe(
-            np.pad(waveform, (0, short)), language=language, translate=task == "translate", no_timestamps=True,
-            single_segment=True, temperature=0.0, temperature_inc=0.0, no_speech_thold=1.0, greedy={"best_of": 1},
+            np.pad(waveform, (0, max(0, round(SHORTEST * SAMPLE_RATE) - len(waveform)))),
+            audio_ctx=0 if margin is None else round(context_of(seconds, margin) / POSITION),  # 0: all of it
+            language=language, translate=task == "translate", no_timestamps=True, single_segment=True,
+            temperature=0.0, temperature_inc=0.0, no_speech_thold=1.0, greedy={"best_of": 1},
         )  # fmt: skip
         return " ".join(segment.text.strip() for segment in segments)
 

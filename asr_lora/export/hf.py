@@ -40,13 +40,25 @@ def write(model: WhisperForConditionalGeneration, checkpoint: str, language: str
         file.chmod(0o644)
 
 
+def has_short_contexts() -> bool:
+    """Whether the runtime decodes at less than 30 s: transformers refuses features of another length."""
+    return False
+
+
 def runs_on(folder: Path, device: torch.device) -> torch.device:
     """Returns the device of the run."""
     return device
 
 
-def transcriber(folder: Path, language: str, task: str, device: torch.device) -> Callable[[Waveform], str]:
-    """Returns a function from waveforms (samples,) at 16 kHz to texts: transformers' pipeline."""
+def transcriber(
+    folder: Path, language: str, task: str, device: torch.device, margin: float | None = None
+) -> Callable[[Waveform], str]:
+    """Returns a function from waveforms (samples,) at 16 kHz to texts: transformers' pipeline, at 30 s.
+
+    Raises ValueError for a `margin`.
+    """
+    if margin is not None:
+        raise ValueError(f"margin: must be None in transformers, got {margin}")
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     pipe = pipeline("automatic-speech-recognition", model=str(folder), device=device, dtype=dtype)
 

@@ -125,28 +125,31 @@ def digest(source: Source) -> dict[str, Any]:
 
 
 def transcribe_sets(
-    name: str, module: ModuleType, folder: Path, sets: Sequence[EvalSet], task: str, device: torch.device
-) -> tuple[list[list[str]], float, torch.device]:
+    name: str, module: ModuleType, folder: Path, sets: Sequence[EvalSet], task: str, device: torch.device,
+    margin: float | None = None,
+) -> tuple[list[list[str]], float, torch.device]:  # fmt: skip
     """Transcribes all clips with the export in `folder`: returns texts by set, seconds and device.
 
-    The seconds include decoding of audio files, but not loading of the model. `device` is that of the run; the runtime
-    uses it if it can. Every clip costs a window of 30 s, so the first clips predict the duration of all.
+    At 30 s, or with `margin` seconds of context behind each clip. The seconds include decoding of audio files, but not
+    loading of the model. `device` is that of the run; the runtime uses it if it can. At 30 s every clip costs the same,
+    so the first ones predict the duration of all.
     """
     texts, seconds, done = [], 0.0, 0
     total = sum(len(each.clips) for each in sets)
     speech = format_duration(sum(clip["duration"] for each in sets for clip in each.clips))
     device = module.runs_on(folder, device)
-    log(f"{name}: transcribing {total} clips ({speech} of speech) in {module.runtime()} on {device.type}")
+    at = "30 s" if margin is None else f"clip length and {margin:g} s"
+    log(f"{name}: transcribing {total} clips ({speech} of speech) at {at} in {module.runtime()} on {device.type}")
     estimated = False
     with progress(f"{name}, transcribing in {module.runtime()}", total=total) as bar:
         for each in sets:
-            transcribe = module.transcriber(folder, each.language, task, device)
+            transcribe = module.transcriber(folder, each.language, task, device, margin)
             started, own = time.perf_counter(), []
             for clip in each.clips:
                 own.append(transcribe(waveform(clip)))
                 bar.advance()
                 done, spent = done + 1, seconds + time.perf_counter() - started
-                if not estimated and spent > FIRST:
+                if margin is None and not estimated and spent > FIRST:
                     predicted = format_duration(spent / done * total)
                     log(f"{name}: about {predicted} for all {total} clips, by the first {done}")
                     estimated = True
@@ -195,6 +198,25 @@ def _line(each: EvalSet, normal: Normalizer, clip: Clip, ours: str, truncated: b
         "set": each.name, "id": clip["id"], "reference": clip["text"], "ours": ours, "exported": theirs,
         "equal": own == other, "runaway": signs,
     }  # fmt: skip
+
+
+def unsafe(
+    asked: EvalConfig, seed: int, sets: Sequence[EvalSet], full: Sequence[Mapping[str, Any]],
+    short: Sequence[Mapping[str, Any]], tolerance: float,
+) -> list[str]:  # fmt: skip
+    """Returns why a model is not safe at a short context, by our own decodings; an empty list if it is.
+
+    Its error rate must not be higher than at 30 s by more than `tolerance` and significantly, and no text may run away
+    that does not at 30 s.
+    """
+    figures, _ = compare(asked, seed, sets, full, [each["hypotheses"] for each in short])
+    found = []
+    for each in figures:
+        higher = each["ours"] is not None and each["exported"] - each["ours"] > tolerance and each["ci95"][0] > 0
+        if higher or each["run_away"]:
+            rates = f"{each['rate'].upper()} {100 * each['exported']:.1f} %, at 30 s {100 * each['ours']:.1f} %"
+            found.append(f"{each['set']}: {rates}, and {each['run_away']} of {each['clips']} texts run away")
+    return found
 
 
 def parity_failures(figures: Sequence[Mapping[str, Any]], tolerance: float) -> list[str]:

@@ -154,21 +154,33 @@ def context_label(point: Mapping[str, Any]) -> str:
 def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints a row for every export and set of clips; `rows` are those of export/exports.json."""
     rate = "/".join(sorted({each["rate"].upper() for row in rows for each in row["sets"]}))
+    short = next((row["short"] for row in rows if "short" in row), None)
     shown = []
     for row in rows:
         runtime = ", ".join(row[key] for key in ("runtime", "device") if key in row)  # older exports lack the device
         named = row["format"], runtime, f"{row['bytes'] / 1e6:.1f}", f"{row['seconds']:.1f}"
         if not row["sets"]:
-            shown.append([*named, "", "", "", row["outcome"]])
+            shown.append([*named, "", "", "", *([""] * bool(short)), row["outcome"]])
         for at, each in enumerate(row["sets"]):
             compared = percent(each["exported"]), percent(each["ours"]), f"{each['equal']} of {each['clips']}"
-            shown.append([*(named if at == 0 else [""] * 4), *compared, row["outcome"] if at == 0 else ""])
+            brief = [_short_cell(row, at)] if short else []
+            shown.append([*(named if at == 0 else [""] * 4), *compared, *brief, row["outcome"] if at == 0 else ""])
     sets = ", ".join(
         f"{each['set']}, normalized by {each['normalizer']}" for each in max((row["sets"] for row in rows), key=len)
     )
     note = f"{sets}; ours: decoded by asr_lora at 30 s context, in {rows[0]['our_seconds']:.1f} s"
-    headings = ("format", "runtime", "MB", "seconds", rate, "ours", "equal texts", "outcome")
+    brief = [f"clip + {short['margin']:g} s"] if short else []
+    headings = ("format", "runtime", "MB", "seconds", rate, "ours", "equal texts", *brief, "outcome")
     show("exports, each verified in its own runtime", headings, shown, [note], left=("runtime", "outcome"))
+
+
+def _short_cell(row: Mapping[str, Any], at: int) -> str:
+    """Returns an export's rate of the set `at` at a short context, and how many times faster than at 30 s that was."""
+    if "short" not in row:
+        return "-"
+    return (
+        f"{percent(row['short']['sets'][at]['exported'])}, {row['seconds'] / row['short']['seconds']:.1f} times faster"
+    )
 
 
 def show_combined(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -21,18 +21,19 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file
 from support.models import tiny_whisper
 from support.releases import write_release
-from support.runs import tiny_run
+from support.runs import hardware_of, tiny_run
 from transformers import WhisperForConditionalGeneration, pipeline
 
 from asr_lora.config.compose import Config, load
 from asr_lora.eval import evaluate
-from asr_lora.evaluation.eval_sets import EvalSet
+from asr_lora.evaluation.eval_sets import EvalSet, decode_sets
 from asr_lora.export import __main__ as command
 from asr_lora.export import ct2, ggml, hf, verify
 from asr_lora.export.__main__ import main
 from asr_lora.model import adapter, adapter_folder, arithmetic, convert_openai, whisper
 from asr_lora.model.pretrained import load_generation_config, load_processor
 from asr_lora.runs import folder as run
+from asr_lora.runs.finding import last_run
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import read_json, read_jsonl, write_json
 from asr_lora.train import train
@@ -472,7 +473,7 @@ def test_a_verification_logs_its_runtime_and_device_and_predicts_its_duration(
     monkeypatch.setattr(verify, "FIRST", 1e9)
     main(config_of("export.formats=[hf]"))
     err = capsys.readouterr().err
-    assert re.search(r"hf: transcribing 2 clips \(0:0\d min of speech\) in transformers [\d.]+ on cpu\n", err)
+    assert re.search(r"hf: transcribing 2 clips \(0:0\d min of speech\) at 30 s in transformers [\d.]+ on cpu\n", err)
     assert "about" not in err  # it ended earlier
     assert read_json(tmp_path / "out" / "exports.json")["hf"]["device"] == "cpu"
     shutil.rmtree(tmp_path / "out")
@@ -662,3 +663,75 @@ def test_an_upload_without_results_token_or_network_fails_in_one_line(
     with pytest.raises(ExternalError, match=r"export.push: the upload to me/model failed") as error:
         command.push(run.adapter(runs[1]), upload)
     assert "hf_planted" not in str(error.value)
+
+
+# ---- short contexts ----
+
+
+def test_an_export_is_verified_at_short_contexts_too_and_must_pass_there(
+    config_of: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    contexts: list[float | None] = []
+    really = hf.transcriber
+
+    def at_any_context(*given: Any) -> Callable[[np.ndarray], str]:
+        *rest, margin = given
+        contexts.append(margin)
+        return really(*rest) if margin is None else lambda clip: said
+
+    monkeypatch.setattr(hf, "has_short_contexts", lambda: True)
+    monkeypatch.setattr(hf, "transcriber", at_any_context)
+    said = "ja " * 90
+    with pytest.raises(ExternalError, match=r"export: hf: at clip length and 0\.5 s: WER of test is"):
+        main(config_of("export.formats=[hf]", "export.short_margin=0.5"))
+    config = config_of("export.formats=[hf]", "export.short_margin=0.5")
+    lines = read_jsonl(tmp_path / "out" / "proofs" / "hf.jsonl")
+    capsys.readouterr()
+    recorded = run.recorded_config(last_run(Path(config.runs_dir)), config, [])
+    hardware = hardware_of(recorded)
+    plain = replace(recorded.decoding, context="plain", context_margin=0.5, num_beams=1, fallback=False)
+    sets = verify.of_run(recorded, hardware).sets
+    (ours,) = decode_sets(recorded.model, plain, hardware, sets, run.tuned(recorded.run))
+    texts = iter(ours["hypotheses"])
+    monkeypatch.setattr(
+        hf, "transcriber", lambda *given: really(*given[:-1]) if given[-1] is None else lambda clip: next(texts)
+    )
+    main(config)
+    row = read_json(tmp_path / "out" / "exports.json")["hf"]
+    assert contexts == [None, 0.5] and len(lines) == 2
+    assert row["failures"] == [] and row["short"]["margin"] == 0.5
+    assert [(each["equal"], each["clips"]) for each in row["short"]["sets"]] == [(2, 2)]
+    assert "clip + 0.5 s" in capsys.readouterr().out
+    main(config_of("export.formats=[hf]", "export.short_margin=null"))  # other proof: verified anew
+    assert "short" not in read_json(tmp_path / "out" / "exports.json")["hf"]
+
+
+def test_a_model_that_runs_away_at_short_contexts_is_said_to_be_unsafe_there_and_is_exported(
+    config_of: Callable[..., Config],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    really = command.decode_sets
+
+    def decode(model: Any, decoding: Any, *rest: Any) -> list[dict[str, Any]]:
+        found = really(model, decoding, *rest)
+        return [each | {"hypotheses": ["ja " * 90] * 2} for each in found] if decoding.context == "plain" else found
+
+    monkeypatch.setattr(hf, "has_short_contexts", lambda: True)
+    monkeypatch.setattr(command, "decode_sets", decode)
+    main(config_of("export.formats=[hf]"))
+    row = read_json(tmp_path / "out" / "exports.json")["hf"]
+    assert "short" not in row and row["failures"] == []
+    assert re.search(
+        r"not safe at short contexts .*test: WER \d+\.\d %, at 30 s .*training\.plain_share", capsys.readouterr().err
+    )
+
+
+def test_transformers_has_no_short_contexts(tmp_path: Path) -> None:
+    assert (hf.has_short_contexts(), ct2.has_short_contexts(), ggml.has_short_contexts()) == (False, True, True)
+    with pytest.raises(ValueError, match="margin: must be None in transformers, got 1"):
+        hf.transcriber(tmp_path, "nl", "transcribe", CPU, 1.0)

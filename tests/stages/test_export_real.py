@@ -5,7 +5,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import ctranslate2
 import pytest
@@ -17,12 +19,16 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from asr_lora.config.compose import load
 from asr_lora.config.stages import EXPORTS
 from asr_lora.demo import __main__ as demo_stage
+from asr_lora.evaluation.eval_sets import EvalSet, decode_sets
+from asr_lora.export import ct2, ggml
 from asr_lora.export.__main__ import main
+from asr_lora.model.hardware import resolve_hardware
 from asr_lora.model.pretrained import load_generation_config
 from asr_lora.runs import folder as run
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.speech.audio import SAMPLE_RATE
 from asr_lora.speech.audio import load as load_audio
+from asr_lora.speech.normalizer import Normalizer
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # the fixture works on all cores, for minutes
@@ -74,6 +80,25 @@ def test_ctranslate2_decodes_our_features_to_the_same_tokens(exported: Path) -> 
         (output,) = theirs.generate(ctranslate2.StorageView.from_array(features.numpy()), [prompt], beam_size=1)
         wanted = ours.generate(features, language="nl", task="transcribe")[0].tolist()
         assert [token for token in wanted if token < 50_257] == output.sequences_ids[0]
+
+
+@pytest.mark.parametrize("module", [ct2, ggml], ids=["ct2", "ggml"])
+def test_short_contexts_decode_like_ours_in_any_order_of_lengths(exported: Path, module: ModuleType) -> None:
+    """The base model is not safe at clip length; 12 s behind a clip are enough for it, and end at 17 s, not at 30."""
+    config = run.recorded_config(exported, load(["hardware=cpu"]), [])
+    hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size)
+    clips = read_jsonl(run.manifest(exported, "test"))[:6]
+    plain = replace(config.decoding, context="plain", context_margin=12.0, fallback=False)
+    sets = [EvalSet("test", "test", "nl", clips, len(clips))]
+    (ours,) = decode_sets(config.model, plain, hardware, sets, run.tuned(exported))
+    folder, cpu = exported / "export" / module.__name__.rpartition(".")[2], torch.device("cpu")
+    transcribe, alone = module.transcriber(folder, "nl", "transcribe", cpu, 12.0), []
+    for clip in clips:  # also the first time, and after longer and shorter ones
+        alone.append(module.transcriber(folder, "nl", "transcribe", cpu, 12.0)(load_audio(Path(clip["path"]))))
+    texts = [transcribe(load_audio(Path(clip["path"]))) for clip in clips]
+    assert texts == alone
+    normal = Normalizer("marks")
+    assert sum(normal(one) == normal(other) for one, other in zip(texts, ours["hypotheses"], strict=True)) >= 4
 
 
 def test_faster_whisper_detects_languages_and_has_word_timestamps(exported: Path) -> None:
