@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from time_to_quality import steps_kept
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from asr_lora.config.compose import Config, quote_override
@@ -47,6 +48,21 @@ def tutorial(config: Config, overrides: Sequence[str], folder: Path) -> Facts:
     }
 
 
+def tutorial_kept(folder: Path) -> list[tuple[float, Path]]:
+    """Returns the adapters that the tutorial kept, each with its seconds of training."""
+    seconds = read_json(folder / "train.json")["kept_seconds"]
+    return [(spent, folder / f"adapter-{step}") for step, spent in seconds.items()]
+
+
+def ours_kept(folder: Path) -> list[tuple[float, Path]]:
+    """Returns the adapters that ours kept, each with its share of the seconds: steps take about the same."""
+    facts = read_json(run.train_metrics(folder))
+    return [
+        (facts["train_seconds"] * step / facts["steps"], run.kept_adapters(folder) / f"step-{step:06}")
+        for step in steps_kept(facts["steps"])
+    ]
+
+
 def tutorial_settings(config: Config) -> Facts:
     """Returns settings.json of recipes/tutorial.py.
 
@@ -69,6 +85,7 @@ def tutorial_settings(config: Config) -> Facts:
         "limit": config.eval.limit,
         "decode_batch": training.batch_size,
         "max_new_tokens": config.decoding.max_new_tokens or 255,  # the notebooks'
+        "kept": steps_kept(config.max_steps),
         "lora": {
             "r": lora.r,
             "lora_alpha": lora.scaling * lora.r,
@@ -90,7 +107,11 @@ def tutorial_settings(config: Config) -> Facts:
 def ours(config: Config, overrides: Sequence[str], folder: Path) -> Facts:
     """Runs the user's commands on the existing manifest, with an empty cache."""
     shutil.copytree(config.run / "data", folder / "data")
-    overrides = [*overrides, f"run_dir={quote_override(str(folder))}", f"runs_dir={quote_override(str(folder))}"]
+    steps = steps_kept(config.max_steps)
+    overrides = [
+        *overrides, f"run_dir={quote_override(str(folder))}", f"runs_dir={quote_override(str(folder))}",
+        f"training.save_steps={steps[0]}", "training.keep_adapters=99",
+    ]  # fmt: skip
     command = [sys.executable, "-m"]
     spent = timed("ours, training", [*command, "asr_lora.train", *overrides, "eval.after=false"], folder)
     scoring = [*command, "asr_lora.eval", *overrides, "decoding.fallback=false"]  # the notebooks have none

@@ -10,10 +10,12 @@ import argparse
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import time_to_quality
 import torch
-from arms import ARMS, LARGE_STEPS, T4_GIGABYTES, Facts
+from arms import ARMS, LARGE_STEPS, T4_GIGABYTES, Facts, ours_kept, tutorial_kept
 from rich.console import Console
 from rich.table import Table
 
@@ -54,6 +56,8 @@ def benchmark(asked: argparse.Namespace) -> Facts:
     for other in {"tutorial", "padded"} & set(results) if "ours" in results else ():
         results[f"against_{other}"] = compared = _compared(config, results[other], results["ours"])
         _show(other, results[other], results["ours"], compared)
+    if {"tutorial", "ours"} <= set(results):
+        results["time_to_quality"] = _time_to_quality(config, work)
     if "large" in results:
         _show_large(results["large"])
     write_json(work / "results.json", results)
@@ -78,6 +82,15 @@ def _compared(config: Config, theirs: Facts, own: Facts) -> Facts:
             if arm != "theirs"
         },
     }
+
+
+def _time_to_quality(config: Config, work: Path) -> Facts:
+    """Scores the adapters that both arms kept on the way, and shows how much sooner ours is as good."""
+    full = replace(config.decoding, context="full")
+    theirs = time_to_quality.score(config, tutorial_kept(work / "tutorial"), full)
+    own = time_to_quality.score(config, ours_kept(work / "ours"), full)
+    time_to_quality.show("tutorial", theirs, own)
+    return {"tutorial": theirs, "ours": own, "times_sooner": time_to_quality.times_sooner(theirs, own)}
 
 
 def _show(name: str, theirs: Facts, own: Facts, compared: Facts) -> None:

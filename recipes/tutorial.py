@@ -2,8 +2,8 @@
 
 Whisper with peft's LoRA as in most tutorials, rewritten here: 30 s log-mel features of every clip on disk by
 `datasets.map`, the stock Seq2SeqTrainer over batches in random order, then `generate` with the adapter unmerged, the
-test set in batches in its own order. FOLDER has settings.json and receives features/, adapter/, train.json,
-evaluate.json.
+test set in batches in its own order. FOLDER has settings.json and receives features/, adapter/, adapter-<step>/,
+train.json, evaluate.json.
 
 Faster than the notebooks where that is not compared: clips are decoded by asr_lora.speech.audio, features reach the
 collator as arrays (their nested lists cost 0.7 s a batch of 8), and there are no checkpoints and no dev decodings.
@@ -49,7 +49,7 @@ def train(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         base = prepare_model_for_kbit_training(base, gradient_checkpointing_kwargs={"use_reentrant": False})
     base.config.use_cache = False
     model = get_peft_model(base, LoraConfig(**settings["lora"]))
-    steps = Steps()
+    steps = Steps(folder, settings["kept"])
     Seq2SeqTrainer(
         model=model,
         args=Seq2SeqTrainingArguments(
@@ -79,6 +79,7 @@ def train(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         "clips_per_second": clips / sum(steps.seconds),
         "seconds_per_step": median(steps.seconds),
         "peak_memory_bytes": peak_memory_bytes(device),
+        "kept_seconds": steps.kept,
     }
 
 
@@ -136,18 +137,23 @@ class Collator:
 
 
 class Steps(TrainerCallback):
-    """Records the seconds of every step, its batch included."""
+    """Records the seconds of every step, its batch included; keeps the adapters of some, outside of the time."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path, steps: list[int]) -> None:
+        self.folder, self.steps = folder, steps
         self.seconds: list[float] = []
+        self.kept: dict[int, float] = {}  # seconds of training by step
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.mark = time.perf_counter()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        now = time.perf_counter()
-        self.seconds.append(now - self.mark)
-        self.mark = now
+        self.seconds.append(time.perf_counter() - self.mark)
+        step = len(self.seconds)
+        if step in self.steps:
+            kwargs["model"].save_pretrained(self.folder / f"adapter-{step}", save_embedding_layers=False)
+            self.kept[step] = sum(self.seconds)
+        self.mark = time.perf_counter()
 
 
 def _features(settings: dict[str, Any], split: str, processor: WhisperProcessor, folder: Path) -> tuple[Dataset, float]:

@@ -41,6 +41,20 @@ def asked(release: Path, tiny_checkpoint: Path, tmp_path: Path) -> list[str]:
     ]  # fmt: skip
 
 
+def test_the_time_to_quality_is_that_of_the_first_adapter_as_good_as_the_tutorials_last(recipes: ModuleType) -> None:
+    def points(*pairs: tuple[float, float]) -> list[dict[str, float]]:
+        return [{"seconds": seconds, "wer": wer} for seconds, wer in pairs]
+
+    theirs = points((100, 0.3), (400, 0.2))
+    sooner = recipes.time_to_quality.times_sooner
+    assert sooner(theirs, points((10, 0.5), (20, 0.2), (40, 0.1))) == 20
+    assert sooner(theirs, points((10, 0.5), (40, 0.21))) is None
+    assert recipes.time_to_quality.steps_kept(120) == [30, 60, 90, 120] and recipes.time_to_quality.steps_kept(2) == [
+        1,
+        2,
+    ]
+
+
 @pytest.mark.slow
 def test_both_arms_are_measured_once_and_every_figure_is_kept(
     recipes: ModuleType, asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -62,6 +76,12 @@ def test_both_arms_are_measured_once_and_every_figure_is_kept(
     for score in against["scores"].values():
         assert set(score) >= {"wer", "wer_ci95", "cer", "insertions", "deletions", "substitutions"}
 
+    quality = found["time_to_quality"]
+    for arm in ("tutorial", "ours"):  # two steps, an adapter of each
+        first, last = quality[arm]
+        assert 0 < first["seconds"] < last["seconds"] == pytest.approx(found[arm]["train"]["train_seconds"])
+        assert len(last["wer_ci95"]) == 2 and last["wer"] >= 0
+
     counts = sys.modules["pooled"].counted(work)
     assert sum(counts["arms"]["ours"]["errors"]) / sum(counts["words"]) == pytest.approx(
         found["ours"]["evaluate"]["wer"]
@@ -79,7 +99,8 @@ def test_both_arms_are_measured_once_and_every_figure_is_kept(
     assert found["tutorial"]["bytes_written"] > features > found["ours"]["bytes_written"]
     settings = read_json(work / "tutorial" / "settings.json")
     assert (settings["training"]["max_steps"], settings["training"]["per_device_train_batch_size"]) == (2, 4)
-    assert "times better" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "times better" in shown and "WER at 30 s against seconds of training" in shown
 
     measured = {path: path.stat().st_mtime_ns for path in work.glob("*/**/*")}
     recipes.benchmark(recipes.parsed(asked))
