@@ -40,6 +40,7 @@ from asr_lora.runtime.console import log
 from asr_lora.runtime.files import read_json
 from asr_lora.runtime.screen import show_line
 from asr_lora.training.fit import clear_away, fit
+from asr_lora.training.rates import with_rate
 from asr_lora.training.soup import Place, average
 
 
@@ -72,6 +73,7 @@ def train(
         else:
             config = distributed.rank_zero(partial(run.with_pinned_base, config))
             run.check_shared_disk(config.run)
+            config = with_rate(config, hardware)
             predicted = distributed.rank_zero(lambda: _predicted(config, hardware))
             budget = distributed.rank_zero(lambda: time_budget(config, began))
             log(f"training: {config.max_steps} steps, of which dev chooses the best")

@@ -75,4 +75,10 @@ def settings(experiment: str | None = None) -> Rows:
     for name, (value, note) in own.items():
         if name not in chosen:
             rows[name] = value, note or rows.get(name, ("", ""))[1]
-    return rows
+    return {name: (_resolved(value, rows), note) for name, (value, note) in rows.items()}
+
+
+def _resolved(value: str, rows: Rows) -> str:
+    """Returns the value of the setting that `value` refers to, `${model.learning_rate}`; else `value`."""
+    other = value.removeprefix("${").removesuffix("}")
+    return rows[other][0] if value == f"${{{other}}}" and other in rows else value

@@ -85,6 +85,12 @@ class DataConfig:
         check("data.exclude_ids", self.exclude_ids, "null under data.streaming=true", self.exclude_ids is None)
 
 
+def check_rate(key: str, rate: Any) -> None:
+    """Raises ConfigError for what is neither a learning rate nor auto."""
+    number = isinstance(rate, int | float) and not isinstance(rate, bool) and 0 < rate < float("inf")
+    check(key, rate, "more than 0, or auto", number or rate == "auto")
+
+
 @dataclass
 class ModelConfig:
     name: str
@@ -92,9 +98,11 @@ class ModelConfig:
     language: str | None
     task: str
     precision: str
+    learning_rate: Any  # a number, or auto
 
     def __post_init__(self) -> None:
         check_name("model.name", self.name)
+        check_rate("model.learning_rate", self.learning_rate)
         check_choice("model.task", self.task, ("transcribe", "translate"))
         check_choice("model.precision", self.precision, ("auto", "int8", "nf4", "fp16", "bf16", "fp32"))
 
@@ -103,7 +111,7 @@ class ModelConfig:
 class TrainingConfig:
     max_steps: int | None
     batch_size: int
-    learning_rate: float
+    learning_rate: Any  # a number, or auto
     warmup_ratio: float
     weight_decay: float
     max_grad_norm: float
@@ -137,7 +145,7 @@ class TrainingConfig:
         hours = self.max_hours
         check("training.max_hours", hours, "more than 0, or null for no limit", hours is None or hours > 0)
         check("training.keep_adapters", self.keep_adapters, "at least 0", self.keep_adapters >= 0)
-        check("training.learning_rate", self.learning_rate, "more than 0", 0 < self.learning_rate < float("inf"))
+        check_rate("training.learning_rate", self.learning_rate)
         check("training.warmup_ratio", self.warmup_ratio, "a share in [0, 1)", 0 <= self.warmup_ratio < 1)
         check("training.weight_decay", self.weight_decay, "at least 0", 0 <= self.weight_decay < float("inf"))
         check("training.max_grad_norm", self.max_grad_norm, "more than 0", self.max_grad_norm > 0)

@@ -69,6 +69,7 @@ def examine(config: "Config", scratch: Path, versions: Check) -> Checks:
     hub = found.run("Hub", partial(machine.hub, config))
     hardware = found.run("device", partial(machine.device, config), {"checkpoint": known})
     found.run("bitsandbytes", partial(machine.bitsandbytes, config), {"device": hardware})
+    found.run("learning rate", partial(machine.learning_rate, config), {"checkpoint": known})
     found.run("mel bins", lambda *_: data.mel_bins(config), {"Hub": hub, "checkpoint": known})
     code = found.run("language", lambda hub: data.token(config), {"Hub": hub})
     sample = found.run("data", partial(data.data, config, scratch))

@@ -3,6 +3,7 @@
 Each check returns its result, and a value that later checks need.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -60,6 +61,9 @@ COMES_BACK = 0.05  # share of an adapter's effect on logits that saving may lose
 # Most parameters for a check with the real weights: those of whisper-base, and of no published model.
 SMALL = {"cuda": 80e6, "mps": 10e6, "cpu": 10e6}
 LONG = 48.0  # hours, above which the check warns
+# Learning rates above which runs are reported to fail: LoRA on large-v3 at the 1e-3 that works on large-v2 (issues
+# 1223 of peft, 11 of fast-whisper-finetuning, 3 of fine-tune-whisper-vi), and all weights at ten times the usual rate.
+V3_AT_MOST, V3_MEL_BINS, FULL_AT_MOST = 5e-4, 128, 1e-4
 
 
 def checkpoint(config: "Config", base: str) -> tuple[Check, WhisperConfig]:
@@ -153,6 +157,19 @@ class Trial:
     model: Tuned
     base: Base
     batch: Mapping[str, Tensor]
+
+
+def learning_rate(config: "Config", known: WhisperConfig) -> tuple[Check, bool]:
+    """Warns of a learning rate at which training is reported to fail."""
+    rate, kind = config.training.learning_rate, config.lora.kind
+    if rate == "auto":
+        return Check("learning rate", OK, "auto: short runs find it before training, on dev"), True
+    high = FULL_AT_MOST if kind == "full" else V3_AT_MOST if known.num_mel_bins == V3_MEL_BINS else math.inf
+    if rate > high:
+        what = "full fine-tuning" if kind == "full" else "a model of the large-v3 family"
+        found = f"{rate:g}; above {high:g} {what} is reported to end in garbage"
+        return Check("learning rate", WARN, found, "training.learning_rate=auto finds one"), True
+    return Check("learning rate", OK, f"{rate:g}"), True
 
 
 def gradients(

@@ -212,7 +212,8 @@ def _chart(rows: Sequence[Mapping[str, Any]], rate: str) -> dict[str, Any]:
     lines: dict[str, list[tuple[float, float, Sequence[float]]]] = defaultdict(list)
     for row in rows:
         point = row["settings"]["lora"]["r"], row["mean"], row["bounds"]
-        lines[f"{row['settings']['training']['learning_rate']:g}"].append(point)
+        used = row["trained"].get("learning_rate", row["settings"]["training"]["learning_rate"])
+        lines[f"{used:g}"].append(point)
     drawn = charts.over(lines, rate, "LoRA rank", "learning rate")
     return {"chart": Markup(drawn), "chart_title": "Rank and error"}
 

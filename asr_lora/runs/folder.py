@@ -111,6 +111,16 @@ def rollback(run: Path) -> Path:
     return run / "train" / "rollback.json"
 
 
+def learning_rate(run: Path) -> Path:
+    """The learning rate that training.learning_rate=auto found, and those that it tried."""
+    return run / "train" / "learning_rate.json"
+
+
+def rate_trials(run: Path) -> Path:
+    """The short runs by which it is found, while they last."""
+    return run / "train" / "rates"
+
+
 def dev_baseline(run: Path) -> Path:
     """The base model's hypotheses of dev, decoded at the contexts of training."""
     return run / "train" / "dev_baseline.json"

@@ -48,7 +48,7 @@ def build_trainer(
     training, folder, began = config.training, config.run, time.monotonic()
     processor, base = _processor(config), _base(config, hardware)
     dev = _dev(config, hardware, processor)
-    warmup, learning_rate = round(training.warmup_ratio * config.max_steps), rate * training.learning_rate
+    warmup, learning_rate = round(training.warmup_ratio * config.max_steps), rate * float(training.learning_rate)
     training_log = TrainingLog(
         folder / "train" / "log.jsonl",
         bar,

@@ -115,8 +115,9 @@ def _roll_back(config: Config, trainer: WhisperTrainer, before: Rollback, collap
         log(f"divergence: training ends here; the best adapter, of step {best}, is kept")
         return True
     again = f" and, with {before.rate:g} of the learning rate, once more" if rolled_back else ""
+    rate = float(config.training.learning_rate)
     over = (
-        f"training.learning_rate: must be lower than {config.training.learning_rate:g} here: training collapsed{again} "
+        f"training.learning_rate: must be lower than {rate:g} here: training collapsed{again} "
         f"(step {collapse.step}: {collapse.reason}) before it had learned anything; try "
         f"{'a tenth' if rolled_back else 'a third'} of it"
     )
@@ -209,6 +210,7 @@ def _setup(config: Config, hardware: Hardware, trainer: WhisperTrainer) -> dict[
         "precision": config.model.precision,
         "autocast": hardware.autocast_name,
         "context": config.training.context,
+        "learning_rate": config.training.learning_rate,
         "augment": config.data.augment,
         "spec_augment": config.training.spec_augment,
         "versions": run.versions(),

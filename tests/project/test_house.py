@@ -14,7 +14,7 @@ MOST_LINES, MOST_FUNCTION = 400, 60
 # Stages and their packages, config and runs; what puts a training run together; what predicts a whole run.
 TAKES_CONFIG = re.compile(
     r"(prepare|train|soup|eval|report|plan|transcribe)\.py|(search|demo|doctor|export|app|config|runs)/\w+\.py"
-    r"|training/(builder|fit)\.py|planning/(devices|estimate)\.py"
+    r"|training/(builder|fit|rates)\.py|planning/(devices|estimate)\.py"
 )
 RETIRED = {
     "doubt", "doubts", "dial", "ears", "fault", "faults", "glimpse", "heard", "hear", "hearing", "hears", "learnt",

@@ -63,7 +63,7 @@ def test_a_healthy_run_passes_and_nothing_is_written(
     main()
     result = json.loads(capsys.readouterr().out)
     assert {each["verdict"] for each in result["checks"]} == {"ok"}, result
-    assert result["ok"] == len(result["checks"]) == 15 and (result["warn"], result["fail"]) == (0, 0)
+    assert result["ok"] == len(result["checks"]) == 16 and (result["warn"], result["fail"]) == (0, 0)
     assert {"name", "verdict", "found", "way_out"} == result["checks"][0].keys()
     assert len(result["clips"]) == 10 and result["clips"][0].keys() >= {"clip", "seconds", "rate", "level", "text"}
     assert all(clip["seconds"] > 0 and clip["rate"] > 0 and clip["level"] < 0 for clip in result["clips"])
@@ -362,3 +362,20 @@ def test_a_checkpoint_on_an_unreachable_hub_fails(words: list[str], tmp_path: Pa
     assert "model.checkpoint=/path" in found["Hub"].way_out
     assert found["language"].found == "skipped: needs Hub"
     assert found["gradients"].verdict == found["memory"].verdict == "ok"  # its dimensions are published
+
+
+@pytest.mark.parametrize(
+    ("words", "verdict", "found"),
+    [
+        ([], "ok", "0.001"),
+        (["model=whisper_small"], "ok", "auto"),
+        (["model=whisper_large_v3", "training.learning_rate=1e-3"], "warn", "0.001; above 0.0005 a model of the large"),
+        (["model=whisper_turbo", "training.learning_rate=1e-4"], "ok", "0.0001"),
+        (["lora=full", "training.learning_rate=1e-3"], "warn", "0.001; above 0.0001 full fine-tuning"),
+    ],
+)
+def test_a_learning_rate_that_is_known_to_fail_is_warned_of(words: list[str], verdict: str, found: str) -> None:
+    config = load(words)
+    check, _ = machine.learning_rate(config, machine.architecture(config.model.checkpoint))
+    assert check.verdict == verdict and check.found.startswith(found)
+    assert bool(check.way_out) == (verdict == "warn")
