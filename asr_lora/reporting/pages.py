@@ -57,7 +57,7 @@ def environment(autoescape: bool) -> Environment:
         "rate_cell": tables.rate_cell, "change": tables.change, "context_note": tables.context_note,
         "fallback_note": tables.fallback_note, "runaways": tables.runaways, "small": tables.small,
         "strength_cell": tables.strength_cell, "strength_label": tables.strength_label, "is_best": tables.is_best,
-        "context_label": tables.context_label,
+        "context_label": tables.context_label, "safe_note": tables.safe_note,
         "drawn_of": tables.drawn_of, "sample_note": tables.sample_note, "shared_value": shared_value,
         "tuning_label": tables.tuning_label,
         "CHOSEN_ON_DEV": tables.CHOSEN_ON_DEV, "FOLDED": tables.FOLDED,

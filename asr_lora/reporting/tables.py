@@ -13,6 +13,7 @@ FOLDED = (
     "seeds of the same settings are one row: means and sd, the sample standard deviation over the seeds; single runs "
     "have the 95 % interval over clips"
 )
+SAFE = 0.03  # largest rise of the error rate at a context that is safe, as exports are verified
 CONTEXTS = {"short": "at clip length", "full": "at 30 s context"}
 
 
@@ -142,8 +143,29 @@ def show_contexts(found: Mapping[str, Any]) -> None:
         f"contexts of the fine-tuned model, normalized by {found['normalizer']}",
         ("context", "set", "rate", "no fallback", f"to {context_label(found['points'][0])}", "insertions", "runaway",
          "seconds"), rows,
-        ["differences are paired; seconds are those of the decoding that was cached"], left=("set", "rate"),
+        ["differences are paired; seconds are those of the decoding that was cached",
+         safe_note(found, next(iter(found["points"][0]["sets"])))], left=("set", "rate"),
     )  # fmt: skip
+
+
+def safe_note(found: Mapping[str, Any], name: str) -> str:
+    """Returns a sentence: at which contexts the model is safe on a set, and at which not.
+
+    Safe is an error rate that is at most SAFE above that of the first context, both without Whisper's fallback, which
+    few tools have at short contexts, and no more runaway outputs than there.
+    """
+    scored = {context_label(point): point["sets"][name] for point in found["points"]}
+    first, rate = next(iter(scored.values())), primary_metric(next(iter(scored.values()))["language"])
+    usual = first["without_fallback"][rate]
+    safe = [
+        label
+        for label, own in scored.items()
+        if usual is None
+        or (own["without_fallback"][rate] - usual <= SAFE and own["runaways"] <= first["runaways"])
+    ]  # fmt: skip
+    unsafe = [label for label in scored if label not in safe]
+    rule = f"at most {100 * SAFE:g} points above {next(iter(scored))} without the fallback, and no more runaway outputs"
+    return f"Safe at {', '.join(safe)}{'; not at ' if unsafe else ''}{', '.join(unsafe)}: {rule}."
 
 
 def context_label(point: Mapping[str, Any]) -> str:

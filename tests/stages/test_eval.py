@@ -22,6 +22,7 @@ from asr_lora.evaluation.metrics import SMALL
 from asr_lora.model import whisper
 from asr_lora.model.adapter_folder import knows_short_context
 from asr_lora.report import report
+from asr_lora.reporting import tables
 from asr_lora.runs.folder import recorded_config
 from asr_lora.runs.launch import _leave
 from asr_lora.runtime.errors import ConfigError, ExternalError, RegressionError, UserError
@@ -250,6 +251,23 @@ def test_the_fine_tuned_model_is_scored_at_several_contexts_beside_its_own(
     assert len(seen) == decoded  # all of it was cached
     with pytest.raises(ConfigError, match=r"eval.contexts: .*short"):
         load(["eval.contexts=[short]"])
+
+
+def test_contexts_at_which_a_model_repeats_itself_are_named_as_unsafe() -> None:
+    def point(context: str, margin: float | None, wer: float, runaways: int) -> dict[str, Any]:
+        scored = {"language": "nl", "without_fallback": {"wer": wer}, "runaways": runaways}
+        return {"context": context, "margin": margin, "sets": {"test": scored}}
+
+    found = {"points": [
+        point("full", None, 0.12, 1), point("plain", 0.3, 0.40, 1), point("plain", 1.0, 0.14, 1),
+        point("auto", 1.0, 0.12, 2),
+    ]}  # fmt: skip
+    assert tables.safe_note(found, "test") == (
+        "Safe at full, plain 1 s; not at plain 0.3 s, auto 1 s: at most 3 points above full without the fallback, and "
+        "no more runaway outputs."
+    )
+    found["points"][0]["sets"]["test"]["without_fallback"]["wer"] = None  # no reference has a word
+    assert tables.safe_note(found, "test").startswith("Safe at full, plain 0.3 s")
 
 
 # ---- strengths ----
