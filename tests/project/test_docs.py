@@ -17,7 +17,7 @@ from asr_lora.config.compose import load
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-RESULTS = ROOT / "recipes" / "RESULTS.md"
+RESULTS, ACCURACY = ROOT / "recipes" / "RESULTS.md", ROOT / "recipes" / "ACCURACY.md"
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 BLOCK = re.compile(r"^```.*?^```", re.S | re.M)
 INDENTED = re.compile(r"^    \$ ((?:.*\\\n)*.*)", re.M)
@@ -67,7 +67,7 @@ def overrides(words: list[str]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("path", [*PAGES, RESULTS], ids=name)
+@pytest.mark.parametrize("path", [*PAGES, RESULTS, ACCURACY], ids=name)
 def test_every_relative_link_leads_to_a_file_and_a_heading(path: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
         if "://" in link:
