@@ -58,7 +58,7 @@ def edit(file: Path, **settings: Any) -> None:
 
 def model_config(checkpoint: Path, **settings: Any) -> ModelConfig:
     return ModelConfig(**{"name": "mine", "checkpoint": str(checkpoint), "precision": "fp32", "language": None,
-                          "task": "transcribe", **settings})  # fmt: skip
+                          "learning_rate": 1e-3, "task": "transcribe", **settings})  # fmt: skip
 
 
 def write_openai(file: Path, model: WhisperForConditionalGeneration, **more: Any) -> Path:
