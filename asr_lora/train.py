@@ -41,7 +41,7 @@ from asr_lora.runtime.files import read_json
 from asr_lora.runtime.screen import show_line
 from asr_lora.training.fit import clear_away, fit
 from asr_lora.training.rates import with_rate
-from asr_lora.training.soup import Place, average
+from asr_lora.training.soup import Place, average, check_alike
 
 
 def train(
@@ -94,7 +94,9 @@ def _train_soup(config: Config, command: Sequence[str], callbacks: Sequence[Trai
         if not distributed.rank_zero(partial(run.is_trained, member.run)):
             return False
     checkpoint = distributed.rank_zero(partial(run.with_pinned_base, config)).model.checkpoint
-    distributed.rank_zero(lambda: average([member.run for member in members], config.run, checkpoint))
+    folders = [member.run for member in members]
+    distributed.rank_zero(lambda: check_alike(folders))
+    distributed.rank_zero(lambda: average(folders, config.run, checkpoint))
     return True
 
 

@@ -13,20 +13,17 @@ from pathlib import Path
 
 import numpy as np
 
+from asr_lora.corpus.common_voice import read_table
 from asr_lora.runtime.console import log
 
 DEV_CLIPS = 8
-TABLE = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None}
-
-
-def read(file: Path) -> list[dict[str, str]]:
-    with file.open(encoding="utf-8", newline="") as lines:
-        return list(csv.DictReader(lines, **TABLE))  # type: ignore[arg-type]
 
 
 def write(file: Path, rows: Sequence[dict[str, str]]) -> None:
     with file.open("w", encoding="utf-8", newline="") as out:
-        table = csv.DictWriter(out, list(rows[0]), lineterminator="\n", **TABLE)  # type: ignore[arg-type]
+        table = csv.DictWriter(
+            out, list(rows[0]), delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, lineterminator="\n"
+        )
         table.writeheader()
         table.writerows(rows)
 
@@ -49,8 +46,11 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.2, help="of train's sentences (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     asked = parser.parse_args()
-    found = hold_out(read(asked.release / "train.tsv"), asked.share, asked.seed)
-    found["test"] += read(asked.release / "dev.tsv")
+    (train, _), (dev, _) = (
+        read_table(asked.release / f"{split}.tsv", ["path", "sentence"]) for split in ("train", "dev")
+    )
+    found = hold_out(train, asked.share, asked.seed)
+    found["test"] += dev
     asked.out.mkdir(parents=True)
     for split, rows in found.items():
         write(asked.out / f"{split}.tsv", rows)

@@ -169,13 +169,7 @@ class TrainingConfig:
         check("training.mask_count", self.mask_count, "at least 0", self.mask_count >= 0)
         check("training.mask_bins", self.mask_bins, "within 0 to 80, the mel bins", 0 <= self.mask_bins <= 80)
         check("training.mask_seconds", self.mask_seconds, "within 0 to 30", 0 <= self.mask_seconds <= MAX_SECONDS)
-        for name in (
-            "plain_share",
-            "long_share",
-            "packed_single",
-            "packed_timestamps",
-            "mask_share",
-        ):
+        for name in ("plain_share", "long_share", "packed_single", "packed_timestamps", "mask_share"):
             check(f"training.{name}", getattr(self, name), "a share in [0, 1]", 0 <= getattr(self, name) <= 1)
 
 

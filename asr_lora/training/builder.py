@@ -20,7 +20,7 @@ from asr_lora.data.sources import excluded_utterances, open_streamed
 from asr_lora.data.splits import StreamFilter
 from asr_lora.decoding.generate import decoding_options
 from asr_lora.model import adapter, whisper
-from asr_lora.model.hardware import Hardware, fitting_workers, step_bytes
+from asr_lora.model.hardware import FRAMES_PER_SECOND, Hardware, fitting_workers, step_bytes
 from asr_lora.model.methods import tuning_method
 from asr_lora.model.pretrained import language_token, load_config, load_processor
 from asr_lora.runs import folder as run
@@ -32,8 +32,6 @@ from asr_lora.speech.limits import MAX_SECONDS
 from asr_lora.training.callbacks import DivergenceGuard, KeepAdapters, TimeBudget, TrainingLog
 from asr_lora.training.trainer import WhisperTrainer
 from asr_lora.training.validation import DevEvaluator, dev_normalizer, eval_steps
-
-FRAMES_PER_SECOND = 100  # of log-mel features
 
 
 def build_trainer(

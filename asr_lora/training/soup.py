@@ -38,9 +38,8 @@ def average(folders: Sequence[Path], target: Path, checkpoint: str) -> None:
     The mean of their changes to the weights, not of their matrices, which share no basis: exact, as one adapter of the
     sum of their ranks. Of whole models it is the mean of the weights. Steps in train/log.jsonl are counted on from run
     to run. `checkpoint` is their base model.
-    Raises ConfigError for adapters that do not scale to the base model, or are trained on other clips or another base.
+    The runs have passed `check_alike`. Raises ConfigError for adapters that do not scale to the base model.
     """
-    check_alike(folders)
     sources, first = [run.tuned(folder) for folder in folders], run.tuned(folders[0])
     tuned = target / "train" / first.name
     if adapter_folder.is_whole(first):

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 from faster_whisper import WhisperModel
+from support.runs import hardware_of
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora.config.compose import load
@@ -22,7 +23,6 @@ from asr_lora.demo import __main__ as demo_stage
 from asr_lora.evaluation.eval_sets import EvalSet, decode_sets
 from asr_lora.export import ct2, ggml
 from asr_lora.export.__main__ import main
-from asr_lora.model.hardware import resolve_hardware
 from asr_lora.model.pretrained import load_generation_config
 from asr_lora.runs import folder as run
 from asr_lora.runtime.files import read_json, read_jsonl
@@ -87,11 +87,10 @@ def test_ctranslate2_decodes_our_features_to_the_same_tokens(exported: Path) -> 
 def test_short_contexts_decode_like_ours_in_any_order_of_lengths(exported: Path, module: ModuleType) -> None:
     """The base model is not safe at clip length; 12 s behind a clip are enough for it, and end at 17 s, not at 30."""
     config = run.recorded_config(exported, load(["hardware=cpu"]), [])
-    hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size)
     clips = read_jsonl(run.manifest(exported, "test"))[:6]
     plain = replace(config.decoding, context="plain", context_margin=12.0, fallback=False)
     sets = [EvalSet("test", "test", "nl", clips, len(clips))]
-    (ours,) = decode_sets(config.model, plain, hardware, sets, run.tuned(exported))
+    (ours,) = decode_sets(config.model, plain, hardware_of(config), sets, run.tuned(exported))
     folder, cpu = exported / "export" / module.__name__.rpartition(".")[2], torch.device("cpu")
     transcribe, alone = module.transcriber(folder, "nl", "transcribe", cpu, 12.0), []
     for clip in clips:  # also the first time, and after longer and shorter ones

@@ -29,10 +29,10 @@ def merged(checkpoint: Path, folder: Path) -> dict[str, torch.Tensor]:
 
 def is_mean(checkpoint: Path, mean: Path, folders: list[Path]) -> None:
     own, parts = merged(checkpoint, mean), [merged(checkpoint, folder) for folder in folders]
-    untouched = whisper.load(str(checkpoint), "fp32", CPU).state_dict()
+    base = whisper.load(str(checkpoint), "fp32", CPU).state_dict()
     for name, weight in own.items():
         torch.testing.assert_close(weight, torch.stack([each[name] for each in parts]).mean(dim=0))
-    assert any(not torch.equal(weight, untouched[name]) for name, weight in own.items())
+    assert any(not torch.equal(weight, base[name]) for name, weight in own.items())
 
 
 def test_a_soup_is_the_exact_mean_of_ordinary_runs_and_is_scored_and_reported(
