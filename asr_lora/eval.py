@@ -2,10 +2,9 @@
 
 Without overrides it scores the run that runs/last names; the overrides of train name the same run here. Both models
 decode the same clips with the same settings and Whisper's fallback, unquantized, on the run's own split and on all of
-eval.sets. Writes
-eval/<set>/{hypotheses.jsonl,metrics.json}, and with eval.strengths=[...] eval/strengths.json, with
-eval.contexts=[...] eval/contexts.json. Under torchrun the
-processes share the clips.
+eval.sets. Writes eval/<set>/{hypotheses.jsonl,metrics.json}, of long recordings {transcripts.jsonl,long.json}, and with
+eval.strengths=[...] eval/strengths.json, with eval.contexts=[...] eval/contexts.json. Under torchrun the processes
+share the clips.
 """
 
 import json
@@ -22,6 +21,7 @@ from asr_lora.evaluation import error_analysis, metrics
 from asr_lora.evaluation.adapter_strength import AdapterSelector
 from asr_lora.evaluation.contexts import score_contexts
 from asr_lora.evaluation.eval_sets import EvalSet, decode_sets, eval_sets, set_normalizer
+from asr_lora.evaluation.long_sets import decode_long_sets, long_sets, score_set
 from asr_lora.model import adapter_folder
 from asr_lora.model.hardware import Hardware, agreed, resolve_hardware
 from asr_lora.reporting import tables
@@ -68,6 +68,7 @@ def _evaluate(config: Config, hardware: Hardware, command: str) -> dict[str, Any
         found = score_contexts(config.eval, config.decoding, config.model, hardware, sets, tuned, config.seed)
         distributed.rank_zero(lambda: write_json(config.run / "eval" / "contexts.json", found))
         distributed.rank_zero(lambda: tables.show_contexts(found))
+    _score_long(config, hardware, tuned)
     return distributed.rank_zero(lambda: _show(config, sets, tuned))
 
 
@@ -84,6 +85,27 @@ def _show(config: Config, sets: Sequence[EvalSet], tuned: Path) -> dict[str, Any
 
 def _folder(config: Config, each: EvalSet) -> Path:
     return config.run / "eval" / each.name
+
+
+def _score_long(config: Config, hardware: Hardware, tuned: Path) -> None:
+    """Transcribes and scores the sets of long recordings, and writes and prints their figures."""
+    sets = distributed.rank_zero(lambda: long_sets(config.run, config.eval, config.data, config.model))
+    if not sets:
+        return
+    before, after = (
+        decode_long_sets(config.model, config.decoding, hardware, sets, each, config.eval,
+                         config.transcribe.max_segment_seconds)
+        for each in (None, tuned)
+    )  # fmt: skip
+    adapter = distributed.rank_zero(lambda: adapter_folder.fingerprint(tuned))
+    for each, base, own in zip(sets, before, after, strict=True):
+        facts, lines = score_set(each, base, own, config.eval, config.seed)
+        facts |= {"adapter_sha256": adapter, "figures": run.FIGURES}
+        folder = config.run / "eval" / each.name
+        distributed.rank_zero(lambda: write_jsonl(folder / "transcripts.jsonl", lines))  # noqa: B023 (called at once)
+        distributed.rank_zero(lambda: write_json(folder / "long.json", facts))  # noqa: B023 (called at once)
+        distributed.rank_zero(lambda: tables.show_long(facts))  # noqa: B023 (called at once)
+        log(f"transcripts and figures: {folder}")
 
 
 # ---- scores ----

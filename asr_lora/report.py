@@ -70,7 +70,8 @@ def report(folder: Path, price: float | None = None) -> Path:
                 steps, trained["dev"], trained["dev_normalizer"]
             )],
             durations=_durations(facts[split]), strengths=_strengths(folder, facts[split]),
-            contexts=run.read_contexts(folder, facts[split]), price=price, source=source,
+            contexts=run.read_contexts(folder, facts[split]), long_sets=run.read_long(folder, facts[split]),
+            price=price, source=source,
             cost=run_cost(price, trained, facts), least=metrics.SMALL,
             shared=count_overlap(folder, facts[split]["language"]),
             for_whom=headline.for_whom(facts[split]), what_broke=headline.what_broke(facts, lines),

@@ -18,7 +18,8 @@ from pathlib import Path
 from asr_lora.config.compose import Config, job_overrides
 from asr_lora.corpus.tree import Tree
 from asr_lora.data.finding import named_recordings
-from asr_lora.decoding.generate import RowAdapter, Segment, decode_long_form
+from asr_lora.decoding.generate import DecodingOptions, RowAdapter, Segment
+from asr_lora.decoding.long_form import decode_long_form
 from asr_lora.decoding.transcriber import (
     FORMATS,
     Part,
@@ -110,7 +111,7 @@ def _scan(
     if adapters:
         log(f"{recording.name}: {language}, {f'adapter {name}' if name else 'no adapter for it: the base model'}")
     settings = config.transcribe
-    found = [] if settings.long_form == "sequential" else speech_segments(waveform, settings.max_segment_seconds)
+    found = speech_segments(waveform, settings.max_segment_seconds) if settings.long_form == "vad" else []
     parts = [(recording.path, *part) for part in found]
     return ScannedRecording(recording, len(waveform) / audio.SAMPLE_RATE, language, name, parts)
 
@@ -125,11 +126,7 @@ def _one_by_one(
             waveform = _load(recording)
             scanned = _scan(config, transcriber, recording, given, waveform)
             with transcriber.session(scanned.language, scanned.adapter) as settings:
-                if config.transcribe.long_form == "sequential":
-                    segments = decode_long_form(transcriber.model, transcriber.processor, waveform, settings)
-                else:
-                    with progress(f"transcribing {recording.name}", total=len(scanned.parts)) as bar:
-                        segments = transcriber.segments(scanned.parts, settings, bar.advance, bar.extend)
+                segments = _decode(config.transcribe.long_form, transcriber, scanned, waveform, settings)
         except ExternalError as error:
             bad.append(recording)
             log(f"left out: {error}")
@@ -137,6 +134,20 @@ def _one_by_one(
         _write(config, recording, segments, scanned.facts())
         seconds += scanned.seconds
     return seconds, bad
+
+
+def _decode(
+    long_form: str, transcriber: Transcriber, scanned: ScannedRecording, waveform: audio.Waveform,
+    settings: DecodingOptions,
+) -> list[Segment]:  # fmt: skip
+    name = f"transcribing {scanned.recording.name}"
+    if long_form == "vad":
+        with progress(name, total=len(scanned.parts)) as bar:
+            return transcriber.segments(scanned.parts, settings, bar.advance, bar.extend)
+    with progress(f"{name}, s", total=round(scanned.seconds)) as bar:
+        return decode_long_form(
+            transcriber.model, transcriber.processor, waveform, settings, long_form == "previous_text", bar.move_to
+        )
 
 
 def _mixed(

@@ -36,8 +36,8 @@ RENAMED_VALUES: Mapping[str, Mapping[Any, str]] = {
 }
 # Settings that were added since, with the values that runs without them were made with.
 ADDED: Mapping[str, Mapping[str, Any]] = {
-    "data": {"splits": None}, "eval": {"contexts": [], "margins": [1.0]}, "export": {"short_margin": 1.0},
-    "model": {"learning_rate": 1e-3},
+    "data": {"splits": None}, "eval": {"contexts": [], "margins": [1.0], "long_form": ["vad", "sequential"]},
+    "export": {"short_margin": 1.0}, "model": {"learning_rate": 1e-3},
     "training": {
         "plain_share": 0.0, "soup": 1, "mask_count": 2, "mask_bins": 27, "mask_seconds": 0.5, "mask_share": 0.2,
     },

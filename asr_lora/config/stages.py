@@ -10,6 +10,8 @@ from asr_lora.runtime.errors import ConfigError, check, check_choice, check_loca
 from asr_lora.speech.limits import CONTEXTS, MAX_SECONDS, NORMALIZERS
 
 EXPORTS = ("hf", "ct2", "ct2-int8", "ct2-int8_float16", "ggml", "ggml-q8_0", "ggml-q5_0")
+LONG_FORMS = ("vad", "sequential", "previous_text")  # of transcribing long recordings
+MOST_MINUTES = 180  # of a built recording, 3 hours: 0.7 GB as float samples
 NO_ONNX = (
     "export.formats: onnx is not made, since optimum-onnx 0.1 needs transformers before 4.58 and this needs 5; export "
     "hf, and convert that in a separate environment with optimum"
@@ -44,9 +46,14 @@ class TranscribeConfig:
             check_choice("transcribe.formats", name, ("txt", "srt", "vtt", "json"))
         check("transcribe.formats", self.formats, "at least one", bool(self.formats))
         fits = 1 <= self.max_segment_seconds <= MAX_SECONDS
-        check_choice("transcribe.long_form", self.long_form, ("vad", "sequential"))
-        both = self.mixed_batches and self.long_form == "sequential"
-        check("transcribe.mixed_batches", self.mixed_batches, "false under transcribe.long_form=sequential", not both)
+        check_choice("transcribe.long_form", self.long_form, LONG_FORMS)
+        both = self.mixed_batches and self.long_form != "vad"
+        check(
+            "transcribe.mixed_batches",
+            self.mixed_batches,
+            f"false with transcribe.long_form={self.long_form}",
+            not both,
+        )
         check("transcribe.max_segment_seconds", self.max_segment_seconds, f"1 to {MAX_SECONDS:g} (seconds)", fits)
 
 
@@ -161,7 +168,9 @@ class PlanConfig:
 class EvalSetConfig:
     """An item of eval.sets. Its defaults are here, as conf/ cannot have any for items: the split is test.
 
-    `language` is the corpus's locale, `token` the language token for Whisper where it has none for that locale.
+    `language` is the corpus's locale, `token` the language token for Whisper where it has none for that locale. With
+    `long` it is a set of long recordings: those that the corpus has segments of, or with `minutes` recordings of about
+    that length, joined of its clips in `orders` orders.
     """
 
     source: str
@@ -169,12 +178,19 @@ class EvalSetConfig:
     name: str | None = None
     split: str = "test"
     token: str | None = None
+    long: bool = False
+    minutes: float | None = None
+    orders: int = 1
 
     def __post_init__(self) -> None:
         check("eval.sets.source", repr(self.source), "a path, silence or noise", self.source != "")
         folder = self.name is None or re.fullmatch(r"\w[\w.-]*", self.name) is not None
         check("eval.sets.name", repr(self.name), "letters, digits, _, . and - alone, a letter first", folder)
         check_choice("eval.sets.split", self.split, ("train", "dev", "test"))
+        fits = self.minutes is None or (self.long and 0.5 <= self.minutes <= MOST_MINUTES)
+        check("eval.sets.minutes", self.minutes, f"0.5 to {MOST_MINUTES:g}, with long=true", fits)
+        joined = self.orders == 1 or (self.orders > 1 and self.minutes is not None)
+        check("eval.sets.orders", self.orders, "at least 1; more than 1 with minutes=...", joined)
         if self.language is not None:
             check_locale("eval.sets.language", self.language)
 
@@ -193,6 +209,7 @@ class EvalConfig:
     strengths: list[float]
     contexts: list[str]
     margins: list[float]
+    long_form: list[str]
     average: int | None
 
     def __post_init__(self) -> None:
@@ -207,6 +224,10 @@ class EvalConfig:
         check(
             "eval.margins", self.margins, "at least 0 (seconds)", all(0 <= each <= MAX_SECONDS for each in self.margins)
         )
+        for way in self.long_form:
+            check_choice("eval.long_form", way, LONG_FORMS)
+        once = 0 < len(self.long_form) == len(set(self.long_form))
+        check("eval.long_form", self.long_form, "at least one, each of them once", once)
         check("eval.average", self.average, "at least 1", self.average is None or self.average >= 1)
         check_choice("eval.split", self.split, ("test", "dev"))
         check("eval.limit", self.limit, "at least 1, or null for all", self.limit is None or self.limit >= 1)

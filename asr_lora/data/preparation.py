@@ -19,6 +19,7 @@ from asr_lora.data.manifest import (
     Clip,
     SplitDraw,
     as_utterance,
+    name_in_corpus,
     read_manifest,
     sampling_order,
     training_clips,
@@ -181,6 +182,30 @@ def draw_from_corpus(
     clip: another release of a corpus may have as test what this one has as train. Raises as `make_manifest` does, with
     messages that begin with eval.sets.
     """
+    draw, _, utterances, leaks = _draw_other(run, data, model, source, locale, split, limit)
+    return draw.chosen, len(utterances), leaks
+
+
+def draw_segments(
+    run: Path, data: DataConfig, model: ModelConfig, source: str, locale: str, split: str
+) -> tuple[list[Clip], list[Clip], dict[str, int]]:
+    """Draws all clips of another corpus as `draw_from_corpus` does; returns them, the segments that were not, counts.
+
+    Those are lines with `path`, `start` and `end` alone: segments of the same recordings that training used, or that
+    are unusable.
+    """
+    draw, corpus, utterances, leaks = _draw_other(run, data, model, source, locale, split, None)
+    drawn = {name_in_corpus(clip) for clip in draw.chosen}
+    others = [each for each in utterances if each.path not in drawn and each.start is not None]
+    files = corpus.fetch([each.path for each in others])
+    return draw.chosen, [
+        {"path": str(files[each.path]), "start": each.start, "end": each.end} for each in others if each.path in files
+    ], leaks  # fmt: skip
+
+
+def _draw_other(
+    run: Path, data: DataConfig, model: ModelConfig, source: str, locale: str, split: str, limit: int | None
+) -> tuple[SplitDraw, Corpus, list[Utterance], dict[str, int]]:
     try:
         corpus = open_corpus(source, locale, named_columns(data))
         utterances = corpus.tables.get(split) or corpus.tables.get(UNSPLIT, [])
@@ -196,7 +221,7 @@ def draw_from_corpus(
             )
     except (ConfigError, ExternalError) as error:
         raise type(error)(f"eval.sets: {error}") from error
-    return draw.chosen, len(utterances), leaks
+    return draw, corpus, utterances, leaks
 
 
 def _utterances(corpus: Corpus, split: str) -> list[Utterance]:

@@ -1,4 +1,4 @@
-"""Batched decoding of clips, longest first and read one batch ahead; long-form decoding of recordings.
+"""Batched decoding of clips, longest first and read one batch ahead.
 
 The processes of a run are given whole batches, the same ones that a single process would make, and all of them return
 all hypotheses.
@@ -198,44 +198,6 @@ def over_batches(
     return [found[index] for index in range(len(clips))]
 
 
-def decode_long_form(
-    model: WhisperForConditionalGeneration,
-    processor: WhisperProcessor,
-    waveform: audio.Waveform,
-    decoding: DecodingOptions,
-) -> list[Segment]:
-    """Decodes a recording of any length, (samples,) at 16 kHz, in 30 s windows by Whisper's timestamps.
-
-    Each window begins where the last one's timestamps ended (Radford et al. 2023, section 4.5), so the model must still
-    predict timestamps: the base model does, and one that was fine-tuned with training.context=packed.
-    Raises ExternalError where a window does not fit in memory.
-    """
-    inputs = processor.feature_extractor(
-        waveform, sampling_rate=audio.SAMPLE_RATE, return_tensors="pt", truncation=False, padding="longest",
-        return_attention_mask=True,
-    )  # fmt: skip
-    if len(waveform) <= MAX_SECONDS * audio.SAMPLE_RATE:  # one window, which the encoder wants whole
-        inputs = processor.feature_extractor(waveform, sampling_rate=audio.SAMPLE_RATE, return_tensors="pt")
-    weight = model.get_encoder().conv1.weight
-    try:
-        with torch.inference_mode():
-            output = model.generate(
-                input_features=inputs.input_features.to(weight.device, weight.dtype),
-                attention_mask=inputs.get("attention_mask"), num_beams=decoding.num_beams, return_timestamps=True,
-                return_segments=True, **language_and_task(model.generation_config, decoding.language, decoding.task),
-            )  # fmt: skip
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise _not_even_one(error) from error
-        raise
-    return [
-        Segment(
-            float(each["start"]), float(each["end"]), processor.decode(each["tokens"], skip_special_tokens=True).strip()
-        )
-        for each in output["segments"][0]
-    ]
-
-
 def _decode_in_parts(
     model: WhisperForConditionalGeneration, input_features: Tensor, decoding: DecodingOptions, capacity: Capacity,
     rows: Sequence[Row], temperature: float,
@@ -255,7 +217,7 @@ def _decode_in_parts(
             if not is_out_of_memory(error):
                 raise
             if len(part) == 1:
-                raise _not_even_one(error) from error
+                raise not_even_one(error) from error
         else:
             if capacity.seconds < capacity.reported:
                 capacity.reported, most = capacity.seconds, capacity.seconds / decoding.num_beams
@@ -269,7 +231,8 @@ def _decode_in_parts(
     return found
 
 
-def _not_even_one(error: RuntimeError) -> ExternalError:
+def not_even_one(error: RuntimeError) -> ExternalError:
+    """Returns what to raise where not even one clip fits in memory."""
     return ExternalError(
         f"hardware: not even one clip at a time fits in memory to be decoded ({first_line(error)}); take "
         "decoding=greedy, a smaller model, or free what else uses this device"

@@ -60,7 +60,7 @@ class EvalSet:
 
 
 def eval_sets(run: Path, settings: EvalConfig, data: DataConfig, model: ModelConfig) -> list[EvalSet]:
-    """Returns the run's own split, then the sets of `eval.sets`.
+    """Returns the run's own split, then the sets of `eval.sets` but those of long recordings.
 
     Raises ConfigError for a set that cannot be drawn, or two of one name, and ExternalError as reading a corpus does.
     """
@@ -72,8 +72,8 @@ def eval_sets(run: Path, settings: EvalConfig, data: DataConfig, model: ModelCon
     for each in settings.sets:
         if each.source in NON_SPEECH:
             found.append(_non_speech(each.source, language))
-        else:
-            found.append(_corpus(run, each, settings.limit, data, model))
+        elif not each.long:
+            found.append(drawn_corpus(run, each, settings.limit, data, model))
     return found
 
 
@@ -85,15 +85,17 @@ def set_normalizer(settings: EvalConfig, each: EvalSet) -> Normalizer:
 def check_eval_sets(settings: EvalConfig, data: DataConfig, model: ModelConfig) -> None:
     """Raises ConfigError for errors in `eval.sets` that can be found before training, without a corpus."""
     Normalizer(settings.normalizer, language_token(model, data.language), settings.numbers)
-    names = [_name(each, data.language) for each in settings.sets]
+    names = [set_name(each, data.language) for each in settings.sets]
     for each, name in zip(settings.sets, names, strict=True):
         if each.source in NON_SPEECH:
             if each != EvalSetConfig(each.source):
-                raise ConfigError(f"eval.sets: {each.source} is generated; it takes no language, name or split")
+                raise ConfigError(
+                    f"eval.sets: {each.source} is generated; it takes no language, name or split, and is not long"
+                )
             continue
         if name in ("test", "dev"):
             raise ConfigError(f"eval.sets: {name} is the name of the run's own split; give the set another, name=...")
-        Normalizer(settings.normalizer, _token(each, data.language, model), settings.numbers)
+        Normalizer(settings.normalizer, set_token(each, data.language, model), settings.numbers)
         if each.source.startswith(mdc.PREFIX):
             mdc.check(each.source.removeprefix(mdc.PREFIX))
         elif is_path(each.source) and not Path(each.source).expanduser().exists():
@@ -104,16 +106,16 @@ def check_eval_sets(settings: EvalConfig, data: DataConfig, model: ModelConfig) 
         raise ConfigError(f"eval.sets: {', '.join(twice)} is the name of two sets; give one another, name=...")
 
 
-def _name(settings: EvalSetConfig, language: str) -> str:
+def set_name(settings: EvalSetConfig, language: str) -> str:
     """Returns the name of a set; `language` is that of the run's corpus."""
     if settings.source in NON_SPEECH:
         return settings.source
     named = settings.source if is_path(settings.source) else settings.source.partition(":")[2].replace(":", "-")
     stem = Path(named).expanduser().name.partition(".tar")[0]
-    return settings.name or f"{stem}-{settings.language or language}"
+    return settings.name or f"{stem}-{settings.language or language}{'-long' if settings.long else ''}"
 
 
-def _token(settings: EvalSetConfig, language: str, model: ModelConfig) -> str:
+def set_token(settings: EvalSetConfig, language: str, model: ModelConfig) -> str:
     """Returns Whisper's token for a set; `language` is that of the run's corpus."""
     if settings.token is None:
         locale = settings.language or language
@@ -131,10 +133,9 @@ def _token(settings: EvalSetConfig, language: str, model: ModelConfig) -> str:
     return settings.token
 
 
-def _corpus(run: Path, settings: EvalSetConfig, limit: int | None, data: DataConfig, model: ModelConfig) -> EvalSet:
-    """Draws a set as the run's own split is; cached in the run folder until its settings change."""
-    locale, name = settings.language or data.language, _name(settings, data.language)
-    source, files = settings.source, list[Path]()
+def set_source(run: Path, settings: EvalSetConfig, limit: int | None, data: DataConfig) -> dict[str, Any]:
+    """Returns all that the draw of a set follows from, `source` the absolute path of a file or folder."""
+    locale, source, files = settings.language or data.language, settings.source, list[Path]()
     if is_path(source):
         path = Path(source).expanduser().absolute()
         # An archive's own time, or that of a folder's tables: corrected sentences are drawn again.
@@ -146,13 +147,21 @@ def _corpus(run: Path, settings: EvalSetConfig, limit: int | None, data: DataCon
         )
         source = str(path)
         files = [path] if path.is_file() else [file for pattern in tables for file in path.glob(pattern)]
-    follows_from = {
+    return {
         "source": source, "changed": max((file.stat().st_mtime for file in files), default=None),
         "language": locale, "split": settings.split, "limit": limit, "seed": data.seed,
         "train": sha256(b"".join(file.read_bytes() for file in trained_files(run))).hexdigest(),
     }  # fmt: skip
+
+
+def drawn_corpus(
+    run: Path, settings: EvalSetConfig, limit: int | None, data: DataConfig, model: ModelConfig
+) -> EvalSet:
+    """Draws a set as the run's own split is; cached in the run folder until its settings change."""
+    name, follows_from = set_name(settings, data.language), set_source(run, settings, limit, data)
     drawn = run / "eval" / name / "drawn"
     if not drawn.is_dir() or read_json(drawn / "summary.json")["follows_from"] != follows_from:
+        source, locale = follows_from["source"], follows_from["language"]
         chosen, available, leaks = draw_from_corpus(run, data, model, source, locale, settings.split, limit)
         with atomic_folder(drawn) as partial:
             write_jsonl(partial / "clips.jsonl", chosen)
@@ -164,7 +173,12 @@ def _corpus(run: Path, settings: EvalSetConfig, limit: int | None, data: DataCon
             f"eval.sets: {len(lost)} clips of {name} are gone ({lost[0]['path']}, ...); remove {drawn}, and retry"
         )
     return EvalSet(
-        name, settings.split, _token(settings, data.language, model), rows, facts["available"], facts["leaks_dropped"]
+        name,
+        settings.split,
+        set_token(settings, data.language, model),
+        rows,
+        facts["available"],
+        facts["leaks_dropped"],
     )
 
 
@@ -213,19 +227,19 @@ def decode_sets(
     """
     name, found, model, load_seconds = "base" if tuned is None else "fine-tuned", [], None, 0.0
     processor = load_processor(base.checkpoint)
-    short = tuned is not None and (decoding.context == "plain" or adapter_folder.knows_short_context(tuned))
-    of_model, capacity = distributed.rank_zero(lambda: _model_content(base.checkpoint, hardware, tuned)), Capacity()
+    short = knows_context(decoding, tuned)
+    of_model, capacity = distributed.rank_zero(lambda: model_content(base.checkpoint, hardware, tuned)), Capacity()
     for each in sets:
         settings = decoding_options(decoding, base, hardware, each.language, short)
         kept = cache_dir() / "hypotheses-3" / f"{_content(of_model, each, settings)}.json"
-        if cached := distributed.rank_zero(partial(_kept, kept)):
+        if cached := distributed.rank_zero(partial(kept_hypotheses, kept)):
             log(f"{name}, {each.name}: these clips were decoded before; hypotheses from {kept}")
             found.append({**cached, "cached": True})
             continue
         if model is None:
             free_memory()
             started = time.perf_counter()
-            model = _loaded(base.checkpoint, hardware, tuned)
+            model = load_merged(base.checkpoint, hardware, tuned)
             load_seconds = time.perf_counter() - started
         facts = _decoded(model, processor, hardware, each, name, settings, capacity) | {"load_seconds": load_seconds}
         distributed.rank_zero(partial(write_json, kept, facts))
@@ -233,11 +247,18 @@ def decode_sets(
     return found
 
 
-def _kept(file: Path) -> dict[str, Any] | None:
+def knows_context(decoding: DecodingConfig, tuned: Path | None) -> bool:
+    """Whether the model may be decoded at short contexts: never the base model (None)."""
+    return tuned is not None and (decoding.context == "plain" or adapter_folder.knows_short_context(tuned))
+
+
+def kept_hypotheses(file: Path) -> dict[str, Any] | None:
+    """Returns what a file of the cache holds; None where there is none."""
     return read_json(file) if file.is_file() else None
 
 
-def _loaded(checkpoint: str, hardware: Hardware, tuned: Path | None) -> WhisperForConditionalGeneration:
+def load_merged(checkpoint: str, hardware: Hardware, tuned: Path | None) -> WhisperForConditionalGeneration:
+    """Loads the fine-tuned model whose weights are in `tuned`, or the base model (None), as both are decoded."""
     precision, device = hardware.merged_precision, hardware.device
     if tuned is None:
         return whisper.load(checkpoint, precision, device)
@@ -266,7 +287,7 @@ def _decoded(
     }
 
 
-def _model_content(checkpoint: str, hardware: Hardware, tuned: Path | None) -> dict[str, Any]:
+def model_content(checkpoint: str, hardware: Hardware, tuned: Path | None) -> dict[str, Any]:
     """Identifies the model in the cache of hypotheses; hashes the checkpoint's gigabytes once for all."""
     return {
         "checkpoint": fingerprint(checkpoint),

@@ -58,6 +58,8 @@ def environment(autoescape: bool) -> Environment:
         "fallback_note": tables.fallback_note, "runaways": tables.runaways, "small": tables.small,
         "strength_cell": tables.strength_cell, "strength_label": tables.strength_label, "is_best": tables.is_best,
         "context_label": tables.context_label, "safe_note": tables.safe_note,
+        "long_title": tables.long_title, "long_headings": tables.long_headings, "long_rows": tables.long_rows,
+        "long_notes": tables.long_notes,
         "drawn_of": tables.drawn_of, "sample_note": tables.sample_note, "shared_value": shared_value,
         "tuning_label": tables.tuning_label,
         "CHOSEN_ON_DEV": tables.CHOSEN_ON_DEV, "FOLDED": tables.FOLDED,

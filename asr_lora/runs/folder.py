@@ -193,6 +193,13 @@ def read_contexts(run: Path, own: Mapping[str, Any]) -> dict[str, Any] | None:
     return found if found and wanted.items() <= found.items() else None
 
 
+def read_long(run: Path, own: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns every eval/<set>/long.json that is of the adapter and version of the scores `own`."""
+    wanted = {name: own["inputs"].get(name) for name in ("adapter_sha256", "figures")}
+    every = [read_json(path) for path in sorted(run.glob("eval/*/long.json"))]
+    return [found for found in every if wanted.items() <= found.items()]
+
+
 def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 

@@ -12,7 +12,8 @@ from support.speech import spoken
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora.data.features import log_mel
-from asr_lora.decoding.generate import DecodingOptions, RowAdapter, batches, decode_long_form, decode_once
+from asr_lora.decoding.generate import DecodingOptions, RowAdapter, batches, decode_once
+from asr_lora.decoding.long_form import decode_long_form
 from asr_lora.demo.assets import whisper_base_from_wheels
 from asr_lora.model import whisper
 from asr_lora.model.hardware import Capacity

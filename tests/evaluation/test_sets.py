@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.releases import utterances, write_release
+from support.releases import utterances, write_lines, write_release
 from support.runs import sets_of
+from support.segments import record
 
 from asr_lora.config.compose import load
 from asr_lora.evaluation.eval_sets import NON_SPEECH, NON_SPEECH_SECONDS
+from asr_lora.evaluation.long_sets import long_sets
 from asr_lora.prepare import prepare
 from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import read_jsonl
@@ -106,3 +108,26 @@ def test_clips_that_share_something_with_training_are_left_out_of_a_set(words: l
     write_release(other, "nl", {"train": utterances("a", 3, 3), "dev": utterances("b", 3, 3), "test": tests})
     again = sets_of(load([*words, f"eval.sets=[{{source: {other}}}]", "eval.limit=null"]))[1]
     assert again.leaks == {"speaker": 1, "sentence": 1, "clip": 0} and len(again.clips) == 4
+
+
+def test_a_recording_is_scored_whole_and_silent_where_training_had_the_sentence(
+    words: list[str], tmp_path: Path
+) -> None:
+    prepared(words)
+    talks = tmp_path / "talks"
+    record(talks / "talk.wav", 8)
+    lines = "Eerst dit.", read_jsonl(load(words).run / "data" / "train.jsonl")[0]["text"], "Dan dat."
+    write_lines(talks / "talk.srt", [
+        f"{at}\n00:00:0{2 * at},000 --> 00:00:0{2 * at + 1},000\n{line}\n" for at, line in enumerate(lines)
+    ])  # fmt: skip
+    config = load([*words, f"eval.sets=[{{source: {talks}, long: true}}]"])
+    assert [each.name for each in sets_of(config)] == ["test"]
+    for _ in range(2):  # made once, then read
+        (found,) = long_sets(config.run, config.eval, config.data, config.model)
+        (talk,) = found.recordings
+        cues = [(cue.text, cue.start, cue.end) for cue in talk.cues]
+        assert (found.name, found.leaks["sentence"], cues) == (
+            "talks-nl-long", 1, [("Eerst dit.", 0.0, 1.0), ("Dan dat.", 4.0, 5.0)]
+        )  # fmt: skip
+        sound = audio.load(talk.path)
+        assert not sound[2 * audio.SAMPLE_RATE : 3 * audio.SAMPLE_RATE].any() and sound[audio.SAMPLE_RATE :].any()

@@ -15,7 +15,8 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 from asr_lora.config.schema import ModelConfig
 from asr_lora.data.features import label_ids, log_mel, packed_label_ids, with_prompt
-from asr_lora.decoding.generate import DecodingOptions, decode_long_form, decode_once, suppress_tokens
+from asr_lora.decoding.generate import DecodingOptions, decode_once, suppress_tokens
+from asr_lora.decoding.long_form import decode_long_form
 from asr_lora.model import checkpoint_files, complete, whisper
 from asr_lora.model.convert_openai import openai_name
 from asr_lora.model.pretrained import (

@@ -16,7 +16,7 @@ from asr_lora.config.compose import load
 from asr_lora.decoding import generate
 from asr_lora.decoding.generate import DecodingOptions
 from asr_lora.eval import evaluate
-from asr_lora.evaluation import eval_sets
+from asr_lora.evaluation import eval_sets, long_sets
 from asr_lora.evaluation.eval_sets import EvalSet
 from asr_lora.evaluation.metrics import SMALL
 from asr_lora.model import whisper
@@ -74,6 +74,55 @@ def test_every_set_is_scored_with_both_models_in_one_table(
         assert re.search(rf"^{name}[ :]", table, re.MULTILINE)
     assert own["set"] == "test" and "4 (small)" in table and "4 of 6 test clips (small)" in " ".join(table.split())
     assert read_json(config.run / "eval" / "silence" / "metrics.json")["delta"]["wer"] is None
+
+
+def test_long_recordings_are_transcribed_by_both_models_in_every_way(
+    trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = {split: utterances(f"nl-{split}", 4, 4, seconds=1.0) for split in ("train", "dev", "test")}
+    write_release(tmp_path / "other", "nl", others)
+    joined = f"{{source: {tmp_path / 'other'}, long: true, minutes: 0.5, orders: 2, name: talks}}"
+    config = load([*trained, f"eval.sets=[{joined}]", "eval.long_form=[vad,sequential,previous_text]"])
+    # Silero hears no speech in tones.
+    monkeypatch.setattr(long_sets, "speech_segments", lambda waveform, longest: [(0.0, 2.0), (2.5, 4.0)])
+    evaluate(config)
+    folder, table = config.run / "eval" / "talks", " ".join(capsys.readouterr().out.split())
+    facts, lines = read_json(folder / "long.json"), read_jsonl(folder / "transcripts.jsonl")
+    assert "talks: 2 long recordings" in table and "previous_text" in table
+    assert [line["name"] for line in lines] == ["order-0-part-0", "order-1-part-0"] and facts["recordings"] == 2
+    for way in ("vad", "sequential", "previous_text"):
+        scored = facts["ways"][way]
+        assert scored["clips"] == 4 and scored["units"] == 2 * 4 * 6  # "Dit is zin 0 van nl test."
+        assert scored["delta"]["error_rate"] == pytest.approx(scored["error_rate"] - scored["baseline"]["error_rate"])
+        for model in ("baseline", "fine_tuned"):
+            assert all(segment["text"] is not None for line in lines for segment in line["transcripts"][way][model])
+    assert [segment["end"] for segment in lines[0]["transcripts"]["vad"]["baseline"]] == [2.0, 4.0]
+    page = report(config.run).read_text()
+    assert "Long recordings, talks: 2 long recordings" in page
+    monkeypatch.setattr(long_sets, "load_merged", None)  # transcripts are cached
+    evaluate(config)
+    assert read_json(folder / "long.json") == facts
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("minutes: 5", r"eval.sets.minutes: must be 0.5 to 180, with long=true, got 5"),
+        ("long: true, orders: 2", r"eval.sets.orders: must be at least 1; more than 1 with minutes=..., got 2"),
+        ("long: true, minutes: 0", r"eval.sets.minutes: must be 0.5 to 180"),
+    ],
+)
+def test_settings_of_long_recordings_that_mean_nothing_are_refused(
+    trained: list[str], given: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load([*trained, f"eval.sets=[{{source: /x, {given}}}]"])
+
+
+def test_a_set_of_whole_recordings_needs_segments(trained: list[str], tmp_path: Path) -> None:
+    write_release(tmp_path / "other", "nl", {split: utterances(f"nl-{split}", 4, 4) for split in ("train", "test")})
+    with pytest.raises(ConfigError, match=r"eval.sets: .*other has no segments of long recordings; .*minutes=5"):
+        evaluate(load([*trained, f"eval.sets=[{{source: {tmp_path / 'other'}, long: true}}]"]))
 
 
 @pytest.mark.slow
