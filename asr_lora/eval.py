@@ -22,6 +22,7 @@ from asr_lora.evaluation.adapter_strength import AdapterSelector
 from asr_lora.evaluation.contexts import score_contexts
 from asr_lora.evaluation.eval_sets import EvalSet, decode_sets, eval_sets, set_normalizer
 from asr_lora.evaluation.long_sets import decode_long_sets, long_sets, score_set
+from asr_lora.evaluation.prompts import score_prompt
 from asr_lora.model import adapter_folder
 from asr_lora.model.hardware import Hardware, agreed, resolve_hardware
 from asr_lora.reporting import tables
@@ -68,6 +69,10 @@ def _evaluate(config: Config, hardware: Hardware, command: str) -> dict[str, Any
         found = score_contexts(config.eval, config.decoding, config.model, hardware, sets, tuned, config.seed)
         distributed.rank_zero(lambda: write_json(config.run / "eval" / "contexts.json", found))
         distributed.rank_zero(lambda: tables.show_contexts(found))
+    if config.eval.prompt:
+        prompted = score_prompt(config.eval, config.decoding, config.model, hardware, sets, tuned, config.seed)
+        distributed.rank_zero(lambda: write_json(config.run / "eval" / "prompt.json", prompted))
+        distributed.rank_zero(lambda: tables.show_prompt(prompted))
     _score_long(config, hardware, tuned)
     return distributed.rank_zero(lambda: _show(config, sets, tuned))
 

@@ -25,6 +25,7 @@ from asr_lora.decoding.transcriber import (
     Part,
     Transcriber,
     as_json,
+    prompt_of,
     speech_segments,
     with_adapters,
     with_base,
@@ -125,7 +126,7 @@ def _one_by_one(
         try:
             waveform = _load(recording)
             scanned = _scan(config, transcriber, recording, given, waveform)
-            with transcriber.session(scanned.language, scanned.adapter) as settings:
+            with transcriber.session(scanned.language, scanned.adapter, prompt=_prompt(config)) as settings:
                 segments = _decode(config.transcribe.long_form, transcriber, scanned, waveform, settings)
         except ExternalError as error:
             bad.append(recording)
@@ -164,11 +165,15 @@ def _mixed(
     parts = [part for each in scanned for part in each.parts]
     adapters = [RowAdapter(each.language, each.adapter or BASE) for each in scanned for _ in each.parts]
     with progress("transcribing in mixed batches", total=len(parts)) as bar:
-        segments = transcriber.segments_mixed(parts, adapters, bar.advance) if parts else []
+        segments = transcriber.segments_mixed(parts, adapters, bar.advance, _prompt(config)) if parts else []
     left = iter(segments)
     for each in scanned:
         _write(config, each.recording, list(islice(left, len(each.parts))), each.facts())
     return sum(each.seconds for each in scanned), bad
+
+
+def _prompt(config: Config) -> str:
+    return prompt_of(config.transcribe.prompt, config.transcribe.hotwords)
 
 
 def _load(recording: Recording) -> audio.Waveform:

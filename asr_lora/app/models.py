@@ -68,9 +68,16 @@ class ModelPair:
     settings: TranscribeConfig
 
     def transcribe(
-        self, path: Path, choice: str, strength: float, most: float, whole: bool, advance: Progress
+        self,
+        path: Path,
+        choice: str,
+        strength: float,
+        most: float,
+        whole: bool,
+        advance: Progress,
+        prompt: str = "",
     ) -> PairResult:
-        """Transcribes at most `most` minutes with both models: the `whole`, or segments with speech.
+        """Transcribes at most `most` minutes with both models, after `prompt`: the `whole`, or segments with speech.
 
         Raises ConfigError or ExternalError for a recording that cannot be transcribed.
         """
@@ -94,7 +101,7 @@ class ModelPair:
                 advance(which, done, len(parts))
 
             count(0)
-            with model.session(language, name, scale) as options:
+            with model.session(language, name, scale, prompt) as options:
                 texts.append(model.segments([(path, *part) for part in parts], options, count))
         return PairResult(choice, language, strength, seconds, *texts)
 

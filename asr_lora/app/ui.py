@@ -14,7 +14,7 @@ from asr_lora.app.models import DETECTED, ModelPair, PairResult
 from asr_lora.config.stages import AppConfig, EvalConfig
 from asr_lora.data.manifest import Clip, audio_suffix, encoded_audio
 from asr_lora.decoding.generate import Segment
-from asr_lora.decoding.transcriber import FORMATS
+from asr_lora.decoding.transcriber import FORMATS, prompt_of
 from asr_lora.evaluation import error_analysis, metrics
 from asr_lora.evaluation.error_analysis import AlignmentChunk
 from asr_lora.reporting.pages import environment
@@ -70,7 +70,7 @@ class Handlers:
         return str(file)
 
     def transcribe(
-        self, path: str | None, choice: str, clip_id: str | None, strength: float, bar: Any
+        self, path: str | None, choice: str, clip_id: str | None, strength: float, bar: Any, prompt: str = ""
     ) -> tuple[str, list[str]]:
         """Returns the HTML of both transcripts (with error rates for a test clip) and files to download."""
         try:
@@ -86,7 +86,8 @@ class Handlers:
 
             with self.busy:
                 whole = clip is not None
-                result = self.pair.transcribe(file, choice, strength, self.settings.max_minutes, whole, advance)
+                most = self.settings.max_minutes
+                result = self.pair.transcribe(file, choice, strength, most, whole, advance, prompt)
             shown = render_result(result, self.pair.scoring, clip["text"] if clip else None)
             return shown, [str(made) for made in files(result.tuned, file.stem, Path(mkdtemp(dir=self.scratch)))]
         except UserError as error:
@@ -123,15 +124,19 @@ def page(handlers: Handlers, opened: bool) -> Any:
                 names = [first, *others, DETECTED] if others else [first]
                 choice = gr.Dropdown(names, value=first, label="adapter", visible=bool(others), elem_id="adapter")
                 strength = handlers.strength(first)
+                prompt = gr.Textbox(
+                    prompt_of(handlers.pair.settings.prompt, handlers.pair.settings.hotwords),
+                    label="names and terms to expect", elem_id="prompt", max_lines=3, max_length=1000,
+                )  # fmt: skip
                 start = gr.Button("Transcribe", variant="primary", elem_id="start")
         result = gr.HTML(elem_id="result")
         with gr.Row(visible=False) as row:
             downloads = [gr.DownloadButton(f"fine-tuned text as {suffix}", size="sm") for suffix in ("txt", "srt")]
 
         def transcribe(
-            path: str | None, name: str, clip_id: str | None, scale: float, bar: Any = gr.Progress()  # noqa: B008 (as gradio requires)
+            path: str | None, name: str, clip_id: str | None, scale: float, words: str, bar: Any = gr.Progress()  # noqa: B008 (as gradio requires)
         ) -> Any:  # fmt: skip
-            shown, files = handlers.transcribe(path, name, clip_id, scale, bar)
+            shown, files = handlers.transcribe(path, name, clip_id, scale, bar, words)
             return shown, gr.Row(visible=True), *files
 
         def clear() -> Any:
@@ -142,7 +147,7 @@ def page(handlers: Handlers, opened: bool) -> Any:
         for event in (audio.upload, audio.stop_recording, audio.clear):  # the audio is no test clip any more
             event(lambda: (None, *clear()), None, [clip, result, row], **QUIET)
         start.click(
-            transcribe, [audio, choice, clip, strength], [result, row, *downloads], concurrency_limit=1,
+            transcribe, [audio, choice, clip, strength, prompt], [result, row, *downloads], concurrency_limit=1,
             show_progress_on=result, api_visibility="private",
         )  # fmt: skip
     return made.queue(max_size=handlers.settings.max_queue)

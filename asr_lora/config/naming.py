@@ -27,19 +27,23 @@ RENAMED = {
     "transcribe.windows": "transcribe.long_form", "transcribe.together": "transcribe.mixed_batches",
     "export.pushed": "export.push_format", "export.tolerance": "export.wer_tolerance",
     "app.max_waiting": "app.max_queue",
+    "training.packed_single": "training.window_single", "training.packed_timestamps": "training.window_timestamps",
 }  # fmt: skip
 RENAMED_VALUES: Mapping[str, Mapping[Any, str]] = {
     "divergence.on_bad_step": {"back": "rollback"},
     "divergence.on_collapse": {"back": "rollback", "go_on": "ignore"},
     "lora.optim": {"32bit": "adamw", "8bit": "adamw_8bit"},
+    "training.context": {"packed": "windows"},
     "transcribe.long_form": {False: "vad", True: "sequential"},
 }
 # Settings that were added since, with the values that runs without them were made with.
 ADDED: Mapping[str, Mapping[str, Any]] = {
-    "data": {"splits": None}, "eval": {"contexts": [], "margins": [1.0], "long_form": ["vad", "sequential"]},
-    "export": {"short_margin": 1.0}, "model": {"learning_rate": 1e-3},
+    "data": {"splits": None}, "export": {"short_margin": 1.0}, "model": {"learning_rate": 1e-3},
+    "eval": {"contexts": [], "margins": [1.0], "long_form": ["vad", "sequential"], "prompt": None},
+    "transcribe": {"prompt": None, "hotwords": []},
     "training": {
         "plain_share": 0.0, "soup": 1, "mask_count": 2, "mask_bins": 27, "mask_seconds": 0.5, "mask_share": 0.2,
+        "window_prompts": 0.0, "window_pauses": [0, 0], "no_speech_share": 0.0,
     },
 }  # fmt: skip
 # Settings that were removed since: a run that was made with one is scored and exported as ever.

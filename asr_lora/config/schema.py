@@ -123,8 +123,11 @@ class TrainingConfig:
     long_share: float
     long_rows: int
     long_seconds: list[float]
-    packed_single: float
-    packed_timestamps: float
+    window_single: float
+    window_timestamps: float
+    window_prompts: float
+    window_pauses: list[float]
+    no_speech_share: float
     spec_augment: bool
     mask_count: int
     mask_bins: int
@@ -152,9 +155,10 @@ class TrainingConfig:
         check("training.dev_share", self.dev_share, "a share in (0, 1]", 0 < self.dev_share <= 1)
         if self.dev_normalizer is not None:
             check_choice("training.dev_normalizer", self.dev_normalizer, NORMALIZERS)
-        check_choice("training.context", self.context, ("dynamic", "full", "packed"))
+        check_choice("training.context", self.context, ("dynamic", "full", "windows"))
         check_range("training.context_margin", self.context_margin, MAX_SECONDS)
         check_range("training.long_seconds", self.long_seconds, MAX_SECONDS)
+        check_range("training.window_pauses", self.window_pauses, MAX_SECONDS)
         whole = (
             0 < self.context_multiple <= MAX_SECONDS
             and abs(self.context_multiple * 50 - round(self.context_multiple * 50)) < 1e-6
@@ -169,7 +173,8 @@ class TrainingConfig:
         check("training.mask_count", self.mask_count, "at least 0", self.mask_count >= 0)
         check("training.mask_bins", self.mask_bins, "within 0 to 80, the mel bins", 0 <= self.mask_bins <= 80)
         check("training.mask_seconds", self.mask_seconds, "within 0 to 30", 0 <= self.mask_seconds <= MAX_SECONDS)
-        for name in ("plain_share", "long_share", "packed_single", "packed_timestamps", "mask_share"):
+        shares = ("window_single", "window_timestamps", "window_prompts", "no_speech_share")
+        for name in ("plain_share", "long_share", "mask_share", *shares):
             check(f"training.{name}", getattr(self, name), "a share in [0, 1]", 0 <= getattr(self, name) <= 1)
 
 

@@ -40,6 +40,8 @@ class TranscribeConfig:
     long_form: str
     mixed_batches: bool
     base_model: bool
+    prompt: str | None
+    hotwords: list[str]
 
     def __post_init__(self) -> None:
         for name in self.formats:
@@ -210,6 +212,7 @@ class EvalConfig:
     contexts: list[str]
     margins: list[float]
     long_form: list[str]
+    prompt: str | None
     average: int | None
 
     def __post_init__(self) -> None:

@@ -20,6 +20,7 @@ from asr_lora.data.features import SpeechCollator, label_ids
 from asr_lora.data.manifest import LOCATION_FIELDS, Clip, waveform
 from asr_lora.data.sampler import WINDOW, StepSampler, shard_for_rank
 from asr_lora.data.splits import StreamFilter
+from asr_lora.data.windows import Place
 from asr_lora.runtime.errors import ExternalError, check
 from asr_lora.runtime.files import read_log, write_jsonl
 from asr_lora.speech import audio
@@ -38,15 +39,15 @@ class StepDataset(torch.utils.data.Dataset[list[dict[str, Tensor]]]):
         world_size: int = 1,
     ) -> None:
         self.clips, self.order, self.steps, self.collator = _as_dataset(clips), order, steps, collator
+        self.texts = [clip["text"] for clip in clips]
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
         return self.steps
 
     def __getitem__(self, step: int) -> list[dict[str, Tensor]]:
-        return self.collator.step(
-            step, shard_for_rank(self.order.step(step), self.rank, self.world_size), self.clips.__getitem__
-        )
+        own = shard_for_rank(self.order.step(step), self.rank, self.world_size)
+        return self.collator.step(step, own, self.clips.__getitem__, self.texts)
 
 
 def _as_dataset(clips: Sequence[Clip]) -> Dataset:
@@ -124,16 +125,18 @@ class StreamingStepDataset(torch.utils.data.IterableDataset[Step]):
         if not whole:
             return
         tokens = [0] * whole
-        if self.training.context == "packed":  # the lengths of the labels matter too
+        if self.training.context == "windows":  # the lengths of the labels matter too
             tokens = [len(label_ids(clip["text"], self.collator.processor.tokenizer)) for clip, _ in window.clips]
         seconds = [len(waveform) / audio.SAMPLE_RATE for _, waveform in window.clips]
-        order = StepSampler(seconds, tokens, self.training, self._seed(self._windows), self.token_limit)
+        places = [Place(speaker=clip["speaker"]) for clip, _ in window.clips]
+        texts = [clip["text"] for clip, _ in window.clips]
+        order = StepSampler(seconds, tokens, self.training, self._seed(self._windows), self.token_limit, None, places)
         for clips in order.epoch(0):
             step = self._step()
             batches = order.batches(step, clips)
             context = sum(batch.seconds * len(batch.rows) for batch in batches)
             yield (
-                self.collator.step(step, batches, window),
+                self.collator.step(step, batches, window, texts),
                 self._recorded([window.clips[at][0] for at in clips], context),
             )
         self._windows += 1

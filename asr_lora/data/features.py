@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 
-from asr_lora.data.sampler import Batch, RowSpec, context_for
+from asr_lora.data.sampler import Batch, context_for
+from asr_lora.data.windows import RowSpec, joined, without_speech
 from asr_lora.model.tokens import ENGLISH_START
 from asr_lora.speech import audio
-from asr_lora.speech.augment import Masks, augment, mask
+from asr_lora.speech.augment import Masks, augment, mask, speech_bounds
 from asr_lora.speech.limits import MAX_SECONDS
 
 Table = Mapping[str, list[Any]]  # of clips: `waveform` and `text`
@@ -69,23 +70,43 @@ def label_ids(sentence: str, tokenizer: WhisperTokenizer) -> list[int]:
     return ids
 
 
-def packed_label_ids(sentences: Sequence[str], seconds: Sequence[float], tokenizer: WhisperTokenizer) -> list[int]:
-    """Returns the sequence of clips joined into one row, with Whisper's own timestamps at every join.
+def window_label_ids(
+    sentences: Sequence[str], spans: Sequence[tuple[float, float]], tokenizer: WhisperTokenizer,
+    cut_at: float | None = None,
+) -> list[int]:  # fmt: skip
+    """Returns the sequence of a window with Whisper's own timestamps around every sentence.
 
-    The prompt without its last token, then for each clip <|begin|> sentence <|end|>, times in steps of 0.02 s; end.
-    `seconds` are the lengths of the clips.
+    The prompt without its last token, then for each <|begin|> sentence <|end|>, times in steps of 0.02 s; end. `spans`
+    are where the sentences begin and end, in seconds. A sentence that goes on beyond the window has its begin alone,
+    `cut_at`; a window without any has <|0.00|>.
     """
     *prompt, _ = tokenizer.prefix_tokens
-    ids, begin = list(prompt), 0.0
-    for sentence, length in zip(sentences, seconds, strict=True):
-        text = _spaced(sentence, tokenizer)
-        words = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        ids += [_time_token(begin, tokenizer), *words, _time_token(begin + length, tokenizer)]
-        begin += length
+    ids = list(prompt)
+    for sentence, (begin, end) in zip(sentences, spans, strict=True):
+        ids += [_time_token(begin, tokenizer), *_words(sentence, tokenizer), _time_token(end, tokenizer)]
+    if cut_at is not None or not sentences:
+        ids.append(_time_token(cut_at or 0.0, tokenizer))
     return [*ids, tokenizer.eos_token_id]
 
 
-def packed_sentence(sentences: Sequence[str], tokenizer: WhisperTokenizer) -> str:
+def previous_text_ids(sentences: Sequence[str], tokenizer: WhisperTokenizer) -> list[int]:
+    """Returns the tokens of the text before a window, <|startofprev|> and its words; none of no sentences."""
+    if not sentences:
+        return []
+    return [
+        tokenizer.convert_tokens_to_ids("<|startofprev|>"),
+        *_words(joined_sentences(sentences, tokenizer), tokenizer),
+    ]
+
+
+def _words(sentence: str, tokenizer: WhisperTokenizer) -> list[int]:
+    ids: list[int] = tokenizer(
+        _spaced(sentence, tokenizer), add_special_tokens=False, split_special_tokens=True
+    ).input_ids
+    return ids
+
+
+def joined_sentences(sentences: Sequence[str], tokenizer: WhisperTokenizer) -> str:
     """Joins sentences to one text, with spaces between them where the language writes spaces."""
     return ("" if _is_unspaced(tokenizer) else " ").join(sentences)
 
@@ -106,11 +127,15 @@ def _time_token(seconds: float, tokenizer: WhisperTokenizer) -> int:
 
 @dataclass(frozen=True)
 class Example:
-    """A row of a batch: the waveform, (samples,) at 16 kHz, the decoder's whole sequence, and the seed of its masks."""
+    """A row of a batch: the waveform, (samples,) at 16 kHz, the decoder's whole sequence, and the seed of its masks.
+
+    The first `before` tokens are the text before the window: no labels.
+    """
 
     waveform: audio.Waveform
     ids: list[int]
     seed: tuple[int, ...] = ()
+    before: int = 0
 
 
 def collate(
@@ -130,7 +155,7 @@ def collate(
     for row, example in enumerate(examples):
         ids = torch.tensor(example.ids)
         inputs[row, : len(ids) - 1] = ids[:-1]
-        labels[row, : len(ids) - 1] = ids[1:]
+        labels[row, example.before : len(ids) - 1] = ids[example.before + 1 :]
     features = log_mel([example.waveform for example in examples], processor.feature_extractor, seconds)
     if masks:
         for row, example in enumerate(examples):
@@ -153,8 +178,10 @@ class SpeechCollator:
     seed: int = 0
     masks: Masks | None = None
 
-    def step(self, step: int, batches: Sequence[Batch], clips: Callable[[list[int]], Table]) -> list[dict[str, Tensor]]:
-        """Returns the step's batches. `clips` maps numbers of clips to their table.
+    def step(
+        self, step: int, batches: Sequence[Batch], clips: Callable[[list[int]], Table], texts: Sequence[str] = ()
+    ) -> list[dict[str, Tensor]]:
+        """Returns the step's batches. `clips` maps numbers of clips to their table; `texts` has the text of each.
 
         No audio is cut, also where clips are longer than their durations say (manifests and shards of earlier versions
         have the corpus's own): a row of several clips is divided, and a single clip gets a context for itself. So a
@@ -164,25 +191,48 @@ class SpeechCollator:
         for batch in batches:
             examples: dict[float, list[Example]] = {}
             for row in batch.rows:
-                for part, table in _divided(row, clips(list(row.clips)), batch.seconds):
-                    example = self.example(part, table, step, batch.seconds)
+                table = clips(list(row.clips)) if row.clips else {"waveform": [], "text": []}
+                before = previous_text_ids([texts[clip] for clip in row.before], self.processor.tokenizer)
+                for part, own in _divided(row, table, batch.seconds):
+                    example = self.example(part, own, step, batch.seconds, before if part.before else [])
                     seconds = max(batch.seconds, context_for(len(example.waveform) / audio.SAMPLE_RATE, POSITION))
                     examples.setdefault(seconds, []).append(example)
             made += [collate(own, self.processor, at, self.masks) for at, own in examples.items()]
         return made
 
-    def example(self, row: RowSpec, clips: Table, step: int, seconds: float) -> Example:
-        tokenizer, waveforms = self.processor.tokenizer, clips["waveform"]
+    def example(self, row: RowSpec, clips: Table, step: int, seconds: float, before: Sequence[int] = ()) -> Example:
+        """Returns a row's example; `before` are the tokens of the text before it."""
+        tokenizer, waveforms = self.processor.tokenizer, list(clips["waveform"])
+        seed = (self.seed, step, *row.clips, *b"masks")
+        rng = np.random.default_rng((self.seed, step, *row.clips, *b"window"))
+        if row.no_speech:
+            ids = (
+                window_label_ids([], [], tokenizer)
+                if row.timestamps
+                else [*tokenizer.prefix_tokens, tokenizer.eos_token_id]
+            )
+            return Example(without_speech(min(row.no_speech, seconds), rng), ids, seed)
         if self.augment is not None:
             waveforms = self._augmented(waveforms, self.augment, row, step, seconds)
-        ids = _ids(waveforms, clips["text"], row.timestamps, tokenizer)
-        return Example(np.concatenate(waveforms), ids, (self.seed, step, *row.clips, *b"masks"))
+        whole, starts = joined(waveforms, row.pauses, rng)
+        if not row.timestamps:
+            ids = label_ids(joined_sentences(clips["text"], tokenizer), tokenizer)
+            return Example(whole, [*before, *ids], seed, len(before))
+        spans = [
+            ((start + begin) / audio.SAMPLE_RATE, (start + end) / audio.SAMPLE_RATE)
+            for start, (begin, end) in zip(starts, map(speech_bounds, waveforms), strict=True)
+        ]
+        kept = len(spans) - row.cut
+        cut_at = spans[-1][0] if row.cut else None
+        ids = window_label_ids(clips["text"][:kept], spans[:kept], tokenizer, cut_at)
+        return Example(whole[: round(seconds * audio.SAMPLE_RATE)], [*before, *ids], seed, len(before))
 
     def _augmented(
         self, waveforms: Sequence[audio.Waveform], kind: str, row: RowSpec, step: int, seconds: float
     ) -> list[audio.Waveform]:
         """Augments the clips of a row, none slower than lets them all fit its context of `seconds`."""
-        stretch = seconds * audio.SAMPLE_RATE / sum(map(len, waveforms))
+        kept = waveforms[: len(waveforms) - row.cut]
+        stretch = (seconds - sum(row.pauses)) * audio.SAMPLE_RATE / sum(map(len, kept))
         streams = [np.random.default_rng((self.seed, step, clip, *b"augment")) for clip in row.clips]
         return [
             augment(waveform, kind, rng, longest=int(len(waveform) * stretch))
@@ -191,27 +241,21 @@ class SpeechCollator:
 
 
 def _divided(row: RowSpec, clips: Table, seconds: float) -> list[tuple[RowSpec, Table]]:
-    """Divides a row of clips that are longer together than `seconds`; a clip stays whole."""
+    """Divides a row of clips that are longer together than `seconds`; a clip stays whole, and none is cut then."""
+    lengths = [len(waveform) / audio.SAMPLE_RATE for waveform in clips["waveform"]]
+    if len(lengths) < 2 or sum(lengths[: len(lengths) - row.cut]) + sum(row.pauses) <= seconds:
+        return [(row, clips)]
     parts: list[list[int]] = []
-    total = 0
-    for at, waveform in enumerate(clips["waveform"]):
-        total += len(waveform)
-        if not parts or total > seconds * audio.SAMPLE_RATE:
+    total = 0.0
+    for at, length in enumerate(lengths):
+        total += length
+        if not parts or total > seconds:
             parts.append([])
-            total = len(waveform)
+            total = length
         parts[-1].append(at)
     return [
-        (RowSpec(tuple(row.clips[at] for at in part), row.timestamps), {
+        (RowSpec(tuple(row.clips[at] for at in part), row.timestamps, before=() if at_part else row.before), {
             name: [values[at] for at in part] for name, values in clips.items()
         })
-        for part in parts
+        for at_part, part in enumerate(parts)
     ]  # fmt: skip
-
-
-def _ids(
-    waveforms: Sequence[audio.Waveform], sentences: Sequence[str], timestamps: bool, tokenizer: WhisperTokenizer
-) -> list[int]:
-    if timestamps:
-        seconds = [len(waveform) / audio.SAMPLE_RATE for waveform in waveforms]
-        return packed_label_ids(sentences, seconds, tokenizer)
-    return label_ids(packed_sentence(sentences, tokenizer), tokenizer)

@@ -12,14 +12,11 @@ from asr_lora.data.manifest import Clip, waveform
 from asr_lora.runtime.files import sha256_file, sha256_text
 from asr_lora.speech import audio
 from asr_lora.speech.audio import SAMPLE_RATE, Waveform
-from asr_lora.speech.augment import LOUDNESS, white_noise
+from asr_lora.speech.augment import LOUDNESS, room_level, speech_bounds, white_noise
 
 PAUSES = (0.3, 1.5)  # seconds between two clips, drawn; as between two sentences of a speaker
 LONG_PAUSES = (3.0, 8.0)  # seconds: long enough for models that write text where nobody speaks to do so
 LONG_EVERY = 8  # one pause in so many is long
-FRAME = SAMPLE_RATE // 50  # samples, 20 ms: of the levels below
-SPEECH = 10 ** (-35 / 20)  # of the level of a clip's loudest frame: quieter frames at its ends are not its speech
-QUIET = 10  # percentile of a clip's frames that is the level of its room
 QUIETEST = 1e-4  # of full scale, -80 dB: the least noise of a room that is added
 
 
@@ -64,7 +61,7 @@ def build(clips: Sequence[Clip], minutes: float, orders: int, seed: int, folder:
     """
     seconds = sum(clip["duration"] for clip in clips) + len(clips) * sum(PAUSES) / 2
     count = min(len(clips), max(1, round(seconds / (60 * minutes))))
-    room = float(np.median([_room(waveform(clip)) for clip in clips]))
+    room = float(np.median([room_level(waveform(clip)) for clip in clips]))
     made = []
     for order in range(orders):
         permuted = [clips[at] for at in np.random.default_rng((seed, order)).permutation(len(clips))]
@@ -123,24 +120,6 @@ def _without(sound: Waveform, segments: Sequence[Clip]) -> Waveform:
         end = clip.get("end")
         changed[round(clip["start"] * SAMPLE_RATE) : None if end is None else round(end * SAMPLE_RATE)] = 0
     return changed
-
-
-def speech_bounds(sound: Waveform) -> tuple[int, int]:
-    """Returns where the speech of a clip begins and ends, in samples: its frames within 35 dB of the loudest."""
-    levels = _levels(sound)
-    loud = np.flatnonzero(levels >= SPEECH * levels.max())
-    return int(loud[0]) * FRAME, min(len(sound), (int(loud[-1]) + 1) * FRAME)
-
-
-def _room(sound: Waveform) -> float:
-    return float(np.percentile(_levels(sound), QUIET))
-
-
-def _levels(sound: Waveform) -> Waveform:
-    """Returns the root mean square of every frame of 20 ms."""
-    padded = np.pad(sound, (0, -len(sound) % FRAME))
-    levels: Waveform = np.sqrt(np.mean(padded.reshape(-1, FRAME) ** 2, axis=1))
-    return levels
 
 
 def _silence(bounds: tuple[float, float], rng: np.random.Generator) -> Waveform:

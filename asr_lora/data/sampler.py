@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from asr_lora.data.windows import Place, RowSpec, WindowCutter, sequence
 from asr_lora.speech.limits import MAX_SECONDS
 
 if TYPE_CHECKING:
@@ -19,14 +20,6 @@ if TYPE_CHECKING:
 
 FORWARD_COST = 10.0  # seconds of context that take as long as the fixed cost of a forward (a T4, large-v2)
 WINDOW = 16  # batches sorted by length together: long enough for like lengths, short enough that neighbors change
-
-
-@dataclass(frozen=True)
-class RowSpec:
-    """A row of input_features: a clip, or several joined in this order."""
-
-    clips: tuple[int, ...]
-    timestamps: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,29 +34,35 @@ class StepSampler:
     """Gives the batches of every step, by `training`: batch_size, context and the context's settings.
 
     `durations` in seconds and `tokens`, the lengths of the labels, are of every clip; `token_limit` is the decoder's.
-    `weights` are how often an epoch has each clip, averaged over epochs (None: once).
+    `weights` are how often an epoch has each clip, averaged over epochs (None: once). `places` are where the clips come
+    from (None: unknown), for windows.
     """
 
     def __init__(
         self, durations: Sequence[float], tokens: Sequence[int], training: "TrainingConfig", seed: int,
-        token_limit: int, weights: Sequence[float] | None = None,
+        token_limit: int, weights: Sequence[float] | None = None, places: Sequence[Place] | None = None,
     ) -> None:  # fmt: skip
-        self.durations, self.tokens, self.training = durations, tokens, training
-        self.seed, self.token_limit, self.batch_size = seed, token_limit, training.batch_size
+        self.durations, self.training = durations, training
+        self.seed, self.batch_size = seed, training.batch_size
+        self.places = [Place()] * len(durations) if places is None else places
+        self._cutter = WindowCutter(durations, tokens, self.places, training, token_limit)
         self.weights = np.ones(len(durations)) if weights is None else np.asarray(weights)
         self.per_epoch = len(_epoch_clips(self.weights, seed, epoch=0))  # clips, the same in every epoch
         self._epoch: tuple[int, list[list[int]]] = (-1, [])  # the last one
+        self._previous: dict[int, int] = {}  # of its clips, the one before in sequence
         self._shuffles: dict[int, np.ndarray] = {}  # by epoch, the last two
 
     def step(self, step: int) -> list[Batch]:
         """Returns the batches of an optimizer step, over all processes: `batch_size` clips."""
-        dynamic = self.training.context == "dynamic"
-        return self.batches(step, self._like_length(step) if dynamic else self._shuffled(step))
+        sorted_ = self.training.context in ("dynamic", "windows")
+        return self.batches(step, self._in_order(step) if sorted_ else self._shuffled(step))
 
     def epoch(self, epoch: int) -> list[list[int]]:
         """Returns the clips of each complete step of an epoch, each clip at most once."""
         if self.training.context == "dynamic":
             return self._sorted_epoch(epoch)
+        if self.training.context == "windows":
+            return self._sequenced_epoch(epoch)
         clips, size = [int(clip) for clip in self._permutation(epoch)], self.batch_size
         return [clips[at : at + size] for at in range(0, len(clips) - size + 1, size)]
 
@@ -71,14 +70,15 @@ class StepSampler:
         """Returns the batches of a step's clips: rows at one or several contexts."""
         if self.training.context == "dynamic":
             return self._dynamic(step, clips)
-        rows = self._packed(step, clips) if self.training.context == "packed" else [RowSpec((clip,)) for clip in clips]
-        return [Batch(tuple(rows), MAX_SECONDS)]
+        if self.training.context == "windows":
+            return self._windows(step, clips)
+        return [Batch(tuple(RowSpec((clip,)) for clip in clips), MAX_SECONDS)]
 
     def padding_fraction(self, steps: int) -> float:
         """Returns the share of encoder positions that carry no clip, over the first `steps`."""
         clip_seconds = context_seconds = 0.0
         for batch in (batch for step in range(steps) for batch in self.step(step)):
-            clip_seconds += sum(self.durations[clip] for row in batch.rows for clip in row.clips)
+            clip_seconds += sum(self._cutter.seconds(row) - sum(row.pauses) - row.no_speech for row in batch.rows)
             context_seconds += batch.seconds * len(batch.rows)
         return 1 - clip_seconds / context_seconds
 
@@ -96,8 +96,8 @@ class StepSampler:
             self._shuffles[epoch] = clips[np.random.default_rng((self.seed, epoch)).permutation(len(clips))]
         return self._shuffles[epoch]
 
-    def _like_length(self, step: int) -> list[int]:
-        """Returns clips of like length: an epoch's permutation in windows, each sorted and cut into batches.
+    def _in_order(self, step: int) -> list[int]:
+        """Returns the clips of a step of an epoch that is cut into steps as a whole.
 
         The fewer than batch_size clips that remain at the end of an epoch are left to the next permutation.
         """
@@ -105,10 +105,21 @@ class StepSampler:
         if per_epoch == 0:
             return self._shuffled(step)
         if self._epoch[0] != step // per_epoch:
-            self._epoch = step // per_epoch, self._sorted_epoch(step // per_epoch)
+            self._epoch = step // per_epoch, self.epoch(step // per_epoch)
         return self._epoch[1][step % per_epoch]
 
+    def _sequenced_epoch(self, epoch: int) -> list[list[int]]:
+        """Returns clips in sequence: neighbors of a recording together, the steps in random order."""
+        clips, size = sequence([int(clip) for clip in self._permutation(epoch)], self.places), self.batch_size
+        self._previous = dict(zip(clips[1:], clips, strict=False))
+        # Other steps in every epoch: each begins at another clip.
+        rng = _rng(self.seed, epoch, "batches")
+        first = int(rng.integers(len(clips) % size + 1))
+        steps = [clips[at : at + size] for at in range(first, len(clips) - size + 1, size)]
+        return [steps[at] for at in rng.permutation(len(steps))]
+
     def _sorted_epoch(self, epoch: int) -> list[list[int]]:
+        """Returns clips of like length: an epoch's permutation in windows, each sorted and cut into batches."""
         per_epoch = self.per_epoch // self.batch_size
         shuffled = self._permutation(epoch)[: per_epoch * self.batch_size]
         batches: list[list[int]] = []
@@ -128,25 +139,21 @@ class StepSampler:
         order, count = [clips[at] for at in rng.permutation(len(clips))], self._long_rows(step)
         long, short = (sorted(part, key=lambda clip: -self.durations[clip]) for part in (order[:count], order[count:]))
         batches = [self._batch(long, max(long_seconds, self.durations[long[0]] + margin))] if long else []
-        return batches + [self._batch(group, self.durations[group[0]] + margin) for group in self._groups(short)]
+        groups = _groups([self.durations[clip] for clip in short])
+        return batches + [self._batch(short[group], self.durations[short[group.start]] + margin) for group in groups]
 
-    def _groups(self, clips: Sequence[int]) -> list[list[int]]:
-        """Cuts a step's clips, the longest first, where another batch costs less than the padding it saves.
-
-        Batches are of like length already; this is for the few long clips of a corpus, which would pad seven others.
-        """
-        best: list[tuple[float, int]] = [(0.0, 0)]  # cost of the first so many clips, and their last cut
-        for end in range(1, len(clips) + 1):
-            costs = [
-                (best[cut][0] + FORWARD_COST + (end - cut) * self.durations[clips[cut]], cut) for cut in range(end)
-            ]
-            best.append(min(costs))
-        groups: list[list[int]] = []
-        end = len(clips)
-        while end:
-            groups.append(list(clips[best[end][1] : end]))
-            end = best[end][1]
-        return groups
+    def _windows(self, step: int, clips: Sequence[int]) -> list[Batch]:
+        """Returns windows with timestamps at 30 s, as they are decoded, and rows without at short contexts."""
+        rng = _rng(self.seed, step, "windows")
+        low, high = self.training.context_margin
+        rows, margin = self._cutter.rows(clips, self._previous, rng), rng.uniform(low, high)
+        lengths = [MAX_SECONDS if row.timestamps else self._cutter.seconds(row) + margin for row in rows]
+        order = sorted(range(len(rows)), key=lambda at: -lengths[at])
+        multiple = self.training.context_multiple
+        return [
+            Batch(tuple(rows[at] for at in order[group]), context_for(lengths[order[group.start]], multiple))
+            for group in _groups([lengths[at] for at in order])
+        ]
 
     def _long_rows(self, step: int) -> int:
         """Returns how many rows of a step get a long context.
@@ -160,24 +167,21 @@ class StepSampler:
     def _batch(self, clips: Sequence[int], seconds: float) -> Batch:
         return Batch(tuple(RowSpec((clip,)) for clip in clips), context_for(seconds, self.training.context_multiple))
 
-    def _packed(self, step: int, clips: Sequence[int]) -> list[RowSpec]:
-        """Joins a step's clips while they fit 30 s and the decoder's length; some stay single."""
-        rng = _rng(self.seed, step, "packs")
-        single = rng.random(len(clips)) < self.training.packed_single
-        rows = [[clip] for clip, alone in zip(clips, single, strict=True) if alone]
-        pack: list[int] = []
-        for clip in (clip for clip, alone in zip(clips, single, strict=True) if not alone):
-            if pack and not self._fits([*pack, clip]):
-                rows.append(pack)
-                pack = []
-            pack.append(clip)
-        rows += [pack] if pack else []
-        return [RowSpec(tuple(row), bool(rng.random() < self.training.packed_timestamps)) for row in rows]
 
-    def _fits(self, clips: Sequence[int]) -> bool:
-        seconds = sum(self.durations[clip] for clip in clips)
-        # A join adds two timestamps; the prompt is counted for every clip, so this is an upper bound.
-        return seconds <= MAX_SECONDS and sum(self.tokens[clip] + 2 for clip in clips) <= self.token_limit
+def _groups(lengths: Sequence[float]) -> list[slice]:
+    """Cuts a step's rows, the longest first, where another batch costs less than the padding it saves.
+
+    Clips are of like length already; this is for the few long ones of a corpus, which would pad seven others.
+    """
+    best: list[tuple[float, int]] = [(0.0, 0)]  # cost of the first so many rows, and their last cut
+    for end in range(1, len(lengths) + 1):
+        best.append(min((best[cut][0] + FORWARD_COST + (end - cut) * lengths[cut], cut) for cut in range(end)))
+    groups: list[slice] = []
+    end = len(lengths)
+    while end:
+        groups.append(slice(best[end][1], end))
+        end = best[end][1]
+    return groups
 
 
 def is_plain(step: int, share: float) -> bool:

@@ -24,8 +24,8 @@ from asr_lora.data.manifest import Clip, waveform
 from asr_lora.data.sampler import context_for, count_micro_batches
 from asr_lora.decoding.logits import Sampled, SequenceScores, Suppressed
 from asr_lora.model.hardware import Capacity, Hardware, is_out_of_memory
-from asr_lora.model.pretrained import load_config
-from asr_lora.model.tokens import language_and_task, prompt_length
+from asr_lora.model.pretrained import load_config, load_processor
+from asr_lora.model.tokens import language_and_task, prompt_ids, prompt_length
 from asr_lora.model.whisper import encoder_context, seconds_of
 from asr_lora.runtime import distributed
 from asr_lora.runtime.console import log
@@ -57,6 +57,7 @@ class DecodingOptions:
     batch_size: int  # rows at 30 s; more rows of shorter contexts, with the same total length
     fallback: bool = False  # whether a text that is not accepted is decoded again (decoding/fallback.py)
     silence: bool = True  # whether the cached silence follows a short context, or nothing
+    prompt: tuple[int, ...] = ()  # tokens of a text before the clip, as if it had been said: names, terms, spelling
 
 
 class RowAdapter(NamedTuple):
@@ -75,16 +76,17 @@ class Row(NamedTuple):
 
 
 def decoding_options(
-    decoding: DecodingConfig, model: ModelConfig, hardware: Hardware, language: str, short: bool
+    decoding: DecodingConfig, model: ModelConfig, hardware: Hardware, language: str, short: bool, prompt: str = ""
 ) -> DecodingOptions:
-    """Returns the decoding options in Whisper's `language`.
+    """Returns the decoding options in Whisper's `language`, with a `prompt` before every clip.
 
     `short`: the model was trained on contexts of less than 30 s, or decoding.context=plain asks for them. The base
     model is always decoded at 30 s, as it is elsewhere.
-    Raises ConfigError for more tokens than the checkpoint has positions for.
+    Raises ConfigError for more tokens than the checkpoint has positions for, in the text or in the prompt.
     """
-    limit = decoding.max_new_tokens
-    most = load_config(model.checkpoint).max_target_positions - PROMPT_TOKENS
+    limit, positions = decoding.max_new_tokens, load_config(model.checkpoint).max_target_positions
+    ids = prompt_ids(prompt, load_processor(model.checkpoint).tokenizer, positions // 2 - 1) if prompt else ()
+    most = positions - PROMPT_TOKENS - len(ids)
     if limit is not None and limit > most:
         raise ConfigError(f"decoding.max_new_tokens: must be at most {most} with this checkpoint, got {limit}")
     return DecodingOptions(
@@ -97,6 +99,7 @@ def decoding_options(
         batch_size=rows_per_batch(hardware.decode_batch, decoding.num_beams),
         fallback=decoding.fallback,
         silence=decoding.context != "plain",
+        prompt=ids,
     )
 
 
@@ -246,7 +249,7 @@ def _generate(
     """Generates tokens for each clip, at most its own limit, and their mean log-probability (nan without fallback)."""
     suppressed, adapters = suppress_tokens(model), [row.adapter for row in rows if row.adapter]
     generation, language = model.generation_config, [each.language for each in adapters] or decoding.language
-    prompt, end = prompt_length(generation), generation.eos_token_id
+    prompt, end = prompt_length(generation) + len(decoding.prompt), generation.eos_token_id
     scores = [SequenceScores(decoding.num_beams, prompt, end)] if decoding.fallback else []  # it asks for them alone
     drawn = [Sampled(temperature, [row.seed for row in rows])] if temperature else []
     decoded: list[list[int]] = model.generate(
@@ -257,6 +260,7 @@ def _generate(
         **suppressed | {"logits_processor": [*suppressed["logits_processor"], *scores, *drawn]},
         # Without it a row with an unasked timestamp would be decoded on from there, without the other rows.
         force_unique_generate_call=True,
+        prompt_ids=torch.tensor(decoding.prompt, device=model.device) if decoding.prompt else None,
         **({"adapter_names": [each.adapter for each in adapters]} if adapters else {}),
     ).tolist()
     found = []

@@ -16,7 +16,7 @@ from asr_lora.speech.limits import MAX_SECONDS
 
 VERSION = 1  # raised whenever the same settings decode the same recording to other segments
 TOKEN_RATIO = 1.35  # of the bytes of token numbers, as transformers compresses them; of the text it would be 2.4
-MOST_TOKENS = 224  # of a window, half of Whisper's positions, as OpenAI's decoding has it: the prompt needs the rest
+MOST_TOKENS = 220  # of a window: of Whisper's 448 positions 224 are the prompt's and 4 the start's
 SEED = 0  # of the tokens that the fallback draws, the same for every recording
 
 
@@ -31,8 +31,9 @@ def decode_long_form(
     """Decodes a recording of any length, (samples,) at 16 kHz, in 30 s windows by Whisper's timestamps.
 
     Each window begins where the last one's timestamps ended (Radford et al. 2023, section 4.5), so the model must still
-    predict timestamps: the base model does, and one that was fine-tuned with training.context=packed. With
-    `previous_text` a window's prompt is the text before it, as OpenAI's and faster-whisper's defaults have it. With
+    predict timestamps: the base model does, and one that was fine-tuned with training.context=windows. With
+    `previous_text` a window's prompt is the text before it, as OpenAI's and faster-whisper's defaults have it, and
+    `decoding.prompt` that of the first; without, that of every window. With
     `decoding.fallback` windows that Whisper would not accept are decoded again at rising temperatures.
     `move_to` is called before every window with the seconds that are decoded.
     Raises ExternalError where a window does not fit in memory.
@@ -59,7 +60,8 @@ def decode_long_form(
                 input_features=inputs.input_features.to(weight.device, weight.dtype),
                 attention_mask=inputs.get("attention_mask"), num_beams=decoding.num_beams, return_timestamps=True,
                 return_segments=True, condition_on_prev_tokens=previous_text, monitor_progress=report,
-                max_new_tokens=min(MOST_TOKENS, decoding.max_new_tokens), **fallback,
+                max_new_tokens=min(MOST_TOKENS, decoding.max_new_tokens),
+                prompt_ids=torch.tensor(decoding.prompt, device=weight.device) if decoding.prompt else None, **fallback,
                 **language_and_task(model.generation_config, decoding.language, decoding.task),
             )  # fmt: skip
     except RuntimeError as error:

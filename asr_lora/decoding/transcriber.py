@@ -58,14 +58,16 @@ class Transcriber:
     capacity: Capacity = field(default_factory=Capacity)  # shared by all recordings
 
     @contextmanager
-    def session(self, language: str, name: str | None, strength: float = 1.0) -> Iterator[DecodingOptions]:
+    def session(
+        self, language: str, name: str | None, strength: float = 1.0, prompt: str = ""
+    ) -> Iterator[DecodingOptions]:
         """Activates the adapter `name` (None: none), and yields the options to decode in Whisper's `language`.
 
         At a `strength` other than 1, to which the adapter must be scalable, contexts are of 30 s: a scaled adapter
         does not know short ones.
         """
         short = self.short[name] and strength == 1
-        settings = decoding_options(self.decoding, self.base, self.hardware, language, short)
+        settings = decoding_options(self.decoding, self.base, self.hardware, language, short, prompt)
         if len(self.short) == 1:
             yield settings
             return
@@ -89,12 +91,13 @@ class Transcriber:
         parts: Sequence[Part],
         adapters: Sequence[RowAdapter],
         advance: Callable[[int], None] = lambda count: None,
+        prompt: str = "",
     ) -> list[Segment]:
         """Decodes parts in several languages at 30 s, each with its adapter.
 
         The rows of a batch have different adapters (peft's adapter_names), so none are switched.
         """
-        settings = decoding_options(self.decoding, self.base, self.hardware, adapters[0].language, short=False)
+        settings = decoding_options(self.decoding, self.base, self.hardware, adapters[0].language, False, prompt)
         clips = _clips(parts)
         hypotheses = decode_once(self.model, self.processor, clips, settings, advance, adapters, self.capacity)
         return _segments(parts, hypotheses)
@@ -174,6 +177,11 @@ def _check_token(language: str | None, base: ModelConfig) -> None:
     tokens = language_tokens(base.checkpoint)
     if language is not None and language not in tokens:
         raise ConfigError(f"transcribe.language: this Whisper has no token {language!r}; {', '.join(sorted(tokens))}")
+
+
+def prompt_of(text: str | None, hotwords: Sequence[str]) -> str:
+    """Returns one prompt: the text, and behind it the words to expect, as a sentence."""
+    return " ".join(filter(None, (text, f"{', '.join(hotwords)}." if hotwords else "")))
 
 
 def txt(segments: Sequence[Segment]) -> str:

@@ -216,9 +216,10 @@ def _non_speech(name: str, language: str) -> EvalSet:
 
 
 def decode_sets(
-    base: ModelConfig, decoding: DecodingConfig, hardware: Hardware, sets: Sequence[EvalSet], tuned: Path | None
-) -> list[dict[str, Any]]:
-    """Decodes each set with the adapter in the folder `tuned`, or with the base model (None).
+    base: ModelConfig, decoding: DecodingConfig, hardware: Hardware, sets: Sequence[EvalSet], tuned: Path | None,
+    prompt: str = "",
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Decodes each set with the adapter in the folder `tuned`, or with the base model (None), after a `prompt`.
 
     The keys are those of eval/<set>/metrics.json that decoding decides, and `hypotheses`, `first` (before the fallback)
     and `truncated`, an item a clip. Cached by everything that they follow from: a sweep decodes the base model once,
@@ -230,7 +231,7 @@ def decode_sets(
     short = knows_context(decoding, tuned)
     of_model, capacity = distributed.rank_zero(lambda: model_content(base.checkpoint, hardware, tuned)), Capacity()
     for each in sets:
-        settings = decoding_options(decoding, base, hardware, each.language, short)
+        settings = decoding_options(decoding, base, hardware, each.language, short, prompt)
         kept = cache_dir() / "hypotheses-3" / f"{_content(of_model, each, settings)}.json"
         if cached := distributed.rank_zero(partial(kept_hypotheses, kept)):
             log(f"{name}, {each.name}: these clips were decoded before; hypotheses from {kept}")
@@ -302,6 +303,6 @@ def _content(of_model: Mapping[str, Any], each: EvalSet, settings: generate.Deco
         **of_model,
         "decoder": generate.VERSION,
         "clips": [clip["sha256"] for clip in each.clips],
-        "decoding": asdict(replace(settings, batch_size=0)),
+        "decoding": {key: value for key, value in asdict(replace(settings, batch_size=0)).items() if value != ()},
     }
     return sha256_text(json.dumps(follows_from, sort_keys=True))

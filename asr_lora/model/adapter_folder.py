@@ -18,7 +18,8 @@ from asr_lora.runtime.files import read_json
 
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors")  # of an adapter, of a whole model
 KINDS = {"LORA": "LoRA", "ADALORA": "AdaLoRA", "IA3": "(IA)^3"}  # by peft's name
-CONTEXTS = ("dynamic", "full", "packed")
+CONTEXTS = ("dynamic", "full", "windows", "packed")  # packed: of earlier versions
+SHORT = ("dynamic", "windows")  # contexts with rows of less than 30 s
 AGAIN = "put back what training wrote there, or train again under another name (run_name=...)"
 
 
@@ -50,7 +51,7 @@ def knows_short_context(folder: Path) -> bool:
     context = read_metadata(folder).get("context", "full")
     if context not in CONTEXTS:
         raise ExternalError(f"{folder / 'asr_lora.json'}: context is none of {', '.join(CONTEXTS)}; {AGAIN}")
-    return bool(context == "dynamic")
+    return context in SHORT
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:

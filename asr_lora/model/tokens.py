@@ -34,6 +34,25 @@ def prompt_length(generation: GenerationConfig) -> int:
     return 2 if is_english_only(generation) else 4
 
 
+def prompt_ids(text: str, tokenizer: WhisperTokenizer, most: int) -> tuple[int, ...]:
+    """Returns the tokens of a text before a clip, <|startofprev|> and its words; none of an empty text.
+
+    Raises ConfigError for a text of more than `most` tokens, or with one of Whisper's special tokens in it.
+    """
+    if not text.strip():
+        return ()
+    try:
+        ids = tuple(int(token) for token in tokenizer.get_prompt_ids(text, return_tensors="np"))
+    except ValueError as error:
+        raise ConfigError(f"prompt: must be text without Whisper's special tokens, got {text[:60]!r}") from error
+    if len(ids) > most:
+        raise ConfigError(
+            f"prompt: must be at most {most} tokens long, got {len(ids)}; keep the rarest of its words (Whisper reads "
+            "no more)"
+        )
+    return ids
+
+
 def generation_config(tokenizer: WhisperTokenizer, settings: Mapping[str, Any]) -> GenerationConfig:
     """Builds OpenAI's generation config, without `forced_decoder_ids`, which transformers 5 does not take.
 

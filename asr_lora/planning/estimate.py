@@ -92,7 +92,7 @@ def workload(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Worklo
     scored = (test if config.eval.split == "test" else dev)[: config.eval.limit]
     again = scored[: round(REDECODED * len(scored) * config.decoding.fallback)]
     margin = (
-        config.decoding.context_margin if training.context == "dynamic" and config.decoding.context == "auto" else None
+        config.decoding.context_margin if training.context != "full" and config.decoding.context == "auto" else None
     )
     audio_seconds = sum(map(sum, (train, dev, test)))
     counts = {

@@ -155,6 +155,23 @@ def show_long(found: Mapping[str, Any]) -> None:
     show(long_title(found), long_headings(found), long_rows(found), long_notes(found), left=LONG_LEFT)
 
 
+def show_prompt(found: Mapping[str, Any]) -> None:
+    """Prints eval/prompt.json: a row for every set and model."""
+    rows = []
+    for name, own in found["sets"].items():
+        for model, key in (("base", "baseline"), ("fine-tuned", "fine_tuned")):
+            before, after = (rate_cell(own[key][which], own["language"]) for which in ("without", "with_prompt"))
+            rows.append(
+                [name, model, before, after, change({**own[key]["with_prompt"], **own, "delta": own[key]["delta"]})]
+            )
+    show_line("")
+    show(
+        f"with a prompt, normalized by {found['normalizer']}",
+        ("set", "model", "without", "with the prompt", "difference"), rows, [f"prompt: {found['prompt']}"],
+        left=("model", "difference"),
+    )  # fmt: skip
+
+
 def long_title(found: Mapping[str, Any]) -> str:
     minutes = found["audio_seconds"] / 60
     return f"{found['set']}: {found['recordings']} long recordings, {minutes:.1f} min"

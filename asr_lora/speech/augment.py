@@ -32,6 +32,9 @@ LINE_RATE = 8_000  # Hz
 LINE_BAND = (300.0, 3400.0)  # Hz, of a telephone channel (ITU-T G.712)
 LINE_CODECS = ("ULAW", "ALAW", "GSM610")  # G.711 of America and of Europe, and the first mobile phones' (GSM 06.10)
 SMOOTH = 4096  # samples; a Fourier transform is fast at a multiple of it, and slow at a large prime
+FRAME = SAMPLE_RATE // 50  # samples, 20 ms: of levels
+SPEECH = 10 ** (-35 / 20)  # of the level of a clip's loudest frame: quieter frames at its ends are not its speech
+QUIET = 10  # percentile of a clip's frames that is the level of its room
 LOUDNESS = 0.05  # root mean square of full scale: as loud as quiet speech
 
 
@@ -152,6 +155,25 @@ def _over_a_line(sound: Tensor, rng: np.random.Generator) -> Tensor:
     received, _ = soundfile.read(wire, dtype="float32")  # GSM has whole frames and may append some silence
     changed: Tensor = resample(torch.from_numpy(received), LINE_RATE, SAMPLE_RATE)[: len(sound)]
     return changed
+
+
+def frame_levels(sound: Waveform) -> Waveform:
+    """Returns the root mean square of every frame of 20 ms of (samples,)."""
+    padded = np.pad(sound, (0, -len(sound) % FRAME))
+    levels: Waveform = np.sqrt(np.mean(padded.reshape(-1, FRAME) ** 2, axis=1))
+    return levels
+
+
+def room_level(sound: Waveform) -> float:
+    """Returns the level of the room in which (samples,) were recorded: that of its quietest frames."""
+    return float(np.percentile(frame_levels(sound), QUIET))
+
+
+def speech_bounds(sound: Waveform) -> tuple[int, int]:
+    """Returns where the speech of a clip, (samples,), begins and ends: its frames within 35 dB of the loudest."""
+    levels = frame_levels(sound)
+    loud = np.flatnonzero(levels >= SPEECH * levels.max())
+    return int(loud[0]) * FRAME, min(len(sound), (int(loud[-1]) + 1) * FRAME)
 
 
 def white_noise(rng: np.random.Generator, samples: int) -> Waveform:

@@ -18,6 +18,7 @@ from asr_lora.data.preparation import label_filter
 from asr_lora.data.sampler import StepSampler
 from asr_lora.data.sources import excluded_utterances, open_streamed
 from asr_lora.data.splits import StreamFilter
+from asr_lora.data.windows import Place
 from asr_lora.decoding.generate import decoding_options
 from asr_lora.model import adapter, whisper
 from asr_lora.model.hardware import FRAMES_PER_SECOND, Hardware, fitting_workers, step_bytes
@@ -111,7 +112,7 @@ def _base(config: Config, hardware: Hardware) -> WhisperForConditionalGeneration
 
 def _dev(config: Config, hardware: Hardware, processor: WhisperProcessor) -> DevEvaluator:
     language = language_token(config.model, config.data.language)
-    short = config.training.context == "dynamic"
+    short = config.training.context != "full"
     clips = read_manifest(run.manifest(config.run, "dev"))
     every = eval_steps(config.training, config.max_steps, len(clips))
     return DevEvaluator(
@@ -184,13 +185,14 @@ def masks(training: TrainingConfig) -> Masks | None:
 
 def step_sampler(config: Config, rows: Sequence[Clip]) -> StepSampler:
     """Builds the sampler of the run's batches."""
-    training, tokens = config.training, [0] * len(rows)
-    if training.context == "packed":  # the lengths of labels matter too
+    training, tokens, places = config.training, [0] * len(rows), None
+    if training.context == "windows":  # the lengths of labels, and which clips are neighbors, matter too
         processor = load_processor(config.model.checkpoint)
         tokens = [len(label_ids(row["text"], processor.tokenizer)) for row in rows]
+        places = [Place(row["path"] if "start" in row else "", row.get("start", 0.0), row["speaker"]) for row in rows]
     limit = load_config(config.model.checkpoint).max_target_positions
     weights = [float(row.get("weight", 1)) for row in rows] if config.data.sources else None
-    return StepSampler([row["duration"] for row in rows], tokens, training, config.seed, limit, weights)
+    return StepSampler([row["duration"] for row in rows], tokens, training, config.seed, limit, weights, places)
 
 
 def streaming_dataset(

@@ -12,9 +12,11 @@ from transformers import WhisperProcessor
 
 from asr_lora.data.dataset import StepDataset
 from asr_lora.data.features import IGNORE_INDEX, SpeechCollator, label_ids, log_mel
-from asr_lora.data.sampler import Batch, RowSpec
+from asr_lora.data.sampler import Batch
+from asr_lora.data.windows import RowSpec
 from asr_lora.runtime.errors import ExternalError
 from asr_lora.speech import audio
+from asr_lora.speech.augment import speech_bounds
 
 
 @pytest.fixture
@@ -98,3 +100,56 @@ def test_timestamps_of_joined_clips_are_those_of_the_audio(
     first, second = (len(audio.load(Path(clips[clip]["path"]))) / audio.SAMPLE_RATE for clip in (0, 1))
     times = [float(token[2:-2]) for token in tokens if token.startswith("<|") and "." in token]
     assert times == pytest.approx([0, first, first, first + second], abs=0.011)
+
+
+def test_pauses_lie_between_joined_clips_and_times_are_those_of_their_speech(
+    clips: list[dict[str, str]], processor: WhisperProcessor
+) -> None:
+    row = RowSpec((0, 1), timestamps=True, pauses=(1.5,))
+    steps = StepDataset(clips, Fixed(Batch((row,), 30.0)), 1, SpeechCollator(processor))
+    example = steps.collator.example(row, steps.clips[[0, 1]], 0, 30.0)
+    first, second = (audio.load(Path(clips[clip]["path"])) for clip in (0, 1))
+    assert len(example.waveform) == len(first) + 24_000 + len(second)
+    assert np.array_equal(example.waveform[: len(first)], first)
+    tokens = processor.tokenizer.convert_ids_to_tokens(example.ids)
+    times = [float(token[2:-2]) for token in tokens if token.startswith("<|") and "." in token]
+    starts = 0, len(first) + 24_000
+    expected = [
+        (start + bound) / audio.SAMPLE_RATE
+        for start, sound in zip(starts, (first, second), strict=True)
+        for bound in speech_bounds(sound)
+    ]
+    assert times == pytest.approx(expected, abs=0.011)
+
+
+def test_a_clip_that_is_cut_by_the_window_has_sound_to_its_end_and_no_text(
+    clips: list[dict[str, str]], processor: WhisperProcessor
+) -> None:
+    for clip, seconds in zip(clips[:2], (26.0, 8.0), strict=True):
+        Path(clip["path"]).write_bytes(tone(clip["path"], seconds))
+    row = RowSpec((0, 1), timestamps=True, pauses=(1.0,), cut=True)
+    steps = StepDataset(clips, Fixed(Batch((row,), 30.0)), 1, SpeechCollator(processor))
+    example = steps.collator.example(row, steps.clips[[0, 1]], 0, 30.0)
+    assert len(example.waveform) == 30 * audio.SAMPLE_RATE and example.waveform[-1600:].any()
+    assert processor.tokenizer.decode(example.ids, skip_special_tokens=True) == " zin a"
+    last_time, end = processor.tokenizer.convert_ids_to_tokens(example.ids)[-2:]
+    assert end == "<|endoftext|>" and float(last_time[2:-2]) == pytest.approx(27.1, abs=0.15)  # mp3 pads
+
+
+def test_a_row_without_speech_has_no_text(clips: list[dict[str, str]], processor: WhisperProcessor) -> None:
+    rows = RowSpec((), no_speech=3.0), RowSpec((), timestamps=True, no_speech=3.0)
+    (batch,) = StepDataset(clips, Fixed(Batch(rows, 30.0)), 1, SpeechCollator(processor))[0]
+    tokenizer = processor.tokenizer
+    ends = [
+        tokenizer.convert_ids_to_tokens([label for label in labels.tolist() if label != IGNORE_INDEX])[-2:]
+        for labels in batch["labels"]
+    ]
+    assert ends == [["<|notimestamps|>", "<|endoftext|>"], ["<|0.00|>", "<|endoftext|>"]]
+
+
+def test_the_text_before_a_row_is_its_prompt(clips: list[dict[str, str]], processor: WhisperProcessor) -> None:
+    fixed = Fixed(Batch((RowSpec((2,), before=(0, 1)),), 30.0))
+    (batch,) = StepDataset(clips, fixed, 1, SpeechCollator(processor))[0]
+    assert processor.tokenizer.decode(batch["decoder_input_ids"][0]).startswith("<|startofprev|> zin a zin b<|start")
+    labels = [label for label in batch["labels"][0].tolist() if label != IGNORE_INDEX]
+    assert processor.tokenizer.decode(labels, skip_special_tokens=True) == " zin c"

@@ -12,10 +12,11 @@ from asr_lora.data.features import (
     IGNORE_INDEX,
     Example,
     collate,
+    joined_sentences,
     label_ids,
     log_mel,
-    packed_label_ids,
-    packed_sentence,
+    previous_text_ids,
+    window_label_ids,
     with_prompt,
 )
 from asr_lora.model.pretrained import load_processor
@@ -121,7 +122,7 @@ def test_a_label_begins_with_a_space_where_the_language_writes_spaces(
     """As Whisper's own text: a first word without it is other, rarer tokens."""
     tokenizer = with_prompt(load_processor(str(tiny_checkpoint)).tokenizer, language, "transcribe")
     assert tokenizer.decode(label_ids(sentence, tokenizer)[4:-1]) == text
-    assert tokenizer.decode(packed_label_ids([sentence], [1.0], tokenizer), skip_special_tokens=True) == text
+    assert tokenizer.decode(window_label_ids([sentence], [(0.0, 1.0)], tokenizer), skip_special_tokens=True) == text
 
 
 def test_another_language_and_task_are_in_the_prompt(tiny_checkpoint: Path) -> None:
@@ -146,19 +147,42 @@ def test_the_batch_gives_the_loss_that_whispers_own_labels_give(
 
 def test_joined_clips_have_timestamps_at_every_join(processor: WhisperProcessor) -> None:
     tokenizer = processor.tokenizer
-    ids = packed_label_ids(["Hoi.", "Dag."], [1.204, 2.0], tokenizer)
+    ids = window_label_ids(["Hoi.", "Dag."], [(0.0, 1.204), (1.5, 3.204)], tokenizer)
     start, *rest = tokenizer.convert_ids_to_tokens(ids)
     assert start == "<|startoftranscript|>" and rest[:2] == ["<|nl|>", "<|transcribe|>"]
     times = [token for token in rest if token.startswith("<|") and "." in token]
-    assert times == ["<|0.00|>", "<|1.20|>", "<|1.20|>", "<|3.20|>"]
+    assert times == ["<|0.00|>", "<|1.20|>", "<|1.50|>", "<|3.20|>"]
     assert "<|notimestamps|>" not in rest and rest[-1] == "<|endoftext|>"
     assert tokenizer.decode(ids, skip_special_tokens=True) == " Hoi. Dag."
-    assert packed_sentence(["Hoi.", "Dag."], tokenizer) == "Hoi. Dag."
+    assert joined_sentences(["Hoi.", "Dag."], tokenizer) == "Hoi. Dag."
 
 
 def test_no_space_is_put_between_sentences_where_the_language_writes_none(processor: WhisperProcessor) -> None:
     tokenizer = with_prompt(processor.tokenizer, "ja", "transcribe")
-    assert packed_sentence(["ab。", "cd。"], tokenizer) == "ab。cd。"
+    assert joined_sentences(["ab。", "cd。"], tokenizer) == "ab。cd。"
     assert (
-        tokenizer.decode(packed_label_ids(["ab。", "cd。"], [1, 1], tokenizer), skip_special_tokens=True) == "ab。cd。"
+        tokenizer.decode(window_label_ids(["ab。", "cd。"], [(0, 1), (1, 2)], tokenizer), skip_special_tokens=True)
+        == "ab。cd。"
     )
+
+
+def test_a_sentence_beyond_the_window_has_its_begin_alone(processor: WhisperProcessor) -> None:
+    tokens = processor.tokenizer.convert_ids_to_tokens(
+        window_label_ids(["Hoi."], [(0.5, 1.2)], processor.tokenizer, cut_at=28.14)
+    )
+    assert tokens[-3:] == ["<|1.20|>", "<|28.14|>", "<|endoftext|>"]
+    silent = processor.tokenizer.convert_ids_to_tokens(window_label_ids([], [], processor.tokenizer))
+    assert silent[-3:] == ["<|transcribe|>", "<|0.00|>", "<|endoftext|>"]
+
+
+def test_the_text_before_a_window_is_read_and_no_label(processor: WhisperProcessor) -> None:
+    tokenizer = processor.tokenizer
+    before = previous_text_ids(["Hoi.", "Dag."], tokenizer)
+    assert tokenizer.convert_ids_to_tokens(before[:1]) == ["<|startofprev|>"]
+    assert tokenizer.decode(before[1:]) == " Hoi. Dag." and previous_text_ids([], tokenizer) == []
+    sound, own = np.zeros(16_000, np.float32), label_ids("Tot morgen.", tokenizer)
+    made = collate([Example(sound, [*before, *own], (), len(before)), Example(sound, own)], processor, 1.28)
+    labels = [[label for label in row if label != IGNORE_INDEX] for row in made["labels"].tolist()]
+    assert labels[0] == labels[1] == own[1:]
+    assert made["decoder_input_ids"][0].tolist() == [*before, *own][:-1]
+    assert made["labels"][0][: len(before)].eq(IGNORE_INDEX).all() and made["labels"][0][len(before)] == own[1]

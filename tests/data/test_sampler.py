@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,13 @@ import pytest
 
 from asr_lora.config.compose import load
 from asr_lora.config.schema import TrainingConfig
-from asr_lora.data import sampler
+from asr_lora.data import sampler, windows
 from asr_lora.data.manifest import Clip
-from asr_lora.data.sampler import Batch, RowSpec, StepSampler, context_for, is_plain, shard_for_rank
+from asr_lora.data.sampler import Batch, StepSampler, context_for, is_plain, shard_for_rank
+from asr_lora.data.windows import Place, RowSpec, sequence
 from asr_lora.training.builder import step_sampler
 
-KINDS = ("full", "dynamic", "packed")
+KINDS = ("full", "dynamic", "windows")
 
 
 def durations(clips: int, seed: int = 0) -> list[float]:
@@ -45,11 +46,12 @@ def test_plain_steps_are_spread_evenly(share: float, steps: list[int]) -> None:
 
 
 def clips_of(batches: Sequence[Batch]) -> list[int]:
-    return [clip for batch in batches for row in batch.rows for clip in row.clips]
+    """Returns the clips of a step; one that is cut at the end of a window is whole in the next."""
+    return [clip for batch in batches for row in batch.rows for clip in row.clips[: len(row.clips) - row.cut]]
 
 
 def length(row: RowSpec, lengths: Sequence[float]) -> float:
-    return sum(lengths[clip] for clip in row.clips)
+    return sum(lengths[clip] for clip in row.clips[: len(row.clips) - row.cut])
 
 
 # --- of every kind ----------------------------------------------------------------------------------------------------
@@ -89,9 +91,8 @@ def test_ranks_divide_the_rows_evenly(kind: str, world_size: int) -> None:
         assert max(rows) - min(rows) <= 1
 
 
-@pytest.mark.parametrize("kind", ["full", "packed"])
 @pytest.mark.parametrize(("clips", "batch_size"), [(16, 8), (13, 8), (8, 8), (3, 8), (1, 4), (50, 7)])
-def test_every_clip_comes_once_before_any_comes_again(kind: str, clips: int, batch_size: int) -> None:
+def test_every_clip_comes_once_before_any_comes_again(clips: int, batch_size: int) -> None:
     drawn = order("full", clips, batch_size=batch_size)
     stream = list(chain.from_iterable(clips_of(drawn.step(step)) for step in range(40)))
     epochs = [stream[start : start + clips] for start in range(0, len(stream) - clips + 1, clips)]
@@ -202,20 +203,80 @@ def test_contexts_are_multiples_and_never_beyond_the_window(seconds: float, cont
     assert context_for(seconds, 0.32) == context
 
 
-# --- packed -----------------------------------------------------------------------------------------------------------
+# --- windows ----------------------------------------------------------------------------------------------------------
 
 
-def test_packs_fill_thirty_seconds_and_a_share_stays_single() -> None:
+def rows_of(drawn: StepSampler, steps: int) -> list[RowSpec]:
+    return [row for step in range(steps) for batch in drawn.step(step) for row in batch.rows]
+
+
+def test_windows_fill_thirty_seconds_and_a_share_of_clips_stays_single() -> None:
     lengths = durations(3_000)
-    drawn = order("packed", durations=lengths, batch_size=64)
-    rows = [row for step in range(40) for batch in drawn.step(step) for row in batch.rows]
+    drawn = order("windows", durations=lengths, batch_size=64, window_single=0.4, no_speech_share=0)
+    rows = rows_of(drawn, 40)
     single = sum(len(row.clips) == 1 for row in rows) / (40 * 64)
     assert 0.35 < single < 0.45
-    packs = [length(row, lengths) for row in rows if len(row.clips) > 1]
-    assert max(packs) <= 30 and np.mean(packs) > 22
-    assert 0.4 < np.mean([row.timestamps for row in rows]) < 0.6
+    full = [length(row, lengths) + sum(row.pauses) for row in rows if len(row.clips) > 2 and not row.cut]
+    assert max(full) <= 30 and np.mean(full) > 22
 
 
-def test_a_pack_ends_where_the_decoder_would() -> None:
-    drawn = order("packed", clips=100, tokens=[200] * 100, packed_single=0)
-    assert max(len(row.clips) for step in range(20) for batch in drawn.step(step) for row in batch.rows) == 2
+def test_a_window_with_timestamps_ends_within_a_sentence_with_which_the_next_begins() -> None:
+    lengths = durations(300)
+    drawn = order("windows", durations=lengths, batch_size=32, window_single=0, window_timestamps=1, no_speech_share=0)
+    for step in range(20):
+        (batch,) = drawn.step(step)
+        assert batch.seconds == 30
+        for row, following in zip(batch.rows, batch.rows[1:], strict=False):
+            if row.cut:
+                whole = sum(lengths[clip] for clip in row.clips[:-1]) + sum(row.pauses)
+                assert (
+                    following.clips[0] == row.clips[-1]
+                    and whole + windows.SHORTEST_CUT <= 30 < whole + lengths[row.clips[-1]]
+                )
+    assert sum(row.cut for row in rows_of(drawn, 20)) > 20
+
+
+def test_rows_without_timestamps_have_short_contexts_and_none_is_cut() -> None:
+    drawn = order("windows", batch_size=8, window_timestamps=0, window_single=0.5, no_speech_share=0)
+    batches = [batch for step in range(40) for batch in drawn.step(step)]
+    assert not any(row.cut or row.timestamps for batch in batches for row in batch.rows)
+    assert np.mean([batch.seconds < 30 for batch in batches]) > 0.5
+
+
+def test_the_share_of_rows_with_times_with_a_prompt_and_without_speech_is_that_of_the_settings() -> None:
+    chosen = {"window_timestamps": 0.3, "window_prompts": 0.4, "no_speech_share": 0.1, "window_single": 0}
+    rows = rows_of(order("windows", clips=400, batch_size=32, **chosen), 200)
+    spoken = [row for row in rows if row.clips]
+    assert np.mean([row.timestamps for row in spoken]) == pytest.approx(0.3, abs=0.05)
+    assert np.mean([bool(row.before) for row in spoken]) == pytest.approx(0.4, abs=0.05)
+    assert 200 * 0.1 < sum(bool(row.no_speech) for row in rows) == len(rows) - len(spoken)
+
+
+def talks(recordings: int, sentences: int) -> list[Place]:
+    return [Place(f"talk{at // sentences}", 4.0 * (at % sentences), "Anna") for at in range(recordings * sentences)]
+
+
+def test_neighbors_of_a_recording_stay_neighbors_and_no_window_holds_two_recordings() -> None:
+    places, training = talks(10, 23), replace(usual(), context="windows", window_single=0.0, no_speech_share=0.0)
+    drawn = StepSampler([4.0] * 230, [10] * 230, training, 0, 448, None, places)
+    joins = 0
+    for row in rows_of(drawn, 60):
+        assert len({places[clip].recording for clip in row.clips}) == 1
+        assert list(row.clips) == list(range(row.clips[0], row.clips[0] + len(row.clips)))
+        assert list(row.before) == list(range(row.clips[0] - len(row.before), row.clips[0]))
+        assert not row.before or places[row.before[0]].recording == places[row.clips[0]].recording
+        joins += len(row.clips) > 1
+    assert joins > 30
+
+
+def test_clips_of_a_speaker_come_one_after_the_other() -> None:
+    places = [Place(speaker=f"speaker{at % 7}") for at in range(70)]
+    order_of = sequence(list(np.random.default_rng(0).permutation(70)), places)
+    speakers = [places[clip].speaker for clip in order_of]
+    assert sorted(order_of) == list(range(70)) and sum(a != b for a, b in pairwise(speakers)) == 6
+
+
+def test_a_window_ends_where_the_decoder_would() -> None:
+    chosen = {"window_single": 0, "window_timestamps": 0, "window_prompts": 1, "no_speech_share": 0}
+    rows = rows_of(order("windows", clips=100, tokens=[200] * 100, **chosen), 20)
+    assert max(200 * len(row.clips) + 200 * len(row.before) for row in rows) == 400

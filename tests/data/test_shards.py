@@ -357,7 +357,7 @@ def test_no_clip_is_decoded_again(from_shards: list[str], monkeypatch: pytest.Mo
     prepared(from_shards)
 
 
-@pytest.mark.parametrize("context", ["dynamic", "packed"])
+@pytest.mark.parametrize("context", ["dynamic", "windows"])
 def test_every_step_from_shards_equals_that_from_files_to_the_last_bit(
     from_files: list[str], from_shards: list[str], server: Server, processor: WhisperProcessor, context: str
 ) -> None:

@@ -18,8 +18,9 @@ from asr_lora.demo.assets import whisper_base_from_wheels
 from asr_lora.model import whisper
 from asr_lora.model.hardware import Capacity
 from asr_lora.model.pretrained import load_processor
+from asr_lora.model.tokens import prompt_ids
 from asr_lora.runtime.console import progress
-from asr_lora.runtime.errors import ExternalError
+from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.speech import audio
 
 USUAL = DecodingOptions(
@@ -53,6 +54,37 @@ def test_a_hypothesis_depends_neither_on_the_clips_beside_it_nor_on_how_many_fit
     together = decode_once(model, processor, clips, settings)
     assert together == [decode_once(model, processor, [clip], settings)[0] for clip in clips]
     assert together == decode_once(model, processor, clips, replace(settings, batch_size=2))
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_prompt_lies_before_the_clip_and_is_no_part_of_the_hypothesis(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]], beams: int
+) -> None:
+    prompt = prompt_ids("Anna en Ben", processor.tokenizer, most=223)
+    assert prompt[0] == processor.tokenizer.convert_tokens_to_ids("<|startofprev|>")
+    settings = replace(USUAL, prompt=prompt, max_new_tokens=6, num_beams=beams, fallback=True)
+    found = decode_once(model, processor, clips, settings)
+    asked = {"prompt_ids": torch.tensor(prompt), "language": "nl", "max_new_tokens": 6, "num_beams": beams}
+    expected = plain_generate(model, processor, clips, force_unique_generate_call=True, **asked)
+    assert [hypothesis.tokens for hypothesis in found] == [row[len(prompt) + 4 :] for row in expected]
+    assert [hypothesis.tokens for hypothesis in found] != [
+        hypothesis.tokens for hypothesis in decode_once(model, processor, clips, replace(settings, prompt=()))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("woord " * 300, r"prompt: must be at most 223 tokens long, got \d+; keep the rarest"),
+        ("tot <|endoftext|> hier", r"prompt: must be text without Whisper's special tokens, got 'tot <"),
+    ],
+)
+def test_a_prompt_that_does_not_fit_or_holds_special_tokens_is_refused(
+    processor: WhisperProcessor, text: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prompt_ids(text, processor.tokenizer, most=223)
+    assert prompt_ids("  ", processor.tokenizer, most=223) == ()
 
 
 @pytest.mark.parametrize("margin", [0.0, 1.0, None])

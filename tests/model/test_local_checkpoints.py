@@ -14,7 +14,7 @@ from support.releases import tone
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor, WhisperTokenizer
 
 from asr_lora.config.schema import ModelConfig
-from asr_lora.data.features import label_ids, log_mel, packed_label_ids, with_prompt
+from asr_lora.data.features import label_ids, log_mel, window_label_ids, with_prompt
 from asr_lora.decoding.generate import DecodingOptions, decode_once, suppress_tokens
 from asr_lora.decoding.long_form import decode_long_form
 from asr_lora.model import checkpoint_files, complete, whisper
@@ -323,7 +323,7 @@ def test_labels_of_an_english_only_model_have_no_language_and_no_task(english: P
     tokenizer = with_prompt(load_processor(str(english)).tokenizer, "en", "transcribe")
     ids = tokenizer.convert_ids_to_tokens(label_ids("a", tokenizer))
     assert ids == ["<|startoftranscript|>", "<|notimestamps|>", "Ġ", "a", "<|endoftext|>"]
-    packed = tokenizer.convert_ids_to_tokens(packed_label_ids(["a"], [1.0], tokenizer))
+    packed = tokenizer.convert_ids_to_tokens(window_label_ids(["a"], [(0.0, 1.0)], tokenizer))
     assert packed[:2] == ["<|startoftranscript|>", "<|0.00|>"] and packed[-2:] == ["<|1.00|>", "<|endoftext|>"]
 
 

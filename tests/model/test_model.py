@@ -169,7 +169,9 @@ def test_contexts_beyond_the_window_are_refused(seconds: float) -> None:
         pass
 
 
-@pytest.mark.parametrize(("context", "short"), [("dynamic", True), ("full", False), ("packed", False)])
+@pytest.mark.parametrize(
+    ("context", "short"), [("dynamic", True), ("full", False), ("windows", True), ("packed", False)]
+)
 def test_the_adapter_folder_records_the_context_it_was_trained_at(
     tiny_checkpoint: Path, tmp_path: Path, context: str, short: bool
 ) -> None:

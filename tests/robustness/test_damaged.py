@@ -142,5 +142,5 @@ def test_a_damaged_adapter_is_an_error_and_never_partly_used(saved: Path, proces
 def test_damaged_metadata_of_an_adapter_is_an_error_and_absent_metadata_means_an_ordinary_one(tmp_path: Path) -> None:
     assert not adapter_folder.knows_short_context(tmp_path)
     write_json(tmp_path / "asr_lora.json", {"context": 3})
-    with pytest.raises(ExternalError, match=r"asr_lora\.json: context is none of dynamic, full, packed"):
+    with pytest.raises(ExternalError, match=r"asr_lora\.json: context is none of dynamic, full, windows, packed"):
         adapter_folder.knows_short_context(tmp_path)

@@ -75,7 +75,7 @@ def start(stage: str, *words: str) -> subprocess.Popen[str]:
         ("training.warmup_ratio=1", "training.warmup_ratio: must be a share in [0, 1)"),
         ("training.dev_share=0", "training.dev_share: must be a share in (0, 1]"),
         ("training.dev_normalizer=no", "training.dev_normalizer: no is none of raw, basic, marks"),
-        ("training.context=half", "training.context: half is none of dynamic, full, packed"),
+        ("training.context=half", "training.context: half is none of dynamic, full, windows"),
         ("decoding.num_beams=0", "decoding.num_beams: must be at least 1"),
         ("hardware.device=tpu", "hardware.device: tpu is none of auto, cpu, cuda"),
         ("hardware.workers=-1", "hardware.workers: must be at least 0"),

@@ -337,6 +337,13 @@ def test_a_test_clip_is_decoded_whole_as_in_scoring_and_other_audio_has_no_refer
     assert "Against the reference" not in shown
 
 
+def test_the_words_to_expect_are_the_prompt_of_both_models(handlers: ui.Handlers, talk: Path) -> None:
+    with pytest.raises(gr.Error, match="prompt: must be at most 31 tokens long"):
+        handlers.transcribe(str(talk), "nl", None, 1.0, lambda *_, **__: None, "Wolvenroedel " * 300)
+    with handlers.pair.tuned.session("nl", TUNED, 1.0, "Anna en Ben") as settings:
+        assert handlers.pair.tuned.processor.decode(settings.prompt) == "<|startofprev|> Anna en Ben"
+
+
 def test_a_transcription_stops_when_the_app_ends(handlers: ui.Handlers, talk: Path) -> None:
     handlers.end()
     with pytest.raises(gr.Error, match="the app has ended"):

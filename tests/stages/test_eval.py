@@ -76,6 +76,20 @@ def test_every_set_is_scored_with_both_models_in_one_table(
     assert read_json(config.run / "eval" / "silence" / "metrics.json")["delta"]["wer"] is None
 
 
+def test_a_prompt_is_scored_beside_no_prompt_with_both_models(
+    trained: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load([*trained, "eval.prompt='Anna en Ben'"])
+    evaluate(config)
+    found, own = read_json(config.run / "eval" / "prompt.json"), read_json(config.run / "eval/test/metrics.json")
+    assert found["prompt"] == "Anna en Ben" and set(found["sets"]) == {"test"}
+    for model, scored in (("baseline", own["baseline"]), ("fine_tuned", own)):
+        sides = found["sets"]["test"][model]
+        assert sides["without"]["wer"] == scored["wer"]
+        assert sides["delta"]["wer"] == pytest.approx(sides["with_prompt"]["wer"] - sides["without"]["wer"])
+    assert "with a prompt" in capsys.readouterr().out
+
+
 def test_long_recordings_are_transcribed_by_both_models_in_every_way(
     trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,12 +164,12 @@ def test_an_adapter_that_is_scaled_by_its_configuration_is_decoded_again(words: 
 @pytest.mark.slow
 def test_only_a_fine_tuned_model_that_knows_short_contexts_is_decoded_at_one(words: list[str]) -> None:
     scored = {}
-    for context in ("dynamic", "full", "packed"):
+    for context in ("dynamic", "full", "windows"):
         config = load([*words, f"training.context={context}"])
         train(config)
         scored[context] = read_json(config.run / "eval" / "test" / "metrics.json")
     assert {kind: facts["context"] for kind, facts in scored.items()} == {
-        "dynamic": "short", "full": "full", "packed": "full",
+        "dynamic": "short", "full": "full", "windows": "short",
     }  # fmt: skip
     assert all(facts["baseline"]["context"] == "full" for facts in scored.values())
     config = load(words)

@@ -7,6 +7,7 @@ import shutil
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,17 @@ from support.releases import write_release
 from support.runs import hardware_of, tiny_run
 
 from asr_lora.config.compose import load
-from asr_lora.decoding.generate import RowAdapter, Segment, decode_once, decoding_options
-from asr_lora.decoding.transcriber import speech_segments, srt, txt, vtt, with_adapters, with_base
+from asr_lora.decoding import transcriber
+from asr_lora.decoding.fallback import decode_clips
+from asr_lora.decoding.generate import (
+    DecodingOptions,
+    Hypothesis,
+    RowAdapter,
+    Segment,
+    decode_once,
+    decoding_options,
+)
+from asr_lora.decoding.transcriber import prompt_of, speech_segments, srt, txt, vtt, with_adapters, with_base
 from asr_lora.demo.espeak import RATE, Utterance, speak
 from asr_lora.model import adapter, whisper
 from asr_lora.model.adapter import BASE
@@ -94,6 +104,26 @@ def test_a_folder_is_transcribed_file_by_file_and_a_bad_one_does_not_stop_the_re
     assert (result["language"], result["adapter"], len(result["segments"])) == ("nl", None, 3)
     assert result["seconds"] == pytest.approx(soundfile.info(talk).duration, abs=0.01)
     assert (out / "below" / "good.txt").read_text().count("\n") == 3
+
+
+def test_the_prompt_is_the_text_and_behind_it_the_words_to_expect(
+    words: list[str], talk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prompt_of(None, []) == "" and prompt_of("Over de wolf.", ["Anna", "Ben"]) == "Over de wolf. Anna, Ben."
+    given = [*words, f'audio="{talk}"', f"transcribe.out={tmp_path}", "transcribe.base_model=true",
+             "transcribe.language=nl"]  # fmt: skip
+    prompts = []
+
+    def spy(model: Any, processor: Any, clips: Any, settings: DecodingOptions, *rest: Any) -> list[Hypothesis]:
+        prompts.append(processor.decode(settings.prompt))
+        return decode_clips(model, processor, clips, settings, *rest)
+
+    monkeypatch.setattr(transcriber, "decode_clips", spy)
+    for prompt in ([], ["transcribe.prompt='Over de wolf.'", "transcribe.hotwords=[Anna,Ben]"]):
+        transcribe(load([*given, *prompt]))
+    assert prompts == ["", "<|startofprev|> Over de wolf. Anna, Ben."]
+    with pytest.raises(ConfigError, match=r"prompt: must be at most 31 tokens long"):
+        transcribe(load([*given, f"transcribe.hotwords=[{','.join(['Wolvenroedel'] * 300)}]"]))
 
 
 def test_recordings_of_a_folder_that_cannot_be_read_are_counted_and_named(

@@ -99,7 +99,7 @@ def test_two_processes_train_decode_and_write_the_same_as_one_from_shards(shared
     assert hypotheses.read_bytes() == by_two
 
 
-@pytest.mark.parametrize("context", ["dynamic", "full", "packed"])
+@pytest.mark.parametrize("context", ["dynamic", "full", "windows"])
 def test_an_epoch_over_all_processes_has_every_clip_once(shared: list[str], context: str) -> None:
     config = load([*shared, f"training.context={context}"])
     prepare(config)

@@ -70,7 +70,7 @@ def test_loss_gradient_and_adapter_do_not_depend_on_how_a_batch_is_split(uneven:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("context", ["dynamic", "packed"])
+@pytest.mark.parametrize("context", ["dynamic", "windows"])
 def test_a_step_with_several_contexts_does_not_depend_on_how_it_is_split(uneven: list[str], context: str) -> None:
     mixed = [*uneven, f"training.context={context}", "training.long_share=0.25", "training.long_rows=2"]
     whole = outcome(trained([*mixed, "run_name=whole", "hardware.micro_batch=8"]))
