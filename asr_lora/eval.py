@@ -98,7 +98,7 @@ def _score_long(config: Config, hardware: Hardware, tuned: Path) -> None:
     if not sets:
         return
     before, after = (
-        decode_long_sets(config.model, config.decoding, hardware, sets, each, config.eval,
+        decode_long_sets(config.model, config.decoding, hardware, sets, each, config.eval.long_form,
                          config.transcribe.max_segment_seconds)
         for each in (None, tuned)
     )  # fmt: skip

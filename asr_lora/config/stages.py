@@ -65,6 +65,7 @@ class ExportConfig:
     clips: int | None
     wer_tolerance: float
     short_margin: float | None
+    long_minutes: float | None
     out: str | None
     combine: str
     push: str | None
@@ -86,6 +87,9 @@ class ExportConfig:
         margin = self.short_margin
         fits = margin is None or 0 <= margin <= MAX_SECONDS
         check("export.short_margin", margin, "within 0 to 30 s, or null for no short contexts", fits)
+        minutes = self.long_minutes
+        fits = minutes is None or 0.5 <= minutes <= MOST_MINUTES
+        check("export.long_minutes", minutes, f"0.5 to {MOST_MINUTES}, or null for no long recording", fits)
         check_choice("export.combine", self.combine, ("cat", "svd"))
         named = self.push is None or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.push, re.ASCII) is not None
         check("export.push", self.push, "owner/name", named)

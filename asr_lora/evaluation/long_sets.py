@@ -96,9 +96,9 @@ def _long_set(run: Path, each: EvalSetConfig, limit: int | None, data: DataConfi
 
 def decode_long_sets(
     base: ModelConfig, decoding: DecodingConfig, hardware: Hardware, sets: Sequence[LongSet], tuned: Path | None,
-    settings: EvalConfig, longest: float,
+    ways: Sequence[str], longest: float,
 ) -> list[dict[str, dict[str, Any]]]:  # fmt: skip
-    """Transcribes each set in every way of `settings.long_form`, with the adapter in `tuned` or the base model (None).
+    """Transcribes each set in all `ways` (of eval.long_form), with the adapter in `tuned` or the base model (None).
 
     Returns for every set and way `transcripts`, a list of segments a recording, `seconds`, and `rtfx`. `longest` is the
     most seconds of speech that are decoded at once where pauses cut. Cached by everything that they follow from. With
@@ -109,8 +109,8 @@ def decode_long_sets(
     of_model = distributed.rank_zero(lambda: model_content(base.checkpoint, hardware, tuned))
     found = []
     for each in sets:
-        ways = {}
-        for way in settings.long_form:
+        of_set = {}
+        for way in ways:
             options = generate.decoding_options(decoding, base, hardware, each.language, short)
             kept = cache_dir() / "hypotheses-3" / f"{_content(of_model, each, options, way, longest)}.json"
             cached = distributed.rank_zero(partial(kept_hypotheses, kept))
@@ -125,8 +125,8 @@ def decode_long_sets(
             else:
                 log(f"{name}, {each.name}, {way}: transcribed before; {kept}")
             segments = [[Segment(**row) for row in rows] for rows in cached["transcripts"]]
-            ways[way] = {**cached, "transcripts": segments}
-        found.append(ways)
+            of_set[way] = {**cached, "transcripts": segments}
+        found.append(of_set)
     return found
 
 

@@ -3,8 +3,9 @@
 Exports the last run, or the one that the overrides name: its adapter at eval.strength, merged into the base. Every
 export decodes test clips in its own runtime, and fails if its error rate differs from ours: export/ in the run folder
 (or export.out) then has it as <format>.failed, and the texts are in export/proofs/. With too few clips to decide, the
-outcome is `cannot tell`, and the export is kept. 'adapters=[runs/a,runs/b]'
-'weights=[0.5,0.5]' first combines several adapters. export.push=owner/name lists the files for the Hub;
+outcome is `cannot tell`, and the export is kept. It also transcribes a long recording, joined of the clips, and fails
+if it skips or repeats text where our decoding does not. 'adapters=[runs/a,runs/b]' 'weights=[0.5,0.5]' first combines
+several adapters. export.push=owner/name lists the files for the Hub;
 export.dry_run=false uploads them.
 """
 
@@ -24,8 +25,11 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from asr_lora.config.compose import Config, job_overrides
-from asr_lora.evaluation.eval_sets import decode_sets
-from asr_lora.export import hf, verify
+from asr_lora.data.recordings import Recording
+from asr_lora.decoding.generate import Segment
+from asr_lora.evaluation.eval_sets import decode_sets, set_normalizer
+from asr_lora.evaluation.long_sets import LongSet, decode_long_sets
+from asr_lora.export import hf, long_proof, verify
 from asr_lora.export.verify import Source
 from asr_lora.model import adapter, adapter_folder
 from asr_lora.model.hardware import Hardware, free_memory, resolve_hardware
@@ -107,6 +111,7 @@ def export(exported: Source, hardware: Hardware) -> None:
         if rows:
             write_json(out / "exports.json", {row["format"]: row for row in rows})
             tables.show_exports(rows)
+            tables.show_long_exports(rows)
     whole = settings.clips is None or all(len(each.clips) < settings.clips for each in exported.sets)
     more = "test has no more clips" if whole else "export.clips=null decodes all test clips"
     for row in rows:
@@ -136,7 +141,7 @@ def _export_formats(exported: Source, hardware: Hardware) -> Iterator[dict[str, 
     # Like those runtimes: greedily, at 30 s context. Decoded once and cached, as for an evaluation.
     greedy = replace(config.decoding, context="full", num_beams=1, fallback=False)
     ours = decode_sets(config.model, greedy, hardware, exported.sets, exported.folder)
-    short = _short(exported, hardware, greedy, ours)
+    short, long = _short(exported, hardware, greedy, ours), _long(exported, hardware)
     merged = out / "hf" if "hf" in before else None
     with TemporaryDirectory(dir=out, prefix=UNPROVEN) as scratch:
         for name in formats:
@@ -150,6 +155,8 @@ def _export_formats(exported: Source, hardware: Hardware) -> Iterator[dict[str, 
                 row, lines = _verify(exported, hardware, name, made, ours)
                 if short and _module(name).has_short_contexts():
                     row = _with_short(row, _verify(exported, hardware, name, made, short, settings.short_margin)[0])
+                if long:
+                    row = _with_long(row, exported, hardware, made, *long)
                 before[name] = row | {"inputs": inputs[name]}
                 place = _place(out, name, made, before[name], lines)
                 merged = place if name == "hf" else merged
@@ -178,6 +185,37 @@ def _short(
     return short
 
 
+def _long(exported: Source, hardware: Hardware) -> tuple[Recording, list[Segment]] | None:
+    """Builds a long recording of the clips and transcribes it with our decoding; None where not asked for.
+
+    As other tools decode by default: with timestamps, the text before a window as its prompt, and fallback.
+    """
+    config, minutes, each = exported.config, exported.config.export.long_minutes, exported.sets[0]
+    if minutes is None:
+        return None
+    recording = long_proof.build(each.clips, minutes, config.seed, exported.out / "proofs" / "recording")
+    one, way = LongSet(each.name, each.split, each.language, [recording], {}), "previous_text"
+    decoding = replace(config.decoding, num_beams=1, fallback=True)
+    (found,) = decode_long_sets(
+        config.model, decoding, hardware, [one], exported.folder, [way], config.transcribe.max_segment_seconds
+    )
+    return recording, found[way]["transcripts"][0]
+
+
+def _with_long(
+    row: Mapping[str, Any], exported: Source, hardware: Hardware, folder: Path, recording: Recording,
+    ours: Sequence[Segment],
+) -> dict[str, Any]:  # fmt: skip
+    """Returns the row of a format with its verification on a long recording, which it must pass too."""
+    config, name = exported.config, row["format"]
+    normal = set_normalizer(config.eval, exported.sets[0])
+    found = long_proof.verify(
+        name, _module(name), folder, recording, ours, normal, config.model.task, hardware.device
+    )  # fmt: skip
+    failures = [*row["failures"], *long_proof.failures(found)]
+    return {**row, "long": found, "failures": failures, "outcome": verify.outcome(failures, row["undecided"])}
+
+
 def _not_written(name: str, reason: str, ours: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns the row of a format that could not be written."""
     return {
@@ -196,6 +234,7 @@ def _inputs(config: Config, name: str) -> dict[str, Any]:
     return {
         "format": name, "runtime": _module(name).runtime(), "asr_lora": version("asr_lora"),
         "tolerance": config.export.wer_tolerance, "short_margin": config.export.short_margin,
+        "long_minutes": config.export.long_minutes,
         "normalizer": [config.eval.normalizer, config.eval.numbers],
     }  # fmt: skip
 

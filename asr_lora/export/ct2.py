@@ -14,7 +14,7 @@ from ctranslate2.converters import TransformersConverter
 from faster_whisper import WhisperModel
 from faster_whisper.tokenizer import Tokenizer
 
-from asr_lora.decoding.generate import context_of
+from asr_lora.decoding.generate import Segment, context_of
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import first_line
 from asr_lora.speech.audio import SAMPLE_RATE, Waveform
@@ -40,6 +40,11 @@ def write(hf: Path, weights: str, folder: Path) -> None:
 def has_short_contexts() -> bool:
     """Whether the runtime decodes at less than 30 s: CTranslate2's encoder takes features of any length up to it."""
     return True
+
+
+def long_forms() -> dict[str, bool]:
+    """Returns the ways in which the runtime transcribes recordings, each with its `vad`."""
+    return {"timestamps": False, "timestamps and VAD": True}
 
 
 def runs_on(folder: Path, device: torch.device) -> torch.device:
@@ -98,6 +103,22 @@ def transcriber(
             no_speech_threshold=None,
         )  # fmt: skip
         return " ".join(segment.text.strip() for segment in segments)
+
+    return transcribe
+
+
+def long_form(
+    folder: Path, language: str, task: str, device: torch.device, vad: bool
+) -> Callable[[Waveform], list[Segment]]:
+    """Returns a function from recordings (samples,) at 16 kHz to segments: faster-whisper at its defaults.
+
+    Five beams, timestamps, the text before a window as its prompt, fallbacks; `vad`: without what is no speech.
+    """
+    model = _model(folder, device)
+
+    def transcribe(waveform: Waveform) -> list[Segment]:
+        segments, _ = model.transcribe(waveform, language=language, task=task, vad_filter=vad)
+        return [Segment(each.start, each.end, each.text.strip()) for each in segments]
 
     return transcribe
 

@@ -21,7 +21,7 @@ from transformers import WhisperFeatureExtractor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from asr_lora.data.features import POSITION
-from asr_lora.decoding.generate import context_of
+from asr_lora.decoding.generate import Segment, context_of
 from asr_lora.model.convert_openai import openai_name
 from asr_lora.model.tokens import TIMESTAMPS
 from asr_lora.runtime.errors import ConfigError
@@ -112,6 +112,30 @@ def _tensor(file: BinaryIO, name: str, values: npt.NDArray[Any], weights: str) -
 def has_short_contexts() -> bool:
     """Whether the runtime decodes at less than 30 s: whisper.cpp has audio_ctx (-ac)."""
     return True
+
+
+def long_forms() -> dict[str, bool]:
+    """Returns the ways in which the runtime transcribes recordings; its VAD needs a model of its own."""
+    return {"timestamps": False}
+
+
+def long_form(
+    folder: Path, language: str, task: str, device: torch.device, vad: bool
+) -> Callable[[Waveform], list[Segment]]:
+    """Returns a function from recordings (samples,) at 16 kHz to segments: whisper.cpp at its defaults.
+
+    Timestamps, the text before a window as its prompt, fallbacks, the best of several; `vad` must be false.
+    """
+    model = Model(
+        str(folder / FILE), redirect_whispercpp_logs_to=None, context_params={"use_gpu": False},
+        n_threads=torch.get_num_threads(), print_progress=False, print_realtime=False,
+    )  # fmt: skip
+
+    def transcribe(waveform: Waveform) -> list[Segment]:
+        segments = model.transcribe(waveform, language=language, translate=task == "translate")
+        return [Segment(each.t0 / 100, each.t1 / 100, each.text.strip()) for each in segments]  # 10 ms
+
+    return transcribe
 
 
 def runs_on(folder: Path, device: torch.device) -> torch.device:

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import WhisperForConditionalGeneration, pipeline
 
+from asr_lora.decoding.generate import Segment
 from asr_lora.model.pretrained import load_generation_config, load_processor
 from asr_lora.model.tokens import language_and_task
 from asr_lora.runtime.files import write_json
@@ -45,6 +47,35 @@ def has_short_contexts() -> bool:
     return False
 
 
+def long_forms() -> dict[str, bool]:
+    """Returns the ways in which the runtime transcribes recordings; it has no VAD."""
+    return {"timestamps": False}
+
+
+def long_form(
+    folder: Path, language: str, task: str, device: torch.device, vad: bool
+) -> Callable[[Waveform], list[Segment]]:
+    """Returns a function from recordings (samples,) at 16 kHz to segments: transformers' pipeline with timestamps.
+
+    Windows of 30 s, without fallbacks and previous text, which are off by default; `vad` must be false.
+    """
+    pipe = _pipeline(folder, device)
+
+    def transcribe(waveform: Waveform) -> list[Segment]:
+        output = pipe(
+            {"raw": waveform, "sampling_rate": SAMPLE_RATE}, return_timestamps=True,
+            generate_kwargs=language_and_task(pipe.model.generation_config, language, task),
+        )  # fmt: skip
+        end = len(waveform) / SAMPLE_RATE  # a last segment may be open
+        times = [chunk["timestamp"] for chunk in output["chunks"]]
+        return [
+            Segment(start, end if stop is None else stop, chunk["text"].strip())
+            for (start, stop), chunk in zip(times, output["chunks"], strict=True)
+        ]
+
+    return transcribe
+
+
 def runs_on(folder: Path, device: torch.device) -> torch.device:
     """Returns the device of the run."""
     return device
@@ -59,8 +90,7 @@ def transcriber(
     """
     if margin is not None:
         raise ValueError(f"margin: must be None in transformers, got {margin}")
-    dtype = torch.float16 if device.type == "cuda" else torch.float32
-    pipe = pipeline("automatic-speech-recognition", model=str(folder), device=device, dtype=dtype)
+    pipe = _pipeline(folder, device)
 
     def transcribe(waveform: Waveform) -> str:
         output = pipe(
@@ -70,3 +100,8 @@ def transcriber(
         return str(output["text"]).strip()
 
     return transcribe
+
+
+def _pipeline(folder: Path, device: torch.device) -> Any:
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    return pipeline("automatic-speech-recognition", model=str(folder), device=device, dtype=dtype)

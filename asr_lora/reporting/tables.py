@@ -190,8 +190,7 @@ def long_rows(found: Mapping[str, Any]) -> list[list[str]]:
             rows.append([
                 way, model, f"{percent(figures['error_rate'])} ({interval(figures['error_rate_ci95'])})",
                 difference(scored["delta"], "error_rate") if figures is scored else "",
-                *(f"{figures[what]} ({figures[f'{what}_words']} words)" for what in ("skipped", "repeated")),
-                f"{figures['words_without_speech']} words",
+                *_long_cells(figures)[1:],
                 f"{percent(figures['boundaries_within_0.2'])}, {percent(figures['boundaries_within_0.5'])}",
                 f"{figures['rtfx']:.1f}",
             ])  # fmt: skip
@@ -257,6 +256,37 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
     brief = [f"clip + {short['margin']:g} s"] if short else []
     headings = ("format", "runtime", "MB", "seconds", rate, "ours", "equal texts", *brief, "outcome")
     show("exports, each verified in its own runtime", headings, shown, [note], left=("runtime", "outcome"))
+
+
+def show_long_exports(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Prints what exports make of a long recording, a row for every format and way; nothing where none had one."""
+    if not (verified := [row for row in rows if "long" in row]):
+        return
+    ours, length = verified[0]["long"]["ours"], verified[0]["long"]["recording_seconds"]
+    shown = [["ours", "timestamps", *_long_cells(ours), ""]]
+    shown += [
+        [row["format"], way, *_long_cells(figures), f"{figures['rtfx']:.1f}"]
+        for row in verified
+        for way, figures in row["long"]["ways"].items()
+    ]
+    note = (
+        "this model skips or repeats text by itself: cut recordings at pauses (VAD), or train with "
+        "training.context=windows"
+        if ours["skipped"] or ours["repeated"]
+        else ""
+    )
+    headings = ("format", "with", "error rate", "skipped", "repeated", "no speech", "times real time")
+    show_line("")
+    show(f"a recording of {length / 60:.1f} min, each runtime at its defaults", headings, shown, [note], left=("with",))
+
+
+def _long_cells(figures: Mapping[str, Any]) -> list[str]:
+    """Returns the cells of a transcript: error rate, skipped and repeated text, text without speech."""
+    return [
+        percent(figures["error_rate"]),
+        *(f"{figures[what]} ({figures[f'{what}_words']} words)" for what in ("skipped", "repeated")),
+        f"{figures['words_without_speech']} words",
+    ]
 
 
 def _short_cell(row: Mapping[str, Any], at: int) -> str:

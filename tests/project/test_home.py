@@ -145,7 +145,8 @@ def test_every_command_runs_without_a_home(who: str, request: pytest.FixtureRequ
     words = [*tiny_run(folder / "cv-corpus-25.0-2026-06-05", folder / "whisper-random", Path("runs")), "eval.limit=2"]
     for command in (
         ["doctor", *words], ["prepare", *words], ["train", *words], ["eval"], ["report"],
-        ["transcribe", "audio=talk.wav"], ["export", "export.formats=[hf]", "export.clips=1"],
+        ["transcribe", "audio=talk.wav"],
+        ["export", "export.formats=[hf]", "export.clips=1", "export.long_minutes=null"],
         ["search", *words, "search.trials=1", "runs_dir=tried"], ["demo", "--cfg", "job"],
     ):  # fmt: skip
         done = user.runs("-m", f"asr_lora.{command[0]}", *command[1:])

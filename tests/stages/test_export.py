@@ -28,7 +28,7 @@ from asr_lora.config.compose import Config, load
 from asr_lora.eval import evaluate
 from asr_lora.evaluation.eval_sets import EvalSet, decode_sets
 from asr_lora.export import __main__ as command
-from asr_lora.export import ct2, ggml, hf, verify
+from asr_lora.export import ct2, ggml, hf, long_proof, verify
 from asr_lora.export.__main__ import main
 from asr_lora.model import adapter, adapter_folder, arithmetic, convert_openai, whisper
 from asr_lora.model.pretrained import load_generation_config, load_processor
@@ -36,6 +36,7 @@ from asr_lora.runs import folder as run
 from asr_lora.runs.finding import last_run
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import read_json, read_jsonl, write_json
+from asr_lora.speech import audio
 from asr_lora.train import train
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 1)
@@ -63,10 +64,46 @@ def runs(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
 def config_of(runs: list[Path], tmp_path: Path) -> Callable[..., Config]:
     def config(*more: str) -> Config:
         return load(
-            [f"runs_dir={runs[1].parent}", "hardware=cpu", "export.clips=2", f"export.out={tmp_path / 'out'}", *more]
+            [
+                f"runs_dir={runs[1].parent}",
+                "hardware=cpu",
+                "export.clips=2",
+                "export.long_minutes=null",
+                f"export.out={tmp_path / 'out'}",
+                *more,
+            ]
         )
 
     return config
+
+
+# ---- a long recording ----
+
+
+def test_an_export_transcribes_a_long_recording_at_its_runtimes_defaults(
+    config_of: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(config_of("export.formats=[hf]", "export.long_minutes=0.5", "export.short_margin=null"))
+    row = read_json(tmp_path / "out" / "exports.json")["hf"]["long"]
+    (recording,) = (tmp_path / "out" / "proofs" / "recording").iterdir()
+    assert row["recording_seconds"] == pytest.approx(len(audio.load(recording)) / audio.SAMPLE_RATE)
+    assert set(row["ways"]) == {"timestamps"} and row["ours"].keys() < row["ways"]["timestamps"].keys()
+    assert "each runtime at its defaults" in capsys.readouterr().out
+
+
+def test_text_that_an_export_skips_or_repeats_and_we_do_not_fails_it() -> None:
+    clean = {"skipped": 0, "skipped_words": 0, "repeated": 0, "repeated_words": 0}
+    found = {
+        "recording_seconds": 300,
+        "ours": clean,
+        "ways": {"timestamps": clean | {"skipped": 1, "skipped_words": 14}},
+    }
+    (failure,) = long_proof.failures(found)
+    assert failure == (
+        "of a recording of 5:00 min (timestamps) 1 passages are skipped (14 words), which our own decoding does not"
+    )
+    assert long_proof.failures(found | {"ways": {"timestamps": clean}}) == []
+    assert long_proof.failures(found | {"ours": clean | {"repeated": 1, "repeated_words": 12}}) == []
 
 
 # ---- formats ----
@@ -542,7 +579,7 @@ def test_runs_are_combined_scored_on_each_ones_test_and_exported(
     runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     combination = [f"adapters=[{runs[0]},{runs[1]}]", "weights=[0.25,0.75]", f"runs_dir={tmp_path}", "hardware=cpu"]
-    main(load([*combination, "export.formats=[hf]", "export.clips=2", "eval.limit=2"]))
+    main(load([*combination, "export.formats=[hf]", "export.clips=2", "export.long_minutes=null", "eval.limit=2"]))
     (out,) = (tmp_path / "combined").iterdir()
     found = read_json(out / "combined.json")
     assert [(row["set"], row["clips"]) for row in found["sets"]] == [(each.name, 2) for each in runs]

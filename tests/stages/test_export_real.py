@@ -52,6 +52,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     torch.set_num_threads(threads)
 
 
+def test_every_format_transcribes_a_long_recording_at_its_runtimes_defaults(exported: Path) -> None:
+    for name, row in read_json(exported / "export" / "exports.json").items():
+        ways = {"hf": {"timestamps"}, "ggml": {"timestamps"}, "ct2": {"timestamps", "timestamps and VAD"}}
+        assert set(row["long"]["ways"]) == ways[name.partition("-")[0]]
+        for figures in row["long"]["ways"].values():
+            # Of four sentences; quantized weights write a few words otherwise.
+            assert abs(figures["error_rate"] - row["long"]["ours"]["error_rate"]) < 0.35
+
+
 def test_every_format_decodes_in_its_own_runtime_like_we_do(exported: Path) -> None:
     rows = read_json(exported / "export" / "exports.json")
     assert rows.keys() == set(EXPORTS)
