@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 
 from asr_lora.config.compose import Config, job_overrides
+from asr_lora.config.stages import TranscribeConfig
 from asr_lora.corpus.tree import Tree
 from asr_lora.data.finding import named_recordings
 from asr_lora.decoding.generate import DecodingOptions, RowAdapter, Segment
@@ -127,7 +128,7 @@ def _one_by_one(
             waveform = _load(recording)
             scanned = _scan(config, transcriber, recording, given, waveform)
             with transcriber.session(scanned.language, scanned.adapter, prompt=_prompt(config)) as settings:
-                segments = _decode(config.transcribe.long_form, transcriber, scanned, waveform, settings)
+                segments = _decode(config.transcribe, transcriber, scanned, waveform, settings)
         except ExternalError as error:
             bad.append(recording)
             log(f"left out: {error}")
@@ -138,17 +139,18 @@ def _one_by_one(
 
 
 def _decode(
-    long_form: str, transcriber: Transcriber, scanned: ScannedRecording, waveform: audio.Waveform,
+    asked: TranscribeConfig, transcriber: Transcriber, scanned: ScannedRecording, waveform: audio.Waveform,
     settings: DecodingOptions,
 ) -> list[Segment]:  # fmt: skip
     name = f"transcribing {scanned.recording.name}"
-    if long_form == "vad":
+    if asked.long_form == "vad":
         with progress(name, total=len(scanned.parts)) as bar:
-            return transcriber.segments(scanned.parts, settings, bar.advance, bar.extend)
+            return transcriber.segments(scanned.parts, settings, bar.advance, bar.extend, asked.words)
     with progress(f"{name}, s", total=round(scanned.seconds)) as bar:
         return decode_long_form(
-            transcriber.model, transcriber.processor, waveform, settings, long_form == "previous_text", bar.move_to
-        )
+            transcriber.model, transcriber.processor, waveform, settings, asked.long_form == "previous_text",
+            bar.move_to,
+        )  # fmt: skip
 
 
 def _mixed(

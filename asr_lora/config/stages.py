@@ -40,6 +40,7 @@ class TranscribeConfig:
     long_form: str
     mixed_batches: bool
     base_model: bool
+    words: bool
     prompt: str | None
     hotwords: list[str]
 
@@ -56,6 +57,8 @@ class TranscribeConfig:
             f"false with transcribe.long_form={self.long_form}",
             not both,
         )
+        timed = not self.words or (self.long_form == "vad" and not self.mixed_batches)
+        check("transcribe.words", self.words, "false but with transcribe.long_form=vad, without mixed_batches", timed)
         check("transcribe.max_segment_seconds", self.max_segment_seconds, f"1 to {MAX_SECONDS:g} (seconds)", fits)
 
 

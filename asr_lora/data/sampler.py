@@ -116,7 +116,8 @@ class StepSampler:
         rng = _rng(self.seed, epoch, "batches")
         first = int(rng.integers(len(clips) % size + 1))
         steps = [clips[at : at + size] for at in range(first, len(clips) - size + 1, size)]
-        return [steps[at] for at in rng.permutation(len(steps))]
+        self._epoch = epoch, [steps[at] for at in rng.permutation(len(steps))]  # with the clips' neighbors, above
+        return self._epoch[1]
 
     def _sorted_epoch(self, epoch: int) -> list[list[int]]:
         """Returns clips of like length: an epoch's permutation in windows, each sorted and cut into batches."""

@@ -8,7 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -120,13 +120,30 @@ class Hypothesis:
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word with its punctuation, and when it is spoken, in seconds."""
+
+    start: float
+    end: float
+    text: str
+
+
+@dataclass(frozen=True)
 class Segment:
-    """Text of a part of a recording: `start` and `end` in seconds; `truncated` where the text ran away."""
+    """Text of a part of a recording: `start` and `end` in seconds; `truncated` where the text ran away.
+
+    `words` where their times were asked for.
+    """
 
     start: float
     end: float
     text: str
     truncated: bool = False
+    words: tuple[Word, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the segment for JSON, with `words` only where there are any."""
+        return {name: value for name, value in asdict(self).items() if name != "words" or value}
 
 
 def suppress_tokens(model: Any) -> dict[str, Any]:

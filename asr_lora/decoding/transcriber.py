@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,11 @@ from asr_lora.decoding.generate import (
     Hypothesis,
     RowAdapter,
     Segment,
+    Word,
     decode_once,
     decoding_options,
 )
+from asr_lora.decoding.words import word_times
 from asr_lora.model import adapter, adapter_folder, whisper
 from asr_lora.model.hardware import Capacity, Hardware
 from asr_lora.model.pretrained import language_tokens, load_processor
@@ -80,11 +82,22 @@ class Transcriber:
         settings: DecodingOptions,
         advance: Callable[[int], None] = lambda count: None,
         expect: Callable[[int], None] = lambda count: None,
+        words: bool = False,
     ) -> list[Segment]:
-        """Decodes parts of recordings, within `session`; `advance` and `expect` are those of decode_clips."""
+        """Decodes parts of recordings, within `session`; `advance` and `expect` are those of decode_clips.
+
+        With `words` the segments have the times of their words.
+        """
         clips = _clips(parts)
         hypotheses = decode_clips(self.model, self.processor, clips, settings, advance, expect, self.capacity)
-        return _segments(parts, hypotheses)
+        segments = _segments(parts, hypotheses)
+        if not words:
+            return segments
+        found = word_times(self.model, self.processor, clips, hypotheses, settings)
+        return [
+            replace(each, words=tuple(Word(each.start + word.start, each.start + word.end, word.text) for word in own))
+            for each, own in zip(segments, found, strict=True)
+        ]
 
     def segments_mixed(
         self,
@@ -190,19 +203,25 @@ def txt(segments: Sequence[Segment]) -> str:
 
 
 def srt(segments: Sequence[Segment]) -> str:
-    """Formats segments as SubRip: numbered blocks, the milliseconds after a comma."""
+    """Formats segments as SubRip: numbered blocks, or one for each of their words, milliseconds after a comma."""
+    parts = [part for segment in segments for part in (segment.words or [segment])]
     blocks = (
-        f"{number}\n{_timestamp(segment.start, ',')} --> {_timestamp(segment.end, ',')}\n{_escaped(segment.text)}\n"
-        for number, segment in enumerate(segments, start=1)
+        f"{number}\n{_timestamp(part.start, ',')} --> {_timestamp(part.end, ',')}\n{_escaped(part.text)}\n"
+        for number, part in enumerate(parts, start=1)
     )
     return "\n".join(blocks)
 
 
 def vtt(segments: Sequence[Segment]) -> str:
-    """Formats segments as WebVTT (W3C), in which & and < are escaped."""
+    """Formats segments as WebVTT (W3C), in which & and < are escaped; words have the time at which they begin."""
     blocks = (
         f"{_timestamp(segment.start, '.')} --> {_timestamp(segment.end, '.')}\n"
-        f"{_escaped(segment.text).replace('&', '&amp;').replace('<', '&lt;')}\n"
+        + " ".join(
+            (f"<{_timestamp(part.start, '.')}>" if segment.words else "")
+            + _escaped(part.text).replace("&", "&amp;").replace("<", "&lt;")
+            for part in segment.words or [segment]
+        )
+        + "\n"
         for segment in segments
     )
     return "\n".join(["WEBVTT\n", *blocks])
@@ -211,7 +230,7 @@ def vtt(segments: Sequence[Segment]) -> str:
 def as_json(segments: Sequence[Segment], facts: Mapping[str, object]) -> str:
     """Formats `facts` about the recording, then its text and segments, as JSON."""
     text = " ".join(segment.text for segment in segments)
-    result = {**facts, "text": text, "segments": list(map(asdict, segments))}
+    result = {**facts, "text": text, "segments": [segment.as_dict() for segment in segments]}
     return json.dumps(result, ensure_ascii=False, indent=2) + "\n"
 
 

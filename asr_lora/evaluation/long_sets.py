@@ -140,7 +140,7 @@ def _transcribed(
         done = 0.0
         for at, recording in list(enumerate(each.recordings))[rank::ranks]:
             segments = _segments(transcriber, recording, options, way, longest, bar, done)
-            transcripts[at] = [asdict(segment) for segment in segments]
+            transcripts[at] = [segment.as_dict() for segment in segments]
             done += recording.duration * ranks
             bar.move_to(min(done, total))
     for gathered in distributed.all_gather(transcripts):
@@ -208,7 +208,7 @@ def score_set(
             **asdict(recording), "path": str(recording.path),
             "transcripts": {
                 way: {
-                    name: [asdict(segment) for segment in side[way]["transcripts"][at]]
+                    name: [segment.as_dict() for segment in side[way]["transcripts"][at]]
                     for name, side in (("baseline", before), ("fine_tuned", after))
                 }
                 for way in after

@@ -269,6 +269,13 @@ def test_neighbors_of_a_recording_stay_neighbors_and_no_window_holds_two_recordi
     assert joins > 30
 
 
+def test_a_step_does_not_depend_on_the_epochs_that_were_drawn_before() -> None:
+    drawn = order("windows", clips=80, window_prompts=1)
+    first = [drawn.step(step) for step in range(10)]
+    drawn.epoch(5)
+    assert [drawn.step(step) for step in range(10)] == first
+
+
 def test_clips_of_a_speaker_come_one_after_the_other() -> None:
     places = [Place(speaker=f"speaker{at % 7}") for at in range(70)]
     order_of = sequence(list(np.random.default_rng(0).permutation(70)), places)
