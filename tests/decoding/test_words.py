@@ -1,5 +1,6 @@
 """Times of words: aligned with the sound, whole words, without the pauses around them; their formats."""
 
+import runpy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from support.package import ROOT
 from support.speech import spoken
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora.config.compose import load
+from asr_lora.data.recordings import Cue, Recording
 from asr_lora.decoding.generate import DecodingOptions, Segment, Word, decode_once
 from asr_lora.decoding.transcriber import as_json, srt, vtt
 from asr_lora.decoding.words import _without_quiet, _words, word_times
@@ -21,6 +24,7 @@ from asr_lora.model.pretrained import load_processor
 from asr_lora.runtime.errors import ConfigError
 from asr_lora.speech import audio
 from asr_lora.speech.augment import speech_bounds
+from asr_lora.speech.normalizer import Normalizer
 
 USUAL = DecodingOptions(
     language="nl", task="transcribe", num_beams=1, max_new_tokens=12, tokens_per_second=40, margin=1.0, batch_size=8,
@@ -96,6 +100,15 @@ def test_words_are_in_json_in_vtt_as_karaoke_and_in_srt_a_block_each() -> None:
 def test_times_of_words_are_refused_where_there_are_none(other: str) -> None:
     with pytest.raises(ConfigError, match=r"transcribe.words: must be false but with transcribe.long_form=vad"):
         load(["transcribe.words=true", other])
+
+
+def test_the_recipe_measures_begins_and_ends_of_sentences_and_counts_words_that_differ() -> None:
+    errors = runpy.run_path(str(ROOT / "recipes" / "word_times.py"))["errors"]
+    cues = Cue("a", 1.0, 2.0, "Ja, nou."), Cue("b", 3.0, 4.0, "Tot morgen.")
+    words = Word(1.1, 1.4, "ja"), Word(1.5, 2.3, "nou"), Word(2.8, 3.4, "Tot"), Word(3.5, 4.0, "gisteren")
+    recording = Recording("r", Path("r.flac"), 5.0, "0", cues)
+    begins, ends, lacking = errors(recording, [Segment(1.0, 4.0, "", words=words)], Normalizer("marks", "nl"))
+    assert begins == pytest.approx([0.1, -0.2]) and ends == pytest.approx([0.3]) and lacking == 1
 
 
 @pytest.mark.slow

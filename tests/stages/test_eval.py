@@ -1,6 +1,7 @@
 """Evaluation of several sets: its files, the regression check, adapter strengths and averaging."""
 
 import re
+import runpy
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.package import ROOT
 from support.releases import RELEASE, utterances, write_release
 from support.runs import cache_in, tiny_run
 
@@ -28,6 +30,8 @@ from asr_lora.runs.launch import _leave
 from asr_lora.runtime.errors import ConfigError, ExternalError, RegressionError, UserError
 from asr_lora.runtime.files import read_json, read_jsonl, write_json, write_jsonl
 from asr_lora.train import train
+
+RECIPES = ROOT / "recipes"
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +120,15 @@ def test_long_recordings_are_transcribed_by_both_models_in_every_way(
     monkeypatch.setattr(long_sets, "load_merged", None)  # transcripts are cached
     evaluate(config)
     assert read_json(folder / "long.json") == facts
+    pooled = runpy.run_path(str(RECIPES / "long_form.py"))["pooled"]([config.run], [config.run], "talks")
+    assert [row[:2] for row in pooled] == [
+        [way, model] for way in ("vad", "sequential", "previous_text") for model in ("base", "old", "new")
+    ]
+    for row, model in zip(pooled, ("baseline", "tuned", "tuned") * 3, strict=True):
+        scored = facts["ways"][row[0]]
+        figures = scored["baseline"] if model == "baseline" else scored
+        assert row[2] == f"{figures['error_rate']:.1%}" and int(row[5]) == figures["skipped"]
+    assert pooled[2][4] == "+0.0 (+0.0 to +0.0)"
 
 
 @pytest.mark.parametrize(
