@@ -24,6 +24,7 @@ from asr_lora.model.pretrained import language_token
 from asr_lora.runs import folder as run
 from asr_lora.runtime.console import log, progress, quiet_libraries
 from asr_lora.runtime.screen import show
+from asr_lora.speech.limits import MAX_SECONDS
 from asr_lora.speech.normalizer import Normalizer
 
 MINUTES = 0.25
@@ -63,9 +64,11 @@ def main() -> None:
     clips = read_manifest(run.manifest(asked.run, "test"))[: asked.clips]
     normal, rows = Normalizer(config.eval.normalizer, language), []
     with TemporaryDirectory() as scratch:
-        made = recordings.build(clips, MINUTES, 1, config.seed, Path(scratch))
+        built = recordings.build(clips, MINUTES, 1, config.seed, Path(scratch))
+        made = [each for each in built if each.duration <= MAX_SECONDS]
+        sentences = sum(len(each.cues) for each in made)
+        log(f"{len(made)} of {len(built)} recordings are at most {MAX_SECONDS:g} s long, {sentences} sentences")
         for name in ("base", "fine-tuned"):
-            log(f"{name}: {len(made)} recordings")
             model: Transcriber = (
                 with_base(config.model, config.decoding, hardware)
                 if name == "base"
@@ -82,9 +85,9 @@ def main() -> None:
                     f"{np.quantile(np.abs(apart), 0.9):.2f}",
                     *(f"{np.mean(np.abs(apart) <= near):.0%}" for near in (0.1, 0.2, 0.5)),
                 ])  # fmt: skip
-            log(f"{name}: {sum(each[2] for each in found)} of {2 * len(clips)} words are written otherwise")
+            log(f"{name}: {sum(each[2] for each in found)} of {2 * sentences} words are written otherwise")
     headings = ("model", "what", "words", "median, s", "median apart", "90 % within", "0.1 s", "0.2 s", "0.5 s")
-    show(f"times of words, {len(clips)} sentences", headings, rows, left=("what",))
+    show(f"times of words, {sentences} sentences", headings, rows, left=("what",))
 
 
 if __name__ == "__main__":
