@@ -54,8 +54,7 @@ class StepSampler:
 
     def step(self, step: int) -> list[Batch]:
         """Returns the batches of an optimizer step, over all processes: `batch_size` clips."""
-        sorted_ = self.training.context in ("dynamic", "windows")
-        return self.batches(step, self._in_order(step) if sorted_ else self._shuffled(step))
+        return self.batches(step, self._shuffled(step) if self.training.context == "full" else self._in_order(step))
 
     def epoch(self, epoch: int) -> list[list[int]]:
         """Returns the clips of each complete step of an epoch, each clip at most once."""

@@ -45,17 +45,16 @@ def align(recording: Recording, segments: Sequence[Segment], normal: Normalizer)
     hypothesis = scoring_units(normal(" ".join(segment.text for segment in segments)), language)
     owner = [at for at, cue in enumerate(cues) for _ in cue]
     errors, at = [0] * len(cues), 0
-    rows: dict[str, list[int]] = {"delete": [], "insert": []}
+    skipped, inserted = list[int](), list[int]()
     for chunk in alignments([reference], [hypothesis])[0]:
-        if chunk.kind != "equal":
-            rows.setdefault(chunk.kind, []).append(len(chunk.reference) or len(chunk.hypothesis))
         if chunk.kind == "insert":
             errors[owner[max(0, at - 1)] if owner else 0] += len(chunk.hypothesis)
+            inserted += [len(chunk.hypothesis)] * (len(chunk.hypothesis) > IN_A_ROW)
         elif chunk.kind != "equal":
             for unit in range(at, at + len(chunk.reference)):
                 errors[owner[unit]] += 1
+            skipped += [len(chunk.reference)] * (chunk.kind == "delete" and len(chunk.reference) > IN_A_ROW)
         at += len(chunk.reference)
-    skipped, inserted = ([row for row in rows[kind] if row > IN_A_ROW] for kind in ("delete", "insert"))
     loops = max(0, len(LOOP.findall(hypothesis)) - len(LOOP.findall(reference)))
     found = {
         "skipped": len(skipped), "skipped_words": sum(skipped),

@@ -7,12 +7,11 @@ from typing import Any
 from asr_lora.config.schema import DecodingConfig, ModelConfig
 from asr_lora.config.stages import EvalConfig
 from asr_lora.evaluation import metrics
+from asr_lora.evaluation.adapter_strength import SCORES
 from asr_lora.evaluation.eval_sets import EvalSet, decode_sets, set_normalizer
 from asr_lora.model import adapter_folder
 from asr_lora.model.hardware import Hardware
 from asr_lora.runs import folder
-
-SCORES = ("clips", "wer", "wer_ci95", "cer", "cer_ci95", "empty_references", "hallucinated_words", "hallucination_rate")
 
 
 def score_prompt(
