@@ -21,7 +21,8 @@ from asr_lora.evaluation import error_analysis, metrics
 from asr_lora.evaluation.adapter_strength import AdapterSelector
 from asr_lora.evaluation.contexts import score_contexts
 from asr_lora.evaluation.eval_sets import EvalSet, decode_sets, eval_sets, set_normalizer
-from asr_lora.evaluation.long_sets import decode_long_sets, long_sets, score_set
+from asr_lora.evaluation.long_decoding import decode_long_sets
+from asr_lora.evaluation.long_sets import long_sets, score_set
 from asr_lora.evaluation.prompts import score_prompt
 from asr_lora.model import adapter_folder
 from asr_lora.model.hardware import Hardware, agreed, resolve_hardware

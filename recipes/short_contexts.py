@@ -18,7 +18,7 @@ from asr_lora.config.compose import load
 from asr_lora.data.manifest import read_manifest, waveform
 from asr_lora.evaluation import metrics
 from asr_lora.evaluation.eval_sets import EvalSet, set_normalizer
-from asr_lora.export import ct2, ggml
+from asr_lora.formats import ct2, ggml
 from asr_lora.model.pretrained import language_token
 from asr_lora.reporting.tables import interval
 from asr_lora.runs import folder as run

@@ -11,6 +11,8 @@ from asr_lora.speech.limits import CONTEXTS, MAX_SECONDS, NORMALIZERS
 
 EXPORTS = ("hf", "ct2", "ct2-int8", "ct2-int8_float16", "ggml", "ggml-q8_0", "ggml-q5_0")
 LONG_FORMS = ("vad", "sequential", "previous_text")  # of transcribing long recordings
+TOOLS = {"faster_whisper": ("ct2", False), "faster_whisper_vad": ("ct2", True), "whisper_cpp": ("ggml", False)}
+# other tools at their defaults: format, and whether they cut by their own VAD
 MOST_MINUTES = 180  # of a built recording, 3 hours: 0.7 GB as float samples
 NO_ONNX = (
     "export.formats: onnx is not made, since optimum-onnx 0.1 needs transformers before 4.58 and this needs 5; export "
@@ -235,7 +237,7 @@ class EvalConfig:
             "eval.margins", self.margins, "at least 0 (seconds)", all(0 <= each <= MAX_SECONDS for each in self.margins)
         )
         for way in self.long_form:
-            check_choice("eval.long_form", way, LONG_FORMS)
+            check_choice("eval.long_form", way, (*LONG_FORMS, *TOOLS))
         once = 0 < len(self.long_form) == len(set(self.long_form))
         check("eval.long_form", self.long_form, "at least one, each of them once", once)
         check("eval.average", self.average, "at least 1", self.average is None or self.average >= 1)

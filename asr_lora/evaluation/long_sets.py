@@ -1,47 +1,31 @@
-"""Evaluation sets of long recordings (`long: true` in eval.sets), and cached transcripts of them."""
+"""Evaluation sets of long recordings (`long: true` in eval.sets), and the scores of their transcripts."""
 
-import json
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from asr_lora.config.schema import DataConfig, DecodingConfig, ModelConfig
+from asr_lora.config.schema import DataConfig, ModelConfig
 from asr_lora.config.stages import EvalConfig, EvalSetConfig
 from asr_lora.data import recordings
 from asr_lora.data.preparation import draw_segments
 from asr_lora.data.recordings import Recording
-from asr_lora.decoding import generate, long_form
-from asr_lora.decoding.generate import DecodingOptions, Segment
-from asr_lora.decoding.transcriber import Transcriber, speech_segments
 from asr_lora.evaluation.eval_sets import (
     drawn_corpus,
-    kept_hypotheses,
-    knows_context,
-    load_merged,
-    model_content,
     set_name,
     set_source,
     set_token,
 )
 from asr_lora.evaluation.long_form import score
-from asr_lora.model.hardware import Hardware, free_memory
-from asr_lora.model.pretrained import load_processor
-from asr_lora.runtime import distributed
-from asr_lora.runtime.console import Bar, log, progress
+from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import (
     atomic_folder,
-    cache_dir,
     read_json,
     read_jsonl,
-    sha256_text,
     write_json,
     write_jsonl,
 )
-from asr_lora.speech import audio
 from asr_lora.speech.normalizer import Normalizer
 
 
@@ -92,93 +76,6 @@ def _long_set(run: Path, each: EvalSetConfig, limit: int | None, data: DataConfi
     if lost := [one for one in found if not one.path.is_file()]:
         raise ConfigError(f"eval.sets: {lost[0].path} of {name} is gone; remove {made}, and retry")
     return LongSet(name, each.split, set_token(each, data.language, model), found, facts["leaks_dropped"])
-
-
-def decode_long_sets(
-    base: ModelConfig, decoding: DecodingConfig, hardware: Hardware, sets: Sequence[LongSet], tuned: Path | None,
-    ways: Sequence[str], longest: float,
-) -> list[dict[str, dict[str, Any]]]:  # fmt: skip
-    """Transcribes each set in all `ways` (of eval.long_form), with the adapter in `tuned` or the base model (None).
-
-    Returns for every set and way `transcripts`, a list of segments a recording, `seconds`, and `rtfx`. `longest` is the
-    most seconds of speech that are decoded at once where pauses cut. Cached by everything that they follow from. With
-    several processes rank 0's cache counts, and the processes share the work.
-    """
-    name, transcriber = "base" if tuned is None else "fine-tuned", None
-    short = knows_context(decoding, tuned)
-    of_model = distributed.rank_zero(lambda: model_content(base.checkpoint, hardware, tuned))
-    found = []
-    for each in sets:
-        of_set = {}
-        for way in ways:
-            options = generate.decoding_options(decoding, base, hardware, each.language, short)
-            kept = cache_dir() / "hypotheses-3" / f"{_content(of_model, each, options, way, longest)}.json"
-            cached = distributed.rank_zero(partial(kept_hypotheses, kept))
-            if cached is None:
-                if transcriber is None:
-                    free_memory()
-                    model = load_merged(base.checkpoint, hardware, tuned)
-                    processor = load_processor(base.checkpoint)
-                    transcriber = Transcriber(base, decoding, hardware, model, processor, {None: short})
-                cached = _transcribed(transcriber, each, options, way, longest, f"{each.name}, {way}, {name}")
-                distributed.rank_zero(partial(write_json, kept, cached))
-            else:
-                log(f"{name}, {each.name}, {way}: transcribed before; {kept}")
-            segments = [[Segment(**row) for row in rows] for rows in cached["transcripts"]]
-            of_set[way] = {**cached, "transcripts": segments}
-        found.append(of_set)
-    return found
-
-
-def _transcribed(
-    transcriber: Transcriber, each: LongSet, options: DecodingOptions, way: str, longest: float, title: str
-) -> dict[str, Any]:
-    started, total = time.perf_counter(), sum(one.duration for one in each.recordings)
-    transcripts: dict[int, list[dict[str, Any]]] = {}
-    rank, ranks = (0, 1) if way == "vad" else (distributed.rank(), distributed.world_size())  # vad shares batches
-    with progress(f"transcribing {title}, s", total=round(total)) as bar:
-        done = 0.0
-        for at, recording in list(enumerate(each.recordings))[rank::ranks]:
-            segments = _segments(transcriber, recording, options, way, longest, bar, done)
-            transcripts[at] = [segment.as_dict() for segment in segments]
-            done += recording.duration * ranks
-            bar.move_to(min(done, total))
-    for gathered in distributed.all_gather(transcripts):
-        transcripts |= gathered
-    seconds = time.perf_counter() - started
-    return {
-        "transcripts": [transcripts[at] for at in range(len(each.recordings))],
-        "seconds": seconds,
-        "rtfx": total / seconds,
-        "device": transcriber.hardware.name,
-    }
-
-
-def _segments(
-    transcriber: Transcriber, recording: Recording, options: DecodingOptions, way: str, longest: float, bar: Bar,
-    done: float,
-) -> list[Segment]:  # fmt: skip
-    waveform = audio.load(recording.path)
-    if way != "vad":
-        return long_form.decode_long_form(
-            transcriber.model, transcriber.processor, waveform, options, way == "previous_text",
-            lambda seconds: bar.move_to(done + seconds),
-        )  # fmt: skip
-    parts = [(recording.path, *part) for part in speech_segments(waveform, longest)]
-    each = recording.duration / max(1, len(parts))
-    return transcriber.segments(parts, options, lambda count: bar.advance(count * each))
-
-
-def _content(of_model: Mapping[str, Any], each: LongSet, options: DecodingOptions, way: str, longest: float) -> str:
-    follows_from = {
-        **of_model,
-        "decoder": [generate.VERSION, long_form.VERSION],
-        "recordings": [recording.sha256 for recording in each.recordings],
-        "decoding": asdict(replace(options, batch_size=0)),
-        "way": way,
-        "longest": longest if way == "vad" else None,
-    }
-    return sha256_text(json.dumps(follows_from, sort_keys=True))
 
 
 def score_set(

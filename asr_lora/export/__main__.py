@@ -9,18 +9,14 @@ several adapters. export.push=owner/name lists the files for the Hub;
 export.dry_run=false uploads them.
 """
 
-import importlib
-import importlib.util
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import torch
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -28,9 +24,11 @@ from asr_lora.config.compose import Config, job_overrides
 from asr_lora.data.recordings import Recording
 from asr_lora.decoding.generate import Segment
 from asr_lora.evaluation.eval_sets import decode_sets, set_normalizer
-from asr_lora.evaluation.long_sets import LongSet, decode_long_sets
-from asr_lora.export import hf, long_proof, verify
+from asr_lora.evaluation.long_decoding import decode_long_sets
+from asr_lora.evaluation.long_sets import LongSet
+from asr_lora.export import long_proof, verify
 from asr_lora.export.verify import Source
+from asr_lora.formats.conversion import check_installed, convert, module_of, write_merged
 from asr_lora.model import adapter, adapter_folder
 from asr_lora.model.hardware import Hardware, free_memory, resolve_hardware
 from asr_lora.model.pretrained import display_name
@@ -39,7 +37,7 @@ from asr_lora.reporting.pages import write_card
 from asr_lora.runs import folder as run
 from asr_lora.runs.finding import find_run
 from asr_lora.runs.launch import launch
-from asr_lora.runtime.commands import to_install, to_run
+from asr_lora.runtime.commands import to_run
 from asr_lora.runtime.console import format_bytes, log
 from asr_lora.runtime.errors import ConfigError, ExternalError, UserError, first_line
 from asr_lora.runtime.files import check_links, read_json, replace_folder, write_json, write_jsonl
@@ -48,7 +46,6 @@ if TYPE_CHECKING:
     from asr_lora.config.schema import DecodingConfig
     from asr_lora.config.stages import ExportConfig
 
-NEEDS = {"ct2": ("faster_whisper", "faster-whisper"), "ggml": ("pywhispercpp", "whisper.cpp")}  # module, runtime
 UNPROVEN = ".unproven-"  # prefix of folders that an interruption may leave; the next export removes them
 NETWORK = (OSError, HfHubHTTPError, OfflineModeIsEnabled)  # huggingface_hub wraps the errors of httpx
 
@@ -58,7 +55,7 @@ def main(config: Config) -> None:
 
     Raises ExternalError as `export` does, and ConfigError for what cannot be exported.
     """
-    _check_installed(config.export.formats)
+    check_installed("export.formats", config.export.formats)
     if config.adapters:
         configs = _to_combine(config)
         first = next(iter(configs.values()))
@@ -82,16 +79,6 @@ def _to_combine(config: Config) -> dict[str, Config]:
     if len(configs) < len(folders):
         raise ConfigError(f"adapters: must have different names, got {config.adapters}")
     return configs
-
-
-def _check_installed(formats: list[str]) -> None:
-    for name in formats:
-        module, runtime = NEEDS.get(name.partition("-")[0], ("", ""))
-        if module and importlib.util.find_spec(module) is None:
-            raise ConfigError(
-                f"export.formats: {name} is verified in {runtime}, which is not installed; {to_install('export')}, "
-                f"or leave {name} out"
-            )
 
 
 def export(exported: Source, hardware: Hardware) -> None:
@@ -153,7 +140,7 @@ def _export_formats(exported: Source, hardware: Hardware) -> Iterator[dict[str, 
                     yield _not_written(name, str(error), ours)
                     continue
                 row, lines = _verify(exported, hardware, name, made, ours)
-                if short and _module(name).has_short_contexts():
+                if short and module_of(name).has_short_contexts():
                     row = _with_short(row, _verify(exported, hardware, name, made, short, settings.short_margin)[0])
                 if long:
                     row = _with_long(row, exported, hardware, made, *long)
@@ -171,7 +158,7 @@ def _short(
     `full` are the decodings at 30 s.
     """
     config, margin = exported.config, exported.config.export.short_margin
-    if margin is None or not any(_module(name).has_short_contexts() for name in config.export.formats):
+    if margin is None or not any(module_of(name).has_short_contexts() for name in config.export.formats):
         return None
     plain = replace(greedy, context="plain", context_margin=margin)
     short = decode_sets(config.model, plain, hardware, exported.sets, exported.folder)
@@ -210,7 +197,7 @@ def _with_long(
     config, name = exported.config, row["format"]
     normal = set_normalizer(config.eval, exported.sets[0])
     found = long_proof.verify(
-        name, _module(name), folder, recording, ours, normal, config.model.task, hardware.device
+        name, module_of(name), folder, recording, ours, normal, config.model.task, hardware.device
     )  # fmt: skip
     failures = [*row["failures"], *long_proof.failures(found)]
     return {**row, "long": found, "failures": failures, "outcome": verify.outcome(failures, row["undecided"])}
@@ -219,20 +206,15 @@ def _with_long(
 def _not_written(name: str, reason: str, ours: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Returns the row of a format that could not be written."""
     return {
-        "format": name, "outcome": "failed", "runtime": _module(name).runtime(), "bytes": 0, "seconds": 0.0,
+        "format": name, "outcome": "failed", "runtime": module_of(name).runtime(), "bytes": 0, "seconds": 0.0,
         "our_seconds": sum(each["seconds"] for each in ours), "sets": [], "failures": [reason], "undecided": [],
     }  # fmt: skip
-
-
-def _module(name: str) -> ModuleType:
-    """Returns the module that writes a format and transcribes with it."""
-    return importlib.import_module(f"asr_lora.export.{name.partition('-')[0]}")
 
 
 def _inputs(config: Config, name: str) -> dict[str, Any]:
     """Returns what a verification depends on, except for the model and the clips."""
     return {
-        "format": name, "runtime": _module(name).runtime(), "asr_lora": version("asr_lora"),
+        "format": name, "runtime": module_of(name).runtime(), "asr_lora": version("asr_lora"),
         "tolerance": config.export.wer_tolerance, "short_margin": config.export.short_margin,
         "long_minutes": config.export.long_minutes,
         "normalizer": [config.eval.normalizer, config.eval.numbers],
@@ -257,10 +239,9 @@ def _bytes(folder: Path) -> int:
 
 def _merged(exported: Source, folder: Path) -> Path:
     """Writes the model in fp16, merged in fp32 and rounded once, with a card of its scores if any."""
-    config, device = exported.config, torch.device("cpu")
+    config = exported.config
     log(f"merging {exported.folder}")
-    model = adapter.load(config.model.checkpoint, exported.folder, "fp32", device)
-    hf.write(model, config.model.checkpoint, exported.sets[0].language, config.model.task, folder)
+    write_merged(config.model.checkpoint, exported.folder, exported.sets[0].language, config.model.task, folder)
     scored, adapter_sha256 = run.read_scores(config.run), adapter_folder.fingerprint(exported.folder)
     if any(facts["inputs"]["adapter_sha256"] == adapter_sha256 for facts in scored.values()):
         facts = run.training_metrics(config.run), read_json(run.summary(config.run)), scored
@@ -274,7 +255,7 @@ def _merged(exported: Source, folder: Path) -> Path:
 
 def _converted(name: str, merged: Path, folder: Path) -> Path:
     log(f"{name}: writing")
-    _module(name).write(merged, name.partition("-")[2], folder)
+    convert(name, merged, folder)
     return folder
 
 
@@ -287,7 +268,7 @@ def _verify(
     `ours` are our own decodings at the same context.
     """
     free_memory()
-    config, module = exported.config, _module(name)
+    config, module = exported.config, module_of(name)
     texts, seconds, device = verify.transcribe_sets(
         name, module, folder, exported.sets, config.model.task, hardware.device, margin
     )

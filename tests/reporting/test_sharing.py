@@ -10,8 +10,8 @@ from support.runs import tiny_run
 
 from asr_lora.config.compose import Config, load, quote_override
 from asr_lora.export import __main__ as command
-from asr_lora.export import ct2, ggml
 from asr_lora.export.__main__ import main as export
+from asr_lora.formats import ct2, ggml
 from asr_lora.report import compare, report
 from asr_lora.reporting.pages import shared_command, shared_value
 from asr_lora.runs import folder as run

@@ -18,7 +18,7 @@ from asr_lora.config.compose import load
 from asr_lora.decoding import generate
 from asr_lora.decoding.generate import DecodingOptions
 from asr_lora.eval import evaluate
-from asr_lora.evaluation import eval_sets, long_sets
+from asr_lora.evaluation import eval_sets, long_decoding
 from asr_lora.evaluation.eval_sets import EvalSet
 from asr_lora.evaluation.metrics import SMALL
 from asr_lora.model import whisper
@@ -99,16 +99,17 @@ def test_long_recordings_are_transcribed_by_both_models_in_every_way(
 ) -> None:
     others = {split: utterances(f"nl-{split}", 4, 4, seconds=1.0) for split in ("train", "dev", "test")}
     write_release(tmp_path / "other", "nl", others)
+    ways = ("vad", "sequential", "previous_text")
     joined = f"{{source: {tmp_path / 'other'}, long: true, minutes: 0.5, orders: 2, name: talks}}"
-    config = load([*trained, f"eval.sets=[{joined}]", "eval.long_form=[vad,sequential,previous_text]"])
+    config = load([*trained, f"eval.sets=[{joined}]", f"eval.long_form=[{','.join(ways)}]"])
     # Silero hears no speech in tones.
-    monkeypatch.setattr(long_sets, "speech_segments", lambda waveform, longest: [(0.0, 2.0), (2.5, 4.0)])
+    monkeypatch.setattr(long_decoding, "speech_segments", lambda waveform, longest: [(0.0, 2.0), (2.5, 4.0)])
     evaluate(config)
     folder, table = config.run / "eval" / "talks", " ".join(capsys.readouterr().out.split())
     facts, lines = read_json(folder / "long.json"), read_jsonl(folder / "transcripts.jsonl")
     assert "talks: 2 long recordings" in table and "previous_text" in table
     assert [line["name"] for line in lines] == ["order-0-part-0", "order-1-part-0"] and facts["recordings"] == 2
-    for way in ("vad", "sequential", "previous_text"):
+    for way in ways:
         scored = facts["ways"][way]
         assert scored["clips"] == 4 and scored["units"] == 2 * 4 * 6  # "Dit is zin 0 van nl test."
         assert scored["delta"]["error_rate"] == pytest.approx(scored["error_rate"] - scored["baseline"]["error_rate"])
@@ -117,18 +118,29 @@ def test_long_recordings_are_transcribed_by_both_models_in_every_way(
     assert [segment["end"] for segment in lines[0]["transcripts"]["vad"]["baseline"]] == [2.0, 4.0]
     page = report(config.run).read_text()
     assert "Long recordings, talks: 2 long recordings" in page
-    monkeypatch.setattr(long_sets, "load_merged", None)  # transcripts are cached
+    monkeypatch.setattr(long_decoding, "load_merged", None)  # transcripts are cached
     evaluate(config)
     assert read_json(folder / "long.json") == facts
     pooled = runpy.run_path(str(RECIPES / "long_form.py"))["pooled"]([config.run], [config.run], "talks")
-    assert [row[:2] for row in pooled] == [
-        [way, model] for way in ("vad", "sequential", "previous_text") for model in ("base", "old", "new")
-    ]
+    assert [row[:2] for row in pooled] == [[way, model] for way in ways for model in ("base", "old", "new")]
     for row, model in zip(pooled, ("baseline", "tuned", "tuned") * 3, strict=True):
         scored = facts["ways"][row[0]]
         figures = scored["baseline"] if model == "baseline" else scored
         assert row[2] == f"{figures['error_rate']:.1%}" and int(row[5]) == figures["skipped"]
     assert pooled[2][4] == "+0.0 (+0.0 to +0.0)"
+
+
+def test_a_tool_that_is_not_installed_is_named_with_its_extra(
+    trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_release(tmp_path / "other", "nl", {split: utterances(f"nl-{split}", 4, 4) for split in ("train", "test")})
+    config = load([
+        *trained, "eval.long_form=[whisper_cpp]",
+        f"eval.sets=[{{source: {tmp_path / 'other'}, long: true, minutes: 0.5, name: talks}}]",
+    ])  # fmt: skip
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"eval.long_form: ggml needs whisper.cpp, .*--extra export"):
+        evaluate(config)
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,9 @@ from asr_lora.config.compose import Config, load
 from asr_lora.eval import evaluate
 from asr_lora.evaluation.eval_sets import EvalSet, decode_sets
 from asr_lora.export import __main__ as command
-from asr_lora.export import ct2, ggml, hf, long_proof, verify
+from asr_lora.export import long_proof, verify
 from asr_lora.export.__main__ import main
+from asr_lora.formats import ct2, ggml, hf
 from asr_lora.model import adapter, adapter_folder, arithmetic, convert_openai, whisper
 from asr_lora.model.pretrained import load_generation_config, load_processor
 from asr_lora.runs import folder as run
@@ -289,7 +290,7 @@ def test_a_missing_runtime_is_named_with_its_extra(
     config_of: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"ct2 is verified in faster-whisper, .*--extra export"):
+    with pytest.raises(ConfigError, match=r"export.formats: ct2 needs faster-whisper, .*--extra export"):
         main(config_of("export.formats=[hf,ct2]"))
 
 

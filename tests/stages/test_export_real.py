@@ -20,9 +20,10 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from asr_lora.config.compose import load
 from asr_lora.config.stages import EXPORTS
 from asr_lora.demo import __main__ as demo_stage
+from asr_lora.eval import evaluate
 from asr_lora.evaluation.eval_sets import EvalSet, decode_sets
-from asr_lora.export import ct2, ggml
 from asr_lora.export.__main__ import main
+from asr_lora.formats import ct2, ggml
 from asr_lora.model.pretrained import load_generation_config
 from asr_lora.runs import folder as run
 from asr_lora.runtime.files import read_json, read_jsonl
@@ -59,6 +60,19 @@ def test_every_format_transcribes_a_long_recording_at_its_runtimes_defaults(expo
         for figures in row["long"]["ways"].values():
             # Of four sentences; quantized weights write a few words otherwise.
             assert abs(figures["error_rate"] - row["long"]["ours"]["error_rate"]) < 0.35
+
+
+def test_long_recordings_of_a_set_are_transcribed_by_other_tools(exported: Path) -> None:
+    ways = ["sequential", "faster_whisper", "faster_whisper_vad", "whisper_cpp"]
+    given = [f"run_dir={exported}", "hardware=cpu", f"eval.long_form=[{','.join(ways)}]"]
+    source = run.recorded_config(exported, load(given), []).data.source
+    talks = f"eval.sets=[{{source: {source}, long: true, minutes: 0.5, name: talks}}]"
+    evaluate(run.recorded_config(exported, load([*given, talks]), [*given[1:], talks]))
+    found = read_json(exported / "eval" / "talks" / "long.json")["ways"]
+    assert list(found) == ways
+    for figures in found.values():
+        for side in (figures, figures["baseline"]):
+            assert abs(side["error_rate"] - found["sequential"]["error_rate"]) < 0.35
 
 
 def test_every_format_decodes_in_its_own_runtime_like_we_do(exported: Path) -> None:

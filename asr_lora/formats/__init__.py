@@ -1,0 +1,1 @@
+"""Formats of other runtimes: a model is written in each, and decoded there."""
