@@ -27,7 +27,6 @@ from asr_lora.decoding.transcriber import (
     Transcriber,
     as_json,
     prompt_of,
-    speech_segments,
     with_adapters,
     with_base,
     with_run,
@@ -42,6 +41,7 @@ from asr_lora.runtime.console import log, progress
 from asr_lora.runtime.errors import ConfigError, ExternalError, listed
 from asr_lora.runtime.files import write_text
 from asr_lora.speech import audio
+from asr_lora.speech.activity import speech_segments
 from asr_lora.speech.media import SOUND
 
 STDIN = "-"

@@ -12,7 +12,7 @@ from asr_lora.config.stages import EvalConfig, TranscribeConfig
 from asr_lora.data.manifest import Clip, missing_files, read_manifest
 from asr_lora.decoding import transcriber
 from asr_lora.decoding.generate import Segment
-from asr_lora.decoding.transcriber import Transcriber, speech_segments
+from asr_lora.decoding.transcriber import Transcriber
 from asr_lora.model import adapter_folder
 from asr_lora.model.hardware import Hardware
 from asr_lora.model.pretrained import language_token, language_tokens
@@ -20,6 +20,7 @@ from asr_lora.runs import folder as run
 from asr_lora.runs.finding import settings_file
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.speech import audio
+from asr_lora.speech.activity import speech_segments
 
 TUNED = "tuned"  # peft's name of a single run's adapter: a run's name may have dots, which peft does not allow
 DETECTED = "by the detected language"

@@ -38,7 +38,8 @@ RENAMED_VALUES: Mapping[str, Mapping[Any, str]] = {
 }
 # Settings that were added since, with the values that runs without them were made with.
 ADDED: Mapping[str, Mapping[str, Any]] = {
-    "data": {"splits": None}, "export": {"short_margin": 1.0, "long_minutes": 5.0}, "model": {"learning_rate": 1e-3},
+    "data": {"splits": None, "refine_cues": False},
+    "export": {"short_margin": 1.0, "long_minutes": 5.0}, "model": {"learning_rate": 1e-3},
     "eval": {"contexts": [], "margins": [1.0], "long_form": ["vad", "sequential"], "prompt": None},
     "transcribe": {"words": False, "prompt": None, "hotwords": []},
     "training": {

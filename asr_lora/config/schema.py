@@ -47,6 +47,7 @@ class DataConfig:
     exclude_ids: str | None
     streaming: bool
     shuffle_buffer: int
+    refine_cues: bool
     augment: str | None
 
     def __post_init__(self) -> None:
@@ -83,6 +84,7 @@ class DataConfig:
         rule = "null under data.streaming=true, where no clips are drawn (training.max_steps sets the length)"
         check("data.hours", self.hours, rule, self.hours is None)
         check("data.exclude_ids", self.exclude_ids, "null under data.streaming=true", self.exclude_ids is None)
+        check("data.refine_cues", self.refine_cues, "false under data.streaming=true", not self.refine_cues)
 
 
 def check_rate(key: str, rate: Any) -> None:

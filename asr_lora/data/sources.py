@@ -16,6 +16,7 @@ from asr_lora.corpus.containers import UNPACKED, stem_of
 from asr_lora.corpus.records import Clips, Utterance
 from asr_lora.corpus.shards import read_clip
 from asr_lora.corpus.streaming import Stream, held_out, open_stream
+from asr_lora.data import cues
 from asr_lora.data.finding import find_source
 from asr_lora.data.manifest import Clip, as_utterance, clip_id, missing_files, name_in_corpus, read_manifest
 from asr_lora.data.splits import with_splits
@@ -100,9 +101,9 @@ def _open(data: DataConfig, source: str | None, limits: Mapping[str, int | None]
         corpus = mix_corpora([Part(*part) for part in zip(names, each, weights, strict=True)])
     else:
         corpus = with_splits(open_corpus(source or "", data.language, columns), data)
-    return (
-        corpus if data.exclude_ids is None else _without(corpus, existing(Path(data.exclude_ids), "data.exclude_ids"))
-    )
+    if data.exclude_ids is not None:
+        corpus = _without(corpus, existing(Path(data.exclude_ids), "data.exclude_ids"))
+    return cues.refine(corpus) if data.refine_cues else corpus
 
 
 def _without(corpus: Corpus, listing: Path) -> Corpus:

@@ -1,19 +1,15 @@
 """Transcribes recordings with one base in memory: base model, fine-tuned, or with switched adapters.
 
-Also voice activity detection (Silero) and the formats of transcripts: txt, srt, vtt, json.
+Also the formats of transcripts: txt, srt, vtt, json.
 """
 
 import json
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
-from silero_vad import get_speech_timestamps, load_silero_vad
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora.config.schema import DecodingConfig, ModelConfig
@@ -40,7 +36,6 @@ from asr_lora.speech.audio import SAMPLE_RATE, Waveform
 from asr_lora.speech.limits import MAX_SECONDS
 
 Part = tuple[Path, float, float]  # a recording, and where in it a part begins and ends, in seconds
-AROUND = 0.2  # seconds kept before and after speech: a word's end is quieter than its middle
 
 
 @dataclass(frozen=True)
@@ -246,31 +241,3 @@ def _timestamp(seconds: float, point: str) -> str:
 def _escaped(text: str) -> str:
     """Replaces -->, which would end the times of a block."""
     return text.replace("-->", "->")
-
-
-def speech_segments(waveform: Waveform, longest: float) -> list[tuple[float, float]]:
-    """Finds speech in (samples,) at 16 kHz: starts and ends in seconds, none longer than `longest`.
-
-    By Silero's voice activity detector (snakers4/silero-vad); neighbors are joined while they fit, and one that is
-    longer is cut at its longest pause.
-    """
-    utterances = get_speech_timestamps(
-        torch.from_numpy(waveform), _detector(), sampling_rate=SAMPLE_RATE, max_speech_duration_s=longest - 2 * AROUND,
-        speech_pad_ms=round(1000 * AROUND),
-    )  # fmt: skip
-    joined: list[tuple[float, float]] = []
-    for each in utterances:
-        start, end = each["start"] / SAMPLE_RATE, each["end"] / SAMPLE_RATE
-        if joined and end - joined[-1][0] <= longest:
-            joined[-1] = (joined[-1][0], end)
-        else:
-            joined.append((start, end))
-    return joined
-
-
-@cache
-def _detector() -> Any:
-    with warnings.catch_warnings():
-        # 2026-11: silero-vad 6.2 is TorchScript, which torch 2.11 has deprecated.
-        warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", DeprecationWarning)
-        return load_silero_vad()

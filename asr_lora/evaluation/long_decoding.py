@@ -14,7 +14,7 @@ from asr_lora.config.stages import TOOLS
 from asr_lora.data.recordings import Recording
 from asr_lora.decoding import generate, long_form
 from asr_lora.decoding.generate import DecodingOptions, Segment
-from asr_lora.decoding.transcriber import Transcriber, speech_segments
+from asr_lora.decoding.transcriber import Transcriber
 from asr_lora.evaluation.eval_sets import kept_hypotheses, knows_context, load_merged, model_content
 from asr_lora.evaluation.long_sets import LongSet
 from asr_lora.formats.conversion import check_installed, convert, module_of, write_merged
@@ -24,6 +24,7 @@ from asr_lora.runtime import distributed
 from asr_lora.runtime.console import Bar, log, progress
 from asr_lora.runtime.files import cache_dir, sha256_text, write_json
 from asr_lora.speech import audio
+from asr_lora.speech.activity import speech_segments
 
 
 @dataclass(frozen=True)

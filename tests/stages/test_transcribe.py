@@ -28,7 +28,7 @@ from asr_lora.decoding.generate import (
     decode_once,
     decoding_options,
 )
-from asr_lora.decoding.transcriber import prompt_of, speech_segments, srt, txt, vtt, with_adapters, with_base
+from asr_lora.decoding.transcriber import prompt_of, srt, txt, vtt, with_adapters, with_base
 from asr_lora.demo.espeak import RATE, Utterance, speak
 from asr_lora.model import adapter, whisper
 from asr_lora.model.adapter import BASE
@@ -37,6 +37,7 @@ from asr_lora.runs import finding
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.speech import audio
+from asr_lora.speech.activity import speech_segments
 from asr_lora.train import train
 from asr_lora.transcribe import recordings, transcribe
 
