@@ -5,7 +5,6 @@ repeats itself, or that the model itself finds unlikely, is decoded again at ris
 the last one stays. A text that is unlikely where the model predicts no speech is silence: it is dropped.
 """
 
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -14,11 +13,11 @@ from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora.data.manifest import Clip
+from asr_lora.decoding.compression import COMPRESSION_RATIO, compression_ratio
 from asr_lora.decoding.generate import DecodingOptions, Hypothesis, decode_once, over_batches
 from asr_lora.model.hardware import Capacity
 
 TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
-COMPRESSION_RATIO = 2.4  # text that zlib shortens more repeats itself
 LOG_PROBABILITY = -1.0  # nats per token, the end included: a lower mean is unlikely
 NO_SPEECH = 0.6  # probability of <|nospeech|> after the start token
 
@@ -62,12 +61,6 @@ def decode_clips(
             now = replace(each, first=hypotheses[at].first, redecoded=True)
             hypotheses[at] = _without_silence(now, no_speech[at])
     return hypotheses
-
-
-def compression_ratio(text: str) -> float:
-    """Returns the bytes of a text over those that zlib needs; about 1 for a sentence, 0 for none."""
-    data = text.encode()
-    return len(data) / len(zlib.compress(data))
 
 
 def is_accepted(hypothesis: Hypothesis) -> bool:

@@ -13,7 +13,7 @@ import jiwer
 import numpy as np
 import regex
 
-from asr_lora.decoding.fallback import COMPRESSION_RATIO, compression_ratio
+from asr_lora.decoding.compression import COMPRESSION_RATIO, compression_ratio
 from asr_lora.evaluation.metrics import SMALL, bootstrap
 from asr_lora.speech.normalizer import UNSPACED, scoring_units
 

@@ -1,14 +1,13 @@
 """Scores hypotheses: WER and CER, bootstrap intervals, paired differences, the regression check.
 
-Rates come from our evaluate module (`asr_lora/evaluation/wer`) and the errors of single clips from the same jiwer, so a
-rate and its interval use the same counts. A clip whose reference is empty after normalization has no error rate: it is
-counted, with the words of its hypothesis, and left out of everything else.
+Rates are those of our evaluate module (`asr_lora/evaluation/wer`), without evaluate, which imports torch; the errors of
+single clips come from the same jiwer, so a rate and its interval use the same counts. A clip whose reference is empty
+after normalization has no error rate: it is counted, with the words of its hypothesis, and left out of everything else.
 
 Every function takes one item a clip, all in the same order; an unknown speaker is the empty string.
 """
 
 import statistics
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ import jiwer
 import numpy as np
 import numpy.typing as npt
 
-from asr_lora.evaluation.wer.wer import WordErrorRate
+from asr_lora.evaluation.wer.counts import count_errors
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import RegressionError
 from asr_lora.speech.normalizer import VERSION, Normalizer, primary_metric
@@ -59,13 +58,13 @@ def score(
         counts = dict.fromkeys(("words", "hits", "substitutions", "deletions", "insertions"), 0)
         return found | counts | dict.fromkeys(("wer", "wer_ci95", "ci_unit", "cer", "cer_ci95", "wer_raw"))
     pair = _take(clean_references, spoken), _take(clean_hypotheses, spoken)
-    found |= _rates(*pair)
+    found |= count_errors(*pair)
     for rate in ALIGNERS:  # again: the module above knows no language, and counts spaces in all
         errors, units = _counted(rate, normalizer.language, *pair)
         interval, unit = bootstrap(errors, units, _take(speakers, spoken), seed)
         found |= {rate: float(errors.sum() / units.sum()), f"{rate}_ci95": interval, "ci_unit": unit}
     raw = Normalizer("raw")
-    as_written = _rates(_take(_normalized(references, raw), spoken), _take(_normalized(hypotheses, raw), spoken))
+    as_written = count_errors(_take(_normalized(references, raw), spoken), _take(_normalized(hypotheses, raw), spoken))
     return found | {"wer_raw": as_written["wer"]}
 
 
@@ -194,15 +193,6 @@ def _spoken(clean_references: Sequence[str], *others: Sequence[str]) -> list[int
 
 def _take(items: Sequence[str], where: Sequence[int]) -> list[str]:
     return [items[i] for i in where]
-
-
-def _rates(references: list[str], hypotheses: list[str]) -> dict[str, Any]:
-    # The class itself, not evaluate.load, which would copy it to the user's cache first. evaluate makes a folder even
-    # to work in memory, so it gets a temporary one.
-    with tempfile.TemporaryDirectory() as scratch:
-        module = WordErrorRate(keep_in_memory=True, cache_dir=scratch)
-        rates: dict[str, Any] = module.compute(references=references, predictions=hypotheses)
-    return rates
 
 
 def _counted(
