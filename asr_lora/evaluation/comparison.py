@@ -1,10 +1,15 @@
-"""Scores lists of hypotheses against the same references, as `eval` does; in a notebook, without torch."""
+"""Scores lists of hypotheses against the same references, as `eval` does; in a notebook, without torch.
+
+Reads and writes the manifests of the Open ASR Leaderboard, whose lists may be such ones.
+"""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from asr_lora.evaluation import error_analysis, metrics
 from asr_lora.runtime.errors import ConfigError, check, check_choice
+from asr_lora.runtime.files import existing, read_jsonl, write_jsonl
 from asr_lora.speech.normalizer import Normalizer, scoring_units
 
 FROM_TEXT = ("compression", "loop", "silence")  # signs of runaway output; the others need a clip's length or tokens
@@ -69,3 +74,33 @@ def _scored(
         "runaways": {sign: signs[sign] for sign in FROM_TEXT},
         **error_analysis.error_counts(spoken),
     }
+
+
+def read_manifest(path: str | Path) -> tuple[list[str], list[str]]:
+    """Returns references and hypotheses of a manifest of the Open ASR Leaderboard.
+
+    JSON lines with `text` and `pred_text`, as its normalizer/eval_utils.py writes them.
+    Raises ConfigError for a file that is not there, and ExternalError, with its line, for one that is no such manifest.
+    """
+    file = existing(Path(path), "manifest")
+    check("manifest", file, "a file", file.is_file())
+    rows = read_jsonl(file, {"text": str, "pred_text": str}, way_out="write it anew as the leaderboard's scripts do")
+    return [row["text"] for row in rows], [row["pred_text"] for row in rows]
+
+
+def write_manifest(
+    path: str | Path, references: Sequence[str], hypotheses: Sequence[str], durations: Sequence[float] | None = None
+) -> None:
+    """Writes a manifest that the leaderboard's score_results reads; `durations` of the clips are in seconds.
+
+    Clips are named as there where paths are not known; the time of decoding is left open.
+    Raises ConfigError for lists of unequal length, and for an item that is no text.
+    """
+    texts = _texts("references", references, len(references))
+    predicted = _texts("hypotheses", hypotheses, len(texts))
+    seconds = [None] * len(texts) if durations is None else list(durations)
+    check("durations", f"{len(seconds)} for {len(texts)} references", "one a reference", len(seconds) == len(texts))
+    write_jsonl(Path(path), (
+        {"audio_filepath": f"sample_{at}", "duration": length, "time": None, "text": text, "pred_text": prediction}
+        for at, (length, text, prediction) in enumerate(zip(seconds, texts, predicted, strict=True))
+    ))  # fmt: skip

@@ -7,4 +7,6 @@ BELOW_MAXIMUM = 2.0
 NO_SOUND = -1.5  # the feature of no sound at all: 1e-10 is the least power that features resolve
 CONTEXTS = ("auto", "full", "plain")  # of decoding: the adapter's own, 30 s, a short one with nothing behind
 AUGMENTATIONS = ("light", "noisy", "telephone")  # asr_lora/speech/augment.py
-NORMALIZERS = ("raw", "basic", "marks", "unpointed", "characters")  # asr_lora/speech/normalizer.py
+NORMALIZERS = (  # asr_lora/speech/normalizer.py
+    "raw", "basic", "marks", "unpointed", "characters", "leaderboard-en", "leaderboard-multilingual",
+)  # fmt: skip

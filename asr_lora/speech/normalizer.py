@@ -4,6 +4,8 @@
 combining mark into a space, which splits Indic, Thai and vocalized Arabic words, and splits `auto's`. `marks`, the
 default, keeps both whole. `unpointed` is `marks` without the vowel points that Arabic and Hebrew are mostly written
 without. `characters` is `marks` with every character of a script that writes no spaces as a word of its own.
+`leaderboard-en` and `leaderboard-multilingual` are those of the Open ASR Leaderboard (huggingface/open_asr_leaderboard,
+normalizer/): the first is Whisper's own for English, as there until September 2025, the second as of March 2026.
 """
 
 import re
@@ -18,6 +20,7 @@ import regex
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
 from asr_lora.runtime.errors import ConfigError
+from asr_lora.speech.english import english_normalizer
 
 VERSION = 2  # of the normalizers and of numbers as words; raised whenever some sentence is normalized differently
 
@@ -94,13 +97,31 @@ def scoring_units(clean: str, language: str | None) -> str:
     return _each_apart(clean) if primary_metric(language) == "cer" else clean
 
 
-_BASIC = BasicTextNormalizer()
+def leaderboard_multilingual(text: str, language: str | None = None) -> str:
+    """Normalizes without diacritics, and writes digits as words where num2words knows `language`."""
+    text = re.sub(r"[^\w\s]", "", _WITHOUT_DIACRITICS(text))
+    text = re.sub(r"\s+", " ", text).strip()
+    if language is None or language in NEVER_ENDS:
+        return text
+    text = re.sub(r"(\d)\s+(\d{3})\b", r"\1\2", text)  # 10 000; of 1 234 567 the first space only, as there
+
+    def in_words(digits: re.Match[str]) -> str:
+        with suppress(*UNREADABLE):
+            return str(num2words.num2words(int(digits[0]), lang=language))
+        return digits[0]
+
+    return re.sub(r"\d+", in_words, text)
+
+
+_BASIC, _WITHOUT_DIACRITICS = BasicTextNormalizer(), BasicTextNormalizer(remove_diacritics=True)
 NORMALIZERS: dict[str, Callable[[str, str | None], str]] = {
     "raw": lambda text, language: text.strip(),
     "basic": lambda text, language: str(_BASIC(text)),
     "marks": marks,
     "unpointed": unpointed,
     "characters": characters,
+    "leaderboard-en": lambda text, language: str(english_normalizer()(text)),
+    "leaderboard-multilingual": leaderboard_multilingual,
 }
 
 
@@ -117,13 +138,28 @@ class Normalizer:
     numbers: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for an unknown name, or a language whose numbers num2words cannot read."""
+        """Raises ConfigError for an unknown name, what it lacks, or a language whose numbers num2words cannot read."""
         if self.name not in NORMALIZERS:
             raise ConfigError(f"normalizer: {self.name!r} is none of {', '.join(NORMALIZERS)}")
+        if self.name.startswith("leaderboard"):
+            self._check_leaderboard()
         readable = set(num2words.CONVERTER_CLASSES) - set(NEVER_ENDS)
         if self.numbers and self.language not in readable:
             known = ", ".join(sorted(code for code in readable if "_" not in code))
             raise ConfigError(f"eval.numbers: num2words reads no numbers in {self.language}; it knows {known}")
+
+    def _check_leaderboard(self) -> None:
+        if self.numbers:
+            raise ConfigError(
+                f"eval.numbers: {self.name} reads numbers itself; eval.numbers=false, or another normalizer"
+            )
+        if self.name == "leaderboard-en":
+            if self.language not in (None, "en"):
+                raise ConfigError(
+                    f"normalizer: leaderboard-en is for English, got {self.language}; leaderboard-multilingual is for "
+                    "all other languages"
+                )
+            english_normalizer()  # raises where its spellings are missing, before anything is decoded
 
     def __call__(self, text: str) -> str:
         return NORMALIZERS[self.name](NUMBER.sub(self._read, text) if self.numbers else text, self.language)

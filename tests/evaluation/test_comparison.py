@@ -13,8 +13,8 @@ from support.runs import tiny_run
 
 from asr_lora.config.compose import load
 from asr_lora.eval import evaluate
-from asr_lora.evaluation import compare
-from asr_lora.runtime.errors import ConfigError
+from asr_lora.evaluation import compare, read_manifest, write_manifest
+from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import read_jsonl
 from asr_lora.train import train
 
@@ -84,3 +84,38 @@ def test_the_example_of_the_page_runs_and_loads_no_torch() -> None:
     assert json.loads(modules) == []
     shown = re.findall(r"# (.*)$", example, re.M)
     assert printed == shown and printed
+
+
+def test_a_manifest_of_the_leaderboard_is_read_and_written(tmp_path: Path) -> None:
+    row = {
+        "audio_filepath": "sample_0",
+        "duration": 1.5,
+        "time": 0.2,
+        "text": "Het\u2028regent.",
+        "pred_text": "het regen",
+    }
+    (tmp_path / "theirs.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    references, hypotheses = read_manifest(tmp_path / "theirs.jsonl")
+    assert (references, hypotheses) == (["Het\u2028regent."], ["het regen"])
+    write_manifest(tmp_path / "ours.jsonl", references, hypotheses, [1.5])
+    (written,) = read_jsonl(tmp_path / "ours.jsonl")
+    assert written == {**row, "time": None} and list(written) == list(row)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 1 is no JSON"),
+        ('{"text": "a"}', "line 1 has no pred_text; write it anew as the leaderboard's scripts do"),
+        ('{"text": [["a"]], "pred_text": "a"}', "line 1 is damaged, text is [['a']]"),
+        ('{"text": "a", "pred_text": null}', "line 1 is damaged, pred_text is None"),
+        ('{"text": "\\ud800", "pred_text": "a"}', "line 1 is no JSON"),
+    ],
+)
+def test_a_manifest_that_is_none_is_refused_in_a_line(line: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(ExternalError, match=re.escape(message)):
+        read_manifest(tmp_path / "m.jsonl")
+    for place in (tmp_path, tmp_path / "none.jsonl"):
+        with pytest.raises(ConfigError, match="manifest: "):
+            read_manifest(place)

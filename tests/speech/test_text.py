@@ -1,9 +1,14 @@
 """What counts as the same word under each normalizer."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer
 
-from asr_lora.runtime.errors import ConfigError
+from asr_lora.runtime.errors import ConfigError, ExternalError
+from asr_lora.runtime.files import write_json, write_text
+from asr_lora.speech import english
 from asr_lora.speech.normalizer import NORMALIZERS, Normalizer, primary_metric
 
 SENTENCES = ["De auto's, z'n (snel) [lach] 100%!", " हिन्दी  ภาษาที่ ", "مُحَمَّدٌ", "Straße – İzmir", "", "?"]
@@ -64,7 +69,8 @@ def test_raw_strips_white_space_and_nothing_else() -> None:
 def test_unknown_normalizer_is_refused_with_those_there_are() -> None:
     with pytest.raises(ConfigError, match="'mark' is none of raw, basic, marks, unpointed, characters"):
         Normalizer("mark")
-    assert list(NORMALIZERS) == ["raw", "basic", "marks", "unpointed", "characters"]
+    own = ["raw", "basic", "marks", "unpointed", "characters"]
+    assert list(NORMALIZERS) == [*own, "leaderboard-en", "leaderboard-multilingual"]
 
 
 @pytest.mark.parametrize(
@@ -138,3 +144,72 @@ def test_the_rate_of_characters_leads_where_no_spaces_part_words(language: str, 
 def test_the_name_beside_a_rate_has_the_preset_and_its_version() -> None:
     assert str(Normalizer("marks", "nl")) == "marks 2"
     assert str(Normalizer("basic", "nl", numbers=True)) == "basic 2, numbers as words"
+
+
+@pytest.fixture
+def spellings(private_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the list of spellings would be; no other place has one."""
+    monkeypatch.setattr(english, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(english, "PACKAGES", {})
+    english.english_normalizer.cache_clear()
+    yield private_cache / "normalizer.json"
+    english.english_normalizer.cache_clear()
+
+
+# What the leaderboard's own code returns: EnglishTextNormalizer of August 2025, MultilingualNormalizer of March 2026.
+@pytest.mark.parametrize(
+    ("sentence", "words"),
+    [
+        (
+            "Mr. Smith won't pay $20 million for the colour TV, uh, it's 10%.",
+            "mister smith will not pay $20000000 for the color tv it is 10%",
+        ),
+        (
+            "The organisation's twenty-one members [laughs] met at 5:30 (approx.) in St. Louis.",
+            "the organization is 21 members met at 5 30 in saint louis",
+        ),
+        ("One oh one, double three and a half; the 1960s", "10133.5 the 1960s"),
+    ],
+)
+def test_leaderboard_en_is_whispers_english(sentence: str, words: str, spellings: Path) -> None:
+    write_json(spellings, {"colour": "color", "organisation": "organization"})
+    assert Normalizer("leaderboard-en", "en")(sentence).split() == words.split()
+
+
+@pytest.mark.parametrize(
+    ("language", "sentence", "words"),
+    [
+        ("de", "Größe: 10 000 Äpfel, c'est l'été!", "grosse zehntausend apfel c est l ete"),
+        ("fr", "L'été [rires] à 21 h.", "l ete a vingt et un h"),
+        ("pt", "Ação número 3 (não).", "acao numero três"),
+        ("pl", "1 234 567 zł", "tysiąc dwieście trzydzieści cztery pięćset sześćdziesiąt siedem zl"),
+        ("de", "2,5 Kilo", "zwei fünf kilo"),
+        ("haw", "21 ʻōiwi", "21 ʻoiwi"),  # num2words knows no Hawaiian
+        ("am", "1234567", "1234567"),  # num2words would not return
+    ],
+)
+def test_leaderboard_multilingual_drops_diacritics_and_reads_digits(language: str, sentence: str, words: str) -> None:
+    assert Normalizer("leaderboard-multilingual", language)(sentence) == words
+
+
+def test_missing_and_damaged_spellings_are_a_line(spellings: Path) -> None:
+    with pytest.raises(ConfigError, match=r"leaderboard-en needs Whisper's list .* copy normalizer\.json"):
+        Normalizer("leaderboard-en", "en")
+    write_text(spellings, '{"colour": 1}')
+    with pytest.raises(ExternalError, match=r"normalizer\.json: no list of spellings"):
+        Normalizer("leaderboard-en", "en")
+    write_text(spellings, "<html>")
+    with pytest.raises(ExternalError, match=r"normalizer\.json: no JSON"):
+        Normalizer("leaderboard-en", "en")
+
+
+def test_spellings_are_found_among_a_checkpoints_files_of_the_hub(spellings: Path, tmp_path: Path) -> None:
+    write_json(tmp_path / "hub/models--openai--whisper-tiny/snapshots/1/normalizer.json", {"grey": "gray"})
+    assert Normalizer("leaderboard-en", "en")("Grey").split() == ["gray"]
+
+
+def test_leaderboard_normalizers_are_refused_where_they_would_not_be_the_leaderboards(spellings: Path) -> None:
+    with pytest.raises(ConfigError, match="leaderboard-en is for English, got nl; leaderboard-multilingual is"):
+        Normalizer("leaderboard-en", "nl")
+    with pytest.raises(ConfigError, match=r"eval\.numbers: leaderboard-multilingual reads numbers itself"):
+        Normalizer("leaderboard-multilingual", "nl", numbers=True)
