@@ -41,9 +41,10 @@ def evaluate(config: Config, command: Sequence[str] | None = None) -> dict[str, 
     """Writes and prints the metrics of every set, and returns those of `eval.split`.
 
     `command` is the command line if it was another module's. Sets that were scored before with the same inputs are not
-    scored again. Raises ConfigError if the run has no adapter or another command uses it, and RegressionError, after
-    everything is written, if a set lost more than `eval.max_regression`.
+    scored again. Raises ConfigError if the run has no adapter, translates, or another command uses it, and
+    RegressionError, after everything is written, if a set lost more than `eval.max_regression`.
     """
+    config.model.check_scored()
     hardware = agreed(resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size))
     with run.lock(config.run):
         config = distributed.rank_zero(lambda: run.open_trained(config))

@@ -60,6 +60,7 @@ def train(
     steps = f"{config.max_steps} steps of {config.training.batch_size} clips"
     about = f"{config.run_name}: {steps} on {hardware.name}, {base}"
     # Fail now, not at the first dev decoding or at the end.
+    config.model.check_scored()
     language = language_token(config.model, config.data.language)
     decoding_options(config.decoding, config.model, hardware, language, short=False)
     if config.eval.after:

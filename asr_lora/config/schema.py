@@ -108,6 +108,15 @@ class ModelConfig:
         check_choice("model.task", self.task, ("transcribe", "translate"))
         check_choice("model.precision", self.precision, ("auto", "int8", "nf4", "fp16", "bf16", "fp32"))
 
+    def check_scored(self) -> None:
+        """Raises ConfigError for translations: dev and eval count errors of words, and no measure of translation."""
+        if self.task != "transcribe":
+            raise ConfigError(
+                f"model.task: must be transcribe to train and to score, got {self.task}: error rates do not measure "
+                "translations; train with model.task=transcribe; the base model translates recordings into English, "
+                "asr-lora transcribe audio=... transcribe.base_model=true model.task=translate"
+            )
+
 
 @dataclass
 class TrainingConfig:

@@ -267,7 +267,8 @@ def labels(config: "Config", sample: DataSample) -> tuple[Check, int]:
 
 
 def token(config: "Config") -> tuple[Check, str]:
-    """Finds Whisper's token for the language. Raises ConfigError where there is none, with the way out."""
+    """Finds Whisper's token for the language. Raises ConfigError where there is none, or for another task."""
+    config.model.check_scored()
     code = language_token(config.model, config.data.language)
     found = f"{config.data.language} -> <|{code}|>, task {config.model.task}"
     if is_english_only(load_generation_config(config.model.checkpoint)):

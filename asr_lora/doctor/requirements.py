@@ -38,6 +38,7 @@ def _checks(stage: str, config: Config, words: Sequence[str]) -> Iterator[Callab
     if stage in EXTRAS:
         yield lambda: _check_installed(stage)
     if stage in DRAWING:
+        yield config.model.check_scored
         studies = Path(config.runs_dir, "search").glob(f"{config.run_name}-*")
         if not (any(studies) if stage == "search" else (config.run / "data").exists()):
             yield lambda: check_sources(config.data)

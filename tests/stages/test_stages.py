@@ -234,6 +234,14 @@ def test_more_new_tokens_than_the_checkpoint_has_positions_are_refused_at_once(w
     assert not config.run.exists()
 
 
+def test_translation_is_refused_for_training_and_scoring_before_anything_is_done(words: list[str]) -> None:
+    config = load([*words, "model.task=translate"])
+    for stage in (train, evaluate):
+        with pytest.raises(ConfigError, match=r"model\.task: must be transcribe to train and to score, got translate"):
+            stage(config)
+    assert not config.run.exists()
+
+
 def test_a_split_without_usable_clips_is_refused(words: list[str], tmp_path: Path) -> None:
     dev = [{**utterances("dev", 1, 1)[0], "clip": b"no mp3"}]
     splits = {"train": utterances("train", 60, 6), "dev": dev, "test": utterances("test", 6, 3)}

@@ -127,6 +127,21 @@ def test_the_prompt_is_the_text_and_behind_it_the_words_to_expect(
         transcribe(load([*given, f"transcribe.hotwords=[{','.join(['Wolvenroedel'] * 300)}]"]))
 
 
+def test_the_base_model_translates(
+    words: list[str], talk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def spy(model: Any, processor: Any, clips: Any, settings: DecodingOptions, *rest: Any) -> list[Hypothesis]:
+        asked.append((settings.language, settings.task))
+        return decode_clips(model, processor, clips, settings, *rest)
+
+    monkeypatch.setattr(transcriber, "decode_clips", spy)
+    base = ["transcribe.base_model=true", "transcribe.language=nl", "model.task=translate"]
+    transcribe(load([*words, f'audio="{talk}"', f"transcribe.out={tmp_path}", *base]))
+    assert asked == [("nl", "translate")] and list(tmp_path.glob("*.txt"))
+
+
 def test_recordings_of_a_folder_that_cannot_be_read_are_counted_and_named(
     words: list[str], talk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
