@@ -10,6 +10,7 @@ from typing import Any
 from asr_lora.evaluation import error_analysis, metrics
 from asr_lora.runtime.errors import ConfigError, check, check_choice
 from asr_lora.runtime.files import existing, read_jsonl, write_jsonl
+from asr_lora.speech.language import NAMES
 from asr_lora.speech.normalizer import Normalizer, scoring_units
 
 FROM_TEXT = ("compression", "loop", "silence")  # signs of runaway output; the others need a clip's length or tokens
@@ -31,7 +32,7 @@ def compare(
     confusions, and in `runaways` the clips with each sign that can be seen in a text. All but the one named `against`
     (the first) have `delta`, the paired difference to it, below zero is better. `language` is Whisper's token,
     `speakers` are who spoke ("" or None where unknown); intervals are over speakers where enough are known.
-    `normalizer` and `numbers` are as eval.normalizer and eval.numbers.
+    `normalizer` and `numbers` are as eval.normalizer and eval.numbers; `seed`, of the intervals, is a run's `seed`.
     Raises ConfigError for lists of unequal length, for an item that is no text, and for an unknown name.
     """
     texts = _texts("references", references, len(references))
@@ -42,6 +43,7 @@ def compare(
         raise ConfigError("hypotheses: none are given; name each list of texts, {'base': [...]}")
     first = next(iter(lists)) if against is None else against
     check_choice("against", first, lists)
+    check("language", repr(language), "Whisper's token of it, such as nl", language in NAMES.values())
     normal = Normalizer(normalizer, language, numbers)
     found = {name: _scored(texts, each, who, normal, seed) for name, each in lists.items()}
     for name, each in lists.items():

@@ -68,6 +68,7 @@ def test_looped_text_and_text_on_silence_are_counted() -> None:
         (([None], {"a": ["x"]}, "nl"), "references[0]: must be a text, got None"),
         ((["x"], {"a": ["x"]}, "nl", ["s", "t"]), "speakers: must be one a reference, and at least one, got 2 for 1"),
         ((["x"], {"a": ["x"]}, "nl", None, "none"), "normalizer: 'none' is none of raw, basic"),
+        ((["x"], {"a": ["x"]}, "jp"), "language: must be Whisper's token of it, such as nl, got 'jp'"),
         ((["x"], {"a": ["x"]}, "nl", None, "marks", False, "b"), "against: b is none of a"),
     ],
 )
