@@ -1,7 +1,7 @@
 """Measures data.refine_cues:  python recipes/cue_times.py talks RUN ...
 
-`talks` is a set of long recordings joined of clips (eval.sets, `minutes: 5`) in every run. Their times, which are known,
-are made wrong in the ways of subtitles, moved to pauses, and compared with the true ones.
+`talks` is a set of long recordings joined of clips (eval.sets, `minutes: 5`) in every run. Their known times are made
+wrong in the ways of subtitles, moved to pauses, and compared with the true ones.
 """
 
 import argparse
