@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from asr_lora.config.compose import Config, job_overrides, to_dict
+from asr_lora.data.languages import KEY
 from asr_lora.data.manifest import LOCATION_FIELDS, training_clips
 from asr_lora.decoding import generate
 from asr_lora.evaluation import error_analysis, metrics
 from asr_lora.evaluation.adapter_strength import AdapterSelector
 from asr_lora.evaluation.contexts import score_contexts
 from asr_lora.evaluation.eval_sets import EvalSet, decode_sets, eval_sets, set_normalizer
+from asr_lora.evaluation.languages import by_language
 from asr_lora.evaluation.long_decoding import decode_long_sets
 from asr_lora.evaluation.long_sets import long_sets, score_set
 from asr_lora.evaluation.prompts import score_prompt
@@ -151,12 +153,12 @@ def _scored(
     """Returns the metrics of a set, and the lines of its hypotheses.jsonl."""
     normal = set_normalizer(config.eval, each)
     references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
-    clean = [normal(reference) for reference in references]
+    clean = metrics.normalized(references, normal, each.languages)
     (before, base_columns), (after, own_columns) = (
         _score_model(config, each, model, normal, clean) for model in (base, tuned)
     )
     delta, without_fallback = (
-        metrics.paired_delta(references, base[texts], tuned[texts], speakers, normal, config.seed)
+        metrics.paired_delta(references, base[texts], tuned[texts], speakers, normal, config.seed, each.languages)
         for texts in ("hypotheses", "first")
     )
     delta["without_fallback"] = without_fallback
@@ -169,7 +171,7 @@ def _scored(
     # Errors of single characters where CER is the primary metric; the `errors` of a line count those of its alignment,
     # in which a Latin word is one unit.
     (base_errors, units), (own_errors, _) = (
-        metrics.clip_errors(clean, side["hypothesis_normalized"], each.language) for side in sides
+        metrics.clip_errors(clean, side["hypothesis_normalized"], each.languages) for side in sides
     )
     facts = {
         "set": each.name,
@@ -181,6 +183,7 @@ def _scored(
         **after,
         "baseline": before,
         "delta": delta,
+        **({"languages": languages} if (languages := by_language(each, normal, *sides, config.seed)) else {}),
         "groups": error_analysis.groups(described, units, base_errors, own_errors, seen, config.seed),
     }
     return facts, lines
@@ -190,15 +193,15 @@ def _score_model(
     config: Config, each: EvalSet, model: Mapping[str, Any], normal: Normalizer, clean: Sequence[str]
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Returns a model's metrics and its columns of hypotheses.jsonl; `clean`: normalized references."""
-    hypotheses = [normal(text) for text in model["hypotheses"]]
-    units = [scoring_units(reference, each.language) for reference in clean]
-    aligned = error_analysis.alignments(units, [scoring_units(text, each.language) for text in hypotheses])
+    languages, hypotheses = each.languages, metrics.normalized(model["hypotheses"], normal, each.languages)
+    units, said = (list(map(scoring_units, texts, languages)) for texts in (clean, hypotheses))
+    aligned = error_analysis.alignments(units, said)
     signs = error_analysis.runaways_of(hypotheses, clean, each.clips, model["truncated"])
     references, speakers = [clip["text"] for clip in each.clips], [clip["speaker"] for clip in each.clips]
     facts = {
-        **metrics.score(references, model["hypotheses"], speakers, normal, config.seed),
+        **metrics.score(references, model["hypotheses"], speakers, normal, config.seed, languages),
         **{name: value for name, value in model.items() if name not in ("hypotheses", "first", "truncated")},
-        "without_fallback": metrics.score(references, model["first"], speakers, normal, config.seed),
+        "without_fallback": metrics.score(references, model["first"], speakers, normal, config.seed, languages),
         "runaways": error_analysis.count_runaways(signs),
         **error_analysis.error_counts(
             [chunks for chunks, reference in zip(aligned, units, strict=True) if reference.strip()]
@@ -221,6 +224,7 @@ def _lines(each: EvalSet, clean: Sequence[str], columns: Mapping[str, Sequence[A
                 if {"start", "offset"} & set(clip)
                 else {}
             ),
+            **({KEY: clip[KEY]} if KEY in clip else {}),
             "reference": clip["text"],
             "reference_normalized": clean[at],
             **{name: values[at] for name, values in columns.items()},
@@ -231,7 +235,10 @@ def _lines(each: EvalSet, clean: Sequence[str], columns: Mapping[str, Sequence[A
 
 def _inputs(config: Config, each: EvalSet, tuned: Path) -> dict[str, Any]:
     """Returns everything that the scores depend on."""
-    clips = [[clip[name] for name in ("sha256", "text", "speaker")] for clip in each.clips]
+    fields = ("sha256", "text", "speaker")
+    clips = [
+        [*(clip[name] for name in fields), *(clip[name] for name in (KEY,) if name in clip)] for clip in each.clips
+    ]
     return {
         "adapter_sha256": adapter_folder.fingerprint(tuned),
         "clips_sha256": sha256_text(json.dumps(clips)),

@@ -82,11 +82,20 @@ def result_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     flat = {
         f"{group}.{key}": value
         for group in GROUPS
-        for key, value in settings.get(group, {}).items()
+        for key, value in plain_sources(settings.get(group, {})).items()
         # A run resumes exactly, from any checkpoint.
         if f"{group}.{key}" not in ("training.save_steps", "training.max_hours", "training.keep_adapters")
     }
     return {**flat, "seed": settings["seed"]}
+
+
+def plain_sources(branch: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a branch of settings whose `sources` have no `token` that is None, as there once was no such key."""
+    plain = [
+        {key: value for key, value in each.items() if key != "token" or value is not None}
+        for each in branch.get("sources", ())
+    ]
+    return {**branch, "sources": plain} if "sources" in branch else dict(branch)
 
 
 def with_todays_names(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,16 +12,21 @@ from asr_lora.speech.limits import AUGMENTATIONS, CONTEXTS, MAX_SECONDS, NORMALI
 
 SPLIT_NAMES = ("train", "dev", "test", "none")  # what data.splits takes; none: left out
 FETCHED = ("mdc:", "hf:", "shards:")  # prefixes of sources that are names, not paths
-COLUMNS = ("path", "text", "speaker", "start", "end", "duration", "split")  # of a user's own table
+COLUMNS = ("path", "text", "speaker", "start", "end", "duration", "split", "language")  # of a user's own table
 
 
 @dataclass
 class SourceConfig:
-    """An item of data.sources. Its defaults are here, as conf/ cannot have any for items: once an epoch."""
+    """An item of data.sources. Its defaults are here, as conf/ cannot have any for items: once an epoch.
+
+    `language` is its locale (None: data.language), `token` the language token for Whisper where it has none for that
+    locale, or to give all rows the same.
+    """
 
     path: str
     weight: float = 1.0
     language: str | None = None
+    token: str | None = None
 
     def __post_init__(self) -> None:
         check("data.sources.path", repr(self.path), "a path or a name", self.path != "")

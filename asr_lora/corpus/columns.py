@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from asr_lora.runtime.errors import ConfigError, listed
+from asr_lora.speech.language import parse_locale
 
 # The usual names of the column of each field, the likeliest first (Common Voice, NeMo, audiofolder, DeepSpeech,
 # SpeechBrain, lhotse's and wenet's exports, ...); of the path the names of ids, of which recordings are named, last.
@@ -24,7 +25,9 @@ USUAL = {
     "end": ("end", "stop", "end_time", "end_ms"),
     "duration": ("duration", "duration_ms", "duration[ms]"),
     "split": ("split", "subset", "set", "partition"),
+    "language": (),  # as the settings name it; guessed by what it holds too, by `language_in`
 }  # fmt: skip
+LANGUAGE = ("language", "lang", "locale")
 FIRST_ROWS = 200  # whose cells tell what a column without a name holds
 AS_LONG = 0.5  # of the longest column's text: columns of at least that may both be the sentence
 SAME = 0.5  # share of common words, above which two columns are the same sentences written in two ways
@@ -67,6 +70,22 @@ class Columns:
         if twice := next((name for name in found.values() if header.count(name) > 1), None):
             raise ConfigError(f"data.columns: {table} has {header.count(twice)} columns {twice}; rename all but one")
         return found
+
+    def with_language(
+        self, found: Mapping[str, str], header: Sequence[str], cells: Callable[[str], Sequence[object]]
+    ) -> dict[str, str]:
+        """Returns `found` with the column of the rows' languages, where the settings name none and one is there.
+
+        It is found by its name and by what it holds: at least half of its cells, which `cells` returns, are languages.
+        """
+        plain = {column.strip().lower(): column for column in reversed(header)}
+        free = [plain[name] for name in LANGUAGE if name in plain and plain[name] not in found.values()]
+        for column in [] if "language" in found else free:
+            filled = [cell for cell in map(str, cells(column)) if cell.strip()]
+            languages = sum(parse_locale(cell) is not None for cell in filled)
+            if header.count(column) == 1 and 0 < len(filled) <= 2 * languages:
+                return {**found, "language": column}
+        return dict(found)
 
     def count_in(self, cells: Sequence[str]) -> int:
         """Returns how many of path and text a row names, as a header does."""

@@ -130,6 +130,7 @@ def _add_split(
 ) -> None:
     """Adds a split of the data set. Of its audio only the names of the files that it came from are read."""
     sound, plain, found = resolve_columns(data, columns, f"{builder.of} ({name})")
+    found = columns.with_language(found, plain, lambda column: [cell or "" for cell in data.with_format(None)[column]])
     alone = data.select_columns([sound]).cast_column(sound, datasets.Audio(decode=False))
     clip_names = _names(alone, name, sound)
     values = (row for batch in data.select_columns(plain).with_format(None).iter(ROWS) for row in _unbatched(batch))

@@ -14,6 +14,7 @@ from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, listed
 from asr_lora.runtime.files import is_plain
 from asr_lora.speech.audio import LONGEST
+from asr_lora.speech.language import parse_locale
 from asr_lora.speech.limits import MAX_SECONDS
 
 CLOCK = re.compile(r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2}(?:[.,]\d{1,9})?)")
@@ -99,7 +100,8 @@ class Utterance:
 
     `path` is the clip's name in its corpus, `split` the source's name of its split. `duration` (s) is set where the
     source states it, `sha256` (of the encoded clip) and `shard` where the clip lies in a shard. `source` and `weight`
-    belong to a mixture of corpora. `extra` has the other columns of the source, unchanged.
+    belong to a mixture of corpora. `language` is a locale, where its row or source states one, else empty; in a draw
+    it is Whisper's token, empty where that is the run's. `extra` has the other columns of the source, unchanged.
     """
 
     path: str
@@ -113,6 +115,7 @@ class Utterance:
     shard: InShard | None = None
     source: str = ""
     weight: float = 1.0
+    language: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -159,9 +162,21 @@ def parse_utterance(cells: Row, columns: Mapping[str, str], thousandths: bool = 
         )
         for field in ("start", "end", "duration")
     )
-    extra = {column: cell for column, cell in cells.items() if column not in columns.values()}
+    others = set(columns.values()) - {columns.get("language")}  # which stays among the corpus's own columns
+    extra = {column: cell for column, cell in cells.items() if column not in others}
     speaker, split = own.get("speaker", ""), own.get("split", "")
-    return check_times(Utterance(own["path"], own["text"], speaker, split, start, end, duration, extra=extra))
+    language = _language(own.get("language", ""))
+    return check_times(
+        Utterance(own["path"], own["text"], speaker, split, start, end, duration, language=language, extra=extra)
+    )
+
+
+def _language(cell: str) -> str:
+    if not cell.strip():
+        return ""
+    if (locale := parse_locale(cell)) is None:
+        raise ValueError(f"the language is no locale, such as nl or sv-SE: {cell[:40]}")
+    return locale
 
 
 def check_times(utterance: Utterance) -> Utterance:

@@ -21,7 +21,7 @@ from asr_lora.runtime.errors import UserError
 TEXTS = (".json", ".txt", ".text", ".transcript")  # suffixes of the file with a sample's text, the first that is there
 NUMBER = re.compile(r"[-_. ]*(\d+|\{.*\})?([-_]of[-_]\d+)?$")  # of a shard: dev-00012, dev-00012-of-00100
 KEY = "__key__"  # WebDataset's name of what the files of a sample share
-TAKEN = ("text", "speaker", "split")  # fields of an utterance; a sample's times are those of where it was cut from
+TAKEN = ("text", "speaker", "split", "language")  # fields; a sample's times are those of where it was cut from
 NO_ARCHIVES: Mapping[PurePosixPath, str] = {}
 
 

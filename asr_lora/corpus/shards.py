@@ -50,7 +50,13 @@ LINE: Mapping[str, type] = {  # fields of a line of an index
     "id": Path, "clip": Path, "text": str, "speaker": str, "duration": float, "sha256": Sha256, "member": Path,
     "offset": int, "bytes": int,
 }  # fmt: skip
-FIELDS = {*LINE, "source", "weight", "listed_duration"}  # fields of a line that are not the corpus's other columns
+FIELDS = {
+    *LINE,
+    "source",
+    "weight",
+    "listed_duration",
+    "language_token",
+}  # fields of a line that are not the corpus's other columns
 TRIES = 4
 PAUSE = 0.5  # seconds before the second try; twice as long before each further one
 PATIENCE = 60  # seconds that one request may take
@@ -220,6 +226,7 @@ def _utterance(line: Mapping[str, Any], shard: str) -> Utterance:
         shard=InShard(shard, line["member"], line["offset"], line["bytes"]),
         source=sys.intern(str(line.get("source", ""))),
         weight=float(line.get("weight", 1)),
+        language=sys.intern(str(line.get("language_token", ""))),
         extra=extra,
     )
 

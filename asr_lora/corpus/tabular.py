@@ -67,6 +67,11 @@ class _Table:
         self.locator = Locator(base, table.parent)
         self.read = read_rows(table, language, columns, self.locator.names_recording)
         self.columns = _columns(self.read, columns, table, self.locator.names_recording)
+        if self.read.has_header:
+            rows = self.read.rows
+            self.columns = columns.with_language(
+                self.columns, self.read.header, lambda at: [row[at] for _, row in rows]
+            )
         self.paths = [path_of(row[self.columns["path"]]) for _, row in self.read.rows]
         self.locator.look(self.paths)
 

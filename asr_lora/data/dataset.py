@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from asr_lora.config.schema import TrainingConfig
 from asr_lora.corpus.streaming import Split
 from asr_lora.data.features import SpeechCollator, label_ids
+from asr_lora.data.languages import KEY
 from asr_lora.data.manifest import LOCATION_FIELDS, Clip, waveform
 from asr_lora.data.sampler import WINDOW, StepSampler, shard_for_rank
 from asr_lora.data.splits import StreamFilter
@@ -51,13 +52,13 @@ class StepDataset(torch.utils.data.Dataset[list[dict[str, Tensor]]]):
 
 
 def _as_dataset(clips: Sequence[Clip]) -> Dataset:
-    """Returns clips of the manifest as a table that decodes them on demand: `waveform` and `text`."""
+    """Returns clips of the manifest as a table that decodes them on demand, of the columns of `features.Table`."""
 
     def decoded(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         lines = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        return {"waveform": [waveform(line) for line in lines], "text": batch["text"]}
+        return {"waveform": [waveform(line) for line in lines], "text": batch["text"], KEY: batch[KEY]}
 
-    columns = (*LOCATION_FIELDS, "text")
+    columns = (*LOCATION_FIELDS, "text", KEY)
     return Dataset.from_list([{name: clip.get(name) for name in columns} for clip in clips]).with_transform(decoded)
 
 
@@ -72,7 +73,12 @@ class _Window:
 
     def __call__(self, numbers: list[int]) -> dict[str, list[Any]]:
         chosen = [self.clips[at] for at in numbers]
-        return {"waveform": [waveform for _, waveform in chosen], "text": [clip["text"] for clip, _ in chosen]}
+        lines = [clip for clip, _ in chosen]
+        return {
+            "waveform": [waveform for _, waveform in chosen],
+            "text": [line["text"] for line in lines],
+            KEY: [line.get(KEY) for line in lines],
+        }
 
 
 class StreamingStepDataset(torch.utils.data.IterableDataset[Step]):
@@ -128,7 +134,7 @@ class StreamingStepDataset(torch.utils.data.IterableDataset[Step]):
         if self.training.context == "windows":  # the lengths of the labels matter too
             tokens = [len(label_ids(clip["text"], self.collator.processor.tokenizer)) for clip, _ in window.clips]
         seconds = [len(waveform) / audio.SAMPLE_RATE for _, waveform in window.clips]
-        places = [Place(speaker=clip["speaker"]) for clip, _ in window.clips]
+        places = [Place(speaker=clip["speaker"], language=clip.get(KEY, "")) for clip, _ in window.clips]
         texts = [clip["text"] for clip, _ in window.clips]
         order = StepSampler(seconds, tokens, self.training, self._seed(self._windows), self.token_limit, None, places)
         for clips in order.epoch(0):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 
+from asr_lora.data.languages import KEY
 from asr_lora.data.sampler import Batch, context_for
 from asr_lora.data.windows import RowSpec, joined, without_speech
 from asr_lora.model.tokens import ENGLISH_START
@@ -18,7 +19,7 @@ from asr_lora.speech import audio
 from asr_lora.speech.augment import Masks, augment, mask, speech_bounds
 from asr_lora.speech.limits import MAX_SECONDS
 
-Table = Mapping[str, list[Any]]  # of clips: `waveform` and `text`
+Table = Mapping[str, list[Any]]  # of clips: `waveform`, `text`, and `language_token`, None where it is the run's
 IGNORE_INDEX = -100  # of labels that the loss ignores
 POSITION = 0.02  # seconds of a position of Whisper's encoder
 UNSPACED = ("zh", "yue", "ja")  # languages that write no space between sentences
@@ -44,7 +45,7 @@ def log_mel(
     return spectrograms
 
 
-@lru_cache(maxsize=4)  # of a published tokenizer a copy takes 0.4 s
+@lru_cache(maxsize=16)  # of a published tokenizer a copy takes 0.4 s
 def with_prompt(tokenizer: WhisperTokenizer, language: str, task: str) -> WhisperTokenizer:
     """Returns a copy whose label sequences begin with this language and task, without timestamps; not to be changed.
 
@@ -168,7 +169,8 @@ def collate(
 class SpeechCollator:
     """Makes the batches of a step from clips, each `input_features`, `decoder_input_ids` and `labels`.
 
-    `processor` holds the tokenizer whose prompt begins every label sequence. `augment` is a kind of augmentation,
+    `processor` holds the tokenizer whose prompt begins every label sequence; where a clip has its own language token,
+    that is in the prompt. `augment` is a kind of augmentation,
     drawn for every clip from (seed, step, clip); None leaves clips unchanged. `masks` are SpecAugment's, drawn for
     every row from (seed, step, its clips).
     """
@@ -191,8 +193,8 @@ class SpeechCollator:
         for batch in batches:
             examples: dict[float, list[Example]] = {}
             for row in batch.rows:
-                table = clips(list(row.clips)) if row.clips else {"waveform": [], "text": []}
-                before = previous_text_ids([texts[clip] for clip in row.before], self.processor.tokenizer)
+                table = clips(list(row.clips)) if row.clips else {"waveform": [], "text": [], KEY: []}
+                before = previous_text_ids([texts[clip] for clip in row.before], self._tokenizer(table))
                 for part, own in _divided(row, table, batch.seconds):
                     example = self.example(part, own, step, batch.seconds, before if part.before else [])
                     seconds = max(batch.seconds, context_for(len(example.waveform) / audio.SAMPLE_RATE, POSITION))
@@ -202,7 +204,7 @@ class SpeechCollator:
 
     def example(self, row: RowSpec, clips: Table, step: int, seconds: float, before: Sequence[int] = ()) -> Example:
         """Returns a row's example; `before` are the tokens of the text before it."""
-        tokenizer, waveforms = self.processor.tokenizer, list(clips["waveform"])
+        tokenizer, waveforms = self._tokenizer(clips), list(clips["waveform"])
         seed = (self.seed, step, *row.clips, *b"masks")
         rng = np.random.default_rng((self.seed, step, *row.clips, *b"window"))
         if row.no_speech:
@@ -226,6 +228,12 @@ class SpeechCollator:
         cut_at = spans[-1][0] if row.cut else None
         ids = window_label_ids(clips["text"][:kept], spans[:kept], tokenizer, cut_at)
         return Example(whole[: round(seconds * audio.SAMPLE_RATE)], [*before, *ids], seed, len(before))
+
+    def _tokenizer(self, clips: Table) -> WhisperTokenizer:
+        """Returns the tokenizer whose prompt has the language of a row's clips, which is the same for all of them."""
+        usual = self.processor.tokenizer
+        language = next(iter(clips[KEY]), None)
+        return usual if language is None else with_prompt(usual, language, usual.task)
 
     def _augmented(
         self, waveforms: Sequence[audio.Waveform], kind: str, row: RowSpec, step: int, seconds: float

@@ -95,15 +95,16 @@ class SplitDraw:
         names: Sequence[str],
         files: Mapping[str, Path],
         durations: Mapping[str, float],
-        refuse: Callable[[str], str | None],
+        refuse: Callable[[str, str], str | None],
         advance: Callable[[], None],
         scan: Callable[[Sequence[AudioSegment | None]], Iterable[AudioInfo]] = lambda clips: map(scan_clip, clips),
     ) -> None:
         """Chooses or leaves out the first `names` waiting clips, in order, until enough are chosen.
 
         A line has the decoded duration: contexts are made for it, and what exceeds a context would be cut off.
-        `durations` (s) are those that the corpus lists. `refuse` returns why a sentence is unusable, or None. `scan`
-        scans clips, in their order; those in shards were scanned before they were written.
+        `durations` (s) are those that the corpus lists. `refuse` returns why a sentence is unusable, or None, given it
+        and its language token (empty: the run's). `scan` scans clips, in their order; those in shards were scanned
+        before they were written.
         """
         utterances, looked = self.waiting[: len(names)], 0
         chosen = {clip["id"] for clip in self.chosen}
@@ -116,7 +117,7 @@ class SplitDraw:
             looked += 1
             twice = "listed twice" if clip_id(each.path) in chosen else None
             excluded = EXCLUDED if info.sha256 in self.excluded else None
-            reason = twice or info.problem or excluded or refuse(each.text)
+            reason = twice or info.problem or excluded or refuse(each.text, each.language)
             if reason:
                 self.left_out.setdefault(reason, []).append(each.path)
                 continue
@@ -221,6 +222,8 @@ def _line(utterance: Utterance, where: str, duration: float, sha256: str) -> Cli
         line |= {name: time for name, time in times.items() if time is not None}
     if utterance.source:
         line |= {"source": utterance.source, "weight": f"{utterance.weight:g}"}
+    if utterance.language:
+        line["language_token"] = utterance.language
     return line | {f"{name}_" if name in RESERVED else name: cell for name, cell in utterance.extra.items()}
 
 

@@ -9,11 +9,13 @@ from typing import Any
 
 from transformers import WhisperTokenizer
 
-from asr_lora.config.naming import RENAMED
+from asr_lora.config.naming import RENAMED, plain_sources
 from asr_lora.config.schema import DataConfig, ModelConfig
 from asr_lora.corpus import SPLITS, UNSPLIT, Corpus, open_corpus
+from asr_lora.corpus.columns import LANGUAGE
 from asr_lora.corpus.records import Utterance
 from asr_lora.data.features import label_ids, with_prompt
+from asr_lora.data.languages import count_languages, run_tokens, with_tokens
 from asr_lora.data.manifest import (
     EXCLUDED,
     Clip,
@@ -58,7 +60,7 @@ def make_manifest(run: Path, data: DataConfig, model: ModelConfig, test_limit: i
     test clips (None: all). Raises ConfigError and ExternalError as opening, splitting and scanning the corpus do, and
     ConfigError for a run folder of other settings.
     """
-    language_token(model, data.language)
+    language, *_ = run_tokens(data, model)
     if folder.summary(run).is_file():
         before, now = _recorded_settings(run), _settings(data)
         moved = {} if data.streaming else {key: now[key] for key in folder.PLACES if key in now}
@@ -72,9 +74,9 @@ def make_manifest(run: Path, data: DataConfig, model: ModelConfig, test_limit: i
             "folder for this run, or move that one away"
         )
     if data.streaming:
-        _prepare_stream(run, data, model, test_limit)
+        _prepare_stream(run, data, model, language, test_limit)
         return
-    corpus, elsewhere = open_sources(data, test_limit), excluded_utterances(data)
+    corpus, elsewhere = with_tokens(open_sources(data, test_limit), data.language, model), excluded_utterances(data)
     _log_corpus(corpus)
     train, leaks = drop_leaks(
         _utterances(corpus, "train"), [each for split in ("dev", "test") for each in _utterances(corpus, split)]
@@ -97,7 +99,7 @@ def make_manifest(run: Path, data: DataConfig, model: ModelConfig, test_limit: i
     ]
     _fill(draws, corpus, label_filter(model, data.language))
     facts = {"leaks_dropped_from_train": leaks, "excluded": {"by": data.exclude_overlap, **shared}}
-    _write(run, data, corpus, draws, facts, available)
+    _write(run, data, language, corpus, draws, facts, available)
 
 
 def _log_corpus(corpus: Corpus) -> None:
@@ -108,11 +110,12 @@ def _log_corpus(corpus: Corpus) -> None:
     log(f"{corpus.source}: {corpus.shape}; rows: {rows}{row}")
 
 
-def _prepare_stream(run: Path, data: DataConfig, model: ModelConfig, test_limit: int | None) -> None:
+def _prepare_stream(run: Path, data: DataConfig, model: ModelConfig, language: str, test_limit: int | None) -> None:
     """Draws dev and test of a stream like those of any corpus; the manifest of train is empty."""
     stream = open_streamed(data)
     train = stream.split(data.train_split, "train")
-    corpus, asked = open_sources(data, test_limit), {"dev": data.dev_clips, "test": test_limit}
+    corpus = with_tokens(open_sources(data, test_limit), data.language, model)
+    asked = {"dev": data.dev_clips, "test": test_limit}
     draws = [_held_out(corpus, split, limit, data.seed) for split, limit in asked.items()]
     _fill(draws, corpus, label_filter(model, data.language))
     available: dict[str, int | None] = {"train": None}
@@ -126,7 +129,12 @@ def _prepare_stream(run: Path, data: DataConfig, model: ModelConfig, test_limit:
         "features": {name: str(feature) for name, feature in train.data.features.items()},
     }  # fmt: skip
     dropped = {"leaks_dropped_from_train": {}, "excluded": {"by": data.exclude_overlap}}
-    _write(run, data, corpus, [SplitDraw("train", []), *draws], dropped, available, {"streamed": facts, "asked": asked})
+    unread = [] if "language" in train.columns else [name for name in train.data.column_names if name in LANGUAGE]
+    if unread:
+        each = f"'data.columns={{language: {unread[0]}}}' trains each row in its own"
+        log(f"{stream.source}: all rows are taken for {data.language}; {each}")
+    streamed = {"streamed": facts, "asked": asked}
+    _write(run, data, language, corpus, [SplitDraw("train", []), *draws], dropped, available, streamed)
 
 
 def _follow_source(run: Path, data: DataConfig) -> None:
@@ -164,7 +172,7 @@ def split_clips(run: Path, data: DataConfig, model: ModelConfig, split: str, lim
     elif (limit is None or limit > len(drawn)) and held < facts["available"]:
         longer = folder.manifest(run, f"{split}-{limit or 'all'}")
         if not longer.is_file():
-            corpus = open_recorded(data, run)
+            corpus = with_tokens(open_recorded(data, run), data.language, model)
             draw = _held_out(corpus, split, limit, data.seed)
             _fill([draw], corpus, label_filter(model, data.language))
             write_jsonl(longer, draw.chosen)
@@ -207,7 +215,7 @@ def _draw_other(
     run: Path, data: DataConfig, model: ModelConfig, source: str, locale: str, split: str, limit: int | None
 ) -> tuple[SplitDraw, Corpus, list[Utterance], dict[str, int]]:
     try:
-        corpus = open_corpus(source, locale, named_columns(data))
+        corpus = with_tokens(open_corpus(source, locale, named_columns(data)), locale, model)
         utterances = corpus.tables.get(split) or corpus.tables.get(UNSPLIT, [])
         if not utterances:
             there = ", ".join(name for name, own in corpus.tables.items() if own)
@@ -244,26 +252,30 @@ def check_hours(hours: float | None, corpus: Corpus, seconds: float) -> None:
         )
 
 
-def label_filter(model: ModelConfig, locale: str) -> Callable[[str], str | None]:
-    """Returns a function that gives why a sentence cannot be a label, or None; `locale` is the corpus's."""
+def label_filter(model: ModelConfig, locale: str) -> Callable[[str, str], str | None]:
+    """Returns a function that gives why a sentence cannot be a label, or None, of it and its language token.
+
+    Without one that of `locale`, the corpus's, counts.
+    """
     processor = load_processor(model.checkpoint)
     limit = load_config(model.checkpoint).max_target_positions
     tokenizer = with_prompt(processor.tokenizer, language_token(model, locale), model.task)
     return partial(_label_problem, tokenizer=tokenizer, limit=limit)
 
 
-def _label_problem(sentence: str, tokenizer: WhisperTokenizer, limit: int) -> str | None:
+def _label_problem(sentence: str, language: str, tokenizer: WhisperTokenizer, limit: int) -> str | None:
     if not sentence.strip():
         return "empty sentence"
     if not marks(sentence):
         return "sentence without a letter or digit"
     if len(sentence) > LONGEST_SENTENCE:
         return f"sentence longer than {LONGEST_SENTENCE:,} characters"
+    tokenizer = with_prompt(tokenizer, language, tokenizer.task) if language else tokenizer
     # The last token, the end, is no input of the decoder.
     return f"label longer than {limit} tokens" if len(label_ids(sentence, tokenizer)) - 1 > limit else None
 
 
-def _fill(draws: Sequence[SplitDraw], corpus: Corpus, refuse: Callable[[str], str | None]) -> None:
+def _fill(draws: Sequence[SplitDraw], corpus: Corpus, refuse: Callable[[str, str], str | None]) -> None:
     """Fetches and scans clips until each draw is full or no utterance is waiting.
 
     Raises ExternalError as soon as more than MOST_BAD of all scanned clips are unusable.
@@ -306,21 +318,21 @@ def _check_usable(draws: Sequence[SplitDraw], corpus: Corpus) -> None:
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:
-    return {f"data.{key}": value for key, value in asdict(data).items()}
+    return {f"data.{key}": value for key, value in plain_sources(asdict(data)).items()}
 
 
 def _write(
-    run: Path, data: DataConfig, corpus: Corpus, draws: Sequence[SplitDraw], dropped: dict[str, Any],
+    run: Path, data: DataConfig, language: str, corpus: Corpus, draws: Sequence[SplitDraw], dropped: dict[str, Any],
     available: Mapping[str, int | None], stream: Mapping[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """Writes the manifest and its summary, and logs them.
+    """Writes the manifest and its summary, and logs them. `language` is the run's token.
 
     `stream` describes the `streamed` train, and has the numbers of clips `asked` of the other splits.
     """
     check_hours(data.hours, corpus, draws[0].drawn_seconds)
     if empty := [draw.split for draw in draws if not draw.chosen and not (stream and draw.split == "train")]:
         raise ConfigError(f"data.source: no usable clip of {' or '.join(empty)} in {corpus.source}; a run needs them")
-    splits = {
+    splits: dict[str, dict[str, Any]] = {
         draw.split: {
             "clips": len(draw.chosen),
             "hours": round(draw.drawn_seconds / 3600, 4),
@@ -328,6 +340,7 @@ def _write(
             "available": available[draw.split],
             "left_out": draw.left_out,
             "malformed_rows": corpus.malformed.get(draw.split, []),
+            **({"languages": counted} if (counted := count_languages(draw.chosen, language)) else {}),
         }
         for draw in draws
     }
@@ -360,6 +373,8 @@ def _write(
         out = sum(map(len, draw.left_out.values())) + len(corpus.malformed.get(draw.split, []))
         length = _length(draw.drawn_seconds)
         log(f"{draw.split}: {fact['clips']} clips, {length}, {fact['speakers']} known speakers, {out} left out")
+        if "languages" in fact:
+            log(f"{draw.split}, clips by language token: {_counts(fact['languages'])}")
     leaks = dropped["leaks_dropped_from_train"]
     if not stream:
         log(f"dropped from train for overlap with dev or test: {sum(leaks.values())} ({_counts(leaks)})")

@@ -97,8 +97,10 @@ def _open(data: DataConfig, source: str | None, limits: Mapping[str, int | None]
             with_splits(open_corpus(one.path, one.language or data.language, columns), data) for one in data.sources
         ]
         names = names_of([one.path for one in data.sources])
-        weights = [one.weight for one in data.sources]
-        corpus = mix_corpora([Part(*part) for part in zip(names, each, weights, strict=True)])
+        corpus = mix_corpora([
+            Part(name, corpus, one.weight, one.language or "", one.token or "")
+            for name, corpus, one in zip(names, each, data.sources, strict=True)
+        ])  # fmt: skip
     else:
         corpus = with_splits(open_corpus(source or "", data.language, columns), data)
     if data.exclude_ids is not None:
@@ -249,11 +251,16 @@ def _is_for_clips(path: Path, cache: Path) -> bool:
 
 
 class Part(NamedTuple):
-    """A corpus in a mixture: `name` is its utterances' `source`, `weight` how often an epoch has a clip."""
+    """A corpus in a mixture: `name` is its utterances' `source`, `weight` how often an epoch has a clip.
+
+    `token` is the language of all of its utterances, `language` that of those that state none.
+    """
 
     name: str
     corpus: Corpus
     weight: float
+    language: str = ""
+    token: str = ""
 
 
 def mix_corpora(parts: Sequence[Part]) -> Corpus:
@@ -262,23 +269,29 @@ def mix_corpora(parts: Sequence[Part]) -> Corpus:
     malformed: dict[str, list[str]] = defaultdict(list)
     unread: Counter[str] = Counter()
     durations: dict[str, float] = {}
-    for name, corpus, weight in parts:
+    for name, corpus, weight, language, token in parts:
         for table, own in corpus.tables.items():
-            tables[table] += [replace(each, path=f"{name}/{each.path}", source=name, weight=weight) for each in own]
+            tables[table] += [
+                replace(
+                    each, path=f"{name}/{each.path}", source=name, weight=weight,
+                    language=token or each.language or language,
+                )
+                for each in own
+            ]  # fmt: skip
         durations |= {f"{name}/{clip}": seconds for clip, seconds in corpus.durations.items()}
         for table, lines in corpus.malformed.items():
             malformed[table] += [f"{name}: {line}" for line in lines]
         unread.update(corpus.unread)
     return Corpus(
-        source=" + ".join(corpus.source for _, corpus, _ in parts),
-        release=" + ".join(corpus.release for _, corpus, _ in parts),
+        source=" + ".join(part.corpus.source for part in parts),
+        release=" + ".join(part.corpus.release for part in parts),
         language=parts[0].corpus.language,
         tables=dict(tables),
         durations=durations,
         malformed=dict(malformed),
         clips=_Mixed({part.name: part.corpus.clips for part in parts}),
         unread=unread,
-        shape=" + ".join(corpus.shape for _, corpus, _ in parts),
+        shape=" + ".join(part.corpus.shape for part in parts),
     )
 
 

@@ -189,18 +189,23 @@ def _identity(clip: Clip) -> str:
 class StreamFilter:
     """Filters a stream: drops leaks, and clips that preparing would have left out.
 
-    `refuse` returns why a sentence is unusable, or None.
+    `refuse` returns why a sentence is unusable, or None, given it and its language token (empty: the run's).
+    `token` returns that of a row's language, or raises ValueError.
     """
 
     leaks: LeakIndex
     sounds: frozenset[str]  # SHA-256 of clips that are held out
-    refuse: Callable[[str], str | None]
+    refuse: Callable[[str, str], str | None]
+    token: Callable[[str], str]
 
     @classmethod
-    def by(cls, held_out: Iterable[Utterance], refuse: Callable[[str], str | None]) -> "StreamFilter":
+    def by(
+        cls, held_out: Iterable[Utterance], refuse: Callable[[str, str], str | None], token: Callable[[str], str]
+    ) -> "StreamFilter":
         """Builds the filter from held-out utterances, whose `sha256` is set where known."""
         utterances = list(held_out)
-        return cls(LeakIndex.by(utterances), frozenset(each.sha256 for each in utterances if each.sha256), refuse)
+        sounds = frozenset(each.sha256 for each in utterances if each.sha256)
+        return cls(LeakIndex.by(utterances), sounds, refuse, token)
 
     def clip(self, row: StreamRow) -> tuple[Clip, audio.Waveform]:
         """Returns the clip's line as of a manifest, and its waveform.
@@ -208,7 +213,8 @@ class StreamFilter:
         Raises ValueError, with the reason alone, for a clip to drop.
         """
         utterance = row.utterance
-        if reason := self.refuse(utterance.text):
+        token = self.token(utterance.language)
+        if reason := self.refuse(utterance.text, token):
             raise ValueError(reason)
         sha256 = hashlib.sha256(row.content).hexdigest()
         if shared := self.leaks.shared(utterance) or ("clip" if sha256 in self.sounds else None):
@@ -224,4 +230,4 @@ class StreamFilter:
             "id": clip_id(utterance.path), "path": utterance.path, "text": utterance.text.strip(),
             "duration": round(len(waveform) / audio.SAMPLE_RATE, 3), "speaker": utterance.speaker, "sha256": sha256,
         }  # fmt: skip
-        return line, waveform
+        return line | ({"language_token": token} if token else {}), waveform

@@ -26,11 +26,19 @@ QUIETER = (-50.0, 0.0)  # dB, of sound without speech, to that of augmentation
 
 
 class Place(NamedTuple):
-    """Where a clip comes from: the recording that it is a segment of and its start there, in seconds; its speaker."""
+    """Where a clip comes from: the recording that it is a segment of and its start there, in seconds; its speaker.
+
+    `language` is its token where that is not the run's: a window has one language.
+    """
 
     recording: str = ""
     start: float = 0.0
     speaker: str = ""
+    language: str = ""
+
+    def joins(self, other: "Place") -> bool:
+        """Whether clips from both may be in one window."""
+        return (self.recording, self.language) == (other.recording, other.language)
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,7 @@ class WindowCutter:
         single = rng.random(len(clips)) < training.window_single
         rows = [RowSpec((clip,)) for clip, alone in zip(clips, single, strict=True) if alone]
         chain = [clip for clip, alone in zip(clips, single, strict=True) if not alone]
+        chain.sort(key=lambda clip: self.places[clip].language)  # stable: neighbors of a language stay in sequence
         while chain:
             timestamps, prompted = rng.random(2) < (training.window_timestamps, training.window_prompts)
             before = self._before(chain[0], previous) if prompted else ()
@@ -114,7 +123,7 @@ class WindowCutter:
         for at, clip in enumerate(chain):
             pause = float(rng.uniform(least, most)) if at else 0.0
             tokens += self.tokens[clip] + 2  # a timestamp before and behind
-            other = at and self.places[clip].recording != self.places[chain[at - 1]].recording
+            other = at and not self.places[clip].joins(self.places[chain[at - 1]])
             if at and (other or tokens > self.token_limit):
                 return RowSpec(tuple(chain[:at]), timestamps, tuple(pauses), before=before)
             if at and end + pause + self.durations[clip] > MAX_SECONDS:
@@ -126,10 +135,10 @@ class WindowCutter:
         return RowSpec(tuple(chain), timestamps, tuple(pauses), before=before)
 
     def _before(self, clip: int, previous: Mapping[int, int]) -> tuple[int, ...]:
-        """Returns the clips before a clip, of the same recording, whose text fits the prompt."""
+        """Returns the clips before a clip, of the same recording and language, whose text fits the prompt."""
         found: list[int] = []
         room, at = min(TEXT_BEFORE, self.token_limit - self.tokens[clip] - 2), previous.get(clip)
-        while at is not None and at not in found and self.places[at].recording == self.places[clip].recording:
+        while at is not None and at not in found and self.places[at].joins(self.places[clip]):
             room -= self.tokens[at]
             if room < 0:
                 break

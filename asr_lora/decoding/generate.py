@@ -20,6 +20,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora.config.schema import DecodingConfig, ModelConfig
 from asr_lora.data import features
+from asr_lora.data.languages import clip_language
 from asr_lora.data.manifest import Clip, waveform
 from asr_lora.data.sampler import context_for, count_micro_batches
 from asr_lora.decoding.logits import Sampled, SequenceScores, Suppressed
@@ -48,7 +49,7 @@ MOST_AT_ONCE = 4  # times the rows of a batch at 30 s: with more, the cost of a 
 class DecodingOptions:
     """How clips are decoded; only `margin` differs between the base model and a fine-tuned one."""
 
-    language: str  # Whisper's token, without its brackets
+    language: str  # Whisper's token, without its brackets, of clips that have none of their own
     task: str
     num_beams: int
     max_new_tokens: int  # of any clip
@@ -68,11 +69,15 @@ class RowAdapter(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What is particular to a row of a batch: its token limit, its adapter in a mixed one, the seed of its draws."""
+    """What is particular to a row of a batch: its token limit, its language, the seed of its draws, and its adapter.
+
+    The latter is that of a mixed batch.
+    """
 
     limit: int
-    adapter: RowAdapter | None
+    language: str
     seed: int
+    adapter: str | None
 
 
 def decoding_options(
@@ -172,6 +177,7 @@ def decode_once(
     where that proves too much: pass the same one again to a later call with the same model. Hypotheses do not depend on
     it. Clips of similar length are decoded together: they share a context, and their hypotheses end together.
 
+    A clip with a language token of its own is decoded under that, the others under `decoding.language`.
     At a `temperature` above 0 tokens are drawn; a clip's draws follow from the clip and the temperature. With
     `adapters`, one a clip, clips of several languages and adapters share a batch; `model` is then that of
     adapter.load_adapters, and decoding.margin None.
@@ -180,10 +186,7 @@ def decode_once(
     capacity = capacity or Capacity()
 
     def decode(batch: Sequence[int], input_features: Tensor) -> list[Hypothesis]:
-        rows = [
-            Row(_most_tokens(clips[at]["duration"], decoding), adapters[at] if adapters else None, _seed(clips[at]))
-            for at in batch
-        ]
+        rows = [_row(clips[at], decoding, adapters[at] if adapters else None) for at in batch]
         decoded = _decode_in_parts(model, input_features, decoding, capacity, rows, temperature)
         made = []
         for row, (tokens, log_probability) in zip(rows, decoded, strict=True):
@@ -264,8 +267,9 @@ def _generate(
     temperature: float,
 ) -> list[tuple[list[int], float]]:  # fmt: skip
     """Generates tokens for each clip, at most its own limit, and their mean log-probability (nan without fallback)."""
-    suppressed, adapters = suppress_tokens(model), [row.adapter for row in rows if row.adapter]
-    generation, language = model.generation_config, [each.language for each in adapters] or decoding.language
+    suppressed, adapters = suppress_tokens(model), [row.adapter for row in rows if row.adapter is not None]
+    generation, languages = model.generation_config, [row.language for row in rows]
+    language = languages if len(set(languages)) > 1 else languages[0]
     prompt, end = prompt_length(generation) + len(decoding.prompt), generation.eos_token_id
     scores = [SequenceScores(decoding.num_beams, prompt, end)] if decoding.fallback else []  # it asks for them alone
     drawn = [Sampled(temperature, [row.seed for row in rows])] if temperature else []
@@ -278,7 +282,7 @@ def _generate(
         # Without it a row with an unasked timestamp would be decoded on from there, without the other rows.
         force_unique_generate_call=True,
         prompt_ids=torch.tensor(decoding.prompt, device=model.device) if decoding.prompt else None,
-        **({"adapter_names": [each.adapter for each in adapters]} if adapters else {}),
+        **({"adapter_names": adapters} if adapters else {}),
     ).tolist()
     found = []
     for at, (row, ids) in enumerate(zip(rows, decoded, strict=True)):
@@ -287,6 +291,11 @@ def _generate(
         mean = scores[0].mean(at, tokens, truncated=len(tokens) == row.limit) if scores else math.nan
         found.append((tokens, mean))
     return found
+
+
+def _row(clip: Clip, decoding: DecodingOptions, adapter: RowAdapter | None) -> Row:
+    language = adapter.language if adapter else clip_language(clip, decoding.language)
+    return Row(_most_tokens(clip["duration"], decoding), language, _seed(clip), adapter.adapter if adapter else None)
 
 
 def _seed(clip: Clip) -> int:

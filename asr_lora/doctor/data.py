@@ -7,7 +7,7 @@ read, unless its tables are in the cache.
 import math
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -25,11 +25,12 @@ from asr_lora.corpus.shards import is_url
 from asr_lora.data.dataset import StepDataset
 from asr_lora.data.features import IGNORE_INDEX, SpeechCollator, log_mel, with_prompt
 from asr_lora.data.finding import find_source
+from asr_lora.data.languages import KEY, row_tokens, run_tokens
 from asr_lora.data.manifest import Clip, SplitDraw, missing_files, name_in_corpus, sampling_order
 from asr_lora.data.preparation import MOST_BAD, check_hours, label_filter
 from asr_lora.data.sources import open_sources
 from asr_lora.doctor.check import FAIL, OK, WARN, Check
-from asr_lora.model.pretrained import language_token, load_generation_config, load_processor
+from asr_lora.model.pretrained import load_generation_config, load_processor
 from asr_lora.model.tokens import OF_BASE, is_english_only
 from asr_lora.runs import folder as run
 from asr_lora.runtime.commands import to_run
@@ -137,7 +138,7 @@ def _of_corpus(config: "Config", corpus: Corpus, named: str, complete: bool, sou
     if not found:
         raise NotInspectableError("the clips that its tables name are beyond its beginning")
     draw = SplitDraw("train", list(found))
-    draw.accept([each.path for each in found], files, corpus.durations, lambda sentence: None, lambda: None)
+    draw.accept([each.path for each in found], files, corpus.durations, lambda *_: None, lambda: None)
     if not draw.chosen:
         reasons = Counter({reason: len(names) for reason, names in draw.left_out.items()})
         raise ConfigError(f"data.source: none of {len(found)} clips of {named} can be used ({dict(reasons)})")
@@ -256,7 +257,7 @@ def shown_clips(sample: DataSample) -> list[dict[str, Any]]:
 def labels(config: "Config", sample: DataSample) -> tuple[Check, int]:
     """Counts the sentences that preparing would drop because of their labels."""
     sentences, refuse = sample.sentences[:SENTENCES], label_filter(config.model, config.data.language)
-    dropped = [reason for sentence in sentences if (reason := refuse(sentence))]
+    dropped = [reason for sentence in sentences if (reason := refuse(sentence, ""))]
     if not dropped:
         return Check("labels", OK, f"none of {len(sentences):,} would be dropped"), 0
     found = f"{len(dropped):,} of {len(sentences):,} would be dropped: {counted(dropped)}"
@@ -269,8 +270,9 @@ def labels(config: "Config", sample: DataSample) -> tuple[Check, int]:
 def token(config: "Config") -> tuple[Check, str]:
     """Finds Whisper's token for the language. Raises ConfigError where there is none, or for another task."""
     config.model.check_scored()
-    code = language_token(config.model, config.data.language)
-    found = f"{config.data.language} -> <|{code}|>, task {config.model.task}"
+    code, *others = run_tokens(config.data, config.model)
+    named = "".join(f", <|{other}|>" for other in others)
+    found = f"{config.data.language} -> <|{code}|>{named}, task {config.model.task}"
     if is_english_only(load_generation_config(config.model.checkpoint)):
         found = f"{config.data.language}, the language of an English-only model, which has no token of it"
     return Check("language", OK, found), code
@@ -284,9 +286,14 @@ def mel_bins(config: "Config") -> tuple[Check, int]:
 
 
 def batch(config: "Config", sample: DataSample, code: str) -> tuple[Check, Batch | None]:
-    """Makes the run's first batch of the sampled clips; returns None where its labels are wrong."""
-    refuse = label_filter(config.model, config.data.language)
-    rows = [clip for clip in sample.clips if not refuse(clip["text"])]
+    """Makes the run's first batch of the sampled clips; returns None where its labels are wrong.
+
+    Of a run with several languages all are of one, its own where the sample has it.
+    """
+    refuse, clips = label_filter(config.model, config.data.language), _with_tokens(sample.clips, config)
+    rows = [clip for clip in clips if not refuse(clip["text"], clip.get(KEY, ""))]
+    first = min((clip.get(KEY, "") for clip in rows), default="")
+    rows, code = [clip for clip in rows if clip.get(KEY, "") == first], first or code
     if not rows:
         raise ConfigError(f"data.source: none of {len(sample.clips)} clips has a sentence that can be a label")
     processor = load_processor(config.model.checkpoint)
@@ -303,6 +310,17 @@ def batch(config: "Config", sample: DataSample, code: str) -> tuple[Check, Batch
     named = "" if is_english_only(generation) else f"<|{code}|>, "
     found = f"{_size(batches)}: one start token, {named}{tokens} label tokens, an end token in each row"
     return Check("batch", OK, found), batches[0]
+
+
+def _with_tokens(clips: Sequence[Clip], config: "Config") -> list[Clip]:
+    """Returns clips of a sample, which have languages as their corpus states them, with tokens in place of these."""
+    token, found = row_tokens(config.data.language, config.model), list[Clip]()
+    for clip in clips:
+        with suppress(ValueError):  # no token: preparing leaves it out
+            own = token(clip.get(KEY, ""))
+            plain = {name: value for name, value in clip.items() if name != KEY}
+            found.append(plain | ({KEY: own} if own else {}))
+    return found
 
 
 def _size(batches: Sequence[Batch]) -> str:

@@ -118,6 +118,7 @@ class AdapterSelector:
         point: dict[str, Any] = {"strength": strength, "context": context, "sets": {}}
         for each, model in zip(sets, models, strict=True):
             references, speakers = ([clip[name] for clip in each.clips] for name in ("text", "speaker"))
-            facts = metrics.score(references, model["hypotheses"], speakers, set_normalizer(self.eval, each), self.seed)
+            normal, texts = set_normalizer(self.eval, each), model["hypotheses"]
+            facts = metrics.score(references, texts, speakers, normal, self.seed, each.languages)
             point["sets"][each.name] = {"language": each.language, **{name: facts[name] for name in SCORES}}
         return point

@@ -49,21 +49,22 @@ def score_contexts(
 def _scores(
     each: EvalSet, decoded: dict[str, Any], first: dict[str, Any], settings: EvalConfig, seed: int
 ) -> dict[str, Any]:
-    normal, texts = set_normalizer(settings, each), decoded["hypotheses"]
+    normal, languages, texts = set_normalizer(settings, each), each.languages, decoded["hypotheses"]
     references, speakers = ([clip[name] for clip in each.clips] for name in ("text", "speaker"))
-    clean = [normal(reference) for reference in references]
+    clean = metrics.normalized(references, normal, languages)
 
     def rates(hypotheses: Sequence[str]) -> dict[str, Any]:
-        found = metrics.score(references, hypotheses, speakers, normal, seed)
-        errors, units = metrics.clip_errors(clean, [normal(text) for text in hypotheses], each.language)
+        found = metrics.score(references, hypotheses, speakers, normal, seed, languages)
+        errors, units = metrics.clip_errors(clean, metrics.normalized(hypotheses, normal, languages), languages)
         return {**{name: found[name] for name in SCORES}, "errors": errors, "units": units}
 
-    signs = error_analysis.runaways_of([normal(text) for text in texts], clean, each.clips, decoded["truncated"])
+    said = metrics.normalized(texts, normal, languages)
+    signs = error_analysis.runaways_of(said, clean, each.clips, decoded["truncated"])
     return {
         "language": each.language,
         **rates(texts),
         "without_fallback": rates(decoded["first"]),
-        "delta": metrics.paired_delta(references, first["hypotheses"], texts, speakers, normal, seed),
+        "delta": metrics.paired_delta(references, first["hypotheses"], texts, speakers, normal, seed, languages),
         "runaways": error_analysis.count_runaways(signs)["clips"],
         "redecoded": decoded["redecoded"],
         "seconds": decoded["seconds"],

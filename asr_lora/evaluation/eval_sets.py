@@ -16,6 +16,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from asr_lora.config.schema import DataConfig, DecodingConfig, ModelConfig
 from asr_lora.config.stages import EvalConfig, EvalSetConfig
 from asr_lora.corpus import is_path, mdc
+from asr_lora.data.languages import check_clips, clip_languages, run_tokens
 from asr_lora.data.manifest import Clip, missing_files, read_manifest, trained_files
 from asr_lora.data.preparation import draw_from_corpus, split_clips
 from asr_lora.decoding import generate
@@ -49,14 +50,19 @@ NON_SPEECH_SECONDS = (1, 2, 3, 5, 8, 12, 20, 29)  # of the clips without speech,
 
 @dataclass(frozen=True)
 class EvalSet:
-    """Clips under one name, all in one language; `available` is how many the corpus has of them."""
+    """Clips under one name; `available` is how many the corpus has of them."""
 
     name: str
     split: str  # of its corpus
-    language: str  # Whisper's token
+    language: str  # Whisper's token, of clips that have none of their own
     clips: list[Clip]
     available: int | None  # None: more than was streamed
     leaks: dict[str, int] = field(default_factory=dict)  # clips left out for what they share with training, by kind
+
+    @property
+    def languages(self) -> list[str]:
+        """The token of each clip."""
+        return clip_languages(self.clips, self.language)
 
 
 def eval_sets(run: Path, settings: EvalConfig, data: DataConfig, model: ModelConfig) -> list[EvalSet]:
@@ -67,14 +73,22 @@ def eval_sets(run: Path, settings: EvalConfig, data: DataConfig, model: ModelCon
     split, language = settings.split, language_token(model, data.language)
     own = split_clips(run, data, model, split, settings.limit)
     available = read_json(folder.summary(run))["splits"][split]["available"]
-    found = [EvalSet(split, split, language, own, available)]
     check_eval_sets(settings, data, model)
+    found = [_checked(EvalSet(split, split, language, own, available), settings, model)]
     for each in settings.sets:
         if each.source in NON_SPEECH:
             found.append(_non_speech(each.source, language))
         elif not each.long:
-            found.append(drawn_corpus(run, each, settings.limit, data, model))
+            found.append(_checked(drawn_corpus(run, each, settings.limit, data, model), settings, model))
     return found
+
+
+def _checked(each: EvalSet, settings: EvalConfig, model: ModelConfig) -> EvalSet:
+    """Returns the set. Raises ConfigError or ExternalError for a language of its clips that cannot be scored."""
+    check_clips(each.clips, model, each.name)
+    for language in set(each.languages):
+        Normalizer(settings.normalizer, language, settings.numbers)
+    return each
 
 
 def set_normalizer(settings: EvalConfig, each: EvalSet) -> Normalizer:
@@ -84,7 +98,8 @@ def set_normalizer(settings: EvalConfig, each: EvalSet) -> Normalizer:
 
 def check_eval_sets(settings: EvalConfig, data: DataConfig, model: ModelConfig) -> None:
     """Raises ConfigError for errors in `eval.sets` that can be found before training, without a corpus."""
-    Normalizer(settings.normalizer, language_token(model, data.language), settings.numbers)
+    for language in run_tokens(data, model):
+        Normalizer(settings.normalizer, language, settings.numbers)
     names = [set_name(each, data.language) for each in settings.sets]
     for each, name in zip(settings.sets, names, strict=True):
         if each.source in NON_SPEECH:
@@ -162,7 +177,8 @@ def drawn_corpus(
     drawn = run / "eval" / name / "drawn"
     if not drawn.is_dir() or read_json(drawn / "summary.json")["follows_from"] != follows_from:
         source, locale = follows_from["source"], follows_from["language"]
-        chosen, available, leaks = draw_from_corpus(run, data, model, source, locale, settings.split, limit)
+        own = replace(model, language=set_token(settings, data.language, model))
+        chosen, available, leaks = draw_from_corpus(run, data, own, source, locale, settings.split, limit)
         with atomic_folder(drawn) as partial:
             write_jsonl(partial / "clips.jsonl", chosen)
             made = {"follows_from": follows_from, "available": available, "leaks_dropped": leaks}
@@ -304,5 +320,6 @@ def _content(of_model: Mapping[str, Any], each: EvalSet, settings: generate.Deco
         "decoder": generate.VERSION,
         "clips": [clip["sha256"] for clip in each.clips],
         "decoding": {key: value for key, value in asdict(replace(settings, batch_size=0)).items() if value != ()},
+        **({"languages": each.languages} if set(each.languages) - {settings.language} else {}),
     }
     return sha256_text(json.dumps(follows_from, sort_keys=True))

@@ -62,7 +62,8 @@ def _long_set(run: Path, each: EvalSetConfig, limit: int | None, data: DataConfi
                 found = recordings.build(clips.clips, each.minutes, each.orders, data.seed, partial_folder)
             else:
                 source, locale = follows_from["source"], follows_from["language"]
-                drawn, unknown, leaks = draw_segments(run, data, model, source, locale, each.split)
+                own = replace(model, language=set_token(each, data.language, model))
+                drawn, unknown, leaks = draw_segments(run, data, own, source, locale, each.split)
                 found = recordings.whole(drawn, unknown, partial_folder)
             if not found:
                 raise ConfigError(

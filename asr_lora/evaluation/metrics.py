@@ -8,7 +8,9 @@ Every function takes one item a clip, all in the same order; an unknown speaker 
 """
 
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jiwer
@@ -18,7 +20,7 @@ import numpy.typing as npt
 from asr_lora.evaluation.wer.counts import count_errors
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import RegressionError
-from asr_lora.speech.normalizer import VERSION, Normalizer, primary_metric
+from asr_lora.speech.normalizer import VERSION, Normalizer, primary_metric, scoring_units
 
 DRAWS = 10_000  # bootstrap samples
 TAIL = 0.025  # share of the draws beyond either end of an interval: 95 % are within
@@ -34,15 +36,19 @@ GRAVEST_LAST = ("passed", "inconclusive", "failed")
 
 
 def score(
-    references: Sequence[str], hypotheses: Sequence[str], speakers: Sequence[str], normalizer: Normalizer, seed: int
-) -> dict[str, Any]:
+    references: Sequence[str], hypotheses: Sequence[str], speakers: Sequence[str], normalizer: Normalizer, seed: int,
+    languages: Sequence[str] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Computes the fields of eval/<split>/metrics.json that follow from the text.
 
     Rates are fractions, None where no reference has a word. In `cer` a space is a character, except in languages whose
     primary metric it is. `wer_raw` is over the clips of `wer`, not normalized. `hallucinated_words` counts words of
     hypotheses whose reference is empty; `hallucination_rate` is the share of those clips with any.
+
+    `languages` are Whisper's tokens of the clips, whose normalizers differ by language (None: the normalizer's).
     """
-    clean_references, clean_hypotheses = _normalized(references, normalizer), _normalized(hypotheses, normalizer)
+    own = languages or [normalizer.language or ""] * len(references)
+    clean_references, clean_hypotheses = (normalized(texts, normalizer, own) for texts in (references, hypotheses))
     spoken = _spoken(clean_references, hypotheses, speakers)
     silent = sorted(set(range(len(references))) - set(spoken))
     found = {
@@ -60,11 +66,11 @@ def score(
     pair = _take(clean_references, spoken), _take(clean_hypotheses, spoken)
     found |= count_errors(*pair)
     for rate in ALIGNERS:  # again: the module above knows no language, and counts spaces in all
-        errors, units = _counted(rate, normalizer.language, *pair)
+        errors, units = _counted(rate, _take(own, spoken), *pair)
         interval, unit = bootstrap(errors, units, _take(speakers, spoken), seed)
         found |= {rate: float(errors.sum() / units.sum()), f"{rate}_ci95": interval, "ci_unit": unit}
     raw = Normalizer("raw")
-    as_written = count_errors(_take(_normalized(references, raw), spoken), _take(_normalized(hypotheses, raw), spoken))
+    as_written = count_errors(*(_take(list(map(raw, texts)), spoken) for texts in (references, hypotheses)))
     return found | {"wer_raw": as_written["wer"]}
 
 
@@ -75,16 +81,19 @@ def paired_delta(
     speakers: Sequence[str],
     normalizer: Normalizer,
     seed: int,
+    languages: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Computes fine-tuned minus base, below zero is better: `wer` is the difference, `ci95` its interval.
 
     `cer` and `cer_ci95` are the same of characters. Paired: each bootstrap sample scores both models on the same
     clips. None where no reference has a word. `hallucination_rate` and `hallucination_rate_ci95` are the difference of
     the two shares of the clips without a word, None where every clip has one.
+    `languages` are those of `score`.
     """
-    clean_references = _normalized(references, normalizer)
+    own = languages or [normalizer.language or ""] * len(references)
+    clean_references = normalized(references, normalizer, own)
     spoken = _spoken(clean_references, base_hypotheses, tuned_hypotheses, speakers)
-    clean = [_normalized(texts, normalizer) for texts in (base_hypotheses, tuned_hypotheses)]
+    clean = [normalized(texts, normalizer, own) for texts in (base_hypotheses, tuned_hypotheses)]
     names = ("wer", "ci95", "cer", "cer_ci95", "hallucination_rate", "hallucination_rate_ci95", "ci_unit")
     found: dict[str, Any] = {"paired": True, **dict.fromkeys(names)}
     if silent := sorted(set(range(len(references))) - set(spoken)):
@@ -96,8 +105,8 @@ def paired_delta(
     kept = _take(clean_references, spoken)
     base, tuned = (_take(texts, spoken) for texts in clean)
     for rate in ALIGNERS:
-        base_errors, units = _counted(rate, normalizer.language, kept, base)
-        tuned_errors, _ = _counted(rate, normalizer.language, kept, tuned)
+        base_errors, units = _counted(rate, _take(own, spoken), kept, base)
+        tuned_errors, _ = _counted(rate, _take(own, spoken), kept, tuned)
         difference, interval, unit = count_delta(base_errors, tuned_errors, units, _take(speakers, spoken), seed)
         found |= {rate: difference, "ci95" if rate == "wer" else f"{rate}_ci95": interval, "ci_unit": unit}
     return found
@@ -126,18 +135,22 @@ def delta_interval(delta: Mapping[str, Any], rate: str) -> Sequence[float] | Non
 
 
 def clip_errors(
-    clean_references: Sequence[str], clean_hypotheses: Sequence[str], language: str, rate: str | None = None
-) -> tuple[list[int], list[int]]:
+    clean_references: Sequence[str], clean_hypotheses: Sequence[str], language: str | Sequence[str],
+    rate: str | None = None,
+) -> tuple[list[int], list[int]]:  # fmt: skip
     """Returns the errors of each clip and the units of its reference; 0 and 0 without a reference.
 
-    `rate` is "wer" or "cer"; None for the primary metric of Whisper's `language`.
+    `language` is Whisper's token, or a list with that of each clip. `rate` is "wer" or "cer"; None for the primary
+    metric of each clip's language.
     """
-    spoken = _spoken(clean_references, clean_hypotheses)
+    own = [language] * len(clean_references) if isinstance(language, str) else language
     errors, units = [0] * len(clean_references), [0] * len(clean_references)
-    if spoken:
-        sides = _take(clean_references, spoken), _take(clean_hypotheses, spoken)
-        counted = _counted(rate or primary_metric(language), language, *sides)
-        for i, wrong, count in zip(spoken, *(part.tolist() for part in counted), strict=True):
+    by_rate: dict[str, list[int]] = defaultdict(list)
+    for i in _spoken(clean_references, clean_hypotheses):
+        by_rate[rate or primary_metric(own[i])].append(i)
+    for its, where in by_rate.items():
+        counted = _counted(its, *(_take(texts, where) for texts in (own, clean_references, clean_hypotheses)))
+        for i, wrong, count in zip(where, *(part.tolist() for part in counted), strict=True):
             errors[i], units[i] = wrong, count
     return errors, units
 
@@ -181,8 +194,19 @@ def bootstrap(
     return [float(low), float(high)], "speaker" if by_speaker else "clip"
 
 
-def _normalized(sentences: Sequence[str], normalizer: Normalizer) -> list[str]:
-    return list(map(normalizer, sentences))
+def normalized(sentences: Sequence[str], normalizer: Normalizer, languages: Sequence[str]) -> list[str]:
+    """Normalizes each sentence as its language is.
+
+    Where some languages count errors in characters and others in words, sentences of the former are separated into
+    characters: the units of all of them can then be counted together, as in the mixed error rate of code-switched
+    speech (N. T. Vu et al., "A first speech recognition system for Mandarin-English code-switch conversational speech",
+    ICASSP 2012).
+    """
+    own = {language: replace(normalizer, language=language or None) for language in set(languages)}
+    clean = [own[language](sentence) for language, sentence in zip(languages, sentences, strict=True)]
+    if len({primary_metric(language) for language in own}) < 2:
+        return clean
+    return [scoring_units(sentence, language) for language, sentence in zip(languages, clean, strict=True)]
 
 
 def _spoken(clean_references: Sequence[str], *others: Sequence[str]) -> list[int]:
@@ -196,16 +220,18 @@ def _take(items: Sequence[str], where: Sequence[int]) -> list[str]:
 
 
 def _counted(
-    rate: str, language: str | None, references: Sequence[str], hypotheses: Sequence[str]
+    rate: str, languages: Sequence[str], references: Sequence[str], hypotheses: Sequence[str]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Counts the errors of each clip, and the words ("wer") or characters ("cer") of its reference.
 
     Where CER is the primary metric a space is no character: it is not spoken, and some normalizers write it for a comma
     or between all characters.
     """
-    sides = [list(references), list(hypotheses)]
-    if rate == "cer" and primary_metric(language) == "cer":
-        sides = [["".join(sentence.split()) for sentence in side] for side in sides]
+    spaced = [rate == "wer" or primary_metric(language) == "wer" for language in languages]
+    sides = [
+        [sentence if kept else "".join(sentence.split()) for sentence, kept in zip(side, spaced, strict=True)]
+        for side in (references, hypotheses)
+    ]
     aligned = ALIGNERS[rate](*sides)
     errors = [
         # A substituted chunk is as long on both sides, an inserted or deleted one has no length on the other.

@@ -31,13 +31,13 @@ def score_prompt(
             references, speakers = ([clip[key] for clip in each.clips] for key in ("text", "speaker"))
             normal = set_normalizer(settings, each)
             texts = before["hypotheses"], after["hypotheses"]
-            scores = [metrics.score(references, side, speakers, normal, seed) for side in texts]
+            scores = [metrics.score(references, side, speakers, normal, seed, each.languages) for side in texts]
             found[each.name][name] = {
                 **{
                     key: {figure: scored[figure] for figure in SCORES}
                     for key, scored in zip(("without", "with_prompt"), scores, strict=True)
                 },
-                "delta": metrics.paired_delta(references, *texts, speakers, normal, seed),
+                "delta": metrics.paired_delta(references, *texts, speakers, normal, seed, each.languages),
             }
     return {
         "prompt": settings.prompt, "sets": found, "adapter_sha256": adapter_folder.fingerprint(tuned),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from asr_lora.config.stages import EvalConfig
+from asr_lora.data.languages import KEY
 from asr_lora.data.manifest import Clip, waveform
 from asr_lora.data.preparation import split_clips
 from asr_lora.evaluation import error_analysis, metrics
@@ -90,6 +91,13 @@ def _place(asked: "Config", folders: Mapping[str, Path], shares: Sequence[float]
 
 def _test(config: "Config", name: str, limit: int | None) -> EvalSet:
     chosen = split_clips(config.run, config.data, config.model, "test", limit)
+    if others := [clip for clip in chosen if KEY in clip]:  # an export decodes all clips in one language
+        chosen = [clip for clip in chosen if KEY not in clip]
+        log(f"{name}: {len(others)} clips of other languages than {config.data.language} are left out")
+    if not chosen:
+        raise ConfigError(
+            f"export.clips: the first {limit} test clips have none in the run's own language; take more of them"
+        )
     return EvalSet(name, "test", language_token(config.model, config.data.language), chosen, len(chosen))
 
 

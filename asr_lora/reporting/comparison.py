@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from asr_lora.config.naming import result_settings
+from asr_lora.data.languages import clip_languages
 from asr_lora.data.manifest import read_manifest
 from asr_lora.evaluation import metrics
 from asr_lora.evaluation.metrics import spread
@@ -238,12 +239,13 @@ def _set(against: Mapping[str, Any], row: Mapping[str, Any], name: str) -> str:
 
 def _paired(against: Mapping[str, Any], row: Mapping[str, Any], rate: str) -> str:
     """Returns the row's rate minus that of `against`, with a paired interval; seeds by mean errors."""
-    lines, language = row["runs"][0]["lines"], row["own"]["language"]
+    lines = row["runs"][0]["lines"]
+    languages = clip_languages(lines, row["own"]["language"])
     references = [line["reference_normalized"] for line in lines]
     sides = []
     for side in (against, row):
         counted = [
-            metrics.clip_errors(references, [line["hypothesis_normalized"] for line in each["lines"]], language, rate)
+            metrics.clip_errors(references, [line["hypothesis_normalized"] for line in each["lines"]], languages, rate)
             for each in side["runs"]
         ]
         sides.append(np.mean([errors for errors, _ in counted], axis=0))

@@ -60,6 +60,7 @@ def environment(autoescape: bool) -> Environment:
         "context_label": tables.context_label, "safe_note": tables.safe_note,
         "long_title": tables.long_title, "long_headings": tables.long_headings, "long_rows": tables.long_rows,
         "long_notes": tables.long_notes,
+        "with_languages": tables.with_languages,
         "drawn_of": tables.drawn_of, "sample_note": tables.sample_note, "shared_value": shared_value,
         "tuning_label": tables.tuning_label,
         "CHOSEN_ON_DEV": tables.CHOSEN_ON_DEV, "FOLDED": tables.FOLDED,
@@ -94,18 +95,21 @@ def write_card(
     results = [
         EvalResult(
             task_type=TASK, task_name="Speech recognition", dataset_type=summary["release"] if name == split else name,
-            dataset_name=summary["release"] if name == split else name, dataset_config=scored["language"],
-            dataset_split=scored["split"], metric_type=rate, metric_value=round(100 * scored[rate], 2),
+            dataset_name=summary["release"] if name == split else name, dataset_config=part["language"],
+            dataset_split=scored["split"], metric_type=rate, metric_value=round(100 * part[rate], 2),
             metric_name=f"{rate.upper()} (%), normalized by {normalizer_label(scored)}",
         )
         for name, scored in facts.items()
-        for rate in leading_first(scored["language"])
-        if scored[rate] is not None
+        for part in scored.get("languages", {"": scored}).values()
+        for rate in leading_first(part["language"])
+        if part[rate] is not None
     ]  # fmt: skip
     whole = is_whole(folder)
+    tokens = {token for drawn in summary["splits"].values() for token in drawn.get("languages", ())}
+    # The corpus's language, also where Whisper decodes with another's token; the Hub has no regions.
+    languages = [settings["data"]["language"].partition("-")[0], *sorted(tokens - {own["language"]})]
     data = ModelCardData(
-        # The corpus's language, also where Whisper decodes with another's token; the Hub has no regions.
-        language=settings["data"]["language"].partition("-")[0],
+        language=languages if len(languages) > 1 else languages[0],
         base_model=base, library_name="transformers" if whole else "peft", license=license_name,
         datasets=[summary["release"]], metrics=["wer", "cer"], pipeline_tag=TASK,
         tags=["whisper", "fine-tuned" if whole else "lora", "asr_lora"],

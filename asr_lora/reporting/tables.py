@@ -38,8 +38,9 @@ def show_run(name: str, facts: Mapping[str, Mapping[str, Any]]) -> None:
         notes.append(CHOSEN_ON_DEV)
     show_line(f"{name}:")
     show(f"{clips_of}, normalized by {normalizer_label(own)}", headings, rows, notes)
-    if len(facts) > 1 or any(runaways(scored) != "0 to 0" for scored in facts.values()):
-        _show_sets(facts)
+    parts = with_languages(facts)
+    if len(parts) > 1 or any(runaways(scored) != "0 to 0" for scored in facts.values()):
+        _show_sets(parts)
 
 
 def show_comparison(group: Mapping[str, Any]) -> None:
@@ -106,11 +107,23 @@ def tuning_label(lora: Mapping[str, Any]) -> str:
     return f"{names[lora['kind']]}{rank}{modules}"
 
 
+def with_languages(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Returns the metrics of every set by its name, and after each those of its languages, if it has several."""
+    return {
+        name: part
+        for of, scored in facts.items()
+        for name, part in (
+            (of, scored), *((f"{of}, {token}", own) for token, own in scored.get("languages", {}).items())
+        )
+    }  # fmt: skip
+
+
 def _show_sets(facts: Mapping[str, Mapping[str, Any]]) -> None:
+    others = [(name, scored) for name, scored in facts.items() if "inputs" in scored][1:]  # the first is above
     notes = [
         "runaway: clips with text on silence, loops, or more words than the time allows",
         f"small: fewer than {SMALL} clips",
-        *(f"{name}: {fallback_note(scored)}" for name, scored in list(facts.items())[1:]),  # the first is above
+        *(f"{name}: {fallback_note(scored)}" for name, scored in others),
     ]
     rows = []
     for name, scored in facts.items():

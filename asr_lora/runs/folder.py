@@ -51,7 +51,9 @@ PACKAGES = (
 PLACES = ("data.source", "data.search_dir")  # settings that say where a corpus lies, which may be moved
 CHECKPOINT = "model.checkpoint"  # where a base model lies; one in a folder is known by its files
 LINE = {"id": Path, "path": Path, "text": str, "duration": float, "speaker": str, "sha256": str}  # of a manifest
-NOT_OF_ALL = {"start": float, "end": float, "offset": int, "bytes": int, "clip": Path}  # of some lines
+NOT_OF_ALL = {  # of some lines
+    "start": float, "end": float, "offset": int, "bytes": int, "clip": Path, "language_token": str,
+}  # fmt: skip
 
 
 def manifest(run: Path, split: str) -> Path:

@@ -4,6 +4,7 @@
 without `<|` and `|>`): 99 up to large-v2, one more (yue) since large-v3.
 """
 
+import re
 from collections.abc import Collection
 from difflib import get_close_matches
 
@@ -79,6 +80,7 @@ RELATED = {
     "mi": "to ty",
     "zh": "nan-tw yue",
 }
+_CODES = {locale.partition("-")[0] for locale in COMMON_VOICE} | set(TO_LANGUAGE_CODE.values()) | set(TOKEN_OF)
 RELATIVE = {locale: token for token, locales in RELATED.items() for locale in locales.split()}
 
 
@@ -111,6 +113,21 @@ def check_token(code: str, tokens: Collection[str]) -> str:
     if code in tokens:
         return code
     raise ConfigError(f"model.language: this Whisper has no token {code!r}; {_nearest(code, tokens)}")
+
+
+def parse_locale(cell: str) -> str | None:
+    """Returns the locale that a cell of a table states: of nl, sv_SE and Dutch; None for what is no language.
+
+    `nan`, which pandas writes for an empty cell, is none; Min Nan is nan-tw.
+    """
+    plain = cell.strip().replace("_", "-")
+    code, *regions = (
+        part.upper() if at and len(part) == 2 else part.lower() for at, part in enumerate(plain.split("-"))
+    )
+    if plain.lower() != "nan" and code in _CODES and all(re.fullmatch("[A-Za-z0-9]+", part) for part in regions):
+        return "-".join([code, *regions])
+    known: str | None = NAMES.get(plain.lower())
+    return known
 
 
 def _token(locale: str, codes: Collection[str]) -> str | None:

@@ -13,6 +13,7 @@ from asr_lora.config.compose import Config
 from asr_lora.config.schema import TrainingConfig
 from asr_lora.data.dataset import StepDataset, StreamingStepDataset
 from asr_lora.data.features import SpeechCollator, label_ids, with_prompt
+from asr_lora.data.languages import KEY, check_clips, row_tokens
 from asr_lora.data.manifest import Clip, as_utterance, read_manifest
 from asr_lora.data.preparation import label_filter
 from asr_lora.data.sampler import StepSampler
@@ -45,6 +46,7 @@ def build_trainer(
 ) -> WhisperTrainer:
     """Builds the trainer of a prepared run, with a new adapter, at `rate` times the learning rate."""
     training, folder, began = config.training, config.run, time.monotonic()
+    check_clips(rows, config.model, "data/train.jsonl")
     processor, base = _processor(config), _base(config, hardware)
     dev = _dev(config, hardware, processor)
     warmup, learning_rate = round(training.warmup_ratio * config.max_steps), rate * float(training.learning_rate)
@@ -114,6 +116,7 @@ def _dev(config: Config, hardware: Hardware, processor: WhisperProcessor) -> Dev
     language = language_token(config.model, config.data.language)
     short = config.training.context != "full"
     clips = read_manifest(run.manifest(config.run, "dev"))
+    check_clips(clips, config.model, "data/dev.jsonl")
     every = eval_steps(config.training, config.max_steps, len(clips))
     return DevEvaluator(
         hardware,
@@ -189,7 +192,10 @@ def step_sampler(config: Config, rows: Sequence[Clip]) -> StepSampler:
     if training.context == "windows":  # the lengths of labels, and which clips are neighbors, matter too
         processor = load_processor(config.model.checkpoint)
         tokens = [len(label_ids(row["text"], processor.tokenizer)) for row in rows]
-        places = [Place(row["path"] if "start" in row else "", row.get("start", 0.0), row["speaker"]) for row in rows]
+        places = [
+            Place(row["path"] if "start" in row else "", row.get("start", 0.0), row["speaker"], row.get(KEY, ""))
+            for row in rows
+        ]
     limit = load_config(config.model.checkpoint).max_target_positions
     weights = [float(row.get("weight", 1)) for row in rows] if config.data.sources else None
     return StepSampler([row["duration"] for row in rows], tokens, training, config.seed, limit, weights, places)
@@ -207,7 +213,7 @@ def streaming_dataset(
     ]
     return StreamingStepDataset(
         stream.split(config.data.train_split, "train"), StreamFilter.by([*held_out, *excluded_utterances(config.data)],
-        label_filter(config.model, config.data.language)),
+        label_filter(config.model, config.data.language), row_tokens(config.data.language, config.model)),
         config.training, collator, load_config(config.model.checkpoint).max_target_positions,
         config.data.shuffle_buffer, rank, world_size,
     )  # fmt: skip

@@ -164,6 +164,8 @@ class TrainingLog(_Saved):
         entry: dict[str, Any] = {"step": step, "wer": result.wer}
         if result.interval:
             entry["wer_ci95"] = list(result.interval)
+        if result.languages:
+            entry["languages"] = dict(result.languages)
         if result.regression:
             entry["trouble"] = result.regression
         self.dev.append(entry)

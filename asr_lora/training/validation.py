@@ -1,8 +1,10 @@
 """Decodes dev during training: its WER, whether it is worse than the base model's beyond chance, and when."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from transformers import WhisperProcessor
 
 from asr_lora.config.schema import DivergenceConfig, TrainingConfig
+from asr_lora.data.languages import clip_languages
 from asr_lora.data.manifest import Clip
 from asr_lora.decoding.generate import DecodingOptions, decode_once
 from asr_lora.evaluation import metrics
@@ -33,7 +36,7 @@ class DevResult(NamedTuple):
     which counts when adapters are chosen: a wrong one costs another adapter of about the same WER. `collapse` is the
     same by the interval that allows for all dev decodings of the run, for the guard: a wrong one would cost the run.
     `worse`: the WER is higher, beyond chance, than that of the lowest decoding before. `interval` is the 95 % one of
-    the WER, over speakers or clips as in scoring.
+    the WER, over speakers or clips as in scoring. `languages` are the WER by token, where there are several.
     """
 
     wer: float
@@ -42,6 +45,7 @@ class DevResult(NamedTuple):
     worse: bool = False
     collapse: str | None = None
     interval: Sequence[float] = ()
+    languages: Mapping[str, float] = MappingProxyType({})
 
 
 class DevEvaluator:
@@ -59,7 +63,8 @@ class DevEvaluator:
         self._hardware, self._processor, self._decoding = hardware, processor, decoding
         self._capacity = Capacity()  # shared by all decodings: what did not fit in one does not fit in the next
         self.normalizer, self._seed, self.decodings = normalizer, seed, decodings
-        self._references = [normalizer(clip["text"]) for clip in clips]
+        self._languages = clip_languages(clips, normalizer.language or "")
+        self._references = self._normalized([clip["text"] for clip in clips])
         self._speakers = [clip["speaker"] for clip in clips]
 
     def decode_baseline(self, model: Any) -> None:
@@ -96,7 +101,23 @@ class DevEvaluator:
             collapse = regression and self._regression(*sides, FALSE_ALARM / self.decodings)
         worse = self._is_worse(errors, lowest or errors, words)
         _, interval, _ = metrics.count_delta([0] * len(errors), errors, words, self._speakers, self._seed)
-        return DevResult(sum(errors) / sum(words), regression, errors, worse, collapse, interval)
+        wer = sum(errors) / sum(words)
+        return DevResult(wer, regression, errors, worse, collapse, interval, self._by_language(errors, words))
+
+    def _by_language(self, errors: Sequence[int], words: Sequence[int]) -> dict[str, float]:
+        wrong, counts = Counter[str](), Counter[str]()
+        for language, own, count in zip(self._languages, errors, words, strict=True):
+            wrong[language] += own
+            counts[language] += count
+        several = sorted(counts) if len(counts) > 1 else []
+        return {language: wrong[language] / counts[language] for language in several if counts[language]}
+
+    def _normalized(self, texts: Sequence[str]) -> list[str]:
+        """Normalizes a text of each clip as its language is, that of the run by `normalizer`."""
+        usual = self.normalizer == dev_normalizer(None, self.normalizer.language or "")
+        name = None if usual else self.normalizer.name
+        own = {language: dev_normalizer(name, language) for language in set(self._languages)}
+        return [own[language](text) for language, text in zip(self._languages, texts, strict=True)]
 
     def _is_worse(self, errors: Sequence[int], before: Sequence[int], words: Sequence[int]) -> bool:
         _, (low, _), _ = metrics.count_delta(before, errors, words, self._speakers, self._seed)
@@ -104,8 +125,7 @@ class DevEvaluator:
 
     def _count(self, decoded: Mapping[str, Any]) -> tuple[list[int], list[int]]:
         """Errors of each clip, and words of its reference."""
-        hypotheses = [self.normalizer(text) for text in decoded["hypotheses"]]
-        return metrics.clip_errors(self._references, hypotheses, self.normalizer.language or "", "wer")
+        return metrics.clip_errors(self._references, self._normalized(decoded["hypotheses"]), self._languages, "wer")
 
     def _regression(
         self, decoded: Mapping[str, Any], base: Mapping[str, Any], errors: Sequence[int], words: Sequence[int],

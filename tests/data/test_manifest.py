@@ -99,7 +99,7 @@ def accept_all(tmp_path: Path, pool: list[Utterance], durations: dict[str, float
     for one in pool:
         files[one.path] = tmp_path / one.path
         files[one.path].write_bytes(tone(one.path, 0.5))
-    draw.accept(names(pool), files, durations or {}, lambda sentence: None, lambda: None)
+    draw.accept(names(pool), files, durations or {}, lambda *_: None, lambda: None)
     return draw
 
 
@@ -139,7 +139,7 @@ def test_30_seconds_and_some_padding_are_a_clip_of_30_seconds(tmp_path: Path, se
     soundfile.write(file, 0.1 * np.sin(np.arange(round(seconds * 16_000))), 16_000)
     utterance = check_times(Utterance("a.wav", "x", "an", duration=seconds))
     draw = SplitDraw("train", [utterance])
-    draw.accept(["a.wav"], {"a.wav": file}, {"a.wav": seconds}, lambda sentence: None, lambda: None)
+    draw.accept(["a.wav"], {"a.wav": file}, {"a.wav": seconds}, lambda *_: None, lambda: None)
     (line,) = draw.chosen
     assert line["duration"] == 30.0 and "listed_duration" not in line
     assert len(waveform(line)) == 30 * 16_000
@@ -154,7 +154,7 @@ def test_a_full_draw_leaves_the_rest_waiting(tmp_path: Path) -> None:
     assert len(draw.chosen) == 6 and not draw.waiting
     files = {name: tmp_path / "clips" / name for name in names(pool)}
     short = SplitDraw("train", pool, seconds=1.1)
-    short.accept(names(pool), files, {}, lambda sentence: None, lambda: None)
+    short.accept(names(pool), files, {}, lambda *_: None, lambda: None)
     assert short.full and len(short.chosen) == 3 and short.waiting == pool[3:]
     assert short.candidates(lambda name: 0.5) == []
 

@@ -137,7 +137,7 @@ def drawn(corpus: Corpus, home: Path) -> None:
     for name, some in {"train": train, "all": rows["train"], "test": rows["test"]}.items():
         draw = SplitDraw(name, sampling_order(some, seed=0), clips=3)
         names = draw.candidates(lambda clip: corpus.durations.get(clip) or 1.0)
-        draw.accept(names, corpus.fetch(draw.to_fetch(names)), corpus.durations, lambda text: None, lambda: None)
+        draw.accept(names, corpus.fetch(draw.to_fetch(names)), corpus.durations, lambda *_: None, lambda: None)
         write_jsonl(home / f"{name}.jsonl", draw.chosen)
 
 

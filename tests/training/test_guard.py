@@ -270,7 +270,7 @@ def test_dev_hypotheses_are_compared_with_the_base_models_beyond_chance(
     clips = read_jsonl(run.manifest(config.run, "dev"))
     dev = DevEvaluator.__new__(DevEvaluator)
     dev.normalizer, dev._seed = dev_normalizer(config.training.dev_normalizer, "nl"), 0
-    texts = [clip["text"] for clip in clips]
+    texts, dev._languages = [clip["text"] for clip in clips], ["nl"] * 4
     dev.clips, dev._references, dev._speakers = clips, list(map(dev.normalizer, texts)), ["a", "b", "c", "d"]
     right = {"hypotheses": texts, "truncated": [False] * 4}
     wrong = {"hypotheses": ["nee"] * 4, "truncated": [False] * 4}
@@ -297,6 +297,7 @@ def test_a_dev_decoding_has_the_interval_of_its_wer(tmp_path: Path) -> None:
     dev = DevEvaluator.__new__(DevEvaluator)
     dev.normalizer, dev.baseline, dev._seed = dev_normalizer(None, "nl"), tmp_path / "none.json", 0
     dev._references, dev._speakers = ["een twee drie vier"] * 30 + [""], [""] * 31
+    dev._languages = ["nl"] * 31
     found = dev._score({"hypotheses": ["een twee drie vier"] * 15 + ["een twee nee nee"] * 15 + ["nee"]}, [])
     low, high = found.interval
     assert found.wer == 0.25 and 0.1 < low < 0.25 < high < 0.4
