@@ -88,7 +88,7 @@ def _show(config: Config, sets: Sequence[EvalSet], tuned: Path) -> dict[str, Any
         _write_card(config, tuned)
     tables.show_run(config.run_name, facts)
     if config.eval.max_regression is not None:
-        metrics.check_regressions(facts, config.eval.max_regression, config.eval.strict)
+        metrics.check_regressions(tables.with_languages(facts), config.eval.max_regression, config.eval.strict)
     return facts[config.eval.split]
 
 

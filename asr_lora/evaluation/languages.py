@@ -40,5 +40,7 @@ def by_language(
             )
         )  # fmt: skip
         delta = metrics.paired_delta(references, texts[0], texts[1], speakers, own, seed)
+        ran, runs = ([bool(set(side["runaway"][at]) - {"silence"}) for at in where] for side in (base, tuned))
+        delta["runaway"], delta["runaway_ci95"], _ = metrics.share_delta(ran, runs, speakers, seed)
         found[language] = {"language": language, **after, "baseline": before, "delta": delta}
     return found

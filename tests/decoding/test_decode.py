@@ -57,6 +57,29 @@ def test_a_hypothesis_depends_neither_on_the_clips_beside_it_nor_on_how_many_fit
 
 
 @pytest.mark.parametrize("beams", [1, 2])
+def test_a_clip_with_a_language_of_its_own_is_decoded_in_it_beside_others(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]], beams: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    generate, prompts = model.generate, list[list[str]]()
+
+    def spied(*args: Any, **settings: Any) -> torch.Tensor:
+        rows: torch.Tensor = generate(*args, **settings)
+        prompts.extend(processor.tokenizer.convert_ids_to_tokens(row[:3]) for row in rows.tolist())
+        return rows
+
+    monkeypatch.setattr(model, "generate", spied)
+    own = ["zh", "nl", "nl", "en", "zh"]
+    mixed = [
+        clip | ({} if language == "nl" else {"language_token": language})
+        for clip, language in zip(clips, own, strict=True)
+    ]
+    decode_once(model, processor, mixed, replace(USUAL, num_beams=beams, max_new_tokens=4))
+    longest_first = sorted(range(len(clips)), key=lambda at: -clips[at]["duration"])
+    assert prompts == [["<|startoftranscript|>", f"<|{own[at]}|>", "<|transcribe|>"] for at in longest_first]
+
+
+@pytest.mark.parametrize("beams", [1, 2])
 def test_a_prompt_lies_before_the_clip_and_is_no_part_of_the_hypothesis(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]], beams: int
 ) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import asr_lora
-from asr_lora.evaluation.metrics import bootstrap, clip_errors, paired_delta, score
+from asr_lora.evaluation.metrics import bootstrap, clip_errors, normalized, paired_delta, score
 from asr_lora.speech.normalizer import Normalizer
 
 REFERENCES = ["De kat zit op de mat.", "Het regent!", "...", "'s Ochtends auto's wassen"]
@@ -244,6 +244,26 @@ def test_where_cer_is_the_primary_metric_spaces_are_not_counted(name: str) -> No
     clean = [normal(text) for text in references], [normal(text) for text in hypotheses]
     assert clip_errors(*clean, "zh") == ([1, 0], [6, 2])
     assert score(["een twee"], ["eentwee"], [""], Normalizer("marks", "nl"), seed=0)["cer"] == 1 / 8
+
+
+def test_clips_of_several_languages_are_each_normalized_as_their_language_is() -> None:
+    references, hypotheses, own = ["KIZIN", "KIZIN"], ["kızın", "kızın"], ["tr", "nl"]
+    found = score(references, hypotheses, ["", ""], Normalizer("marks", "nl"), seed=0, languages=own)
+    assert found["wer"] == 1 / 2  # I without a dot is Turkish alone
+
+
+def test_words_and_characters_are_pooled_to_a_mixed_error_rate() -> None:
+    normal, own, speakers = Normalizer("marks", "es"), ["es", "zh"], ["", ""]
+    references, hypotheses = ["hola a todos", "今天，天气很好"], ["hola a todas", "今天天气不好"]
+    found = score(references, hypotheses, speakers, normal, seed=0, languages=own)
+    assert found["wer"] == 2 / 9 and found["words"] == 9  # one of three words, one of six characters
+    assert found["cer"] == 2 / 18  # spaces are characters in Spanish alone
+    delta = paired_delta(references, hypotheses, references, speakers, normal, seed=0, languages=own)
+    assert (delta["wer"], delta["cer"]) == pytest.approx((-2 / 9, -2 / 18))
+    clean = [normalized(texts, normal, own) for texts in (references, hypotheses)]
+    assert clean[0] == ["hola a todos", "今 天 天 气 很 好"]
+    assert clip_errors(*clean, own) == ([1, 1], [3, 6])
+    assert score(references[1:], hypotheses[1:], [""], normal, seed=0, languages=["zh"])["words"] == 2  # phrases
 
 
 def test_clips_without_a_word_have_a_hallucination_rate_and_a_paired_difference() -> None:
