@@ -25,7 +25,7 @@ USUAL = {
     "end": ("end", "stop", "end_time", "end_ms"),
     "duration": ("duration", "duration_ms", "duration[ms]"),
     "split": ("split", "subset", "set", "partition"),
-    "language": (),  # as the settings name it; guessed by what it holds too, by `language_in`
+    "language": (),  # as the settings name it; `with_language` guesses it by what it holds too
 }  # fmt: skip
 LANGUAGE = ("language", "lang", "locale")
 FIRST_ROWS = 200  # whose cells tell what a column without a name holds

@@ -121,7 +121,7 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The speech of one language in one source.
+    """The speech of one source; `language` is that of utterances that state none.
 
     `tables` holds the utterances of train, dev and test, as far as there are such, and Common Voice's validated; or
     all, where the source has no splits. `durations` is in seconds by clip, empty where unknown. `malformed` lists by

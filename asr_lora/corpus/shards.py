@@ -50,13 +50,8 @@ LINE: Mapping[str, type] = {  # fields of a line of an index
     "id": Path, "clip": Path, "text": str, "speaker": str, "duration": float, "sha256": Sha256, "member": Path,
     "offset": int, "bytes": int,
 }  # fmt: skip
-FIELDS = {
-    *LINE,
-    "source",
-    "weight",
-    "listed_duration",
-    "language_token",
-}  # fields of a line that are not the corpus's other columns
+# Fields of a line that are not the corpus's other columns.
+FIELDS = {*LINE, "source", "weight", "listed_duration", "language_token"}
 TRIES = 4
 PAUSE = 0.5  # seconds before the second try; twice as long before each further one
 PATIENCE = 60  # seconds that one request may take

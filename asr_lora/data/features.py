@@ -169,10 +169,9 @@ def collate(
 class SpeechCollator:
     """Makes the batches of a step from clips, each `input_features`, `decoder_input_ids` and `labels`.
 
-    `processor` holds the tokenizer whose prompt begins every label sequence; where a clip has its own language token,
-    that is in the prompt. `augment` is a kind of augmentation,
-    drawn for every clip from (seed, step, clip); None leaves clips unchanged. `masks` are SpecAugment's, drawn for
-    every row from (seed, step, its clips).
+    `processor` holds the tokenizer whose prompt begins every label sequence; a clip's own language token takes the
+    place of the prompt's. `augment` is a kind of augmentation, drawn for every clip from (seed, step, clip); None
+    leaves clips unchanged. `masks` are SpecAugment's, drawn for every row from (seed, step, its clips).
     """
 
     processor: WhisperProcessor

@@ -369,12 +369,7 @@ def _write(
         )
         draws = [draw for draw in draws if draw.split != "train"]
     for draw in draws:
-        fact = splits[draw.split]
-        out = sum(map(len, draw.left_out.values())) + len(corpus.malformed.get(draw.split, []))
-        length = _length(draw.drawn_seconds)
-        log(f"{draw.split}: {fact['clips']} clips, {length}, {fact['speakers']} known speakers, {out} left out")
-        if "languages" in fact:
-            log(f"{draw.split}, clips by language token: {_counts(fact['languages'])}")
+        _log_draw(draw, splits[draw.split])
     leaks = dropped["leaks_dropped_from_train"]
     if not stream:
         log(f"dropped from train for overlap with dev or test: {sum(leaks.values())} ({_counts(leaks)})")
@@ -383,6 +378,14 @@ def _write(
         shared["sound"] = len(draws[0].left_out.get(EXCLUDED, []))
         log(f"dropped from train for overlap with {data.exclude_overlap}: {sum(shared.values())} ({_counts(shared)})")
     log(f"manifest: {run / 'data'}")
+
+
+def _log_draw(draw: SplitDraw, fact: Mapping[str, Any]) -> None:
+    out = sum(map(len, draw.left_out.values())) + len(fact["malformed_rows"])
+    length = _length(draw.drawn_seconds)
+    log(f"{draw.split}: {fact['clips']} clips, {length}, {fact['speakers']} known speakers, {out} left out")
+    if "languages" in fact:
+        log(f"{draw.split}, clips by language token: {_counts(fact['languages'])}")
 
 
 def _length(seconds: float) -> str:

@@ -10,6 +10,7 @@ from support.languages import two_languages, write_english
 from support.runs import hardware_of, killed, torchrun
 
 from asr_lora.config.compose import Config, load
+from asr_lora.doctor import data
 from asr_lora.eval import evaluate
 from asr_lora.evaluation import eval_sets
 from asr_lora.export.verify import of_run
@@ -124,3 +125,11 @@ def test_numbers_that_a_second_language_cannot_read_are_refused_before_training(
     overrides = [word.replace("language: en", "token: la") for word in mixed]
     with pytest.raises(ConfigError, match=r"^eval.numbers: num2words reads no numbers in la"):
         train(load([*overrides, "eval.numbers=true"]))
+
+
+def test_doctor_checks_the_tokens_of_all_sources_and_a_batch(mixed: list[str], tmp_path: Path) -> None:
+    config = load(mixed)
+    language, code = data.token(config)
+    assert language.found == "nl -> <|nl|>, <|en|>, task transcribe" and code == "nl"
+    check, _ = data.batch(config, data.sample_data(config, tmp_path), code)
+    assert check.verdict == "ok" and "one start token, <|nl|>" in check.found
