@@ -74,21 +74,15 @@ def eval_sets(run: Path, settings: EvalConfig, data: DataConfig, model: ModelCon
     own = split_clips(run, data, model, split, settings.limit)
     available = read_json(folder.summary(run))["splits"][split]["available"]
     check_eval_sets(settings, data, model)
-    found = [_checked(EvalSet(split, split, language, own, available), settings, model)]
+    found = [EvalSet(split, split, language, own, available)]
     for each in settings.sets:
         if each.source in NON_SPEECH:
             found.append(_non_speech(each.source, language))
         elif not each.long:
-            found.append(_checked(drawn_corpus(run, each, settings.limit, data, model), settings, model))
+            found.append(drawn_corpus(run, each, settings.limit, data, model))
+    for language in {language for each in found for language in each.languages}:
+        Normalizer(settings.normalizer, language, settings.numbers)  # refuses numbers that it cannot read
     return found
-
-
-def _checked(each: EvalSet, settings: EvalConfig, model: ModelConfig) -> EvalSet:
-    """Returns the set. Raises ConfigError or ExternalError for a language of its clips that cannot be scored."""
-    check_clips(each.clips, model, each.name)
-    for language in set(each.languages):
-        Normalizer(settings.normalizer, language, settings.numbers)
-    return each
 
 
 def set_normalizer(settings: EvalConfig, each: EvalSet) -> Normalizer:
@@ -247,6 +241,7 @@ def decode_sets(
     short = knows_context(decoding, tuned)
     of_model, capacity = distributed.rank_zero(lambda: model_content(base.checkpoint, hardware, tuned)), Capacity()
     for each in sets:
+        check_clips(each.clips, base, each.name)
         settings = decoding_options(decoding, base, hardware, each.language, short, prompt)
         kept = cache_dir() / "hypotheses-3" / f"{_content(of_model, each, settings)}.json"
         if cached := distributed.rank_zero(partial(kept_hypotheses, kept)):

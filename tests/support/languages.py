@@ -27,7 +27,7 @@ def two_languages(release: Path, english: Path, weight: float = 1.0) -> list[str
 
 
 def table_of(folder: Path, languages: Sequence[str], column: str = "lang") -> Path:
-    """Writes a table whose rows have these languages, four splits' worth of speakers; returns its folder."""
+    """Writes a table whose rows have these languages, each of a speaker of its own; returns its folder."""
     folder.mkdir(parents=True)
     lines = [f"path,text,speaker,{column}"]
     for at, language in enumerate(languages):
