@@ -20,6 +20,7 @@ from asr_lora.data.dataset import StepDataset
 from asr_lora.data.features import SpeechCollator
 from asr_lora.data.sampler import Batch, StepSampler
 from asr_lora.data.windows import Place, RowSpec
+from asr_lora.prepare import main as audit
 from asr_lora.prepare import prepare
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import read_json, read_jsonl, write_jsonl
@@ -276,7 +277,8 @@ def test_a_manifest_from_elsewhere_with_an_unknown_token_is_refused_in_one_line(
     prepare(config)
     file = config.run / "data" / "train.jsonl"
     write_jsonl(file, [line | {"language_token": "<|endoftext|>"} for line in read_jsonl(file)])
-    with pytest.raises(
-        ExternalError, match=r"^data/train.jsonl: the language_token of .* is none of this checkpoint's"
-    ):
+    refusal = "the language_token of .* is none of this checkpoint's"
+    with pytest.raises(ExternalError, match=rf"^data/train.jsonl: {refusal}"):
         train(config)
+    with pytest.raises(ExternalError, match=f"^train: {refusal}"):
+        audit(load([*mixed, "prepare.audit=true", "prepare.audit_decode=4"]))
