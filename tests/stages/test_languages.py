@@ -77,6 +77,7 @@ def test_dev_and_test_are_scored_by_language_and_pooled(
     assert "language:\n- nl\n- en\n" in card and "| test, en |" in card
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_two_languages_resumes_as_if_it_had_not_been(mixed: list[str], tmp_path: Path) -> None:
     more = [*mixed, "training.max_steps=4", "training.save_steps=1", "eval.after=false"]
     whole = load([*more, f"run_dir={tmp_path / 'whole'}"])
@@ -91,6 +92,7 @@ def test_a_killed_run_of_two_languages_resumes_as_if_it_had_not_been(mixed: list
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_an_export_is_verified_on_clips_of_the_runs_own_language(
     mixed: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
