@@ -1,7 +1,7 @@
 """Evaluation sets of long recordings (`long: true` in eval.sets), and the scores of their transcripts."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
