@@ -4,7 +4,8 @@ Without overrides it scores the run that runs/last names; the overrides of train
 decode the same clips with the same settings and Whisper's fallback, unquantized, on the run's own split and on all of
 eval.sets. Writes eval/<set>/{hypotheses.jsonl,metrics.json}, of long recordings {transcripts.jsonl,long.json}, and with
 eval.strengths=[...] eval/strengths.json, with eval.contexts=[...] eval/contexts.json. Under torchrun the processes
-share the clips.
+share the clips. 'eval.models=[{model: openai/whisper-small},{model: runs/nl-...}]' compares models of any kind on the
+test clips of data.source instead.
 """
 
 import json
@@ -28,7 +29,7 @@ from asr_lora.evaluation.long_sets import long_sets, score_set
 from asr_lora.evaluation.prompts import score_prompt
 from asr_lora.model import adapter_folder
 from asr_lora.model.hardware import Hardware, agreed, resolve_hardware
-from asr_lora.reporting import tables
+from asr_lora.reporting import models, tables
 from asr_lora.reporting.pages import write_card
 from asr_lora.runs import folder as run
 from asr_lora.runs.finding import find_run
@@ -37,6 +38,7 @@ from asr_lora.runtime import distributed
 from asr_lora.runtime.console import log
 from asr_lora.runtime.files import read_json, sha256_text, write_json, write_jsonl
 from asr_lora.speech.normalizer import Normalizer, scoring_units
+from asr_lora.systems.comparison import score_systems
 
 
 def evaluate(config: Config, command: Sequence[str] | None = None) -> dict[str, Any]:
@@ -263,8 +265,27 @@ def _write_card(config: Config, tuned: Path) -> None:
     write_card(tuned, config.run, config.report.license, trained, drawn, scores, base)
 
 
+def compare_models(config: Config) -> Path:
+    """Scores the models of eval.models on data.source, and returns the folder of their table, texts and page.
+
+    Raises as `score_systems` does.
+    """
+    hardware = agreed(resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size))
+    facts, lines = score_systems(config, hardware)
+    name = f"{config.data.language}-{Path(facts['source']).name.partition('.tar')[0]}"
+    folder = Path(config.eval.out).expanduser() if config.eval.out else Path(config.runs_dir) / "models" / name
+    write_jsonl(folder / "hypotheses.jsonl", lines)
+    write_json(folder / "models.json", facts)
+    models.show_models(facts)
+    log(f"page: {models.write_page(folder, facts, lines)}")
+    return folder
+
+
 def main(config: Config) -> None:
-    """Scores the run that the overrides name, with its recorded settings."""
+    """Scores the run that the overrides name, with its recorded settings; or the models of eval.models."""
+    if config.eval.models:
+        compare_models(config)
+        return
     folder = find_run(config, job_overrides())
     log(f"run: {folder}")
     evaluate(run.recorded_config(folder, config, job_overrides()))

@@ -121,9 +121,11 @@ def _example(at: int, line: Mapping[str, Any], language: str, clips: Path) -> di
 
 def _row(line: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a clip as the search over all clips shows it."""
-    names = {"reference": "reference", "before": "baseline_hypothesis", "after": "hypothesis", "runaway": "runaway"}
-    counts = {"id": line["id"], "seconds": line["duration"], "from": line["baseline_errors"], "to": line["errors"]}
-    return counts | {short: line[name] for short, name in names.items()}
+    return {
+        **{name: line[name] for name in ("id", "reference", "runaway")},
+        "errors": [line["baseline_errors"], line["errors"]],
+        "texts": [line["baseline_hypothesis"], line["hypothesis"]],
+    }
 
 
 def _durations(own: Mapping[str, Any]) -> Markup | None:

@@ -40,7 +40,8 @@ RENAMED_VALUES: Mapping[str, Mapping[Any, str]] = {
 ADDED: Mapping[str, Mapping[str, Any]] = {
     "data": {"splits": None, "refine_cues": False},
     "export": {"short_margin": 1.0, "long_minutes": 5.0}, "model": {"learning_rate": 1e-3},
-    "eval": {"contexts": [], "margins": [1.0], "long_form": ["vad", "sequential"], "prompt": None},
+    "eval": {"contexts": [], "margins": [1.0], "long_form": ["vad", "sequential"], "prompt": None,
+             "models": [], "against": None, "out": None},
     "transcribe": {"words": False, "prompt": None, "hotwords": []},
     "training": {
         "plain_share": 0.0, "soup": 1, "mask_count": 2, "mask_bins": 27, "mask_seconds": 0.5, "mask_share": 0.2,

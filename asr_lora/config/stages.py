@@ -207,6 +207,31 @@ class EvalSetConfig:
 
 
 @dataclass
+class EvalModelConfig:
+    """An item of eval.models: a `model` of any kind, or a table of `hypotheses` of one that cannot be run here.
+
+    `name` is its name in tables, `base` the checkpoint of an adapter, where its settings do not say it. Behind a URL,
+    `served` is the name of the model there, and `key` the environment variable that holds the server's key.
+    """
+
+    model: str | None = None
+    hypotheses: str | None = None
+    name: str | None = None
+    base: str | None = None
+    served: str | None = None
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        place = self.hypotheses if self.model is None else self.model
+        one = bool(place) and (self.model is None or self.hypotheses is None)
+        check("eval.models", repr(place), "{model: ...} or {hypotheses: ...}, one of the two", one)
+        served = (self.served is None and self.key is None) or "://" in (self.model or "")
+        check("eval.models", self.served or self.key, "without served and key, unless model is a URL", served)
+        variable = self.key is None or re.fullmatch(r"[A-Za-z_]\w*", self.key, re.ASCII) is not None
+        check("eval.models.key", "***", "the name of an environment variable, never the key itself", variable)
+
+
+@dataclass
 class EvalConfig:
     split: str
     limit: int | None
@@ -223,9 +248,14 @@ class EvalConfig:
     long_form: list[str]
     prompt: str | None
     average: int | None
+    models: list[EvalModelConfig]
+    against: str | None
+    out: str | None
 
     def __post_init__(self) -> None:
         # In recorded settings they are plain dictionaries.
+        self.models = [each if isinstance(each, EvalModelConfig) else EvalModelConfig(**each) for each in self.models]
+        check("eval.models", len(self.models), "at most 10, as many as a page can show", len(self.models) <= 10)
         self.sets = [each if isinstance(each, EvalSetConfig) else EvalSetConfig(**each) for each in self.sets]
         most = self.max_regression
         check("eval.max_regression", most, "a share of at least 0, such as 0.01", most is None or 0 <= most < 1)

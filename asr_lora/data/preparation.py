@@ -3,18 +3,16 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-from transformers import WhisperTokenizer
 
 from asr_lora.config.naming import RENAMED, plain_sources
 from asr_lora.config.schema import DataConfig, ModelConfig
 from asr_lora.corpus import SPLITS, UNSPLIT, Corpus, open_corpus
 from asr_lora.corpus.columns import LANGUAGE
 from asr_lora.corpus.records import Utterance
-from asr_lora.data.features import label_ids, with_prompt
+from asr_lora.data.finding import find_source
+from asr_lora.data.labels import label_filter, text_problem
 from asr_lora.data.languages import count_languages, run_tokens, with_tokens
 from asr_lora.data.manifest import (
     EXCLUDED,
@@ -37,18 +35,15 @@ from asr_lora.data.sources import (
     rows_for,
 )
 from asr_lora.data.splits import drop_leaks, remove_overlap
-from asr_lora.model.pretrained import language_token, load_config, load_processor
 from asr_lora.runs import folder
 from asr_lora.runtime.console import log, progress
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import atomic_folder, read_json, write_json, write_jsonl
 from asr_lora.speech.audio import AudioScanner
 from asr_lora.speech.limits import MAX_SECONDS
-from asr_lora.speech.normalizer import marks
 
 MOST_BAD = 0.05  # share of unusable clips, above which the corpus is damaged or of another language
 MOST_SHOWN = 60  # characters of a row's sentence
-LONGEST_SENTENCE = 10_000  # characters: more than fit in 30 s, and a tokenizer may take minutes for a megabyte
 BYTES_PER_SECOND = 8_000  # mp3 at 64 kbit/s, Common Voice's upper end: estimates short where durations are unknown
 
 
@@ -181,6 +176,22 @@ def split_clips(run: Path, data: DataConfig, model: ModelConfig, split: str, lim
     return drawn[:limit]
 
 
+def draw_split(data: DataConfig, split: str, limit: int | None) -> tuple[Corpus, list[Clip]]:
+    """Draws the first `limit` clips of a split (None: all) of data.source, for no run; returns its corpus and them.
+
+    Of a source without splits all is drawn from. Raises ConfigError and ExternalError as opening and scanning do.
+    """
+    corpus = open_corpus(find_source(data), data.language, named_columns(data))
+    if not (utterances := corpus.tables.get(split) or corpus.tables.get(UNSPLIT, [])):
+        there = ", ".join(name for name, own in corpus.tables.items() if own)
+        raise ConfigError(f"data.source: {split} of {corpus.source} has no clips, but {there}; set eval.split=...")
+    draw = SplitDraw(split, sampling_order(utterances, data.seed), clips=limit)
+    _fill([draw], corpus, text_problem)
+    if not draw.chosen:
+        raise ConfigError(f"data.source: no usable clip of {split} in {corpus.source}")
+    return corpus, draw.chosen
+
+
 def draw_from_corpus(
     run: Path, data: DataConfig, model: ModelConfig, source: str, locale: str, split: str, limit: int | None
 ) -> tuple[list[Clip], int, dict[str, int]]:
@@ -250,29 +261,6 @@ def check_hours(hours: float | None, corpus: Corpus, seconds: float) -> None:
             f"data.hours: {hours:g} is more than there is, {_length(seconds)} of training clips in "
             f"{corpus.source}; ask for less, or data.hours=null for all"
         )
-
-
-def label_filter(model: ModelConfig, locale: str) -> Callable[[str, str], str | None]:
-    """Returns a function that gives why a sentence cannot be a label, or None, of it and its language token.
-
-    Without one that of `locale`, the corpus's, counts.
-    """
-    processor = load_processor(model.checkpoint)
-    limit = load_config(model.checkpoint).max_target_positions
-    tokenizer = with_prompt(processor.tokenizer, language_token(model, locale), model.task)
-    return partial(_label_problem, tokenizer=tokenizer, limit=limit)
-
-
-def _label_problem(sentence: str, language: str, tokenizer: WhisperTokenizer, limit: int) -> str | None:
-    if not sentence.strip():
-        return "empty sentence"
-    if not marks(sentence):
-        return "sentence without a letter or digit"
-    if len(sentence) > LONGEST_SENTENCE:
-        return f"sentence longer than {LONGEST_SENTENCE:,} characters"
-    tokenizer = with_prompt(tokenizer, language, tokenizer.task) if language else tokenizer
-    # The last token, the end, is no input of the decoder.
-    return f"label longer than {limit} tokens" if len(label_ids(sentence, tokenizer)) - 1 > limit else None
 
 
 def _fill(draws: Sequence[SplitDraw], corpus: Corpus, refuse: Callable[[str, str], str | None]) -> None:

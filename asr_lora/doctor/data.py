@@ -25,9 +25,10 @@ from asr_lora.corpus.shards import is_url
 from asr_lora.data.dataset import StepDataset
 from asr_lora.data.features import IGNORE_INDEX, SpeechCollator, log_mel, with_prompt
 from asr_lora.data.finding import find_source
+from asr_lora.data.labels import label_filter
 from asr_lora.data.languages import KEY, row_tokens, run_tokens
 from asr_lora.data.manifest import Clip, SplitDraw, missing_files, name_in_corpus, sampling_order
-from asr_lora.data.preparation import MOST_BAD, check_hours, label_filter
+from asr_lora.data.preparation import MOST_BAD, check_hours
 from asr_lora.data.sources import open_sources
 from asr_lora.doctor.check import FAIL, OK, WARN, Check
 from asr_lora.model.pretrained import load_generation_config, load_processor

@@ -50,6 +50,9 @@ def _checks(stage: str, config: Config, words: Sequence[str]) -> Iterator[Callab
     if stage == "soup":
         for place in config.adapters if isinstance(config.adapters, list) else []:
             yield partial(check_run, Path(place).expanduser())
+    if stage == "eval" and config.eval.models:
+        yield lambda: check_sources(config.data)
+        return
     elsewhere = config.adapters or (config.report.runs if stage == "report" else config.transcribe.base_model)
     if stage in OF_RUNS and not elsewhere:
         yield lambda: check_run(find_run(config, words))

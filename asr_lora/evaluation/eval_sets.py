@@ -23,7 +23,7 @@ from asr_lora.decoding import generate
 from asr_lora.decoding.fallback import decode_clips
 from asr_lora.decoding.generate import decoding_options
 from asr_lora.model import adapter, adapter_folder, whisper
-from asr_lora.model.hardware import Capacity, Hardware, free_memory
+from asr_lora.model.hardware import Capacity, Hardware, free_memory, peak_memory_bytes
 from asr_lora.model.pretrained import fingerprint, language_token, language_tokens, load_processor
 from asr_lora.runs import folder
 from asr_lora.runtime import distributed
@@ -253,7 +253,9 @@ def decode_sets(
             started = time.perf_counter()
             model = load_merged(base.checkpoint, hardware, tuned)
             load_seconds = time.perf_counter() - started
-        facts = _decoded(model, processor, hardware, each, name, settings, capacity) | {"load_seconds": load_seconds}
+        facts = _decoded(model, processor, hardware, each, name, settings, capacity) | {
+            "load_seconds": load_seconds, "peak_memory_bytes": peak_memory_bytes(hardware.device),
+        }  # fmt: skip
         distributed.rank_zero(partial(write_json, kept, facts))
         found.append({**facts, "cached": False})
     return found

@@ -13,9 +13,9 @@ from asr_lora.config.compose import Config
 from asr_lora.config.schema import TrainingConfig
 from asr_lora.data.dataset import StepDataset, StreamingStepDataset
 from asr_lora.data.features import SpeechCollator, label_ids, with_prompt
+from asr_lora.data.labels import label_filter
 from asr_lora.data.languages import KEY, check_clips, row_tokens
 from asr_lora.data.manifest import Clip, as_utterance, read_manifest
-from asr_lora.data.preparation import label_filter
 from asr_lora.data.sampler import StepSampler
 from asr_lora.data.sources import excluded_utterances, open_streamed
 from asr_lora.data.splits import StreamFilter

@@ -1,16 +1,18 @@
 // Search over all clips. Text enters the page only as textContent, so that markup in a corpus stays text.
-const lines = JSON.parse(document.getElementById("lines").textContent);
+// Errors and texts of a line are in the order of `names`, those of the models.
+const {names, lines} = JSON.parse(document.getElementById("lines").textContent);
 const words = document.getElementById("words"), kind = document.getElementById("kind");
 const rows = document.getElementById("rows"), count = document.getElementById("count");
 const MOST = 200; // rows shown at once
-const columns = [line => line.id, line => line.from, line => line.to, line => line.reference];
+const columns = [line => line.id, ...names.map((_, at) => line => line.errors[at]), line => line.reference];
 const byText = new Intl.Collator(undefined, {numeric: true});
 
 const kinds = {
   all: () => true,
-  better: line => line.to < line.from,
-  worse: line => line.to > line.from,
-  wrong: line => line.to > 0,
+  better: line => line.errors[1] < line.errors[0],
+  worse: line => line.errors[1] > line.errors[0],
+  differ: line => new Set(line.errors).size > 1,
+  wrong: line => line.errors.at(-1) > 0,
   runaway: line => line.runaway.length > 0,
 };
 
@@ -25,15 +27,14 @@ function cell(row, text, name, label) {
 function show() {
   const query = words.value.toLowerCase().split(/\s+/).filter(Boolean);
   const found = lines.filter(line => kinds[kind.value](line) && query.every(word =>
-    `${line.id} ${line.reference} ${line.before} ${line.after}`.toLowerCase().includes(word)));
+    [line.id, line.reference, ...line.texts].join(" ").toLowerCase().includes(word)));
   rows.replaceChildren();
   for (const line of found.slice(0, MOST)) {
     const row = rows.insertRow();
     cell(row, line.id, "title small");
-    cell(row, line.from, "n", "base errors");
-    cell(row, line.to, "n", "fine-tuned errors");
+    names.forEach((name, at) => cell(row, line.errors[at], "n", `${name} errors`));
     const texts = cell(row, "", "texts");
-    for (const [name, text] of [["reference", line.reference], ["base", line.before], ["fine-tuned", line.after]]) {
+    for (const [name, text] of [["reference", line.reference], ...names.map((name, at) => [name, line.texts[at]])]) {
       const paragraph = document.createElement("p"), label = document.createElement("em");
       paragraph.className = "words";
       paragraph.dir = "auto";

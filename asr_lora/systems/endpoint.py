@@ -1,0 +1,77 @@
+"""Systems behind an OpenAI-compatible server (POST {url}/audio/transcriptions), such as vLLM's or speaches."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+
+from asr_lora.config.stages import EvalModelConfig
+from asr_lora.data.manifest import Clip, waveform
+from asr_lora.evaluation.eval_sets import EvalSet
+from asr_lora.runtime.errors import ConfigError, ExternalError, first_line
+from asr_lora.speech import audio
+from asr_lora.systems.system import System, transcribed
+
+AT_ONCE = 4  # requests at a time
+TRIES = 5
+WAIT = 0.5  # seconds before the second try, doubled before every other one
+AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # statuses that pass
+TIMEOUT = httpx.Timeout(300.0, connect=10.0)  # seconds; a server that loads its model at the first request takes long
+
+
+def of_url(name: str, asked: EvalModelConfig) -> System:
+    """Returns the system behind a URL; its key is in the environment variable that the settings name.
+
+    Raises ConfigError without the name of the model that is served, or without the variable that was named.
+    """
+    url, served = str(asked.model).rstrip("/"), asked.served
+    if not served:
+        raise ConfigError(f"eval.models: {url} serves models by name; add served=<its name>, as GET {url}/models lists")
+    key = None if asked.key is None else os.environ.get(asked.key)
+    if asked.key is not None and not key:
+        raise ConfigError(f"eval.models: the environment variable {asked.key} is not set; export {asked.key}=...")
+
+    def load(language: str) -> Callable[[Clip], str]:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        client = httpx.Client(timeout=TIMEOUT, headers=headers)
+        return lambda clip: _text(client, f"{url}/audio/transcriptions", served, language, clip)
+
+    def transcribe(each: EvalSet) -> dict[str, Any]:
+        content = {"url": url, "served": served, "language": each.language}
+        return transcribed(name, content, each.clips, lambda: load(each.language), AT_ONCE, device=None)
+
+    return System(name, "server", f"{served} at {httpx.URL(url).host}", None, transcribe)
+
+
+def _text(client: httpx.Client, url: str, served: str, language: str, clip: Clip) -> str:
+    """Returns what the server makes of a clip. Raises ExternalError after TRIES, or for an answer that is none."""
+    sound = audio.encode_flac(waveform(clip), audio.SAMPLE_RATE)
+    fields = {"model": served, "language": language, "response_format": "json", "temperature": "0"}
+    problem = ""
+    for tried in range(TRIES):
+        if tried:
+            time.sleep(WAIT * 2 ** (tried - 1))
+        try:
+            answer = client.post(url, data=fields, files={"file": ("clip.flac", sound, "audio/flac")})
+        except httpx.TransportError as error:
+            problem = first_line(error) or type(error).__name__
+            continue
+        if answer.status_code not in AGAIN:
+            return _read(answer, url)
+        problem = f"status {answer.status_code}"
+    raise ExternalError(f"eval.models: {url} does not answer after {TRIES} tries ({problem}); what it gave is kept")
+
+
+def _read(answer: httpx.Response, url: str) -> str:
+    if answer.status_code != httpx.codes.OK:
+        said = " ".join(answer.text[:200].split())
+        raise ExternalError(f"eval.models: {url} refuses with status {answer.status_code}: {said}")
+    try:
+        text = answer.json()["text"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ExternalError(f"eval.models: {url} answers without a text: {answer.text[:80]!r}") from error
+    if not isinstance(text, str):
+        raise ExternalError(f"eval.models: {url} answers with a text that is none: {text!r}")
+    return text.strip()
