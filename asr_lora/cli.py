@@ -47,7 +47,7 @@ STAGES = {
     ),
     "eval": (
         "eval.limit=null",
-        "run_dir eval.limit eval.split eval.sets eval.models eval.normalizer eval.numbers eval.max_regression eval.strength "
+        "run_dir eval.limit eval.split eval.sets eval.models eval.normalizer eval.max_regression eval.strength "
         "decoding.fallback decoding.context",
     ),
     "report": (

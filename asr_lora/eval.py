@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from asr_lora.config.compose import Config, job_overrides, to_dict
+from asr_lora.config.schema import ModelConfig
 from asr_lora.data.languages import KEY
 from asr_lora.data.manifest import LOCATION_FIELDS, training_clips
 from asr_lora.decoding import generate
@@ -39,6 +40,7 @@ from asr_lora.runtime.console import log
 from asr_lora.runtime.files import read_json, sha256_text, write_json, write_jsonl
 from asr_lora.speech.normalizer import Normalizer, scoring_units
 from asr_lora.systems.comparison import score_systems
+from asr_lora.systems.system import Common
 
 
 def evaluate(config: Config, command: Sequence[str] | None = None) -> dict[str, Any]:
@@ -271,7 +273,12 @@ def compare_models(config: Config) -> Path:
     Raises as `score_systems` does.
     """
     hardware = agreed(resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size))
-    facts, lines = score_systems(config, hardware)
+
+    def open_run(folder: Path) -> ModelConfig:
+        return run.open_trained(run.recorded_config(folder, config, job_overrides())).model
+
+    common = Common(config.model, config.decoding, hardware, config.data.language, open_run)
+    facts, lines = score_systems(config.eval, config.data, common, config.seed)
     name = f"{config.data.language}-{Path(facts['source']).name.partition('.tar')[0]}"
     folder = Path(config.eval.out).expanduser() if config.eval.out else Path(config.runs_dir) / "models" / name
     write_jsonl(folder / "hypotheses.jsonl", lines)

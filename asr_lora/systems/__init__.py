@@ -1,1 +1,1 @@
-"""Recognizers of any kind that transcribe the same clips: checkpoints, runs, exports, servers, lists of texts."""
+"""Recognizers of any kind on the same clips: checkpoints, runs, exports, servers, lists of texts."""

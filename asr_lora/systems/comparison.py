@@ -5,33 +5,35 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from asr_lora.config.compose import Config
+from asr_lora.config.schema import DataConfig
+from asr_lora.config.stages import EvalConfig
 from asr_lora.data.manifest import LOCATION_FIELDS, Clip
 from asr_lora.data.preparation import draw_split
 from asr_lora.evaluation import compare, error_analysis
 from asr_lora.evaluation.eval_sets import EvalSet
-from asr_lora.model.hardware import Hardware
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import check
 from asr_lora.speech.language import NAMES, check_token, token_for_locale
 from asr_lora.speech.normalizer import Normalizer, scoring_units
 from asr_lora.systems.opening import open_systems
+from asr_lora.systems.system import Common
 
 MEASURED = ("seconds", "rtfx", "peak_memory_bytes")
 
 
-def score_systems(config: Config, hardware: Hardware) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def score_systems(
+    settings: EvalConfig, data: DataConfig, common: Common, seed: int
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Returns models.json and the lines of its hypotheses.jsonl, a clip a line.
 
     Raises ConfigError and ExternalError as opening systems, drawing clips and transcribing do.
     """
-    settings, data = config.eval, config.data
     check("eval.sets", settings.sets, "empty with eval.models, which are scored on data.source", not settings.sets)
     codes = set(NAMES.values())
-    given = config.model.language
+    given = common.model.language
     language = token_for_locale(data.language, codes) if given is None else check_token(given, codes)
     normal = Normalizer(settings.normalizer, language, settings.numbers)
-    systems = open_systems(config, hardware)
+    systems = open_systems(settings, common)
     corpus, clips = draw_split(data, settings.split, settings.limit)
     each = EvalSet(settings.split, settings.split, language, clips, None)
     log(f"scoring {len(systems)} models on {len(clips)} {settings.split} clips of {corpus.source}")
@@ -39,7 +41,7 @@ def score_systems(config: Config, hardware: Hardware) -> tuple[dict[str, Any], l
     texts = {name: own["hypotheses"] for name, own in found.items()}
     references, speakers = [clip["text"] for clip in clips], [clip["speaker"] for clip in clips]
     scored = compare(
-        references, texts, language, speakers, settings.normalizer, settings.numbers, settings.against, config.seed
+        references, texts, language, speakers, settings.normalizer, settings.numbers, settings.against, seed
     )  # fmt: skip
     lines = _lines(clips, texts, normal)
     models = {
@@ -53,7 +55,7 @@ def score_systems(config: Config, hardware: Hardware) -> tuple[dict[str, Any], l
     return {
         "split": settings.split, "source": corpus.source, "release": corpus.release, "language": language,
         "clips": len(clips), "limit": settings.limit, "audio_seconds": sum(clip["duration"] for clip in clips),
-        "against": settings.against or systems[0].name, "device": hardware.name, "asr_lora": version("asr_lora"),
+        "against": settings.against or systems[0].name, "device": common.hardware.name, "asr_lora": version("asr_lora"),
         "models": models, "asked": [asdict(one) for one in settings.models], "normalizer": str(normal),
     }, lines  # fmt: skip
 

@@ -8,32 +8,28 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformers import AutoConfig
 
-from asr_lora.config.compose import Config
-from asr_lora.config.stages import EvalModelConfig
+from asr_lora.config.stages import EvalConfig, EvalModelConfig
 from asr_lora.model.checkpoint_files import openai_files
-from asr_lora.model.hardware import Hardware
 from asr_lora.model.hub import cached_file, is_hub_id, parse_id
 from asr_lora.runs.finding import settings_file
-from asr_lora.runtime.errors import ConfigError, ExternalError, first_line
+from asr_lora.runtime.errors import ConfigError, ExternalError, check_choice, first_line
 from asr_lora.runtime.files import existing, read_json
 from asr_lora.systems import endpoint, pipelines, texts, tools, whisper
-from asr_lora.systems.system import System
+from asr_lora.systems.system import Common, System
 
 URL = re.compile(r"https?://\S+")
 ADAPTER = "adapter_config.json"
 
 
-def open_systems(config: Config, hardware: Hardware) -> list[System]:
+def open_systems(settings: EvalConfig, common: Common) -> list[System]:
     """Returns the systems of eval.models, in their order.
 
     Raises ConfigError for one that is none of the kinds, or two of one name, and as its kind does.
     """
-    found = [_open(each, name, config, hardware) for each, name in zip(
-        config.eval.models, names_of(config.eval.models), strict=True
-    )]  # fmt: skip
-    if config.eval.against is not None and config.eval.against not in (names := [each.name for each in found]):
-        raise ConfigError(f"eval.against: {config.eval.against} is none of {', '.join(names)}")
-    return found
+    names = names_of(settings.models)
+    if settings.against is not None:
+        check_choice("eval.against", settings.against, names)
+    return [_open(each, name, common) for each, name in zip(settings.models, names, strict=True)]
 
 
 def names_of(models: Sequence[EvalModelConfig]) -> list[str]:
@@ -48,28 +44,28 @@ def names_of(models: Sequence[EvalModelConfig]) -> list[str]:
     return names
 
 
-def _open(each: EvalModelConfig, name: str, config: Config, hardware: Hardware) -> System:
+def _open(each: EvalModelConfig, name: str, common: Common) -> System:
     if each.hypotheses is not None:
         return texts.of_file(name, each.hypotheses)
     source = str(each.model)
     if URL.fullmatch(source):
         return endpoint.of_url(name, each)
     if is_hub_id(source):
-        return _on_hub(name, source, each.base, config, hardware)
+        return _on_hub(name, source, each.base, common)
     path = existing(Path(source), "eval.models.model")
     if settings_file(path).is_file():
-        return whisper.of_run(name, path, config, hardware)
+        return whisper.of_run(name, path, common)
     if (path / ADAPTER).is_file():
-        return whisper.of_adapter(name, path, each.base, config, hardware)
+        return whisper.of_adapter(name, path, each.base, common)
     if path.name == tools.FILES["ggml"]:
         path = path.parent
     for format_, file in tools.FILES.items():
         if (path / file).is_file() and not _architecture(path):
-            return tools.in_format(name, format_, path, config.model.task, hardware.device)
+            return tools.in_format(name, format_, path, common.model.task, common.hardware.device)
     if path.suffix == ".pt" or _architecture(path) == "whisper" or (path.is_dir() and openai_files(path)):
-        return whisper.checkpoint(name, str(path), config, hardware)
+        return whisper.checkpoint(name, str(path), common)
     if kind := _architecture(path):
-        return pipelines.of_model(name, kind, str(path), hardware.device)
+        return pipelines.of_model(name, kind, str(path), common.hardware.device)
     raise ConfigError(
         f"eval.models: {path} holds no model: no run (train/config.yaml), adapter ({ADAPTER}), model of transformers "
         f"(config.json), of faster-whisper ({tools.FILES['ct2']}) or whisper.cpp ({tools.FILES['ggml']}); a table of "
@@ -83,7 +79,7 @@ def _architecture(path: Path) -> str:
     return str(read_json(file).get("model_type") or "") if file.is_file() else ""
 
 
-def _on_hub(name: str, source: str, base: str | None, config: Config, hardware: Hardware) -> System:
+def _on_hub(name: str, source: str, base: str | None, common: Common) -> System:
     hub, revision = parse_id(source)
     if cached_file(source, "config.json") is None:  # maybe an adapter, which has no config.json
         try:
@@ -94,11 +90,11 @@ def _on_hub(name: str, source: str, base: str | None, config: Config, hardware: 
                 "check the name and the network, or name a folder"
             ) from error
         if (folder / ADAPTER).is_file():
-            return whisper.of_adapter(name, folder, base, config, hardware)
+            return whisper.of_adapter(name, folder, base, common)
     try:
         kind = AutoConfig.from_pretrained(hub, revision=revision).model_type
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise ExternalError(f"eval.models: {source} does not load ({first_line(error)}); name another") from error
     if kind == "whisper":
-        return whisper.checkpoint(name, source, config, hardware)
-    return pipelines.of_model(name, kind, source, hardware.device)
+        return whisper.checkpoint(name, source, common)
+    return pipelines.of_model(name, kind, source, common.hardware.device)

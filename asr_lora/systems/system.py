@@ -10,13 +10,28 @@ from typing import Any
 
 import torch
 
+from asr_lora.config.schema import DecodingConfig, ModelConfig
 from asr_lora.data.manifest import Clip
 from asr_lora.evaluation.eval_sets import EvalSet
-from asr_lora.model.hardware import free_memory, peak_memory_bytes
+from asr_lora.model.hardware import Hardware, free_memory, peak_memory_bytes
 from asr_lora.runtime.console import log, progress
 from asr_lora.runtime.files import cache_dir, read_log, sha256_text
 
 CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Common:
+    """What all systems share: settings of a Whisper and of its decoding, the device, the corpus's locale.
+
+    `open_run` returns the model settings of a trained run in a folder, with its pinned base.
+    """
+
+    model: ModelConfig
+    decoding: DecodingConfig
+    hardware: Hardware
+    locale: str
+    open_run: Callable[[Path], ModelConfig]
 
 
 @dataclass(frozen=True)

@@ -4,43 +4,40 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from asr_lora.config.compose import Config, job_overrides
-from asr_lora.config.schema import DecodingConfig, ModelConfig
+from asr_lora.config.schema import ModelConfig
 from asr_lora.evaluation.eval_sets import EvalSet, decode_sets
 from asr_lora.model import adapter_folder
-from asr_lora.model.hardware import Hardware
 from asr_lora.model.pretrained import language_token
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ExternalError
-from asr_lora.systems.system import System, size_of
+from asr_lora.systems.system import Common, System, size_of
 
 HOW = "asr_lora"
 TAKEN = ("hypotheses", "seconds", "rtfx", "peak_memory_bytes")
 
 
-def checkpoint(name: str, source: str, config: Config, hardware: Hardware) -> System:
+def checkpoint(name: str, source: str, common: Common) -> System:
     """Returns the system of a Whisper on the Hub or on this machine."""
     place = Path(source).expanduser()
-    base = replace(config.model, checkpoint=source)
-    return _system(name, "Whisper", base, None, config, hardware, size_of(place) if place.exists() else None)
+    base = replace(common.model, checkpoint=source)
+    return _system(name, "Whisper", base, None, common, size_of(place) if place.exists() else None)
 
 
-def of_run(name: str, folder: Path, config: Config, hardware: Hardware) -> System:
+def of_run(name: str, folder: Path, common: Common) -> System:
     """Returns the system of a run's fine-tuned model. Raises ConfigError for a run that is not trained."""
-    recorded = run.open_trained(run.recorded_config(folder, config, job_overrides()))
-    tuned = run.tuned(folder)
-    return _system(name, "run", recorded.model, tuned, config, hardware, size_of(tuned))
+    base, tuned = common.open_run(folder), run.tuned(folder)
+    return _system(name, "run", base, tuned, common, size_of(tuned))
 
 
-def of_adapter(name: str, folder: Path, base: str | None, config: Config, hardware: Hardware) -> System:
+def of_adapter(name: str, folder: Path, base: str | None, common: Common) -> System:
     """Returns the system of an adapter that peft saved, on `base`, or else the base that its settings name.
 
     Raises ExternalError where that base is not to be had.
     """
     named = base or adapter_folder.read_settings(folder).get("base_model_name_or_path")
     try:
-        checkpoint = replace(config.model, checkpoint=str(named))
-        return _system(name, "adapter", checkpoint, folder, config, hardware, size_of(folder))
+        checkpoint = replace(common.model, checkpoint=str(named))
+        return _system(name, "adapter", checkpoint, folder, common, size_of(folder))
     except ExternalError as error:
         if base:
             raise
@@ -50,11 +47,9 @@ def of_adapter(name: str, folder: Path, base: str | None, config: Config, hardwa
         ) from error
 
 
-def _system(
-    name: str, kind: str, base: ModelConfig, tuned: Path | None, config: Config, hardware: Hardware, size: int | None
-) -> System:
-    decoding: DecodingConfig = config.decoding
-    token = language_token(base, config.data.language)
+def _system(name: str, kind: str, base: ModelConfig, tuned: Path | None, common: Common, size: int | None) -> System:
+    token = language_token(base, common.locale)
+    decoding, hardware = common.decoding, common.hardware
 
     def transcribe(each: EvalSet) -> dict[str, Any]:
         (found,) = decode_sets(base, decoding, hardware, [replace(each, language=token)], tuned)

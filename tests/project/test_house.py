@@ -106,4 +106,4 @@ def test_the_package_holds_its_folders_and_stages_and_nothing_else() -> None:
     entries = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     stages = {"prepare.py", "train.py", "soup.py", "eval.py", "report.py", "plan.py", "transcribe.py"}
-    assert entries == folders | stages | {"__init__.py", "__main__.py", "cli.py"} and len(entries) == 28
+    assert entries == folders | stages | {"__init__.py", "__main__.py", "cli.py"} and len(entries) == 29
