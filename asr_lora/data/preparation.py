@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,9 @@ def draw_split(data: DataConfig, split: str, limit: int | None) -> tuple[Corpus,
     if not (utterances := corpus.tables.get(split) or corpus.tables.get(UNSPLIT, [])):
         there = ", ".join(name for name, own in corpus.tables.items() if own)
         raise ConfigError(f"data.source: {split} of {corpus.source} has no clips, but {there}; set eval.split=...")
-    draw = SplitDraw(split, sampling_order(utterances, data.seed), clips=limit)
+    # A column of languages is left aside: the token of a language depends on the model.
+    alike = [replace(each, language="") for each in utterances]
+    draw = SplitDraw(split, sampling_order(alike, data.seed), clips=limit)
     _fill([draw], corpus, text_problem)
     if not draw.chosen:
         raise ConfigError(f"data.source: no usable clip of {split} in {corpus.source}")
