@@ -5,7 +5,7 @@ ifeq ($(origin LANG),command line)
 language := $(value LANG)
 endif
 unexport LANG
-unexport AUDIO DATA RUNS  # make would expand a $ in the path
+unexport AUDIO DATA RUN RUNS  # make would expand a $ in the path
 export LC_ALL := C.UTF-8
 
 UV := $(shell command -v uv || echo .uv/bin/uv)
@@ -27,7 +27,7 @@ comma := ,
 space := $(subst ,, )
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor prepare train eval sweep soup search report transcribe export app plan bench gpu-check torch check test test-all fuzz audit
+.PHONY: help demo doctor prepare train eval sweep soup search report transcribe label export app plan bench gpu-check torch check test test-all fuzz audit
 
 help: ## this list
 	@echo "make TARGET [LANG=nl] [HOURS=1|all] [DATA=/path/to/cv-corpus-...] [ARGS=\"hydra overrides\"]"
@@ -65,6 +65,9 @@ doctor: $(INSTALLED)core ## check a run in seconds, before it costs anything: ok
 
 transcribe: $(INSTALLED)core ## text and subtitles of AUDIO=, a file, a folder or a pattern, by the last run or the one that the settings name
 	$(PYTHON) -m asr_lora transcribe $(call shell_string,audio=$(call hydra_string,$(value AUDIO))) $(settings)
+
+label: $(INSTALLED)core ## AUDIO= as training data, DATA= of a run: clips whose text the models of RUN= (or the last run) agree on
+	$(PYTHON) -m asr_lora label $(if $(value AUDIO),$(call shell_string,audio=$(call hydra_string,$(value AUDIO)))) $(if $(value RUN),$(call shell_string,run_dir=$(call hydra_string,$(value RUN)))) $(settings)
 
 export: $(INSTALLED)export ## files for transformers, faster-whisper and whisper.cpp, each verified in its own runtime: ARGS="'export.formats=[ct2-int8]'"
 	$(PYTHON) -m asr_lora export $(settings)

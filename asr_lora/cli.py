@@ -68,6 +68,11 @@ STAGES = {
         "audio run_dir transcribe.out transcribe.formats transcribe.language transcribe.max_segment_seconds "
         "transcribe.long_form transcribe.base_model adapters hardware.decode_batch",
     ),
+    "label": (
+        "audio=radio run_dir=runs/nl-1h",
+        "audio run_dir label.source label.split label.out label.writer label.base label.agree label.max_cer "
+        "label.max_wer",
+    ),
     "export": (
         "'export.formats=[hf,ct2-int8]'",
         "run_dir export.formats export.clips export.wer_tolerance export.out export.push export.push_format "

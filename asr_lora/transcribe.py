@@ -221,8 +221,7 @@ def _named(audio: str | None) -> list[Recording]:
     root = _common([file.parent for file in found])
     if found[0].is_dir():
         (root,) = found
-        found = [root / file for file in Tree(root).recordings]
-        found = [file for file in found if file.is_file() or not file.exists()]  # a pipe would never end
+        found = Tree(root).recording_files
         if not found:
             raise ConfigError(f"audio: no recordings ({listed(sorted(SOUND))}) in {root}")
     stems = [str(file.relative_to(root).with_suffix("")) for file in found]

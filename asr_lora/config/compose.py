@@ -40,6 +40,7 @@ from asr_lora.config.stages import (
     EvalConfig,
     ExportConfig,
     HardwareConfig,
+    LabelConfig,
     PlanConfig,
     PrepareConfig,
     ReportConfig,
@@ -67,6 +68,7 @@ class Config:
     plan: PlanConfig
     search: SearchConfig
     transcribe: TranscribeConfig
+    label: LabelConfig
     export: ExportConfig
     app: AppConfig
     audio: str | None

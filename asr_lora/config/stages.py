@@ -65,6 +65,37 @@ class TranscribeConfig:
 
 
 @dataclass
+class LabelConfig:
+    source: str | None
+    split: str | None
+    out: str | None
+    writer: str
+    base: str | None
+    agree: str
+    max_cer: float | None
+    max_wer: float | None
+    text_cer: list[float]
+    no_speech: float | None
+    language: bool
+    pace: bool
+    max_repeats: int | None
+
+    def __post_init__(self) -> None:
+        check("label.source", repr(self.source), "a path or a name", self.source != "")
+        named = self.split is None or (self.split != "" and "/" not in self.split)
+        check("label.split", repr(self.split), "the name of a split", named)
+        check_choice("label.writer", self.writer, ("run", "base"))
+        check_choice("label.agree", self.agree, ("base", "perturbed", "none"))
+        for name in ("max_cer", "max_wer", "no_speech"):
+            value = getattr(self, name)
+            check(f"label.{name}", value, "a share within 0 to 1, or null", value is None or 0 <= value <= 1)
+        near_far = len(self.text_cer) == 2 and 0 <= self.text_cer[0] <= self.text_cer[1]
+        check("label.text_cer", self.text_cer, "two shares of at least 0, the lesser first", near_far)
+        times = self.max_repeats
+        check("label.max_repeats", times, "at least 1, or null for no limit", times is None or times >= 1)
+
+
+@dataclass
 class ExportConfig:
     formats: list[str]
     clips: int | None

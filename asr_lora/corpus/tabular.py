@@ -6,13 +6,10 @@ recordings, in one folder or one per split) is such a table too."""
 
 import ast
 import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-import soundfile
 
 from asr_lora.corpus.columns import Columns
 from asr_lora.corpus.locating import Claims, Locator, plain_path
@@ -22,6 +19,7 @@ from asr_lora.corpus.table_files import TableRows, as_cell, is_table, read_rows,
 from asr_lora.corpus.tree import is_left_behind
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, listed
+from asr_lora.speech.audio import stated_seconds
 
 METADATA = "metadata"  # the table of an audiofolder
 NAMES = ("manifest", METADATA, "transcript", "dataset", "filelist")  # in that of a .json or .txt, which may be anything
@@ -131,7 +129,7 @@ class _Table:
         votes: list[bool] = []
         for path in sorted(latest, key=lambda path: -latest[path])[:FEW]:
             try:
-                length = _length(self.locator.find(path)[0])
+                length = stated_seconds(self.locator.find(path)[0])
             except ValueError:
                 continue
             if length:
@@ -176,15 +174,6 @@ def _is_nested(text: str) -> bool:
         return text[:1] in ("[", "{") and isinstance(json.loads(text), (list, dict))
     except (ValueError, RecursionError):
         return False
-
-
-def _length(file: Path) -> float | None:
-    """Returns the length of a recording in seconds, as its header states it; None where there is none."""
-    try:
-        length = float(soundfile.info(file).duration)
-    except (soundfile.LibsndfileError, OSError):
-        return None
-    return length if math.isfinite(length) and length > 0 else None
 
 
 def _depth_of_splits(paths: Sequence[str]) -> int | None:

@@ -56,3 +56,9 @@ class Tree:
     @cached_property
     def recordings(self) -> list[PurePosixPath]:
         return [file for file in self.files if file.suffix.lower() in SOUND]
+
+    @property
+    def recording_files(self) -> list[Path]:
+        """The files of the recordings, those that cannot be read too, but no pipe, which would never end."""
+        found = [self.root / file for file in self.recordings]
+        return [file for file in found if file.is_file() or not file.exists()]

@@ -10,7 +10,7 @@ from pathlib import Path
 from asr_lora.config.schema import FETCHED, DataConfig
 from asr_lora.runtime.commands import to_run
 from asr_lora.runtime.console import log
-from asr_lora.runtime.errors import ConfigError
+from asr_lora.runtime.errors import ConfigError, check
 from asr_lora.runtime.files import existing
 
 ENDS = ("", ".tar.gz", " (?).tar.gz", ".tgz", ".tar")  # of a release's name; " (1)" of a second download
@@ -52,14 +52,15 @@ def newest_release(data: DataConfig) -> Path:
     return max(found, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
 
 
-def named_recordings(audio: str | None) -> list[Path]:
+def named_recordings(audio: str | None, stage: str = "transcribe") -> list[Path]:
     """Returns the folder that `audio=` names, or the files that it names or matches, sorted.
 
-    Raises ConfigError if there are none.
+    Raises ConfigError if there are none, with what to type for `stage`.
     """
     if not audio:
         raise ConfigError(
-            f"audio: names no recording; {to_run('transcribe', 'audio=/path/to/file')}, or a folder, a pattern, or -"
+            f"audio: names no recording; {to_run(stage, 'audio=/path/to/file')}, or a folder, a pattern"
+            f"{', or -' if stage == 'transcribe' else ''}"
         )
     root = Path(audio).expanduser()
     if root.is_dir() or root.is_file():
@@ -69,3 +70,13 @@ def named_recordings(audio: str | None) -> list[Path]:
     if not found:
         raise ConfigError(f"audio: no file, folder or pattern of files {audio}; name one that exists")
     return found
+
+
+def check_labeled(source: str | None, audio: str | None) -> None:
+    """Raises ConfigError unless one of `label.source` and `audio=` is named, and is there."""
+    check("label.source", source, "null with audio=", source is None or not audio)
+    check("audio", audio, "a file, a folder or a pattern for label", audio != "-")
+    if source is None:
+        named_recordings(audio, "label")
+    elif not source.startswith(FETCHED):
+        existing(Path(source), "label.source")

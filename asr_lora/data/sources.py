@@ -36,6 +36,7 @@ from asr_lora.runtime.files import (
 from asr_lora.speech.audio import AudioSegment, scan_clip
 
 OVERLAP_FIELDS = {"path": Path, "text": str, "speaker": str, "clip": Path, "sha256": str}  # of data.exclude_overlap
+LABEL_MODEL = "label_model"  # column of asr_lora.label's tables: the model that wrote the text; empty for a given one
 BY_HASHES = "name its new place, data.source=/path/to/it, where the clips are found by their hashes"
 ANOTHER_MANIFEST = "data.exclude_overlap takes a manifest as asr_lora.prepare writes it, or a corpus"
 
@@ -94,7 +95,8 @@ def _open(data: DataConfig, source: str | None, limits: Mapping[str, int | None]
         return held_out(open_streamed(data), data.language, wanted, data.seed, data.shuffle_buffer)
     if data.sources:
         each = [
-            with_splits(open_corpus(one.path, one.language or data.language, columns), data) for one in data.sources
+            _part_of_mixture(open_corpus(one.path, one.language or data.language, columns), data)
+            for one in data.sources
         ]
         names = names_of([one.path for one in data.sources])
         corpus = mix_corpora([
@@ -102,10 +104,29 @@ def _open(data: DataConfig, source: str | None, limits: Mapping[str, int | None]
             for name, corpus, one in zip(names, each, data.sources, strict=True)
         ])  # fmt: skip
     else:
-        corpus = with_splits(open_corpus(source or "", data.language, columns), data)
+        corpus = open_corpus(source or "", data.language, columns)
+        if _labels(corpus):
+            log(f"{corpus.source}: a model wrote the text, of dev and test too: scores are against that model's text")
+        corpus = with_splits(corpus, data)
     if data.exclude_ids is not None:
         corpus = _without(corpus, existing(Path(data.exclude_ids), "data.exclude_ids"))
     return cues.refine(corpus) if data.refine_cues else corpus
+
+
+def _labels(corpus: Corpus) -> list[Utterance]:
+    """Returns all utterances of a corpus whose text a model wrote (asr_lora.label); none of any other corpus."""
+    every = [each for own in corpus.tables.values() for each in own]
+    return every if all(each.extra.get(LABEL_MODEL) for each in every) else []
+
+
+def _part_of_mixture(corpus: Corpus, data: DataConfig) -> Corpus:
+    """Returns a corpus with its splits; labels that a model wrote are all of train: people's text is what scores."""
+    labels = _labels(corpus)
+    if not labels:
+        return with_splits(corpus, data)
+    log(f"{corpus.source}: a model wrote the text of all {len(labels)} clips: none is taken for dev or test")
+    left_out = [line for lines in corpus.malformed.values() for line in lines]
+    return replace(corpus, tables={"train": labels, "dev": [], "test": []}, malformed={"train": left_out})
 
 
 def _without(corpus: Corpus, listing: Path) -> Corpus:

@@ -7,6 +7,7 @@ the last one stays. A text that is unlikely where the model predicts no speech i
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +17,19 @@ from asr_lora.data.manifest import Clip
 from asr_lora.decoding.compression import COMPRESSION_RATIO, compression_ratio
 from asr_lora.decoding.generate import DecodingOptions, Hypothesis, decode_once, over_batches
 from asr_lora.model.hardware import Capacity
+from asr_lora.model.tokens import is_english_only
 
 TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0)
 LOG_PROBABILITY = -1.0  # nats per token, the end included: a lower mean is unlikely
 NO_SPEECH = 0.6  # probability of <|nospeech|> after the start token
+
+
+class Detected(NamedTuple):
+    """Probability of <|nospeech|>, Whisper's likeliest language, and its share among the languages."""
+
+    no_speech: float
+    language: str
+    share: float
 
 
 def decode_clips(
@@ -76,18 +86,35 @@ def _without_silence(hypothesis: Hypothesis, no_speech: float) -> Hypothesis:
     return replace(hypothesis, tokens=[], text="", truncated=False, log_probability=0.0, redecoded=True)
 
 
+def detect(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: Sequence[Clip],
+    decoding: DecodingOptions,
+) -> list[Detected]:  # fmt: skip
+    """Returns what a model predicts after the start token of each clip, at 30 s.
+
+    A fine-tuned model has learned one language there, and that there is speech: ask the base model.
+    """
+    start, generation = model.config.decoder_start_token_id, model.generation_config
+    no_speech = generation.no_timestamps_token_id - 1  # as in OpenAI's vocabularies, whatever its name
+    tokens = {} if is_english_only(generation) else generation.lang_to_id
+    names, ids = [name.strip("<|>") for name in tokens], list(tokens.values())
+
+    def predict(_: Sequence[int], input_features: Tensor) -> list[Detected]:
+        prompt = torch.full((len(input_features), 1), start, device=input_features.device)
+        logits = model(input_features=input_features, decoder_input_ids=prompt).logits[:, 0].float()
+        silent: list[float] = logits.softmax(-1)[:, no_speech].tolist()
+        if not ids:
+            return [Detected(each, "en", 1.0) for each in silent]
+        share, at = logits[:, ids].softmax(-1).max(-1)
+        found = zip(silent, at.tolist(), share.tolist(), strict=True)
+        return [Detected(each, names[most], likely) for each, most, likely in found]
+
+    return over_batches(model, processor, clips, replace(decoding, margin=None), predict)
+
+
 def _no_speech(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: Sequence[Clip],
     decoding: DecodingOptions,
 ) -> list[float]:  # fmt: skip
-    """Returns the probability of <|nospeech|> after the start token for each clip, at 30 s."""
-    start = model.config.decoder_start_token_id
-    no_speech = model.generation_config.no_timestamps_token_id - 1  # as in OpenAI's vocabularies, whatever its name
-
-    def predict(_: Sequence[int], input_features: Tensor) -> list[float]:
-        ids = torch.full((len(input_features), 1), start, device=input_features.device)
-        logits = model(input_features=input_features, decoder_input_ids=ids).logits
-        shares: list[float] = logits[:, 0].float().softmax(-1)[:, no_speech].tolist()
-        return shares
-
-    return over_batches(model, processor, clips, replace(decoding, batch_size=1), predict)
+    """Returns the probability of <|nospeech|> for each clip, one at a time."""
+    return [each.no_speech for each in detect(model, processor, clips, replace(decoding, batch_size=1))]

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from asr_lora.config.compose import Config, load
-from asr_lora.data.finding import check_sources, named_recordings
+from asr_lora.data.finding import check_labeled, check_sources, named_recordings
 from asr_lora.model.hub import LOCAL, is_hub_id, weights_are_here
 from asr_lora.runs.finding import check_run, find_run, matching_runs
 from asr_lora.runtime.commands import to_install
@@ -14,7 +14,7 @@ from asr_lora.runtime.errors import ExternalError, UserError
 
 EXTRAS = {"demo": "espeakng_loader", "search": "optuna", "app": "gradio"}  # a module of each stage's own extra
 DRAWING = ("prepare", "train", "search")  # stages that draw clips
-OF_RUNS = ("eval", "report", "transcribe", "export", "app")  # stages of a run that is there
+OF_RUNS = ("eval", "report", "transcribe", "label", "export", "app")  # stages of a run that is there
 
 
 def unmet(stage: str, words: Sequence[str]) -> tuple[list[str], int]:
@@ -45,6 +45,8 @@ def _checks(stage: str, config: Config, words: Sequence[str]) -> Iterator[Callab
         yield lambda: weights_are_here(config.model.checkpoint)
     if stage == "transcribe" and config.audio != "-":
         yield lambda: named_recordings(config.audio)
+    if stage == "label":
+        yield lambda: check_labeled(config.label.source, config.audio)
     if stage == "report" and (pattern := config.report.runs) is not None:
         yield lambda: matching_runs(pattern)
     if stage == "soup":

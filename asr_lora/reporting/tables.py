@@ -248,6 +248,22 @@ def context_label(point: Mapping[str, Any]) -> str:
     return str(point["context"]) + ("" if point["margin"] is None else f" {point['margin']:g} s")
 
 
+def show_calibration(found: Mapping[str, Any], language: str) -> None:
+    """Prints the error rate of dev clips by the share that is kept; `found` is what `calibrate` returns."""
+    rate = primary_metric(language).upper()
+    headings = ("keep", "log-probability", rate, "passed all rules", f"their {rate}")
+    rows = [
+        [f"{each['share']:.0%}", f"{each['log_probability']:.2f}", percent(each["error_rate"]),
+         f"{each['passed_share']:.0%}", percent(each["passed_error_rate"])]
+        for each in found["points"]
+    ]  # fmt: skip
+    least, chosen = found["log_probability"], ""
+    if least is not None:
+        expected = f"keeps {found['expected_share']:.0%} at {percent(found['expected_error_rate'])} {rate}"
+        chosen = f"label.max_wer={found['max_error_rate']:g}: log-probability of at least {least:.2f}, {expected}"
+    show(f"{found['clips']} dev clips by confidence, surest first", headings, rows, [chosen])
+
+
 def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints a row for every export and set of clips; `rows` are those of export/exports.json."""
     rate = "/".join(sorted({each["rate"].upper() for row in rows for each in row["sets"]}))

@@ -84,6 +84,15 @@ def decode(
     return mono, rate
 
 
+def stated_seconds(file: Path) -> float | None:
+    """Returns the length of a recording in seconds, as its header states it for libsndfile; None where it does not."""
+    try:
+        length = float(soundfile.info(file).duration)
+    except (soundfile.LibsndfileError, OSError):
+        return None
+    return length if math.isfinite(length) and length > 0 else None
+
+
 def encoded(clip: Path) -> bytes:
     """Returns the bytes of a clip's file unchanged, once its beginning decodes as audio.
 

@@ -138,6 +138,8 @@ def test_all_that_is_missing_is_answered_at_once(tmp_path: Path, monkeypatch: py
     assert [line.split(":")[1] for line in lines] == [" data.source", " model.checkpoint"]
     lines, _ = unmet("transcribe", ["audio=talk.mp3"])
     assert [line.split(":")[1] for line in lines] == [" audio", " run_dir"]
+    lines, _ = unmet("label", ["label.source=other.tsv"])
+    assert [line.split(":")[1] for line in lines] == [" label.source", " run_dir"]
     (tmp_path / "talk.mp3").touch()
     assert unmet("transcribe", ["audio=talk.mp3", "transcribe.base_model=true"]) == ([], 0)
 

@@ -17,7 +17,7 @@ AWKWARD = [
 
 def test_make_alone_lists_the_targets() -> None:
     printed = make()
-    targets = "demo doctor prepare train eval sweep search transcribe app check test test-all"
+    targets = "demo doctor prepare train eval sweep search transcribe label app check test test-all"
     for target in targets.split():
         assert f"\n  {target} " in printed
 
@@ -68,6 +68,8 @@ def test_a_pattern_of_runs_reaches_the_report_unopened() -> None:
 def test_a_path_survives_the_shell_and_hydra(name: str) -> None:
     assert composed("train", f"DATA=/data/{name}").data.source == f"/data/{name}"
     assert composed("transcribe", f"AUDIO=/talks/{name}").audio == f"/talks/{name}"
+    labeled = composed("label", f"AUDIO=/talks/{name}", f"RUN=/runs/{name}")
+    assert (labeled.audio, labeled.run_dir) == (f"/talks/{name}", f"/runs/{name}")
 
 
 @pytest.mark.slow

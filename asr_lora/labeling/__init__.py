@@ -1,0 +1,1 @@
+"""Recordings to a corpus: clips cut at pauses, decoded twice, and the rules that keep or drop their texts."""

@@ -1,0 +1,145 @@
+"""The folder of a labeling: what was measured so far, line by line, and the tables that are made of it at the end."""
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from asr_lora.data.manifest import Clip
+from asr_lora.data.sources import LABEL_MODEL
+from asr_lora.labeling.rules import DROPPED, KEPT, UNSURE, Rules, decision, text_of
+from asr_lora.runtime.errors import ConfigError
+from asr_lora.runtime.files import ANEW, check_links, parse_jsonl, read_json, read_jsonl, write_json, write_jsonl
+from asr_lora.runtime.locks import locked
+from asr_lora.speech.normalizer import Normalizer
+
+# Of a line of all.jsonl, and of recordings.jsonl.
+MEASURED = {"path": Path, "duration": float, "hypothesis": str, "speaker": str, "sha256": str, "runaway": list}
+ENDED = {"path": Path, "bytes": int, "seconds": float}
+LABEL = (  # of labels.jsonl
+    "path", "start", "end", "duration", "text", "speaker", LABEL_MODEL, "log_probability", "agreement_cer", "text_cer",
+)  # fmt: skip
+
+
+class LabelRecord:
+    """The files of `folder`, locked; use it as a context manager.
+
+    all.jsonl has a line for each candidate, recordings.jsonl one for each recording that is behind, settings.json what
+    both follow from: `follows_from`, which a folder that is there must have too. A line that a kill cut short is taken
+    away. Raises ConfigError for a folder of other settings, and while another command uses it.
+    """
+
+    def __init__(self, folder: Path, follows_from: Mapping[str, Any]) -> None:
+        self.folder, self.follows_from = folder, follows_from
+        self.lines, self.recordings = folder / "all.jsonl", folder / "recordings.jsonl"
+        self.ended: dict[str, dict[str, Any]] = {}
+        self.known: set[int] = set()  # candidates of what has not ended
+
+    def __enter__(self) -> "LabelRecord":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        check_links(self.folder, "label.out")
+        with ExitStack() as held:
+            busy = f"label.out: another command uses {self.folder}; wait until it has ended"
+            held.enter_context(locked(self.folder / ".lock", busy, waits=False))
+            self._check_settings()
+            for file in (self.lines, self.recordings):
+                _take_away_cut_line(file)
+            self.ended = {each["path"]: each for each in read_jsonl(self.recordings, ENDED)}
+            self.known = {_key(line) for line in self.measured() if line["path"] not in self.ended}
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._held.close()
+
+    def _check_settings(self) -> None:
+        file = self.folder / "settings.json"
+        if not file.is_file():
+            write_json(file, self.follows_from)
+            return
+        before = read_json(file)
+        for key, now in self.follows_from.items():
+            if before.get(key) != now:
+                raise ConfigError(
+                    f"label.out: {self.folder} was made with {key}={before.get(key)}, not {now}; name another folder "
+                    "(label.out=...), or remove that one to label anew"
+                )
+
+    def to_read(self, files: Sequence[Path]) -> list[Path]:
+        """Returns the recordings that have not ended. Raises ConfigError where one has changed since it did."""
+        for file in files:
+            if (before := self.ended.get(str(file))) and file.is_file() and file.stat().st_size != before["bytes"]:
+                raise ConfigError(
+                    f"label.out: {file} has changed since it was labeled into {self.folder}; name another folder "
+                    "(label.out=...), or remove that one to label anew"
+                )
+        return [file for file in files if str(file) not in self.ended]
+
+    def has(self, clip: Clip) -> bool:
+        return _key(clip) in self.known
+
+    def add(self, lines: Sequence[Mapping[str, Any]], ended: Sequence[Mapping[str, Any]]) -> None:
+        """Appends the lines of candidates, then those of recordings that end with them."""
+        for file, rows in ((self.lines, lines), (self.recordings, ended)):
+            if rows:
+                with file.open("a", encoding="utf-8") as appended:
+                    appended.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def measured(self) -> Iterator[dict[str, Any]]:
+        """Yields the lines of all.jsonl, one in memory at a time."""
+        if self.lines.is_file():
+            with self.lines.open("rb") as lines:
+                yield from parse_jsonl(lines, str(self.lines), MEASURED, {}, ANEW.format(self.folder))
+
+    def decide(self, rules: Rules, normal: Normalizer, writer: str) -> dict[str, Any]:
+        """Writes the decisions into all.jsonl, and labels.jsonl, a table that data.source reads; returns the counts.
+
+        Nothing is decoded: the same measures under other rules are decided anew.
+        """
+        times = Counter(hash(normal(line["hypothesis"])) for line in self.measured())
+
+        def decided() -> Iterator[dict[str, Any]]:
+            for line in self.measured():
+                reasons = rules.reasons(line, times[hash(normal(line["hypothesis"]))])
+                written = {"text": text_of(line), LABEL_MODEL: None if "given" in line else writer}
+                yield line | written | {"decision": decision(reasons), "reasons": reasons}
+
+        write_jsonl(self.lines, decided())
+        clips, hours, reasons = Counter[str](), defaultdict[str, float](float), Counter[str]()
+        for line in self.measured():
+            clips[line["decision"]] += 1
+            hours[line["decision"]] += line["duration"] / 3600
+            reasons.update(line["reasons"])
+        kept = (line for line in self.measured() if line["decision"] == KEPT)
+        names = (*LABEL, "text_cer", "agreement_cer")
+        write_jsonl(
+            self.folder / "labels.jsonl", ({name: line[name] for name in names if name in line} for line in kept)
+        )
+        return {
+            "clips": clips.total(),
+            "hours": round(sum(hours.values()), 4),
+            **{each: {"clips": clips[each], "hours": round(hours[each], 4)} for each in (KEPT, UNSURE, DROPPED)},
+            "reasons": dict(reasons.most_common()),
+        }
+
+
+def _key(clip: Mapping[str, Any]) -> int:
+    return hash((clip["path"], clip.get("start"), clip.get("end")))
+
+
+def _take_away_cut_line(file: Path) -> None:
+    """Truncates a log behind its last whole line; makes an empty one where there is none."""
+    with file.open("ab+") as log:
+        size = kept = log.tell()
+        while kept:
+            step = min(kept, 1 << 20)
+            log.seek(kept - step)
+            if (at := log.read(step).rfind(b"\n")) >= 0:
+                kept += at + 1 - step
+                break
+            kept -= step
+        if kept < size:
+            os.truncate(file, kept)
