@@ -223,8 +223,9 @@ def _dev(config: Config, folder: Path, labeler: Labeler, out: Path) -> list[dict
         return read_jsonl(file)
     clips = split_clips(folder, config.data, config.model, "dev", config.data.dev_clips)
     bare: Sequence[Clip] = [{name: value for name, value in clip.items() if name != "given"} for clip in clips]
-    log(f"decoding {len(clips)} dev clips, to calibrate")
-    lines = [line | {"reference": clip["text"]} for line, clip in zip(labeler.measure(bare), clips, strict=True)]
+    with progress("decoding dev, to calibrate", total=labeler.decodings * len(clips)) as bar:
+        measured = labeler.measure(bare, bar.advance)
+    lines = [line | {"reference": clip["text"]} for line, clip in zip(measured, clips, strict=True)]
     write_jsonl(file, lines)
     return lines
 

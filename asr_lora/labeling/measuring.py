@@ -1,6 +1,6 @@
 """Decodes candidates, with two models or twice with one, and measures what the rules need."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,16 +31,24 @@ class Labeler:
     language: str  # Whisper's token
     normal: Normalizer
 
-    def measure(self, clips: Sequence[Clip]) -> list[dict[str, Any]]:
+    @property
+    def decodings(self) -> int:
+        """How often each clip is decoded."""
+        return 2 if self.perturbed or self.second else 1
+
+    def measure(
+        self, clips: Sequence[Clip], advance: Callable[[int], None] = lambda count: None
+    ) -> list[dict[str, Any]]:
         """Returns a line of measures for each candidate, in their order; docs/run-folder.md explains the keys.
 
-        Texts are those of one decoding: what Whisper's fallback would decode again is no label.
+        Texts are those of one decoding: what Whisper's fallback would decode again is no label. `advance` is called
+        with a number of clips, for each of `decodings`.
         Raises ExternalError where a clip cannot be decoded.
         """
         if not clips:
             return []
-        first = self._decode(self.writer, clips)
-        second = self._second(clips)
+        first = self._decode(self.writer, clips, advance)
+        second = self._second(clips, advance)
         detected: Sequence[Detected | None] = [None] * len(clips)
         if self.base is not None:
             with self.base.session(self.language, None) as settings:
@@ -58,19 +66,19 @@ class Labeler:
             for at, (clip, each, found) in enumerate(zip(clips, first, detected, strict=True))
         ]
 
-    def _decode(self, model: Transcriber, clips: Sequence[Clip], temperature: float = 0.0) -> list[Hypothesis]:
+    def _decode(
+        self, model: Transcriber, clips: Sequence[Clip], advance: Callable[[int], None], temperature: float = 0.0
+    ) -> list[Hypothesis]:
         with model.session(self.language, None) as settings:
             scored = replace(settings, fallback=True)  # decode_once itself never decodes again, but gives probabilities
             if temperature:
                 scored = replace(scored, margin=None, num_beams=1)
-            return decode_once(
-                model.model, model.processor, clips, scored, capacity=model.capacity, temperature=temperature
-            )
+            return decode_once(model.model, model.processor, clips, scored, advance, None, model.capacity, temperature)
 
-    def _second(self, clips: Sequence[Clip]) -> list[str]:
+    def _second(self, clips: Sequence[Clip], advance: Callable[[int], None]) -> list[str]:
         if self.perturbed:
-            return [each.text for each in self._decode(self.writer, clips, PERTURBED)]
-        return [each.text for each in self._decode(self.second, clips)] if self.second else []
+            return [each.text for each in self._decode(self.writer, clips, advance, PERTURBED)]
+        return [each.text for each in self._decode(self.second, clips, advance)] if self.second else []
 
     def _rates(self, references: Sequence[str], hypotheses: Sequence[str]) -> list[float]:
         """Returns the character error rate of each pair; 1 where only one of the two has a word."""

@@ -14,7 +14,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora.data.features import log_mel
 from asr_lora.decoding import fallback
-from asr_lora.decoding.fallback import TEMPERATURES, decode_clips, is_accepted
+from asr_lora.decoding.fallback import TEMPERATURES, decode_clips, detect, is_accepted
 from asr_lora.decoding.generate import DecodingOptions, Hypothesis, decode_once
 from asr_lora.decoding.logits import Sampled
 from asr_lora.demo.assets import whisper_base_from_wheels
@@ -163,3 +163,13 @@ def test_real_weights_keep_speech_and_leave_noise_without_text_or_loops(every_co
     speech, hiss = decode_clips(model, processor, clips, replace(USUAL, language="en", max_new_tokens=444))
     assert "train to london" in speech.text.lower()
     assert is_accepted(hiss)
+
+
+def test_the_language_of_each_clip_is_the_one_that_transformers_detects(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
+) -> None:
+    found = detect(model, processor, clips, replace(USUAL, margin=1.0))
+    for clip, each in zip(clips, found, strict=True):
+        sound = log_mel([audio.load(Path(clip["path"]))], processor.feature_extractor, 30.0)
+        assert each.language == whisper.detect_language(model, sound)
+        assert 0 < each.no_speech < 1 and 1 / 99 <= each.share < 1

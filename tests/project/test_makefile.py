@@ -68,8 +68,12 @@ def test_a_pattern_of_runs_reaches_the_report_unopened() -> None:
 def test_a_path_survives_the_shell_and_hydra(name: str) -> None:
     assert composed("train", f"DATA=/data/{name}").data.source == f"/data/{name}"
     assert composed("transcribe", f"AUDIO=/talks/{name}").audio == f"/talks/{name}"
-    labeled = composed("label", f"AUDIO=/talks/{name}", f"RUN=/runs/{name}")
-    assert (labeled.audio, labeled.run_dir) == (f"/talks/{name}", f"/runs/{name}")
+
+
+def test_recordings_are_labeled_with_the_run_that_make_was_given() -> None:
+    labeled = composed("label", "AUDIO=/the radio/a, b", "RUN=/runs/it's [1]", "ARGS=label.agree=none")
+    assert (labeled.audio, labeled.run_dir, labeled.label.agree) == ("/the radio/a, b", "/runs/it's [1]", "none")
+    assert composed("label", "ARGS=label.source=other.tsv").audio is None
 
 
 @pytest.mark.slow

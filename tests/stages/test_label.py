@@ -59,7 +59,7 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def set_texts(of: Callable[[Clip, str], tuple[str, float]]) -> None:
         def decode(
-            self: Labeler, model: Transcriber, clips: Sequence[Clip], temperature: float = 0.0
+            self: Labeler, model: Transcriber, clips: Sequence[Clip], advance: object, temperature: float = 0.0
         ) -> list[Hypothesis]:
             role = "second" if temperature or model is not self.writer else "writer"
             said = [of(clip, role) for clip in clips]
@@ -144,7 +144,7 @@ def test_a_killed_labeling_goes_on_where_it_was_and_ends_the_same(
     label(load([*overrides, f"label.out={tmp_path}/whole"]))
     usual, measured = Labeler.measure, list[int]()
 
-    def until_killed(self: Labeler, clips: Sequence[Clip]) -> list[dict[str, Any]]:
+    def until_killed(self: Labeler, clips: Sequence[Clip], *_: object) -> list[dict[str, Any]]:
         measured.append(len(clips))
         if len(measured) == 4:
             raise KeyboardInterrupt
