@@ -213,7 +213,7 @@ def _own_language(config: Config, language: str) -> str | None:
         own = token_for_locale(config.data.language, {language})
     except ConfigError:
         own = None
-    return language if config.label.language and own == language else None
+    return language if own == language else None
 
 
 def _dev(config: Config, folder: Path, labeler: Labeler, out: Path) -> list[dict[str, Any]]:

@@ -76,7 +76,7 @@ class LabelConfig:
     max_wer: float | None
     text_cer: list[float]
     no_speech: float | None
-    language: bool
+    language_share: float | None
     pace: bool
     max_repeats: int | None
 
@@ -86,7 +86,7 @@ class LabelConfig:
         check("label.split", repr(self.split), "the name of a split", named)
         check_choice("label.writer", self.writer, ("run", "base"))
         check_choice("label.agree", self.agree, ("base", "perturbed", "none"))
-        for name in ("max_cer", "max_wer", "no_speech"):
+        for name in ("max_cer", "max_wer", "no_speech", "language_share"):
             value = getattr(self, name)
             check(f"label.{name}", value, "a share within 0 to 1, or null", value is None or 0 <= value <= 1)
         near_far = len(self.text_cer) == 2 and 0 <= self.text_cer[0] <= self.text_cer[1]

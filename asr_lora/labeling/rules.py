@@ -82,7 +82,7 @@ class Rules:
         seen = {
             "unusable_text": self.refuse(text_of(line)) is not None,
             "no_speech": asked.no_speech is not None and (line["no_speech"] or 0) > asked.no_speech,
-            "language": self.language is not None and line["language"] not in (None, self.language),
+            "language": self._is_foreign(line),
             "pace": self.pace is not None and not self.pace[0] <= line["characters_per_second"] <= self.pace[1],
         }
         if is_given:
@@ -99,6 +99,12 @@ class Rules:
             seen |= {"confidence": least is not None and line["log_probability"] < least}
         shared = self.held_out.shares(line)
         return [reason for reason, holds in seen.items() if holds] + ([shared] if shared else [])
+
+    def _is_foreign(self, line: Mapping[str, Any]) -> bool:
+        least = self.settings.language_share
+        if least is None or self.language is None or line["language"] in (None, self.language):
+            return False
+        return bool(line["language_share"] >= least)
 
 
 def text_of(line: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ def rules(*clips: Mapping[str, Any], **asked: Any) -> Rules:
     ("changed", "reason", "decided"),
     [
         ({}, None, "kept"),
-        ({"agreement_cer": 0.11}, "agreement", "doubt"),
+        ({"agreement_cer": 0.31}, "agreement", "doubt"),
         ({"agreement_cer": None}, None, "kept"),  # without a second decoding
         ({"log_probability": -0.51}, "confidence", "doubt"),
         ({"compression_ratio": 2.5}, "compression", "dropped"),
@@ -40,7 +40,8 @@ def rules(*clips: Mapping[str, Any], **asked: Any) -> Rules:
         ({"characters_per_second": 25.1}, "pace", "dropped"),
         ({"characters_per_second": 3.9}, "pace", "dropped"),
         ({"no_speech": 0.61}, "no_speech", "dropped"),
-        ({"language": "de"}, "language", "dropped"),
+        ({"language": "de", "language_share": 0.95}, "language", "dropped"),
+        ({"language": "de", "language_share": 0.94}, None, "kept"),  # a guess, on a short clip
         ({"no_speech": None, "language": None}, None, "kept"),  # no base model in memory
         ({"hypothesis": ""}, "unusable_text", "dropped"),
     ],
@@ -51,8 +52,8 @@ def test_each_measure_has_its_rule(changed: dict[str, Any], reason: str | None, 
 
 
 def test_a_rule_that_is_null_does_not_hold() -> None:
-    bad = {**LINE, "agreement_cer": 1.0, "no_speech": 1.0}
-    assert rules(max_cer="null", no_speech="null", max_repeats="null").reasons(bad, times=100) == []
+    bad = {**LINE, "agreement_cer": 1.0, "no_speech": 1.0, "language": "de", "language_share": 1.0}
+    assert rules(max_cer="null", no_speech="null", max_repeats="null", language_share="null").reasons(bad, times=100) == []
 
 
 def test_a_sentence_that_the_models_write_again_and_again_is_dropped() -> None:
