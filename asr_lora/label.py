@@ -44,6 +44,8 @@ from asr_lora.speech.audio import stated_seconds
 from asr_lora.speech.language import token_for_locale
 from asr_lora.speech.normalizer import Normalizer
 
+BATCHES = 8  # full ones that are decoded between two writes: of more, those of like length would be fuller
+
 
 def label(config: Config) -> dict[str, Any]:
     """Labels what `audio=` or `label.source` names, and returns summary.json.
@@ -170,13 +172,19 @@ def _measure(
     """Measures the candidates that the record lacks, and records them step by step; returns what was left out."""
     left_out: dict[str, list[str]] = defaultdict(list)
     whole, done = total(record)
+    most = BATCHES * labeler.writer.hardware.decode_batch
     with progress(f"labeling, {unit}", total=whole, done=done) as bar:
         for step in steps(record):
             fresh = [clip for clip in step.clips if not record.has(clip)]
-            record.add(labeler.measure(fresh), step.ended)
+            for at in range(0, len(fresh), most):
+                part = fresh[at : at + most]
+                record.add(labeler.measure(part), ())
+                bar.advance(step.passed * len(part) / len(fresh))
+            record.add((), step.ended)
             for reason, names in step.left_out.items():
                 left_out[reason] += names
-            bar.advance(step.passed)
+            if not fresh:
+                bar.advance(step.passed)
     for reason, names in left_out.items():
         log(f"left out: {len(names)}, {reason} ({names[0]})")
     return dict(left_out)
