@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from asr_lora.data.manifest import Clip
-from asr_lora.decoding.fallback import Detected, compression_ratio, detect
+from asr_lora.decoding.compression import compression_ratio
+from asr_lora.decoding.fallback import Detected, detect
 from asr_lora.decoding.generate import Hypothesis, decode_once
 from asr_lora.decoding.transcriber import Transcriber
 from asr_lora.evaluation.error_analysis import runaway_signs

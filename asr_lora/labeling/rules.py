@@ -10,7 +10,7 @@ from asr_lora.config.stages import LabelConfig
 from asr_lora.data.manifest import Clip, as_utterance
 from asr_lora.data.quality import bounds
 from asr_lora.data.splits import LeakIndex, clip_key
-from asr_lora.decoding.fallback import COMPRESSION_RATIO
+from asr_lora.decoding.compression import COMPRESSION_RATIO
 from asr_lora.speech.normalizer import marks
 
 KEPT, UNSURE, DROPPED = "kept", "doubt", "dropped"
