@@ -19,8 +19,9 @@ from asr_lora.config.compose import Config, job_overrides
 from asr_lora.config.schema import ModelConfig
 from asr_lora.corpus import is_path
 from asr_lora.data.finding import check_labeled
+from asr_lora.data.labels import label_filter
 from asr_lora.data.manifest import Clip, read_manifest
-from asr_lora.data.preparation import label_filter, split_clips
+from asr_lora.data.preparation import split_clips
 from asr_lora.decoding import generate
 from asr_lora.decoding.transcriber import Transcriber, with_base, with_run
 from asr_lora.evaluation.metrics import clip_errors

@@ -70,7 +70,7 @@ class Rules:
     pace: tuple[float, float] | None  # characters a second
     log_probability: float | None
     held_out: HeldOut
-    refuse: Callable[[str], str | None]  # why a text can be no label
+    refuse: Callable[[str, str], str | None]  # why a text, in the run's language (""), can be no label
 
     def reasons(self, line: Mapping[str, Any], times: int = 1) -> list[str]:
         """Returns why a line of measures is doubted or dropped; none for a label to keep.
@@ -80,7 +80,7 @@ class Rules:
         """
         asked, is_given = self.settings, "given" in line
         seen = {
-            "unusable_text": self.refuse(text_of(line)) is not None,
+            "unusable_text": self.refuse(text_of(line), "") is not None,
             "no_speech": asked.no_speech is not None and (line["no_speech"] or 0) > asked.no_speech,
             "language": self._is_foreign(line),
             "pace": self.pace is not None and not self.pace[0] <= line["characters_per_second"] <= self.pace[1],

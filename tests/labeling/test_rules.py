@@ -24,7 +24,12 @@ TEST = {"id": "x", "path": "/cv/x.mp3", "text": "De trein vertrekt om drie uur."
 def rules(*clips: Mapping[str, Any], **asked: Any) -> Rules:
     settings = load([f"label.{name}={value}" for name, value in asked.items()]).label
     return Rules(
-        settings, "nl", (4.0, 25.0), -0.5, HeldOut.by(map(dict, clips)), lambda text: None if text else "empty"
+        settings,
+        "nl",
+        (4.0, 25.0),
+        -0.5,
+        HeldOut.by(map(dict, clips)),
+        lambda text, language: None if text else "empty",
     )
 
 
