@@ -30,7 +30,7 @@ from asr_lora.evaluation.long_sets import long_sets, score_set
 from asr_lora.evaluation.prompts import score_prompt
 from asr_lora.model import adapter_folder
 from asr_lora.model.hardware import Hardware, agreed, resolve_hardware
-from asr_lora.reporting import models, tables
+from asr_lora.reporting import long_tables, models, tables
 from asr_lora.reporting.pages import write_card
 from asr_lora.runs import folder as run
 from asr_lora.runs.finding import find_run
@@ -117,7 +117,7 @@ def _score_long(config: Config, hardware: Hardware, tuned: Path) -> None:
         folder = config.run / "eval" / each.name
         distributed.rank_zero(lambda: write_jsonl(folder / "transcripts.jsonl", lines))  # noqa: B023 (called at once)
         distributed.rank_zero(lambda: write_json(folder / "long.json", facts))  # noqa: B023 (called at once)
-        distributed.rank_zero(lambda: tables.show_long(facts))  # noqa: B023 (called at once)
+        distributed.rank_zero(lambda: long_tables.show_set(facts))  # noqa: B023 (called at once)
         log(f"transcripts and figures: {folder}")
 
 

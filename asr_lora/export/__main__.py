@@ -32,7 +32,7 @@ from asr_lora.formats.conversion import check_installed, convert, module_of, wri
 from asr_lora.model import adapter, adapter_folder
 from asr_lora.model.hardware import Hardware, free_memory, resolve_hardware
 from asr_lora.model.pretrained import display_name
-from asr_lora.reporting import tables
+from asr_lora.reporting import long_tables, tables
 from asr_lora.reporting.pages import write_card
 from asr_lora.runs import folder as run
 from asr_lora.runs.finding import find_run
@@ -98,7 +98,7 @@ def export(exported: Source, hardware: Hardware) -> None:
         if rows:
             write_json(out / "exports.json", {row["format"]: row for row in rows})
             tables.show_exports(rows)
-            tables.show_long_exports(rows)
+            long_tables.show_exports(rows)
     whole = settings.clips is None or all(len(each.clips) < settings.clips for each in exported.sets)
     more = "test has no more clips" if whole else "export.clips=null decodes all test clips"
     for row in rows:

@@ -17,7 +17,7 @@ from asr_lora.model.adapter_folder import is_whole
 from asr_lora.model.cost import PUBLISHED, dimensions
 from asr_lora.model.hub import is_hub_id, is_local
 from asr_lora.model.pretrained import load_config, resolve
-from asr_lora.reporting import tables
+from asr_lora.reporting import long_tables, tables
 from asr_lora.reporting.tables import leading_first, normalizer_label
 from asr_lora.runs.folder import read_contexts
 from asr_lora.runs.folder import settings as recorded_settings
@@ -58,8 +58,8 @@ def environment(autoescape: bool) -> Environment:
         "fallback_note": tables.fallback_note, "runaways": tables.runaways, "small": tables.small,
         "strength_cell": tables.strength_cell, "strength_label": tables.strength_label, "is_best": tables.is_best,
         "context_label": tables.context_label, "safe_note": tables.safe_note,
-        "long_title": tables.long_title, "long_headings": tables.long_headings, "long_rows": tables.long_rows,
-        "long_notes": tables.long_notes,
+        "long_title": long_tables.title, "long_headings": long_tables.headings, "long_rows": long_tables.rows_of,
+        "long_notes": long_tables.notes,
         "with_languages": tables.with_languages,
         "drawn_of": tables.drawn_of, "sample_note": tables.sample_note, "shared_value": shared_value,
         "tuning_label": tables.tuning_label,

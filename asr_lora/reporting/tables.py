@@ -14,7 +14,6 @@ FOLDED = (
     "have the 95 % interval over clips"
 )
 SAFE = 0.03  # largest rise of the error rate at a context that is safe, as exports are verified
-LONG_LEFT = ("model", "difference", "skipped", "repeated")  # columns of long recordings that are aligned left
 CONTEXTS = {"short": "at clip length", "full": "at 30 s context"}
 
 
@@ -162,12 +161,6 @@ def show_contexts(found: Mapping[str, Any]) -> None:
     )  # fmt: skip
 
 
-def show_long(found: Mapping[str, Any]) -> None:
-    """Prints eval/<set>/long.json."""
-    show_line("")
-    show(long_title(found), long_headings(found), long_rows(found), long_notes(found), left=LONG_LEFT)
-
-
 def show_prompt(found: Mapping[str, Any]) -> None:
     """Prints eval/prompt.json: a row for every set and model."""
     rows = []
@@ -183,44 +176,6 @@ def show_prompt(found: Mapping[str, Any]) -> None:
         ("set", "model", "without", "with the prompt", "difference"), rows, [f"prompt: {found['prompt']}"],
         left=("model", "difference"),
     )  # fmt: skip
-
-
-def long_title(found: Mapping[str, Any]) -> str:
-    minutes = found["audio_seconds"] / 60
-    return f"{found['set']}: {found['recordings']} long recordings, {minutes:.1f} min"
-
-
-def long_headings(found: Mapping[str, Any]) -> tuple[str, ...]:
-    rate = next(iter(found["ways"].values()))["rate"].upper()
-    return "cut by", "model", rate, *LONG_LEFT[1:], "no speech", "near 0.2, 0.5 s", "times real time"
-
-
-def long_rows(found: Mapping[str, Any]) -> list[list[str]]:
-    """Returns for every way of cutting a row for each model, under `long_headings`."""
-    rows = []
-    for way, scored in found["ways"].items():
-        for model, figures in (("base", scored["baseline"]), ("fine-tuned", scored)):
-            rows.append([
-                way, model, f"{percent(figures['error_rate'])} ({interval(figures['error_rate_ci95'])})",
-                difference(scored["delta"], "error_rate") if figures is scored else "",
-                *_long_cells(figures)[1:],
-                f"{percent(figures['boundaries_within_0.2'])}, {percent(figures['boundaries_within_0.5'])}",
-                f"{figures['rtfx']:.1f}",
-            ])  # fmt: skip
-    return rows
-
-
-def long_notes(found: Mapping[str, Any]) -> list[str]:
-    """Returns what the columns mean, and over what the intervals are."""
-    sentences = next(iter(found["ways"].values()))["clips"]
-    few = f", fewer than {SMALL}: a small sample" if sentences < SMALL else ""
-    return [
-        "cut by: vad at pauses; sequential by Whisper's own timestamps, windows of 30 s; previous_text so, each window "
-        "with the text before it as prompt",
-        "skipped, repeated: more than 10 words in a row deleted, inserted; no speech: text more than 0.5 s from every "
-        "sentence; near: boundaries of sentences with one of a segment within 0.2 and 0.5 s",
-        f"normalized by {found['normalizer']}; intervals over {sentences} sentences{few}",
-    ]
 
 
 def safe_note(found: Mapping[str, Any], name: str) -> str:
@@ -285,37 +240,6 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
     brief = [f"clip + {short['margin']:g} s"] if short else []
     headings = ("format", "runtime", "MB", "seconds", rate, "ours", "equal texts", *brief, "outcome")
     show("exports, each verified in its own runtime", headings, shown, [note], left=("runtime", "outcome"))
-
-
-def show_long_exports(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Prints what exports make of a long recording, a row for every format and way; nothing where none had one."""
-    if not (verified := [row for row in rows if "long" in row]):
-        return
-    ours, length = verified[0]["long"]["ours"], verified[0]["long"]["recording_seconds"]
-    shown = [["ours", "timestamps", *_long_cells(ours), ""]]
-    shown += [
-        [row["format"], way, *_long_cells(figures), f"{figures['rtfx']:.1f}"]
-        for row in verified
-        for way, figures in row["long"]["ways"].items()
-    ]
-    note = (
-        "this model skips or repeats text by itself: cut recordings at pauses (VAD), or train with "
-        "training.context=windows"
-        if ours["skipped"] or ours["repeated"]
-        else ""
-    )
-    headings = ("format", "with", "error rate", "skipped", "repeated", "no speech", "times real time")
-    show_line("")
-    show(f"a recording of {length / 60:.1f} min, each runtime at its defaults", headings, shown, [note], left=("with",))
-
-
-def _long_cells(figures: Mapping[str, Any]) -> list[str]:
-    """Returns the cells of a transcript: error rate, skipped and repeated text, text without speech."""
-    return [
-        percent(figures["error_rate"]),
-        *(f"{figures[what]} ({figures[f'{what}_words']} words)" for what in ("skipped", "repeated")),
-        f"{figures['words_without_speech']} words",
-    ]
 
 
 def _short_cell(row: Mapping[str, Any], at: int) -> str:
