@@ -31,6 +31,7 @@ from asr_lora.decoding.transcriber import (
     with_base,
     with_run,
 )
+from asr_lora.model import adapter_folder
 from asr_lora.model.adapter import BASE
 from asr_lora.model.hardware import resolve_hardware
 from asr_lora.model.pretrained import language_token
@@ -42,6 +43,7 @@ from asr_lora.runtime.errors import ConfigError, ExternalError, listed
 from asr_lora.runtime.files import write_text
 from asr_lora.speech import audio
 from asr_lora.speech.activity import speech_segments
+from asr_lora.speech.limits import MAX_SECONDS
 from asr_lora.speech.media import SOUND
 
 STDIN = "-"
@@ -74,6 +76,7 @@ def transcribe(config: Config) -> None:
             transcriber = with_run(recorded.run, base, config.decoding, hardware, given)
             given = given or language_token(recorded.model, recorded.data.language)
             log(f"run: {folder}")
+            _warn_of_clips(recorded.run, found)
         began = time.perf_counter()
         each = _mixed if config.transcribe.mixed_batches else _one_by_one
         seconds, bad = each(config, transcriber, found, given)
@@ -85,6 +88,16 @@ def transcribe(config: Config) -> None:
         names = listed(recording.path.name for recording in bad)
         raise ExternalError(
             f"audio: {len(bad)} of {len(found)} recordings could not be transcribed (logged above): {names}"
+        )
+
+
+def _warn_of_clips(folder: Path, found: Sequence[Recording]) -> None:
+    """Logs that a run was trained on clips alone, where a recording is longer than Whisper's window."""
+    by_clips = adapter_folder.read_metadata(run.tuned(folder)).get("context") in ("dynamic", "full")
+    if by_clips and any((audio.stated_seconds(each.path) or 0) > MAX_SECONDS for each in found):
+        log(
+            "this run was trained on clips: on long recordings it may make more errors than the base model; for them "
+            "train with experiment=long_form"
         )
 
 

@@ -53,7 +53,7 @@ def pooled(new: Sequence[Path], old: Sequence[Path], name: str) -> list[list[str
     """Returns a row for each way and model."""
     sides = [[counted(folder, name) for folder in side] for side in (old, new)]
     rows = []
-    for way in sides[0][0]:
+    for way in (way for way in sides[0][0] if all(way in each for side in sides for each in side)):
         of_old, of_new = ([each[way] for each in side] for side in sides)
         if [each["clips"] for each in of_old] != [each["clips"] for each in of_new]:
             raise SystemExit("error: the runs have different recordings; name them in the same order")

@@ -301,6 +301,17 @@ def test_a_language_without_an_adapter_is_decoded_by_the_base_model_and_logged(
     assert result["adapter"] == ("nl" if result["language"] == "nl" else None)
 
 
+def test_a_run_of_clips_says_so_where_a_recording_is_long(
+    runs: dict[str, Path], talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound, rate = soundfile.read(talk)
+    soundfile.write(tmp_path / "long.wav", np.resize(sound, 31 * rate), rate)
+    given = [f"runs_dir={runs['nl'].parent}", "hardware=cpu", f"transcribe.out={tmp_path}"]
+    for file, warned in ((talk, False), (tmp_path / "long.wav", True)):
+        transcribe(load([*given, f'audio="{file}"']))
+        assert ("trained on clips: on long recordings it may make more errors" in capsys.readouterr().err) == warned
+
+
 def test_the_last_run_transcribes_standard_input(
     talk: Path, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
