@@ -4,8 +4,8 @@ Without overrides it scores the run that runs/last names; the overrides of train
 decode the same clips with the same settings and Whisper's fallback, unquantized, on the run's own split and on all of
 eval.sets. Writes eval/<set>/{hypotheses.jsonl,metrics.json}, of long recordings {transcripts.jsonl,long.json}, and with
 eval.strengths=[...] eval/strengths.json, with eval.contexts=[...] eval/contexts.json. Under torchrun the processes
-share the clips. 'eval.models=[{model: openai/whisper-small},{model: runs/nl-...}]' compares models of any kind on the
-test clips of data.source instead.
+share the clips of a run. 'eval.models=[{model: openai/whisper-small},{model: runs/nl-...}]' compares models of any kind
+on the test clips of data.source instead.
 """
 
 import json
@@ -34,7 +34,7 @@ from asr_lora.reporting import long_tables, models, tables
 from asr_lora.reporting.pages import write_card
 from asr_lora.runs import folder as run
 from asr_lora.runs.finding import find_run
-from asr_lora.runs.launch import launch
+from asr_lora.runs.launch import launch, one_process
 from asr_lora.runtime import distributed
 from asr_lora.runtime.console import log
 from asr_lora.runtime.files import read_json, sha256_text, write_json, write_jsonl
@@ -272,14 +272,19 @@ def compare_models(config: Config) -> Path:
 
     Raises as `score_systems` does.
     """
-    hardware = agreed(resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size))
+    if distributed.world_size() > 1:
+        raise one_process("eval.models")
+    if config.eval.out:
+        Path(config.eval.out).expanduser().mkdir(parents=True, exist_ok=True)  # fails now, not after hours of decoding
+    hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size)
 
     def open_run(folder: Path) -> ModelConfig:
         return run.open_trained(run.recorded_config(folder, config, job_overrides())).model
 
     common = Common(config.model, config.decoding, hardware, config.data.language, open_run)
     facts, lines = score_systems(config.eval, config.data, common, config.seed)
-    name = f"{config.data.language}-{Path(facts['source']).name.partition('.tar')[0]}"
+    held = "" if facts["split"] == "test" else f"-{facts['split']}"
+    name = f"{config.data.language}-{Path(facts['release'] or facts['source']).name.partition('.tar')[0]}{held}"
     folder = Path(config.eval.out).expanduser() if config.eval.out else Path(config.runs_dir) / "models" / name
     write_jsonl(folder / "hypotheses.jsonl", lines)
     write_json(folder / "models.json", facts)

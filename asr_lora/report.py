@@ -12,20 +12,18 @@ from typing import Any
 from markupsafe import Markup
 
 from asr_lora.config.compose import Config, gpu_settings, job_overrides
-from asr_lora.data.manifest import audio_suffix, encoded_audio
 from asr_lora.data.splits import count_overlap
 from asr_lora.evaluation import error_analysis, metrics
 from asr_lora.model.hardware import known_gpu
 from asr_lora.reporting import charts, comparison, headline
-from asr_lora.reporting.pages import environment, shared_value
+from asr_lora.reporting.pages import environment, player, shared_value
 from asr_lora.runs import folder as run
 from asr_lora.runs.finding import find_run, matching_runs, no_match
 from asr_lora.runs.launch import launch
 from asr_lora.runtime.commands import to_run
 from asr_lora.runtime.console import log
-from asr_lora.runtime.errors import ConfigError, ExternalError
+from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import atomic_folder, check_links, read_json, read_jsonl, write_text
-from asr_lora.speech import audio
 from asr_lora.speech.normalizer import primary_metric
 
 SHOWN = 12  # most improved clips, and as many most degraded ones, with a player
@@ -102,20 +100,9 @@ def compare(pattern: str, runs_dir: Path) -> Path:
 
 
 def _example(at: int, line: Mapping[str, Any], language: str, clips: Path) -> dict[str, Any]:
-    """Returns a clip with both alignments, its audio file beside the page and its waveform (None: missing).
-
-    The file is named after the clip's index `at`: an id can be longer than a file name, or be a path to elsewhere.
-    """
+    """Returns a clip with both alignments, its audio file beside the page and its waveform (None: missing)."""
     _, (base, tuned) = error_analysis.align_line(line, language)
-    file = clips / f"{at}.{audio_suffix(line)}"
-    sound = wave = None
-    try:
-        recording = encoded_audio(line)
-        wave = charts.waveform(audio.decode(recording)[0])
-        file.write_bytes(recording)
-        sound = f"clips/{file.name}"
-    except ExternalError as error:
-        log(f"no player on the page: {error}")
+    sound, wave = player(at, line, clips)
     return {**line, "base": base, "tuned": tuned, "sound": sound, "wave": wave}
 
 

@@ -256,6 +256,7 @@ class EvalModelConfig:
         place = self.hypotheses if self.model is None else self.model
         one = bool(place) and (self.model is None or self.hypotheses is None)
         check("eval.models", repr(place), "{model: ...} or {hypotheses: ...}, one of the two", one)
+        check("eval.models.base", self.base, "left out with hypotheses", self.base is None or self.hypotheses is None)
         served = (self.served is None and self.key is None) or "://" in (self.model or "")
         check("eval.models", self.served or self.key, "without served and key, unless model is a URL", served)
         variable = self.key is None or re.fullmatch(r"[A-Za-z_]\w*", self.key, re.ASCII) is not None

@@ -11,7 +11,6 @@ from asr_lora.config.schema import DataConfig, ModelConfig
 from asr_lora.corpus import SPLITS, UNSPLIT, Corpus, open_corpus
 from asr_lora.corpus.columns import LANGUAGE
 from asr_lora.corpus.records import Utterance
-from asr_lora.data.finding import find_source
 from asr_lora.data.labels import label_filter, text_problem
 from asr_lora.data.languages import count_languages, run_tokens, with_tokens
 from asr_lora.data.manifest import (
@@ -29,6 +28,7 @@ from asr_lora.data.sources import (
     named_columns,
     open_recorded,
     open_sources,
+    open_split,
     open_streamed,
     relocate_clips,
     restore_clips,
@@ -179,12 +179,11 @@ def split_clips(run: Path, data: DataConfig, model: ModelConfig, split: str, lim
 def draw_split(data: DataConfig, split: str, limit: int | None) -> tuple[Corpus, list[Clip]]:
     """Draws the first `limit` clips of a split (None: all) of data.source, for no run; returns its corpus and them.
 
-    Of a source without splits all is drawn from. Raises ConfigError and ExternalError as opening and scanning do.
+    Raises ConfigError and ExternalError as opening, splitting and scanning do.
     """
-    corpus = open_corpus(find_source(data), data.language, named_columns(data))
-    if not (utterances := corpus.tables.get(split) or corpus.tables.get(UNSPLIT, [])):
-        there = ", ".join(name for name, own in corpus.tables.items() if own)
-        raise ConfigError(f"data.source: {split} of {corpus.source} has no clips, but {there}; set eval.split=...")
+    corpus = open_split(data, split)
+    if not (utterances := corpus.tables.get(split, [])):
+        raise ConfigError(f"data.source: {corpus.source} has no {split}; eval.split=test, or another source")
     # A column of languages is left aside: the token of a language depends on the model.
     alike = [replace(each, language="") for each in utterances]
     draw = SplitDraw(split, sampling_order(alike, data.seed), clips=limit)

@@ -22,7 +22,7 @@ from asr_lora.data.manifest import Clip, as_utterance, clip_id, missing_files, n
 from asr_lora.data.splits import with_splits
 from asr_lora.runs import folder
 from asr_lora.runtime.console import log, progress
-from asr_lora.runtime.errors import ConfigError, ExternalError
+from asr_lora.runtime.errors import ConfigError, ExternalError, check
 from asr_lora.runtime.files import (
     atomic_file,
     cache_dir,
@@ -108,6 +108,22 @@ def _open(data: DataConfig, source: str | None, limits: Mapping[str, int | None]
         if _labels(corpus):
             log(f"{corpus.source}: a model wrote the text, of dev and test too: scores are against that model's text")
         corpus = with_splits(corpus, data)
+    return _chosen(corpus, data)
+
+
+def open_split(data: DataConfig, split: str) -> Corpus:
+    """Opens data.source for a split alone; one that the source does not have is drawn as for a run, from the rest.
+
+    Raises ConfigError for a mixture of sources or a stream, and as opening and splitting do.
+    """
+    check("data.sources", "several", "a single data.source here", not data.sources)
+    check("data.streaming", data.streaming, "false here", not data.streaming)
+    corpus = open_corpus(find_source(data), data.language, named_columns(data))
+    return _chosen(corpus if corpus.tables.get(split) else with_splits(corpus, data), data)
+
+
+def _chosen(corpus: Corpus, data: DataConfig) -> Corpus:
+    """Returns the corpus without data.exclude_ids, and its segments with the times of data.refine_cues."""
     if data.exclude_ids is not None:
         corpus = _without(corpus, existing(Path(data.exclude_ids), "data.exclude_ids"))
     return cues.refine(corpus) if data.refine_cues else corpus

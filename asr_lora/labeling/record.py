@@ -1,7 +1,6 @@
 """The folder of a labeling: what was measured so far, line by line, and the tables that are made of it at the end."""
 
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -12,12 +11,25 @@ from asr_lora.data.manifest import Clip
 from asr_lora.data.sources import LABEL_MODEL
 from asr_lora.labeling.rules import DROPPED, KEPT, UNSURE, Rules, decision, text_of
 from asr_lora.runtime.errors import ConfigError
-from asr_lora.runtime.files import ANEW, check_links, parse_jsonl, read_json, read_jsonl, write_json, write_jsonl
+from asr_lora.runtime.files import (
+    ANEW,
+    check_links,
+    parse_jsonl,
+    read_json,
+    read_jsonl,
+    remove_cut_line,
+    write_json,
+    write_jsonl,
+)
 from asr_lora.runtime.locks import locked
 from asr_lora.speech.normalizer import Normalizer
 
 # Of a line of all.jsonl, and of recordings.jsonl.
-MEASURED = {"path": Path, "duration": float, "hypothesis": str, "speaker": str, "sha256": str, "runaway": list}
+MEASURED = {
+    "path": Path, "duration": float, "hypothesis": str, "speaker": str, "sha256": str, "runaway": list,
+    "log_probability": object, "agreement_cer": object, "compression_ratio": object, "characters_per_second": object,
+    "no_speech": object, "language": object, "language_share": object,
+}  # fmt: skip
 ENDED = {"path": Path, "bytes": int, "seconds": float}
 LABEL = (  # of labels.jsonl
     "path", "start", "end", "duration", "text", "speaker", LABEL_MODEL, "log_probability", "agreement_cer", "text_cer",
@@ -27,7 +39,7 @@ LABEL = (  # of labels.jsonl
 class LabelRecord:
     """The files of `folder`, locked; use it as a context manager.
 
-    all.jsonl has a line for each candidate, recordings.jsonl one for each recording that is behind, settings.json what
+    all.jsonl has a line for each candidate, recordings.jsonl one for each recording that was read, settings.json what
     both follow from: `follows_from`, which a folder that is there must have too. A line that a kill cut short is taken
     away. Raises ConfigError for a folder of other settings, and while another command uses it.
     """
@@ -46,8 +58,9 @@ class LabelRecord:
             held.enter_context(locked(self.folder / ".lock", busy, waits=False))
             self._check_settings()
             for file in (self.lines, self.recordings):
-                _take_away_cut_line(file)
+                remove_cut_line(file)
             self.ended = {each["path"]: each for each in read_jsonl(self.recordings, ENDED)}
+            self._check_lines()
             self.known = {_key(line) for line in self.measured() if line["path"] not in self.ended}
             self._held = held.pop_all()
         return self
@@ -58,6 +71,12 @@ class LabelRecord:
     def _check_settings(self) -> None:
         file = self.folder / "settings.json"
         if not file.is_file():
+            for other in (self.lines, self.recordings, self.folder / "labels.jsonl"):
+                if other.exists():
+                    raise ConfigError(
+                        f"label.out: {self.folder} has {other.name}, but no settings.json: label did not make it; name "
+                        "another folder"
+                    )
             write_json(file, self.follows_from)
             return
         before = read_json(file)
@@ -67,6 +86,14 @@ class LabelRecord:
                     f"label.out: {self.folder} was made with {key}={before.get(key)}, not {now}; name another folder "
                     "(label.out=...), or remove that one to label anew"
                 )
+
+    def _check_lines(self) -> None:
+        """Raises ConfigError where recordings were read but all of their lines are gone."""
+        if any(each["seconds"] for each in self.ended.values()) and not self.lines.stat().st_size:
+            raise ConfigError(
+                f"label.out: {self.lines} is empty, though recordings were labeled; put it back, or remove "
+                f"{self.folder} to label anew"
+            )
 
     def to_read(self, files: Sequence[Path]) -> list[Path]:
         """Returns the recordings that have not ended. Raises ConfigError where one has changed since it did."""
@@ -114,9 +141,8 @@ class LabelRecord:
             hours[line["decision"]] += line["duration"] / 3600
             reasons.update(line["reasons"])
         kept = (line for line in self.measured() if line["decision"] == KEPT)
-        names = (*LABEL, "text_cer", "agreement_cer")
         write_jsonl(
-            self.folder / "labels.jsonl", ({name: line[name] for name in names if name in line} for line in kept)
+            self.folder / "labels.jsonl", ({name: line[name] for name in LABEL if name in line} for line in kept)
         )
         return {
             "clips": clips.total(),
@@ -128,18 +154,3 @@ class LabelRecord:
 
 def _key(clip: Mapping[str, Any]) -> int:
     return hash((clip["path"], clip.get("start"), clip.get("end")))
-
-
-def _take_away_cut_line(file: Path) -> None:
-    """Truncates a log behind its last whole line; makes an empty one where there is none."""
-    with file.open("ab+") as log:
-        size = kept = log.tell()
-        while kept:
-            step = min(kept, 1 << 20)
-            log.seek(kept - step)
-            if (at := log.read(step).rfind(b"\n")) >= 0:
-                kept += at + 1 - step
-                break
-            kept -= step
-        if kept < size:
-            os.truncate(file, kept)

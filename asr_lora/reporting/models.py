@@ -4,21 +4,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from asr_lora.data.manifest import audio_suffix, encoded_audio
 from asr_lora.evaluation import error_analysis
 from asr_lora.evaluation.metrics import delta_interval, interval, percent, points
-from asr_lora.reporting import charts
-from asr_lora.reporting.pages import environment
+from asr_lora.reporting.pages import environment, player
 from asr_lora.reporting.tables import SHORT_OF_SPEAKERS, leading_first
 from asr_lora.runtime.console import format_bytes, log
-from asr_lora.runtime.errors import ExternalError
 from asr_lora.runtime.files import atomic_folder, write_text
 from asr_lora.runtime.screen import show, show_line
-from asr_lora.speech import audio
 from asr_lora.speech.normalizer import primary_metric, scoring_units
 
 SHOWN = 24  # clips with a player: those on which the models differ most
-LEFT = ("model", "kind", "to the first")
+LEFT = ("model",)
 
 
 def show_models(facts: Mapping[str, Any]) -> None:
@@ -60,6 +56,11 @@ def notes(facts: Mapping[str, Any]) -> list[str]:
     """Returns what to say below the table."""
     by = [f"{name}: {own['kind']}, {own['decoded_by']}" for name, own in facts["models"].items()]
     first = next(iter(facts["models"].values()))
+    by += [
+        f"{name} was trained on {own['trained_on']} of these clips: its rate is no estimate for others"
+        for name, own in facts["models"].items()
+        if own["trained_on"]
+    ]
     return [*by, SHORT_OF_SPEAKERS if first["ci_unit"] == "clip" else ""]
 
 
@@ -87,15 +88,7 @@ def _example(at: int, line: Mapping[str, Any], language: str, clips: Path) -> di
     reference = scoring_units(line["reference_normalized"], language)
     units = [scoring_units(text, language) for text in line["hypotheses_normalized"].values()]
     aligned = error_analysis.alignments([reference] * len(units), units)
-    sound = wave = None
-    file = clips / f"{at}.{audio_suffix(line)}"
-    try:
-        recording = encoded_audio(line)
-        wave = charts.waveform(audio.decode(recording)[0])
-        file.write_bytes(recording)
-        sound = f"clips/{file.name}"
-    except ExternalError as error:
-        log(f"no player on the page: {error}")
+    sound, wave = player(at, line, clips)
     return {**line, "aligned": dict(zip(line["errors"], aligned, strict=True)), "sound": sound, "wave": wave}
 
 

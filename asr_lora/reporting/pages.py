@@ -12,16 +12,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from asr_lora.config.schema import WHOLE
+from asr_lora.data.manifest import audio_suffix, encoded_audio
 from asr_lora.evaluation import metrics
 from asr_lora.model.adapter_folder import is_whole
 from asr_lora.model.cost import PUBLISHED, dimensions
 from asr_lora.model.hub import is_hub_id, is_local
 from asr_lora.model.pretrained import load_config, resolve
-from asr_lora.reporting import long_tables, tables
+from asr_lora.reporting import charts, long_tables, tables
 from asr_lora.reporting.tables import leading_first, normalizer_label
 from asr_lora.runs.folder import read_contexts
 from asr_lora.runs.folder import settings as recorded_settings
+from asr_lora.runtime.console import log
+from asr_lora.runtime.errors import ExternalError
 from asr_lora.runtime.files import write_text
+from asr_lora.speech import audio
 from asr_lora.speech.normalizer import primary_metric
 
 # Splits a value of Hydra's grammar into quoted parts, parts between the brackets and commas of lists and dictionaries
@@ -66,6 +70,22 @@ def environment(autoescape: bool) -> Environment:
         "CHOSEN_ON_DEV": tables.CHOSEN_ON_DEV, "FOLDED": tables.FOLDED,
     }  # fmt: skip
     return made
+
+
+def player(at: int, line: Mapping[str, Any], clips: Path) -> tuple[str | None, Any]:
+    """Writes the sound of a clip into `clips`, beside a page; returns its link and its waveform, None where it is gone.
+
+    The file is named after the clip's index `at`: an id can be longer than a file name, or be a path to elsewhere.
+    """
+    file = clips / f"{at}.{audio_suffix(line)}"
+    try:
+        recording = encoded_audio(line)
+        wave = charts.waveform(audio.decode(recording)[0])
+        file.write_bytes(recording)
+    except ExternalError as error:
+        log(f"no player on the page: {error}")
+        return None, None
+    return f"clips/{file.name}", wave
 
 
 def hub_id(checkpoint: str) -> str | None:

@@ -104,7 +104,7 @@ def launch(
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             _go_to(place)
             if distributed.world_size() > 1:
-                _leave(_one_process("-m: a sweep"), arguments)
+                _leave(one_process("-m: a sweep"), arguments)
             _of_sweep(stage, cfg, ledger_folder(here[-1], began), arguments)
             return
         try:
@@ -118,7 +118,7 @@ def launch(
 
     try:
         if distributed.world_size() > 1 and not several:
-            raise _one_process("WORLD_SIZE: this command")
+            raise one_process("WORLD_SIZE: this command")
         check_overrides(arguments)
         lost = _launched(job, arguments)
         distributed.shut_down()
@@ -136,7 +136,7 @@ def launch(
         _leave(error, arguments)
 
 
-def _one_process(what: str) -> ConfigError:
+def one_process(what: str) -> ConfigError:
     return ConfigError(f"{what} takes one process, got {distributed.world_size()}; start it without torchrun")
 
 

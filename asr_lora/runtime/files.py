@@ -196,8 +196,8 @@ def parse_jsonl(
 ) -> Iterator[dict[str, Any]]:
     """Yields the object of each line.
 
-    Every field of `needed` must be there, those of `maybe` may be, with their types.
-    A float is a number of at least 0 that can be a time or size, a Path a text that can be a path, a Sha256 a digest.
+    Every field of `needed` must be there, those of `maybe` may be, with their types. An object is anything, a float a
+    number of at least 0 that can be a time or size, a Path a text that can be a path, a Sha256 a digest.
     Raises ExternalError, naming file (`of`) and line, with the way out, for anything else.
     """
     for number, line in enumerate(lines, 1):
@@ -292,6 +292,8 @@ def _object(content: bytes, named: str, way_out: str) -> dict[str, Any]:
 
 
 def _is(value: Any, kind: type) -> bool:
+    if kind is object:
+        return True
     if kind in (int, float):
         number = type(value) is int or (kind is float and type(value) is float)
         return number and 0 <= value < MOST_NUMBER
@@ -330,3 +332,18 @@ def read_log(log: Path) -> list[dict[str, Any]]:
     """Returns the objects of a JSONL log, without a last line that a kill cut short."""
     whole = log.read_text(encoding="utf-8").rpartition("\n")[0] if log.exists() else ""
     return [json.loads(line) for line in whole.split("\n") if line]
+
+
+def remove_cut_line(file: Path) -> None:
+    """Truncates a log behind its last whole line; makes an empty one where there is none."""
+    with file.open("ab+") as log:
+        size = kept = log.tell()
+        while kept:
+            step = min(kept, 1 << 20)
+            log.seek(kept - step)
+            if (at := log.read(step).rfind(b"\n")) >= 0:
+                kept += at + 1 - step
+                break
+            kept -= step
+        if kept < size:
+            os.truncate(file, kept)

@@ -19,6 +19,7 @@ from asr_lora.systems.opening import open_systems
 from asr_lora.systems.system import Common
 
 MEASURED = ("seconds", "rtfx", "peak_memory_bytes")
+UNUSED = ("sets", "contexts", "strengths", "prompt", "max_regression", "strict", "average")  # of settings of runs
 
 
 def score_systems(
@@ -28,7 +29,10 @@ def score_systems(
 
     Raises ConfigError and ExternalError as opening systems, drawing clips and transcribing do.
     """
-    check("eval.sets", settings.sets, "empty with eval.models, which are scored on data.source", not settings.sets)
+    for name in UNUSED:
+        value = getattr(settings, name)
+        check(f"eval.{name}", value, "left out with eval.models, which are scored on data.source", not value)
+    common.model.check_scored()
     codes = set(NAMES.values())
     given = common.model.language
     language = token_for_locale(data.language, codes) if given is None else check_token(given, codes)
@@ -37,8 +41,13 @@ def score_systems(
     corpus, clips = draw_split(data, settings.split, settings.limit)
     each = EvalSet(settings.split, settings.split, language, clips, None)
     log(f"scoring {len(systems)} models on {len(clips)} {settings.split} clips of {corpus.source}")
-    found = {system.name: system.transcribe(each) for system in systems}
-    texts = {name: own["hypotheses"] for name, own in found.items()}
+    # Tables first: one that lacks a clip is refused before hours of decoding.
+    found = {one.name: one.transcribe(each) for one in sorted(systems, key=lambda one: one.kind != "texts")}
+    hashes = {clip["sha256"] for clip in clips}
+    for one in systems:
+        if known := len(hashes & one.trained_on):
+            log(f"{one.name} was trained on {known} of these {len(clips)} clips: its rate is no estimate for others")
+    texts = {one.name: found[one.name]["hypotheses"] for one in systems}
     references, speakers = [clip["text"] for clip in clips], [clip["speaker"] for clip in clips]
     scored = compare(
         references, texts, language, speakers, settings.normalizer, settings.numbers, settings.against, seed
@@ -47,6 +56,7 @@ def score_systems(
     models = {
         system.name: {
             "kind": system.kind, "decoded_by": system.decoded_by, "bytes": system.size,
+            "trained_on": len(hashes & system.trained_on),
             **{name: found[system.name].get(name) for name in MEASURED}, **scored[system.name],
             "runaways": error_analysis.count_runaways([line["runaway"][system.name] for line in lines]),
         }

@@ -18,7 +18,7 @@ AT_ONCE = 4  # requests at a time
 TRIES = 5
 WAIT = 0.5  # seconds before the second try, doubled before every other one
 AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # statuses that pass
-TIMEOUT = httpx.Timeout(300.0, connect=10.0)  # seconds; a server that loads its model at the first request takes long
+TIMEOUT = httpx.Timeout(120.0, connect=10.0)  # seconds; a server may load its model at the first request
 
 
 def of_url(name: str, asked: EvalModelConfig) -> System:
@@ -27,11 +27,14 @@ def of_url(name: str, asked: EvalModelConfig) -> System:
     Raises ConfigError without the name of the model that is served, or without the variable that was named.
     """
     url, served = str(asked.model).rstrip("/"), asked.served
+    host = _host(url)
     if not served:
         raise ConfigError(f"eval.models: {url} serves models by name; add served=<its name>, as GET {url}/models lists")
-    key = None if asked.key is None else os.environ.get(asked.key)
+    key = None if asked.key is None else os.environ.get(asked.key, "").strip()
     if asked.key is not None and not key:
         raise ConfigError(f"eval.models: the environment variable {asked.key} is not set; export {asked.key}=...")
+    if key and not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"eval.models: the environment variable {asked.key} holds characters that no key has")
 
     def load(language: str) -> Callable[[Clip], str]:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
@@ -42,7 +45,21 @@ def of_url(name: str, asked: EvalModelConfig) -> System:
         content = {"url": url, "served": served, "language": each.language}
         return transcribed(name, content, each.clips, lambda: load(each.language), AT_ONCE, device=None)
 
-    return System(name, "server", f"{served} at {httpx.URL(url).host}", None, transcribe)
+    return System(name, "server", f"{served} at {host}", None, transcribe)
+
+
+def _host(url: str) -> str:
+    """Returns the host of a URL. Raises ConfigError for one that is none, or holds what may be secret."""
+    try:
+        place = httpx.URL(url)
+        host = place.host.encode("idna").decode() if place.host else ""
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise ConfigError(f"eval.models: a server's URL is none ({first_line(error)}); http://host:8000/v1") from error
+    if place.userinfo or place.query:
+        raise ConfigError(
+            "eval.models: a server's URL must have no user, password or query; a key goes into key=VARIABLE"
+        )
+    return host
 
 
 def _text(client: httpx.Client, url: str, served: str, language: str, clip: Clip) -> str:
@@ -55,7 +72,7 @@ def _text(client: httpx.Client, url: str, served: str, language: str, clip: Clip
             time.sleep(WAIT * 2 ** (tried - 1))
         try:
             answer = client.post(url, data=fields, files={"file": ("clip.flac", sound, "audio/flac")})
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             problem = first_line(error) or type(error).__name__
             continue
         if answer.status_code not in AGAIN:
@@ -66,12 +83,12 @@ def _text(client: httpx.Client, url: str, served: str, language: str, clip: Clip
 
 def _read(answer: httpx.Response, url: str) -> str:
     if answer.status_code != httpx.codes.OK:
-        said = " ".join(answer.text[:200].split())
-        raise ExternalError(f"eval.models: {url} refuses with status {answer.status_code}: {said}")
+        reason = " ".join(answer.text[:200].split())
+        raise ExternalError(f"eval.models: {url} refuses with status {answer.status_code}: {reason}")
     try:
         text = answer.json()["text"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ExternalError(f"eval.models: {url} answers without a text: {answer.text[:80]!r}") from error
     if not isinstance(text, str):
         raise ExternalError(f"eval.models: {url} answers with a text that is none: {text!r}")
-    return text.strip()
+    return text.encode("utf-8", "replace").decode().strip()  # JSON may hold halves of surrogate pairs

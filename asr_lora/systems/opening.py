@@ -34,10 +34,12 @@ def open_systems(settings: EvalConfig, common: Common) -> list[System]:
 
 def names_of(models: Sequence[EvalModelConfig]) -> list[str]:
     """Returns the names of eval.models: as given, else the last part of the place, with its parent where two agree."""
-    bare = [each.name or Path(str(each.model or each.hypotheses)).name for each in models]
+    places = [Path(str(each.model or each.hypotheses)) for each in models]
+    given = [each.name or each.served for each in models]
+    bare = [name or place.name for name, place in zip(given, places, strict=True)]
     names = [
-        name if each.name or bare.count(name) == 1 else "/".join(Path(str(each.model or each.hypotheses)).parts[-2:])
-        for each, name in zip(models, bare, strict=True)
+        name or (place.name if bare.count(place.name) == 1 else "/".join(place.parts[-2:]))
+        for name, place in zip(given, places, strict=True)
     ]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"eval.models: {twice} is the name of two; give one another, name=...")
@@ -76,7 +78,7 @@ def _open(each: EvalModelConfig, name: str, common: Common) -> System:
 def _architecture(path: Path) -> str:
     """Returns the model_type of a folder's config.json; nothing where it has none, as CTranslate2's."""
     file = path / "config.json"
-    return str(read_json(file).get("model_type") or "") if file.is_file() else ""
+    return str(read_json(file, "name a model that is whole").get("model_type") or "") if file.is_file() else ""
 
 
 def _on_hub(name: str, source: str, base: str | None, common: Common) -> System:

@@ -10,7 +10,7 @@ from transformers import pipeline
 from asr_lora.data.manifest import Clip, waveform
 from asr_lora.evaluation.eval_sets import EvalSet
 from asr_lora.formats import hf
-from asr_lora.model.hub import cached_file
+from asr_lora.model.hub import cached_file, parse_id
 from asr_lora.runtime.errors import ExternalError, first_line
 from asr_lora.runtime.files import sha256_file
 from asr_lora.speech.audio import SAMPLE_RATE
@@ -20,11 +20,12 @@ from asr_lora.systems.system import System, size_of, transcribed
 def of_model(name: str, kind: str, source: str, device: torch.device) -> System:
     """Returns the system of a model on the Hub or on this machine, of the architecture `kind`, as its files say."""
     place = Path(source).expanduser()
+    hub, revision = (str(place), None) if place.exists() else parse_id(source)
 
     def load() -> Callable[[Clip], str]:
         dtype = torch.float16 if device.type == "cuda" else torch.float32
         try:
-            pipe = pipeline("automatic-speech-recognition", model=source, device=device, dtype=dtype)
+            pipe = pipeline("automatic-speech-recognition", model=hub, revision=revision, device=device, dtype=dtype)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             raise ExternalError(
                 f"eval.models: transformers does not load {source}, a {kind} model ({first_line(error)}); name one "

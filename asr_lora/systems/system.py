@@ -15,7 +15,7 @@ from asr_lora.data.manifest import Clip
 from asr_lora.evaluation.eval_sets import EvalSet
 from asr_lora.model.hardware import Hardware, free_memory, peak_memory_bytes
 from asr_lora.runtime.console import log, progress
-from asr_lora.runtime.files import cache_dir, read_log, sha256_text
+from asr_lora.runtime.files import cache_dir, read_jsonl, remove_cut_line, sha256_text
 
 CPU = torch.device("cpu")
 
@@ -48,6 +48,7 @@ class System:
     decoded_by: str
     size: int | None
     transcribe: Callable[[EvalSet], dict[str, Any]]
+    trained_on: frozenset[str] = frozenset()  # hashes of clips, as far as they are known
 
 
 def size_of(place: Path) -> int:
@@ -67,13 +68,13 @@ def transcribed(
     and speed are not ours to tell.
     """
     kept = cache_dir() / "hypotheses-3" / f"{sha256_text(json.dumps(content, sort_keys=True))}.jsonl"
-    known = {row["sha256"]: row for row in read_log(kept)}
+    known = _kept(kept)
     waiting = [clip for clip in clips if clip["sha256"] not in known]
     if not waiting:
         log(f"{title}: these clips were transcribed before; {kept}")
     else:
         _transcribe(title, waiting, kept, load, at_once, device)
-        known = {row["sha256"]: row for row in read_log(kept)}
+        known = _kept(kept)
     rows = [known[clip["sha256"]] for clip in clips]
     found: dict[str, Any] = {"hypotheses": [row["text"] for row in rows]}
     if device is not None:
@@ -84,6 +85,14 @@ def transcribed(
             "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
         }
     return found
+
+
+def _kept(file: Path) -> dict[str, dict[str, Any]]:
+    """Returns the lines of a file of the cache by the hashes of their clips."""
+    if file.is_file():
+        remove_cut_line(file)
+    rows = read_jsonl(file, {"sha256": str, "text": str, "seconds": float}) if file.is_file() else []
+    return {row["sha256"]: row for row in rows}
 
 
 def _transcribe(
@@ -100,6 +109,7 @@ def _transcribe(
         return row if device is None else {**row, "peak_memory_bytes": peak_memory_bytes(device)}
 
     kept.parent.mkdir(parents=True, exist_ok=True)
+    remove_cut_line(kept)
     with (
         kept.open("a", encoding="utf-8") as lines,
         progress(f"transcribing, {title}", total=len(clips)) as bar,

@@ -8,7 +8,7 @@ from asr_lora.corpus.columns import Columns
 from asr_lora.corpus.table_files import as_cell, read_rows
 from asr_lora.data.manifest import Clip, name_in_corpus
 from asr_lora.evaluation.eval_sets import EvalSet
-from asr_lora.runtime.errors import ConfigError, listed
+from asr_lora.runtime.errors import ConfigError, check, listed
 from asr_lora.runtime.files import existing
 from asr_lora.systems.system import System
 
@@ -23,6 +23,7 @@ def of_file(name: str, file: str) -> System:
     Raises ConfigError, when it is read, for clips without a text and texts without a clip, which it names.
     """
     path = existing(Path(file), "eval.models.hypotheses")
+    check("eval.models.hypotheses", path, "a file", path.is_file())
 
     def transcribe(each: EvalSet) -> dict[str, Any]:
         return {"hypotheses": matched(path, each.clips)}
@@ -47,7 +48,7 @@ def matched(path: Path, clips: Sequence[Clip]) -> list[str]:
         own = as_cell(row.get(key)).strip()
         if own in texts:
             raise ConfigError(f"eval.models: {path} has two texts of {own} (line {line}); leave one")
-        texts[own] = as_cell(row.get(text))
+        texts[own] = as_cell(row.get(text)).encode("utf-8", "replace").decode()
     found, missing = [], []
     for clip in clips:
         named = next((each for each in _names(clip) if each in texts), None)

@@ -180,7 +180,17 @@ def test_a_folder_of_other_settings_changed_recordings_or_damaged_lines_is_refus
     soundfile.write(tmp_path / "a.flac", np.zeros(RATE), RATE)
     with pytest.raises(ConfigError, match=r"label\.out: .*a\.flac has changed since it was labeled"):
         label(load(overrides))
+    shutil.copy(talk / "a talk.flac", tmp_path / "a.flac")
     assert file.read_bytes() == before
+    foreign = tmp_path / "theirs" / "all.jsonl"
+    foreign.parent.mkdir()
+    foreign.write_bytes(b'{"id": 1}\n{"id": 2}')
+    with pytest.raises(ConfigError, match=r"label\.out: .*theirs has all\.jsonl, but no settings\.json: label did not"):
+        label(load([*overrides, f"label.out={foreign.parent}"]))
+    assert foreign.read_bytes() == b'{"id": 1}\n{"id": 2}'
+    file.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"label\.out: .*all\.jsonl is empty, though recordings were labeled"):
+        label(load(overrides))
     file.write_bytes(b'{"path": "x"}\n' + before)
     with pytest.raises(ExternalError, match=r"all\.jsonl: line 1 has no duration; put back the file"):
         label(load(overrides))

@@ -9,7 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from support.releases import RELEASE, write_release
 from support.runs import cache_in, tiny_run
@@ -225,6 +227,7 @@ def test_a_table_may_name_clips_by_their_files(asked: list[str], made: tuple[lis
     [
         ("{model: a, hypotheses: b}", "eval.models: must be {model: ...} or {hypotheses: ...}, one of the two"),
         ("{name: a}", "eval.models: must be {model: ...} or {hypotheses: ...}, one of the two"),
+        ("{hypotheses: a.csv, base: b}", "eval.models.base: must be left out with hypotheses, got b"),
         ("{model: runs/a, served: b}", "eval.models: must be without served and key, unless model is a URL, got b"),
         (
             '{model: "http://x/v1", served: b, key: "sk-secret"}',
@@ -255,5 +258,103 @@ def test_what_holds_no_model_is_refused_and_what_it_lacks_is_named(
     with pytest.raises(ConfigError, match=r"the environment variable NO_SUCH is not set; export NO_SUCH="):
         scored(asked, '{model: "http://x/v1", served: b, key: NO_SUCH}')
     shutil.copytree(made[1] / "train" / "adapter", tmp_path / "adapter")
-    with pytest.raises(ExternalError, match=r"the adapter in .* is for .*, which is not on this machine.*base="):
+    with pytest.raises(ExternalError, match=r"the adapter in .* is for .*, which is not on this machine.*base: "):
         scored(asked, f"{{model: {tmp_path}/adapter}}")
+
+
+def test_a_run_that_was_trained_on_these_clips_is_named(
+    made: tuple[list[str], Path], asked: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts, _ = scored([*asked, "eval.split=dev"], f"{{model: {made[1]}, name: run}}")
+    assert facts["models"]["run"]["trained_on"] == 0
+    manifest = run.manifest(made[1], "train")
+    before = manifest.read_text()
+    try:
+        lines = read_jsonl(manifest)
+        write_jsonl(manifest, [lines[0] | {"sha256": read_jsonl(run.manifest(made[1], "test"))[0]["sha256"]}])
+        facts, _ = scored(asked, f"{{model: {made[1]}, name: run}}")
+    finally:
+        manifest.write_text(before)
+    assert facts["models"]["run"]["trained_on"] == 1
+    assert "run was trained on 1 of these 4 clips: its rate is no estimate" in capsys.readouterr().err
+
+
+def test_a_source_without_splits_has_the_test_clips_that_a_run_would_have(
+    asked: list[str], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    clips = tmp_path / "table"
+    clips.mkdir()
+    for at in range(40):
+        soundfile.write(clips / f"{at}.wav", np.random.default_rng(at).uniform(-0.1, 0.1, 16_000), 16_000)
+    rows = "".join(f"{at}.wav,Dit is zin nummer {at}.\n" for at in range(40))
+    (clips / "table.csv").write_text(f"path,sentence\n{rows}")
+    given = [*asked, f"data.source={clips}", "eval.limit=null"]
+    facts, lines = scored(given, f"{{model: {tiny_checkpoint}}}")
+    assert facts["clips"] < 40
+    (tmp_path / "ids.txt").write_text(lines[0]["id"])
+    _, others = scored([*given, f"data.exclude_ids={tmp_path}/ids.txt"], f"{{model: {tiny_checkpoint}}}")
+    assert lines[0]["id"] not in [line["id"] for line in others]
+
+
+def test_a_cache_that_was_cut_short_goes_on(
+    asked: list[str], server: tuple[str, list[Any], list[bytes]], private_cache: Path
+) -> None:
+    url, _, got = server
+    theirs = f'{{model: "{url}", served: large, name: theirs}}'
+    scored(asked, theirs)
+    (kept,) = (private_cache / "hypotheses-3").glob("*.jsonl")
+    kept.write_bytes(kept.read_bytes()[:-9])
+    got.clear()
+    for _ in range(2):
+        scored(asked, theirs)
+    assert len(got) == 1
+
+
+def test_halves_of_surrogate_pairs_are_written_as_question_marks(
+    asked: list[str], server: tuple[str, list[Any], list[bytes]]
+) -> None:
+    url, answers, _ = server
+    answers += [(200, '{"text": "a\\ud800"}')] * 4
+    _, lines = scored(asked, f'{{model: "{url}", served: large, name: theirs}}')
+    assert {line["hypotheses"]["theirs"] for line in lines} == {"a?"}
+
+
+@pytest.mark.parametrize(
+    ("url", "line"),
+    [
+        ("http://user:s3cret@host/v1", "a server's URL must have no user, password or query"),
+        ("http://host/v1?token=s3cret", "a server's URL must have no user, password or query"),
+        ("http://host:port/v1", "a server's URL is none"),
+    ],
+)
+def test_a_url_that_is_none_or_holds_a_secret_is_refused_without_it(asked: list[str], url: str, line: str) -> None:
+    with pytest.raises(ConfigError, match=line) as refused:
+        scored(asked, f'{{model: "{url}", served: large}}')
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_key_with_a_line_break_is_taken_without_it_and_other_characters_are_refused(
+    asked: list[str], server: tuple[str, list[Any], list[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, _, got = server
+    theirs = f'{{model: "{url}", served: large, key: THEIR_KEY}}'
+    monkeypatch.setenv("THEIR_KEY", "abc\n")
+    scored(asked, theirs)
+    assert all(b"Bearer abc\n" in sent.replace(b"\r", b"") for sent in got)
+    monkeypatch.setenv("THEIR_KEY", "a\u00e9\u4e2d")
+    with pytest.raises(ConfigError, match="THEIR_KEY holds characters that no key has"):
+        scored(asked, theirs)
+
+
+@pytest.mark.parametrize("setting", ["eval.max_regression=0.01", "eval.strict=true", "eval.prompt=a"])
+def test_settings_of_runs_are_refused_rather_than_ignored(
+    asked: list[str], tiny_checkpoint: Path, setting: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"must be left out with eval.models"):
+        scored([*asked, setting], f"{{model: {tiny_checkpoint}}}")
+
+
+def test_a_file_that_is_no_ggml_model_is_refused_before_whisper_cpp_crashes(asked: list[str], tmp_path: Path) -> None:
+    (tmp_path / "ggml-model.bin").write_bytes(b"junk" * 100)
+    with pytest.raises(ConfigError, match=r"ggml-model.bin is no model of whisper.cpp"):
+        scored(asked, f"{{model: {tmp_path}/ggml-model.bin}}")
