@@ -27,7 +27,7 @@ comma := ,
 space := $(subst ,, )
 
 .DEFAULT_GOAL := help
-.PHONY: help demo doctor prepare train eval sweep soup search report transcribe label export app plan bench gpu-check torch check test test-all fuzz audit
+.PHONY: help demo baseline doctor prepare train eval sweep soup search report transcribe label export app plan bench gpu-check torch check test test-all fuzz audit
 
 help: ## this list
 	@echo "make TARGET [LANG=nl] [HOURS=1|all] [DATA=/path/to/cv-corpus-...] [ARGS=\"hydra overrides\"]"
@@ -59,6 +59,9 @@ report: $(INSTALLED)core ## the page of the last run, or of the one that the set
 
 plan: $(INSTALLED)core ## hours, memory and dollars of a run on five GPUs and this machine, before any download
 	$(PYTHON) -m asr_lora plan $(settings)
+
+baseline: $(INSTALLED)core ## should I fine-tune, and which size? The base models from tiny to turbo on 100 test clips, and an answer
+	$(PYTHON) -m asr_lora baseline $(settings)
 
 doctor: $(INSTALLED)core ## check a run in seconds, before it costs anything: ok, warn or fail, each with its way out
 	$(PYTHON) -m asr_lora doctor $(settings)

@@ -32,6 +32,11 @@ STAGES = {
         "data.source=/path/to/speech data.language=nl data.hours=1",
         f"{OF_DATA} model.precision training.max_steps training.max_hours hardware runs_dir",
     ),
+    "baseline": (
+        "data.source=/path/to/speech data.language=nl",
+        "data.source data.language data.hours baseline.models baseline.clips eval.split eval.normalizer eval.out "
+        "decoding.fallback hardware",
+    ),
     "plan": (
         "data.language=nl data.hours=10 model=whisper_small",
         f"{OF_DATA} model.precision training.max_steps eval.limit plan.calibrate plan.clip_seconds",

@@ -267,10 +267,10 @@ def _write_card(config: Config, tuned: Path) -> None:
     write_card(tuned, config.run, config.report.license, trained, drawn, scores, base)
 
 
-def compare_models(config: Config) -> Path:
-    """Scores the models of eval.models on data.source, and returns the folder of their table, texts and page.
+def score_models(config: Config, kind: str = "models") -> tuple[Path, dict[str, Any], list[dict[str, Any]]]:
+    """Scores the models of eval.models on data.source; returns the folder of the results, models.json and its lines.
 
-    Raises as `score_systems` does.
+    The folder is eval.out, by default one of `kind` beside the runs. Raises as `score_systems` does.
     """
     if distributed.world_size() > 1:
         raise one_process("eval.models")
@@ -285,10 +285,16 @@ def compare_models(config: Config) -> Path:
     facts, lines = score_systems(config.eval, config.data, common, config.seed)
     held = "" if facts["split"] == "test" else f"-{facts['split']}"
     name = f"{config.data.language}-{Path(facts['release'] or facts['source']).name.partition('.tar')[0]}{held}"
-    folder = Path(config.eval.out).expanduser() if config.eval.out else Path(config.runs_dir) / "models" / name
+    folder = Path(config.eval.out).expanduser() if config.eval.out else Path(config.runs_dir) / kind / name
     write_jsonl(folder / "hypotheses.jsonl", lines)
     write_json(folder / "models.json", facts)
     models.show_models(facts)
+    return folder, facts, lines
+
+
+def compare_models(config: Config) -> Path:
+    """Scores the models of eval.models, and returns the folder of their table, texts and page."""
+    folder, facts, lines = score_models(config)
     log(f"page: {models.write_page(folder, facts, lines)}")
     return folder
 

@@ -37,6 +37,7 @@ from asr_lora.config.schema import (
 )
 from asr_lora.config.stages import (
     AppConfig,
+    BaselineConfig,
     EvalConfig,
     ExportConfig,
     HardwareConfig,
@@ -66,6 +67,7 @@ class Config:
     divergence: DivergenceConfig
     prepare: PrepareConfig
     plan: PlanConfig
+    baseline: BaselineConfig
     search: SearchConfig
     transcribe: TranscribeConfig
     label: LabelConfig
@@ -135,6 +137,12 @@ def gpu_settings(name: str) -> HardwareConfig:
     """Returns the settings of a GPU in conf/hardware/."""
     settings: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "hardware" / f"{name}.yaml"))
     return HardwareConfig(**settings)
+
+
+def model_choice(checkpoint: str) -> str | None:
+    """Returns the choice in conf/model/ of a checkpoint's Hub id (whisper_small), or None."""
+    files = {name: OmegaConf.load(conf_dir() / "model" / f"{name}.yaml") for name in choices("model")}
+    return next((name for name, file in files.items() if OmegaConf.select(file, "checkpoint") == checkpoint), None)
 
 
 def tuning_settings(kind: str) -> tuple[LoraConfig, str | None]:

@@ -207,6 +207,18 @@ class PlanConfig:
 
 
 @dataclass
+class BaselineConfig:
+    models: list[str]
+    clips: int | None
+
+    def __post_init__(self) -> None:
+        count = len(self.models)
+        check("baseline.models", count, "1 to 10, as many as a page can show", 1 <= count <= 10)
+        check("baseline.models", self.models, "each a Hub id or a path", all(name.strip() for name in self.models))
+        check("baseline.clips", self.clips, "at least 1, or null for all", self.clips is None or self.clips >= 1)
+
+
+@dataclass
 class EvalSetConfig:
     """An item of eval.sets. Its defaults are here, as conf/ cannot have any for items: the split is test.
 

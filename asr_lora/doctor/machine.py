@@ -11,11 +11,9 @@ from pathlib import Path
 from shutil import disk_usage
 from typing import TYPE_CHECKING, NamedTuple
 
-import httpx
 import psutil
 import torch
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub import constants, hf_hub_url
 from torch import Tensor
 from transformers import WhisperConfig
 
@@ -35,7 +33,7 @@ from asr_lora.model.hardware import (
     resolve_hardware,
     step_bytes,
 )
-from asr_lora.model.hub import WEIGHTS, cached_file, is_local, parse_id, weights_are_here
+from asr_lora.model.hub import WEIGHTS, bytes_on_hub, cached_file, is_local, parse_id, weights_are_here
 from asr_lora.model.probes import Base
 from asr_lora.planning.devices import durations, estimate_here
 from asr_lora.planning.estimate import STAGES, Estimate, Workload, architecture, workload
@@ -49,7 +47,6 @@ from asr_lora.speech.limits import MAX_SECONDS
 if TYPE_CHECKING:
     from asr_lora.config.compose import Config
 
-PATIENCE = 5.0  # seconds that the Hub may take to answer
 SMALL_FILES = (  # of a checkpoint; one of each line is enough
     ("config.json",),
     ("generation_config.json",),
@@ -95,11 +92,8 @@ def hub(config: "Config") -> tuple[Check, bool | None]:
         of_hub, revision = parse_id(name)
         url = hf_hub_url(of_hub, WEIGHTS[0], revision=revision)
     try:
-        held = get_hf_file_metadata(url, timeout=PATIENCE).size
-    except EntryNotFoundError:  # the repository is there, under other names of files
-        held = None
-    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        held = bytes_on_hub(url)
+    except ExternalError as reason:
         if small and weights:
             return Check("Hub", WARN, f"does not answer ({reason})", f"needed for {wanted}, unless it is cached"), True
         way_out = "fix the network or the name, or name a folder that has the model: model.checkpoint=/path/to/it"

@@ -52,7 +52,7 @@ def _checks(stage: str, config: Config, words: Sequence[str]) -> Iterator[Callab
     if stage == "soup":
         for place in config.adapters if isinstance(config.adapters, list) else []:
             yield partial(check_run, Path(place).expanduser())
-    if stage == "eval" and config.eval.models:
+    if stage == "baseline" or (stage == "eval" and config.eval.models):
         yield lambda: check_sources(config.data)
         return
     elsewhere = config.adapters or (config.report.runs if stage == "report" else config.transcribe.base_model)

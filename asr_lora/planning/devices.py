@@ -16,6 +16,7 @@ from asr_lora.data.manifest import read_manifest, sampling_order
 from asr_lora.data.sources import named_columns
 from asr_lora.data.splits import with_splits
 from asr_lora.decoding.generate import rows_per_batch
+from asr_lora.model import cost
 from asr_lora.model.device import find_device
 from asr_lora.model.hardware import (
     Hardware,
@@ -32,6 +33,7 @@ from asr_lora.planning.estimate import (
     Device,
     Estimate,
     Workload,
+    base_pass,
     estimate_on,
     flops,
     split_to_capacity,
@@ -159,14 +161,35 @@ def _forecast_here(config: Config, work: Workload, hardware: Hardware) -> Estima
     if config.plan.calibrate:
         clocks = _by_timing(config, work, hardware)
     else:
-        known = known_gpu(hardware.name)
-        measured = gpu_settings(known).tflops if known else timing.matrix_rates(hardware.device, hardware.autocast)
-        rates = {**measured, **config.hardware.tflops}
+        rates = _rates_here(config, hardware)
         arithmetic = _arithmetic(config.model.precision, hardware.autocast_name)
         if arithmetic not in rates:
             return Estimate({}, {}, f"no rate for {arithmetic}: hardware.tflops has {', '.join(rates)}")
         clocks = _by_rates(work, device, rates, arithmetic)
     return estimate_on(work, device, config.model.precision, clocks)
+
+
+def _rates_here(config: Config, hardware: Hardware) -> dict[str, float]:
+    """Returns this machine's TFLOP/s by precision: as set, else as its GPU is described, else measured."""
+    known = known_gpu(hardware.name)
+    measured = gpu_settings(known).tflops if known else timing.matrix_rates(hardware.device, hardware.autocast)
+    return {**measured, **config.hardware.tflops}
+
+
+def decoding_seconds_here(
+    config: Config, hardware: Hardware, shape: cost.ModelDimensions, seconds: Sequence[float]
+) -> float:
+    """Estimates the seconds that a base model of this shape takes here to decode clips of these durations for scores.
+
+    By its work and this machine's rates; without loading, downloading and reading the clips.
+    """
+    beams, on_gpu = config.decoding.num_beams, hardware.device.type == "cuda"
+    clocks = timing.from_tflops(
+        shape, 0, config.lora.kind, _rates_here(config, hardware), hardware.merged_precision,
+        checkpointing=False, beams=beams, on_gpu=on_gpu,
+    )  # fmt: skip
+    decoded = base_pass(seconds, config.decoding.fallback)
+    return sum(map(clocks.eval, decoded.forwards(rows_per_batch(hardware.decode_batch, beams))))
 
 
 def _arithmetic(precision: str, autocast: str | None) -> str:

@@ -44,6 +44,13 @@ class DecodePass:
     seconds: Sequence[float]
     margin: float | None
 
+    def forwards(self, rows: int) -> list[Forward]:
+        """Returns its batches on a device that decodes `rows` rows at 30 s at once."""
+        return [
+            Forward(len(clips), context, _tokens(self.seconds[clips[0]]), sum(self.seconds[clip] for clip in clips))
+            for clips, context in batches(self.seconds, rows, self.margin)
+        ]
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -64,11 +71,7 @@ class Workload:
 
     def decoding(self, stage: str, rows: int) -> list[Forward]:
         """Returns the batches of a stage's passes on a device that decodes `rows` rows at 30 s at once."""
-        return [
-            Forward(len(clips), context, _tokens(once.seconds[clips[0]]), sum(once.seconds[clip] for clip in clips))
-            for once in self.decoded[stage]
-            for clips, context in batches(once.seconds, rows, once.margin)
-        ]
+        return [forward for once in self.decoded[stage] for forward in once.forwards(rows)]
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,11 @@ class Estimate:
     seconds: dict[str, float]
     memory: dict[str, float]
     problem: str | None = None
+
+
+def base_pass(seconds: Sequence[float], fallback: bool) -> DecodePass:
+    """Returns the base model's decoding of clips for scores, at 30 s, with those that the fallback decodes again."""
+    return DecodePass([*seconds, *seconds[: round(REDECODED * len(seconds) * fallback)]], None)
 
 
 def workload(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Workload:
@@ -90,7 +98,6 @@ def workload(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Worklo
     decodings, soup = -(-steps // eval_steps(training, steps, len(dev))), training.soup
     judged = decodes_baseline(training, config.divergence, steps, len(dev))
     scored = (test if config.eval.split == "test" else dev)[: config.eval.limit]
-    again = scored[: round(REDECODED * len(scored) * config.decoding.fallback)]
     margin = (
         config.decoding.context_margin if training.context != "full" and config.decoding.context == "auto" else None
     )
@@ -101,7 +108,7 @@ def workload(config: "Config", seconds: Mapping[str, Sequence[float]]) -> Worklo
     }  # fmt: skip
     decoded = {
         "dev": [DecodePass(dev, margin)],
-        "eval": [DecodePass([*scored, *again], None), DecodePass(scored, margin)] * config.eval.after,
+        "eval": [base_pass(scored, config.decoding.fallback), DecodePass(scored, margin)] * config.eval.after,
     }
     # The base as published, in fp16; weights saved twice, and two checkpoints with the optimizer's moments.
     kept = 2 * saved_bytes(config.lora, trainable, shape, config.model.precision) + 2 * 3 * 4 * trainable

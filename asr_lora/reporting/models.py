@@ -64,8 +64,11 @@ def notes(facts: Mapping[str, Any]) -> list[str]:
     return [*by, SHORT_OF_SPEAKERS if first["ci_unit"] == "clip" else ""]
 
 
-def write_page(folder: Path, facts: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Path:
-    """Writes index.html into `folder`/page, with the clips that it plays beside it; returns its path."""
+def write_page(folder: Path, facts: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], answer: str = "") -> Path:
+    """Writes index.html into `folder`/page, with the clips that it plays beside it; returns its path.
+
+    `answer` is a paragraph above the table.
+    """
     language, names = facts["language"], list(facts["models"])
     spread = [max(line["errors"].values()) - min(line["errors"].values()) for line in lines]
     shown = [at for at in sorted(range(len(lines)), key=lambda at: -spread[at])[:SHOWN] if spread[at]]
@@ -75,6 +78,7 @@ def write_page(folder: Path, facts: Mapping[str, Any], lines: Sequence[Mapping[s
         text = environment(autoescape=True).get_template("models.html").render(
             title=title(facts), facts=facts, names=names, headings=headings(facts), rows=model_rows(facts),
             notes=notes(facts), examples=examples, rate=primary_metric(language),
+            answer=answer,
             lines=[_row(line, names) for line in lines],
         )  # fmt: skip
         write_text(page / "index.html", text)

@@ -17,7 +17,7 @@ AWKWARD = [
 
 def test_make_alone_lists_the_targets() -> None:
     printed = make()
-    targets = "demo doctor prepare train eval sweep search transcribe label app check test test-all"
+    targets = "demo baseline doctor prepare train eval sweep search transcribe label app check test test-all"
     for target in targets.split():
         assert f"\n  {target} " in printed
 
@@ -67,6 +67,7 @@ def test_a_pattern_of_runs_reaches_the_report_unopened() -> None:
 @pytest.mark.parametrize("name", AWKWARD)
 def test_a_path_survives_the_shell_and_hydra(name: str) -> None:
     assert composed("train", f"DATA=/data/{name}").data.source == f"/data/{name}"
+    assert composed("baseline", f"DATA=/data/{name}").data.source == f"/data/{name}"
     assert composed("transcribe", f"AUDIO=/talks/{name}").audio == f"/talks/{name}"
 
 
