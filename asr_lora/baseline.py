@@ -57,8 +57,8 @@ def baseline(config: Config) -> Path:
     estimated = _show_times(config, found, shapes, seconds[config.eval.split])
     folder, facts, lines = score_models(config, "baseline")
     hours = None if origin.startswith("typical") and config.data.hours is None else sum(seconds["train"]) / 3600
-    answer = answered(facts, lines, shapes, hours, config.seed, Normalizer(
-        config.eval.normalizer, facts["language"], config.eval.numbers))  # fmt: skip
+    normal = Normalizer(config.eval.normalizer, facts["language"], config.eval.numbers)
+    answer = answered(facts, lines, shapes, hours, config.seed, normal)
     best = names[answer["model"]]
     words, costs = _named(best), _costs(config, best, seconds)
     answer |= {
@@ -167,15 +167,15 @@ def _text(best: str, rate: str, sizes: Mapping[str, Mapping[str, Any]], alike: S
     sentences = [
         f"{said}: its {unit} without fine-tuning is {metrics.percent(own['rate'])} ({metrics.interval(own['ci95'])})"
         f"{of}: {own['reason']}.",
-        f"The rule, Distil-Whisper's guide: fine-tune above {metrics.percent(advice.ABOVE)} WER with less than "
-        f"1,000 h of speech{'' if rate == 'wer' else ' (here it is applied to CER)'}; below "
-        f"{metrics.percent(advice.BELOW)} is our limit, by published results.",
+        f"The rule, of Distil-Whisper's guide (github.com/huggingface/distil-whisper, training): fine-tune "
+        f"above {advice.ABOVE:.0%} WER with less than 1,000 h of speech{'' if rate == 'wer' else ' (here it is applied to CER)'}; below "
+        f"{advice.BELOW:.0%} is our limit, by published results.",
         f"What to expect: {advice.gains(own['rate'])}; docs/evaluation.md has each with its source.",
     ]
     if alike:
         sentences.append(f"On these clips the lead of {best} over {', '.join(alike)}, smaller, may be chance.")
-    if others := [f"{name} {each['answer']}" for name, each in sizes.items() if name != best]:
-        sentences.append(f"By the same rule: {', '.join(others)}; but a tuned small model may stay behind {best}.")
+    if others := [f"{name}, {each['answer']}" for name, each in sizes.items() if name != best]:
+        sentences.append(f"By the same rule: {'; '.join(others)}. A tuned small model may stay behind {best}.")
     return " ".join(sentences)
 
 
@@ -207,12 +207,14 @@ def _cost(estimate: Estimate, per_hour: float | None) -> dict[str, Any]:
 
 
 def _cost_text(words: Sequence[str], costs: Mapping[str, Mapping[str, Any]]) -> str:
+    shown = [f"{word.partition('=')[0]}=..." if word.startswith("model.checkpoint=") else word for word in words]
     parts = []
     for name, each in costs.items():
         took = "unknown" if each["hours"] is None else f"{each['hours']:.2f} h"
         price = "" if each["dollars"] is None else f", ${each['dollars']:.2f}"
         parts.append(f"{took}{price} on {name}{'' if each['problem'] is None else ' (' + each['problem'] + ')'}")
-    return f"Training it is planned to take {' and '.join(parts)}; {to_run('plan', *words)} has the parts."
+    more = f"{to_run('plan', *shown)}, with your other settings, has the parts"
+    return f"Training it is planned to take {' and '.join(parts)}; {more}."
 
 
 def _left_out_text(left_out: Mapping[str, str]) -> str:

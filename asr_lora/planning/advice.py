@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from asr_lora.evaluation.metrics import interval, percent
+from asr_lora.evaluation.metrics import interval
 
 YES, NO, UNCERTAIN = "fine-tune", "probably not", "not certain"
 # Distil-Whisper's guide: "fine-tuning is appropriate for languages where the original Whisper model performs > 20% WER,
@@ -62,27 +62,27 @@ def advise(rate: float, bounds: Sequence[float] | None, hours: float | None) -> 
     if bounds is None:
         return UNCERTAIN, "its interval is not known"
     low, high = bounds
-    inside = [percent(limit) for limit in (BELOW, ABOVE) if low <= limit <= high]
+    inside = [f"{limit:.0%}" for limit in (BELOW, ABOVE) if low <= limit <= high]
     if inside:
         return UNCERTAIN, f"the interval contains {' and '.join(inside)}, where the answer changes"
     if rate < BELOW:
-        return NO, f"below {percent(BELOW)}"
+        return NO, f"below {BELOW:.0%}"
     if rate < ABOVE:
-        return UNCERTAIN, f"between {percent(BELOW)} and {percent(ABOVE)}, where neither limit answers"
+        return UNCERTAIN, f"between {BELOW:.0%} and {ABOVE:.0%}, where neither limit answers"
     if hours is not None and hours >= MOST_HOURS:
         return (
             UNCERTAIN,
-            f"above {percent(ABOVE)}, but with {hours:,.0f} h the rule, of less than 1,000 h, does not apply",
+            f"above {ABOVE:.0%}, but with {hours:,.0f} h the rule, of less than 1,000 h, does not apply",
         )
-    return YES, f"above {percent(ABOVE)}" + (", if you have less than 1,000 h of speech" if hours is None else "")
+    return YES, f"above {ABOVE:.0%}" + (", if you have less than 1,000 h of speech" if hours is None else "")
 
 
 def results_like(rate: float) -> tuple[str, list[Result]]:
-    """Returns where an error rate lies (`below 10.0%`), and the cited results that began there."""
+    """Returns where an error rate lies (`below 10%`), and the cited results that began there."""
     places = (
-        (f"below {percent(BELOW)}", 0.0, BELOW),
-        (f"between {percent(BELOW)} and {percent(ABOVE)}", BELOW, ABOVE),
-        (f"above {percent(ABOVE)}", ABOVE, float("inf")),
+        (f"below {BELOW:.0%}", 0.0, BELOW),
+        (f"between {BELOW:.0%} and {ABOVE:.0%}", BELOW, ABOVE),
+        (f"above {ABOVE:.0%}", ABOVE, float("inf")),
     )
     where, low, high = next(each for each in places if each[1] <= rate < each[2])
     return where, [each for each in CITED if low <= each.base < high]
@@ -100,4 +100,4 @@ def gains(rate: float) -> str:
 
 
 def _span(shares: Sequence[float]) -> str:
-    return interval(sorted({min(shares), max(shares)}), lambda share: f"{share:.0%}")
+    return interval(sorted({min(shares), max(shares)}), lambda share: f"{share:.0%}" if share >= 0.005 else "under 1%")

@@ -89,11 +89,11 @@ def test_the_best_size_decides_and_smaller_ones_are_named(monkeypatch: pytest.Mo
     found = answered(monkeypatch, True, tiny=(0.45, 0.4, 0.5), turbo=(0.06, 0.04, 0.08))
     assert (found["answer"], found["model"], found["alike"]) == ("probably not", "turbo", ["tiny"])
     assert found["text"].startswith("Probably no fine-tuning; take turbo as it is: its WER without fine-tuning is 6.0%")
-    assert "By the same rule: tiny fine-tune; but a tuned small model may stay behind turbo." in found["text"]
+    assert "By the same rule: tiny, fine-tune. A tuned small model may stay behind turbo." in found["text"]
     found = answered(monkeypatch, False, tiny=(0.45, 0.4, 0.5), turbo=(0.3, 0.25, 0.35))
     assert found["answer"] == "fine-tune" and "may be chance" not in found["text"]
     found = answered(monkeypatch, False, turbo=(0.18, 0.15, 0.23))
-    assert found["answer"] == "not certain" and "the interval contains 20.0%" in found["text"]
+    assert found["answer"] == "not certain" and "the interval contains 20%" in found["text"]
 
 
 def test_of_equal_rates_the_smaller_model_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
