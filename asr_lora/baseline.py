@@ -56,6 +56,7 @@ def baseline(config: Config) -> Path:
     seconds, origin = durations(config)
     estimated = _show_times(config, found, shapes, seconds[config.eval.split])
     folder, facts, lines = score_models(config, "baseline")
+    (folder / "baseline.json").unlink(missing_ok=True)  # an old answer must not remain beside new scores
     hours = None if origin.startswith("typical") and config.data.hours is None else sum(seconds["train"]) / 3600
     normal = Normalizer(config.eval.normalizer, facts["language"], config.eval.numbers)
     answer = answered(facts, lines, shapes, hours, config.seed, normal)
@@ -167,8 +168,8 @@ def _text(best: str, rate: str, sizes: Mapping[str, Mapping[str, Any]], alike: S
     sentences = [
         f"{said}: its {unit} without fine-tuning is {metrics.percent(own['rate'])} ({metrics.interval(own['ci95'])})"
         f"{of}: {own['reason']}.",
-        f"The rule, of Distil-Whisper's guide (github.com/huggingface/distil-whisper, training): fine-tune "
-        f"above {advice.ABOVE:.0%} WER with less than 1,000 h of speech{'' if rate == 'wer' else ' (here it is applied to CER)'}; below "
+        f"The rule, of Distil-Whisper's guide (github.com/huggingface/distil-whisper, training): fine-tune above "
+        f"{advice.ABOVE:.0%} WER{'' if rate == 'wer' else ' (here of CER)'} with less than 1,000 h of speech; below "
         f"{advice.BELOW:.0%} is our limit, by published results.",
         f"What to expect: {advice.gains(own['rate'])}; docs/evaluation.md has each with its source.",
     ]
