@@ -27,7 +27,7 @@ comma := ,
 space := $(subst ,, )
 
 .DEFAULT_GOAL := help
-.PHONY: help demo baseline doctor prepare train eval sweep soup search report transcribe label export app plan bench gpu-check torch check test test-all fuzz audit
+.PHONY: help demo baseline doctor prepare train eval sweep soup search report transcribe label self-train export app plan bench gpu-check torch check test test-all fuzz audit
 
 help: ## this list
 	@echo "make TARGET [LANG=nl] [HOURS=1|all] [DATA=/path/to/cv-corpus-...] [ARGS=\"hydra overrides\"]"
@@ -71,6 +71,9 @@ transcribe: $(INSTALLED)core ## text and subtitles of AUDIO=, a file, a folder o
 
 label: $(INSTALLED)core ## AUDIO= as training data, DATA= of a run: clips whose text the models of RUN= (or the last run) agree on
 	$(PYTHON) -m asr_lora label $(if $(value AUDIO),$(call shell_string,audio=$(call hydra_string,$(value AUDIO)))) $(if $(value RUN),$(call shell_string,run_dir=$(call hydra_string,$(value RUN)))) $(settings)
+
+self-train: $(INSTALLED)core ## train, label AUDIO=, train on both, as long as dev gains: up to ARGS="self_train.rounds=2" times
+	$(PYTHON) -m asr_lora self_train $(if $(value AUDIO),$(call shell_string,audio=$(call hydra_string,$(value AUDIO)))) $(if $(value RUN),$(call shell_string,run_dir=$(call hydra_string,$(value RUN)))) $(settings)
 
 export: $(INSTALLED)export ## files for transformers, faster-whisper and whisper.cpp, each verified in its own runtime: ARGS="'export.formats=[ct2-int8]'"
 	$(PYTHON) -m asr_lora export $(settings)

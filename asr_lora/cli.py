@@ -78,6 +78,11 @@ STAGES = {
         "audio run_dir label.source label.split label.out label.writer label.base label.agree label.max_cer "
         "label.max_wer",
     ),
+    "self_train": (
+        "audio=radio data.source=/path/to/speech data.language=nl data.hours=1",
+        "audio label.source self_train.rounds self_train.weight label.max_cer label.max_wer run_dir data.source "
+        "data.language data.hours",
+    ),
     "export": (
         "'export.formats=[hf,ct2-int8]'",
         "run_dir export.formats export.clips export.wer_tolerance export.out export.push export.push_format "

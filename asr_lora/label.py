@@ -54,12 +54,24 @@ def label(config: Config) -> dict[str, Any]:
     Raises ConfigError for settings that do not fit and for an output folder of others, ExternalError at the end, after
     all is written, where recordings could not be read.
     """
-    source = _source(config)
+    check_labeled(config.label.source, config.audio)
     folder = find_run(config, job_overrides())
+    summary = label_with(config, folder, ["python", "-m", "asr_lora.label", *job_overrides()])
+    if summary["left_out"] and config.audio:
+        unread = [name for own in summary["left_out"].values() for name in own]
+        raise ExternalError(
+            f"audio: {len(unread)} recordings could not be read to their end (logged above): {listed(unread)}"
+        )
+    return summary
+
+
+def label_with(config: Config, folder: Path, command: Sequence[str]) -> dict[str, Any]:
+    """Labels with the run in `folder`, as `label` does; recordings that cannot be read are logged and in `left_out`."""
+    source = labeled_source(config)
     recorded = replace(run.recorded_config(folder, config, job_overrides()), label=config.label)
     recorded = run.open_trained(recorded)
     log(f"run: {folder}")
-    began, out = time.perf_counter(), _out(config, folder)
+    began, out = time.perf_counter(), labels_folder(config, folder)
     steps, total, unit = _steps(config, source, recorded.data.language)
     with LabelRecord(out, _follows_from(recorded, folder, source, config)) as record:
         labeler, names = _labeler(recorded, folder)
@@ -69,24 +81,16 @@ def label(config: Config) -> dict[str, Any]:
         summary = {
             "source": source, **counts, "left_out": left_out, **names, "calibration": calibration,
             "pace": rules.pace and list(rules.pace), "settings": asdict(config.label),
-            "seconds": round(time.perf_counter() - began, 1), "command": _command(), "versions": run.versions(),
+            "seconds": round(time.perf_counter() - began, 1), "command": shlex.join(command),
+            "versions": run.versions(),
         }  # fmt: skip
         write_json(out / "summary.json", summary)
     _log_end(summary, out)
-    if left_out and config.audio:
-        unread = [name for own in left_out.values() for name in own]
-        raise ExternalError(
-            f"audio: {len(unread)} recordings could not be read to their end (logged above): {listed(unread)}"
-        )
     return summary
 
 
-def _command() -> str:
-    return shlex.join(["python", "-m", "asr_lora.label", *job_overrides()])
-
-
-def _source(config: Config) -> str:
-    """Returns the absolute path, or the name, of what is labeled."""
+def labeled_source(config: Config) -> str:
+    """Returns the absolute path, or the name, of what is labeled. Raises ConfigError where it is not there."""
     source, named = config.label.source, config.audio
     check_labeled(source, named)
     if source is not None:
@@ -94,7 +98,8 @@ def _source(config: Config) -> str:
     return str(Path(named or "").expanduser().absolute())
 
 
-def _out(config: Config, folder: Path) -> Path:
+def labels_folder(config: Config, folder: Path) -> Path:
+    """Returns the folder that labeling with the run in `folder` writes."""
     if config.label.out is not None:
         return Path(config.label.out).expanduser()
     named = Path(config.label.source or config.audio or "")

@@ -46,6 +46,7 @@ from asr_lora.config.stages import (
     PrepareConfig,
     ReportConfig,
     SearchConfig,
+    SelfTrainConfig,
     TranscribeConfig,
 )
 from asr_lora.runtime.commands import to_install
@@ -71,6 +72,7 @@ class Config:
     search: SearchConfig
     transcribe: TranscribeConfig
     label: LabelConfig
+    self_train: SelfTrainConfig
     export: ExportConfig
     app: AppConfig
     audio: str | None

@@ -96,6 +96,16 @@ class LabelConfig:
 
 
 @dataclass
+class SelfTrainConfig:
+    rounds: int
+    weight: float
+
+    def __post_init__(self) -> None:
+        check("self_train.rounds", self.rounds, "at least 1", self.rounds >= 1)
+        check("self_train.weight", self.weight, "more than 0, up to 100", 0 < self.weight <= 100)
+
+
+@dataclass
 class ExportConfig:
     formats: list[str]
     clips: int | None

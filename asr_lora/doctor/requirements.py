@@ -13,7 +13,7 @@ from asr_lora.runtime.commands import to_install
 from asr_lora.runtime.errors import ExternalError, UserError
 
 EXTRAS = {"demo": "espeakng_loader", "search": "optuna", "app": "gradio"}  # a module of each stage's own extra
-DRAWING = ("prepare", "train", "search")  # stages that draw clips
+DRAWING = ("prepare", "train", "search", "self_train")  # stages that draw clips
 OF_RUNS = ("eval", "report", "transcribe", "label", "export", "app")  # stages of a run that is there
 
 
@@ -45,7 +45,7 @@ def _checks(stage: str, config: Config, words: Sequence[str]) -> Iterator[Callab
         yield lambda: weights_are_here(config.model.checkpoint)
     if stage == "transcribe" and config.audio != "-":
         yield lambda: named_recordings(config.audio)
-    if stage == "label":
+    if stage in ("label", "self_train"):
         yield lambda: check_labeled(config.label.source, config.audio)
     if stage == "report" and (pattern := config.report.runs) is not None:
         yield lambda: matching_runs(pattern)

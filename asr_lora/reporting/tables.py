@@ -219,6 +219,21 @@ def show_calibration(found: Mapping[str, Any], language: str) -> None:
     show(f"{found['clips']} dev clips by confidence, surest first", headings, rows, [chosen])
 
 
+def show_rounds(record: Mapping[str, Any]) -> None:
+    """Prints a row for each run of a self-training; `record` is its rounds.json."""
+    rate = record["rate"]
+    rows = [
+        [each["run"], f"{each['hours']:.2f}", percent(each["dev"]), points(each["difference"]),
+         interval(each["ci95"], points), percent(each["test"])]
+        for each in record["rounds"]
+    ]  # fmt: skip
+    headings = ("run", "hours labeled", f"dev {rate.upper()}", "to the run before", "95 %", f"test {rate.upper()}")
+    best, compared = record["best"], ""
+    if record["test"]:
+        compared = f"test, {best} minus {record['rounds'][0]['run']}: {difference(record['test'], rate)}"
+    show("self-training", headings, rows, [compared, f"best: {best}; {record['ended']}"])
+
+
 def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
     """Prints a row for every export and set of clips; `rows` are those of export/exports.json."""
     rate = "/".join(sorted({each["rate"].upper() for row in rows for each in row["sets"]}))

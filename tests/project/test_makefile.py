@@ -17,7 +17,7 @@ AWKWARD = [
 
 def test_make_alone_lists_the_targets() -> None:
     printed = make()
-    targets = "demo baseline doctor prepare train eval sweep search transcribe label app check test test-all"
+    targets = "demo baseline doctor prepare train eval sweep search transcribe label self-train app check test test-all"
     for target in targets.split():
         assert f"\n  {target} " in printed
 

@@ -2,23 +2,22 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from support.labeling import have_decoded, in_order, write_talk
 from support.releases import tone, utterances, write_release
 from support.runs import cache_in, tiny_run
 
 from asr_lora.config.compose import load
 from asr_lora.data.manifest import Clip, read_manifest
-from asr_lora.decoding.fallback import Detected
-from asr_lora.decoding.generate import Hypothesis
-from asr_lora.decoding.transcriber import Transcriber
-from asr_lora.demo.espeak import RATE, Utterance, speak
+from asr_lora.demo.espeak import RATE
 from asr_lora.label import label
-from asr_lora.labeling import candidates, measuring
+from asr_lora.labeling import candidates
 from asr_lora.labeling.measuring import Labeler
 from asr_lora.prepare import prepare
 from asr_lora.runs import folder as run
@@ -26,18 +25,14 @@ from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.train import train
 
-SENTENCES = ["de trein vertrekt om drie uur", "morgen gaat het regenen in het noorden", "zij leest een boek"]
 OPEN = ["label.max_wer=null", "label.pace=false"]
 
 
 @pytest.fixture(scope="module")
 def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a talk of three sentences, with two seconds of silence between them."""
-    spoken = speak([Utterance(text=text, voice="nl+m1", pitch=50, rate=150) for text in SENTENCES])
-    parts = [np.frombuffer(pcm, np.int16) for pcm in spoken]
-    pause = np.zeros(2 * RATE, np.int16)
     folder = tmp_path_factory.mktemp("radio")
-    soundfile.write(folder / "a talk.flac", np.concatenate([part for each in parts for part in (each, pause)]), RATE)
+    write_talk(folder)
     return folder
 
 
@@ -56,24 +51,7 @@ def trained(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Has the models decode what a test says: a tiny one never stops. `of`: clip and role to text and confidence."""
-
-    def set_texts(of: Callable[[Clip, str], tuple[str, float]]) -> None:
-        def decode(
-            self: Labeler, model: Transcriber, clips: Sequence[Clip], advance: object, temperature: float = 0.0
-        ) -> list[Hypothesis]:
-            role = "second" if temperature or model is not self.writer else "writer"
-            said = [of(clip, role) for clip in clips]
-            return [Hypothesis([], text, False, sure, text) for text, sure in said]
-
-        monkeypatch.setattr(Labeler, "_decode", decode)
-        monkeypatch.setattr(measuring, "detect", lambda *given: [Detected(0.0, "nl", 1.0)] * len(given[2]))
-
-    return set_texts
-
-
-def in_order(clip: Clip, role: str) -> tuple[str, float]:
-    """The sentence that is spoken about there: one begins every four seconds or so."""
-    return SENTENCES[min(int(clip.get("start", 0) // 4), len(SENTENCES) - 1)] + f" {clip.get('start', 0):.0f}", -0.1
+    return partial(have_decoded, monkeypatch)
 
 
 def test_a_talk_becomes_a_table_of_places_that_prepare_reads(
