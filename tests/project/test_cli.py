@@ -140,6 +140,8 @@ def test_all_that_is_missing_is_answered_at_once(tmp_path: Path, monkeypatch: py
     assert [line.split(":")[1] for line in lines] == [" audio", " run_dir"]
     lines, _ = unmet("label", ["label.source=other.tsv"])
     assert [line.split(":")[1] for line in lines] == [" label.source", " run_dir"]
+    lines, _ = unmet("self_train", ["audio=talk.mp3", "data.source=a", "model.checkpoint=/no/model"])
+    assert [line.split(":")[1] for line in lines] == [" data.source", " model.checkpoint", " audio"]
     (tmp_path / "talk.mp3").touch()
     assert unmet("transcribe", ["audio=talk.mp3", "transcribe.base_model=true"]) == ([], 0)
 

@@ -77,6 +77,13 @@ def test_recordings_are_labeled_with_the_run_that_make_was_given() -> None:
     assert composed("label", "ARGS=label.source=other.tsv").audio is None
 
 
+def test_self_training_takes_recordings_and_the_first_run_by_folder_or_by_its_settings() -> None:
+    found = composed("self-train", "AUDIO=/the radio/a, b", "RUN=/runs/it's [1]")
+    assert (found.audio, found.run_dir) == ("/the radio/a, b", "/runs/it's [1]")
+    made = composed("self-train", "AUDIO=/radio", "LANG=sv-SE", "HOURS=2", "DATA=/a b", "ARGS=self_train.rounds=3")
+    assert (made.data.language, made.data.hours, made.data.source, made.self_train.rounds) == ("sv-SE", 2, "/a b", 3)
+
+
 @pytest.mark.slow
 def test_a_release_in_a_folder_of_awkward_name_is_prepared(tmp_path: Path, words: list[str]) -> None:
     folder = tmp_path / 'Zoë\'s [best] "$x" & a, b=#1 ${y} (~)\\'

@@ -25,5 +25,5 @@ def make(*words: str, **environment: str) -> str:
 def composed(*words: str, **environment: str) -> Config:
     """Returns the settings of the command that make would run."""
     python, dash_m, package, stage, *overrides = shlex.split(make("-n", *words, **environment))
-    assert (python, dash_m, package, stage) == (sys.executable, "-m", "asr_lora", words[0])
+    assert (python, dash_m, package, stage) == (sys.executable, "-m", "asr_lora", words[0].replace("-", "_"))
     return load(overrides)
