@@ -122,7 +122,7 @@ def _check_settings(first: Config, source: str, folder: Path) -> None:
         "self_train.weight": first.self_train.weight, "eval.limit": first.eval.limit,
         "transcribe.max_segment_seconds": first.transcribe.max_segment_seconds,
     }  # fmt: skip
-    before = read_json(file) if file.is_file() else now
+    before = read_json(file) if (folder / "labels-1.jsonl").is_file() else now
     for key, value in now.items():
         if before.get(key) != value:
             raise ConfigError(

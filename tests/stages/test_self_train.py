@@ -159,14 +159,18 @@ def test_the_same_command_goes_on_and_labels_and_trains_nothing_twice(
         go([*overrides, "label.max_cer=0.2"])
 
 
-def test_a_first_run_that_is_not_there_is_trained(
+@pytest.mark.slow
+def test_a_first_run_is_trained_and_where_it_keeps_no_label_looser_rules_go_on(
     words: list[str], talk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    have_decoded(monkeypatch, lambda clip, role: (role, -0.1))  # the two never agree
+    have_decoded(monkeypatch, lambda clip, role: (f"{role} {clip['start']:.0f}", -0.1))  # the two never agree
+    asked = [*words, *OPEN, "label.agree=base", "run_name=new", f'audio="{talk}"', "training.max_steps=1"]
     with pytest.raises(ConfigError, match=r"label: must keep a clip for a first round, kept none .*; loosen label\.\*"):
-        go([*words, *OPEN, "label.agree=base", "run_name=new", f'audio="{talk}"', "training.max_steps=1"])
+        go(asked)
     folder = load([*words, "run_name=new"]).run
     assert run.is_trained(folder) and not (folder / "eval").exists()
+    go([*asked, "label.max_cer=null", "eval.after=false"])
+    assert [clip["text"].split()[0] for clip in labels(folder.with_name("new-round1"))] == ["writer"] * 3
 
 
 def test_given_texts_that_passed_are_trained_on_alone(overrides: list[str], tmp_path: Path, talk: Path) -> None:
