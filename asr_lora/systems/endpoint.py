@@ -1,7 +1,7 @@
 """Systems behind an OpenAI-compatible server (POST {url}/audio/transcriptions), such as vLLM's or speaches."""
 
 import os
-import time
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -36,14 +36,17 @@ def of_url(name: str, asked: EvalModelConfig) -> System:
     if key and not (key.isascii() and key.isprintable()):
         raise ConfigError(f"eval.models: the environment variable {asked.key} holds characters that no key has")
 
+    stopped = threading.Event()
+
     def load(language: str) -> Callable[[Clip], str]:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         client = httpx.Client(timeout=TIMEOUT, headers=headers)
-        return lambda clip: _text(client, f"{url}/audio/transcriptions", served, language, clip)
+        stopped.clear()
+        return lambda clip: _text(client, f"{url}/audio/transcriptions", served, language, clip, stopped)
 
     def transcribe(each: EvalSet) -> dict[str, Any]:
         content = {"url": url, "served": served, "language": each.language}
-        return transcribed(name, content, each.clips, lambda: load(each.language), AT_ONCE, device=None)
+        return transcribed(name, content, each.clips, lambda: load(each.language), AT_ONCE, None, stopped.set)
 
     return System(name, "server", f"{served} at {host}", None, transcribe)
 
@@ -62,14 +65,14 @@ def _host(url: str) -> str:
     return host
 
 
-def _text(client: httpx.Client, url: str, served: str, language: str, clip: Clip) -> str:
+def _text(client: httpx.Client, url: str, served: str, language: str, clip: Clip, stopped: threading.Event) -> str:
     """Returns what the server makes of a clip. Raises ExternalError after TRIES, or for an answer that is none."""
     sound = audio.encode_flac(waveform(clip), audio.SAMPLE_RATE)
     fields = {"model": served, "language": language, "response_format": "json", "temperature": "0"}
     problem = ""
     for tried in range(TRIES):
-        if tried:
-            time.sleep(WAIT * 2 ** (tried - 1))
+        if tried and stopped.wait(WAIT * 2 ** (tried - 1)):
+            break
         try:
             answer = client.post(url, data=fields, files={"file": ("clip.flac", sound, "audio/flac")})
         except httpx.RequestError as error:

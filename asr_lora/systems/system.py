@@ -58,14 +58,15 @@ def size_of(place: Path) -> int:
 
 def transcribed(
     title: str, content: Mapping[str, Any], clips: Sequence[Clip], load: Callable[[], Callable[[Clip], str]],
-    at_once: int = 1, device: torch.device | None = CPU,
+    at_once: int = 1, device: torch.device | None = CPU, stop: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Transcribes the clips that are not in the cache, and returns what `System.transcribe` does.
 
     `content` identifies the system and how it decodes: texts are kept by it and by the clip's hash, one after the
     other, so that an interrupted command continues and other clips of a corpus are added. `load` returns the function
     from a clip to its text; `at_once` calls of it run at a time. A `device` of None is another machine, whose memory
-    and speed are not ours to tell.
+    and speed are not ours to tell. `stop` is called at an error or an interruption, before the calls that still run are
+    waited for.
     """
     kept = cache_dir() / "hypotheses-3" / f"{sha256_text(json.dumps(content, sort_keys=True))}.jsonl"
     known = _kept(kept)
@@ -73,7 +74,7 @@ def transcribed(
     if not waiting:
         log(f"{title}: these clips were transcribed before; {kept}")
     else:
-        _transcribe(title, waiting, kept, load, at_once, device)
+        _transcribe(title, waiting, kept, load, at_once, device, stop)
         known = _kept(kept)
     rows = [known[clip["sha256"]] for clip in clips]
     found: dict[str, Any] = {"hypotheses": [row["text"] for row in rows]}
@@ -97,7 +98,7 @@ def _kept(file: Path) -> dict[str, dict[str, Any]]:
 
 def _transcribe(
     title: str, clips: Sequence[Clip], kept: Path, load: Callable[[], Callable[[Clip], str]], at_once: int,
-    device: torch.device | None,
+    device: torch.device | None, stop: Callable[[], None],
 ) -> None:  # fmt: skip
     free_memory()
     transcribe = load()
@@ -121,4 +122,5 @@ def _transcribe(
                 lines.flush()
                 bar.advance()
         finally:
+            stop()
             pool.shutdown(cancel_futures=True)
