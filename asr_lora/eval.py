@@ -207,9 +207,7 @@ def _score_model(
         **{name: value for name, value in model.items() if name not in ("hypotheses", "first", "truncated")},
         "without_fallback": metrics.score(references, model["first"], speakers, normal, config.seed, languages),
         "runaways": error_analysis.count_runaways(signs),
-        **error_analysis.error_counts(
-            [chunks for chunks, reference in zip(aligned, units, strict=True) if reference.strip()]
-        ),
+        **error_analysis.error_counts(aligned),
     }
     errors = [error_analysis.count_edits(chunks) for chunks in aligned]
     return facts, {
@@ -274,8 +272,9 @@ def score_models(config: Config, kind: str = "models") -> tuple[Path, dict[str, 
     """
     if distributed.world_size() > 1:
         raise one_process("eval.models")
-    if config.eval.out:
-        Path(config.eval.out).expanduser().mkdir(parents=True, exist_ok=True)  # fails now, not after hours of decoding
+    out = Path(config.eval.out).expanduser() if config.eval.out else None
+    if out:
+        out.mkdir(parents=True, exist_ok=True)  # fails now, not after hours of decoding
     hardware = resolve_hardware(config.hardware, config.model, config.lora, config.training.batch_size)
 
     def open_run(folder: Path) -> ModelConfig:
@@ -285,7 +284,7 @@ def score_models(config: Config, kind: str = "models") -> tuple[Path, dict[str, 
     facts, lines = score_systems(config.eval, config.data, common, config.seed)
     held = "" if facts["split"] == "test" else f"-{facts['split']}"
     name = f"{config.data.language}-{Path(facts['release'] or facts['source']).name.partition('.tar')[0]}{held}"
-    folder = Path(config.eval.out).expanduser() if config.eval.out else Path(config.runs_dir) / kind / name
+    folder = out or Path(config.runs_dir) / kind / name
     write_jsonl(folder / "hypotheses.jsonl", lines)
     write_json(folder / "models.json", facts)
     models.show_models(facts)

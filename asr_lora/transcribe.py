@@ -44,7 +44,6 @@ from asr_lora.runtime.files import write_text
 from asr_lora.speech import audio
 from asr_lora.speech.activity import speech_segments
 from asr_lora.speech.limits import MAX_SECONDS
-from asr_lora.speech.media import SOUND
 
 STDIN = "-"
 
@@ -234,9 +233,7 @@ def _named(audio: str | None) -> list[Recording]:
     root = _common([file.parent for file in found])
     if found[0].is_dir():
         (root,) = found
-        found = Tree(root).recording_files
-        if not found:
-            raise ConfigError(f"audio: no recordings ({listed(sorted(SOUND))}) in {root}")
+        found = Tree(root).recording_files()
     stems = [str(file.relative_to(root).with_suffix("")) for file in found]
     # Files that differ only in their suffix keep it.
     return [

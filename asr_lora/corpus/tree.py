@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from asr_lora.runtime.errors import ConfigError
+from asr_lora.runtime.errors import ConfigError, listed
 from asr_lora.speech.media import SOUND
 
 LEFT_BEHIND = ("__MACOSX", "Thumbs.db", "desktop.ini", "lost+found")  # by file managers
@@ -57,8 +57,12 @@ class Tree:
     def recordings(self) -> list[PurePosixPath]:
         return [file for file in self.files if file.suffix.lower() in SOUND]
 
-    @property
     def recording_files(self) -> list[Path]:
-        """The files of the recordings, those that cannot be read too, but no pipe, which would never end."""
-        found = [self.root / file for file in self.recordings]
-        return [file for file in found if file.is_file() or not file.exists()]
+        """Returns the files of the recordings of `audio=`, those that cannot be read too. Raises ConfigError for none.
+
+        A pipe is left out: it would never end.
+        """
+        files = [self.root / file for file in self.recordings]
+        if not (found := [file for file in files if file.is_file() or not file.exists()]):
+            raise ConfigError(f"audio: no recordings ({listed(sorted(SOUND))}) in {self.root}")
+        return found

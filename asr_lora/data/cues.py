@@ -1,14 +1,14 @@
 """Times of cues by where a recording has speech: those of subtitles are early, late, or last until the next one."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from asr_lora.corpus.records import Corpus, Utterance
+from asr_lora.corpus.records import Corpus
 from asr_lora.runtime.console import log, progress
 from asr_lora.runtime.errors import ExternalError
 from asr_lora.speech import audio
@@ -34,18 +34,23 @@ def refine(corpus: Corpus) -> Corpus:
     A recording that cannot be decoded keeps its cues; scanning them says why they are unusable. Raises as fetching
     the corpus's clips does.
     """
-    cues = [each for own in corpus.tables.values() for each in own if each.start is not None and each.end is not None]
-    files = corpus.fetch(list(dict.fromkeys(each.path for each in cues)))
-    of_file: dict[str, list[Utterance]] = defaultdict(list)
-    for each in cues:
-        if each.path in files:
-            of_file[str(files[each.path])].append(each)
+    cues = {
+        each.path: Span(each.start, each.end)
+        for own in corpus.tables.values()
+        for each in own
+        if each.start is not None and each.end is not None
+    }
+    files = corpus.fetch(list(cues))
+    of_file: dict[Path, dict[str, Span]] = defaultdict(dict)
+    for path, span in cues.items():
+        if path in files:
+            of_file[files[path]][path] = span
     refined: dict[str, Span] = {}
     with progress("finding pauses in recordings", total=len(of_file)) as bar:
-        for own in of_file.values():
-            refined |= _refined(own, files[own[0].path])
+        for file, spans in of_file.items():
+            refined |= _refined(spans, file)
             bar.advance()
-    moves = [abs(new - old) for each in cues if each.path in refined for new, old in _pairs(each, refined[each.path])]
+    moves = [abs(new - old) for path, span in refined.items() for new, old in zip(span, cues[path], strict=True)]
     far = sum(move > MOVED for move in moves)
     log(f"data.refine_cues: {far} of {len(moves)} begins and ends of segments moved by more than {MOVED:g} s")
     tables = {
@@ -55,21 +60,16 @@ def refine(corpus: Corpus) -> Corpus:
     return replace(corpus, tables=tables)
 
 
-def _pairs(cue: Utterance, new: Span) -> Iterator[tuple[float, float]]:
-    yield new.start, cue.start or 0.0
-    yield new.end, cue.end or 0.0
-
-
-def _refined(cues: Sequence[Utterance], file: Path) -> dict[str, Span]:
-    """Returns the new times of the cues of one recording by the names of their clips."""
+def _refined(cues: Mapping[str, Span], file: Path) -> dict[str, Span]:
+    """Returns the new times of the cues of one recording, by the names of their clips as `cues` are."""
     try:
         waveform = audio.load(file)
     except ExternalError:
         return {}
-    ordered = sorted(cues, key=lambda cue: cue.start or 0.0)
-    spans = [Span(cue.start or 0.0, cue.end or 0.0) for cue in ordered]
-    found = to_pauses(spans, speech_spans(waveform), len(waveform) / audio.SAMPLE_RATE)
-    return {cue.path: span for cue, span in zip(ordered, found, strict=True)}
+    ordered = sorted(cues.items(), key=lambda cue: cue[1].start)
+    seconds = len(waveform) / audio.SAMPLE_RATE
+    found = to_pauses([span for _, span in ordered], speech_spans(waveform), seconds)
+    return {path: span for (path, _), span in zip(ordered, found, strict=True)}
 
 
 def to_pauses(cues: Sequence[Span], speech: Iterable[tuple[float, float]], seconds: float) -> list[Span]:

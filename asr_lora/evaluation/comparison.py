@@ -70,11 +70,10 @@ def _scored(
     signs = error_analysis.count_runaways(
         [error_analysis.runaway_signs(*pair, float("inf"), False) for pair in zip(own, clean, strict=True)]
     )
-    spoken = [chunks for chunks, reference in zip(aligned, units, strict=True) if reference.strip()]
     return {
         **metrics.score(references, texts, speakers, normal, seed),
         "runaways": {sign: signs[sign] for sign in FROM_TEXT},
-        **error_analysis.error_counts(spoken),
+        **error_analysis.error_counts(aligned),
     }
 
 

@@ -73,20 +73,21 @@ def count_edits(chunks: Sequence[AlignmentChunk]) -> int:
 
 
 def error_counts(aligned: Sequence[Sequence[AlignmentChunk]]) -> dict[str, Any]:
-    """Counts the errors of clips with speech by kind, and lists the most frequent confusions.
+    """Counts the errors by kind, and lists the most frequent confusions; clips without a reference are left out.
 
     `kinds` has `units` (of the references), `substituted`, `left_out` and `added`; `confusions` has `substitutions`
     [reference, hypothesis, times], `deletions` and `insertions` [word, times].
     """
+    spoken = [chunks for chunks in aligned if any(chunk.reference for chunk in chunks)]
     found: dict[str, Counter[tuple[str, ...]]] = {"substitute": Counter(), "delete": Counter(), "insert": Counter()}
-    for chunk in (chunk for chunks in aligned for chunk in chunks if chunk.kind != "equal"):
+    for chunk in (chunk for chunks in spoken for chunk in chunks if chunk.kind != "equal"):
         sides = [side for side in (chunk.reference, chunk.hypothesis) if side]
         found[chunk.kind].update(zip(*sides, strict=True))
     kinds = {"substituted": "substitute", "left_out": "delete", "added": "insert"}
     names = {"substitutions": "substitute", "deletions": "delete", "insertions": "insert"}
     return {
         "kinds": {
-            "units": sum(len(chunk.reference) for chunks in aligned for chunk in chunks),
+            "units": sum(len(chunk.reference) for chunks in spoken for chunk in chunks),
             **{name: found[kind].total() for name, kind in kinds.items()},
         },
         "confusions": {

@@ -15,11 +15,10 @@ from asr_lora.corpus.split_names import NOT_REVIEWED
 from asr_lora.corpus.tree import Tree
 from asr_lora.data.finding import named_recordings
 from asr_lora.data.manifest import Clip
-from asr_lora.runtime.errors import ConfigError, ExternalError, listed
+from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import existing, sha256_file
 from asr_lora.speech.activity import speech_by_blocks
 from asr_lora.speech.audio import AudioScanner, AudioSegment
-from asr_lora.speech.media import SOUND
 
 AT_ONCE = 128  # clips that are decoded together at least, where there are as many: batches of like length need some
 SHORTEST = 0.5  # seconds of a clip that is cut out: a shorter one has no word that two models could agree on
@@ -49,9 +48,7 @@ def recordings_of(named: str | None) -> list[Path]:
     """Returns the absolute paths of the recordings of `audio=`. Raises ConfigError where there are none."""
     found = named_recordings(named)
     if found[0].is_dir():
-        root = found[0].resolve()
-        if not (found := Tree(root).recording_files):
-            raise ConfigError(f"audio: no recordings ({listed(sorted(SOUND))}) in {root}")
+        found = Tree(found[0].resolve()).recording_files()
     return [file.absolute() for file in found]
 
 

@@ -35,7 +35,6 @@ def of_url(name: str, asked: EvalModelConfig) -> System:
         raise ConfigError(f"eval.models: the environment variable {asked.key} is not set; export {asked.key}=...")
     if key and not (key.isascii() and key.isprintable()):
         raise ConfigError(f"eval.models: the environment variable {asked.key} holds characters that no key has")
-
     stopped = threading.Event()
 
     def load(language: str) -> Callable[[Clip], str]:
@@ -46,7 +45,7 @@ def of_url(name: str, asked: EvalModelConfig) -> System:
 
     def transcribe(each: EvalSet) -> dict[str, Any]:
         content = {"url": url, "served": served, "language": each.language}
-        return transcribed(name, content, each.clips, lambda: load(each.language), AT_ONCE, None, stopped.set)
+        return transcribed(name, content, each.clips, lambda: load(each.language), None, AT_ONCE, stopped.set)
 
     return System(name, "server", f"{served} at {host}", None, transcribe)
 

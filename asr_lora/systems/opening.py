@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from transformers import AutoConfig
 
 from asr_lora.config.stages import EvalConfig, EvalModelConfig
@@ -61,12 +61,13 @@ def _open(each: EvalModelConfig, name: str, common: Common) -> System:
         return whisper.of_adapter(name, path, each.base, common)
     if path.name == tools.FILES["ggml"]:
         path = path.parent
+    kind = _architecture(path)
     for format_, file in tools.FILES.items():
-        if (path / file).is_file() and not _architecture(path):
+        if (path / file).is_file() and not kind:
             return tools.in_format(name, format_, path, common.model.task, common.hardware.device)
-    if path.suffix == ".pt" or _architecture(path) == "whisper" or (path.is_dir() and openai_files(path)):
+    if path.suffix == ".pt" or kind == "whisper" or (path.is_dir() and openai_files(path)):
         return whisper.checkpoint(name, str(path), common)
-    if kind := _architecture(path):
+    if kind:
         return pipelines.of_model(name, kind, str(path), common.hardware.device)
     raise ConfigError(
         f"eval.models: {path} holds no model: no run (train/config.yaml), adapter ({ADAPTER}), model of transformers "
@@ -86,7 +87,7 @@ def _on_hub(name: str, source: str, base: str | None, common: Common) -> System:
     if cached_file(source, "config.json") is None:  # maybe an adapter, which has no config.json
         try:
             folder = Path(snapshot_download(hub, revision=revision, allow_patterns=["adapter_*", "asr_lora.json"]))
-        except (OSError, HfHubHTTPError, OfflineModeIsEnabled, EntryNotFoundError, LocalEntryNotFoundError) as error:
+        except (OSError, HfHubHTTPError, OfflineModeIsEnabled) as error:
             raise ExternalError(
                 f"eval.models: {source} is not on this machine, and the Hub did not give it ({first_line(error)}); "
                 "check the name and the network, or name a folder"

@@ -35,7 +35,7 @@ def of_model(name: str, kind: str, source: str, device: torch.device) -> System:
 
     def transcribe(each: EvalSet) -> dict[str, Any]:
         content = {"checkpoint": _content(source), "runtime": hf.runtime(), "device": device.type}
-        return transcribed(name, content, each.clips, load, device=device)
+        return transcribed(name, content, each.clips, load, device)
 
     return System(name, kind, f"{hf.runtime()}, its pipeline", size_of(place) if place.exists() else None, transcribe)
 

@@ -17,8 +17,6 @@ from asr_lora.model.hardware import Hardware, free_memory, peak_memory_bytes
 from asr_lora.runtime.console import log, progress
 from asr_lora.runtime.files import cache_dir, read_jsonl, remove_cut_line, sha256_text
 
-CPU = torch.device("cpu")
-
 
 @dataclass(frozen=True)
 class Common:
@@ -58,7 +56,7 @@ def size_of(place: Path) -> int:
 
 def transcribed(
     title: str, content: Mapping[str, Any], clips: Sequence[Clip], load: Callable[[], Callable[[Clip], str]],
-    at_once: int = 1, device: torch.device | None = CPU, stop: Callable[[], None] = lambda: None,
+    device: torch.device | None, at_once: int = 1, stop: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Transcribes the clips that are not in the cache, and returns what `System.transcribe` does.
 
@@ -90,10 +88,10 @@ def transcribed(
 
 def _kept(file: Path) -> dict[str, dict[str, Any]]:
     """Returns the lines of a file of the cache by the hashes of their clips."""
-    if file.is_file():
-        remove_cut_line(file)
-    rows = read_jsonl(file, {"sha256": str, "text": str, "seconds": float}) if file.is_file() else []
-    return {row["sha256"]: row for row in rows}
+    if not file.is_file():
+        return {}
+    remove_cut_line(file)
+    return {row["sha256"]: row for row in read_jsonl(file, {"sha256": str, "text": str, "seconds": float})}
 
 
 def _transcribe(
@@ -110,7 +108,6 @@ def _transcribe(
         return row if device is None else {**row, "peak_memory_bytes": peak_memory_bytes(device)}
 
     kept.parent.mkdir(parents=True, exist_ok=True)
-    remove_cut_line(kept)
     with (
         kept.open("a", encoding="utf-8") as lines,
         progress(f"transcribing, {title}", total=len(clips)) as bar,

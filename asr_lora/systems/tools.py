@@ -45,6 +45,6 @@ def in_format(name: str, format_: str, folder: Path, task: str, device: torch.de
             "weights": sha256_file(file), "runtime": module.runtime(), "language": each.language,
             "task": task, "way": "long_form", "device": on.type,
         }  # fmt: skip
-        return transcribed(name, content, each.clips, partial(load, each.language, on), device=on)
+        return transcribed(name, content, each.clips, partial(load, each.language, on), on)
 
     return System(name, format_, f"{module.runtime()}, at its defaults", size_of(folder), transcribe)

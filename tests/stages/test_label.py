@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from support.labeling import have_decoded, in_order, write_talk
+from support.labeling import have_decoded, in_order
 from support.releases import tone, utterances, write_release
 from support.runs import cache_in, tiny_run
+from support.speech import write_talk
 
 from asr_lora.config.compose import load
 from asr_lora.data.manifest import Clip, read_manifest
@@ -32,7 +33,7 @@ OPEN = ["label.max_wer=null", "label.pace=false"]
 def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a talk of three sentences, with two seconds of silence between them."""
     folder = tmp_path_factory.mktemp("radio")
-    write_talk(folder)
+    write_talk(folder / "a talk.flac")
     return folder
 
 

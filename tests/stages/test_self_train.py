@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.labeling import have_decoded, in_order, write_talk
+from support.labeling import have_decoded, in_order
 from support.releases import write_release
 from support.runs import cache_in, tiny_run
+from support.speech import write_talk
 
 from asr_lora import self_train as stage
 from asr_lora.config.compose import Config, load
@@ -31,7 +32,7 @@ OPEN = [
 @pytest.fixture(scope="module")
 def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("radio")
-    write_talk(folder)
+    write_talk(folder / "a talk.flac")
     return folder
 
 

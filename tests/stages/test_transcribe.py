@@ -16,6 +16,7 @@ import torch
 from support.containers import written
 from support.releases import write_release
 from support.runs import hardware_of, tiny_run
+from support.speech import write_talk
 
 from asr_lora.config.compose import load
 from asr_lora.decoding import transcriber
@@ -29,7 +30,6 @@ from asr_lora.decoding.generate import (
     decoding_options,
 )
 from asr_lora.decoding.transcriber import prompt_of, srt, txt, vtt, with_adapters, with_base
-from asr_lora.demo.espeak import RATE, Utterance, speak
 from asr_lora.model import adapter, whisper
 from asr_lora.model.adapter import BASE
 from asr_lora.model.pretrained import load_processor
@@ -41,18 +41,11 @@ from asr_lora.speech.activity import speech_segments
 from asr_lora.train import train
 from asr_lora.transcribe import recordings, transcribe
 
-SENTENCES = ["de trein vertrekt om drie uur", "morgen gaat het regenen in het noorden", "zij leest een boek"]
-
 
 @pytest.fixture(scope="module")
 def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three sentences with two seconds of silence between them, as a wav at the synthesizer's rate."""
-    spoken = speak([Utterance(text=text, voice="nl+m1", pitch=50, rate=150) for text in SENTENCES])
-    parts = [np.frombuffer(pcm, np.int16) for pcm in spoken]
-    pause = np.zeros(2 * RATE, np.int16)
-    file = tmp_path_factory.mktemp("talks") / "praatje [1], é.wav"
-    soundfile.write(file, np.concatenate([part for each in parts for part in (each, pause)]), RATE)
-    return file
+    return write_talk(tmp_path_factory.mktemp("talks") / "praatje [1], é.wav")
 
 
 @pytest.fixture(scope="module")

@@ -1,29 +1,16 @@
-"""A talk to label, and models that decode what a test says: tiny ones never stop."""
+"""Models that decode what a test says: tiny ones never stop."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
+from support.speech import SENTENCES
 
 from asr_lora.data.manifest import Clip
 from asr_lora.decoding.fallback import Detected
 from asr_lora.decoding.generate import Hypothesis
 from asr_lora.decoding.transcriber import Transcriber
-from asr_lora.demo.espeak import RATE, Utterance, speak
 from asr_lora.labeling import measuring
 from asr_lora.labeling.measuring import Labeler
-
-SENTENCES = ["de trein vertrekt om drie uur", "morgen gaat het regenen in het noorden", "zij leest een boek"]
-
-
-def write_talk(folder: Path) -> None:
-    """Writes a recording of three sentences, with two seconds of silence between them."""
-    spoken = speak([Utterance(text=text, voice="nl+m1", pitch=50, rate=150) for text in SENTENCES])
-    parts = [np.frombuffer(pcm, np.int16) for pcm in spoken]
-    pause = np.zeros(2 * RATE, np.int16)
-    soundfile.write(folder / "a talk.flac", np.concatenate([part for each in parts for part in (each, pause)]), RATE)
 
 
 def have_decoded(patch: pytest.MonkeyPatch, of: Callable[[Clip, str], tuple[str, float]]) -> None:
