@@ -8,9 +8,9 @@ from tempfile import mkdtemp
 from typing import Any
 
 import gradio as gr
-from markupsafe import escape
 
 from asr_lora.app.models import DETECTED, ModelPair, PairResult
+from asr_lora.app.serving import QUIET, page_error
 from asr_lora.config.stages import AppConfig, EvalConfig
 from asr_lora.data.manifest import Clip, audio_suffix, encoded_audio
 from asr_lora.decoding.generate import Segment
@@ -23,7 +23,6 @@ from asr_lora.runtime.files import write_text
 from asr_lora.speech.normalizer import Normalizer, primary_metric, scoring_units
 
 SHOWN = 80  # characters of a reference in the list of clips
-QUIET = {"api_visibility": "private", "show_progress": "hidden"}  # for events that take no time
 
 
 @dataclass(frozen=True)
@@ -153,50 +152,12 @@ def page(handlers: Handlers, opened: bool) -> Any:
     return made.queue(max_size=handlers.settings.max_queue)
 
 
-def serve(made: Any, settings: AppConfig) -> Any:
-    """Starts the server in threads of its own; the caller closes it."""
-    made.launch(
-        server_name=f"[{settings.host}]" if ":" in settings.host else settings.host, server_port=settings.port,
-        share=False, prevent_thread_lock=True, quiet=True, show_error=True, footer_links=[], ssr_mode=False,
-        mcp_server=False, enable_monitoring=False, run_history=False, pwa=False,
-        max_file_size=settings.max_megabytes * 1_000_000,
-        theme=_theme(), head=f"<style>{environment(autoescape=False).get_template('app.css').render()}</style>",
-    )  # fmt: skip
-    return made
-
-
-def page_error(error: UserError) -> Any:
-    """Returns the error as one line for the page."""
-    return gr.Error(str(escape(error)), print_exception=False)
-
-
 def _head(handlers: Handlers, opened: bool) -> str:
     pair = handlers.pair
     return environment(autoescape=True).get_template("app.html").render(
         names=", ".join(pair.choices), base=PurePath(pair.base.base.checkpoint).name, settings=handlers.settings,
         opened=opened, two=pair.base is not pair.tuned,
     )  # fmt: skip
-
-
-def _theme() -> Any:
-    """Returns gradio's theme in the colors of the report, light or dark like the system."""
-    fill = {
-        "body_background_fill": "paper", "body_text_color": "ink", "body_text_color_subdued": "soft",
-        "background_fill_primary": "card", "background_fill_secondary": "wash", "block_background_fill": "card",
-        "block_border_color": "line", "border_color_primary": "line", "block_label_background_fill": "card",
-        "block_label_text_color": "soft", "block_title_text_color": "soft", "block_info_text_color": "soft",
-        "input_background_fill": "paper", "input_border_color": "line", "color_accent": "tuned",
-        "button_secondary_background_fill": "wash", "button_secondary_background_fill_hover": "line",
-        "button_secondary_text_color": "ink", "button_secondary_border_color": "line",
-        "button_primary_background_fill": "tuned", "button_primary_background_fill_hover": "tuned",
-        "button_primary_border_color": "tuned", "button_primary_border_color_hover": "tuned",
-        "button_primary_text_color": "paper", "slider_color": "tuned", "stat_background_fill": "line",
-        "loader_color": "tuned", "input_border_color_focus": "tuned",
-    }  # fmt: skip
-    colors = {f"{name}{end}": f"var(--{color})" for name, color in fill.items() for end in ("", "_dark")}
-    del colors["color_accent_dark"]  # gradio has no such variable
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    return gr.themes.Base(**fonts).set(input_border_width="1px", **colors)
 
 
 def render_result(result: PairResult, scoring: EvalConfig, reference: str | None) -> str:

@@ -27,8 +27,9 @@ from support.runs import hardware_of, tiny_run
 from transformers import GenerationConfig
 
 from asr_lora.app import models, ui
-from asr_lora.app.__main__ import app, check_address, delete_old, is_loopback
+from asr_lora.app.__main__ import app
 from asr_lora.app.models import DETECTED, TUNED, ModelPair, PairResult, of_run, with_adapters
+from asr_lora.app.serving import check_address, delete_old, is_loopback
 from asr_lora.config.compose import Config, load
 from asr_lora.data.manifest import read_manifest
 from asr_lora.decoding.generate import Segment, decode_once

@@ -1,0 +1,96 @@
+"""What every page of the project shares: its address, its server, its look, and the line that an error becomes."""
+
+import errno
+import ipaddress
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from markupsafe import escape
+
+from asr_lora.config.stages import AppConfig
+from asr_lora.reporting.pages import environment
+from asr_lora.runtime.errors import ConfigError, ExternalError, UserError
+
+QUIET = {"api_visibility": "private", "show_progress": "hidden"}  # for events that take no time
+
+
+def address(settings: AppConfig) -> str:
+    """Returns the URL of the page."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}"
+
+
+def delete_old(folder: Path, age: float) -> None:
+    """Deletes the folders in `folder` that are older than `age` seconds."""
+    for each in folder.iterdir():
+        if each.is_dir() and each.stat().st_mtime < time.time() - age:
+            shutil.rmtree(each, ignore_errors=True)  # a browser may be reading it: the next call deletes the rest
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server that is bound to this name or address is reachable only from this machine."""
+    return all(ipaddress.ip_address(found[4][0]).is_loopback for found in socket.getaddrinfo(host, None))
+
+
+def check_address(settings: AppConfig) -> None:
+    """Raises ExternalError for a port in use, ConfigError for a host or port that cannot be bound."""
+    try:
+        family, *_, place = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            probe.bind(place)
+            probe.listen()
+    except OSError as error:  # also of an unknown name
+        if error.errno == errno.EADDRINUSE:
+            raise ExternalError(
+                f"app.port: another program uses port {settings.port} of {settings.host}; end it, or set another "
+                f"port, app.port={settings.port % 65_535 + 1}"
+            ) from error
+        name, way_out = "app.host", "127.0.0.1 is this machine only, 0.0.0.0 all its addresses"
+        if error.errno == errno.EACCES:
+            name, way_out = "app.port", "ports below 1024 need an administrator; app.port=7860 does not"
+        raise ConfigError(
+            f"{name}: must be available, got {settings.host}:{settings.port} ({error.strerror}); {way_out}"
+        ) from error
+
+
+def serve(made: Any, settings: AppConfig) -> Any:
+    """Starts the server in threads of its own; the caller closes it."""
+    made.launch(
+        server_name=f"[{settings.host}]" if ":" in settings.host else settings.host, server_port=settings.port,
+        share=False, prevent_thread_lock=True, quiet=True, show_error=True, footer_links=[], ssr_mode=False,
+        mcp_server=False, enable_monitoring=False, run_history=False, pwa=False,
+        max_file_size=settings.max_megabytes * 1_000_000,
+        theme=_theme(), head=f"<style>{environment(autoescape=False).get_template('app.css').render()}</style>",
+    )  # fmt: skip
+    return made
+
+
+def page_error(error: UserError) -> Any:
+    """Returns the error as one line for the page."""
+    return gr.Error(str(escape(error)), print_exception=False)
+
+
+def _theme() -> Any:
+    """Returns gradio's theme in the colors of the report, light or dark like the system."""
+    fill = {
+        "body_background_fill": "paper", "body_text_color": "ink", "body_text_color_subdued": "soft",
+        "background_fill_primary": "card", "background_fill_secondary": "wash", "block_background_fill": "card",
+        "block_border_color": "line", "border_color_primary": "line", "block_label_background_fill": "card",
+        "block_label_text_color": "soft", "block_title_text_color": "soft", "block_info_text_color": "soft",
+        "input_background_fill": "paper", "input_border_color": "line", "color_accent": "tuned",
+        "button_secondary_background_fill": "wash", "button_secondary_background_fill_hover": "line",
+        "button_secondary_text_color": "ink", "button_secondary_border_color": "line",
+        "button_primary_background_fill": "tuned", "button_primary_background_fill_hover": "tuned",
+        "button_primary_border_color": "tuned", "button_primary_border_color_hover": "tuned",
+        "button_primary_text_color": "paper", "slider_color": "tuned", "stat_background_fill": "line",
+        "loader_color": "tuned", "input_border_color_focus": "tuned",
+    }  # fmt: skip
+    colors = {f"{name}{end}": f"var(--{color})" for name, color in fill.items() for end in ("", "_dark")}
+    del colors["color_accent_dark"]  # gradio has no such variable
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    return gr.themes.Base(**fonts).set(input_border_width="1px", **colors)
