@@ -4,6 +4,7 @@ audio= is a recording of any length, a folder or a pattern; label.source= a corp
 Voice's other.tsv), which is checked and not rewritten. The run's adapter and its base model decode every clip; texts in
 which they agree, and that are as sure as dev shows to be enough, are kept, each drop is counted. Writes into label.out:
 labels.jsonl, which data.source reads, all.jsonl with every clip and why, summary.json. The same command goes on.
+Processes share the recordings by label.part=2/8, or under torchrun.
 """
 
 import re
@@ -29,7 +30,7 @@ from asr_lora.labeling import measuring
 from asr_lora.labeling.calibration import calibrate, is_small
 from asr_lora.labeling.candidates import Step, clips_of, cut_recordings, open_doubtful, recordings_of
 from asr_lora.labeling.measuring import Labeler
-from asr_lora.labeling.record import LabelRecord
+from asr_lora.labeling.record import LabelRecord, part_folder, unended
 from asr_lora.labeling.rules import HeldOut, Rules, pace_bounds
 from asr_lora.model import adapter_folder
 from asr_lora.model.hardware import resolve_hardware
@@ -38,8 +39,9 @@ from asr_lora.reporting.tables import show_calibration
 from asr_lora.runs import folder as run
 from asr_lora.runs.finding import find_run
 from asr_lora.runs.launch import launch
+from asr_lora.runtime import ranks
 from asr_lora.runtime.console import log, progress
-from asr_lora.runtime.errors import ConfigError, ExternalError, listed
+from asr_lora.runtime.errors import ConfigError, ExternalError, check, listed
 from asr_lora.runtime.files import existing, read_jsonl, write_json, write_jsonl
 from asr_lora.speech.audio import stated_seconds
 from asr_lora.speech.language import token_for_locale
@@ -55,6 +57,10 @@ def label(config: Config) -> dict[str, Any]:
     all is written, where recordings could not be read.
     """
     check_labeled(config.label.source, config.audio)
+    if ranks.world_size() > 1:
+        check("label.part", config.label.part, "null under torchrun, which sets it", config.label.part is None)
+        number, parts = ranks.leave()
+        config = replace(config, label=replace(config.label, part=f"{number + 1}/{parts}"))
     folder = find_run(config, job_overrides())
     summary = label_with(config, folder, ["python", "-m", "asr_lora.label", *job_overrides()])
     if summary["left_out"] and config.audio:
@@ -72,11 +78,21 @@ def label_with(config: Config, folder: Path, command: Sequence[str]) -> dict[str
     recorded = run.open_trained(recorded)
     log(f"run: {folder}")
     began, out = time.perf_counter(), labels_folder(config, folder)
-    steps, total, unit = _steps(config, source, recorded.data.language)
-    with LabelRecord(out, _follows_from(recorded, folder, source, config)) as record:
-        labeler, names = _labeler(recorded, folder)
+    source_steps = _steps(config, source, recorded.data.language)
+    follows_from = _follows_from(recorded, folder, source, config)
+    labeler, names = _labeler(recorded, folder)
+    if part := config.label.numbers:
+        with LabelRecord(part_folder(out, *part), follows_from) as record:
+            left_out = _measure(labeler, record, *source_steps)
+            record.end_part(left_out)
+        if waiting := unended(out, part[1]):
+            log(f"label.part={config.label.part} has ended; the last to end of {listed(waiting)} writes the tables")
+            return {"left_out": left_out}
+    with LabelRecord(out, follows_from, waits=part is not None) as record:
         rules, calibration = _rules(recorded, folder, labeler, out)
-        left_out = _measure(labeler, record, steps, total, unit)
+        left_out = record.collect()
+        if part is None:
+            left_out = _measure(labeler, record, *source_steps)
         counts = record.decide(rules, labeler.normal, names["writer"])
         summary = {
             "source": source, **counts, "left_out": left_out, **names, "calibration": calibration,
@@ -158,11 +174,16 @@ Steps = Callable[[LabelRecord], Iterator[Step]]
 
 
 def _steps(config: Config, source: str, locale: str) -> tuple[Steps, Callable[[LabelRecord], tuple[float, float]], str]:
-    """Returns what yields the candidates that a record lacks, the whole and what is done of it, and their unit."""
+    """Returns what yields the candidates that a record lacks, the whole and what is done of it, and their unit.
+
+    Of a part: every so many recordings, or clips of a corpus.
+    """
+    number, parts = config.label.numbers or (1, 1)
     if config.label.source is not None:
-        corpus, utterances = open_doubtful(source, config.label.split, locale)
+        corpus, all_of = open_doubtful(source, config.label.split, locale)
+        utterances = all_of[number - 1 :: parts]
         return lambda record: clips_of(corpus, utterances), lambda record: (len(utterances), 0), "clips"
-    files, longest = recordings_of(config.audio), config.transcribe.max_segment_seconds
+    files, longest = recordings_of(config.audio)[number - 1 :: parts], config.transcribe.max_segment_seconds
     seconds = {str(file): stated_seconds(file) or 0.0 for file in files}
 
     def length(record: LabelRecord) -> tuple[float, float]:
@@ -254,4 +275,4 @@ def _log_end(summary: Mapping[str, Any], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    launch(label)
+    launch(label, several=True)

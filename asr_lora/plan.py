@@ -12,6 +12,7 @@ from typing import Any
 from asr_lora.config.compose import Config, gpu_settings, job_overrides, tuning_settings
 from asr_lora.config.schema import LORA_KEYS, PREFIX, LoraConfig, resolve_precision
 from asr_lora.config.stages import HardwareConfig
+from asr_lora.labeling.candidates import recordings_of
 from asr_lora.model import cost
 from asr_lora.model.hardware import GPUS, LABEL_TOKENS
 from asr_lora.planning import timing
@@ -30,6 +31,7 @@ from asr_lora.reporting.tables import tuning_label
 from asr_lora.runs import folder as run
 from asr_lora.runs.launch import launch
 from asr_lora.runtime.screen import show, show_line
+from asr_lora.speech.audio import stated_seconds
 from asr_lora.speech.limits import MAX_SECONDS
 
 
@@ -50,6 +52,7 @@ def plan(config: Config, named: Mapping[str, Any]) -> None:
         f"hours: {timed}, without downloads; prices: {prices}",
         f"beside each device the precision of the base model (model.precision={config.model.precision})",
         _cost_of_bits(config, work, gpus, estimates),
+        _labeling(config, work, estimates),
     ]
     _show_stages(config, work, estimates, dollars | {HERE: config.hardware.dollars_per_hour}, bases, notes)
     show_line("")
@@ -76,6 +79,23 @@ def _cost_of_bits(
         f"{precision} saves {max(saved, 0) / 1e9:.1f} GB of weights, and training takes {', '.join(times)} times as "
         "long as with model.precision=fp16"
     )
+
+
+def _labeling(config: Config, work: Workload, estimates: Mapping[str, Estimate]) -> str:
+    """Returns the hours of labeling by device: of the recordings of `audio=`, else of an hour; empty without a test.
+
+    Both models decode every clip, as for scores; clips cut out of recordings are longer than most, which is cheaper.
+    """
+    if not work.decoded["eval"]:
+        return ""
+    asked = config.audio and sum(stated_seconds(file) or 0.0 for file in recordings_of(config.audio)) / 3600
+    hours, scored = asked or 1.0, sum(work.decoded["eval"][-1].seconds)
+    times = [
+        f"{each.seconds['eval'] * hours / scored:.2g} h ({device})"
+        for device, each in estimates.items()
+        if each.seconds
+    ]
+    return f"labeling {f'{hours:.3g} hours' if asked else 'an hour'} of recordings (make label): {', '.join(times)}"
 
 
 # ---- the tables ----

@@ -48,6 +48,7 @@ def self_train(asked: Config, overrides: Sequence[str] = ()) -> Config | None:
     """
     source = labeled_source(asked)
     check("label.out", asked.label.out, "null for self_train: each round has its own", asked.label.out is None)
+    check("label.part", asked.label.part, "null for self_train: one process labels", asked.label.part is None)
     begun = any(each.startswith("run_dir=") for each in overrides) and settings_file(asked.run).is_file()
     first = run.recorded_config(asked.run, asked, overrides) if begun else asked
     one = not first.data.streaming and not first.data.sources

@@ -68,6 +68,7 @@ class TranscribeConfig:
 class LabelConfig:
     source: str | None
     split: str | None
+    part: str | None
     out: str | None
     writer: str
     base: str | None
@@ -84,6 +85,8 @@ class LabelConfig:
         check("label.source", repr(self.source), "a path or a name", self.source != "")
         named = self.split is None or (self.split != "" and "/" not in self.split)
         check("label.split", repr(self.split), "the name of a split", named)
+        number, parts = self.numbers or (1, 1)
+        check("label.part", repr(self.part), "2/8, the second of eight parts, or null", 1 <= number <= parts)
         check_choice("label.writer", self.writer, ("run", "base"))
         check_choice("label.agree", self.agree, ("base", "perturbed", "none"))
         for name in ("max_cer", "max_wer", "no_speech", "language_share"):
@@ -93,6 +96,14 @@ class LabelConfig:
         check("label.text_cer", self.text_cer, "two shares of at least 0, the lesser first", near_far)
         times = self.max_repeats
         check("label.max_repeats", times, "at least 1, or null for no limit", times is None or times >= 1)
+
+    @property
+    def numbers(self) -> tuple[int, int] | None:
+        """Which part this process labels, and of how many; None: all."""
+        if self.part is None:
+            return None
+        named = re.fullmatch(r"(\d{1,5})/(\d{1,5})", self.part)
+        return (int(named[1]), int(named[2])) if named else (0, 0)
 
 
 @dataclass

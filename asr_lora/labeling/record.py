@@ -4,10 +4,10 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from asr_lora.data.manifest import Clip
 from asr_lora.data.sources import LABEL_MODEL
 from asr_lora.labeling.rules import DROPPED, KEPT, UNSURE, Rules, decision, text_of
 from asr_lora.runtime.errors import ConfigError
@@ -34,6 +34,18 @@ ENDED = {"path": Path, "bytes": int, "seconds": float}
 LABEL = (  # of labels.jsonl
     "path", "start", "end", "duration", "text", "speaker", LABEL_MODEL, "log_probability", "agreement_cer", "text_cer",
 )  # fmt: skip
+PARTS, PART = "parts", "part.json"  # the folders of parts, and what says that one has ended
+AT_ONCE = 10_000  # lines in memory
+
+
+def part_folder(folder: Path, number: int, parts: int) -> Path:
+    """Returns the folder of a part of the labeling in `folder`."""
+    return folder / PARTS / f"{number}-of-{parts}"
+
+
+def unended(folder: Path, parts: int) -> list[int]:
+    """Returns the numbers of the parts that have not ended."""
+    return [number for number in range(1, parts + 1) if not (part_folder(folder, number, parts) / PART).is_file()]
 
 
 class LabelRecord:
@@ -41,11 +53,12 @@ class LabelRecord:
 
     all.jsonl has a line for each candidate, recordings.jsonl one for each recording that was read, settings.json what
     both follow from: `follows_from`, which a folder that is there must have too. A line that a kill cut short is taken
-    away. Raises ConfigError for a folder of other settings, and while another command uses it.
+    away. `waits`: for another command that uses the folder. Raises ConfigError for a folder of other settings, and
+    where another command uses it and this one does not wait.
     """
 
-    def __init__(self, folder: Path, follows_from: Mapping[str, Any]) -> None:
-        self.folder, self.follows_from = folder, follows_from
+    def __init__(self, folder: Path, follows_from: Mapping[str, Any], waits: bool = False) -> None:
+        self.folder, self.follows_from, self.waits = folder, follows_from, waits
         self.lines, self.recordings = folder / "all.jsonl", folder / "recordings.jsonl"
         self.ended: dict[str, dict[str, Any]] = {}
         self.known: set[int] = set()  # candidates of what has not ended
@@ -55,7 +68,7 @@ class LabelRecord:
         check_links(self.folder, "label.out")
         with ExitStack() as held:
             busy = f"label.out: another command uses {self.folder}; wait until it has ended"
-            held.enter_context(locked(self.folder / ".lock", busy, waits=False))
+            held.enter_context(locked(self.folder / ".lock", busy, self.waits))
             self._check_settings()
             for file in (self.lines, self.recordings):
                 remove_cut_line(file)
@@ -105,7 +118,7 @@ class LabelRecord:
                 )
         return [file for file in files if str(file) not in self.ended]
 
-    def has(self, clip: Clip) -> bool:
+    def has(self, clip: Mapping[str, Any]) -> bool:
         return _key(clip) in self.known
 
     def add(self, lines: Sequence[Mapping[str, Any]], ended: Sequence[Mapping[str, Any]]) -> None:
@@ -114,6 +127,27 @@ class LabelRecord:
             if rows:
                 with file.open("a", encoding="utf-8") as appended:
                     appended.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def end_part(self, left_out: Mapping[str, Sequence[str]]) -> None:
+        """Records that this folder, of a part, has all that is asked of it; `left_out`: names by reason."""
+        write_json(self.folder / PART, {"left_out": left_out})
+
+    def collect(self) -> dict[str, list[str]]:
+        """Adds what the parts below this folder have measured and it has not; returns what they left out."""
+        left_out: dict[str, list[str]] = defaultdict(list)
+        for folder in sorted((self.folder / PARTS).glob("*-of-*")):
+            with LabelRecord(folder, self.follows_from) as part:
+                fresh = (line for line in part.measured() if line["path"] not in self.ended and not self.has(line))
+                while own := list(islice(fresh, AT_ONCE)):
+                    self.add(own, ())
+                    self.known |= {_key(line) for line in own}
+                ended = {path: each for path, each in part.ended.items() if path not in self.ended}
+                self.add((), list(ended.values()))
+                self.ended |= ended
+            if (folder / PART).is_file():
+                for reason, names in read_json(folder / PART)["left_out"].items():
+                    left_out[reason] += names
+        return left_out
 
     def measured(self) -> Iterator[dict[str, Any]]:
         """Yields the lines of all.jsonl, one in memory at a time."""

@@ -26,6 +26,13 @@ def is_rank_zero() -> bool:
     return rank() == 0
 
 
+def leave() -> tuple[int, int]:
+    """Returns the rank and the number of processes; from here on this one works alone, on its local rank's device."""
+    found = rank(), world_size()
+    os.environ["WORLD_SIZE"] = "1"
+    return found
+
+
 @contextmanager
 def complaint() -> Iterator[bool]:
     """Yields whether this process prints its error: only the first that has one does.

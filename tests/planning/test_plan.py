@@ -1,10 +1,13 @@
 """Tests of the plan of a run: its table and predictions, without downloads or written files."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from support.runs import hardware_of
 
@@ -48,6 +51,17 @@ def test_a_quantized_base_is_planned_with_what_it_costs_in_time(capsys: pytest.C
     in_8_bits, in_half = (" ".join(printed(capsys, *words).split()) for words in ((), ("model.precision=fp16",)))
     assert "int8 saves 1.3 GB of weights, and training takes 2.3 (t4), " in in_8_bits
     assert "of weights, and training takes" not in in_half
+
+
+def test_labeling_is_planned_by_the_hours_of_the_recordings_that_are_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    of_an_hour = " ".join(printed(capsys).split())
+    soundfile.write(tmp_path / "talk.flac", np.zeros(36 * 16_000, np.float32), 16_000)  # a hundredth of an hour
+    of_audio = " ".join(printed(capsys, f"audio={tmp_path}").split())
+    hours = [float(re.search(rf"labeling {what} of recordings \(make label\): ([\d.e-]+) h \(t4\)", of)[1])  # type: ignore[index]
+             for what, of in (("an hour", of_an_hour), ("0.01 hours", of_audio))]  # fmt: skip
+    assert hours[0] == pytest.approx(100 * hours[1], rel=0.1)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import soundfile
 from support.labeling import have_decoded, in_order
 from support.releases import tone, utterances, write_release
-from support.runs import cache_in, tiny_run
+from support.runs import cache_in, tiny_run, torchrun
 from support.speech import write_talk
 
 from asr_lora.config.compose import load
@@ -143,6 +144,61 @@ def test_a_killed_labeling_goes_on_where_it_was_and_ends_the_same(
     measured[:] = [0] * 4
     label(load([*overrides, f"label.out={tmp_path}/parts", "label.max_repeats=1"]))  # other rules decode nothing
     assert sum(measured) == 0 and read_json(tmp_path / "parts" / "summary.json")["reasons"] == {"repeated": len(whole)}
+
+
+def test_parts_that_several_processes_measure_are_put_together_as_if_one_had(
+    trained: list[str], talk: Path, tmp_path: Path, says: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    says(in_order)
+    (tmp_path / "radio").mkdir()
+    for name in ("a.flac", "b.flac", "c.flac"):
+        shutil.copy(talk / "a talk.flac", tmp_path / "radio" / name)
+    (tmp_path / "radio" / "d.flac").write_bytes(b"no sound")
+    overrides = [*trained, f"audio={tmp_path}/radio", *OPEN]
+
+    def labeled(out: str, *words: str) -> dict[str, Any]:
+        with suppress(ExternalError):  # d.flac, which one of them names
+            label(load([*overrides, f"label.out={tmp_path}/{out}", *words]))
+        file = tmp_path / out / "summary.json"
+        return read_json(file) if file.is_file() else {}
+
+    whole = labeled("whole")
+    assert labeled("shared", "label.part=2/2") == {}
+    assert "label.part=2/2 has ended; the last to end of 1 writes the tables" in capsys.readouterr().err
+    assert labeled("begun", "label.part=1/2") == {}
+    for shared in (labeled("shared", "label.part=1/2"), labeled("begun")):  # the last part; one that goes on alone
+        assert {key: shared[key] for key in ("clips", "kept", "left_out")} == {
+            key: whole[key] for key in ("clips", "kept", "left_out")
+        }
+    for out in ("shared", "begun"):
+        own, every = (
+            sorted((row["path"], row["start"], row["text"]) for row in read_jsonl(tmp_path / each / "labels.jsonl"))
+            for each in (out, "whole")
+        )
+        assert own == every
+    again = labeled("shared")
+    assert again["clips"] == whole["clips"] and len(read_jsonl(tmp_path / "shared" / "all.jsonl")) == whole["clips"]
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_processes_of_torchrun_are_parts_and_the_last_one_writes_the_tables(
+    trained: list[str], talk: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "radio").mkdir()
+    for name in ("a.flac", "b.flac"):
+        shutil.copy(talk / "a talk.flac", tmp_path / "radio" / name)
+    ended = torchrun([*trained, f"audio={tmp_path}/radio", f"label.out={tmp_path}/out", *OPEN], "asr_lora.label")
+    assert ended.returncode == 0, ended.stderr
+    assert read_json(tmp_path / "out" / "summary.json")["clips"] == 6
+    by_part = [read_jsonl(tmp_path / "out" / "parts" / f"{part}-of-2" / "all.jsonl") for part in (1, 2)]
+    assert [{Path(line["path"]).name for line in lines} for lines in by_part] == [{"a.flac"}, {"b.flac"}]
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "1", "1/0", "a/b"])
+def test_a_part_that_is_none_is_refused(part: str) -> None:
+    with pytest.raises(ConfigError, match=r"label\.part: must be 2/8, the second of eight parts, or null"):
+        load([f"label.part={part}"])
 
 
 def test_a_folder_of_other_settings_changed_recordings_or_damaged_lines_is_refused(
