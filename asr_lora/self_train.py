@@ -15,9 +15,8 @@ from typing import Any
 
 from asr_lora.config.compose import Config, job_overrides
 from asr_lora.config.schema import SourceConfig
-from asr_lora.data.manifest import Clip, read_manifest
+from asr_lora.data.manifest import LABEL_MODEL, Clip, read_manifest
 from asr_lora.data.preparation import split_clips
-from asr_lora.data.sources import LABEL_MODEL
 from asr_lora.eval import evaluate
 from asr_lora.evaluation import metrics
 from asr_lora.evaluation.eval_sets import EvalSet, decode_sets, eval_sets, set_normalizer

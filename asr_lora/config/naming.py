@@ -38,7 +38,7 @@ RENAMED_VALUES: Mapping[str, Mapping[Any, str]] = {
 }
 # Settings that were added since, with the values that runs without them were made with.
 ADDED: Mapping[str, Mapping[str, Any]] = {
-    "data": {"splits": None, "refine_cues": False},
+    "data": {"splits": None, "refine_cues": False, "augment_labels": None},
     "export": {"short_margin": 1.0, "long_minutes": 5.0}, "model": {"learning_rate": 1e-3},
     "eval": {"contexts": [], "margins": [1.0], "long_form": ["vad", "sequential"], "prompt": None,
              "models": [], "against": None, "out": None},

@@ -54,6 +54,7 @@ class DataConfig:
     shuffle_buffer: int
     refine_cues: bool
     augment: str | None
+    augment_labels: str | None
 
     def __post_init__(self) -> None:
         # In recorded settings they are plain dictionaries.
@@ -79,8 +80,9 @@ class DataConfig:
         check("data.shuffle_buffer", self.shuffle_buffer, "at least 1 (rows)", self.shuffle_buffer >= 1)
         if self.streaming:
             self._check_streaming()
-        if self.augment is not None:
-            check_choice("data.augment", self.augment, AUGMENTATIONS)
+        for name in ("augment", "augment_labels"):
+            if (kind := getattr(self, name)) is not None:
+                check_choice(f"data.{name}", kind, AUGMENTATIONS)
 
     def _check_streaming(self) -> None:
         """Raises ConfigError for settings that need a list of all clips, which a stream does not have."""

@@ -18,7 +18,7 @@ from asr_lora.config.schema import TrainingConfig
 from asr_lora.corpus.streaming import Split
 from asr_lora.data.features import SpeechCollator, label_ids
 from asr_lora.data.languages import KEY
-from asr_lora.data.manifest import LOCATION_FIELDS, Clip, waveform
+from asr_lora.data.manifest import LABEL_MODEL, LOCATION_FIELDS, Clip, waveform
 from asr_lora.data.sampler import WINDOW, StepSampler, shard_for_rank
 from asr_lora.data.splits import StreamFilter
 from asr_lora.data.windows import Place
@@ -56,9 +56,10 @@ def _as_dataset(clips: Sequence[Clip]) -> Dataset:
 
     def decoded(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         lines = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        return {"waveform": [waveform(line) for line in lines], "text": batch["text"], KEY: batch[KEY]}
+        return {"waveform": [waveform(line) for line in lines], **{name: batch[name] for name in own}}
 
-    columns = (*LOCATION_FIELDS, "text", KEY)
+    own = ("text", KEY, LABEL_MODEL)
+    columns = (*LOCATION_FIELDS, *own)
     return Dataset.from_list([{name: clip.get(name) for name in columns} for clip in clips]).with_transform(decoded)
 
 
@@ -77,7 +78,7 @@ class _Window:
         return {
             "waveform": [waveform for _, waveform in chosen],
             "text": [line["text"] for line in lines],
-            KEY: [line.get(KEY) for line in lines],
+            **{name: [line.get(name) for line in lines] for name in (KEY, LABEL_MODEL)},
         }
 
 

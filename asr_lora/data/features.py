@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import WhisperFeatureExtractor, WhisperProcessor, WhisperTokenizer
 
 from asr_lora.data.languages import KEY
+from asr_lora.data.manifest import LABEL_MODEL
 from asr_lora.data.sampler import Batch, context_for
 from asr_lora.data.windows import RowSpec, joined, without_speech
 from asr_lora.model.tokens import ENGLISH_START
@@ -170,14 +171,16 @@ class SpeechCollator:
     """Makes the batches of a step from clips, each `input_features`, `decoder_input_ids` and `labels`.
 
     `processor` holds the tokenizer whose prompt begins every label sequence; a clip's own language token takes the
-    place of the prompt's. `augment` is a kind of augmentation, drawn for every clip from (seed, step, clip); None
-    leaves clips unchanged. `masks` are SpecAugment's, drawn for every row from (seed, step, its clips).
+    place of the prompt's. `augment` is a kind of augmentation, drawn for every clip from (seed, step, clip), or
+    `augment_labels` for those that a model labeled; None leaves clips unchanged. `masks` are SpecAugment's, drawn for
+    every row from (seed, step, its clips).
     """
 
     processor: WhisperProcessor
     augment: str | None = None
     seed: int = 0
     masks: Masks | None = None
+    augment_labels: str | None = None
 
     def step(
         self, step: int, batches: Sequence[Batch], clips: Callable[[list[int]], Table], texts: Sequence[str] = ()
@@ -192,7 +195,7 @@ class SpeechCollator:
         for batch in batches:
             examples: dict[float, list[Example]] = {}
             for row in batch.rows:
-                table = clips(list(row.clips)) if row.clips else {"waveform": [], "text": [], KEY: []}
+                table = clips(list(row.clips)) if row.clips else {"waveform": [], "text": [], KEY: [], LABEL_MODEL: []}
                 before = previous_text_ids([texts[clip] for clip in row.before], self._tokenizer(table))
                 for part, own in _divided(row, table, batch.seconds):
                     example = self.example(part, own, step, batch.seconds, before if part.before else [])
@@ -213,8 +216,9 @@ class SpeechCollator:
                 else [*tokenizer.prefix_tokens, tokenizer.eos_token_id]
             )
             return Example(without_speech(min(row.no_speech, seconds), rng), ids, seed)
-        if self.augment is not None:
-            waveforms = self._augmented(waveforms, self.augment, row, step, seconds)
+        kinds = [(model and self.augment_labels) or self.augment for model in clips[LABEL_MODEL]]
+        if any(kinds):
+            waveforms = self._augmented(waveforms, kinds, row, step, seconds)
         whole, starts = joined(waveforms, row.pauses, rng)
         if not row.timestamps:
             ids = label_ids(joined_sentences(clips["text"], tokenizer), tokenizer)
@@ -235,15 +239,15 @@ class SpeechCollator:
         return usual if language is None else with_prompt(usual, language, usual.task)
 
     def _augmented(
-        self, waveforms: Sequence[audio.Waveform], kind: str, row: RowSpec, step: int, seconds: float
+        self, waveforms: Sequence[audio.Waveform], kinds: Sequence[str | None], row: RowSpec, step: int, seconds: float
     ) -> list[audio.Waveform]:
         """Augments the clips of a row, none slower than lets them all fit its context of `seconds`."""
         kept = waveforms[: len(waveforms) - row.cut]
         stretch = (seconds - sum(row.pauses)) * audio.SAMPLE_RATE / sum(map(len, kept))
         streams = [np.random.default_rng((self.seed, step, clip, *b"augment")) for clip in row.clips]
         return [
-            augment(waveform, kind, rng, longest=int(len(waveform) * stretch))
-            for waveform, rng in zip(waveforms, streams, strict=True)
+            augment(waveform, kind, rng, longest=int(len(waveform) * stretch)) if kind else waveform
+            for waveform, kind, rng in zip(waveforms, kinds, streams, strict=True)
         ]
 
 

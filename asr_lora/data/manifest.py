@@ -21,6 +21,7 @@ Clip = dict[str, Any]  # a line of the manifest
 EXCLUDED = "the same sound as a clip of data.exclude_overlap"
 LOCATION_FIELDS = ("path", "start", "end", "offset", "bytes", "member", "sha256")  # where the audio of a clip is
 RESERVED = {*LINE, *NOT_OF_ALL, "member", "source", "weight", "listed_duration"}  # keys of a line that no column has
+LABEL_MODEL = "label_model"  # column of asr_lora.label's tables: the model that wrote the text; empty for a given one
 MOST_APART = 0.1  # s, between a table's duration and that of the decoded clip; mp3 frames and rounding cause less
 
 

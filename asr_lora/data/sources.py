@@ -18,7 +18,15 @@ from asr_lora.corpus.shards import read_clip
 from asr_lora.corpus.streaming import Stream, held_out, open_stream
 from asr_lora.data import cues
 from asr_lora.data.finding import find_source
-from asr_lora.data.manifest import Clip, as_utterance, clip_id, missing_files, name_in_corpus, read_manifest
+from asr_lora.data.manifest import (
+    LABEL_MODEL,
+    Clip,
+    as_utterance,
+    clip_id,
+    missing_files,
+    name_in_corpus,
+    read_manifest,
+)
 from asr_lora.data.splits import with_splits
 from asr_lora.runs import folder
 from asr_lora.runtime.console import log, progress
@@ -36,7 +44,6 @@ from asr_lora.runtime.files import (
 from asr_lora.speech.audio import AudioSegment, scan_clip
 
 OVERLAP_FIELDS = {"path": Path, "text": str, "speaker": str, "clip": Path, "sha256": str}  # of data.exclude_overlap
-LABEL_MODEL = "label_model"  # column of asr_lora.label's tables: the model that wrote the text; empty for a given one
 BY_HASHES = "name its new place, data.source=/path/to/it, where the clips are found by their hashes"
 ANOTHER_MANIFEST = "data.exclude_overlap takes a manifest as asr_lora.prepare writes it, or a corpus"
 

@@ -299,7 +299,7 @@ def batch(config: "Config", sample: DataSample, code: str) -> tuple[Check, Batch
         raise ConfigError(f"data.source: none of {len(sample.clips)} clips has a sentence that can be a label")
     processor = load_processor(config.model.checkpoint)
     processor.tokenizer = with_prompt(processor.tokenizer, code, config.model.task)
-    making = SpeechCollator(processor, config.data.augment, config.seed)
+    making = SpeechCollator(processor, config.data.augment, config.seed, augment_labels=config.data.augment_labels)
     batches = StepDataset(rows, step_sampler(config, rows), 1, making)[0]
     generation = load_generation_config(config.model.checkpoint)
     prompt, end = [generation.decoder_start_token_id], generation.eos_token_id

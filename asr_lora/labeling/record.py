@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from asr_lora.data.sources import LABEL_MODEL
+from asr_lora.data.manifest import LABEL_MODEL
 from asr_lora.labeling.rules import DROPPED, KEPT, UNSURE, Rules, decision, text_of
 from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import (

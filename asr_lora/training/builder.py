@@ -60,7 +60,7 @@ def build_trainer(
     )
     arguments = _arguments(config, hardware, learning_rate, warmup)
     arguments.dataloader_num_workers = _loader_processes(config, hardware, rows)
-    collator = SpeechCollator(processor, config.data.augment, config.seed, masks(training))
+    collator = SpeechCollator(processor, config.data.augment, config.seed, masks(training), config.data.augment_labels)
     place = arguments.process_index, arguments.world_size
     method = tuning_method(config.lora, config.max_steps)
     model = adapter.attach(base, config.lora, config.seed, config.max_steps)

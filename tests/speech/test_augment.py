@@ -204,6 +204,23 @@ def test_augmentation_follows_from_seed_step_and_clip_alone(
     assert torch.equal(mine["input_features"], first["input_features"][1:])
 
 
+def test_clips_that_a_model_labeled_have_an_augmentation_of_their_own(
+    rows: list[dict[str, Any]], processor: WhisperProcessor
+) -> None:
+    labeled = [row | {"label_model": "nl"} if at == 7 else row for at, row in enumerate(rows)]
+    fixed = Fixed(Batch((RowSpec((7,)), RowSpec((8,))), 30.0))
+
+    def features(*kinds: str | None) -> torch.Tensor:
+        (batch,) = StepDataset(labeled, fixed, 1, SpeechCollator(processor, kinds[0], augment_labels=kinds[1]))[0]
+        return batch["input_features"]
+
+    plain, own, both, light = (
+        features(*kinds) for kinds in [(None, None), (None, "noisy"), ("light", "noisy"), ("light", None)]
+    )
+    assert torch.equal(own[1], plain[1]) and not torch.equal(own[0], plain[0])
+    assert torch.equal(both[0], own[0]) and torch.equal(both[1], light[1]) and not torch.equal(light[0], plain[0])
+
+
 @pytest.mark.parametrize("context", ["dynamic", "full", "windows"])
 def test_no_sample_is_cut_however_tight_the_context(
     rows: list[dict[str, Any]], processor: WhisperProcessor, context: str, monkeypatch: pytest.MonkeyPatch
