@@ -19,6 +19,7 @@ from asr_lora.runtime.files import read_json
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors")  # of an adapter, of a whole model
 KINDS = {"LORA": "LoRA", "ADALORA": "AdaLoRA", "IA3": "(IA)^3"}  # by peft's name
 CONTEXTS = ("dynamic", "full", "windows", "packed")  # packed: of earlier versions
+WIDEST = 5120  # numbers in the widest layer of any Whisper: no larger rank has a meaning, and it would fill memory
 SHORT = ("dynamic", "windows")  # contexts with rows of less than 30 s
 AGAIN = "put back what training wrote there, or train again under another name (run_name=...)"
 
@@ -66,7 +67,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
     kind, rank = settings.get("peft_type"), settings.get("r")
     if not isinstance(kind, str) or kind not in KINDS:
         raise ExternalError(f"{file}: peft_type is none of {', '.join(KINDS)}; {AGAIN}")
-    if kind == "LORA" and not (type(rank) is int and rank > 0 and {"use_dora", "init_lora_weights"} <= settings.keys()):
+    if kind == "LORA" and not (
+        type(rank) is int and 0 < rank <= WIDEST and {"use_dora", "init_lora_weights"} <= settings.keys()
+    ):
         raise ExternalError(f"{file}: r, use_dora or init_lora_weights is not what a LoRA has; {AGAIN}")
     if settings.get("megatron_config") is not None:  # peft would import the module that megatron_core names
         raise ExternalError(

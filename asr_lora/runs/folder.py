@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from asr_lora.config.compose import Config, from_dict, to_dict
 from asr_lora.config.naming import GROUPS, result_settings, with_todays_names
@@ -22,7 +23,7 @@ from asr_lora.model.pretrained import fingerprint
 from asr_lora.runs.finding import check_run, settings_file
 from asr_lora.runtime import distributed
 from asr_lora.runtime.commands import to_run
-from asr_lora.runtime.errors import ConfigError, ExternalError
+from asr_lora.runtime.errors import ConfigError, ExternalError, first_line
 from asr_lora.runtime.files import (
     ANEW,
     check_links,
@@ -48,6 +49,7 @@ PACKAGES = (
     "asr_lora", "torch", "torchaudio", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate",
     "jiwer", "hydra-core", "soundfile", "numpy",
 )  # fmt: skip
+AGAIN = "put back what training wrote there, or train again under another name (run_name=...)"
 PLACES = ("data.source", "data.search_dir")  # settings that say where a corpus lies, which may be moved
 CHECKPOINT = "model.checkpoint"  # where a base model lies; one in a folder is known by its files
 LINE = {"id": Path, "path": Path, "text": str, "duration": float, "speaker": str, "sha256": str}  # of a manifest
@@ -209,10 +211,17 @@ def versions() -> dict[str, str]:
 def settings(run: Path) -> dict[str, Any]:
     """Returns the recorded settings: the composed tree, `versions`, `base` and `command`.
 
-    `base` is the `pretrained.fingerprint`. Keys that an earlier version wrote have their current names.
+    `base` is the `pretrained.fingerprint`. Keys that an earlier version wrote have their current names. Raises
+    ExternalError for a damaged file.
     """
-    recorded: Any = OmegaConf.to_container(OmegaConf.load(settings_file(run)))
-    return with_todays_names(recorded)
+    file = settings_file(run)
+    try:
+        recorded = OmegaConf.to_container(OmegaConf.load(file))
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ExternalError(f"{file}: is damaged ({first_line(error)}); {AGAIN}") from error
+    if not isinstance(recorded, dict) or not {"data", "model", "training"} <= recorded.keys():
+        raise ExternalError(f"{file}: holds no settings of a run; {AGAIN}")
+    return with_todays_names({str(key): value for key, value in recorded.items()})
 
 
 def check_same_settings(config: Config) -> None:

@@ -103,6 +103,7 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Pa
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a kind that is none": (settings({"peft_type": {}}), "peft_type is none of LORA, ADALORA, IA3"),
     "no rank": (settings({"r": "4"}), "r, use_dora or init_lora_weights is not what a LoRA has"),
+    "a rank that would fill memory": (settings({"r": 10**9}), "is not what a LoRA has"),
     "modules of a wrong type": (settings({"target_modules": True}), "does not load as an adapter"),
     "no such module": (settings({"target_modules": ["nothing"]}), "does not load as an adapter"),
     "parameters that are none": (settings({"target_parameters": [0]}), "does not load as an adapter"),
@@ -144,3 +145,15 @@ def test_damaged_metadata_of_an_adapter_is_an_error_and_absent_metadata_means_an
     write_json(tmp_path / "asr_lora.json", {"context": 3})
     with pytest.raises(ExternalError, match=r"asr_lora\.json: context is none of dynamic, full, windows, packed"):
         adapter_folder.knows_short_context(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"data: [cut", b"\xff\xfe", b"- a list", b"", b"text", b"data: ${nothing}", b"seed: 1"]
+)
+def test_a_runs_settings_that_are_damaged_are_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "config.yaml").write_bytes(content)
+    with pytest.raises(
+        ExternalError, match=r"train/config\.yaml: (is damaged|holds no settings of a run).* train again"
+    ):
+        run.settings(tmp_path)
