@@ -180,3 +180,15 @@ class Archived:
         if absent := wanted - set(there.fetch(names)):
             extract_clips(self.source, self.within, absent, self.folder)
         return there.fetch(names)
+
+    def table(self, name: str) -> Path | None:
+        """Returns a table that opening leaves, other.tsv or invalidated.tsv, extracted; None where there is none."""
+        file, wanted = self.folder.parent / name, self.within.parent / name
+        if not file.is_file():
+            with disk_errors(file), closing(walk(self.source, f"reading {name}", wanted.__eq__)) as members:
+                content = next((content for _, _, content in members if content is not None), None)
+                if content is None:
+                    return None
+                with atomic_file(file) as partial:
+                    partial.write_bytes(b"".join(content))
+        return file

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from asr_lora.corpus import Corpus, is_path, open_corpus
-from asr_lora.corpus.common_voice import find_release
+from asr_lora.corpus.archive import Archived
+from asr_lora.corpus.common_voice import find_release, read_utterances
 from asr_lora.corpus.records import Utterance
 from asr_lora.corpus.split_names import NOT_REVIEWED
 from asr_lora.corpus.tree import Tree
@@ -93,7 +94,7 @@ def _cut(file: Path, longest: float) -> Iterator[Step]:
 def open_doubtful(source: str, split: str | None, language: str) -> tuple[Corpus, list[Utterance]]:
     """Opens the corpus `source` and returns it with the utterances of its `split`; None: the only one that it has.
 
-    `other` and `invalidated` are tables of a Common Voice release, which are read for no other purpose. Raises
+    `other` and `invalidated` are tables of a Common Voice release or archive, read for no other purpose. Raises
     ConfigError and ExternalError as opening does, and ConfigError where the split has to be named.
     """
     if split in NOT_REVIEWED and is_path(source):
@@ -104,6 +105,8 @@ def open_doubtful(source: str, split: str | None, language: str) -> tuple[Corpus
         corpus = open_corpus(source, language)
     except (ConfigError, ExternalError) as error:
         raise type(error)(str(error).replace("data.source:", "label.source:", 1)) from error
+    if split in NOT_REVIEWED and isinstance(corpus.clips, Archived) and (file := corpus.clips.table(f"{split}.tsv")):
+        return corpus, read_utterances(file)[0]
     tables = {name: own for name, own in corpus.tables.items() if own}
     if split is None and len(tables) == 1:
         return corpus, next(iter(tables.values()))
@@ -118,12 +121,13 @@ def open_doubtful(source: str, split: str | None, language: str) -> tuple[Corpus
 def clips_of(corpus: Corpus, utterances: Sequence[Utterance]) -> Iterator[Step]:
     """Yields the candidates of a corpus with their text as `given`. Clips that cannot be used are left out.
 
-    Those in shards are, too: they were scanned and have their text.
+    Those in shards are, too: they were scanned and have their text. Those of an archive are extracted at once, as each
+    time is a pass through it.
     """
+    files = corpus.fetch([each.path for each in utterances])
     with AudioScanner(corpus.source) as scanner:
         for at in range(0, len(utterances), AT_ONCE):
             own = utterances[at : at + AT_ONCE]
-            files = corpus.fetch([each.path for each in own])
             places = [
                 AudioSegment(files[each.path], each.start, each.end) if each.path in files else None for each in own
             ]

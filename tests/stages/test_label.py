@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 from support.labeling import have_decoded, in_order
-from support.releases import tone, utterances, write_release
+from support.releases import pack, tone, utterances, write_release
 from support.runs import cache_in, tiny_run, torchrun
 from support.speech import write_talk
 
@@ -256,6 +256,11 @@ def test_given_text_is_kept_doubted_or_dropped_by_the_nearer_decoding_and_never_
     }  # fmt: skip
     (kept,) = read_jsonl(out / "labels.jsonl")
     assert kept["text"] == texts[0] and kept["label_model"] is None
+    packed, again = pack(tmp_path / "cv", tmp_path / "cv-nl.tar.gz"), tmp_path / "again"
+    label(load([*trained, f"label.source={packed}", f"label.out={again}", *OPEN, "label.split=other"]))
+    assert found == {line["text"]: (line["decision"], line["reasons"]) for line in read_jsonl(again / "all.jsonl")}
+    with pytest.raises(ConfigError, match=r"label\.split: .* has no invalidated; name one of train"):
+        label(load([*trained, f"label.source={packed}", f"label.out={again}", *OPEN, "label.split=invalidated"]))
     with pytest.raises(ConfigError, match=r"label\.split: .* has no validated; name one of train"):
         label(load([*overrides, "label.split=validated"]))
 
