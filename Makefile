@@ -5,7 +5,7 @@ ifeq ($(origin LANG),command line)
 language := $(value LANG)
 endif
 unexport LANG
-unexport AUDIO DATA RUN RUNS  # make would expand a $ in the path
+unexport AUDIO DATA RUN RUNS SOURCE  # make would expand a $ in the path
 export LC_ALL := C.UTF-8
 
 UV := $(shell command -v uv || echo .uv/bin/uv)
@@ -27,7 +27,7 @@ comma := ,
 space := $(subst ,, )
 
 .DEFAULT_GOAL := help
-.PHONY: help demo baseline doctor prepare train eval sweep soup search report transcribe label self-train export app plan bench gpu-check torch check test test-all fuzz audit
+.PHONY: help demo baseline doctor prepare train eval sweep soup search report transcribe label self-train correct export app plan bench gpu-check torch check test test-all fuzz audit
 
 help: ## this list
 	@echo "make TARGET [LANG=nl] [HOURS=1|all] [DATA=/path/to/cv-corpus-...] [ARGS=\"hydra overrides\"]"
@@ -74,6 +74,9 @@ label: $(INSTALLED)core ## AUDIO= as training data, DATA= of a run: clips whose 
 
 self-train: $(INSTALLED)core ## train, label AUDIO=, train on both, as long as dev gains: up to ARGS="self_train.rounds=2" times
 	$(PYTHON) -m asr_lora self_train $(if $(value AUDIO),$(call shell_string,audio=$(call hydra_string,$(value AUDIO)))) $(if $(value RUN),$(call shell_string,run_dir=$(call hydra_string,$(value RUN)))) $(settings)
+
+correct: $(INSTALLED)app ## a page to correct the texts of SOURCE=, a folder of label or transcripts, or of the last run's labels (http://127.0.0.1:7860)
+	$(PYTHON) -m asr_lora correct $(if $(value SOURCE),$(call shell_string,correct.source=$(call hydra_string,$(value SOURCE)))) $(if $(value RUN),$(call shell_string,run_dir=$(call hydra_string,$(value RUN)))) $(settings)
 
 export: $(INSTALLED)export ## files for transformers, faster-whisper and whisper.cpp, each verified in its own runtime: ARGS="'export.formats=[ct2-int8]'"
 	$(PYTHON) -m asr_lora export $(settings)

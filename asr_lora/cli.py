@@ -83,6 +83,11 @@ STAGES = {
         "audio label.source self_train.rounds self_train.weight label.max_cer label.max_wer run_dir data.source "
         "data.language data.hours",
     ),
+    "correct": (
+        "correct.source=runs/nl-1h/labels/radio",
+        "correct.source correct.out correct.random_share correct.lease_minutes run_dir app.host app.port "
+        "eval.normalizer eval.numbers seed",
+    ),
     "export": (
         "'export.formats=[hf,ct2-int8]'",
         "run_dir export.formats export.clips export.wer_tolerance export.out export.push export.push_format "

@@ -38,6 +38,7 @@ from asr_lora.config.schema import (
 from asr_lora.config.stages import (
     AppConfig,
     BaselineConfig,
+    CorrectConfig,
     EvalConfig,
     ExportConfig,
     HardwareConfig,
@@ -73,6 +74,7 @@ class Config:
     transcribe: TranscribeConfig
     label: LabelConfig
     self_train: SelfTrainConfig
+    correct: CorrectConfig
     export: ExportConfig
     app: AppConfig
     audio: str | None

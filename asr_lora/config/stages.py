@@ -117,6 +117,20 @@ class SelfTrainConfig:
 
 
 @dataclass
+class CorrectConfig:
+    source: str | None
+    out: str | None
+    random_share: float
+    lease_minutes: float
+
+    def __post_init__(self) -> None:
+        for name in ("source", "out"):
+            check(f"correct.{name}", repr(getattr(self, name)), "a path, or null", getattr(self, name) != "")
+        check("correct.random_share", self.random_share, "a share within 0 to 1", 0 <= self.random_share <= 1)
+        check("correct.lease_minutes", self.lease_minutes, "0.1 to 1440 (a day)", 0.1 <= self.lease_minutes <= 1440)
+
+
+@dataclass
 class ExportConfig:
     formats: list[str]
     clips: int | None

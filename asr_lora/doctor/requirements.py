@@ -11,10 +11,11 @@ from asr_lora.model.hub import LOCAL, is_hub_id, weights_are_here
 from asr_lora.runs.finding import check_run, find_run, matching_runs
 from asr_lora.runtime.commands import to_install
 from asr_lora.runtime.errors import ExternalError, UserError
+from asr_lora.runtime.files import existing
 
 EXTRAS = {"demo": "espeakng_loader", "search": "optuna", "app": "gradio"}  # a module of each stage's own extra
 DRAWING = ("prepare", "train", "search", "self_train")  # stages that draw clips
-OF_RUNS = ("eval", "report", "transcribe", "label", "export", "app")  # stages of a run that is there
+OF_RUNS = ("eval", "report", "transcribe", "label", "correct", "export", "app")  # stages of a run that is there
 
 
 def unmet(stage: str, words: Sequence[str]) -> tuple[list[str], int]:
@@ -47,6 +48,9 @@ def _checks(stage: str, config: Config, words: Sequence[str]) -> Iterator[Callab
         yield lambda: named_recordings(config.audio)
     if stage in ("label", "self_train"):
         yield lambda: check_labeled(config.label.source, config.audio)
+    if stage == "correct" and (named := config.correct.source) is not None:
+        yield lambda: existing(Path(named), "correct.source")
+        return
     if stage == "report" and (pattern := config.report.runs) is not None:
         yield lambda: matching_runs(pattern)
     if stage == "soup":

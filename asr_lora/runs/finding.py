@@ -9,7 +9,7 @@ from asr_lora.runtime.errors import ConfigError
 from asr_lora.runtime.files import damage, finish_replacement, write_text
 
 # Settings that do not identify a run.
-APART = ("eval", "decoding", "hardware", "report", "transcribe", "label", "export", "app")
+APART = ("eval", "decoding", "hardware", "report", "transcribe", "label", "correct", "export", "app")
 
 
 def settings_file(run: Path) -> Path:

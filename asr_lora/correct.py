@@ -1,0 +1,116 @@
+"""Corrects texts by hand in a browser:  python -m asr_lora.correct [correct.source=runs/nl-1h/labels/radio]
+
+Then open http://127.0.0.1:7860, type your name, and go on by keyboard: space plays, Enter accepts, d drops. Takes the
+folder of a labeling, transcripts (transcribe.formats=[json]) or the audit of a run; without one the last run's newest
+labels. Every decision is on the disk at once, several people may work at the same time, and the same command goes on.
+Writes into correct.out: corrections.sqlite, and corrected.jsonl, the table of the corrected texts for data.source, which
+is renewed while the page is open. Ctrl-C ends it.
+"""
+
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from asr_lora.config.compose import Config, job_overrides
+from asr_lora.correcting.export import export
+from asr_lora.correcting.order import in_order
+from asr_lora.correcting.sources import Source, newest_labels, open_source
+from asr_lora.correcting.store import Store
+from asr_lora.runs import folder as run
+from asr_lora.runs.finding import find_run
+from asr_lora.runs.launch import launch
+from asr_lora.runtime.commands import to_install, to_run
+from asr_lora.runtime.console import log
+from asr_lora.runtime.errors import ConfigError
+from asr_lora.runtime.files import check_links, read_json
+from asr_lora.speech.normalizer import Normalizer
+
+try:
+    from asr_lora.app import correcting, serving
+except ImportError as missing:
+    absent = f"error: correct: needs {missing.name}, which is not installed; {to_install('app')}"
+    raise SystemExit(absent) from missing
+
+
+EVERY = 2.0  # seconds between two looks whether the table has to be renewed
+
+
+def correct(config: Config) -> None:
+    """Serves the page until Ctrl-C or SIGTERM, and keeps the table of corrected texts up to date.
+
+    Raises ConfigError or ExternalError if the address, the source or the folder of corrections cannot be used.
+    """
+    serving.check_address(config.app)
+    last = _last_run(config)
+    source = open_source(_place(config, last))
+    folder = source.out if config.correct.out is None else Path(config.correct.out).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    check_links(folder, "correct.out")
+    store = Store(folder / "corrections.sqlite", 60 * config.correct.lease_minutes)
+    share, seed = config.correct.random_share, config.seed
+    follows_from = {"source": str(source.place), "correct.random_share": f"{share:g}", "seed": str(seed)}
+    store.open(in_order(source.items, share, seed), follows_from)
+    normalizer = Normalizer(config.eval.normalizer, source.language or None, config.eval.numbers)
+    hours = _trained_hours(source.run or last)
+    desk = correcting.Desk(store, source, normalizer, seed, hours, folder)
+    opened = not serving.is_loopback(config.app.host)
+    page = serving.serve(correcting.page(desk, config.app, opened), config.app)
+    if opened:
+        log(
+            f"app.host: {config.app.host} is reachable from other machines: anyone who can reach it can play the clips "
+            "of this source, read and change their texts, without a password and unencrypted"
+        )
+    log(f"correct: {len(source.items)} clips of {source.place}")
+    exported = _export(store, folder, -1)
+    with suppress(KeyboardInterrupt):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the table is written then, too
+        log(f"correct: {serving.address(config.app)} (Ctrl-C ends it)")
+        while True:
+            time.sleep(EVERY)
+            exported = _export(store, folder, exported)
+    page.close(verbose=False)
+    _export(store, folder, -1)
+    log(f"corrected: {folder / 'corrected.jsonl'}, for data.source")
+
+
+def _place(config: Config, last: Path | None) -> Path:
+    if config.correct.source is not None:
+        return Path(config.correct.source)
+    if last is None:
+        find_run(config, job_overrides())  # raises, with the way out
+    labels = newest_labels(last) if last else None
+    if labels is None:
+        raise ConfigError(
+            f"correct.source: run {last} has no labels; {to_run('label', 'audio=/path/to/recordings')} makes some, or "
+            "name transcripts (.json) or the audit of a run (audit/)"
+        )
+    return labels
+
+
+def _last_run(config: Config) -> Path | None:
+    """Returns the run that the settings name, or the last one; None where there is none."""
+    try:
+        return find_run(config, job_overrides())
+    except ConfigError:
+        return None
+
+
+def _trained_hours(folder: Path | None) -> float | None:
+    """Returns the hours of audio that a run was trained on; None where it is not known."""
+    if folder is None or not run.summary(folder).is_file():
+        return None
+    hours = read_json(run.summary(folder)).get("splits", {}).get("train", {}).get("hours")
+    return hours if isinstance(hours, float) else None
+
+
+def _export(store: Store, folder: Path, before: int) -> int:
+    """Writes the table where a decision was made since the one of number `before`; returns the last one's number."""
+    _, last = store.size()
+    if last != before:
+        export(store.decided(), folder)
+    return last
+
+
+if __name__ == "__main__":
+    launch(correct)
