@@ -3,8 +3,8 @@
 Then open http://127.0.0.1:7860, type your name, and go on by keyboard: space plays, Enter accepts, d drops. Takes the
 folder of a labeling, transcripts (transcribe.formats=[json]) or the audit of a run; without one the last run's newest
 labels. Every decision is on the disk at once, several people may work at the same time, and the same command goes on.
-Writes into correct.out: corrections.sqlite, and corrected.jsonl, the table of the corrected texts for data.source, which
-is renewed while the page is open. Ctrl-C ends it.
+Writes into correct.out: corrections.sqlite, and corrected.jsonl, the table of the corrected texts for data.source,
+renewed while the page is open. Ctrl-C ends it.
 """
 
 import signal
@@ -15,7 +15,7 @@ from pathlib import Path
 from asr_lora.config.compose import Config, job_overrides
 from asr_lora.correcting.export import export
 from asr_lora.correcting.order import in_order
-from asr_lora.correcting.sources import Source, newest_labels, open_source
+from asr_lora.correcting.sources import newest_labels, open_source
 from asr_lora.correcting.store import Store
 from asr_lora.runs import folder as run
 from asr_lora.runs.finding import find_run

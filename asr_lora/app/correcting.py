@@ -48,7 +48,7 @@ class Desk:
         }  # fmt: skip
         try:
             action = asked.get("action")
-            check("action", action, f"one of {', '.join(actions)}", action in actions)
+            check("action", action, f"one of {', '.join(actions)}", isinstance(action, str) and action in actions)
             return actions[str(action)](asked)
         except StaleError as stale:
             return {"other": _other(stale.item)}
@@ -91,8 +91,12 @@ class Desk:
         items, last = self.store.size()
         if last not in self.shown:
             found = progress(self.store.decided(), items, self.normalizer, self.seed, self.hours)
-            text = environment(autoescape=True).get_template("correct_progress.html").render(
-                found=found, source=self.source, table=self.folder / "corrected.jsonl", normalizer=self.normalizer
+            text = (
+                environment(autoescape=True)
+                .get_template("correct_progress.html")
+                .render(
+                    found=found, source=self.source, table=self.folder / "corrected.jsonl", normalizer=self.normalizer
+                )
             )
             self.shown = {last: text}
         return {"html": self.shown[last]}
@@ -148,15 +152,13 @@ def _number(asked: Mapping[str, Any], name: str) -> int:
 def page(desk: Desk, settings: AppConfig, opened: bool) -> Any:
     """Builds the page, a gr.Blocks; `opened`: other machines can reach it. It loads nothing from other hosts."""
     template = environment(autoescape=True).get_template
+    facts = {"source": desk.source, "folder": desk.folder, "opened": opened, "settings": settings}
 
     def ask(asked: Mapping[str, Any]) -> dict[str, Any]:
         return desk.answer(asked)
 
     with gr.Blocks(title="asr_lora: correct", analytics_enabled=False) as made:
-        gr.HTML(
-            template("correct_head.html").render(source=desk.source, folder=desk.folder, opened=opened, settings=settings),
-            elem_id="head",
-        )  # fmt: skip
+        gr.HTML(template("correct_head.html").render(facts), elem_id="head")
         gr.HTML(
             "", html_template=template("correct.html").render(),  # static: gradio would run what is between ${ and }
             js_on_load=environment(autoescape=False).get_template("correct.js").render(), server_functions=[ask],

@@ -1,8 +1,8 @@
 """The order in which items are corrected: where decodings disagree most, and between them a random sample.
 
-A rate of items that were chosen for their disagreement is too high. So the sample is drawn first, by a hash of each item
-with the seed: an item is in it or not whatever its disagreement, and stays so when others are added. It alone makes the
-rate of the whole.
+A rate of items that were chosen for their disagreement is too high. So the sample is drawn first, by a hash of each
+item with the seed: an item is in it or not whatever its disagreement, and stays so when others are added. It alone
+makes the rate of the whole.
 """
 
 import hashlib

@@ -49,8 +49,8 @@ def _rate(decided: Sequence[Mapping[str, Any]], normalizer: Normalizer, seed: in
     if not texts:
         return None
     name = primary_metric(normalizer.language)
-    columns = ([each[column] for each in texts] for column in ("corrected", "text", "speaker"))
-    scored = score(*columns, normalizer, seed)
+    corrected, written, speakers = ([each[column] for each in texts] for column in ("corrected", "text", "speaker"))
+    scored = score(corrected, written, speakers, normalizer, seed)
     if scored[name] is None:
         return None
     return {

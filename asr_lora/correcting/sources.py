@@ -124,10 +124,10 @@ def _labeling(file: Path) -> Source:
         log(f"{len(rows) - len(kept)} of {len(rows)} clips were dropped by the rules of label, and are not shown")
     settings = read_json(home / "settings.json", LABELS_AGAIN) if (home / "settings.json").is_file() else {}
     facts = read_json(home / "summary.json", LABELS_AGAIN) if (home / "summary.json").is_file() else {}
-    given = any("given" in row for row in kept)
+    writer = "the source" if any("given" in row for row in kept) else str(facts.get("writer") or "the model")
     return Source(
         home, [_labeled(row) for row in kept], str(settings.get("language") or ""), home / "corrections",
-        _run_above(home), "the source" if given else str(facts.get("writer") or "the model"), "those whose decodings disagree most",
+        _run_above(home), writer, "those whose decodings disagree most",
     )  # fmt: skip
 
 
@@ -171,8 +171,8 @@ def _transcripts(place: Path, files: list[Path], out: Path) -> Source:
         log(f"{others} of {len(files)} .json files are no transcripts")
     if len(languages) > 1:
         raise ConfigError(
-            f"correct.source: {place} has transcripts in several languages ({', '.join(sorted(languages))}), whose error "
-            "rates have no common unit; name those of one"
+            f"correct.source: {place} has transcripts in several languages ({', '.join(sorted(languages))}), whose "
+            "error rates have no common unit; name those of one"
         )
     return Source(place, items, next(iter(languages)), out, None, "the model", "those that ran away")
 
@@ -206,7 +206,9 @@ def _suspects(place: Path) -> Source:
             if clip["id"] not in listed or "offset" in clip:
                 continue
             rate = _number(apart.get(clip["id"]))
-            why = "the audit suspects it" if rate is None else f"the base model contradicts {rate:.0%} of its characters"
+            why = (
+                "the audit suspects it" if rate is None else f"the base model contradicts {rate:.0%} of its characters"
+            )
             items.append(Item(
                 clip["path"], clip.get("start"), clip.get("end"), clip["duration"], clip["text"], clip["speaker"],
                 (rate or 0.0, 0.0), why, split=split,

@@ -1,8 +1,9 @@
 """The corrections in an SQLite file: items, every decision, drafts, and who works at what.
 
-A call that has returned is on the disk, whatever ends the process or the machine: each is a transaction that SQLite
-syncs (synchronous=EXTRA, the folder too). Decisions are only added. One that was made of an older revision of its item is
-refused, so nobody overwrites what another person has saved meanwhile. `client` is a browser, `who` the name of a person.
+What a call has written is on the disk when it returns, whatever ends the process or the machine then: each is a
+transaction that SQLite syncs (synchronous=EXTRA, the folder too). Decisions are only added. One that was made of an
+older revision of its item is refused, so nobody overwrites what another person has saved meanwhile. `client` is a
+browser, `who` the name of a person.
 """
 
 import sqlite3
@@ -83,8 +84,9 @@ class Store:
             self._check(db, follows_from)
             db.execute("UPDATE items SET place = NULL")
             db.executemany(
-                """INSERT INTO items (key, place, random, path, start, "end", duration, speaker, text, second, why, split)
-                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET place = excluded.place,
+                """INSERT INTO items (
+                  key, place, random, path, start, "end", duration, speaker, text, second, why, split
+                ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET place = excluded.place,
                 text = iif(kind IS NULL, excluded.text, text), second = excluded.second, why = excluded.why""",
                 [
                     (each.key, place, random, each.path, each.start, each.end, each.duration, each.speaker, each.text,
@@ -104,9 +106,7 @@ class Store:
             db.executemany("INSERT INTO facts VALUES (?, ?)", follows_from.items())
             return
         if (own, version) != (APPLICATION, VERSION):
-            raise ConfigError(
-                f"correct.out: {self.file} was not made by this version of correct; name another folder (correct.out=...)"
-            )
+            raise ConfigError(f"correct.out: {self.file} was not made by this version of correct; name another folder")
         before = dict(map(tuple, db.execute("SELECT name, value FROM facts")))
         for name, now in follows_from.items():
             if before.get(name) != now:
@@ -149,9 +149,7 @@ class Store:
         """Leaves an item for others; this client gets it again behind all that it skipped less often."""
         with self._writing() as db:
             self._item(db, item)
-            db.execute(
-                "INSERT INTO skips VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET times = times + 1", (item, client)
-            )
+            db.execute("INSERT INTO skips VALUES (?, ?, 1) ON CONFLICT DO UPDATE SET times = times + 1", (item, client))
             db.execute("DELETE FROM leases WHERE item = ? AND client = ?", (item, client))
 
     def undo(self, who: str, client: str) -> dict[str, Any] | None:
@@ -169,7 +167,7 @@ class Store:
             return self._take(db, last["item"], client)
 
     def decided(self) -> list[dict[str, Any]]:
-        """Returns all decided items in the order of the source, with `seconds` that the decision took, None: unknown."""
+        """Returns all decided items by recording and time; `seconds` is what the decision took, None where unknown."""
         with self._connected() as db:
             return [dict(row) for row in db.execute(
                 """SELECT items.*, decisions.seconds FROM items JOIN decisions
@@ -191,7 +189,7 @@ class Store:
         lease = db.execute("SELECT since FROM leases WHERE item = ? AND client = ?", (item, client)).fetchone()
         took = None if lease is None else min(max(0.0, now - lease["since"]), LONGEST_WORK)
         db.execute(
-            "INSERT INTO decisions (item, revision, kind, text, who, client, at, seconds) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO decisions VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)",
             (item, revision, kind, text, who, client, now, took),
         )
         shown = (None, None, None, None) if kind == UNDONE else (kind, text, who, now)
@@ -236,7 +234,7 @@ class Store:
 
     @contextmanager
     def _connected(self, mode: str = "rw") -> Iterator[sqlite3.Connection]:
-        """Opens the file; a `mode` without c never makes it, so one that was removed is not replaced by an empty one."""
+        """Opens the file; a `mode` without c never makes it: one that was removed is not replaced by an empty one."""
         try:
             address = f"file:{quote(str(self.file.absolute()))}?mode={mode}"
             with closing(sqlite3.connect(address, timeout=WAIT, isolation_level=None, uri=True)) as db:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from asr_lora.correcting.order import in_order
 from asr_lora.correcting.items import Item
+from asr_lora.correcting.order import in_order
 from asr_lora.correcting.store import ACCEPTED, DROPPED, EDITED, StaleError, Store
 from asr_lora.runtime.errors import ConfigError, ExternalError
 

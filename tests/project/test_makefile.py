@@ -17,8 +17,8 @@ AWKWARD = [
 
 def test_make_alone_lists_the_targets() -> None:
     printed = make()
-    targets = "demo baseline doctor prepare train eval sweep search transcribe label self-train app check test test-all"
-    for target in targets.split():
+    targets = "demo baseline doctor prepare train eval sweep search transcribe label self-train correct app check test"
+    for target in [*targets.split(), "test-all"]:
         assert f"\n  {target} " in printed
 
 
@@ -75,6 +75,13 @@ def test_recordings_are_labeled_with_the_run_that_make_was_given() -> None:
     labeled = composed("label", "AUDIO=/the radio/a, b", "RUN=/runs/it's [1]", "ARGS=label.agree=none")
     assert (labeled.audio, labeled.run_dir, labeled.label.agree) == ("/the radio/a, b", "/runs/it's [1]", "none")
     assert composed("label", "ARGS=label.source=other.tsv").audio is None
+
+
+def test_what_is_corrected_is_a_source_or_the_labels_of_a_run() -> None:
+    named = composed("correct", "SOURCE=/the labels/a, b", "ARGS=correct.random_share=0.5")
+    assert (named.correct.source, named.correct.random_share) == ("/the labels/a, b", 0.5)
+    of_run = composed("correct", "RUN=/runs/it's [1]")
+    assert (of_run.correct.source, of_run.run_dir) == (None, "/runs/it's [1]")
 
 
 def test_self_training_takes_recordings_and_the_first_run_by_folder_or_by_its_settings() -> None:

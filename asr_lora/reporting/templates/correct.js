@@ -20,13 +20,10 @@ const say = (line, status = "") => {
   message.textContent = line;
   at("state").textContent = status;
 };
+const SILENT = {error: "Not saved: the server does not answer. The text stays here; try again once it runs."};
 const ask = async (action, more = {}) => {
   const asked = {action, client, who: who.value, ...(item && {item: item.id, revision: item.revision}), ...more};
-  try {
-    return await server.ask(asked) ?? {error: "the server gave no answer"};
-  } catch (error) {
-    return {error: `not saved: the server does not answer (${error.message ?? error}); the text stays here, try again`};
-  }
+  return await server.ask(asked) ?? SILENT; // what fails is undefined
 };
 const playing = () => sound.play().catch(() => {}); // a browser may want a key first
 const show = (found, play) => {

@@ -1,4 +1,4 @@
-"""What the corrections show: the rate of the random sample, the pace, when to train again; the table for data.source."""
+"""What the corrections show: the rate of the random sample, the pace, when to train again; and their table."""
 
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,11 @@ def test_the_table_is_read_as_a_source_whose_texts_may_be_held_out(
     }
     assert {clip["corrected_by"] for clip in every} == {'Anna "A" <b>'}
     release = words[0].removeprefix("data.source=")
-    mixed = load([*words[1:], f"data.sources=[{{path: {release}}},{{path: {table}}}]", "data.hours=null", "run_name=both"])
+    mixed = load(
+        [*words[1:], f"data.sources=[{{path: {release}}},{{path: {table}}}]", "data.hours=null", "run_name=both"]
+    )
     prepare(mixed)
-    counted = [clip for split in drawn for clip in read_manifest(run.manifest(mixed.run, split)) if "corrected_by" in clip]
+    counted = [
+        clip for split in drawn for clip in read_manifest(run.manifest(mixed.run, split)) if "corrected_by" in clip
+    ]
     assert len(counted) == 7

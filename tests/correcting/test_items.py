@@ -16,7 +16,7 @@ from asr_lora.correcting.order import in_order
 from asr_lora.correcting.sources import newest_labels, open_source
 from asr_lora.decoding.generate import Segment
 from asr_lora.decoding.transcriber import as_json
-from asr_lora.prepare import prepare
+from asr_lora.prepare import main as prepare
 from asr_lora.runs import folder as run
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import read_json, read_jsonl, write_json, write_jsonl
@@ -35,7 +35,9 @@ def test_labels_are_corrected_but_those_that_the_rules_dropped(
     source = open_source(labels)
     assert [item.text for item in source.items] == ["een", "twee", "vier"]
     assert (source.language, source.out, source.written_by, source.run) == ("nl", labels / "corrections", "nl-1h", None)
-    assert source.items[1].why == "two decodings differ in 1% of their characters; mean log-probability of a token -0.10"
+    assert (
+        source.items[1].why == "two decodings differ in 1% of their characters; mean log-probability of a token -0.10"
+    )
     assert "1 of 4 clips were dropped by the rules of label" in capsys.readouterr().err
 
 
@@ -70,7 +72,9 @@ def test_transcripts_are_found_with_their_recordings_also_where_both_were_moved(
         open_source(folder)
 
 
-def test_suspects_of_an_audit_keep_the_split_of_their_clips(release: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_suspects_of_an_audit_keep_the_split_of_their_clips(
+    release: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     config = load([*tiny_run(release, tiny_checkpoint, tmp_path / "runs"), "run_name=nl", "prepare.audit=true"])
     prepare(config)
     audit = config.run / "audit" / "audit.json"
@@ -108,7 +112,9 @@ def test_damaged_labels_are_one_line(tmp_path: Path, line: str, message: str) ->
         open_source(labels)
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"audio": "a.wav", "segments": [5]}', '{"audio": 1}', '{"segments": []}'])
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"audio": "a.wav", "segments": [5]}', '{"audio": 1}', '{"segments": []}']
+)
 def test_what_is_no_transcript_is_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "talk.json").write_text(content)
     with pytest.raises((ConfigError, ExternalError), match=r"talk\.json"):

@@ -1,0 +1,268 @@
+"""Correcting by hand: in a real browser by keyboard alone, beside another person, and after a kill of the server."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from support.correcting import write_labels
+from support.pages import HOSTILE, violations
+
+from asr_lora.app.correcting import Desk
+from asr_lora.config.compose import load
+from asr_lora.correct import correct
+from asr_lora.correcting.order import in_order
+from asr_lora.correcting.sources import open_source
+from asr_lora.correcting.store import Store
+from asr_lora.runtime.errors import ConfigError
+from asr_lora.runtime.files import read_jsonl
+from asr_lora.speech.normalizer import Normalizer
+
+HEBREW = "השלום בא מחר בבוקר"
+PERSIAN = "می‌خواهم"  # with a zero-width non-joiner, which must survive
+
+
+def store_of(labels: Path) -> Store:
+    return Store(labels / "corrections" / "corrections.sqlite", 600.0)
+
+
+def desk_of(labels: Path) -> Desk:
+    source, store = open_source(labels), store_of(labels)
+    store.open(in_order(source.items, 0.0, 0), {"source": str(labels)})
+    return Desk(store, source, Normalizer("marks", "nl"), 0, 1.0, labels / "corrections")
+
+
+# ---- what the page asks for ----
+
+
+def test_a_clip_is_answered_with_its_cut_alone_and_its_wave(tmp_path: Path) -> None:
+    desk = desk_of(write_labels(tmp_path, ["een", HOSTILE]))
+    item = desk.answer({"action": "next", "client": "anna"})["item"]
+    assert (item["text"], item["seconds"], item["where"]) == (HOSTILE, 1.5, "talk.wav, 2.0 to 3.5 s")
+    assert 1000 < len(item["sound"]) < 150_000 and item["wave"]["bars"] > 50
+    (tmp_path / "talk.wav").unlink()
+    gone = desk.answer({"action": "next", "client": "bert"})["item"]
+    assert "sound" not in gone and "the recording is not there any more" in gone["problem"]
+    page = desk.answer({"action": "progress"})["html"]
+    assert "0 of 2 clips" in page and "12.0 min" in page and "<script" not in page
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {}, {"action": "open"}, {"action": ["save"]}, {"action": "next"}, {"action": "next", "client": "x" * 41},
+        {"action": "next", "client": "../a"},
+        {"action": "save", "client": "a", "item": "1", "revision": 0, "who": "A", "text": ""},
+        {"action": "save", "client": "a", "item": 1, "revision": 0, "who": " ", "text": "een"},
+        {"action": "save", "client": "a", "item": 1, "revision": 0, "who": "A" * 81, "text": "een"},
+        {"action": "save", "client": "a", "item": 1, "revision": 0, "who": "A", "text": " \n"},
+        {"action": "save", "client": "a", "item": 1, "revision": 0, "who": "A", "text": "\0"},
+        {"action": "save", "client": "a", "item": 1, "revision": 0, "who": "A", "text": "\ud800"},
+        {"action": "save", "client": "a", "item": 1, "revision": 0, "who": "A", "text": "x" * 10_001},
+        {"action": "save", "client": "a", "item": 10**30, "revision": 0, "who": "A", "text": "een"},
+        {"action": "save", "client": "a", "item": 99, "revision": 0, "who": "A", "text": "een"},
+        {"action": "save", "client": "a", "item": True, "revision": 0, "who": "A", "text": "een"},
+        {"action": "drop", "client": "a", "item": 1, "revision": -1, "who": "A"},
+        {"action": "draft", "client": "a", "item": 1}, {"action": "undo", "client": "a", "who": "A"},
+    ],
+)  # fmt: skip
+def test_an_impossible_request_is_one_line_and_decides_nothing(tmp_path: Path, asked: dict[str, Any]) -> None:
+    desk = desk_of(write_labels(tmp_path, ["een"]))
+    assert "\n" not in desk.answer(asked)["error"]
+    assert desk.store.decided() == []
+
+
+def test_without_labels_the_error_names_what_can_be_corrected(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"run_dir: no run yet"):
+        correct(load([f"runs_dir={tmp_path}", "app.port=7999"]))
+
+
+def test_a_folder_of_corrections_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+    labels = write_labels(tmp_path, ["een"])
+    (labels / "corrections").mkdir()
+    (labels / "corrections" / "corrections.sqlite").symlink_to(tmp_path / "elsewhere.sqlite")
+    with pytest.raises(ConfigError, match=r"correct\.out: .* is a link that leads out"):
+        correct(load([f"correct.source={labels}", "app.port=7999"]))
+    assert not (tmp_path / "elsewhere.sqlite").exists()
+
+
+# ---- in a real browser ----
+
+
+@contextmanager
+def served(labels: Path, *words: str) -> Iterator[tuple[str, subprocess.Popen[str], list[str]]]:
+    """Starts the page as a user does, on a free port: its address, its process and the lines that it logs."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it, as their children
+    command = [sys.executable, "-m", "asr_lora.correct", f"correct.source={labels}", f"app.port={port}", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lines: list[str] = []
+    opened = threading.Event()
+
+    def read() -> None:
+        for line in process.stdout or ():
+            lines.append(line.rstrip())
+            if line.startswith("correct: http"):
+                opened.set()
+        opened.set()
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        assert opened.wait(120) and process.poll() is None, lines
+        yield f"{lines[-1].split()[1]}/", process, lines
+    finally:
+        process.kill()
+        process.wait()
+        thread.join()
+        if process.stdout:
+            process.stdout.close()
+
+
+def visit(browser: Any, address: str, scheme: str = "light", width: int = 1100) -> tuple[Any, list[str]]:
+    """Opens the page in a browser of its own; returns it and its problems: errors, and requests to other hosts."""
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
+    page, wrong = context.new_page(), list[str]()
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("dialog", lambda dialog: wrong.append(dialog.message))
+    own = (address, "data:", f"blob:{address}")
+    page.on("request", lambda request: None if request.url.startswith(own) else wrong.append(request.url))
+    page.goto(address)
+    page.wait_for_function("document.querySelector('#sound')?.src")
+    return page, wrong
+
+
+def waited(holds: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 20
+    while not (found := holds()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
+
+
+def shown(page: Any, text: str) -> None:
+    page.wait_for_function("text => document.querySelector('#text')?.value === text", arg=text)
+
+
+def shot(page: Any, name: str) -> None:
+    if folder := os.environ.get("ASR_LORA_SCREENSHOTS"):  # for a review by eye
+        page.screenshot(path=f"{folder}/correct-{name}.png", full_page=True)
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1100), ("dark", 390)])
+def test_three_clips_are_corrected_by_keyboard_alone(browser: Any, tmp_path: Path, scheme: str, width: int) -> None:
+    labels = write_labels(tmp_path, ["blijft", "muziek", "zij leest", HEBREW, HOSTILE], language="he")
+    with served(labels, "correct.random_share=0") as (address, process, lines):
+        page, wrong = visit(browser, address, scheme, width)
+        assert page.evaluate("document.activeElement.id") == "who"
+        page.keyboard.type("Zoë sb d")  # no key of it is a command
+        page.keyboard.press("Enter")
+        shown(page, HOSTILE)
+        page.keyboard.press("s")
+        page.keyboard.press("Space")
+        page.wait_for_function("document.querySelector('#sound').currentTime > 0.3")
+        page.keyboard.press("Space")
+        state = "[document.querySelector('#sound').paused, document.querySelector('#sound').playbackRate]"
+        assert page.evaluate(state) == [True, 0.75]
+        page.keyboard.press("ArrowLeft")
+        assert page.evaluate("document.querySelector('#sound').currentTime") == 0
+        page.keyboard.press("e")
+        page.keyboard.press("ControlOrMeta+a")
+        page.keyboard.type("ndbsu e")  # keys of commands, in the text
+        page.keyboard.press("Control+Enter")
+
+        shown(page, HEBREW)
+        drawn = "getComputedStyle(document.querySelector('#text'))"
+        assert page.evaluate(f"[{drawn}.direction, document.querySelector('#text').lang]") == ["rtl", "he"]
+        page.keyboard.press("e")
+        page.keyboard.press("End")
+        page.keyboard.type(f" {PERSIAN}")
+        page.wait_for_selector("#state:has-text('draft saved')")
+        page.keyboard.press("Escape")
+        assert violations(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        shot(page, f"{scheme}-{width}")
+        page.keyboard.press("Enter")
+
+        shown(page, "zij leest")
+        page.keyboard.press("d")
+        shown(page, "muziek")
+        page.keyboard.press("u")
+        shown(page, "zij leest")
+        page.keyboard.press("Enter")
+        shown(page, "muziek")
+        page.keyboard.press("n")
+        shown(page, "blijft")
+        page.wait_for_selector("#progress:has-text('3 of 5 clips: 1 accepted, 2 edited')")
+        assert wrong == []
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    rows = read_jsonl(labels / "corrections" / "corrected.jsonl")
+    assert [row["text"] for row in rows] == ["zij leest", f"{HEBREW} {PERSIAN}", "ndbsu e"]
+    assert {row["corrected_by"] for row in rows} == {"Zoë sb d"} and rows[2]["machine_text"] == HOSTILE
+    assert lines[-1].startswith("corrected: ") and not [line for line in lines if "Trace" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_what_another_person_saved_is_shown_and_a_killed_server_loses_nothing(browser: Any, tmp_path: Path) -> None:
+    labels = write_labels(tmp_path, ["een", "twee", "drie"])
+    with served(labels) as (address, process, _):
+        anna, wrong = visit(browser, address)
+        bert, _ = visit(browser, address)
+        texts = [page.evaluate("document.querySelector('#text').value") for page in (anna, bert)]
+        assert len(set(texts)) == 2  # two people, two clips
+        anna.keyboard.type("Anna")
+        anna.keyboard.press("Enter")
+        item = store_of(labels).next("carl")  # the third; Carl saves over Anna's clip, as after her lease
+        assert item is not None and item["text"] not in texts
+        with_hers = next(each for each in range(1, 4) if store_of(labels).hold(each, "carl")["text"] == texts[0])
+        store_of(labels).save(with_hers, 0, "door Carl", "Carl", "carl")
+        anna.keyboard.press("Enter")
+        anna.wait_for_selector("#message:has-text('Carl meanwhile saved: door Carl')")
+        shot(anna, "conflict")
+        assert violations(anna) == []
+        assert [each["who"] for each in store_of(labels).decided()] == ["Carl"]
+        anna.keyboard.press("Enter")  # knowing it
+        assert waited(lambda: [each["who"] for each in store_of(labels).decided()] == ["Anna"])
+        assert wrong == []
+
+        bert.keyboard.type("Bert")
+        bert.keyboard.press("Enter")
+        bert.keyboard.press("e")
+        bert.keyboard.press("End")
+        bert.keyboard.type(" half")
+        bert.wait_for_selector("#state:has-text('draft saved')")
+        process.kill()
+        process.wait()
+        bert.keyboard.press("Control+Enter")
+        bert.wait_for_selector("#message:has-text('Not saved: the server does not answer')")
+        assert bert.evaluate("document.querySelector('#text').value") == f"{texts[1]} half"
+    assert [each["corrected"] for each in store_of(labels).decided()] == [texts[0]]
+    with served(labels, f"app.port={urlsplit(address).port}") as (_, process, _):
+        assert [row["text"] for row in read_jsonl(labels / "corrections" / "corrected.jsonl")] == [texts[0]]
+        other = browser.new_context(storage_state=bert.context.storage_state()).new_page()
+        other.goto(address)
+        shown(other, f"{texts[1]} half")  # the draft, in the same browser after its end
+        shown(bert, f"{texts[1]} half")  # and the page that stayed open goes on
+        bert.keyboard.press("Escape")
+        bert.keyboard.press("Enter")
+        assert waited(
+            lambda: [each["who"] for each in store_of(labels).decided()] in (["Anna", "Bert"], ["Bert", "Anna"])
+        )
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    rows = read_jsonl(labels / "corrections" / "corrected.jsonl")
+    assert {(row["text"], row["corrected_by"]) for row in rows} == {(texts[0], "Anna"), (f"{texts[1]} half", "Bert")}
