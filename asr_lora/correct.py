@@ -42,8 +42,8 @@ def correct(config: Config) -> None:
     Raises ConfigError or ExternalError if the address, the source or the folder of corrections cannot be used.
     """
     serving.check_address(config.app)
-    last = _last_run(config)
-    source = open_source(_place(config, last))
+    last = _run(config)
+    source = open_source(_labels(last) if config.correct.source is None else Path(config.correct.source))
     folder = source.out if config.correct.out is None else Path(config.correct.out).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     check_links(folder, "correct.out")
@@ -74,26 +74,24 @@ def correct(config: Config) -> None:
     log(f"corrected: {folder / 'corrected.jsonl'}, for data.source")
 
 
-def _place(config: Config, last: Path | None) -> Path:
-    if config.correct.source is not None:
-        return Path(config.correct.source)
-    if last is None:
-        find_run(config, job_overrides())  # raises, with the way out
-    labels = newest_labels(last) if last else None
-    if labels is None:
-        raise ConfigError(
-            f"correct.source: run {last} has no labels; {to_run('label', 'audio=/path/to/recordings')} makes some, or "
-            "name transcripts (.json) or the audit of a run (audit/)"
-        )
-    return labels
-
-
-def _last_run(config: Config) -> Path | None:
-    """Returns the run that the settings name, or the last one; None where there is none."""
+def _run(config: Config) -> Path | None:
+    """Returns the run that the settings name, or the last one; None where there is none and a source is named."""
     try:
         return find_run(config, job_overrides())
     except ConfigError:
+        if config.correct.source is None:
+            raise
         return None
+
+
+def _labels(folder: Path | None) -> Path:
+    labels = newest_labels(folder) if folder else None
+    if labels is None:
+        raise ConfigError(
+            f"correct.source: run {folder} has no labels; {to_run('label', 'audio=/path/to/recordings')} makes some, "
+            "or name transcripts (.json) or the audit of a run (audit/)"
+        )
+    return labels
 
 
 def _trained_hours(folder: Path | None) -> float | None:

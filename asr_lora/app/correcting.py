@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Desk:
     seed: int
     hours: float | None
     folder: Path
-    shown: dict[int, str] = field(default_factory=dict)  # the last progress, by the number of the decision
+    shown: tuple[int, str] = (-1, "")  # the last decision that the progress has, and its HTML
 
     def answer(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the answer to one request of the page; `error` is one line about what a user can fix.
@@ -87,19 +87,14 @@ class Desk:
         return {} if found["revision"] == _number(asked, "revision") else {"other": _other(found)}
 
     def _progress(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the HTML of what was learned so far."""
+        """Returns the HTML of what was learned so far, made anew when a hundredth more is decided: it takes a while."""
         items, last = self.store.size()
-        if last not in self.shown:
+        if self.shown[0] < 0 or last - self.shown[0] >= max(1, self.shown[0] // 100):
             found = progress(self.store.decided(), items, self.normalizer, self.seed, self.hours)
-            text = (
-                environment(autoescape=True)
-                .get_template("correct_progress.html")
-                .render(
-                    found=found, source=self.source, table=self.folder / "corrected.jsonl", normalizer=self.normalizer
-                )
-            )
-            self.shown = {last: text}
-        return {"html": self.shown[last]}
+            template = environment(autoescape=True).get_template("correct_progress.html")
+            facts = {"found": found, "table": self.folder / "corrected.jsonl", "normalizer": self.normalizer}
+            self.shown = last, template.render(facts)
+        return {"html": self.shown[1]}
 
     def _shown(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """Returns an item as the page shows it, with its sound at 16 kHz as FLAC and its waveform, or a `problem`."""
@@ -154,7 +149,9 @@ def page(desk: Desk, settings: AppConfig, opened: bool) -> Any:
     template = environment(autoescape=True).get_template
     facts = {"source": desk.source, "folder": desk.folder, "opened": opened, "settings": settings}
 
-    def ask(asked: Mapping[str, Any]) -> dict[str, Any]:
+    def ask(asked: Mapping[str, Any], request: gr.Request) -> dict[str, Any]:
+        if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":  # another page in the same browser
+            return {"error": "only this page may ask"}
         return desk.answer(asked)
 
     with gr.Blocks(title="asr_lora: correct", analytics_enabled=False) as made:

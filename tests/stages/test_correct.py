@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from support.correcting import write_labels
 from support.pages import HOSTILE, violations
@@ -23,8 +24,9 @@ from asr_lora.correct import correct
 from asr_lora.correcting.order import in_order
 from asr_lora.correcting.sources import open_source
 from asr_lora.correcting.store import Store
+from asr_lora.runs.finding import set_last_run, settings_file
 from asr_lora.runtime.errors import ConfigError
-from asr_lora.runtime.files import read_jsonl
+from asr_lora.runtime.files import read_jsonl, write_json
 from asr_lora.speech.normalizer import Normalizer
 
 HEBREW = "השלום בא מחר בבוקר"
@@ -84,6 +86,9 @@ def test_an_impossible_request_is_one_line_and_decides_nothing(tmp_path: Path, a
 def test_without_labels_the_error_names_what_can_be_corrected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run_dir: no run yet"):
         correct(load([f"runs_dir={tmp_path}", "app.port=7999"]))
+    set_last_run(tmp_path / "nl", tmp_path)
+    with pytest.raises(ConfigError, match=r"correct\.source: run .*nl has no labels; make label"):
+        correct(load([f"runs_dir={tmp_path}", "app.port=7999"]))
 
 
 def test_a_folder_of_corrections_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
@@ -99,12 +104,12 @@ def test_a_folder_of_corrections_that_leads_elsewhere_is_refused(tmp_path: Path)
 
 
 @contextmanager
-def served(labels: Path, *words: str) -> Iterator[tuple[str, subprocess.Popen[str], list[str]]]:
+def served(*words: str) -> Iterator[tuple[str, subprocess.Popen[str], list[str]]]:
     """Starts the page as a user does, on a free port: its address, its process and the lines that it logs."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it, as their children
-    command = [sys.executable, "-m", "asr_lora.correct", f"correct.source={labels}", f"app.port={port}", *words]
+    command = [sys.executable, "-m", "asr_lora.correct", f"app.port={port}", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     lines: list[str] = []
     opened = threading.Event()
@@ -159,12 +164,25 @@ def shot(page: Any, name: str) -> None:
         page.screenshot(path=f"{folder}/correct-{name}.png", full_page=True)
 
 
+def answer_to_another_site(page: Any, address: str) -> Any:
+    """Returns what the server answers to a request that a page of another site sent."""
+    asks = "window.gradio_config.components.find(each => each.props.elem_id === 'correct').id"
+    asked = {"data": {"action": "progress"}, "component_id": page.evaluate(asks), "fn_name": "ask", "session_hash": "a"}
+    headers = {"Content-Type": "application/json", "Sec-Fetch-Site": "cross-site"}
+    answer = httpx.post(f"{address}gradio_api/component_server/", json=asked, headers=headers)
+    return answer.json()
+
+
 @pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1100), ("dark", 390)])
 def test_three_clips_are_corrected_by_keyboard_alone(browser: Any, tmp_path: Path, scheme: str, width: int) -> None:
-    labels = write_labels(tmp_path, ["blijft", "muziek", "zij leest", HEBREW, HOSTILE], language="he")
-    with served(labels, "correct.random_share=0") as (address, process, lines):
+    folder = tmp_path / "runs" / "he-1h"
+    labels = write_labels(folder / "labels", ["blijft", "muziek", "zij leest", HEBREW, HOSTILE], language="he")
+    write_json(folder / "data" / "summary.json", {"splits": {"train": {"hours": 0.5}}})
+    write_json(settings_file(folder), {})
+    set_last_run(folder, tmp_path / "runs")
+    with served(f"runs_dir={tmp_path}/runs", "correct.random_share=0") as (address, process, lines):
         page, wrong = visit(browser, address, scheme, width)
         assert page.evaluate("document.activeElement.id") == "who"
         page.keyboard.type("Zoë sb d")  # no key of it is a command
@@ -206,6 +224,7 @@ def test_three_clips_are_corrected_by_keyboard_alone(browser: Any, tmp_path: Pat
         page.keyboard.press("n")
         shown(page, "blijft")
         page.wait_for_selector("#progress:has-text('3 of 5 clips: 1 accepted, 2 edited')")
+        page.wait_for_selector("#progress:has-text('20 % of the 0.50 h that the run was trained on, 6.0 min')")
         assert wrong == []
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
@@ -219,7 +238,7 @@ def test_three_clips_are_corrected_by_keyboard_alone(browser: Any, tmp_path: Pat
 @pytest.mark.browser
 def test_what_another_person_saved_is_shown_and_a_killed_server_loses_nothing(browser: Any, tmp_path: Path) -> None:
     labels = write_labels(tmp_path, ["een", "twee", "drie"])
-    with served(labels) as (address, process, _):
+    with served(f"correct.source={labels}") as (address, process, _):
         anna, wrong = visit(browser, address)
         bert, _ = visit(browser, address)
         texts = [page.evaluate("document.querySelector('#text').value") for page in (anna, bert)]
@@ -235,6 +254,7 @@ def test_what_another_person_saved_is_shown_and_a_killed_server_loses_nothing(br
         shot(anna, "conflict")
         assert violations(anna) == []
         assert [each["who"] for each in store_of(labels).decided()] == ["Carl"]
+        assert answer_to_another_site(anna, address) == {"error": "only this page may ask"}
         anna.keyboard.press("Enter")  # knowing it
         assert waited(lambda: [each["who"] for each in store_of(labels).decided()] == ["Anna"])
         assert wrong == []
@@ -251,7 +271,7 @@ def test_what_another_person_saved_is_shown_and_a_killed_server_loses_nothing(br
         bert.wait_for_selector("#message:has-text('Not saved: the server does not answer')")
         assert bert.evaluate("document.querySelector('#text').value") == f"{texts[1]} half"
     assert [each["corrected"] for each in store_of(labels).decided()] == [texts[0]]
-    with served(labels, f"app.port={urlsplit(address).port}") as (_, process, _):
+    with served(f"correct.source={labels}", f"app.port={urlsplit(address).port}") as (_, process, _):
         assert [row["text"] for row in read_jsonl(labels / "corrections" / "corrected.jsonl")] == [texts[0]]
         other = browser.new_context(storage_state=bert.context.storage_state()).new_page()
         other.goto(address)
