@@ -53,9 +53,9 @@ def correct(config: Config) -> None:
     store.open(in_order(source.items, share, seed), follows_from)
     normalizer = Normalizer(config.eval.normalizer, source.language or None, config.eval.numbers)
     hours = _trained_hours(source.run or last)
-    desk = correcting.Desk(store, source, normalizer, seed, hours, folder)
+    handlers = correcting.Handlers(store, source, normalizer, seed, hours, folder)
     opened = not serving.is_loopback(config.app.host)
-    page = serving.serve(correcting.page(desk, config.app, opened), config.app)
+    page = serving.serve(correcting.page(handlers, config.app, opened), config.app)
     if opened:
         log(
             f"app.host: {config.app.host} is reachable from other machines: anyone who can reach it can play the clips "

@@ -24,7 +24,7 @@ CLIENT = 40  # characters of a browser's id, at most
 
 
 @dataclass
-class Desk:
+class Handlers:
     """Answers the page. `hours` are those that the run was trained on, None where not known; `folder` has the table."""
 
     store: Store
@@ -107,9 +107,10 @@ class Desk:
         try:
             if not Path(item["path"]).is_file():
                 raise ExternalError(f"{item['path']}: the recording is not there any more; skip it, or put it back")
-            samples = audio.load(Path(item["path"]), item["start"], item["end"])
+            clip = audio.decode(Path(item["path"]), item["start"], item["end"], most=audio.LONGEST)
         except ExternalError as error:
             return view | {"problem": str(error)}
+        samples = audio.resample(*clip)
         sound = base64.b64encode(audio.encode_flac(samples, audio.SAMPLE_RATE)).decode()
         return view | {"sound": sound, "wave": charts.waveform(samples)}
 
@@ -144,15 +145,15 @@ def _number(asked: Mapping[str, Any], name: str) -> int:
     return int(value or 0)
 
 
-def page(desk: Desk, settings: AppConfig, opened: bool) -> Any:
+def page(handlers: Handlers, settings: AppConfig, opened: bool) -> Any:
     """Builds the page, a gr.Blocks; `opened`: other machines can reach it. It loads nothing from other hosts."""
     template = environment(autoescape=True).get_template
-    facts = {"source": desk.source, "folder": desk.folder, "opened": opened, "settings": settings}
+    facts = {"source": handlers.source, "folder": handlers.folder, "opened": opened, "settings": settings}
 
     def ask(asked: Mapping[str, Any], request: gr.Request) -> dict[str, Any]:
         if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":  # another page in the same browser
             return {"error": "only this page may ask"}
-        return desk.answer(asked)
+        return handlers.answer(asked)
 
     with gr.Blocks(title="asr_lora: correct", analytics_enabled=False) as made:
         gr.HTML(template("correct_head.html").render(facts), elem_id="head")

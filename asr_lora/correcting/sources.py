@@ -14,7 +14,7 @@ from asr_lora.runs import folder
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import damage, existing, parse_jsonl, read_json, read_jsonl
-from asr_lora.speech.audio import LONGEST
+from asr_lora.speech.audio import LONGEST, ROUNDED
 
 SHAPES = (
     "the folder of a labeling (all.jsonl), a transcript (.json) or a folder of some, the audit of a run (audit/), or a "
@@ -68,7 +68,7 @@ def open_source(named: Path) -> Source:
         if problem := _problem(each, there[each.path]):
             left_out[problem] += 1
         else:
-            items.setdefault(each.key, each)
+            items.setdefault(each.key, replace(each, text=" ".join(each.text.split())))
     for problem, count in left_out.items():
         log(f"left out: {count} of {len(source.items)} clips, {problem}")
     if not items:
@@ -79,10 +79,10 @@ def open_source(named: Path) -> Source:
 def _problem(item: Item, there: bool) -> str | None:
     if not there:
         return "their recordings are not there"
-    timed = item.start is not None and item.end is not None
-    if timed and not (item.start or 0) < (item.end or 0):
-        return "they end before they begin"
-    return "longer than 30 s, or empty" if not 0 < item.duration <= LONGEST + 0.001 else None
+    seconds = item.duration
+    if item.start is not None and item.end is not None:
+        seconds = item.end - item.start
+    return None if 0 < seconds <= LONGEST + ROUNDED else "longer than 30 s, or they end before they begin"
 
 
 def _opened(place: Path) -> Source:

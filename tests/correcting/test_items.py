@@ -29,11 +29,11 @@ def edit(file: Path, change: Callable[[int, dict[str, object]], dict[str, object
 def test_labels_are_corrected_but_those_that_the_rules_dropped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    labels = write_labels(tmp_path, ["een", "twee", "drie", "vier"], language="nl")
+    labels = write_labels(tmp_path, ["een", " een\n twee ", "drie", "vier"], language="nl")
     decisions = ["kept", "doubt", "dropped", "kept"]
     edit(labels / "all.jsonl", lambda at, line: line | {"decision": decisions[at]})
     source = open_source(labels)
-    assert [item.text for item in source.items] == ["een", "twee", "vier"]
+    assert [item.text for item in source.items] == ["een", "een twee", "vier"]
     assert (source.language, source.out, source.written_by, source.run) == ("nl", labels / "corrections", "nl-1h", None)
     assert (
         source.items[1].why == "two decodings differ in 1% of their characters; mean log-probability of a token -0.10"
@@ -126,12 +126,15 @@ def test_clips_without_a_recording_or_possible_times_are_left_out_and_counted(
 ) -> None:
     labels = write_labels(tmp_path, ["een", "twee", "drie", HOSTILE, "vijf"])
     changes: list[dict[str, object]] = [
-        {"path": str(tmp_path)}, {"path": "/nowhere/a.wav"}, {"start": 3.0, "end": 3.0}, {}, {"duration": 31.0}
+        {"path": str(tmp_path)}, {"path": "/nowhere/a.wav"}, {"start": 3.0, "end": 3.0}, {}, {"end": 99.0}
     ]  # fmt: skip
     edit(labels / "all.jsonl", lambda at, line: line | changes[at])
     assert [item.text for item in open_source(labels).items] == [HOSTILE]
     logged = capsys.readouterr().err
-    assert "left out: 2 of 5 clips, their recordings are not there" in logged and "they end before they begin" in logged
+    assert (
+        "left out: 2 of 5 clips, their recordings are not there" in logged
+        and "2 of 5 clips, longer than 30 s, or" in logged
+    )
     edit(labels / "all.jsonl", lambda at, line: line | {"path": "/nowhere/a.wav"})
     with pytest.raises(ConfigError, match="has no clip to correct"):
         open_source(labels)

@@ -1,5 +1,7 @@
 """Correcting by hand: in a real browser by keyboard alone, beside another person, and after a kill of the server."""
 
+import base64
+import io
 import os
 import signal
 import socket
@@ -15,10 +17,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import soundfile
 from support.correcting import write_labels
 from support.pages import HOSTILE, violations
 
-from asr_lora.app.correcting import Desk
+from asr_lora.app.correcting import Handlers
 from asr_lora.config.compose import load
 from asr_lora.correct import correct
 from asr_lora.correcting.order import in_order
@@ -26,7 +29,7 @@ from asr_lora.correcting.sources import open_source
 from asr_lora.correcting.store import Store
 from asr_lora.runs.finding import set_last_run, settings_file
 from asr_lora.runtime.errors import ConfigError
-from asr_lora.runtime.files import read_jsonl, write_json
+from asr_lora.runtime.files import read_jsonl, write_json, write_jsonl
 from asr_lora.speech.normalizer import Normalizer
 
 HEBREW = "השלום בא מחר בבוקר"
@@ -37,25 +40,33 @@ def store_of(labels: Path) -> Store:
     return Store(labels / "corrections" / "corrections.sqlite", 600.0)
 
 
-def desk_of(labels: Path) -> Desk:
+def handlers_of(labels: Path) -> Handlers:
     source, store = open_source(labels), store_of(labels)
     store.open(in_order(source.items, 0.0, 0), {"source": str(labels)})
-    return Desk(store, source, Normalizer("marks", "nl"), 0, 1.0, labels / "corrections")
+    return Handlers(store, source, Normalizer("marks", "nl"), 0, 1.0, labels / "corrections")
 
 
 # ---- what the page asks for ----
 
 
 def test_a_clip_is_answered_with_its_cut_alone_and_its_wave(tmp_path: Path) -> None:
-    desk = desk_of(write_labels(tmp_path, ["een", HOSTILE]))
-    item = desk.answer({"action": "next", "client": "anna"})["item"]
+    handlers = handlers_of(write_labels(tmp_path, ["een", HOSTILE]))
+    item = handlers.answer({"action": "next", "client": "anna"})["item"]
     assert (item["text"], item["seconds"], item["where"]) == (HOSTILE, 1.5, "talk.wav, 2.0 to 3.5 s")
     assert 1000 < len(item["sound"]) < 150_000 and item["wave"]["bars"] > 50
     (tmp_path / "talk.wav").unlink()
-    gone = desk.answer({"action": "next", "client": "bert"})["item"]
+    gone = handlers.answer({"action": "next", "client": "bert"})["item"]
     assert "sound" not in gone and "the recording is not there any more" in gone["problem"]
-    page = desk.answer({"action": "progress"})["html"]
+    page = handlers.answer({"action": "progress"})["html"]
     assert "0 of 2 clips" in page and "12.0 min" in page and "<script" not in page
+
+
+def test_a_line_without_an_end_does_not_send_a_whole_recording(tmp_path: Path) -> None:
+    labels = write_labels(tmp_path, ["een"] * 20, end=1.0)  # of 40 s
+    (line, *_) = read_jsonl(labels / "all.jsonl")
+    write_jsonl(labels / "all.jsonl", [{name: value for name, value in line.items() if name != "end"}])
+    item = handlers_of(labels).answer({"action": "next", "client": "anna"})["item"]
+    assert soundfile.info(io.BytesIO(base64.b64decode(item["sound"]))).duration < 30.2
 
 
 @pytest.mark.parametrize(
@@ -78,9 +89,9 @@ def test_a_clip_is_answered_with_its_cut_alone_and_its_wave(tmp_path: Path) -> N
     ],
 )  # fmt: skip
 def test_an_impossible_request_is_one_line_and_decides_nothing(tmp_path: Path, asked: dict[str, Any]) -> None:
-    desk = desk_of(write_labels(tmp_path, ["een"]))
-    assert "\n" not in desk.answer(asked)["error"]
-    assert desk.store.decided() == []
+    handlers = handlers_of(write_labels(tmp_path, ["een"]))
+    assert "\n" not in handlers.answer(asked)["error"]
+    assert handlers.store.decided() == []
 
 
 def test_without_labels_the_error_names_what_can_be_corrected(tmp_path: Path) -> None:

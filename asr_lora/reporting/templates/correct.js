@@ -57,7 +57,7 @@ const show = (found, play) => {
   clip.focus({preventScroll: true});
   if (play && item.sound) playing();
 };
-const tell = async () => {
+const showProgress = async () => {
   const {html} = await ask("progress");
   if (html) at("progress").innerHTML = html; // made and escaped by the server
 };
@@ -65,7 +65,7 @@ const next = async play => {
   const found = await ask("next");
   if (found.error) say(found.error);
   else show(found.item, play);
-  tell();
+  showProgress();
 };
 const conflict = other => {
   item.revision = other.revision;
@@ -109,7 +109,7 @@ const actions = {
   undo: async () => {
     const found = await ask("undo");
     if (found.error) say(found.error);
-    else { show(found.item, false); tell(); }
+    else { show(found.item, false); showProgress(); }
   },
 };
 const LASTING = ["save", "drop", "skip", "undo"]; // that wait for the server: one at a time
