@@ -4,14 +4,15 @@ The tree is in compose.py.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from asr_lora.config.known_sets import HUB, source_language
 from asr_lora.runtime.errors import ConfigError, check, check_choice, check_locale, check_name, check_range
 from asr_lora.speech.limits import AUGMENTATIONS, CONTEXTS, MAX_SECONDS, NORMALIZERS
 
 SPLIT_NAMES = ("train", "dev", "test", "none")  # what data.splits takes; none: left out
-FETCHED = ("mdc:", "hf:", "shards:")  # prefixes of sources that are names, not paths
+FETCHED = ("mdc:", HUB, "shards:")  # prefixes of sources that are names, not paths
 COLUMNS = ("path", "text", "speaker", "start", "end", "duration", "split", "language")  # of a user's own table
 
 
@@ -59,6 +60,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         # In recorded settings they are plain dictionaries.
         self.sources = [each if isinstance(each, SourceConfig) else SourceConfig(**each) for each in self.sources]
+        self.sources = [self._with_language(each) for each in self.sources]
         both = bool(self.sources) and self.source is not None
         check("data.sources", "data.source too", "the only one of the two", not both)
         for name in self.columns or ():
@@ -83,6 +85,11 @@ class DataConfig:
         for name in ("augment", "augment_labels"):
             if (kind := getattr(self, name)) is not None:
                 check_choice(f"data.{name}", kind, AUGMENTATIONS)
+
+    def _with_language(self, source: SourceConfig) -> SourceConfig:
+        """Returns a source that names no language with that of a known data set, where it is not the run's."""
+        own = source_language(source.path, self.language)
+        return source if source.language or own == self.language else replace(source, language=own)
 
     def _check_streaming(self) -> None:
         """Raises ConfigError for settings that need a list of all clips, which a stream does not have."""

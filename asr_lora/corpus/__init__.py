@@ -63,14 +63,14 @@ def is_quick(source: Path) -> bool:
     return is_listing(source) or is_release(source) or not samples.has_archives(source)
 
 
-def open_corpus(source: str | Path, language: str, columns: Columns = GUESSED) -> Corpus:
+def open_corpus(source: str | Path, language: str, columns: Columns = GUESSED, split: str | None = None) -> Corpus:
     """Opens a source of speech and detects its kind.
 
     Common Voice and its Spontaneous Speech: a release, a folder above one, or of one language. A user's own table (with
     `columns`), or a folder with one; a Kaldi data directory; parquet, arrow and audiofolders; the shapes of SHAPES. An
     archive of any of them (.tar, plain or compressed, or .zip, by content), or a folder of such. mdc:<id or slug> and
     hf:<name>[:config] are fetched first, unless they are in the cache; of shards:<folder or URL> only the indexes are
-    read.
+    read. Of a data set of the Hub no more than `split` is fetched, where one is named and can be fetched alone.
     Raises ConfigError for a source without speech of this language, ExternalError for one that cannot be read or
     fetched.
     """
@@ -79,7 +79,7 @@ def open_corpus(source: str | Path, language: str, columns: Columns = GUESSED) -
         if named.startswith(mdc.PREFIX):
             return replace(_archive(mdc.download(named.removeprefix(mdc.PREFIX)), language, columns), source=named)
         if named.startswith(huggingface.PREFIX):
-            return _as(HUB, huggingface.open_hub(named.removeprefix(huggingface.PREFIX), language, columns))
+            return _as(HUB, huggingface.open_hub(named.removeprefix(huggingface.PREFIX), language, columns, split))
         if named.startswith(shards.PREFIX):
             return _as("shards", shards.read_shards(named.removeprefix(shards.PREFIX), language))
         path = existing(Path(source))

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from asr_lora.config.known_sets import KnownSet
 from asr_lora.runtime.errors import ConfigError, listed
 from asr_lora.speech.language import parse_locale
 
@@ -35,10 +36,30 @@ SAME = 0.5  # share of common words, above which two columns are the same senten
 
 @dataclass(frozen=True)
 class Columns:
-    """The settings' names of columns by the field that they hold (those not named are guessed), and of splits."""
+    """The settings' names of columns by the field that they hold (those not named are guessed), and of splits.
+
+    `known` is what the card of a data set tells, for which nothing is guessed.
+    """
 
     named: Mapping[str, str] = field(default_factory=dict)
     splits: Mapping[str, str] = field(default_factory=dict)  # our splits by the source's names
+    known: KnownSet | None = None
+
+    def of(self, known: KnownSet) -> "Columns":
+        """Returns the names for a known data set; those of the settings come first."""
+        return replace(self, splits={**known.splits, **self.splits}, known=known)
+
+    def filled(self, cells: Mapping[str, str], found: Mapping[str, str]) -> dict[str, str]:
+        """Returns the cells of a row of a known data set with its other text, where the text's column is empty.
+
+        `found` are the columns of the fields. A speaker None, as VoxPopuli writes it, is not known.
+        """
+        row, other = dict(cells), self.known.text_if_empty if self.known else ""
+        if other in row and not row[found["text"]].strip():
+            row[found["text"]] = row[other]
+        if self.known and row.get(found.get("speaker", "")) == "None":
+            row[found["speaker"]] = ""
+        return row
 
     def found_in(self, header: Sequence[str], table: str, needed: Sequence[str] = ("path", "text")) -> dict[str, str]:
         """Finds the columns of the fields in `header`; guesses ignore upper and lower case.
@@ -50,6 +71,8 @@ class Columns:
         found: dict[str, str] = {}
         for meaning, usual in USUAL.items():
             name = self.named.get(meaning)
+            if name not in header and self.known and self.known.columns.get(meaning) in header:
+                name = self.known.columns[meaning]
             guess = next((plain[each] for each in usual if each in plain and plain[each] not in found.values()), None)
             if name in header:
                 found[meaning] = str(name)
@@ -77,7 +100,10 @@ class Columns:
         """Returns `found` with the column of the rows' languages, where the settings name none and one is there.
 
         It is found by its name and by what it holds: at least half of its cells, which `cells` returns, are languages.
+        A known data set's is that of its configuration.
         """
+        if self.known:
+            return dict(found)
         plain = {column.strip().lower(): column for column in reversed(header)}
         free = [plain[name] for name in LANGUAGE if name in plain and plain[name] not in found.values()]
         for column in [] if "language" in found else free:

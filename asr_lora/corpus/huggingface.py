@@ -20,17 +20,19 @@ import pyarrow.parquet
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 
+from asr_lora.config import known_sets
 from asr_lora.corpus.columns import Columns
 from asr_lora.corpus.records import Corpus, CorpusBuilder, parse_utterance, segment_name
 from asr_lora.corpus.split_names import UNSPLIT, by_split
 from asr_lora.corpus.table_files import as_cell
 from asr_lora.corpus.tabular import open_listing
-from asr_lora.runtime.console import progress
+from asr_lora.runtime.console import log, progress
 from asr_lora.runtime.errors import ConfigError, ExternalError, UserError, listed
 from asr_lora.runtime.files import another_cache, atomic_file, cache_dir, disk_errors, plain_suffix
 
-PREFIX = "hf:"  # of data.source
-PAGES = "https://huggingface.co/datasets"
+PREFIX, PAGES = known_sets.HUB, known_sets.PAGES
+PARQUET = "refs/convert/parquet"  # revision that the Hub makes of a data set; of a split beyond 5 GB, its beginning
+SCRIPT = ("scripts are no longer supported", "Couldn't find cache for")  # in errors; the latter once it is fetched
 LOCAL = "the formats that it reads at https://huggingface.co/docs/datasets"
 SAVED = ("dataset_dict.json", "state.json")  # files of save_to_disk, for several splits or one
 FILES = (".parquet", ".arrow")
@@ -53,16 +55,19 @@ def is_saved(source: Path) -> bool:
     return any((source / name).is_file() for name in SAVED)
 
 
-def open_hub(named: str, language: str, columns: Columns) -> Corpus:
-    """Opens a data set of the Hub, `name` or `name:config`, and fetches it into the Hugging Face cache.
+def open_hub(named: str, language: str, columns: Columns, split: str | None = None) -> Corpus:
+    """Opens a data set of the Hub, `name` or `name:config`, and fetches it, or a split, into the Hugging Face cache.
 
     Raises ConfigError for a name, a configuration or columns that are not there, ExternalError where the Hub cannot be
     reached.
     """
-    name, title = named.partition(":")[0], f"{PREFIX}{named}"
+    title = f"{PREFIX}{named}"
+    named, columns = resolve_known(named, language, columns)
+    name = named.partition(":")[0]
     builder = hub_builder(named)
     with hub_errors(title, f"{PAGES}/{name}"):
         if not is_audiofolder(builder):
+            builder = _with_split(builder, split, columns, title)
             builder.download_and_prepare()
             loaded = builder.as_dataset()
         else:  # datasets cannot read a folder of recordings without torchcodec, but we can
@@ -72,6 +77,20 @@ def open_hub(named: str, language: str, columns: Columns) -> Corpus:
     return _corpus(loaded, title, named, language, columns)
 
 
+def resolve_known(named: str, language: str, columns: Columns) -> tuple[str, Columns]:
+    """Returns the name of a known data set with its configuration, and its columns; any other as it is.
+
+    Raises ConfigError for a configuration that is not there, or of another language.
+    """
+    source = f"{PREFIX}{named}"
+    known, name, _ = known_sets.known_set(source)
+    if known is None:
+        return named, columns
+    named = f"{name}:{known_sets.configuration(known, source, language)}"
+    log(f"{source}: {named}, as its card describes it; the text is {known.note}")
+    return named, columns.of(known)
+
+
 def hub_builder(named: str) -> Any:
     """Returns the `datasets` builder of a data set of the Hub; fetches no data. Raises as `open_hub`."""
     name, _, config = named.partition(":")
@@ -79,11 +98,30 @@ def hub_builder(named: str) -> Any:
     if not name or name.count("/") > 1:
         raise ConfigError(f"data.source: {title} must be hf:<owner>/<name>[:config], a data set's name on {PAGES}")
     with hub_errors(title, f"{PAGES}/{name}"):
-        return datasets.load_dataset_builder(name, config or None)
+        try:
+            return datasets.load_dataset_builder(name, config or None)
+        except (RuntimeError, ValueError) as error:
+            if name not in known_sets.KNOWN or not any(sign in str(error) for sign in SCRIPT):
+                raise
+            log(f"{title} is a script on the Hub; read from the Hub's copy, of large splits the first 5 GB")
+            return datasets.load_dataset_builder(name, data_dir=config, revision=PARQUET)
+
+
+def _with_split(builder: Any, split: str | None, columns: Columns, title: str) -> Any:
+    """Returns a builder of one split's files alone, where the files of each are known; else the given one."""
+    files = builder.config.data_files if split and _reads(builder, "Parquet") else None
+    named = {str(name): (str(name), paths) for name, paths in (files or {}).items()}
+    own = by_split(named, columns.splits, title).get(split or "", [])
+    return datasets.load_dataset_builder("parquet", data_files=dict(own)) if own else builder
 
 
 def is_audiofolder(builder: Any) -> bool:
-    return type(builder).__name__ == "AudioFolder"
+    return _reads(builder, "AudioFolder")
+
+
+def _reads(builder: Any, kind: str) -> bool:
+    """Returns whether a builder is of a kind of `datasets`', which it subclasses for the configurations of a card."""
+    return any(each.__name__ == kind for each in type(builder).__mro__)
 
 
 def open_local(source: Path, language: str, columns: Columns) -> Corpus:
@@ -118,7 +156,7 @@ def _corpus(loaded: Any, source: str, release: str, language: str, columns: Colu
     """Reads a `datasets.DatasetDict`, or a `Dataset`, which has no splits."""
     splits: dict[str, Any] = dict(loaded) if isinstance(loaded, dict) else {UNSPLIT: loaded}
     parts = by_split({name: (name, data) for name, data in splits.items()}, columns.splits, source)
-    builder, clips = CorpusBuilder(source, columns.splits), _ColumnClips()
+    builder, clips = CorpusBuilder(source), _ColumnClips()
     for split, own in parts.items():
         for name, data in own:
             _add_split(builder, clips, split, name, data, columns)
@@ -136,10 +174,9 @@ def _add_split(
     values = (row for batch in data.select_columns(plain).with_format(None).iter(ROWS) for row in _unbatched(batch))
     for at, row in enumerate(values):
         clip = clip_names[at] if clip_names[at] not in clips.places else _numbered(name, at, clip_names[at])
+        cells = {column: as_cell(value) for column, value in row.items()} | {sound: clip}
         try:
-            utterance = parse_utterance(
-                {column: as_cell(value) for column, value in row.items()} | {sound: clip}, found
-            )
+            utterance = parse_utterance(columns.filled(cells, found), found)
         except ValueError as error:
             builder.leave_out(split, f"{name} row {at}", error)
             continue
@@ -156,7 +193,7 @@ def resolve_columns(data: Any, columns: Columns, table: str) -> tuple[str, list[
     sound = _sound_column(data, columns, table)
     plain = [column for column, feature in data.features.items() if _is_plain(feature) and column != sound]
     # The times of a clip in a recording that is not here are ignored, unless the settings name their columns.
-    found = Columns({**columns.named, "path": sound}).found_in([sound, *plain], table)
+    found = replace(columns, named={**columns.named, "path": sound}).found_in([sound, *plain], table)
     return sound, plain, {its: own for its, own in found.items() if its not in PLACES or its in columns.named}
 
 
@@ -176,7 +213,8 @@ def _sound_column(data: Any, columns: Columns, table: str) -> str:
     Raises ConfigError where there is none, or the one that the settings name holds something else.
     """
     holds = [column for column, feature in (data.features or {}).items() if _is_sound(feature)]
-    named = columns.named.get("path", "audio" if "audio" in holds or not holds else holds[0])
+    guess = "audio" if "audio" in holds or not holds else holds[0]
+    named = guess if columns.known else columns.named.get("path", guess)
     if named not in holds:
         raise ConfigError(
             f"data.columns: {named} of {table} holds no audio as datasets stores it, a file's bytes "

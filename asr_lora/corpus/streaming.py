@@ -43,7 +43,7 @@ class StreamRow(NamedTuple):
 class Split:
     """A split of a stream: a `datasets.IterableDataset` of its audio column and its plain columns.
 
-    `name` is train, dev or test; `columns` maps the fields of an utterance to the columns.
+    `name` is train, dev or test; `columns` maps the fields of an utterance to the columns, `names` gives the settings'.
     """
 
     source: str
@@ -51,6 +51,7 @@ class Split:
     data: Any
     sound: str
     columns: Mapping[str, str]
+    names: Columns
 
     def shuffled(self, seed: int, buffer: int) -> Any:
         """Shuffles the split: the order of its files, and the rows of several of them, `buffer` at a time."""
@@ -71,7 +72,7 @@ class Split:
         own = PurePosixPath(path).name or f"{hashlib.sha256(content).hexdigest()[:32]}{huggingface.suffix_of(content)}"
         clip = own if own.startswith(NUMBERED_ONCE) else f"{self.name}-{own}"
         cells = {column: as_cell(value) for column, value in raw.items() if column != self.sound}
-        utterance = parse_utterance(cells | {self.sound: clip}, self.columns)
+        utterance = parse_utterance(self.names.filled(cells | {self.sound: clip}, self.columns), self.columns)
         return StreamRow(replace(utterance, path=segment_name(clip, utterance)), content)
 
     def rows(self, data: Any) -> Iterator[Mapping[str, Any]]:
@@ -114,10 +115,10 @@ class Stream:
         data = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
         sound, plain, names = huggingface.resolve_columns(data, self.columns, f"{self.source} ({called})")
         alone = data.select_columns([sound, *plain]).cast_column(sound, datasets.Audio(decode=False))
-        return Split(self.source, name, alone, sound, names)
+        return Split(self.source, name, alone, sound, names, self.columns)
 
 
-def open_stream(source: str, columns: Columns) -> Stream:
+def open_stream(source: str, language: str, columns: Columns) -> Stream:
     """Opens `hf:<name>[:config]`, or a file or folder of parquet or arrow, without reading its audio.
 
     Raises ConfigError for a source that cannot be streamed or is not there, ExternalError where the Hub cannot be
@@ -130,6 +131,8 @@ def open_stream(source: str, columns: Columns) -> Stream:
             "or arrow (not those of save_to_disk); set data.streaming=false"
         )
     named = source.removeprefix(huggingface.PREFIX)
+    if of_hub:
+        named, columns = huggingface.resolve_known(named, language, columns)
     builder = _local_builder(path) if path else huggingface.hub_builder(named)
     if huggingface.is_audiofolder(builder):
         raise ConfigError(f"data.streaming: {source} is a folder of recordings, not rows; set data.streaming=false")

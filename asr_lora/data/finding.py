@@ -7,6 +7,7 @@ import glob
 import re
 from pathlib import Path
 
+from asr_lora.config.known_sets import check_known
 from asr_lora.config.schema import FETCHED, DataConfig
 from asr_lora.runtime.commands import to_run
 from asr_lora.runtime.console import log
@@ -29,10 +30,15 @@ def find_source(data: DataConfig) -> str:
 
 
 def check_sources(data: DataConfig) -> None:
-    """Raises ConfigError where a source is a path that leads nowhere, or none is set and no release is found."""
+    """Raises ConfigError where a source is a path that leads nowhere, or none is set and no release is found.
+
+    Also for a known data set of the Hub that has no such configuration or language.
+    """
     if not data.sources and data.source is None:
         newest_release(data)
-    for source in [each.path for each in data.sources] or [data.source or ""]:
+    named = [(each.path, each.language) for each in data.sources] or [(data.source or "", None)]
+    for source, language in named:
+        check_known(source, language or data.language)
         if source and not source.startswith(FETCHED):
             existing(Path(source))
 

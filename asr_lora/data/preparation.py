@@ -227,7 +227,7 @@ def _draw_other(
     run: Path, data: DataConfig, model: ModelConfig, source: str, locale: str, split: str, limit: int | None
 ) -> tuple[SplitDraw, Corpus, list[Utterance], dict[str, int]]:
     try:
-        corpus = with_tokens(open_corpus(source, locale, named_columns(data)), locale, model)
+        corpus = with_tokens(open_corpus(source, locale, named_columns(data), split), locale, model)
         utterances = corpus.tables.get(split) or corpus.tables.get(UNSPLIT, [])
         if not utterances:
             there = ", ".join(name for name, own in corpus.tables.items() if own)

@@ -78,7 +78,7 @@ def named_columns(data: DataConfig) -> Columns:
 
 def open_streamed(data: DataConfig) -> Stream:
     """Opens the data set that the settings stream. Raises ConfigError and ExternalError as that does."""
-    return open_stream(data.source or "", named_columns(data))
+    return open_stream(data.source or "", data.language, named_columns(data))
 
 
 def rows_for(clips: int | None) -> int | None:

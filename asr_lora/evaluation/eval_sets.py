@@ -13,6 +13,7 @@ import numpy as np
 import soundfile
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+from asr_lora.config.known_sets import check_known, known_set, source_language
 from asr_lora.config.schema import DataConfig, DecodingConfig, ModelConfig
 from asr_lora.config.stages import EvalConfig, EvalSetConfig
 from asr_lora.corpus import is_path, mdc
@@ -105,6 +106,7 @@ def check_eval_sets(settings: EvalConfig, data: DataConfig, model: ModelConfig) 
         if name in ("test", "dev"):
             raise ConfigError(f"eval.sets: {name} is the name of the run's own split; give the set another, name=...")
         Normalizer(settings.normalizer, set_token(each, data.language, model), settings.numbers)
+        check_known(each.source, set_locale(each, data.language))
         if each.source.startswith(mdc.PREFIX):
             mdc.check(each.source.removeprefix(mdc.PREFIX))
         elif is_path(each.source) and not Path(each.source).expanduser().exists():
@@ -121,13 +123,20 @@ def set_name(settings: EvalSetConfig, language: str) -> str:
         return settings.source
     named = settings.source if is_path(settings.source) else settings.source.partition(":")[2].replace(":", "-")
     stem = Path(named).expanduser().name.partition(".tar")[0]
-    return settings.name or f"{stem}-{settings.language or language}{'-long' if settings.long else ''}"
+    known, _, config = known_set(settings.source)
+    own = "" if known and config else f"-{settings.language or language}"  # its configuration names the language
+    return settings.name or f"{stem}{own}{'-long' if settings.long else ''}"
+
+
+def set_locale(settings: EvalSetConfig, language: str) -> str:
+    """Returns the locale of a set; `language` is that of the run's corpus."""
+    return settings.language or source_language(settings.source, language)
 
 
 def set_token(settings: EvalSetConfig, language: str, model: ModelConfig) -> str:
     """Returns Whisper's token for a set; `language` is that of the run's corpus."""
     if settings.token is None:
-        locale = settings.language or language
+        locale = set_locale(settings, language)
         model = model if locale == language else replace(model, language=None)
         try:
             return language_token(model, locale)
@@ -144,7 +153,7 @@ def set_token(settings: EvalSetConfig, language: str, model: ModelConfig) -> str
 
 def set_source(run: Path, settings: EvalSetConfig, limit: int | None, data: DataConfig) -> dict[str, Any]:
     """Returns all that the draw of a set follows from, `source` the absolute path of a file or folder."""
-    locale, source, files = settings.language or data.language, settings.source, list[Path]()
+    locale, source, files = set_locale(settings, data.language), settings.source, list[Path]()
     if is_path(source):
         path = Path(source).expanduser().absolute()
         # An archive's own time, or that of a folder's tables: corrected sentences are drawn again.
