@@ -5,7 +5,7 @@ ifeq ($(origin LANG),command line)
 language := $(value LANG)
 endif
 unexport LANG
-unexport AUDIO DATA RUN RUNS SOURCE  # make would expand a $ in the path
+unexport AUDIO DATA PROMPTS RUN RUNS SOURCE  # make would expand a $ in the path
 export LC_ALL := C.UTF-8
 
 UV := $(shell command -v uv || echo .uv/bin/uv)
@@ -27,7 +27,7 @@ comma := ,
 space := $(subst ,, )
 
 .DEFAULT_GOAL := help
-.PHONY: help demo baseline doctor prepare train eval sweep soup search report transcribe label self-train correct export app plan bench gpu-check torch check test test-all fuzz audit
+.PHONY: help demo baseline doctor prepare train eval sweep soup search report transcribe label self-train correct export app record plan bench gpu-check torch check test test-all fuzz audit
 
 help: ## this list
 	@echo "make TARGET [LANG=nl] [HOURS=1|all] [DATA=/path/to/cv-corpus-...] [ARGS=\"hydra overrides\"]"
@@ -80,6 +80,9 @@ correct: $(INSTALLED)app ## a page to correct the texts of SOURCE=, a folder of 
 
 export: $(INSTALLED)export ## files for transformers, faster-whisper and whisper.cpp, each verified in its own runtime: ARGS="'export.formats=[ct2-int8]'"
 	$(PYTHON) -m asr_lora export $(settings)
+
+record: $(INSTALLED)app ## a page to read the sentences of PROMPTS= aloud, kept as a corpus in ARGS="record.out=mine"
+	$(PYTHON) -m asr_lora record $(if $(value PROMPTS),$(call shell_string,record.prompts=$(call hydra_string,$(value PROMPTS)))) $(settings)
 
 app: $(INSTALLED)app ## a page to speak to: base and fine-tuned model transcribe the same recording, side by side (http://127.0.0.1:7860)
 	$(PYTHON) -m asr_lora app $(settings)

@@ -93,6 +93,10 @@ STAGES = {
         "run_dir export.formats export.clips export.wer_tolerance export.out export.push export.push_format "
         "export.private export.dry_run eval.strength",
     ),
+    "record": (
+        "record.prompts=sentences.txt record.out=mine data.language=nl",
+        "record.prompts record.out data.language data.columns model app.host app.port app.max_queue hardware runs_dir",
+    ),
     "app": (
         "run_dir=runs/mine app.port=8080",
         "run_dir adapters app.host app.port app.max_minutes app.max_megabytes app.keep_minutes app.clips "

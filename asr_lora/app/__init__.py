@@ -1,1 +1,1 @@
-"""The web page that compares base and fine-tuned model."""
+"""The web pages: base and fine-tuned model compared, sentences recorded."""

@@ -58,14 +58,15 @@ def check_address(settings: AppConfig) -> None:
         ) from error
 
 
-def serve(made: Any, settings: AppConfig) -> Any:
-    """Starts the server in threads of its own; the caller closes it."""
+def serve(made: Any, settings: AppConfig, script: str = "") -> Any:
+    """Starts the server in threads of its own, with a `<script>` of the page's own; the caller closes it."""
+    style = environment(autoescape=False).get_template("app.css").render()
     made.launch(
         server_name=f"[{settings.host}]" if ":" in settings.host else settings.host, server_port=settings.port,
         share=False, prevent_thread_lock=True, quiet=True, show_error=True, footer_links=[], ssr_mode=False,
         mcp_server=False, enable_monitoring=False, run_history=False, pwa=False,
         max_file_size=settings.max_megabytes * 1_000_000,
-        theme=_theme(), head=f"<style>{environment(autoescape=False).get_template('app.css').render()}</style>",
+        theme=_theme(), head=f"<style>{style}</style>{script}",
     )  # fmt: skip
     return made
 

@@ -45,6 +45,7 @@ from asr_lora.config.stages import (
     LabelConfig,
     PlanConfig,
     PrepareConfig,
+    RecordConfig,
     ReportConfig,
     SearchConfig,
     SelfTrainConfig,
@@ -77,6 +78,7 @@ class Config:
     correct: CorrectConfig
     export: ExportConfig
     app: AppConfig
+    record: RecordConfig
     audio: str | None
     adapters: Any  # dict[str, str] by language, for several in one room; list[str] to be combined; None
     weights: list[float] | None

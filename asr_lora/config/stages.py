@@ -168,6 +168,16 @@ class ExportConfig:
 
 
 @dataclass
+class RecordConfig:
+    prompts: str | None
+    out: str
+
+    def __post_init__(self) -> None:
+        check("record.prompts", repr(self.prompts), "a file of sentences", self.prompts != "")
+        check("record.out", repr(self.out), "a folder", self.out.strip() != "")
+
+
+@dataclass
 class AppConfig:
     host: str
     port: int

@@ -58,6 +58,13 @@ def newest_release(data: DataConfig) -> Path:
     return max(found, key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
 
 
+def check_prompts(prompts: str | None) -> Path:
+    """Returns the file of `record.prompts`. Raises ConfigError where none is named, or it is not there."""
+    if prompts is None:
+        raise ConfigError(f"record.prompts: names no file; {to_run('record', 'record.prompts=sentences.txt')}")
+    return existing(Path(prompts), "record.prompts")
+
+
 def named_recordings(audio: str | None, stage: str = "transcribe") -> list[Path]:
     """Returns the folder that `audio=` names, or the files that it names or matches, sorted.
 

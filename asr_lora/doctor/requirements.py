@@ -6,14 +6,16 @@ from functools import partial
 from pathlib import Path
 
 from asr_lora.config.compose import Config, load
-from asr_lora.data.finding import check_labeled, check_sources, named_recordings
+from asr_lora.data.finding import check_labeled, check_prompts, check_sources, named_recordings
 from asr_lora.model.hub import LOCAL, is_hub_id, weights_are_here
 from asr_lora.runs.finding import check_run, find_run, matching_runs
 from asr_lora.runtime.commands import to_install
 from asr_lora.runtime.errors import ExternalError, UserError
 from asr_lora.runtime.files import existing
 
-EXTRAS = {"demo": "espeakng_loader", "search": "optuna", "app": "gradio"}  # a module of each stage's own extra
+EXTRAS = {  # a module of each stage's own extra
+    "demo": "espeakng_loader", "search": "optuna", "app": "gradio", "record": "gradio",
+}  # fmt: skip
 DRAWING = ("prepare", "train", "search", "self_train")  # stages that draw clips
 OF_RUNS = ("eval", "report", "transcribe", "label", "correct", "export", "app")  # stages of a run that is there
 
@@ -44,6 +46,8 @@ def _checks(stage: str, config: Config, words: Sequence[str]) -> Iterator[Callab
         if not (any(studies) if stage == "search" else (config.run / "data").exists()):
             yield lambda: check_sources(config.data)
         yield lambda: weights_are_here(config.model.checkpoint)
+    if stage == "record":
+        yield lambda: check_prompts(config.record.prompts)
     if stage == "transcribe" and config.audio != "-":
         yield lambda: named_recordings(config.audio)
     if stage in ("label", "self_train"):
@@ -74,4 +78,5 @@ def _error_of(check: Callable[[], object]) -> UserError | None:
 
 def _check_installed(stage: str) -> None:
     if importlib.util.find_spec(EXTRAS[stage]) is None:
-        raise ExternalError(f"{stage}: needs {EXTRAS[stage]}, which is not installed; {to_install(stage)}")
+        extra = "app" if EXTRAS[stage] == EXTRAS["app"] else stage
+        raise ExternalError(f"{stage}: needs {EXTRAS[stage]}, which is not installed; {to_install(extra)}")

@@ -13,7 +13,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 MOST_LINES, MOST_FUNCTION = 400, 60
 # Stages and their packages, config and runs; what puts a training run together; what predicts a whole run.
 TAKES_CONFIG = re.compile(
-    r"(prepare|train|soup|self_train|eval|report|plan|baseline|transcribe|label|correct)\.py"
+    r"(prepare|train|soup|self_train|eval|report|plan|baseline|transcribe|label|correct|record)\.py"
     r"|(search|demo|doctor|export|app|config|runs)/\w+\.py|training/(builder|fit|rates)\.py|planning/(devices|estimate)\.py"
 )
 RETIRED = {
@@ -105,6 +105,6 @@ def test_the_map_of_readme_is_what_the_packages_say_of_themselves() -> None:
 def test_the_package_holds_its_folders_and_stages_and_nothing_else() -> None:
     entries = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    named = "prepare train soup self_train eval report plan baseline transcribe label correct"
+    named = "prepare train soup self_train eval report plan baseline transcribe label correct record"
     stages = {f"{name}.py" for name in named.split()}
-    assert entries == folders | stages | {"__init__.py", "__main__.py", "cli.py"} and len(entries) == 35
+    assert entries == folders | stages | {"__init__.py", "__main__.py", "cli.py"} and len(entries) == 36

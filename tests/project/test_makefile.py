@@ -17,7 +17,7 @@ AWKWARD = [
 
 def test_make_alone_lists_the_targets() -> None:
     printed = make()
-    targets = "demo baseline doctor prepare train eval sweep search transcribe label self-train correct app check test"
+    targets = "demo baseline doctor prepare train eval sweep search transcribe label self-train correct record app check test"
     for target in [*targets.split(), "test-all"]:
         assert f"\n  {target} " in printed
 
@@ -69,6 +69,7 @@ def test_a_path_survives_the_shell_and_hydra(name: str) -> None:
     assert composed("train", f"DATA=/data/{name}").data.source == f"/data/{name}"
     assert composed("baseline", f"DATA=/data/{name}").data.source == f"/data/{name}"
     assert composed("transcribe", f"AUDIO=/talks/{name}").audio == f"/talks/{name}"
+    assert composed("record", f"PROMPTS=/own/{name}").record.prompts == f"/own/{name}"
 
 
 def test_recordings_are_labeled_with_the_run_that_make_was_given() -> None:

@@ -9,10 +9,9 @@ import socket
 import string
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from support.pages import HOSTILE, Page, violations
+from support.pages import HOSTILE, Page, problems_of, served_page, violations
 from support.releases import write_release
 from support.runs import hardware_of, tiny_run
 from transformers import GenerationConfig
@@ -365,45 +364,14 @@ def test_clips_whose_files_are_missing_are_not_offered(made: Callable[..., Path]
 # ---- in a real browser ----
 
 
-@contextmanager
-def served(*words: str) -> Iterator[tuple[str, subprocess.Popen[str], list[str]]]:
-    """Starts the app as a user does, on a free port: its address, its process and the lines that it logs."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it, as their children
-    command = [sys.executable, "-m", "asr_lora.app", "hardware=cpu", f"app.port={port}", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    lines: list[str] = []
-    opened = threading.Event()
-
-    def read() -> None:
-        for line in process.stdout or ():
-            lines.append(line.rstrip())
-            if line.startswith("app: http"):
-                opened.set()
-        opened.set()
-
-    thread = threading.Thread(target=read)
-    thread.start()
-    try:
-        assert opened.wait(120) and process.poll() is None, lines
-        yield f"http://127.0.0.1:{port}/", process, lines
-    finally:
-        process.terminate()  # so that it deletes its folder
-        process.wait()
-        thread.join()
-        if process.stdout:
-            process.stdout.close()
+def served(*words: str) -> AbstractContextManager[tuple[str, subprocess.Popen[str], list[str]]]:
+    return served_page("app", *words)
 
 
 def visit(browser: Any, address: str, scheme: str, width: int) -> tuple[Any, list[str]]:
-    """Opens the page; returns it and its problems, now and later: errors, and requests to other hosts."""
+    """Opens the page; returns it and its problems, now and later."""
     page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
-    wrong: list[str] = []
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    own = (address, "data:", f"blob:{address}")
-    page.on("request", lambda request: None if request.url.startswith(own) else wrong.append(request.url))
+    wrong = problems_of(page, address)
     page.goto(address)
     page.wait_for_selector("#start")
     return page, wrong

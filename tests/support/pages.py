@@ -3,6 +3,13 @@
 import importlib.util
 import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -50,6 +57,47 @@ def opened(browser: Any, file: Path, scheme: str, width: int) -> tuple[Any, list
     if folder := os.environ.get("ASR_LORA_SCREENSHOTS"):  # to inspect them by eye
         page.screenshot(path=f"{folder}/{file.parent.name}-{scheme}-{width}.png", full_page=True)
     return page, errors
+
+
+@contextmanager
+def served_page(stage: str, *words: str) -> Iterator[tuple[str, subprocess.Popen[str], list[str]]]:
+    """Starts a stage that serves a page, on a free port: its address, its process and the lines that it logs."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it, as their children
+    command = [sys.executable, "-m", f"asr_lora.{stage}", "hardware=cpu", f"app.port={port}", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lines: list[str] = []
+    opened = threading.Event()
+
+    def read() -> None:
+        for line in process.stdout or ():
+            lines.append(line.rstrip())
+            if line.startswith(f"{stage}: http"):
+                opened.set()
+        opened.set()
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        assert opened.wait(120) and process.poll() is None, lines
+        yield f"http://127.0.0.1:{port}/", process, lines
+    finally:
+        process.terminate()  # so that it deletes its folder
+        process.wait()
+        thread.join()
+        if process.stdout:
+            process.stdout.close()
+
+
+def problems_of(page: Any, address: str) -> list[str]:
+    """Returns a list that collects a page's problems: errors, and requests to other hosts than `address`."""
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    own = (address, "data:", f"blob:{address}")
+    page.on("request", lambda request: None if request.url.startswith(own) else wrong.append(request.url))
+    return wrong
 
 
 def violations(page: Any) -> list[str]:
