@@ -51,6 +51,7 @@ def is_whole(folder: Path) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_loses_no_kept_sentence(tmp_path: Path) -> None:
     chance = random.Random(0)
     for name in ("Anna", "Ben", "Carla"):
@@ -67,6 +68,7 @@ def test_a_kill_at_any_moment_loses_no_kept_sentence(tmp_path: Path) -> None:
         assert {f"Zin {int(at) % 15}." for at in kept} <= set(sentences)
 
 
+@pytest.mark.slow
 def test_two_processes_record_into_one_folder(tmp_path: Path) -> None:
     both = [keeping(tmp_path / "mine", name, 30) for name in ("Anna", "Ben")]
     for process in both:

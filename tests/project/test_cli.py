@@ -153,7 +153,8 @@ def test_a_stage_without_its_extra_is_one_line_with_the_command(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(SystemExit) as ended:
         cli.answer_first(stage, [])
-    way_out = f"`uv sync --inexact --extra {stage}` installs it"
+    extra = "app" if module == "gradio" else stage
+    way_out = f"`uv sync --inexact --extra {extra}` installs it"
     line, *_ = capsys.readouterr().err.splitlines()
     assert (ended.value.code, line) == (1, f"error: {stage}: needs {module}, which is not installed; {way_out}")
 

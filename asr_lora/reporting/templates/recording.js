@@ -2,11 +2,12 @@
 window.recorder = (() => {
   const LONGEST = {{ longest }}, QUIET = {{ quiet }}, FULL = 0.999, STORED = "asr_lora.speaker";
   const KEYS = { " ": "record", p: "play", r: "again", Enter: "keep", n: "skip", b: "back" };
+  const DRAWN = 8;  // levels shown for each drawing of all samples
   const WORKLET = `registerProcessor("samples", class extends AudioWorkletProcessor {
     process(inputs) { if (inputs[0][0]) this.port.postMessage(inputs[0][0].slice()); return true; }
   });`;
   let context = null, chunks = [], length = 0, recording = false, of = -1, peak = 0;
-  let take = null, playing = null, pending = false;
+  let ticks = 0, take = null, playing = null, pending = false;
 
   const find = selector => document.querySelector(selector);
   const status = text => { find("#meter p").textContent = text; };
@@ -43,7 +44,7 @@ window.recorder = (() => {
     peak = 0;
     if (recording) {
       status(`Recording, ${(length / context.sampleRate).toFixed(1)} s. Space stops.`);
-      draw(joined());
+      if (ticks++ % DRAWN === 0) draw(joined());
     }
   }
 
@@ -57,11 +58,11 @@ window.recorder = (() => {
   function draw(samples) {
     const canvas = find("#meter canvas"), pen = canvas.getContext("2d"), middle = canvas.height / 2;
     pen.clearRect(0, 0, canvas.width, canvas.height);
-    const step = Math.ceil(samples.length / canvas.width);
+    const step = Math.ceil(samples.length / canvas.width), good = style("--tuned"), bad = style("--bad");
     for (let x = 0; x * step < samples.length; x++) {
       let most = 0;
       for (const sample of samples.subarray(x * step, (x + 1) * step)) most = Math.max(most, Math.abs(sample));
-      pen.fillStyle = style(most >= FULL ? "--bad" : "--tuned");
+      pen.fillStyle = most >= FULL ? bad : good;
       pen.fillRect(x, middle - most * middle, 1, Math.max(1, 2 * most * middle));
     }
   }
