@@ -125,7 +125,7 @@ def open_split(data: DataConfig, split: str) -> Corpus:
     """
     check("data.sources", "several", "a single data.source here", not data.sources)
     check("data.streaming", data.streaming, "false here", not data.streaming)
-    corpus = open_corpus(find_source(data), data.language, named_columns(data))
+    corpus = open_corpus(find_source(data), data.language, named_columns(data), split)
     return _chosen(corpus if corpus.tables.get(split) else with_splits(corpus, data), data)
 
 

@@ -17,6 +17,7 @@ from asr_lora.config.compose import load
 from asr_lora.config.known_sets import KNOWN, source_language
 from asr_lora.corpus import Columns, open_corpus
 from asr_lora.corpus.streaming import open_stream
+from asr_lora.data.sources import open_split
 from asr_lora.evaluation.eval_sets import check_eval_sets
 from asr_lora.prepare import prepare
 from asr_lora.runtime.errors import ConfigError
@@ -110,6 +111,11 @@ def test_a_known_data_set_needs_no_settings(
     assert len(corpus.fetch(names)) == len(names)
     (only,) = open_corpus(source, "nl", split="test").tables.items()
     assert only[0] == "test" and [each.text for each in only[1]] == [each.text for each in test]
+
+
+def test_a_single_split_is_opened_alone(words: list[str], hub: Path) -> None:
+    config = load([*words, "data.source=hf:facebook/multilingual_librispeech"])
+    assert {split: len(own) for split, own in open_split(config.data, "test").tables.items()} == {"test": 4}
 
 
 def test_the_settings_come_before_the_card(hub: Path) -> None:
