@@ -1,1 +1,1 @@
-"""The web pages: base and fine-tuned model compared, sentences recorded."""
+"""The web pages: base and fine-tuned model compared, texts corrected, sentences recorded."""

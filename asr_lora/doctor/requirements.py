@@ -14,7 +14,7 @@ from asr_lora.runtime.errors import ExternalError, UserError
 from asr_lora.runtime.files import existing
 
 EXTRAS = {  # a module of each stage's own extra
-    "demo": "espeakng_loader", "search": "optuna", "app": "gradio", "record": "gradio",
+    "demo": "espeakng_loader", "search": "optuna", "app": "gradio", "record": "gradio", "correct": "gradio",
 }  # fmt: skip
 DRAWING = ("prepare", "train", "search", "self_train")  # stages that draw clips
 OF_RUNS = ("eval", "report", "transcribe", "label", "correct", "export", "app")  # stages of a run that is there

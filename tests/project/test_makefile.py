@@ -17,8 +17,10 @@ AWKWARD = [
 
 def test_make_alone_lists_the_targets() -> None:
     printed = make()
-    targets = "demo baseline doctor prepare train eval sweep search transcribe label self-train correct record app check test"
-    for target in [*targets.split(), "test-all"]:
+    targets = (
+        "demo baseline doctor prepare train eval sweep search transcribe label self-train correct record app check"
+    )
+    for target in [*targets.split(), "test", "test-all"]:
         assert f"\n  {target} " in printed
 
 
