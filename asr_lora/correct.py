@@ -7,9 +7,6 @@ Writes into correct.out: corrections.sqlite, and corrected.jsonl, the table of t
 renewed while the page is open. Ctrl-C ends it.
 """
 
-import signal
-import time
-from contextlib import suppress
 from pathlib import Path
 
 from asr_lora.config.compose import Config, job_overrides
@@ -55,22 +52,20 @@ def correct(config: Config) -> None:
     hours = _trained_hours(source.run or last)
     handlers = correcting.Handlers(store, source, normalizer, seed, hours, folder)
     opened = not serving.is_loopback(config.app.host)
-    page = serving.serve(correcting.page(handlers, config.app, opened), config.app)
-    if opened:
-        log(
-            f"app.host: {config.app.host} is reachable from other machines: anyone who can reach it can play the clips "
-            "of this source, read and change their texts, without a password and unencrypted"
-        )
     log(f"correct: {len(source.items)} clips of {source.place}")
-    exported = _export(store, folder, -1)
-    with suppress(KeyboardInterrupt):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the table is written then, too
-        log(f"correct: {serving.address(config.app)} (Ctrl-C ends it)")
-        while True:
-            time.sleep(EVERY)
-            exported = _export(store, folder, exported)
+    exported = -1
+
+    def renew() -> None:
+        nonlocal exported
+        exported = _export(store, folder, exported)
+
+    renew()
+    page = serving.serve_until_stopped(
+        correcting.page(handlers, config.app, opened), config.app, "correct",
+        "play the clips of this source, read and change their texts, without a password and unencrypted", EVERY, renew,
+    )  # fmt: skip
     page.close(verbose=False)
-    _export(store, folder, -1)
+    renew()
     log(f"corrected: {folder / 'corrected.jsonl'}, for data.source")
 
 

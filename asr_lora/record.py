@@ -5,10 +5,7 @@ records it again, p plays it, n skips it, b goes back. What is kept is in record
 which data.source reads; the same command goes on at the first sentence that a speaker has not read. Ctrl-C ends it.
 """
 
-import signal
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from asr_lora.config.compose import Config
@@ -28,8 +25,6 @@ except ImportError as missing:
     absent = f"error: record: needs {missing.name}, which is not installed; {to_install('app')}"
     raise SystemExit(absent) from missing
 
-DAY = 86_400.0  # seconds
-
 
 def record(config: Config) -> None:
     """Serves the page until Ctrl-C or SIGTERM.
@@ -43,19 +38,11 @@ def record(config: Config) -> None:
     log(f"{config.record.prompts}: {len(prompts.sentences):,} sentences, read slowly {minutes:.0f} min")
     folder = RecordedFolder(out, language)
     opened = not serving.is_loopback(config.app.host)
-    page = serving.serve(
-        recording.page(recording.Handlers(prompts.sentences, folder), opened), config.app, recording.script()
-    )
-    if opened:
-        log(
-            f"app.host: {config.app.host} is reachable from other machines: anyone who can reach it can record into "
-            f"{out}, without a password; browsers allow the microphone only on localhost or over https"
-        )
-    with suppress(KeyboardInterrupt):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        log(f"record: {serving.address(config.app)} (Ctrl-C ends it)")
-        while True:
-            time.sleep(DAY)
+    page = serving.serve_until_stopped(
+        recording.page(recording.Handlers(prompts.sentences, folder), opened), config.app, "record",
+        f"record into {out}, without a password; browsers allow the microphone only on localhost or over https",
+        script=recording.script(),
+    )  # fmt: skip
     page.close(verbose=False)
     rows = folder.rows()
     log(

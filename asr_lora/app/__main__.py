@@ -7,9 +7,6 @@ ends it.
 """
 
 import os
-import signal
-import time
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -52,19 +49,12 @@ def app(config: Config) -> None:
         os.environ |= {"GRADIO_TEMP_DIR": scratch, "GRADIO_ANALYTICS_ENABLED": "False"}
         opened = not serving.is_loopback(config.app.host)
         handlers = ui.Handlers(pair, config.app, Path(scratch))
-        page = serving.serve(ui.page(handlers, opened), config.app)
-        if opened:
-            log(
-                f"app.host: {config.app.host} is reachable from other machines: anyone who can reach it can use the "
-                "model, play the run's test clips and read their texts, without a password and unencrypted; browsers "
-                "allow the microphone only on localhost or over https"
-            )
-        with suppress(KeyboardInterrupt):
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that recordings are deleted then, too
-            log(f"app: {serving.address(config.app)} (Ctrl-C ends it)")
-            while True:
-                time.sleep(EVERY)
-                serving.delete_old(Path(scratch), 60 * config.app.keep_minutes)
+        page = serving.serve_until_stopped(
+            ui.page(handlers, opened), config.app, "app",
+            "use the model, play the run's test clips and read their texts, without a password and unencrypted; "
+            "browsers allow the microphone only on localhost or over https",
+            EVERY, lambda: serving.delete_old(Path(scratch), 60 * config.app.keep_minutes),
+        )  # fmt: skip
         handlers.end()
         page.close(verbose=False)
     log("app: ended, and the recordings are deleted")

@@ -3,8 +3,11 @@
 import errno
 import ipaddress
 import shutil
+import signal
 import socket
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,11 @@ from markupsafe import escape
 
 from asr_lora.config.stages import AppConfig
 from asr_lora.reporting.pages import environment
+from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError, UserError
 
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}  # for events that take no time
+DAY = 86_400.0  # seconds
 
 
 def address(settings: AppConfig) -> str:
@@ -69,6 +74,26 @@ def serve(made: Any, settings: AppConfig, script: str = "") -> Any:
         theme=_theme(), head=f"<style>{style}</style>{script}",
     )  # fmt: skip
     return made
+
+
+def serve_until_stopped(
+    made: Any, settings: AppConfig, stage: str, others: str, every: float = DAY,
+    work: Callable[[], object] = lambda: None, script: str = "",
+) -> Any:  # fmt: skip
+    """Serves a page until Ctrl-C or SIGTERM, and calls `work` every so many seconds; the caller then closes it.
+
+    `others` says what those can do who reach it from other machines, which is logged where they can.
+    """
+    page = serve(made, settings, script)
+    if not is_loopback(settings.host):
+        log(f"app.host: {settings.host} is reachable from other machines: anyone who can reach it can {others}")
+    with suppress(KeyboardInterrupt):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the caller ends in order then, too
+        log(f"{stage}: {address(settings)} (Ctrl-C ends it)")
+        while True:
+            time.sleep(every)
+            work()
+    return page
 
 
 def page_error(error: UserError) -> Any:
