@@ -49,7 +49,10 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
     },
 }  # fmt: skip
 # Settings that were removed since: a run that was made with one is scored and exported as ever.
-REMOVED = ("training.mask_time_prob", "training.mask_feature_prob")
+REMOVED = (
+    "training.mask_time_prob", "training.mask_feature_prob", "training.long_share", "training.long_rows",
+    "training.long_seconds",
+)  # fmt: skip
 RUN_NAME_LIMIT = 80  # characters
 GROUPS = ("data", "model", "lora", "training", "divergence", "decoding")  # of settings that a result depends on
 

@@ -145,9 +145,6 @@ class TrainingConfig:
     context_multiple: float
     plain_share: float
     soup: int
-    long_share: float
-    long_rows: int
-    long_seconds: list[float]
     window_single: float
     window_timestamps: float
     window_prompts: float
@@ -182,7 +179,6 @@ class TrainingConfig:
             check_choice("training.dev_normalizer", self.dev_normalizer, NORMALIZERS)
         check_choice("training.context", self.context, ("dynamic", "full", "windows"))
         check_range("training.context_margin", self.context_margin, MAX_SECONDS)
-        check_range("training.long_seconds", self.long_seconds, MAX_SECONDS)
         check_range("training.window_pauses", self.window_pauses, MAX_SECONDS)
         whole = (
             0 < self.context_multiple <= MAX_SECONDS
@@ -194,12 +190,11 @@ class TrainingConfig:
             "a multiple of 0.02 s, Whisper's position, up to 30",
             whole,
         )
-        check("training.long_rows", self.long_rows, "at least 1", self.long_rows >= 1)
         check("training.mask_count", self.mask_count, "at least 0", self.mask_count >= 0)
         check("training.mask_bins", self.mask_bins, "within 0 to 80, the mel bins", 0 <= self.mask_bins <= 80)
         check("training.mask_seconds", self.mask_seconds, "within 0 to 30", 0 <= self.mask_seconds <= MAX_SECONDS)
         shares = ("window_single", "window_timestamps", "window_prompts", "no_speech_share")
-        for name in ("plain_share", "long_share", "mask_share", *shares):
+        for name in ("plain_share", "mask_share", *shares):
             check(f"training.{name}", getattr(self, name), "a share in [0, 1]", 0 <= getattr(self, name) <= 1)
 
 

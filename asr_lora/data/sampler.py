@@ -131,16 +131,11 @@ class StepSampler:
         return [batches[at] for at in _rng(self.seed, epoch, "batches").permutation(per_epoch)]
 
     def _dynamic(self, step: int, clips: Sequence[int]) -> list[Batch]:
-        training = self.training
-        rng = _rng(self.seed, step, "contexts")
-        margin, long_seconds = (
-            rng.uniform(low, high) for low, high in (training.context_margin, training.long_seconds)
-        )
-        order, count = [clips[at] for at in rng.permutation(len(clips))], self._long_rows(step)
-        long, short = (sorted(part, key=lambda clip: -self.durations[clip]) for part in (order[:count], order[count:]))
-        batches = [self._batch(long, max(long_seconds, self.durations[long[0]] + margin))] if long else []
-        groups = _groups([self.durations[clip] for clip in short])
-        return batches + [self._batch(short[group], self.durations[short[group.start]] + margin) for group in groups]
+        low, high = self.training.context_margin
+        margin = _rng(self.seed, step, "contexts").uniform(low, high)
+        order = sorted(clips, key=lambda clip: -self.durations[clip])
+        groups = _groups([self.durations[clip] for clip in order])
+        return [self._batch(order[group], self.durations[order[group.start]] + margin) for group in groups]
 
     def _windows(self, step: int, clips: Sequence[int]) -> list[Batch]:
         """Returns windows with timestamps at 30 s, as they are decoded, and rows without at short contexts."""
@@ -154,15 +149,6 @@ class StepSampler:
             Batch(tuple(rows[at] for at in order[group]), context_for(lengths[order[group.start]], multiple))
             for group in _groups([lengths[at] for at in order])
         ]
-
-    def _long_rows(self, step: int) -> int:
-        """Returns how many rows of a step get a long context.
-
-        It is `long_rows` in a step where `long_share` of all clips so far requires them.
-        """
-        size, group = self.batch_size, min(self.training.long_rows, self.batch_size)
-        owed = [int(at * size * self.training.long_share / group + 1e-9) for at in (step, step + 1)]
-        return min((owed[1] - owed[0]) * group, size)
 
     def _batch(self, clips: Sequence[int], seconds: float) -> Batch:
         return Batch(tuple(RowSpec((clip,)) for clip in clips), context_for(seconds, self.training.context_multiple))

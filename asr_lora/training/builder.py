@@ -167,7 +167,7 @@ def _arguments(config: Config, hardware: Hardware, learning_rate: float, warmup_
 def _loader_processes(config: Config, hardware: Hardware, rows: Sequence[Clip]) -> int:
     """Returns the loader processes of this process: as set, or as many as fit the machine's shared memory."""
     training, seconds = config.training, MAX_SECONDS
-    if training.context == "dynamic" and rows and not training.long_share:
+    if training.context == "dynamic" and rows:
         longest = max(row["duration"] for row in rows)
         seconds = min(MAX_SECONDS, longest + training.context_margin[1] + training.context_multiple)
     share = -(-training.batch_size // hardware.processes)

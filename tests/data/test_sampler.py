@@ -36,8 +36,7 @@ def order(kind: str = "dynamic", clips: int = 50, seed: int = 0, **settings: Any
     """Returns a sampler of `training.*` of conf/, with `settings`, which may also be its durations and tokens."""
     lengths = settings.pop("durations", durations(clips))
     tokens, training = settings.pop("tokens", [20] * len(lengths)), usual()
-    chosen = {"context": kind, "long_share": 0.05, "long_rows": 1, "long_seconds": [30, 30]} | settings
-    return StepSampler(lengths, tokens, replace(training, **chosen), seed, token_limit=448)
+    return StepSampler(lengths, tokens, replace(training, context=kind, **settings), seed, token_limit=448)
 
 
 @pytest.mark.parametrize(("share", "steps"), [(0.0, []), (0.25, [3, 7, 11]), (1.0, list(range(12)))])
@@ -147,7 +146,7 @@ def test_clips_that_an_epoch_leaves_out_come_in_another() -> None:
 
 def test_like_lengths_come_together_but_batches_are_not_in_order_of_length() -> None:
     lengths = durations(2_000)
-    drawn = order(durations=lengths, long_share=0)
+    drawn = order(durations=lengths)
     batches = [clips_of(drawn.step(step)) for step in range(250)]
     spread = np.mean([max(lengths[clip] for clip in batch) - min(lengths[clip] for clip in batch) for batch in batches])
     assert spread < 0.6  # of random batches it is over 4
@@ -171,22 +170,8 @@ def test_a_clip_has_other_neighbors_in_every_epoch() -> None:
     assert len(neighbors) > 30
 
 
-@pytest.mark.parametrize(("share", "rows"), [(1 / 32, 1), (0.1, 1), (0.1, 8), (0.5, 2), (1, 8), (0, 1)])
-def test_the_share_of_long_contexts_is_kept_exactly(share: float, rows: int) -> None:
-    drawn = order(clips=200, long_share=share, long_rows=rows)
-    batches = list(chain.from_iterable(drawn.step(step) for step in range(320)))
-    long = sum(len(batch.rows) for batch in batches if batch.seconds == 30)
-    assert long == pytest.approx(share * 320 * 8, abs=rows)
-
-
-def test_long_contexts_are_drawn_from_their_range() -> None:
-    drawn = order(clips=200, long_share=1, long_rows=8, long_seconds=[14, 30])
-    seconds = [batch.seconds for step in range(200) for batch in drawn.step(step)]
-    assert 14 <= min(seconds) < 15 and 29 < max(seconds) <= 30
-
-
 def test_padding_is_under_a_third_on_clips_of_common_voices_lengths(words: list[str]) -> None:
-    """With the default settings, long contexts included; at 30 s it is 85 %."""
+    """With the default settings; at 30 s it is 85 %."""
     config = load([*words, "training.batch_size=8"])
     rows: list[Clip] = [{"duration": seconds} for seconds in durations(5_000)]
     assert np.mean([row["duration"] for row in rows]) == pytest.approx(4.37, abs=0.1)

@@ -135,13 +135,13 @@ def test_clips_that_fill_no_step_are_carried_over_to_the_next_epoch(
 def test_a_step_is_of_like_length_at_the_contexts_of_any_other_run(
     overrides: list[str], processor: WhisperProcessor
 ) -> None:
-    steps = steps_of([*overrides, "training.long_share=0.125", "training.long_rows=1"], processor)
+    steps = steps_of(overrides, processor)
     seen = [(batches, facts) for batches, facts in steps if batches]
     assert all(len(facts["clips"]) == 4 for _, facts in seen)
     spread = [np.ptp([clip["duration"] for clip in facts["clips"]]) for _, facts in seen]
     assert max(spread) < 0.11  # of 0.2 in all
     contexts = [batch["input_features"].shape[-1] for batches, _ in seen for batch in batches]
-    assert contexts.count(3000) == 4 and sorted(set(contexts))[-2] < 250  # every eighth clip at 30 s
+    assert max(contexts) < 250
     assert sum(facts["context_seconds"] for _, facts in seen) == pytest.approx(
         sum(len(batch["labels"]) * batch["input_features"].shape[-1] / 100 for batches, _ in seen for batch in batches)
     )

@@ -229,7 +229,7 @@ def test_no_sample_is_cut_however_tight_the_context(
     for module in ("sampler", "windows"):
         monkeypatch.setattr(f"asr_lora.data.{module}.MAX_SECONDS", 3.0)  # so that windows are tight
     tight = [
-        "training.context_margin=[0,0]", "training.context_multiple=0.02", "training.long_share=0",
+        "training.context_margin=[0,0]", "training.context_multiple=0.02",
         "training.no_speech_share=0", "training.window_pauses=[0,0]",
     ]  # fmt: skip
     order = dynamic(rows, f"training.context={context}", *tight)

@@ -109,10 +109,11 @@ def refusal(source: Path, language: str = "nl") -> str:
     return str(error.value)
 
 
-def write_uneven(folder: Path, dev: int, test: int) -> Path:
-    """Writes a release of 24 training clips whose labels differ much in length; returns its folder."""
+def write_uneven(folder: Path, dev: int, test: int, longest: float = 0.4) -> Path:
+    """Writes a release of 24 training clips whose labels differ much in length, and one in seconds."""
     rows = utterances("train", 24, 12)
     for index, row in enumerate(rows):
         row["sentence"] = f"zin {index} " + "ja " * (index % 7)
+    rows[5]["seconds"] = longest
     write_release(folder, splits={"train": rows, "dev": utterances("dev", dev, 2), "test": utterances("test", test, 2)})
     return folder

@@ -36,6 +36,12 @@ def uneven(words: list[str], tmp_path: Path) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.fixture
+def of_two_contexts(uneven: list[str], tmp_path: Path) -> list[str]:
+    """The same with a clip of 20 s, which gets a context of its own in a step."""
+    return [*uneven, f"data.source={write_uneven(tmp_path / 'longer', dev=2, test=2, longest=20.0)}"]
+
+
 def trained(words: list[str]) -> Path:
     config = load(words)
     train.train(config)
@@ -71,8 +77,10 @@ def test_loss_gradient_and_adapter_do_not_depend_on_how_a_batch_is_split(uneven:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("context", ["dynamic", "windows"])
-def test_a_step_with_several_contexts_does_not_depend_on_how_it_is_split(uneven: list[str], context: str) -> None:
-    mixed = [*uneven, f"training.context={context}", "training.long_share=0.25", "training.long_rows=2"]
+def test_a_step_with_several_contexts_does_not_depend_on_how_it_is_split(
+    of_two_contexts: list[str], context: str
+) -> None:
+    mixed = [*of_two_contexts, f"training.context={context}"]
     whole = outcome(trained([*mixed, "run_name=whole", "hardware.micro_batch=8"]))
     assert_same(outcome(trained([*mixed, "run_name=split", "hardware.micro_batch=1"])), whole)
 
@@ -141,10 +149,10 @@ def test_out_of_memory_errors_of_libraries_are_handled_as_torchs_own(uneven: lis
 
 
 def test_out_of_memory_on_a_short_batch_is_handled_though_a_longer_single_row_fits(
-    uneven: list[str],
+    of_two_contexts: list[str],
 ) -> None:
-    """Two rows of 0.96 s at once, in a step that also holds one row at 30 s: halving goes on below that row."""
-    mixed = [*uneven, "training.long_share=0.125", "training.long_rows=1", "hardware.micro_batch=1"]
+    """Two rows of 0.96 s at once, in a step that also holds one row of 20 s: halving goes on below that row."""
+    mixed = [*of_two_contexts, "hardware.micro_batch=1"]
     whole = outcome(trained([*mixed, "run_name=roomy"]))
     memory = Small(rows=1)
     assert trained_within([*mixed, "run_name=small"], memory)["oom_retries"] >= 1
