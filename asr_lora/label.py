@@ -30,7 +30,7 @@ from asr_lora.labeling import measuring
 from asr_lora.labeling.calibration import calibrate, is_small
 from asr_lora.labeling.candidates import Step, clips_of, cut_recordings, open_doubtful, recordings_of
 from asr_lora.labeling.measuring import Labeler
-from asr_lora.labeling.record import LabelRecord, part_folder, unended
+from asr_lora.labeling.record import LabelRecord, part_folder, share, unended
 from asr_lora.labeling.rules import HeldOut, Rules, pace_bounds
 from asr_lora.model import adapter_folder
 from asr_lora.model.hardware import resolve_hardware
@@ -78,16 +78,17 @@ def label_with(config: Config, folder: Path, command: Sequence[str]) -> dict[str
     recorded = run.open_trained(recorded)
     log(f"run: {folder}")
     began, out = time.perf_counter(), labels_folder(config, folder)
-    source_steps = _steps(config, source, recorded.data.language)
+    source_steps = _steps(config, source, recorded.data.language, out)
     follows_from = _follows_from(recorded, folder, source, config)
     labeler, names = _labeler(recorded, folder)
     if part := config.label.numbers:
         with LabelRecord(part_folder(out, *part), follows_from) as record:
+            record.begin_part()
             left_out = _measure(labeler, record, *source_steps)
             record.end_part(left_out)
         if waiting := unended(out, part[1]):
             log(f"label.part={config.label.part} has ended; the last to end of {listed(waiting)} writes the tables")
-            return {"left_out": left_out}
+            return {"left_out": {}}  # an error here would have torchrun end the others: the last one names them
     with LabelRecord(out, follows_from, waits=part is not None) as record:
         rules, calibration = _rules(recorded, folder, labeler, out)
         left_out = record.collect()
@@ -173,17 +174,21 @@ def _follows_from(config: Config, folder: Path, source: str, asked: Config) -> d
 Steps = Callable[[LabelRecord], Iterator[Step]]
 
 
-def _steps(config: Config, source: str, locale: str) -> tuple[Steps, Callable[[LabelRecord], tuple[float, float]], str]:
+def _steps(
+    config: Config, source: str, locale: str, out: Path
+) -> tuple[Steps, Callable[[LabelRecord], tuple[float, float]], str]:  # fmt: skip
     """Returns what yields the candidates that a record lacks, the whole and what is done of it, and their unit.
 
-    Of a part: every so many recordings, or clips of a corpus.
+    Of a part: its share of the recordings, or of the clips of a corpus.
     """
     number, parts = config.label.numbers or (1, 1)
     if config.label.source is not None:
         corpus, all_of = open_doubtful(source, config.label.split, locale)
         utterances = all_of[number - 1 :: parts]
         return lambda record: clips_of(corpus, utterances), lambda record: (len(utterances), 0), "clips"
-    files, longest = recordings_of(config.audio)[number - 1 :: parts], config.transcribe.max_segment_seconds
+    files, longest = recordings_of(config.audio), config.transcribe.max_segment_seconds
+    if parts > 1:
+        files = [Path(name) for name in share([*map(str, files)], out, number, parts)]
     seconds = {str(file): stated_seconds(file) or 0.0 for file in files}
 
     def length(record: LabelRecord) -> tuple[float, float]:

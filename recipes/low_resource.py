@@ -146,7 +146,7 @@ def counted(runs: Sequence[Path]) -> tuple[list[str], np.ndarray, dict[str, np.n
         lines = run.read_hypotheses(folder, "test")
         language = run.recorded_config(folder, load(), []).data.language
         references = [normal(line["reference"]) for line in lines]
-        for model, name in (("base", "baseline"), ("tuned", "hypothesis")):
+        for model, name in (("base", "baseline_hypothesis"), ("tuned", "hypothesis")):
             own, of = metrics.clip_errors(references, [normal(line[name]) for line in lines], language)
             errors[model] += own
         clips += [f"{Path(line['path']).name} {line['reference']}" for line in lines]

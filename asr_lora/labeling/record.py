@@ -34,6 +34,7 @@ ENDED = {"path": Path, "bytes": int, "seconds": float}
 LABEL = (  # of labels.jsonl
     "path", "start", "end", "duration", "text", "speaker", LABEL_MODEL, "log_probability", "agreement_cer", "text_cer",
 )  # fmt: skip
+RECORDINGS = "recordings.jsonl"
 PARTS, PART = "parts", "part.json"  # the folders of parts, and what says that one has ended
 AT_ONCE = 10_000  # lines in memory
 
@@ -48,6 +49,17 @@ def unended(folder: Path, parts: int) -> list[int]:
     return [number for number in range(1, parts + 1) if not (part_folder(folder, number, parts) / PART).is_file()]
 
 
+def share(names: Sequence[str], folder: Path, number: int, parts: int) -> list[str]:
+    """Returns a part's share of recordings, without those that another part, or all of them, have ended before.
+
+    Shares are by position: recordings that are added move others from part to part.
+    """
+    own = part_folder(folder, number, parts)
+    files = [folder / RECORDINGS, *(folder / PARTS).glob(f"*-of-*/{RECORDINGS}")]
+    ended = {row["path"] for file in files if file.parent != own and file.is_file() for row in read_jsonl(file, ENDED)}
+    return [name for name in names[number - 1 :: parts] if name not in ended]
+
+
 class LabelRecord:
     """The files of `folder`, locked; use it as a context manager.
 
@@ -59,7 +71,7 @@ class LabelRecord:
 
     def __init__(self, folder: Path, follows_from: Mapping[str, Any], waits: bool = False) -> None:
         self.folder, self.follows_from, self.waits = folder, follows_from, waits
-        self.lines, self.recordings = folder / "all.jsonl", folder / "recordings.jsonl"
+        self.lines, self.recordings = folder / "all.jsonl", folder / RECORDINGS
         self.ended: dict[str, dict[str, Any]] = {}
         self.known: set[int] = set()  # candidates of what has not ended
 
@@ -128,6 +140,10 @@ class LabelRecord:
                 with file.open("a", encoding="utf-8") as appended:
                     appended.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
+    def begin_part(self) -> None:
+        """Takes back that the folder, of a part, has all that is asked of it: there may be more recordings by now."""
+        (self.folder / PART).unlink(missing_ok=True)
+
     def end_part(self, left_out: Mapping[str, Sequence[str]]) -> None:
         """Records that this folder, of a part, has all that is asked of it; `left_out`: names by reason."""
         write_json(self.folder / PART, {"left_out": left_out})
@@ -136,7 +152,7 @@ class LabelRecord:
         """Adds what the parts below this folder have measured and it has not; returns what they left out."""
         left_out: dict[str, list[str]] = defaultdict(list)
         for folder in sorted((self.folder / PARTS).glob("*-of-*")):
-            with LabelRecord(folder, self.follows_from) as part:
+            with LabelRecord(folder, self.follows_from, waits=True) as part:
                 fresh = (line for line in part.measured() if line["path"] not in self.ended and not self.has(line))
                 while own := list(islice(fresh, AT_ONCE)):
                     self.add(own, ())

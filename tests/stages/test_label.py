@@ -1,6 +1,7 @@
 """Labeling: recordings, and corpora whose text is in doubt, become a table that data.source reads."""
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -147,8 +148,9 @@ def test_a_killed_labeling_goes_on_where_it_was_and_ends_the_same(
 
 
 def test_parts_that_several_processes_measure_are_put_together_as_if_one_had(
-    trained: list[str], talk: Path, tmp_path: Path, says: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
+    trained: list[str], talk: Path, tmp_path: Path, says: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     says(in_order)
     (tmp_path / "radio").mkdir()
     for name in ("a.flac", "b.flac", "c.flac"):
@@ -178,6 +180,20 @@ def test_parts_that_several_processes_measure_are_put_together_as_if_one_had(
         assert own == every
     again = labeled("shared")
     assert again["clips"] == whole["clips"] and len(read_jsonl(tmp_path / "shared" / "all.jsonl")) == whole["clips"]
+    shutil.copy(talk / "a talk.flac", tmp_path / "radio" / "0.flac")  # which moves all others to the other part
+    usual, measured = Labeler.measure, Counter[str]()
+
+    def counting(self: Labeler, clips: Sequence[Clip], *more: Any) -> list[dict[str, Any]]:
+        measured.update(Path(clip["path"]).name for clip in clips)
+        return usual(self, clips, *more)
+
+    monkeypatch.setattr(Labeler, "measure", counting)
+    labeled("shared", "label.part=2/2")
+    capsys.readouterr()
+    busy = tmp_path / "shared" / "parts" / "1-of-2"
+    assert (busy / "part.json").is_file()  # of the first time, as if it had not begun anew
+    added = labeled("shared", "label.part=1/2")
+    assert added["clips"] == whole["clips"] + 3 and set(measured) == {"0.flac"}
 
 
 @pytest.mark.distributed
@@ -186,13 +202,14 @@ def test_processes_of_torchrun_are_parts_and_the_last_one_writes_the_tables(
     trained: list[str], talk: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "radio").mkdir()
-    for name in ("a.flac", "b.flac"):
+    for name in ("b.flac", "c.flac"):
         shutil.copy(talk / "a talk.flac", tmp_path / "radio" / name)
+    (tmp_path / "radio" / "a.flac").write_bytes(b"no sound")  # of rank 0, which ends at once and must not end rank 1
     ended = torchrun([*trained, f"audio={tmp_path}/radio", f"label.out={tmp_path}/out", *OPEN], "asr_lora.label")
-    assert ended.returncode == 0, ended.stderr
+    assert ended.returncode != 0 and ended.stderr.count("error: audio: 1 recordings could not be read") == 1
     assert read_json(tmp_path / "out" / "summary.json")["clips"] == 6
     by_part = [read_jsonl(tmp_path / "out" / "parts" / f"{part}-of-2" / "all.jsonl") for part in (1, 2)]
-    assert [{Path(line["path"]).name for line in lines} for lines in by_part] == [{"a.flac"}, {"b.flac"}]
+    assert [{Path(line["path"]).name for line in lines} for lines in by_part] == [{"c.flac"}, {"b.flac"}]
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "1", "1/0", "a/b"])
