@@ -30,9 +30,6 @@ except ImportError as missing:
     raise SystemExit(absent) from missing
 
 
-EVERY = 2.0  # seconds between two looks whether the table has to be renewed
-
-
 def correct(config: Config) -> None:
     """Serves the page until Ctrl-C or SIGTERM, and keeps the table of corrected texts up to date.
 
@@ -60,11 +57,13 @@ def correct(config: Config) -> None:
         exported = _export(store, folder, exported)
 
     renew()
-    page = serving.serve_until_stopped(
-        correcting.page(handlers, config.app, opened), config.app, "correct",
-        "play the clips of this source, read and change their texts, without a password and unencrypted", EVERY, renew,
-    )  # fmt: skip
-    page.close(verbose=False)
+    with serving.scratch_folder("correct") as scratch:
+        page = serving.serve_until_stopped(
+            correcting.page(handlers, config.app, opened), config.app, "correct",
+            "play the clips of this source, read and change their texts, without a password and unencrypted",
+            scratch, renew,
+        )  # fmt: skip
+        page.close(verbose=False)
     renew()
     log(f"corrected: {folder / 'corrected.jsonl'}, for data.source")
 

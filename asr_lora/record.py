@@ -38,12 +38,13 @@ def record(config: Config) -> None:
     log(f"{config.record.prompts}: {len(prompts.sentences):,} sentences, read slowly {minutes:.0f} min")
     folder = RecordedFolder(out, language)
     opened = not serving.is_loopback(config.app.host)
-    page = serving.serve_until_stopped(
-        recording.page(recording.Handlers(prompts.sentences, folder), opened), config.app, "record",
-        f"record into {out}, without a password; browsers allow the microphone only on localhost or over https",
-        script=recording.script(),
-    )  # fmt: skip
-    page.close(verbose=False)
+    with serving.scratch_folder("record") as scratch:
+        page = serving.serve_until_stopped(
+            recording.page(recording.Handlers(prompts.sentences, folder), opened), config.app, "record",
+            f"record into {out}, without a password; browsers allow the microphone only on localhost or over https",
+            scratch, script=recording.script(),
+        )  # fmt: skip
+        page.close(verbose=False)
     rows = folder.rows()
     log(
         f"record: {len(rows):,} recordings of {len({row.client_id for row in rows})} speakers, "

@@ -6,10 +6,6 @@ one base. Recordings stay on this machine, in a temporary folder for app.keep_mi
 ends it.
 """
 
-import os
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 from asr_lora.app import models
 from asr_lora.config.compose import Config, job_overrides
 from asr_lora.model.hardware import resolve_hardware
@@ -24,9 +20,6 @@ try:
 except ImportError as missing:
     absent = f"error: app: needs {missing.name}, which is not installed; {to_install('app')}"
     raise SystemExit(absent) from missing
-
-
-EVERY = 30.0  # seconds between two deletions of old recordings
 
 
 def app(config: Config) -> None:
@@ -45,16 +38,17 @@ def app(config: Config) -> None:
         pair = models.of_run(config, run.recorded_config(folder, config, overrides), hardware)
     if pair.base is not pair.tuned:
         log(f"lora={pair.kind} changes the weights of the base model: two models are in memory")
-    with TemporaryDirectory(prefix="asr_lora-app-") as scratch:
-        os.environ |= {"GRADIO_TEMP_DIR": scratch, "GRADIO_ANALYTICS_ENABLED": "False"}
+    with serving.scratch_folder("app") as scratch:
         opened = not serving.is_loopback(config.app.host)
-        handlers = ui.Handlers(pair, config.app, Path(scratch))
+        handlers = ui.Handlers(pair, config.app, scratch)
         page = serving.serve_until_stopped(
-            ui.page(handlers, opened), config.app, "app",
+            ui.page(handlers, opened),
+            config.app,
+            "app",
             "use the model, play the run's test clips and read their texts, without a password and unencrypted; "
             "browsers allow the microphone only on localhost or over https",
-            EVERY, lambda: serving.delete_old(Path(scratch), 60 * config.app.keep_minutes),
-        )  # fmt: skip
+            scratch,
+        )
         handlers.end()
         page.close(verbose=False)
     log("app: ended, and the recordings are deleted")

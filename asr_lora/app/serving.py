@@ -2,17 +2,21 @@
 
 import errno
 import ipaddress
+import os
 import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
 from markupsafe import escape
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 
 from asr_lora.config.stages import AppConfig
 from asr_lora.reporting.pages import environment
@@ -20,7 +24,7 @@ from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError, ExternalError, UserError
 
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}  # for events that take no time
-DAY = 86_400.0  # seconds
+EVERY = 2.0  # seconds between two looks at what is to be done beside serving
 
 
 def address(settings: AppConfig) -> str:
@@ -63,26 +67,64 @@ def check_address(settings: AppConfig) -> None:
         ) from error
 
 
+class OwnPageOnly:
+    """Refuses what pages of other sites ask for in the browser of a user; ASGI middleware.
+
+    A browser names the page that asks in Origin, which must be of the address that is asked (Host); and a page for this
+    machine alone is not asked under another machine's name, as after DNS rebinding. `hosts` are the names of this
+    machine; None: other machines may ask, under names that are not known here.
+    """
+
+    def __init__(self, app: Any, hosts: Sequence[str] | None) -> None:
+        self.app, self.hosts = app, hosts
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] in ("http", "websocket"):
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+            if not self.is_own(headers.get("host", ""), headers.get("origin")):
+                await PlainTextResponse("this page answers itself alone", status_code=403)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def is_own(self, host: str, origin: str | None) -> bool:
+        """Whether a request with these headers is of the page itself, or of no page."""
+        if origin is not None and origin.partition("://")[2] != host:
+            return False
+        name = host.rpartition("]")[0].removeprefix("[") or host.partition(":")[0]
+        return self.hosts is None or name.lower() in self.hosts
+
+
+@contextmanager
+def scratch_folder(stage: str) -> Iterator[Path]:
+    """Yields a folder for what a page's server writes, which goes with the page."""
+    with TemporaryDirectory(prefix=f"asr_lora-{stage}-") as folder:
+        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
+        yield Path(folder)
+
+
 def serve(made: Any, settings: AppConfig, script: str = "") -> Any:
     """Starts the server in threads of its own, with a `<script>` of the page's own; the caller closes it."""
     style = environment(autoescape=False).get_template("app.css").render()
+    hosts = ["localhost", "127.0.0.1", "::1", settings.host.lower()] if is_loopback(settings.host) else None
     made.launch(
         server_name=f"[{settings.host}]" if ":" in settings.host else settings.host, server_port=settings.port,
         share=False, prevent_thread_lock=True, quiet=True, show_error=True, footer_links=[], ssr_mode=False,
         mcp_server=False, enable_monitoring=False, run_history=False, pwa=False,
         max_file_size=settings.max_megabytes * 1_000_000,
+        app_kwargs={"middleware": [Middleware(OwnPageOnly, hosts)]},
         theme=_theme(), head=f"<style>{style}</style>{script}",
     )  # fmt: skip
     return made
 
 
 def serve_until_stopped(
-    made: Any, settings: AppConfig, stage: str, others: str, every: float = DAY,
+    made: Any, settings: AppConfig, stage: str, others: str, scratch: Path,
     work: Callable[[], object] = lambda: None, script: str = "",
 ) -> Any:  # fmt: skip
-    """Serves a page until Ctrl-C or SIGTERM, and calls `work` every so many seconds; the caller then closes it.
+    """Serves a page until Ctrl-C or SIGTERM, and calls `work` every other second; the caller then closes it.
 
-    `others` says what those can do who reach it from other machines, which is logged where they can.
+    `others` says what those can do who reach it from other machines, which is logged where they can. What the server
+    wrote into `scratch` is deleted after app.keep_minutes.
     """
     page = serve(made, settings, script)
     if not is_loopback(settings.host):
@@ -91,7 +133,8 @@ def serve_until_stopped(
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the caller ends in order then, too
         log(f"{stage}: {address(settings)} (Ctrl-C ends it)")
         while True:
-            time.sleep(every)
+            time.sleep(EVERY)
+            delete_old(scratch, 60 * settings.keep_minutes)
             work()
     return page
 
