@@ -95,7 +95,8 @@ STAGES = {
     ),
     "record": (
         "record.prompts=sentences.txt record.out=mine data.language=nl",
-        "record.prompts record.out data.language data.columns model app.host app.port app.max_queue hardware runs_dir",
+        "record.prompts record.out data.language data.columns model model.checkpoint app.host app.port "
+        "app.keep_minutes app.max_megabytes",
     ),
     "app": (
         "run_dir=runs/mine app.port=8080",

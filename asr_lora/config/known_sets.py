@@ -12,8 +12,8 @@ from asr_lora.runtime.errors import ConfigError, listed
 
 HUB = "hf:"  # prefix of a data set's name
 PAGES = "https://huggingface.co/datasets"
-LOCALE = re.compile(r"[a-z]{2,3}(-[A-Z]{2})?")
-SAME = {"nb": "no", "fil": "tl"}  # languages under two codes
+LOCALE = re.compile(r"[a-z]{2,3}(-\w+)?")
+SAME = {"nb": "no", "fil": "tl", "zh-HK": "yue"}  # languages under two codes
 
 FLEURS = """
     af_za am_et ar_eg as_in ast_es az_az be_by bg_bg bn_in bs_ba ca_es ceb_ph ckb_iq cmn_hans_cn cs_cz cy_gb da_dk de_de
@@ -136,5 +136,5 @@ def _locale(known: KnownSet, config: str) -> str | None:
 
 
 def _primary(locale: str) -> str:
-    code = locale.partition("-")[0]
+    code = locale if locale in SAME else locale.partition("-")[0]
     return SAME.get(code, code)

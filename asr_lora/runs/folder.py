@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from asr_lora.config.compose import Config, from_dict, to_dict
@@ -217,11 +218,12 @@ def settings(run: Path) -> dict[str, Any]:
     file = settings_file(run)
     try:
         recorded = OmegaConf.to_container(OmegaConf.load(file))
-    except (YAMLError, UnicodeDecodeError, OSError) as error:
+    except (YAMLError, OmegaConfBaseException, ValueError, OSError, RecursionError) as error:
         raise ExternalError(f"{file}: is damaged ({first_line(error)}); {AGAIN}") from error
-    if not isinstance(recorded, dict) or not {"data", "model", "training"} <= recorded.keys():
+    groups = recorded if isinstance(recorded, dict) else {}
+    if not all(isinstance(groups.get(name), dict) for name in ("data", "model", "training")):
         raise ExternalError(f"{file}: holds no settings of a run; {AGAIN}")
-    return with_todays_names({str(key): value for key, value in recorded.items()})
+    return with_todays_names({str(key): value for key, value in groups.items()})
 
 
 def check_same_settings(config: Config) -> None:

@@ -24,7 +24,7 @@ NOTE = "Dev WER of the weights that a trial kept, of an unfinished one its lowes
 EXAMPLES = "choice(4,8,16), interval(0,0.2) or tag(log,interval(1e-4,1e-2))"
 DIGITS = 3  # significant digits of a drawn number: short to type, and more make no difference
 GROUPS = ("lora", "training", "model")
-COMPARABLE = ("data.augment",)  # of data: the others change the clips that trials are compared on
+COMPARABLE = ("data.augment", "data.augment_labels")  # of data: the others change the clips that trials are compared on
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from support.hub import served, write_card, write_dataset
 from support.runs import sets_of
 
 from asr_lora.config.compose import load
-from asr_lora.config.known_sets import KNOWN, source_language
+from asr_lora.config.known_sets import KNOWN, configuration, source_language
 from asr_lora.corpus import Columns, open_corpus
 from asr_lora.corpus.streaming import open_stream
 from asr_lora.data.sources import open_split
@@ -147,6 +147,9 @@ def test_a_known_data_set_is_streamed_under_its_columns(hub: Path) -> None:
         ("hf:facebook/multilingual_librispeech", "en", "no speech in en .*, only in de, es, fr, it, nl, pl, pt;"),
         ("hf:google/fleurs:sv_se", "nl", "is in sv-SE, not in nl; set data.language=sv-SE"),
         ("hf:fixie-ai/common_voice_17_0:de", "nl", "is in de, not in nl"),
+        ("hf:fixie-ai/common_voice_17_0:rm-sursilv", "nl", "is in rm-sursilv, not in nl"),
+        ("hf:fixie-ai/common_voice_17_0:zh-HK", "zh-CN", "is in zh-HK, not in zh-CN"),  # Cantonese
+        ("hf:google/fleurs:cmn_hans_cn", "zh-HK", "is in zh-CN, not in zh-HK"),
     ],
 )
 def test_a_configuration_that_is_not_there_is_answered_without_asking_the_hub(
@@ -161,6 +164,9 @@ def test_each_language_of_a_card_is_found_by_the_locale_of_common_voice() -> Non
     assert source_language("hf:google/fleurs:cmn_hans_cn", "zh-TW") == "zh-TW"
     assert source_language("hf:google/fleurs:nb_no", "no") == "no"
     assert source_language("hf:google/fleurs:yue_hant_hk", "zh-CN") == "yue"
+    fleurs = KNOWN["google/fleurs"]
+    found = {locale: configuration(fleurs, "hf:google/fleurs", locale) for locale in ("zh-HK", "zh-CN", "zh-TW")}
+    assert found == {"zh-HK": "yue_hant_hk", "zh-CN": "cmn_hans_cn", "zh-TW": "cmn_hans_cn"}
     assert source_language("hf:owner/other:de", "nl") == "nl"
     assert len(KNOWN["google/fleurs"].configs or {}) == 102  # as the card says
 

@@ -148,7 +148,22 @@ def test_damaged_metadata_of_an_adapter_is_an_error_and_absent_metadata_means_an
 
 
 @pytest.mark.parametrize(
-    "content", [b"data: [cut", b"\xff\xfe", b"- a list", b"", b"text", b"data: ${nothing}", b"seed: 1"]
+    "content",
+    [
+        b"data: [cut",
+        b"\xff\xfe",
+        b"- a list",
+        b"",
+        b"text",
+        b"data: ${nothing}",
+        b"data: ${",
+        b"seed: 1",
+        b"data: 3\nmodel: {}\ntraining: {}",
+        b"data: &a [*a]",
+        b"[" * 2000,
+        b"seed: " + b"1" * 5000,
+        b"data: 2026-13-45",
+    ],
 )
 def test_a_runs_settings_that_are_damaged_are_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "train").mkdir()
