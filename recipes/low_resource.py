@@ -1,15 +1,13 @@
-"""Few transcribed minutes and the rest as if without text: makes the corpora, scores labels, pools runs.
+"""Few transcribed minutes and the rest as if without text: makes the corpora, and scores labels.
 
     python recipes/low_resource.py split RELEASE OUT [--minutes 5] [--seed 1]
     python recipes/low_resource.py doubt RELEASE OUT [--share 0.1] [--seed 1]
     python recipes/low_resource.py labels all.jsonl ... --release RELEASE
-    python recipes/low_resource.py pool --few RUN ... --labels RUN ... --all RUN ...
 
 RELEASE is an unpacked Common Voice release. `split` writes OUT/<locale>, a release whose train has so many minutes, by
 seed, and OUT/recordings, the other clips of train as files without text. `doubt` writes OUT/<locale>, a release with
 half of train, whose other.tsv is the other half with a share of its texts swapped with one another or cut. `labels`
-scores what asr_lora.label wrote with the text of RELEASE. `pool` takes runs of the same corpora and seeds in the same
-order, and prints their test WER, and the share of the gap between few minutes and all that labels close.
+scores what asr_lora.label wrote with the text of RELEASE. Runs on them are compared by recipes/pool_runs.py.
 """
 
 import argparse
@@ -20,18 +18,15 @@ from typing import Any
 import numpy as np
 from hold_out import write
 
-from asr_lora.config.compose import load
 from asr_lora.corpus.common_voice import read_table
 from asr_lora.evaluation import metrics
 from asr_lora.labeling.rules import DROPPED, KEPT, UNSURE
-from asr_lora.runs import folder as run
 from asr_lora.runtime.console import log
 from asr_lora.runtime.files import read_jsonl
 from asr_lora.runtime.screen import show
 from asr_lora.speech.normalizer import Normalizer
 
 SHARES = (0.25, 0.5, 0.75, 1.0)  # of the labels, the surest first
-DRAWS = 10_000  # of the bootstrap of the share of the gap
 
 
 def train_of(release: Path, seed: int) -> list[dict[str, str]]:
@@ -136,48 +131,6 @@ def _doubts(file: Path, by_clip: dict[str, list[dict[str, Any]]], truth: dict[st
     return rows
 
 
-def counted(runs: Sequence[Path]) -> tuple[list[str], np.ndarray, dict[str, np.ndarray]]:
-    """Returns the clips, units and errors of the base and the fine-tuned model on test, all runs in a row."""
-    clips: list[str] = []
-    units: list[int] = []
-    errors: dict[str, list[int]] = {"base": [], "tuned": []}
-    normal = Normalizer("marks")
-    for folder in runs:
-        lines = run.read_hypotheses(folder, "test")
-        language = run.recorded_config(folder, load(), []).data.language
-        references = [normal(line["reference"]) for line in lines]
-        for model, name in (("base", "baseline_hypothesis"), ("tuned", "hypothesis")):
-            own, of = metrics.clip_errors(references, [normal(line[name]) for line in lines], language)
-            errors[model] += own
-        clips += [f"{Path(line['path']).name} {line['reference']}" for line in lines]
-        units += of
-    return clips, np.array(units), {name: np.array(own) for name, own in errors.items()}
-
-
-def pool(few: Sequence[Path], labeled: Sequence[Path], whole: Sequence[Path]) -> None:
-    """Prints the arms' WER, differences to few minutes, and the share of the gap that labels close."""
-    sides = {name: counted(runs) for name, runs in (("few", few), ("labels", labeled), ("all", whole))}
-    clips, units, _ = sides["few"]
-    if any(side[0] != clips for side in sides.values()):
-        raise SystemExit("error: the runs have different test clips; name them in the same order")
-    _, places = np.unique(clips, return_inverse=True)  # all seeds of a clip are one unit of the bootstrap
-    errors = {"base": sides["few"][2]["base"], **{name: side[2]["tuned"] for name, side in sides.items()}}
-    sums = {name: np.bincount(places, weights=own) for name, own in errors.items()}
-    of = np.bincount(places, weights=units)
-    drawn = np.random.default_rng(0).integers(0, len(of), (DRAWS, len(of)))
-    rows = []
-    for name, own in sums.items():
-        deltas = (own - sums["few"])[drawn].sum(axis=1) / of[drawn].sum(axis=1)
-        low, high = 100 * np.percentile(deltas, (2.5, 97.5))
-        delta = f"{100 * (own - sums['few']).sum() / of.sum():+.1f} ({low:+.1f} to {high:+.1f})"
-        rows.append([name, f"{own.sum() / of.sum():.1%}", "" if name == "few" else delta])
-    show(f"test, {len(few)} runs of each kind", ("model", "WER", "to few, points"), rows)
-    gained, gap = (sums["few"] - sums[name] for name in ("labels", "all"))
-    shares = gained[drawn].sum(axis=1) / gap[drawn].sum(axis=1)
-    low, high = np.percentile(shares, (2.5, 97.5))
-    log(f"of the gap closed: {gained.sum() / gap.sum():.0%} ({low:.0%} to {high:.0%})")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_subparsers(dest="what", required=True)
@@ -193,18 +146,13 @@ def main() -> None:
     scored = what.add_parser("labels")
     scored.add_argument("files", nargs="+", type=Path, metavar="all.jsonl")
     scored.add_argument("--release", type=Path, required=True)
-    runs = what.add_parser("pool")
-    for name in ("few", "labels", "all"):
-        runs.add_argument(f"--{name}", nargs="+", type=Path, required=True, metavar="RUN")
     asked = parser.parse_args()
     if asked.what == "split":
         split(asked.release, asked.out, asked.minutes, asked.seed)
     elif asked.what == "doubt":
         doubt(asked.release, asked.out, asked.share, asked.seed)
-    elif asked.what == "labels":
-        labels(asked.files, asked.release)
     else:
-        pool(asked.few, asked.labels, asked.all)
+        labels(asked.files, asked.release)
 
 
 if __name__ == "__main__":
