@@ -1,9 +1,9 @@
 """The page where people read sentences aloud: one at a time, by keys, kept as soon as they say so."""
 
 import base64
-import binascii
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,11 +47,13 @@ def parse_take(sent: str) -> Take:
         given = json.loads(sent)
         at, rate = int(given["at"]), int(given["rate"])
         whole = np.frombuffer(base64.b64decode(given["pcm"], validate=True), "<i2")
-    except (ValueError, TypeError, KeyError, binascii.Error) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:  # binascii.Error, too
         raise ExternalError("this is no recording of the page; reload it") from error
     samples = whole.astype(np.float32) / np.float32(2**15)
     if not RATES[0] <= rate <= RATES[1]:
         raise ExternalError(f"the microphone's rate, {rate:,} Hz, is not between {RATES[0]:,} and {RATES[1]:,}")
+    if not audio.can_resample(rate):
+        raise ExternalError(f"the microphone's rate, {rate:,} Hz, is none that can be resampled; set it to 48,000 Hz")
     if problem := audio.audio_problem(samples, rate):
         raise ExternalError(f"the recording is {problem}; is it the right microphone?")
     level = np.abs(samples)
@@ -76,49 +78,49 @@ class Handlers:
     sentences: Sequence[str]
     folder: RecordedFolder
 
-    def start(self, name: str) -> tuple[str, str]:
+    def start(self, name: str | None) -> tuple[str, str]:
         """Returns the first sentence that a speaker has not read, and an empty notice."""
         return self._next(name, -1), ""
 
-    def skip(self, at: float, name: str) -> tuple[str, str]:
-        return self._next(name, int(at)), ""
+    def skip(self, at: object, name: str | None) -> tuple[str, str]:
+        with _errors_on_page():
+            return self._next(name, self._index(at)), ""
 
-    def back(self, at: float, name: str) -> tuple[str, str]:
+    def back(self, at: object, name: str | None) -> tuple[str, str]:
         """Returns the sentence before, read or not."""
-        try:
-            before = len(self.sentences) - 1 if at < 0 else max(0, int(at) - 1)
-            return self._shown(self.folder.of_speaker(speaker_id(name)), before), ""
-        except UserError as error:
-            raise page_error(error) from error
+        with _errors_on_page():
+            shown = self._index(at)
+            before = len(self.sentences) - 1 if shown < 0 else max(0, shown - 1)
+            return self._shown(self.folder.of_speaker(speaker_id(name or "")), before), ""
 
     def measure(self, sent: str) -> str:
         """Returns the level of a recording that has just ended."""
-        try:
+        with _errors_on_page():
             take = parse_take(sent)
-        except UserError as error:
-            raise page_error(error) from error
         return _render("recorded", take=take, warnings=warnings_of(take))
 
-    def keep(self, sent: str, at: float, name: str) -> tuple[str, str]:
+    def keep(self, sent: str, at: object, name: str | None) -> tuple[str, str]:
         """Writes a recording; returns the next sentence that is not read, and what was kept."""
-        try:
-            take, client = parse_take(sent), speaker_id(name)
-            if take.at != int(at) or not 0 <= take.at < len(self.sentences):
+        with _errors_on_page():
+            take, client = parse_take(sent), speaker_id(name or "")
+            if take.at != at or not 0 <= take.at < len(self.sentences):
                 raise ExternalError("that recording is of another sentence; record this one")
             flac = audio.encode_flac(take.samples, audio.SAMPLE_RATE)
             self.folder.keep(client, self.sentences[take.at], flac, take.seconds)
-        except UserError as error:
-            raise page_error(error) from error
         return self._next(name, take.at), _render("kept", take=take, warnings=[])
 
-    def _next(self, name: str, at: int) -> str:
+    def _index(self, at: object) -> int:
+        """Returns the index of the sentence shown. Raises ExternalError for what no page sends."""
+        if not isinstance(at, int | float) or at not in range(-1, len(self.sentences)):
+            raise ExternalError("there is no such sentence; reload the page")
+        return int(at)
+
+    def _next(self, name: str | None, at: int) -> str:
         """Returns the next sentence after `at` that is not read, from the beginning after the last."""
-        if not name.strip():
+        if not (name or "").strip():
             return _render("prompt", at=-1, nameless=True)
-        try:
-            done = self.folder.of_speaker(speaker_id(name))
-        except UserError as error:
-            raise page_error(error) from error
+        with _errors_on_page():
+            done = self.folder.of_speaker(speaker_id(str(name)))
         order = [*range(at + 1, len(self.sentences)), *range(at + 1)]
         return self._shown(done, next((each for each in order if self.sentences[each] not in done), -1))
 
@@ -129,6 +131,15 @@ class Handlers:
             "prompt", at=at, sentence=sentence, before=done.get(sentence), done=len(own), of=len(self.sentences),
             minutes=sum(each.milliseconds for each in own) / 60_000, language=self.folder.language,
         )  # fmt: skip
+
+
+@contextmanager
+def _errors_on_page() -> Iterator[None]:
+    """Shows the line of an error that a user can fix on the page."""
+    try:
+        yield
+    except UserError as error:
+        raise page_error(error) from error
 
 
 def script() -> str:

@@ -11,7 +11,7 @@ from asr_lora.corpus.columns import GUESSED, Columns
 from asr_lora.corpus.encoding import lines_of
 from asr_lora.corpus.table_files import is_table, read_rows
 from asr_lora.runtime.console import log
-from asr_lora.runtime.errors import ConfigError
+from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import existing
 from asr_lora.speech.limits import MAX_SECONDS
 
@@ -36,14 +36,17 @@ def read_prompts(
     """Reads sentences; `problem` returns why one cannot be a label, or None.
 
     Left out, and logged, are those that are empty, of which there is another, or that take over 30 s to read. Raises
-    ConfigError for a file that cannot be read, or has none.
+    ConfigError for a file that cannot be read, or has none, ExternalError for a damaged one.
     """
     file = existing(file, "record.prompts")
     if not file.is_file():
         raise ConfigError(f"record.prompts: {file} is no file; name a text with a sentence a line, or a table")
-    lines = _of_table(file, language, columns) if is_table(file) and file.suffix.lower() != ".txt" else [
-        *enumerate(lines_of(file, language), start=1)
-    ]  # fmt: skip
+    try:
+        lines = _of_table(file, language, columns) if is_table(file) and file.suffix.lower() != ".txt" else [
+            *enumerate(lines_of(file, language), start=1)
+        ]  # fmt: skip
+    except (ConfigError, ExternalError) as error:
+        raise type(error)(re.sub("^data.(source|columns):", "record.prompts:", str(error))) from error
     if lines and not lines[-1][1]:
         lines = lines[:-1]  # a file ends with a line break
     found: dict[str, int] = {}

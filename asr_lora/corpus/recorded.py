@@ -1,14 +1,15 @@
 """A folder of one's own recordings: clips/ and train.tsv as Common Voice has them, which data.source reads as they are.
 
 A clip is written before the table that names it, each synced and renamed: a process that is killed leaves at most a
-clip that no table names, which the next one removes.
+clip that the table does not name, or a half-written one, which the next process removes.
 """
 
 import os
 import re
 import secrets
 import unicodedata
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from threading import Lock
@@ -17,15 +18,17 @@ from asr_lora.corpus.common_voice import CLIPS
 from asr_lora.corpus.encoding import text_of
 from asr_lora.runtime.console import log
 from asr_lora.runtime.errors import ConfigError
-from asr_lora.runtime.files import atomic_file, disk_errors, sha256_text
+from asr_lora.runtime.files import NO_TEXT, atomic_file, check_links, disk_errors, sha256_text
 from asr_lora.runtime.locks import locked
 
 TABLE = "train.tsv"
 LOCK = ".recording.lock"
 HEADER = ("client_id", "path", "sentence", "locale", "duration[ms]")
-OWN = re.compile(r"[0-9a-f]{12}-[0-9a-f]{12}-[0-9a-f]{8}\.flac|\.[0-9a-f-]+\.flac\..*")  # clips, and those half written
+OWN = re.compile(r"[0-9a-f]{12}-[0-9a-f]{12}-[0-9a-f]{8}\.flac")  # clips
+HALF_WRITTEN = re.compile(r"\.[0-9a-f-]+\.flac\..*")  # as atomic_file calls them
+LONGEST = 9  # digits of a length in milliseconds, a week
 WAY_OUT = "make room there, or name another folder; what was kept before is there"
-_writing = Lock()  # of this process: the file's lock lets one process in as often as it asks
+_one_thread = Lock()  # of this process: the file's lock lets one process in as often as it asks
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,15 @@ class Recording:
 
 
 def speaker_id(name: str) -> str:
-    """Returns the client_id of a name, the same in every folder: its hash. Raises ConfigError for an empty name."""
+    """Returns the client_id of a name, the same in every folder: its hash.
+
+    Raises ConfigError for an empty name, or one that is no text.
+    """
     plain = " ".join(unicodedata.normalize("NFC", name).casefold().split())
     if not plain:
         raise ConfigError("speaker: a name is needed, yours or any other; what is kept is its hash")
+    if NO_TEXT.search(plain):
+        raise ConfigError("speaker: the name has characters that are no text; type another")
     return sha256_text(f"speaker {plain}")
 
 
@@ -51,27 +59,36 @@ class RecordedFolder:
     """The recordings of one language in a folder; several processes and people may add to it at once."""
 
     def __init__(self, folder: Path, language: str) -> None:
-        """Opens or makes the folder; removes clips that no table names.
+        """Opens or makes the folder; removes half-written clips. Whole ones that the table does not name stay.
 
         Raises ConfigError for one that holds something else, ExternalError for one that cannot be written.
         """
         self.folder, self.language = folder, language
+        check_links(folder, "record.out")
         with disk_errors(folder, "record.out", WAY_OUT):
             (folder / CLIPS).mkdir(parents=True, exist_ok=True)
-        with _writing, self._locked():
+        with self._writing():
             named = {row.path for row in self.rows()}
-            lost = [file for file in (folder / CLIPS).iterdir() if OWN.fullmatch(file.name) and file.name not in named]
-            for file in lost:
-                file.unlink()
-        if lost:
-            log(f"{folder}: {len(lost)} clips that no table names are removed, as of an interrupted recording")
+            there = list((folder / CLIPS).iterdir())
+            for file in there:
+                if HALF_WRITTEN.fullmatch(file.name):
+                    file.unlink()
+        if stray := sum(bool(OWN.fullmatch(file.name)) and file.name not in named for file in there):
+            log(
+                f"{folder}: {TABLE} does not name {stray} clips in {CLIPS}/, which stay there; put back the table that "
+                "does, or remove them where a recording was interrupted"
+            )
 
     def rows(self) -> list[Recording]:
         """Returns what is in the table. Raises ConfigError for a table that is not of this kind or language."""
         table = self.folder / TABLE
         if not table.is_file():
             return []
-        header, *lines = text_of(table).removesuffix("\n").split("\n")
+        try:
+            text = text_of(table)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("data.source:", "record.out:", 1)) from error
+        header, *lines = text.removesuffix("\n").split("\n")
         if tuple(header.split("\t")) != HEADER:
             raise ConfigError(f"record.out: {table} is of another kind; name a folder of its own, record.out=...")
         rows = [self._row(number, line) for number, line in enumerate(lines, start=2)]
@@ -89,7 +106,7 @@ class RecordedFolder:
         """
         path = f"{client_id[:12]}-{sha256_text(sentence)[:12]}-{secrets.token_hex(4)}.flac"
         new = Recording(client_id, path, sentence, self.language, round(seconds * 1000))
-        with _writing, self._locked(), disk_errors(self.folder, "record.out", WAY_OUT):
+        with self._writing():
             rows = self.rows()
             old = [row for row in rows if (row.client_id, row.sentence) == (client_id, sentence)]
             at = rows.index(old[0]) if old else len(rows)
@@ -105,12 +122,16 @@ class RecordedFolder:
         """Returns a speaker's recordings by sentence."""
         return {row.sentence: row for row in self.rows() if row.client_id == client_id}
 
-    def _locked(self) -> AbstractContextManager[None]:
-        return locked(self.folder / LOCK, f"{self.folder}: another process writes there", waits=True)
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Lets no other process or thread write to the folder."""
+        busy = f"{self.folder}: another process writes there"
+        with _one_thread, disk_errors(self.folder, "record.out", WAY_OUT), locked(self.folder / LOCK, busy, waits=True):
+            yield
 
     def _row(self, number: int, line: str) -> Recording:
         cells = line.split("\t")
-        if len(cells) != len(HEADER) or not cells[-1].isdecimal():
+        if len(cells) != len(HEADER) or not cells[-1].isdecimal() or len(cells[-1]) > LONGEST:
             raise ConfigError(f"record.out: line {number} of {self.folder / TABLE} is damaged; mend or remove it")
         client_id, path, sentence, locale, milliseconds = cells
         return Recording(client_id, path, sentence, locale, int(milliseconds))

@@ -71,7 +71,7 @@ def decode(
         raise ExternalError(f"{name}clip {error}") from error
     if not len(samples):
         raise ExternalError(f"{name}clip holds no samples")
-    if not _can_resample(rate):
+    if not can_resample(rate):
         raise ExternalError(f"{name}clip states {rate:,} samples a second, which no recorder uses; it is damaged")
     with np.errstate(over="ignore", invalid="ignore"):  # reported below
         mono, cancelled = _mono(samples)
@@ -131,7 +131,7 @@ def in_window(waveform: Waveform) -> Waveform:
     return waveform[: round(MAX_SECONDS * SAMPLE_RATE)]
 
 
-def _can_resample(rate: int) -> bool:
+def can_resample(rate: int) -> bool:
     """Returns whether `rate` Hz can be resampled: the filter grows with the factors not shared with 16 kHz."""
     shared = math.gcd(rate, SAMPLE_RATE)
     return (rate // shared) * (SAMPLE_RATE // shared) <= MOST_KERNEL

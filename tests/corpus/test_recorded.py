@@ -16,7 +16,7 @@ from asr_lora.corpus import open_corpus
 from asr_lora.corpus.prompts import read_prompts, reading_seconds
 from asr_lora.corpus.recorded import RecordedFolder, speaker_id
 from asr_lora.data.labels import text_problem
-from asr_lora.runtime.errors import ConfigError
+from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.speech.audio import decode, encode_flac
 
 ANNA, BEN = speaker_id("Anna"), speaker_id("Ben")
@@ -46,8 +46,11 @@ def keeping(folder: Path, name: str, count: int) -> subprocess.Popen[str]:
 
 def is_whole(folder: Path) -> bool:
     rows = RecordedFolder(folder, "nl").rows()
-    return {row.path for row in rows} == {file.name for file in (folder / "clips").iterdir()} and all(
-        len(decode(folder / "clips" / row.path)[0]) == 8_000 for row in rows
+    there = {file.name for file in (folder / "clips").iterdir()}
+    return (
+        {row.path for row in rows} <= there
+        and not [name for name in there if name.startswith(".")]
+        and all(len(decode(folder / "clips" / row.path)[0]) == 8_000 for row in rows)
     )
 
 
@@ -117,8 +120,9 @@ def test_the_name_of_a_speaker_is_nowhere_in_the_folder(tmp_path: Path) -> None:
     RecordedFolder(tmp_path, "nl").keep(ANNA, "Een.", clip(), 0.5)
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert not [file for file in files if b"anna" in (file.name.encode() + file.read_bytes()).lower()]
-    with pytest.raises(ConfigError, match="speaker: a name is needed"):
-        speaker_id("  ")
+    for name, message in (("  ", "a name is needed"), ("\ud800", "characters that are no text")):
+        with pytest.raises(ConfigError, match=f"speaker: .*{message}"):
+            speaker_id(name)
 
 
 @pytest.mark.parametrize(
@@ -128,14 +132,37 @@ def test_the_name_of_a_speaker_is_nowhere_in_the_folder(tmp_path: Path) -> None:
         ("{header}a\tb.flac\tJa.\tde\t500\n", "has recordings in de, not in nl"),
         ("{header}a\tb.flac\tJa.\tnl\n", "line 2 of .*train.tsv is damaged"),
         ("{header}a\tb.flac\tJa.\tnl\tlong\n", "line 2 of .*train.tsv is damaged"),
+        ("{header}a\tb.flac\tJa.\tnl\t" + "9" * 5000 + "\n", "line 2 of .*train.tsv is damaged"),
+        ("\udcff\udcfe\udcff", "train.tsv is not UTF-8"),
     ],
 )
 def test_a_folder_with_something_else_is_refused_and_left_as_it_is(tmp_path: Path, table: str, message: str) -> None:
     written = table.format(header="client_id\tpath\tsentence\tlocale\tduration[ms]\n")
-    (tmp_path / "train.tsv").write_text(written)
+    (tmp_path / "train.tsv").write_bytes(written.encode(errors="surrogateescape"))
     with pytest.raises(ConfigError, match=f"record.out: .*{message}"):
         RecordedFolder(tmp_path, "nl")
-    assert (tmp_path / "train.tsv").read_text() == written
+    assert (tmp_path / "train.tsv").read_bytes() == written.encode(errors="surrogateescape")
+
+
+def test_clips_stay_where_their_table_was_moved_and_what_a_kill_left_half_written_goes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RecordedFolder(tmp_path, "nl").keep(ANNA, "Een.", clip(), 0.5)
+    (kept,) = (tmp_path / "clips").iterdir()
+    (tmp_path / "clips" / f".{kept.name}.x1y2").write_bytes(b"half")
+    (tmp_path / "train.tsv").rename(tmp_path / "test.tsv")
+    assert RecordedFolder(tmp_path, "nl").rows() == [] and [*(tmp_path / "clips").iterdir()] == [kept]
+    assert "train.tsv does not name 1 clips in clips/, which stay there; put back" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_locked_or_leads_elsewhere_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mine" / ".recording.lock").mkdir(parents=True)
+    with pytest.raises(ExternalError, match=r"record\.out: cannot write .*mine: "):
+        RecordedFolder(tmp_path / "mine", "nl")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "clips").symlink_to(tmp_path / "mine")
+    with pytest.raises(ConfigError, match=r"record\.out: .*clips is a link that leads out"):
+        RecordedFolder(tmp_path / "linked", "nl")
 
 
 # ---- sentences ----
@@ -161,15 +188,18 @@ def test_sentences_of_a_table_are_those_of_its_column(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('id,sentence\n1,"Ja, nou."\n2,Nee.\n')
     assert read_prompts(tmp_path / "a.csv", "nl", text_problem).sentences == ["Ja, nou.", "Nee."]
     (tmp_path / "b.csv").write_text("een,twee\n1,Ja\n")
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=r"^record\.prompts: no column of .*b\.csv holds the text"):
         read_prompts(tmp_path / "b.csv", "nl", text_problem)
 
 
-@pytest.mark.parametrize(("content", "message"), [("\n\n", "has no sentence that can be read"), (None, "no a.txt")])
-def test_a_file_without_sentences_is_refused(tmp_path: Path, content: str | None, message: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\n\n", "has no sentence that can be read"), (None, "no file or folder"), (b"\xff\x81\x00\x81", "is not UTF-8")],
+)
+def test_a_file_without_sentences_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
     if content is not None:
-        (tmp_path / "a.txt").write_text(content)
-    with pytest.raises(ConfigError, match=f"record.prompts: .*({message}|a.txt)"):
+        (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"^record\.prompts: .*{message}"):
         read_prompts(tmp_path / "a.txt", "nl", text_problem)
 
 

@@ -45,7 +45,11 @@ def test_levels_are_measured_on_the_samples() -> None:
         ("{", "no recording of the page"),
         ('{"at": 0, "rate": 48000, "pcm": "?"}', "no recording of the page"),
         ('{"at": 0, "rate": 48000, "pcm": "AAA="}', "shorter than"),
+        ('{"at": Infinity, "rate": 48000, "pcm": ""}', "no recording of the page"),
+        ('{"at": 0, "rate": 1e999, "pcm": ""}', "no recording of the page"),
+        ("[" * 100_000, "no recording of the page"),
         (sent(rate=100, seconds=20), "not between"),
+        (sent(rate=44_101), "44,101 Hz, is none that can be resampled"),
         (sent(0.0), "silent"),
         (sent(seconds=31, rate=8_000), "longer than 30 s"),
     ],
@@ -75,8 +79,15 @@ def test_a_recording_is_never_kept_under_another_sentence(tmp_path: Path) -> Non
     for at, shown in ((0, 1), (7, 7), (-1, -1)):
         with pytest.raises(gr.Error, match="of another sentence"):
             handlers.keep(sent(at=at), shown, "Anna")
-    with pytest.raises(gr.Error, match="a name is needed"):
-        handlers.keep(sent(), 0, "")
+    for name, message in (("", "a name is needed"), (None, "a name is needed"), ("\ud800", "no text")):
+        with pytest.raises(gr.Error, match=message):
+            handlers.keep(sent(), 0, name)
+    with pytest.raises(gr.Error, match="of another sentence"):
+        handlers.keep(sent(), None, "Anna")
+    for at in (None, float("inf"), float("nan"), "1", 99, 0.5):
+        for move in (handlers.skip, handlers.back):
+            with pytest.raises(gr.Error, match="there is no such sentence"):
+                move(at, "Anna")
     assert handlers.folder.rows() == []
 
 
