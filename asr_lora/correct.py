@@ -7,20 +7,22 @@ Writes into correct.out: corrections.sqlite, and corrected.jsonl, the table of t
 renewed while the page is open. Ctrl-C ends it.
 """
 
+import os
 from pathlib import Path
+from typing import Any
 
 from asr_lora.config.compose import Config, job_overrides
 from asr_lora.correcting.export import export
 from asr_lora.correcting.order import in_order
-from asr_lora.correcting.sources import newest_labels, open_source
+from asr_lora.correcting.sources import check_names, newest_labels, open_source
 from asr_lora.correcting.store import Store
 from asr_lora.runs import folder as run
-from asr_lora.runs.finding import find_run
+from asr_lora.runs.finding import check_run, find_run
 from asr_lora.runs.launch import launch
 from asr_lora.runtime.commands import to_install, to_run
 from asr_lora.runtime.console import log
-from asr_lora.runtime.errors import ConfigError
-from asr_lora.runtime.files import check_links, read_json
+from asr_lora.runtime.errors import ConfigError, ExternalError
+from asr_lora.runtime.files import check_links, disk_errors, read_json
 from asr_lora.speech.normalizer import Normalizer
 
 try:
@@ -30,33 +32,44 @@ except ImportError as missing:
     raise SystemExit(absent) from missing
 
 
+WAY_OUT = "make room there, or name another folder, correct.out=..."
+
+
 def correct(config: Config) -> None:
     """Serves the page until Ctrl-C or SIGTERM, and keeps the table of corrected texts up to date.
 
     Raises ConfigError or ExternalError if the address, the source or the folder of corrections cannot be used.
     """
     serving.check_address(config.app)
-    last = _run(config)
-    source = open_source(_labels(last) if config.correct.source is None else Path(config.correct.source))
+    named, asked = _named_run(config), config.correct.source
+    source = open_source(_labels(named or find_run(config, job_overrides())) if asked is None else Path(asked))
     folder = source.out if config.correct.out is None else Path(config.correct.out).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    check_names("correct.out", folder)
+    with disk_errors(folder, "correct.out", WAY_OUT):
+        folder.mkdir(parents=True, exist_ok=True)
     check_links(folder, "correct.out")
     store = Store(folder / "corrections.sqlite", 60 * config.correct.lease_minutes)
     share, seed = config.correct.random_share, config.seed
-    follows_from = {"source": str(source.place), "correct.random_share": f"{share:g}", "seed": str(seed)}
+    follows_from = {"source": _relative(source.place, folder), "correct.random_share": f"{share:g}", "seed": str(seed)}
     store.open(in_order(source.items, share, seed), follows_from)
     normalizer = Normalizer(config.eval.normalizer, source.language or None, config.eval.numbers)
-    hours = _trained_hours(source.run or last)
+    hours = _trained_hours(named or source.run)
     handlers = correcting.Handlers(store, source, normalizer, seed, hours, folder)
     opened = not serving.is_loopback(config.app.host)
     log(f"correct: {len(source.items)} clips of {source.place}")
-    exported = -1
+    exported = store.size()[1]
+    _export(store, folder)
 
     def renew() -> None:
         nonlocal exported
-        exported = _export(store, folder, exported)
+        if (last := store.size()[1]) == exported:
+            return
+        exported = last
+        try:
+            _export(store, folder)
+        except ExternalError as error:  # the decisions are kept, and the page goes on
+            log(f"{error}; corrected.jsonl is tried again at the next decision")
 
-    renew()
     with serving.scratch_folder("correct") as scratch:
         page = serving.serve_until_stopped(
             correcting.page(handlers, config.app, opened), config.app, "correct",
@@ -64,22 +77,20 @@ def correct(config: Config) -> None:
             scratch, renew,
         )  # fmt: skip
         page.close(verbose=False)
-    renew()
+    _export(store, folder)
     log(f"corrected: {folder / 'corrected.jsonl'}, for data.source")
 
 
-def _run(config: Config) -> Path | None:
-    """Returns the run that the settings name, or the last one; None where there is none and a source is named."""
-    try:
-        return find_run(config, job_overrides())
-    except ConfigError:
-        if config.correct.source is None:
-            raise
+def _named_run(config: Config) -> Path | None:
+    """Returns the run that run_dir names, None where it is not set. Raises ConfigError where no run is there."""
+    if not any(override.startswith("run_dir=") for override in job_overrides()):
         return None
+    check_run(config.run)
+    return config.run
 
 
-def _labels(folder: Path | None) -> Path:
-    labels = newest_labels(folder) if folder else None
+def _labels(folder: Path) -> Path:
+    labels = newest_labels(folder)
     if labels is None:
         raise ConfigError(
             f"correct.source: run {folder} has no labels; {to_run('label', 'audio=/path/to/recordings')} makes some, "
@@ -92,16 +103,25 @@ def _trained_hours(folder: Path | None) -> float | None:
     """Returns the hours of audio that a run was trained on; None where it is not known."""
     if folder is None or not run.summary(folder).is_file():
         return None
-    hours = read_json(run.summary(folder)).get("splits", {}).get("train", {}).get("hours")
-    return hours if isinstance(hours, float) else None
+    found: Any = read_json(run.summary(folder))
+    for name in ("splits", "train", "hours"):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, float) else None
 
 
-def _export(store: Store, folder: Path, before: int) -> int:
-    """Writes the table where a decision was made since the one of number `before`; returns the last one's number."""
-    _, last = store.size()
-    if last != before:
+def _relative(place: Path, folder: Path) -> str:
+    """Returns a source as seen from the folder of its corrections, so that both can be moved together.
+
+    One that lies elsewhere is named by its absolute path.
+    """
+    folder = folder.resolve()
+    near = place.is_relative_to(folder.parent) or folder.is_relative_to(place)
+    return os.path.relpath(place, folder) if near else str(place)
+
+
+def _export(store: Store, folder: Path) -> None:
+    with disk_errors(folder, "correct.out", WAY_OUT):
         export(store.decided(), folder)
-    return last
 
 
 if __name__ == "__main__":

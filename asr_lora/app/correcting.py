@@ -47,6 +47,7 @@ class Handlers:
             "draft": self._draft, "hold": self._hold, "progress": self._progress,
         }  # fmt: skip
         try:
+            check("request", type(asked).__name__, "an object", isinstance(asked, Mapping))
             action = asked.get("action")
             check("action", action, f"one of {', '.join(actions)}", isinstance(action, str) and action in actions)
             return actions[str(action)](asked)
@@ -61,8 +62,7 @@ class Handlers:
 
     def _save(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         text = None if asked["action"] == "drop" else _text(asked)
-        who = " ".join(_string(asked, "who", LONGEST_NAME).split())
-        check("your name", "none", "typed before the first decision: the table says who corrected", who != "")
+        who = _who(asked)
         if text == "":
             raise ConfigError("text: must have a word, got none; press d to drop a clip without speech")
         revision = self.store.save(_number(asked, "item"), _number(asked, "revision"), text, who, _client(asked))
@@ -73,7 +73,7 @@ class Handlers:
         return {"saved": None}
 
     def _undo(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        found = self.store.undo(_string(asked, "who", LONGEST_NAME), _client(asked))
+        found = self.store.undo(_who(asked), _client(asked))
         if found is None:
             raise ConfigError("undo: there is no decision of yours that still holds")
         return {"item": self._shown(found)}
@@ -92,7 +92,12 @@ class Handlers:
         if self.shown[0] < 0 or last - self.shown[0] >= max(1, self.shown[0] // 100):
             found = progress(self.store.decided(), items, self.normalizer, self.seed, self.hours)
             template = environment(autoescape=True).get_template("correct_progress.html")
-            facts = {"found": found, "table": self.folder / "corrected.jsonl", "normalizer": self.normalizer}
+            facts = {
+                "found": found,
+                "population": self.source.population,
+                "table": self.folder / "corrected.jsonl",
+                "normalizer": self.normalizer,
+            }
             self.shown = last, template.render(facts)
         return {"html": self.shown[1]}
 
@@ -131,6 +136,12 @@ def _string(asked: Mapping[str, Any], name: str, longest: int) -> str:
 
 def _text(asked: Mapping[str, Any]) -> str:
     return " ".join(_string(asked, "text", LONGEST_TEXT).split())
+
+
+def _who(asked: Mapping[str, Any]) -> str:
+    who = " ".join(_string(asked, "who", LONGEST_NAME).split())
+    check("your name", "none", "typed before the first decision: the table says who corrected", who != "")
+    return who
 
 
 def _client(asked: Mapping[str, Any]) -> str:

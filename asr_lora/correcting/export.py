@@ -1,27 +1,34 @@
-"""corrected.jsonl: the table of accepted and edited texts, which data.source reads."""
+"""corrected.jsonl: the table of accepted and edited texts, which data.source reads.
 
-from collections.abc import Iterable, Iterator, Mapping
+Of clips of a run also corrected-ids.txt: the ids of all that were decided, for data.exclude_ids of the source whose
+texts they replace.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from asr_lora.correcting.store import DROPPED
-from asr_lora.runtime.files import write_jsonl
+from asr_lora.runtime.files import write_jsonl, write_text
 
-NAME = "corrected.jsonl"
+NAME, IDS = "corrected.jsonl", "corrected-ids.txt"
 
 
-def export(decided: Iterable[Mapping[str, Any]], folder: Path) -> Path:
-    """Writes the table of the decided items, as `Store.decided` has them, and returns its path.
+def export(decided: Sequence[Mapping[str, Any]], folder: Path) -> Path:
+    """Writes the table of the decided items, as `Store.decided` has them, and the ids; returns the table's path.
 
     A person wrote or accepted each text, so it names no model (`label_model`) and may be of dev and test.
     """
     file = folder / NAME
     write_jsonl(file, _rows(decided))
+    clips = [each["clip"] for each in decided if each["clip"]]
+    if clips or (folder / IDS).is_file():  # all may have been taken back
+        write_text(folder / IDS, "".join(f"{clip}\n" for clip in clips))
     return file
 
 
-def _rows(decided: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def _rows(decided: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     for each in decided:
         if each["kind"] == DROPPED:
             continue

@@ -8,7 +8,7 @@ class Item:
     """A clip with the text that is corrected: a recording, or what lies between `start` and `end` (s) of one.
 
     `disagreement` sorts the items, the largest first; `why` says it in words. `second` is another decoding, empty
-    where there is none, `split` that of a clip of a run.
+    where there is none; `split` and `clip` are those of a clip of a run, with its id there.
     """
 
     path: str
@@ -21,6 +21,7 @@ class Item:
     why: str = ""
     second: str = ""
     split: str = ""
+    clip: str = ""
 
     @property
     def key(self) -> str:

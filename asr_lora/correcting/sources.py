@@ -12,8 +12,8 @@ from asr_lora.corpus.tree import Tree
 from asr_lora.correcting.items import Item
 from asr_lora.runs import folder
 from asr_lora.runtime.console import log
-from asr_lora.runtime.errors import ConfigError, ExternalError
-from asr_lora.runtime.files import damage, existing, parse_jsonl, read_json, read_jsonl
+from asr_lora.runtime.errors import ConfigError, ExternalError, check
+from asr_lora.runtime.files import NO_TEXT, damage, existing, parse_jsonl, read_json, read_jsonl
 from asr_lora.speech.audio import LONGEST, ROUNDED
 
 SHAPES = (
@@ -37,7 +37,7 @@ class Source:
     """The items of `place`, in its order. `language` is Whisper's token, `out` where corrections lie by default.
 
     `run` is the run that it belongs to, None for transcripts. `written_by` names who wrote the texts, `first` what the
-    order begins with.
+    order begins with, `population` the clips of which the random sample is one.
     """
 
     place: Path
@@ -47,6 +47,7 @@ class Source:
     run: Path | None
     written_by: str
     first: str
+    population: str
 
 
 def newest_labels(run: Path) -> Path | None:
@@ -61,6 +62,7 @@ def open_source(named: Path) -> Source:
     Raises ConfigError for a place that holds nothing of the kind, ExternalError for a damaged file.
     """
     place = existing(named, "correct.source")
+    check_names("correct.source", place)
     source = _opened(place)
     left_out, items = Counter[str](), dict[str, Item]()
     there = {path: Path(path).is_file() for path in {each.path for each in source.items}}
@@ -73,16 +75,28 @@ def open_source(named: Path) -> Source:
         log(f"left out: {count} of {len(source.items)} clips, {problem}")
     if not items:
         raise ConfigError(f"correct.source: {place} has no clip to correct; name another source")
-    return replace(source, place=place, items=list(items.values()))
+    return replace(source, items=list(items.values()))
 
 
 def _problem(item: Item, there: bool) -> str | None:
+    if not _is_text(item.path):
+        return "the names of their recordings are no text"
     if not there:
         return "their recordings are not there"
     seconds = item.duration
     if item.start is not None and item.end is not None:
         seconds = item.end - item.start
     return None if 0 < seconds <= LONGEST + ROUNDED else "longer than 30 s, or they end before they begin"
+
+
+def _is_text(path: str) -> bool:
+    """Returns whether a path can be kept and shown as text: the names of files may be any bytes."""
+    return NO_TEXT.search(path) is None
+
+
+def check_names(setting: str, path: Path) -> None:
+    """Raises ConfigError for a path that is not UTF-8, or has control characters."""
+    check(setting, path, "a path whose names are text in UTF-8: rename it", _is_text(str(path)))
 
 
 def _opened(place: Path) -> Source:
@@ -126,21 +140,22 @@ def _labeling(file: Path) -> Source:
     facts = read_json(home / "summary.json", LABELS_AGAIN) if (home / "summary.json").is_file() else {}
     writer = "the source" if any("given" in row for row in kept) else str(facts.get("writer") or "the model")
     return Source(
-        home, [_labeled(row) for row in kept], str(settings.get("language") or ""), home / "corrections",
-        _run_above(home), writer, "those whose decodings disagree most",
+        home if whole else file, [_labeled(row, home) for row in kept], str(settings.get("language") or ""),
+        home / "corrections", _run_above(home), writer, "those whose decodings disagree most",
+        "the labels that the rules did not drop" if whole else "the table",
     )  # fmt: skip
 
 
-def _labeled(row: Mapping[str, Any]) -> Item:
+def _labeled(row: Mapping[str, Any], home: Path) -> Item:
     apart = _number(row.get("text_cer" if "given" in row else "agreement_cer"))
     sure = _number(row.get("log_probability"))
     said = [] if apart is None else [f"two decodings differ in {apart:.0%} of their characters"]
     said += [] if sure is None else [f"mean log-probability of a token {sure:.2f}"]
     second = row.get("second")
     if "given" in row:
-        second = row["hypothesis"]
+        second = row.get("hypothesis")
     return Item(
-        row["path"], row.get("start"), row.get("end"), row["duration"],
+        str(home / row["path"]), row.get("start"), row.get("end"), row["duration"],
         row.get("text") or row.get("given") or row.get("hypothesis") or "", row.get("speaker", ""),
         (apart or 0.0, -(sure or 0.0)), "; ".join(said), second if isinstance(second, str) else "",
     )  # fmt: skip
@@ -157,28 +172,35 @@ def _run_above(place: Path) -> Path | None:
 def _transcripts(place: Path, files: list[Path], out: Path) -> Source:
     """Reads transcripts as transcribe writes them; other .json files of a folder are passed over."""
     items: list[Item] = []
-    languages, others = Counter[str](), 0
+    languages, others = set[str](), 0
     for file in files:
-        transcript = read_json(file, TRANSCRIBE_AGAIN)
+        try:
+            transcript = read_json(file, TRANSCRIBE_AGAIN)
+        except (ExternalError, OSError) as error:
+            if file == place:
+                raise ExternalError(f"correct.source: {error}") from error
+            transcript = {}
         if damage(transcript, {"audio": Path, "segments": object}) or not isinstance(transcript["segments"], list):
             others += 1
             continue
-        languages[str(transcript.get("language") or "")] += 1
+        languages.add(str(transcript.get("language") or ""))
         items += _segments(file, transcript)
     if others == len(files):
         raise ConfigError(f"correct.source: {place} is no transcript of transcribe; {TRANSCRIBE_AGAIN}")
     if others:
         log(f"{others} of {len(files)} .json files are no transcripts")
+    languages.discard("")
     if len(languages) > 1:
         raise ConfigError(
             f"correct.source: {place} has transcripts in several languages ({', '.join(sorted(languages))}), whose "
             "error rates have no common unit; name those of one"
         )
-    return Source(place, items, next(iter(languages)), out, None, "the model", "those that ran away")
+    language = next(iter(languages), "")
+    return Source(place, items, language, out, None, "the model", "those that ran away", "the transcripts")
 
 
 def _segments(file: Path, transcript: Mapping[str, Any]) -> Iterator[Item]:
-    recording = Path(transcript["audio"]).expanduser()
+    recording = Path(transcript["audio"])
     if not recording.is_file() and (file.parent / recording.name).is_file():
         recording = file.parent / recording.name  # both were moved
     path = recording.absolute()
@@ -195,15 +217,24 @@ def _segments(file: Path, transcript: Mapping[str, Any]) -> Iterator[Item]:
 
 def _suspects(place: Path) -> Source:
     """Reads the clips of a run that its audit suspects or has for review, with their transcripts."""
-    run, facts = place.parent, read_json(place / "audit.json", "prepare.audit=true makes {} anew")
-    listed = [each for name in ("suspects", "for_review") for each in facts.get(name) or []]
-    decoded = facts.get("decoded") or {}
+    run, again = place.parent, "prepare.audit=true makes {} anew"
+    facts = read_json(place / "audit.json", again)
+    manifests = {split: folder.manifest(run, split) for split in SPLITS}
+    if not all(file.is_file() for file in (folder.summary(run), *manifests.values())):
+        raise ConfigError(f"correct.source: {place} lies in no run, whose clips it lists; name the audit/ of the run")
+    if found := damage(facts, {}, {"suspects": list, "for_review": list}):
+        raise ExternalError(f"{place / 'audit.json'} {found}; {again.format(place)}")
+    listed = {each for name in ("suspects", "for_review") for each in facts.get(name, [])}
+    decoded = facts.get("decoded")
     rates = decoded.get("contradicted") if isinstance(decoded, dict) else None
     apart = rates if isinstance(rates, dict) else {}
-    items = []
-    for split in SPLITS:
-        for clip in read_jsonl(folder.manifest(run, split), folder.LINE, folder.NOT_OF_ALL):
-            if clip["id"] not in listed or "offset" in clip:
+    items, in_shards = [], 0
+    for split, file in manifests.items():
+        for clip in read_jsonl(file, folder.LINE, folder.NOT_OF_ALL):
+            if clip["id"] not in listed:
+                continue
+            if "offset" in clip:
+                in_shards += 1
                 continue
             rate = _number(apart.get(clip["id"]))
             why = (
@@ -211,9 +242,13 @@ def _suspects(place: Path) -> Source:
             )
             items.append(Item(
                 clip["path"], clip.get("start"), clip.get("end"), clip["duration"], clip["text"], clip["speaker"],
-                (rate or 0.0, 0.0), why, split=split,
+                (rate or 0.0, 0.0), why, split=split, clip=clip["id"],
             ))  # fmt: skip
-    drawn = read_json(folder.summary(run)).get("settings") or {}
-    language = str(drawn.get("data.language") or "").partition("-")[0]
-    first = "those that the base model contradicts most"
-    return Source(place, items, language, run / "corrections", run, "the corpus", first)
+    if in_shards:
+        log(f"left out: {in_shards} of {len(listed)} clips, which are in shards; correct those of a run without shards")
+    settings = read_json(folder.summary(run)).get("settings")
+    language = settings.get("data.language") if isinstance(settings, dict) else None
+    return Source(
+        place, items, str(language or "").partition("-")[0], run / "corrections", run, "the corpus",
+        "those that the base model contradicts most", "the audit's suspects, not of the corpus",
+    )  # fmt: skip

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from asr_lora.correcting.order import Placed
 from asr_lora.runtime.errors import ConfigError, ExternalError
 
-VERSION = 1  # of the tables
+VERSION = 2  # of the tables
 APPLICATION = 0x41534C43  # marks the file as ours
 WAIT = 30.0  # s for a lock that another process holds
 LONGEST_WORK = 300.0  # s that one decision can have taken; beyond it nobody sat there
@@ -28,6 +28,7 @@ CREATE TABLE items (
   id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, place INTEGER, random INTEGER NOT NULL,
   path TEXT NOT NULL, start REAL, "end" REAL, duration REAL NOT NULL, speaker TEXT NOT NULL, text TEXT NOT NULL,
   second TEXT NOT NULL, why TEXT NOT NULL, split TEXT NOT NULL,
+  clip TEXT NOT NULL,
   revision INTEGER NOT NULL DEFAULT 0, kind TEXT, corrected TEXT, who TEXT, at REAL
 );
 CREATE INDEX by_place ON items (place) WHERE kind IS NULL;
@@ -85,12 +86,13 @@ class Store:
             db.execute("UPDATE items SET place = NULL")
             db.executemany(
                 """INSERT INTO items (
-                  key, place, random, path, start, "end", duration, speaker, text, second, why, split
-                ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET place = excluded.place,
-                text = iif(kind IS NULL, excluded.text, text), second = excluded.second, why = excluded.why""",
+                  key, place, random, path, start, "end", duration, speaker, text, second, why, split, clip
+                ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET place = excluded.place,
+                text = iif(kind IS NULL, excluded.text, text), second = excluded.second, why = excluded.why,
+                clip = excluded.clip""",
                 [
                     (each.key, place, random, each.path, each.start, each.end, each.duration, each.speaker, each.text,
-                     each.second, each.why, each.split)
+                     each.second, each.why, each.split, each.clip)
                     for place, (each, random) in enumerate(placed, start=1)
                 ],
             )  # fmt: skip

@@ -8,6 +8,7 @@ from support.correcting import write_labels
 
 from asr_lora.config.compose import load
 from asr_lora.correcting.export import export
+from asr_lora.correcting.items import Item
 from asr_lora.correcting.order import in_order
 from asr_lora.correcting.progress import progress
 from asr_lora.correcting.sources import open_source
@@ -65,6 +66,22 @@ def test_the_minutes_until_training_is_worth_it_follow_from_the_pace_and_the_hou
     assert progress([decided("ja", "ja", False, None)] * 9, 100, DUTCH, 0, None)["pace"] is None
 
 
+def test_the_ids_of_a_runs_clips_follow_its_decisions(tmp_path: Path) -> None:
+    store = Store(tmp_path / "corrections.sqlite", 60.0)
+    clips = [Item("/a.mp3", None, None, 1.0, "een", clip="a"), Item("/b.mp3", None, None, 1.0, "twee", clip="b")]
+    store.open(in_order(clips, 0.0, 0), {})
+    for text in ("een", None):
+        item = store.next("anna")
+        assert item is not None
+        store.save(item["id"], 0, text, "Anna", "anna")
+    export(store.decided(), tmp_path)
+    assert (tmp_path / "corrected-ids.txt").read_text() == "a\nb\n"  # a dropped one's old text, too
+    while store.undo("Anna", "anna"):
+        pass
+    export(store.decided(), tmp_path)
+    assert (tmp_path / "corrected-ids.txt").read_text() == ""
+
+
 def test_the_table_is_read_as_a_source_whose_texts_may_be_held_out(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,7 +111,14 @@ def test_the_table_is_read_as_a_source_whose_texts_may_be_held_out(
     assert {clip["corrected_by"] for clip in every} == {'Anna "A" <b>'}
     release = words[0].removeprefix("data.source=")
     mixed = load(
-        [*words[1:], f"data.sources=[{{path: {release}}},{{path: {table}}}]", "data.hours=null", "run_name=both"]
+        [
+            *words[1:],
+            f"data.sources=[{{path: {release}}},{{path: {table}}}]",
+            "data.hours=null",
+            "data.dev_clips=99",
+            "eval.limit=null",
+            "run_name=both",
+        ]
     )
     prepare(mixed)
     counted = [

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,10 +48,15 @@ def test_a_given_text_is_corrected_beside_what_was_decoded(tmp_path: Path) -> No
     assert [(item.text, item.second, item.disagreement[0]) for item in source.items] == [
         ("gegeven", "een", 0.4), ("gegeven", "twee", 0.4)
     ]  # fmt: skip
-    assert source.written_by == "the source"
+    assert source.written_by == "the source" and open_source(labels).place == source.place == labels
+    write_jsonl(labels / "labels.jsonl", [{"path": "../talk.wav", "duration": 1.0, "text": "een", "given": "twee"}])
+    table = open_source(labels / "labels.jsonl")  # whose relative paths begin where it lies
+    assert [(item.text, item.second) for item in table.items] == [("een", "")] and table.population == "the table"
 
 
-def test_transcripts_are_found_with_their_recordings_also_where_both_were_moved(tmp_path: Path) -> None:
+def test_transcripts_are_found_with_their_recordings_also_where_both_were_moved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     labels = write_labels(tmp_path, ["een"])
     recording = labels.parent / "talk.wav"
     segments = [Segment(0.0, 0.5, "een"), Segment(0.5, 1.5, "na na na na", truncated=True), Segment(0.0, 40.0, "lang")]
@@ -67,13 +73,34 @@ def test_transcripts_are_found_with_their_recordings_also_where_both_were_moved(
     }  # fmt: skip
     assert (source.language, source.out) == ("nl", folder / "corrections")
     assert open_source(folder / "talk.json").out == folder / "talk-corrections"
+    odd = {"array": b"[1]", "cut": b"{", "bytes": b"\xff", "home": b'{"audio": "~nosuchuser/a.wav", "segments": []}'}
+    for name, content in odd.items():
+        (folder / f"{name}.json").write_bytes(content)
+    (folder / "gone.json").symlink_to("nowhere")
+    (folder / "unsaid.json").write_text(as_json([], facts | {"language": None}))
+    with_them = open_source(folder)
+    assert len(with_them.items) == 3 and with_them.language == "nl"
+    assert "5 of 9 .json files are no transcripts" in capsys.readouterr().err
     (folder / "german.json").write_text(as_json(segments, facts | {"language": "de"}))
     with pytest.raises(ConfigError, match=r"transcripts in several languages \(de, nl\)"):
         open_source(folder)
 
 
+def test_names_that_are_no_text_are_refused_or_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/r\xe9sum\xe9"))
+    recording = write_labels(tmp_path / "made", ["een"]).parent / "talk.wav"
+    odd.mkdir()
+    os.link(recording, odd / "talk.wav")
+    with pytest.raises(ConfigError, match=r"correct\.source: must be a path whose names are text in UTF-8"):
+        open_source(odd)
+    (odd / "talk.json").write_text(as_json([Segment(0.0, 0.5, "een")], {"audio": "/elsewhere/talk.wav"}))
+    with pytest.raises(ConfigError, match="has no clip to correct"):
+        open_source(tmp_path)
+    assert "left out: 1 of 1 clips, the names of their recordings are no text" in capsys.readouterr().err
+
+
 def test_suspects_of_an_audit_keep_the_split_of_their_clips(
-    release: Path, tiny_checkpoint: Path, tmp_path: Path
+    release: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = load([*tiny_run(release, tiny_checkpoint, tmp_path / "runs"), "run_name=nl", "prepare.audit=true"])
     prepare(config)
@@ -88,6 +115,17 @@ def test_suspects_of_an_audit_keep_the_split_of_their_clips(
         ("test", clips["test"]["text"], "the base model contradicts 60% of its characters"),
     ]
     assert (source.run, source.out, source.language) == (config.run, config.run / "corrections", "nl")
+    assert [item.clip for item in source.items] == [train, test] and "suspects" in source.population
+    write_jsonl(run.manifest(config.run, "test"), [clips["test"] | {"offset": 0, "bytes": 1}])
+    assert len(open_source(config.run).items) == 1
+    assert "left out: 1 of 2 clips, which are in shards" in capsys.readouterr().err
+    copied = tmp_path / "copied" / "audit"
+    shutil.copytree(audit.parent, copied)
+    with pytest.raises(ConfigError, match=r"copied/audit lies in no run, whose clips it lists; name the audit/ of"):
+        open_source(copied)
+    write_json(audit, read_json(audit) | {"suspects": 5})
+    with pytest.raises(ExternalError, match=r"audit\.json is damaged, suspects is 5; prepare\.audit=true makes"):
+        open_source(config.run)
     labels = write_labels(config.run / "labels", ["een"])  # <run>/labels/labels
     assert newest_labels(config.run) == labels and open_source(config.run).run == config.run
 

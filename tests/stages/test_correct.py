@@ -4,22 +4,20 @@ import base64
 import io
 import os
 import signal
-import socket
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import soundfile
 from support.correcting import write_labels
-from support.pages import HOSTILE, violations
+from support.pages import HOSTILE, problems_of, served_page, violations
 
+from asr_lora import correct as stage
+from asr_lora.app import correcting, serving
 from asr_lora.app.correcting import Handlers
 from asr_lora.config.compose import load
 from asr_lora.correct import correct
@@ -27,7 +25,7 @@ from asr_lora.correcting.order import in_order
 from asr_lora.correcting.sources import open_source
 from asr_lora.correcting.store import Store
 from asr_lora.runs.finding import set_last_run, settings_file
-from asr_lora.runtime.errors import ConfigError
+from asr_lora.runtime.errors import ConfigError, ExternalError
 from asr_lora.runtime.files import read_jsonl, write_json, write_jsonl
 from asr_lora.speech.normalizer import Normalizer
 
@@ -56,8 +54,14 @@ def test_a_clip_is_answered_with_its_cut_alone_and_its_wave(tmp_path: Path) -> N
     (tmp_path / "talk.wav").unlink()
     gone = handlers.answer({"action": "next", "client": "bert"})["item"]
     assert "sound" not in gone and "the recording is not there any more" in gone["problem"]
+    assert "your name" in handlers.answer({"action": "undo", "client": "anna", "who": " "})["error"]
     page = handlers.answer({"action": "progress"})["html"]
-    assert "0 of 2 clips" in page and "12.0 min" in page and "<script" not in page
+    assert (
+        "0 of 2 clips" in page
+        and "12.0 min" in page
+        and "random sample of the labels that" in page
+        and "<script" not in page
+    )
 
 
 def test_a_line_without_an_end_does_not_send_a_whole_recording(tmp_path: Path) -> None:
@@ -71,6 +75,7 @@ def test_a_line_without_an_end_does_not_send_a_whole_recording(tmp_path: Path) -
 @pytest.mark.parametrize(
     "asked",
     [
+        None, [], "next",
         {}, {"action": "open"}, {"action": ["save"]}, {"action": "next"}, {"action": "next", "client": "x" * 41},
         {"action": "next", "client": "../a"},
         {"action": "save", "client": "a", "item": "1", "revision": 0, "who": "A", "text": ""},
@@ -87,7 +92,7 @@ def test_a_line_without_an_end_does_not_send_a_whole_recording(tmp_path: Path) -
         {"action": "draft", "client": "a", "item": 1}, {"action": "undo", "client": "a", "who": "A"},
     ],
 )  # fmt: skip
-def test_an_impossible_request_is_one_line_and_decides_nothing(tmp_path: Path, asked: dict[str, Any]) -> None:
+def test_an_impossible_request_is_one_line_and_decides_nothing(tmp_path: Path, asked: Any) -> None:
     handlers = handlers_of(write_labels(tmp_path, ["een"]))
     assert "\n" not in handlers.answer(asked)["error"]
     assert handlers.store.decided() == []
@@ -110,49 +115,100 @@ def test_a_folder_of_corrections_that_leads_elsewhere_is_refused(tmp_path: Path)
     assert not (tmp_path / "elsewhere.sqlite").exists()
 
 
+@pytest.fixture
+def pages(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The handlers of each page, which is not served: clips are accepted until none is left, as a browser would."""
+    found: list[Any] = []
+
+    def serve(page: Any, *settings: Any) -> Any:
+        for _ in range(2):
+            if item := found[-1].store.next("anna"):
+                found[-1].store.save(item["id"], 0, item["text"], "Anna", "anna")
+            settings[-1]()
+        return page
+
+    def page(handlers: Handlers, *settings: Any) -> Any:
+        found.append(handlers)
+        return SimpleNamespace(close=lambda verbose: None)
+
+    monkeypatch.setattr(correcting, "page", page)
+    monkeypatch.setattr(serving, "serve_until_stopped", serve)
+    return found
+
+
+def corrected(tmp_path: Path, source: Path, *words: str) -> None:
+    correct(load([f"runs_dir={tmp_path}/runs", f"correct.source={source}", "app.port=7999", *words]))
+
+
+def test_a_table_that_cannot_be_written_does_not_end_the_page(
+    tmp_path: Path, pages: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels, table = write_labels(tmp_path, ["een", "twee"]), tmp_path / "labels" / "corrections" / "corrected.jsonl"
+    renewed: list[bool] = []
+
+    def serve(page: Any, *settings: Any) -> Any:
+        for in_the_way in (True, False):
+            if in_the_way:
+                table.unlink()
+                table.mkdir()
+            else:
+                table.rmdir()
+            item = pages[-1].store.next("anna")
+            pages[-1].store.save(item["id"], 0, item["text"], "Anna", "anna")
+            settings[-1]()
+            renewed.append(table.is_file())
+        return page
+
+    monkeypatch.setattr(serving, "serve_until_stopped", serve)
+    corrected(tmp_path, labels)
+    assert renewed == [False, True] and len(read_jsonl(table)) == 2
+    assert "corrections: Is a directory; make room there, or name another folder" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    with pytest.raises(ExternalError, match=r"correct\.out: cannot write .*file: .*name another folder"):
+        corrected(tmp_path, labels, f"correct.out={tmp_path}/file")
+
+
+def test_a_run_that_was_moved_opens_its_corrections_and_other_sources_do_not(tmp_path: Path, pages: list[Any]) -> None:
+    labels = write_labels(tmp_path / "nl", ["een", "twee"])
+    for named in (labels, labels / "all.jsonl"):
+        corrected(tmp_path, named)
+    (tmp_path / "moved").mkdir()
+    moved = labels.rename(tmp_path / "moved" / "labels")  # its recordings stay
+    corrected(tmp_path, moved)
+    assert len(pages[-1].store.decided()) == 2 and len(pages) == 3
+    other = write_labels(tmp_path / "other", ["een"])
+    with pytest.raises(ConfigError, match=r"was made with source=\.\., not .*other/labels; keep that"):
+        corrected(tmp_path, other, f"correct.out={moved / 'corrections'}")
+
+
+def test_the_hours_of_another_run_are_not_those_of_transcripts(
+    tmp_path: Path, pages: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_labels(tmp_path, ["een"])
+    facts = {"audio": str(tmp_path / "talk.wav"), "language": "nl", "segments": [{"start": 0, "end": 1, "text": "een"}]}
+    write_json(tmp_path / "talk.json", facts)
+    last = tmp_path / "runs" / "nl-1h"
+    write_json(last / "data" / "summary.json", {"splits": {"train": {"hours": 0.5}}})
+    set_last_run(last, tmp_path / "runs")
+    corrected(tmp_path, tmp_path / "talk.json")
+    named = f"run_dir={last}"
+    monkeypatch.setattr(stage, "job_overrides", lambda: [named])
+    with pytest.raises(ConfigError, match=r"run_dir: no run in .*nl-1h"):
+        corrected(tmp_path, tmp_path / "talk.json", named)
+    write_json(settings_file(last), {})
+    corrected(tmp_path, tmp_path / "talk.json", named)
+    write_json(last / "data" / "summary.json", {"splits": ["train"]})
+    corrected(tmp_path, tmp_path / "talk.json", named)
+    assert [page.hours for page in pages] == [None, 0.5, None]
+
+
 # ---- in a real browser ----
-
-
-@contextmanager
-def served(*words: str) -> Iterator[tuple[str, subprocess.Popen[str], list[str]]]:
-    """Starts the page as a user does, on a free port: its address, its process and the lines that it logs."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it, as their children
-    command = [sys.executable, "-m", "asr_lora.correct", f"app.port={port}", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    lines: list[str] = []
-    opened = threading.Event()
-
-    def read() -> None:
-        for line in process.stdout or ():
-            lines.append(line.rstrip())
-            if line.startswith("correct: http"):
-                opened.set()
-        opened.set()
-
-    thread = threading.Thread(target=read)
-    thread.start()
-    try:
-        assert opened.wait(120) and process.poll() is None, lines
-        yield f"{lines[-1].split()[1]}/", process, lines
-    finally:
-        process.kill()
-        process.wait()
-        thread.join()
-        if process.stdout:
-            process.stdout.close()
 
 
 def visit(browser: Any, address: str, scheme: str = "light", width: int = 1100) -> tuple[Any, list[str]]:
     """Opens the page in a browser of its own; returns it and its problems: errors, and requests to other hosts."""
-    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
-    page, wrong = context.new_page(), list[str]()
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("dialog", lambda dialog: wrong.append(dialog.message))
-    own = (address, "data:", f"blob:{address}")
-    page.on("request", lambda request: None if request.url.startswith(own) else wrong.append(request.url))
+    page = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900}).new_page()
+    wrong = problems_of(page, address)
     page.goto(address)
     page.wait_for_function("document.querySelector('#sound')?.src")
     return page, wrong
@@ -183,7 +239,7 @@ def test_three_clips_are_corrected_by_keyboard_alone(browser: Any, tmp_path: Pat
     write_json(folder / "data" / "summary.json", {"splits": {"train": {"hours": 0.5}}})
     write_json(settings_file(folder), {})
     set_last_run(folder, tmp_path / "runs")
-    with served(f"runs_dir={tmp_path}/runs", "correct.random_share=0") as (address, process, lines):
+    with served_page("correct", f"runs_dir={tmp_path}/runs", "correct.random_share=0") as (address, process, lines):
         page, wrong = visit(browser, address, scheme, width)
         assert page.evaluate("document.activeElement.id") == "who"
         page.keyboard.type("Zoë sb d")  # no key of it is a command
@@ -239,7 +295,7 @@ def test_three_clips_are_corrected_by_keyboard_alone(browser: Any, tmp_path: Pat
 @pytest.mark.browser
 def test_what_another_person_saved_is_shown_and_a_killed_server_loses_nothing(browser: Any, tmp_path: Path) -> None:
     labels = write_labels(tmp_path, ["een", "twee", "drie"])
-    with served(f"correct.source={labels}") as (address, process, _):
+    with served_page("correct", f"correct.source={labels}") as (address, process, _):
         anna, wrong = visit(browser, address)
         bert, _ = visit(browser, address)
         texts = [page.evaluate("document.querySelector('#text').value") for page in (anna, bert)]
@@ -271,7 +327,7 @@ def test_what_another_person_saved_is_shown_and_a_killed_server_loses_nothing(br
         bert.wait_for_selector("#message:has-text('Not saved: the server does not answer')")
         assert bert.evaluate("document.querySelector('#text').value") == f"{texts[1]} half"
     assert [each["corrected"] for each in store_of(labels).decided()] == [texts[0]]
-    with served(f"correct.source={labels}", f"app.port={urlsplit(address).port}") as (_, process, _):
+    with served_page("correct", f"correct.source={labels}", f"app.port={urlsplit(address).port}") as (_, process, _):
         assert [row["text"] for row in read_jsonl(labels / "corrections" / "corrected.jsonl")] == [texts[0]]
         other = browser.new_context(storage_state=bert.context.storage_state()).new_page()
         other.goto(address)

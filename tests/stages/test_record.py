@@ -84,10 +84,10 @@ def test_a_recording_is_never_kept_under_another_sentence(tmp_path: Path) -> Non
             handlers.keep(sent(), 0, name)
     with pytest.raises(gr.Error, match="of another sentence"):
         handlers.keep(sent(), None, "Anna")
-    for at in (None, float("inf"), float("nan"), "1", 99, 0.5):
+    for odd in (None, float("inf"), float("nan"), "1", 99, 0.5):
         for move in (handlers.skip, handlers.back):
             with pytest.raises(gr.Error, match="there is no such sentence"):
-                move(at, "Anna")
+                move(odd, "Anna")
     assert handlers.folder.rows() == []
 
 
