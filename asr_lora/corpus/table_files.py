@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+import pyarrow
 import pyarrow.parquet
 
 from asr_lora.corpus import dialect
@@ -20,7 +21,7 @@ from asr_lora.corpus.encoding import decode_text, split_lines
 from asr_lora.corpus.records import Row
 from asr_lora.corpus.split_names import split_called
 from asr_lora.runtime.commands import to_install
-from asr_lora.runtime.errors import ConfigError, ExternalError, listed
+from asr_lora.runtime.errors import ConfigError, ExternalError, first_line, listed
 
 TEXT = (".csv", ".tsv", ".tab", ".psv", ".txt")
 JSON = (".jsonl", ".json", ".ndjson")
@@ -71,7 +72,10 @@ def read_rows(
     if suffix == SHEET:
         return _sheet(path, columns, is_recording)
     if suffix == PARQUET:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
+        try:
+            rows = pyarrow.parquet.read_table(path).to_pylist()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ExternalError(f"data.source: {path} is no parquet, or damaged ({first_line(error)})") from error
         return _by_names(list(enumerate(rows, start=1)), [], "parquet")
     text = decode_text(_content(path), str(path), language)
     if suffix in JSON:
