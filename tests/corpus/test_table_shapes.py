@@ -19,6 +19,7 @@ from support.releases import refusal
 
 from asr_lora.corpus import Columns, Corpus, open_corpus, table_files
 from asr_lora.corpus.records import Utterance
+from asr_lora.runtime.errors import ExternalError
 
 RATE = 16_000
 SAID = ["Hoe gaat het, Jan?", "Goed; dank je.", "Eén kopje | koffie."]
@@ -386,3 +387,10 @@ def test_of_a_workbook_hidden_sheets_titles_and_lock_files_are_passed_over(tmp_p
     book.save(tmp_path / "x.xlsx")
     write(tmp_path / "~$x.xlsx", b"\4user")
     assert pairs(read(tmp_path)) == [("a.wav", "ja"), ("b.wav", "2020-01-02 00:00:00")]
+
+
+@pytest.mark.parametrize("content", [b"PAR1 cut short PAR1", b"no parquet", b""])
+def test_a_parquet_table_that_is_damaged_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "texts.parquet").write_bytes(content)
+    with pytest.raises(ExternalError, match=r"data\.source: .*texts\.parquet is no parquet, or damaged \("):
+        table_files.read_rows(tmp_path / "texts.parquet")
