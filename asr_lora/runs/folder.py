@@ -322,8 +322,12 @@ def recorded_config(run: Path, asked: Config, overrides: Sequence[str]) -> Confi
     """
     check_run(run)
     new = {name: value for name, value in to_dict(asked).items() if name not in (*GROUPS, "seed")}
+    kept = settings(run)
+    for name, branch in new.items():
+        is_group = name != "adapters" and isinstance(branch, dict) and isinstance(kept.get(name), dict)
+        kept[name] = {**branch, **kept[name]} if is_group else kept.get(name, branch)
     try:
-        recorded = from_dict({**new, **settings(run)})
+        recorded = from_dict(kept)
     except (KeyError, TypeError) as error:  # a setting is missing or unknown
         raise ConfigError(
             f"run_dir: {run} was made by another version of asr_lora, with other settings ({error}); "

@@ -199,6 +199,10 @@ def test_a_run_of_a_version_without_the_app_can_be_opened(made: Callable[..., Pa
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(old))  # JSON is YAML
     assert run.recorded_config(tmp_path, load([]), []).lora.kind == "qv"
+    for group in ("label", "app", "transcribe", "plan", "search"):  # of which one setting was added since
+        later = {**settings, group: dict([*settings[group].items()][1:])}
+        file.write_text(json.dumps(later))
+        assert getattr(run.recorded_config(tmp_path, load([]), []), group) == getattr(load([]), group)
 
 
 # ---- errors ----
