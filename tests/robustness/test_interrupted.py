@@ -145,8 +145,9 @@ def is_there(group: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize("stop", [to_group, pytest.param(to_leader_and_group, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("workers", [2, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [to_group, to_leader_and_group])
+@pytest.mark.parametrize("workers", [2, 0])
 def test_sigterm_to_all_processes_of_a_run_stops_it_with_a_checkpoint(
     words: list[str], stop: Callable[[int], None], workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -111,6 +111,7 @@ def swept(forks: subprocess.Popen[str], tmp_path: Path) -> Swept:
     return sweep
 
 
+@pytest.mark.slow
 def test_an_error_in_one_run_is_logged_at_once_and_at_the_end_and_leaves_the_others_alone(
     swept: Swept, tmp_path: Path
 ) -> None:

@@ -107,6 +107,7 @@ def no_progress(which: str, done: int, of: int) -> None:
 # ---- transcripts ----
 
 
+@pytest.mark.slow
 def test_one_base_in_memory_decodes_like_the_run_and_the_checkpoint(made: Callable[..., Path], talk: Path) -> None:
     folder = made("nl")
     pair = pair_of(folder, "transcribe.max_segment_seconds=5")

@@ -81,6 +81,7 @@ def config_of(runs: list[Path], tmp_path: Path) -> Callable[..., Config]:
 # ---- a long recording ----
 
 
+@pytest.mark.slow
 def test_an_export_transcribes_a_long_recording_at_its_runtimes_defaults(
     config_of: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -439,6 +440,7 @@ def test_too_few_clips_for_the_tolerance_cannot_tell_and_are_not_passed(
     assert undecided[0].startswith(why) if why else not undecided or outcome == "failed", undecided
 
 
+@pytest.mark.slow
 def test_an_export_of_few_clips_is_kept_and_recorded_as_cannot_tell(
     config_of: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -706,6 +708,7 @@ def test_an_upload_without_results_token_or_network_fails_in_one_line(
 # ---- short contexts ----
 
 
+@pytest.mark.slow
 def test_an_export_is_verified_at_short_contexts_too_and_must_pass_there(
     config_of: Callable[..., Config],
     tmp_path: Path,

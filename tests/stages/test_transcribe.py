@@ -294,6 +294,7 @@ def test_a_language_without_an_adapter_is_decoded_by_the_base_model_and_logged(
     assert result["adapter"] == ("nl" if result["language"] == "nl" else None)
 
 
+@pytest.mark.slow
 def test_a_run_of_clips_says_so_where_a_recording_is_long(
     runs: dict[str, Path], talk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,6 +74,7 @@ def alarm(results: Sequence[DevResult]) -> int | None:
     return None
 
 
+@pytest.mark.slow
 def test_models_as_good_as_the_base_model_go_on_though_single_decodings_look_worse(tmp_path: Path) -> None:
     looked_worse, ended = 0, 0
     for seed in SEEDS:

@@ -73,6 +73,7 @@ def test_a_soup_trains_only_what_is_not_there(words: list[str], capsys: pytest.C
     assert f"already trained: {run.adapter(config.run)}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_soup_whose_time_ends_goes_on_with_the_same_command(words: list[str]) -> None:
     asked = [*words, "training.soup=2", "run_name=mine"]
     config = load([*asked, "training.max_hours=1e-9"])
@@ -84,6 +85,7 @@ def test_a_soup_whose_time_ends_goes_on_with_the_same_command(words: list[str]) 
     assert run.is_trained(config.run) and (config.run / "eval" / "test" / "metrics.json").is_file()
 
 
+@pytest.mark.slow
 def test_runs_that_are_there_are_averaged_once(words: list[str], tiny_checkpoint: Path, tmp_path: Path) -> None:
     runs = [load([*words, *FAST, f"run_name={name}", f"seed={at}", f"lora.r={2 + at}", "eval.after=false"])
             for at, name in enumerate("ab")]  # fmt: skip

@@ -66,6 +66,7 @@ def assert_same(one: Any, other: Any) -> None:
         torch.testing.assert_close(weight, other[2][name], atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_loss_gradient_and_adapter_do_not_depend_on_how_a_batch_is_split(uneven: list[str]) -> None:
     at_thirty = [*uneven, "training.context=full"]  # or all eight would go through at once: capacity is in seconds
     whole = outcome(trained([*at_thirty, "run_name=8x1", "hardware.micro_batch=8"]))
