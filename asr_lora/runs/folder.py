@@ -19,6 +19,7 @@ from asr_lora.config.compose import Config, from_dict, to_dict
 from asr_lora.config.naming import GROUPS, result_settings, with_todays_names
 from asr_lora.config.schema import DataConfig, DecodingConfig, resolve_precision
 from asr_lora.config.stages import EvalConfig, ReportConfig
+from asr_lora.model.adapter_folder import AGAIN
 from asr_lora.model.hub import is_local
 from asr_lora.model.pretrained import fingerprint
 from asr_lora.runs.finding import check_run, settings_file
@@ -50,7 +51,6 @@ PACKAGES = (
     "asr_lora", "torch", "torchaudio", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "evaluate",
     "jiwer", "hydra-core", "soundfile", "numpy",
 )  # fmt: skip
-AGAIN = "put back what training wrote there, or train again under another name (run_name=...)"
 PLACES = ("data.source", "data.search_dir")  # settings that say where a corpus lies, which may be moved
 CHECKPOINT = "model.checkpoint"  # where a base model lies; one in a folder is known by its files
 LINE = {"id": Path, "path": Path, "text": str, "duration": float, "speaker": str, "sha256": str}  # of a manifest
