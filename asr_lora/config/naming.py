@@ -45,7 +45,7 @@ ADDED: Mapping[str, Mapping[str, Any]] = {
     "transcribe": {"words": False, "prompt": None, "hotwords": []},
     "training": {
         "plain_share": 0.0, "soup": 1, "mask_count": 2, "mask_bins": 27, "mask_seconds": 0.5, "mask_share": 0.2,
-        "window_prompts": 0.0, "window_pauses": [0, 0], "no_speech_share": 0.0,
+        "window_share": 1.0, "window_prompts": 0.0, "window_pauses": [0, 0], "no_speech_share": 0.0,
     },
 }  # fmt: skip
 # Settings that were removed since: a run that was made with one is scored and exported as ever.

@@ -145,6 +145,7 @@ class TrainingConfig:
     context_multiple: float
     plain_share: float
     soup: int
+    window_share: float
     window_single: float
     window_timestamps: float
     window_prompts: float
@@ -193,7 +194,7 @@ class TrainingConfig:
         check("training.mask_count", self.mask_count, "at least 0", self.mask_count >= 0)
         check("training.mask_bins", self.mask_bins, "within 0 to 80, the mel bins", 0 <= self.mask_bins <= 80)
         check("training.mask_seconds", self.mask_seconds, "within 0 to 30", 0 <= self.mask_seconds <= MAX_SECONDS)
-        shares = ("window_single", "window_timestamps", "window_prompts", "no_speech_share")
+        shares = ("window_share", "window_single", "window_timestamps", "window_prompts", "no_speech_share")
         for name in ("plain_share", "mask_share", *shares):
             check(f"training.{name}", getattr(self, name), "a share in [0, 1]", 0 <= getattr(self, name) <= 1)
 

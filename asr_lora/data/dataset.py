@@ -19,7 +19,7 @@ from asr_lora.corpus.streaming import Split
 from asr_lora.data.features import SpeechCollator, label_ids
 from asr_lora.data.languages import KEY
 from asr_lora.data.manifest import LABEL_MODEL, LOCATION_FIELDS, Clip, waveform
-from asr_lora.data.sampler import WINDOW, StepSampler, shard_for_rank
+from asr_lora.data.sampler import WINDOW, StepSampler, in_share, shard_for_rank
 from asr_lora.data.splits import StreamFilter
 from asr_lora.data.windows import Place
 from asr_lora.runtime.errors import ExternalError, check
@@ -132,15 +132,16 @@ class StreamingStepDataset(torch.utils.data.IterableDataset[Step]):
         if not whole:
             return
         tokens = [0] * whole
-        if self.training.context == "windows":  # the lengths of the labels matter too
+        windowed = self.training.context == "windows" and in_share(self._windows, self.training.window_share)
+        if windowed:  # the lengths of the labels matter too
             tokens = [len(label_ids(clip["text"], self.collator.processor.tokenizer)) for clip, _ in window.clips]
         seconds = [len(waveform) / audio.SAMPLE_RATE for _, waveform in window.clips]
         places = [Place(speaker=clip["speaker"], language=clip.get(KEY, "")) for clip, _ in window.clips]
         texts = [clip["text"] for clip, _ in window.clips]
         order = StepSampler(seconds, tokens, self.training, self._seed(self._windows), self.token_limit, None, places)
-        for clips in order.epoch(0):
+        for clips in order.epoch(0, windowed):
             step = self._step()
-            batches = order.batches(step, clips)
+            batches = order.batches(step, clips, windowed)
             context = sum(batch.seconds * len(batch.rows) for batch in batches)
             yield (
                 self.collator.step(step, batches, window, texts),

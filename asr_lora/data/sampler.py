@@ -48,29 +48,31 @@ class StepSampler:
         self._cutter = WindowCutter(durations, tokens, self.places, training, token_limit)
         self.weights = np.ones(len(durations)) if weights is None else np.asarray(weights)
         self.per_epoch = len(_epoch_clips(self.weights, seed, epoch=0))  # clips, the same in every epoch
-        self._epoch: tuple[int, list[list[int]]] = (-1, [])  # the last one
+        self._epochs: dict[bool, tuple[int, list[list[int]]]] = {}  # the last one of windows, and of clips
         self._previous: dict[int, int] = {}  # of its clips, the one before in sequence
         self._shuffles: dict[int, np.ndarray] = {}  # by epoch, the last two
 
     def step(self, step: int) -> list[Batch]:
         """Returns the batches of an optimizer step, over all processes: `batch_size` clips."""
-        return self.batches(step, self._shuffled(step) if self.training.context == "full" else self._in_order(step))
+        windowed, at = self._turn(step)
+        clips = self._shuffled(at) if self.training.context == "full" else self._in_order(at, windowed)
+        return self.batches(step, clips, windowed)
 
-    def epoch(self, epoch: int) -> list[list[int]]:
+    def epoch(self, epoch: int, windowed: bool) -> list[list[int]]:
         """Returns the clips of each complete step of an epoch, each clip at most once."""
-        if self.training.context == "dynamic":
-            return self._sorted_epoch(epoch)
-        if self.training.context == "windows":
+        if windowed:
             return self._sequenced_epoch(epoch)
+        if self.training.context != "full":
+            return self._sorted_epoch(epoch)
         clips, size = [int(clip) for clip in self._permutation(epoch)], self.batch_size
         return [clips[at : at + size] for at in range(0, len(clips) - size + 1, size)]
 
-    def batches(self, step: int, clips: Sequence[int]) -> list[Batch]:
+    def batches(self, step: int, clips: Sequence[int], windowed: bool) -> list[Batch]:
         """Returns the batches of a step's clips: rows at one or several contexts."""
-        if self.training.context == "dynamic":
-            return self._dynamic(step, clips)
-        if self.training.context == "windows":
+        if windowed:
             return self._windows(step, clips)
+        if self.training.context != "full":
+            return self._dynamic(step, clips)
         return [Batch(tuple(RowSpec((clip,)) for clip in clips), MAX_SECONDS)]
 
     def padding_fraction(self, steps: int) -> float:
@@ -80,6 +82,17 @@ class StepSampler:
             clip_seconds += sum(self._cutter.seconds(row) - sum(row.pauses) - row.no_speech for row in batch.rows)
             context_seconds += batch.seconds * len(batch.rows)
         return 1 - clip_seconds / context_seconds
+
+    def _turn(self, step: int) -> tuple[bool, int]:
+        """Returns whether a step has windows, and its number among the steps that have them, or have not.
+
+        Both steps of a pair are alike: by the default of training.plain_share one of them is plain.
+        """
+        if self.training.context != "windows":
+            return False, step
+        pair, share = step // 2, self.training.window_share
+        windowed, before = in_share(pair, share), 2 * count_in_share(pair, share)
+        return windowed, before + step % 2 if windowed else step - before
 
     def _shuffled(self, step: int) -> list[int]:
         """Returns clips in random order: a permutation per epoch, so that each comes before any comes again."""
@@ -95,7 +108,7 @@ class StepSampler:
             self._shuffles[epoch] = clips[np.random.default_rng((self.seed, epoch)).permutation(len(clips))]
         return self._shuffles[epoch]
 
-    def _in_order(self, step: int) -> list[int]:
+    def _in_order(self, step: int, windowed: bool) -> list[int]:
         """Returns the clips of a step of an epoch that is cut into steps as a whole.
 
         The fewer than batch_size clips that remain at the end of an epoch are left to the next permutation.
@@ -103,9 +116,10 @@ class StepSampler:
         per_epoch = self.per_epoch // self.batch_size
         if per_epoch == 0:
             return self._shuffled(step)
-        if self._epoch[0] != step // per_epoch:
-            self._epoch = step // per_epoch, self.epoch(step // per_epoch)
-        return self._epoch[1][step % per_epoch]
+        epoch = step // per_epoch
+        if windowed not in self._epochs or self._epochs[windowed][0] != epoch:
+            self._epochs[windowed] = epoch, self.epoch(epoch, windowed)
+        return self._epochs[windowed][1][step % per_epoch]
 
     def _sequenced_epoch(self, epoch: int) -> list[list[int]]:
         """Returns clips in sequence: neighbors of a recording together, the steps in random order."""
@@ -115,8 +129,9 @@ class StepSampler:
         rng = _rng(self.seed, epoch, "batches")
         first = int(rng.integers(len(clips) % size + 1))
         steps = [clips[at : at + size] for at in range(first, len(clips) - size + 1, size)]
-        self._epoch = epoch, [steps[at] for at in rng.permutation(len(steps))]  # with the clips' neighbors, above
-        return self._epoch[1]
+        shuffled = [steps[at] for at in rng.permutation(len(steps))]
+        self._epochs[True] = epoch, shuffled  # with the clips' neighbors, above
+        return shuffled
 
     def _sorted_epoch(self, epoch: int) -> list[list[int]]:
         """Returns clips of like length: an epoch's permutation in windows, each sorted and cut into batches."""
@@ -170,9 +185,14 @@ def _groups(lengths: Sequence[float]) -> list[slice]:
     return groups
 
 
-def is_plain(step: int, share: float) -> bool:
-    """Whether nothing follows the clips of a step: in `share` of the steps, evenly spread."""
-    return int((step + 1) * share + 1e-9) > int(step * share + 1e-9)
+def count_in_share(steps: int, share: float) -> int:
+    """Returns how many of the first `steps` are of a `share` of them, evenly spread."""
+    return int(steps * share + 1e-9)
+
+
+def in_share(step: int, share: float) -> bool:
+    """Whether a step is one of a `share` of the steps, evenly spread."""
+    return count_in_share(step + 1, share) > count_in_share(step, share)
 
 
 def count_micro_batches(rows: int, seconds: float, capacity: float) -> int:

@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from asr_lora.data.dataset import StreamingLoader, StreamingStepDataset
 from asr_lora.data.features import IGNORE_INDEX
-from asr_lora.data.sampler import count_micro_batches, is_plain
+from asr_lora.data.sampler import count_micro_batches, in_share
 from asr_lora.model import adapter
 from asr_lora.model.hardware import PREFETCHED, is_out_of_memory
 from asr_lora.model.methods import TuningMethod
@@ -179,7 +179,7 @@ class WhisperTrainer(Seq2SeqTrainer):
         Every forward draws its dropout from (seed, step, micro-batch, rank), so nothing earlier can change it.
         """
         loss = torch.zeros((), device=self.args.device)
-        silent = not is_plain(self.state.global_step, self.plain_share)
+        silent = not in_share(self.state.global_step, self.plain_share)
         for micro, batch in enumerate(micro_batches(inputs, self.capacity)):
             place = (self.args.seed, self.state.global_step, micro, self.args.process_index)
             set_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))

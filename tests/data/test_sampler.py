@@ -14,7 +14,7 @@ from asr_lora.config.compose import load
 from asr_lora.config.schema import TrainingConfig
 from asr_lora.data import sampler, windows
 from asr_lora.data.manifest import Clip
-from asr_lora.data.sampler import Batch, StepSampler, context_for, is_plain, shard_for_rank
+from asr_lora.data.sampler import Batch, StepSampler, context_for, in_share, shard_for_rank
 from asr_lora.data.windows import Place, RowSpec, sequence
 from asr_lora.training.builder import step_sampler
 
@@ -40,8 +40,8 @@ def order(kind: str = "dynamic", clips: int = 50, seed: int = 0, **settings: Any
 
 
 @pytest.mark.parametrize(("share", "steps"), [(0.0, []), (0.25, [3, 7, 11]), (1.0, list(range(12)))])
-def test_plain_steps_are_spread_evenly(share: float, steps: list[int]) -> None:
-    assert [step for step in range(12) if is_plain(step, share)] == steps
+def test_steps_of_a_share_are_spread_evenly(share: float, steps: list[int]) -> None:
+    assert [step for step in range(12) if in_share(step, share)] == steps
 
 
 def clips_of(batches: Sequence[Batch]) -> list[int]:
@@ -221,6 +221,18 @@ def test_a_window_with_timestamps_ends_within_a_sentence_with_which_the_next_beg
     assert sum(row.cut for row in rows_of(drawn, 20)) > 20
 
 
+def test_steps_of_windows_and_of_clips_alone_each_go_through_all_clips() -> None:
+    drawn = order("windows", clips=80, window_share=0.3, window_single=0, no_speech_share=0, window_prompts=1)
+    steps = [drawn.step(step) for step in range(200)]
+    windowed = [any(len(row.clips) > 1 or row.before for batch in step for row in batch.rows) for step in steps]
+    assert sum(windowed) == 60
+    plain = [in_share(step, usual().plain_share) for step in range(200)]
+    assert sum(both for both, each in zip(plain, windowed, strict=True) if each) == 30  # as many with silence
+    for kind in (True, False):
+        own = [clips_of(step) for step, each in zip(steps, windowed, strict=True) if each is kind]
+        assert all(len(set(chain.from_iterable(own[at : at + 10]))) == 80 for at in range(0, len(own) - 9, 10))
+
+
 def test_rows_without_timestamps_have_short_contexts_and_none_is_cut() -> None:
     drawn = order("windows", batch_size=8, window_timestamps=0, window_single=0.5, no_speech_share=0)
     batches = [batch for step in range(40) for batch in drawn.step(step)]
@@ -257,7 +269,7 @@ def test_neighbors_of_a_recording_stay_neighbors_and_no_window_holds_two_recordi
 def test_a_step_does_not_depend_on_the_epochs_that_were_drawn_before() -> None:
     drawn = order("windows", clips=80, window_prompts=1)
     first = [drawn.step(step) for step in range(10)]
-    drawn.epoch(5)
+    drawn.epoch(5, windowed=True)
     assert [drawn.step(step) for step in range(10)] == first
 
 
