@@ -82,6 +82,10 @@ class Handlers:
         """Returns the first sentence that a speaker has not read, and an empty notice."""
         return self._next(name, -1), ""
 
+    def resume(self, name: str | None) -> tuple[Any, Any]:
+        """Returns what `start` does, for a name that the browser has stored; without one, nothing changes."""
+        return self.start(name) if (name or "").strip() else (gr.skip(), gr.skip())
+
     def skip(self, at: object, name: str | None) -> tuple[str, str]:
         with _errors_on_page():
             return self._next(name, self._index(at)), ""
@@ -167,8 +171,8 @@ def page(handlers: Handlers, opened: bool) -> Any:
         sent, at = gr.Textbox(visible=False), gr.Number(visible=False)
         both, leave = [prompt, notice], "(at, name) => recorder.leave(name)"
 
-        made.load(handlers.start, speaker, both, js="() => [recorder.name()]", **QUIET).then(
-            None, None, speaker, js="() => recorder.name()"
+        made.load(None, speaker, speaker, js="(typed) => typed || recorder.name()").then(
+            handlers.resume, speaker, both, **QUIET
         )
         for event in (speaker.submit, speaker.blur):
             event(handlers.start, speaker, both, js="(name) => [recorder.named(name)]", **QUIET)
