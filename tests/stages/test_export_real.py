@@ -22,6 +22,7 @@ from asr_lora.config.stages import EXPORTS
 from asr_lora.demo import __main__ as demo_stage
 from asr_lora.eval import evaluate
 from asr_lora.evaluation.eval_sets import EvalSet, decode_sets
+from asr_lora.evaluation.metrics import clip_errors
 from asr_lora.export.__main__ import main
 from asr_lora.formats import ct2, ggml
 from asr_lora.model.pretrained import load_generation_config
@@ -80,10 +81,14 @@ def test_every_format_decodes_in_its_own_runtime_like_we_do(exported: Path) -> N
     assert rows.keys() == set(EXPORTS)
     for name, row in rows.items():
         (each,) = row["sets"]
-        # faster-whisper pads features with zeros, where Whisper was trained on silence: its texts differ a little.
-        least = {"hf": 4, "ggml": 3, "ggml-q8_0": 2}.get(name, 0)
-        assert each["equal"] >= least and row["failures"] == [], row
-        assert each["exported"] < 0.9  # real weights decode real words
+        # Which of two words that are equally likely to it this model of two steps writes depends on the arithmetic of
+        # the runtime and the processor; and faster-whisper pads features with zeros, not with silence.
+        texts = read_jsonl(exported / "export" / "proofs" / f"{name}.jsonl")
+        normal = Normalizer("marks")
+        ours, theirs = ([normal(line[side]) for line in texts] for side in ("ours", "exported"))
+        wrong, characters = (sum(counts) for counts in clip_errors(ours, theirs, "nl", "cer"))
+        assert wrong / characters <= {"hf": 0.0, "ggml": 0.1, "ggml-q8_0": 0.2}.get(name, 0.3), texts
+        assert each["exported"] < 0.9 and row["failures"] == []  # real weights decode real words
     size = {name: row["bytes"] for name, row in rows.items()}
     assert size["ct2-int8_float16"] < size["ct2-int8"] < 0.6 * size["ct2"]
     assert size["ggml-q5_0"] < size["ggml-q8_0"] < 0.6 * size["ggml"]
