@@ -153,6 +153,13 @@ def test_other_contexts_have_every_clip_too(overrides: list[str], processor: Whi
     assert set(ids_of(steps)) == ALL
 
 
+def test_a_share_of_the_stream_is_joined_to_windows(overrides: list[str], processor: WhisperProcessor) -> None:
+    share = ["training.context=windows", "training.window_share=0.5", "training.no_speech_share=0"]
+    steps = steps_of([*overrides, *share, "training.window_single=0", "training.window_timestamps=0"], processor)
+    rows = [[sum(len(batch["labels"]) for batch in batches) for batches, _ in steps if batches] for _ in range(2)]
+    assert set(rows[0]) == {4} and max(rows[1]) < 4  # of four clips a step
+
+
 # --- what is dropped --------------------------------------------------------------------------------------------------
 
 
