@@ -112,7 +112,7 @@ def test_a_sweep_in_the_processes_of_submitit_ends_in_one_table(tmp_path: Path, 
 def test_the_recipe_for_slurm_sets_options_that_the_launcher_has(tmp_path: Path) -> None:
     recipe = [str(ROOT / "recipes" / "slurm_sweep.sh"), "nl", str(tmp_path), str(tmp_path), "hydra.launcher.qos=low"]
     shown = subprocess.run(recipe, check=True, capture_output=True, text=True, env=ENVIRONMENT | {"MAKEFLAGS": "-n"})
-    _, _, _, many, ranks, *words = shlex.split(shown.stdout.splitlines()[-1])
+    _, _, _, _, many, ranks, *words = shlex.split(shown.stdout.splitlines()[-1])
     assert (many, ranks) == ("-m", "lora.r=4,8,16,32")
     command = [sys.executable, "-m", "asr_lora.train", *words, "--cfg", "hydra"]
     composed = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, env=ENVIRONMENT)
