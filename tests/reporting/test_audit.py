@@ -412,7 +412,7 @@ def test_markup_in_a_corpus_stays_text(faulty: Audited) -> None:
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_in_a_browser_the_page_has_no_errors_and_plays(
     faulty: Audited, its_cache: None, four_wrong: None, browser: Any, scheme: str
 ) -> None:

@@ -384,7 +384,10 @@ def test_the_card_has_the_hubs_metadata_and_the_same_numbers(hostile_words: list
 # ---- in a real browser ----
 
 
-WINDOWS = [(scheme, width) for scheme in ("light", "dark") for width in (390, 1280)]
+WINDOWS = [
+    ("light", 1280),
+    *(pytest.param(*each, marks=pytest.mark.slow) for each in (("light", 390), ("dark", 390), ("dark", 1280))),
+]
 
 
 @pytest.mark.browser

@@ -67,6 +67,7 @@ def steady(words: list[str]) -> dict[str, Any]:
     return outcome(words)
 
 
+@pytest.mark.slow
 def test_three_kills_at_any_moment_change_nothing(busy: list[str]) -> None:
     result = interrupted(busy, times=3)
     assert result["ended"][-1] == 0 and -9 in result["ended"]
@@ -196,6 +197,7 @@ class Stuck(torch.utils.data.Dataset[int]):
         return 2
 
 
+@pytest.mark.slow
 def test_a_loader_ignores_sigterm_until_its_trainer_stops_it() -> None:
     items = iter(DataLoader(Stuck(), batch_size=None, num_workers=1, worker_init_fn=_ignore_interruptions))
     next(items)

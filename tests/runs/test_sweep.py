@@ -147,7 +147,7 @@ def test_ctrl_c_stops_a_whole_sweep(swept: Swept, tmp_path: Path) -> None:
     assert ended.stderr.startswith("interrupted; ")
 
 
-@pytest.mark.parametrize("runs", ["runs", "elsewhere"])
+@pytest.mark.parametrize("runs", ["runs", pytest.param("elsewhere", marks=pytest.mark.slow)])
 def test_a_sweep_whose_jobs_run_in_other_processes_has_its_end_all_the_same(
     swept: Swept, tmp_path: Path, runs: str
 ) -> None:
@@ -160,6 +160,7 @@ def test_a_sweep_whose_jobs_run_in_other_processes_has_its_end_all_the_same(
     assert len(list((tmp_path / runs / ".hydra").glob("*/*.json"))) == 2
 
 
+@pytest.mark.slow
 def test_a_job_that_is_killed_in_another_process_is_logged_beside_the_results_of_the_others(
     swept: Swept, tmp_path: Path
 ) -> None:
@@ -181,6 +182,7 @@ def test_a_launcher_that_starts_nothing_is_one_line(swept: Swept, tmp_path: Path
     assert ended.stderr.startswith("error: hydra/launcher: KeyError: 'srun'; ") and ended.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_job_that_begins_in_another_folder_works_where_the_sweep_was_typed(swept: Swept, tmp_path: Path) -> None:
     (tmp_path / "hydra_plugins").mkdir()
     elsewhere = tmp_path / "elsewhere"

@@ -151,7 +151,7 @@ def test_a_strength_decodes_like_a_scaled_adapter_and_strength_0_like_the_base(
     assert again.base != again.tuned  # the strength holds for one transcription only
 
 
-@pytest.mark.parametrize(("kind", "two"), [("dora", False), ("bitfit", True)])
+@pytest.mark.parametrize(("kind", "two"), [("dora", False), pytest.param("bitfit", True, marks=pytest.mark.slow)])
 def test_methods_that_do_not_scale_have_no_slider_and_whole_models_a_separate_base(
     made: Callable[..., Path], talk: Path, tmp_path: Path, kind: str, two: bool
 ) -> None:

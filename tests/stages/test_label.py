@@ -147,6 +147,7 @@ def test_a_killed_labeling_goes_on_where_it_was_and_ends_the_same(
     assert sum(measured) == 0 and read_json(tmp_path / "parts" / "summary.json")["reasons"] == {"repeated": len(whole)}
 
 
+@pytest.mark.slow
 def test_parts_that_several_processes_measure_are_put_together_as_if_one_had(
     trained: list[str], talk: Path, tmp_path: Path, says: Callable[..., None], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

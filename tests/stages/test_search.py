@@ -212,7 +212,7 @@ def test_at_the_command_line_ctrl_c_leaves_a_search_that_the_same_overrides_fini
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_in_a_browser_the_page_of_a_search_fits_and_its_trials_sort_by_number(
     browser: Any, tmp_path: Path, scheme: str
 ) -> None:

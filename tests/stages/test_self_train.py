@@ -125,6 +125,7 @@ def test_a_round_whose_dev_does_not_gain_is_the_last_and_is_not_scored(overrides
     assert (config.run / "eval" / "test" / "metrics.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_and_labels_and_trains_nothing_twice(
     overrides: list[str], dev_errors: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -207,7 +207,7 @@ def test_each_language_is_decoded_with_its_adapter_as_if_merged(
     assert len({tuple(own) for own in tokens.values()}) == 3
 
 
-@pytest.mark.parametrize("decoding", ["greedy", "beam"])
+@pytest.mark.parametrize("decoding", ["greedy", pytest.param("beam", marks=pytest.mark.slow)])
 def test_rows_of_one_batch_have_their_own_adapters_and_languages(
     decoding: str, words: list[str], talk: Path, runs: dict[str, Path]
 ) -> None:
@@ -248,6 +248,7 @@ def test_a_language_without_a_token_is_refused_before_transcription(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_mixed_batches_write_the_same_files_as_one_by_one_and_leave_out_bad_recordings(
     words: list[str], talk: Path, runs: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -273,6 +274,7 @@ def test_mixed_batches_write_the_same_files_as_one_by_one_and_leave_out_bad_reco
         load([*words, "transcribe.mixed_batches=true"])
 
 
+@pytest.mark.slow
 def test_a_language_without_an_adapter_is_decoded_by_the_base_model_and_logged(
     words: list[str], talk: Path, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -187,6 +187,7 @@ def test_training_rolls_back_to_the_best_dev_decoding_once_at_a_lower_rate(
             assert rates[line["step"]] == pytest.approx(lowered * line["learning_rate"])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_after_a_rollback_resumes_at_the_lower_rate_to_the_same_end(
     judged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

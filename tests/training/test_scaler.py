@@ -213,7 +213,7 @@ def test_a_bad_step_between_overflows_neither_counts_as_one_nor_ends_their_row(s
     [
         pytest.param({3: math.nan}, (), id="bad"),
         pytest.param({}, (3,), id="overflow", marks=pytest.mark.slow),
-        pytest.param({3: math.nan}, (2,), id="overflow_then_bad"),
+        pytest.param({3: math.nan}, (2,), id="overflow_then_bad", marks=pytest.mark.slow),
         pytest.param({2: math.nan}, (3,), id="bad_then_overflow", marks=pytest.mark.slow),
     ],
 )
@@ -233,6 +233,7 @@ def test_a_run_that_is_killed_before_such_a_step_resumes_to_the_same_end(
         torch.testing.assert_close(vars(after), vars(steady.after[step]), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "afterwards"), [(True, False), (False, True)])
 def test_a_run_resumes_on_a_device_without_fp16_and_back(
     steps: list[str], on: Any, before: bool, afterwards: bool

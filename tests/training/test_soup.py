@@ -35,6 +35,7 @@ def is_mean(checkpoint: Path, mean: Path, folders: list[Path]) -> None:
     assert any(not torch.equal(weight, base[name]) for name, weight in own.items())
 
 
+@pytest.mark.slow
 def test_a_soup_is_the_exact_mean_of_ordinary_runs_and_is_scored_and_reported(
     words: list[str], tiny_checkpoint: Path
 ) -> None:

@@ -160,7 +160,14 @@ def test_out_of_memory_on_a_short_batch_is_handled_though_a_longer_single_row_fi
     assert_same(outcome(load([*mixed, "run_name=small"]).run), whole)
 
 
-@pytest.mark.parametrize("error", [FULL, CUBLAS, INT8], ids=["torch", "cublas", "bitsandbytes"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(FULL, id="torch"),
+        pytest.param(CUBLAS, id="cublas", marks=pytest.mark.slow),
+        pytest.param(INT8, id="bitsandbytes", marks=pytest.mark.slow),
+    ],
+)
 def test_when_not_even_one_row_fits_training_ends_with_the_reason_and_a_way_out(
     uneven: list[str], monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ) -> None:
