@@ -48,8 +48,9 @@ class StepSampler:
         self._cutter = WindowCutter(durations, tokens, self.places, training, token_limit)
         self.weights = np.ones(len(durations)) if weights is None else np.asarray(weights)
         self.per_epoch = len(_epoch_clips(self.weights, seed, epoch=0))  # clips, the same in every epoch
-        self._epochs: dict[bool, tuple[int, list[list[int]]]] = {}  # the last one of windows, and of clips
-        self._previous: dict[int, int] = {}  # of its clips, the one before in sequence
+        # The last epoch of the steps with windows, and of the others.
+        self._epochs: dict[bool, tuple[int, list[list[int]]]] = {True: (-1, []), False: (-1, [])}
+        self._previous: dict[int, int] = {}  # of the clips of the last one with windows, the one before in sequence
         self._shuffles: dict[int, np.ndarray] = {}  # by epoch, the last two
 
     def step(self, step: int) -> list[Batch]:
@@ -117,7 +118,7 @@ class StepSampler:
         if per_epoch == 0:
             return self._shuffled(step)
         epoch = step // per_epoch
-        if windowed not in self._epochs or self._epochs[windowed][0] != epoch:
+        if self._epochs[windowed][0] != epoch:
             self._epochs[windowed] = epoch, self.epoch(epoch, windowed)
         return self._epochs[windowed][1][step % per_epoch]
 
