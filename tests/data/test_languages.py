@@ -91,7 +91,8 @@ def test_an_epoch_has_the_second_language_by_its_weight(words: list[str], releas
 
 
 def test_clips_of_two_languages_are_never_joined_to_one_window() -> None:
-    training = load(["training.context=windows", "training.batch_size=16", "training.window_prompts=1"]).training
+    windows = ["training.context=windows", "training.window_share=1", "training.window_prompts=1"]
+    training = load([*windows, "training.batch_size=16"]).training
     training.window_single = training.no_speech_share = 0.0
     places = [Place(speaker=f"speaker{at // 5}", language="en" if at % 3 else "") for at in range(80)]
     drawn = StepSampler([4.0] * 80, [10] * 80, training, 0, 448, None, places)

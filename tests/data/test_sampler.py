@@ -33,10 +33,14 @@ def usual() -> TrainingConfig:
 
 
 def order(kind: str = "dynamic", clips: int = 50, seed: int = 0, **settings: Any) -> StepSampler:
-    """Returns a sampler of `training.*` of conf/, with `settings`, which may also be its durations and tokens."""
+    """Returns a sampler of `training.*` of conf/, with `settings`, which may also be its durations and tokens.
+
+    Windows are in every step.
+    """
     lengths = settings.pop("durations", durations(clips))
     tokens, training = settings.pop("tokens", [20] * len(lengths)), usual()
-    return StepSampler(lengths, tokens, replace(training, context=kind, **settings), seed, token_limit=448)
+    chosen = {"context": kind, "window_share": 1.0, **settings}
+    return StepSampler(lengths, tokens, replace(training, **chosen), seed, token_limit=448)
 
 
 @pytest.mark.parametrize(("share", "steps"), [(0.0, []), (0.25, [3, 7, 11]), (1.0, list(range(12)))])
@@ -173,7 +177,10 @@ def test_a_clip_has_other_neighbors_in_every_epoch() -> None:
 def test_padding_is_under_a_third_on_clips_of_common_voices_lengths(words: list[str]) -> None:
     """With the default settings; at 30 s it is 85 %."""
     config = load([*words, "training.batch_size=8"])
-    rows: list[Clip] = [{"duration": seconds} for seconds in durations(5_000)]
+    rows: list[Clip] = [
+        {"duration": seconds, "text": "dit is een zin", "speaker": f"speaker{at // 5}", "path": f"{at}.mp3"}
+        for at, seconds in enumerate(durations(5_000))
+    ]
     assert np.mean([row["duration"] for row in rows]) == pytest.approx(4.37, abs=0.1)
     assert step_sampler(config, rows).padding_fraction(1_000) < 0.35
     full = load([*words, "training.context=full"])
@@ -254,7 +261,8 @@ def talks(recordings: int, sentences: int) -> list[Place]:
 
 
 def test_neighbors_of_a_recording_stay_neighbors_and_no_window_holds_two_recordings() -> None:
-    places, training = talks(10, 23), replace(usual(), context="windows", window_single=0.0, no_speech_share=0.0)
+    training = replace(usual(), context="windows", window_share=1.0, window_single=0.0, no_speech_share=0.0)
+    places = talks(10, 23)
     drawn = StepSampler([4.0] * 230, [10] * 230, training, 0, 448, None, places)
     joins = 0
     for row in rows_of(drawn, 60):

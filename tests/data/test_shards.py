@@ -361,10 +361,10 @@ def test_no_clip_is_decoded_again(from_shards: list[str], monkeypatch: pytest.Mo
 def test_every_step_from_shards_equals_that_from_files_to_the_last_bit(
     from_files: list[str], from_shards: list[str], server: Server, processor: WhisperProcessor, context: str
 ) -> None:
-    override = f"training.context={context}"
-    whole = steps([*from_files, override, "run_name=files"], processor)
-    assert_equal(steps([*from_shards, override], processor), whole)
-    assert_equal(steps([*over_http(from_shards, server), override], processor), whole)
+    contexts = [f"training.context={context}", "training.window_share=1"]
+    whole = steps([*from_files, *contexts, "run_name=files"], processor)
+    assert_equal(steps([*from_shards, *contexts], processor), whole)
+    assert_equal(steps([*over_http(from_shards, server), *contexts], processor), whole)
 
 
 def test_hours_draw_the_same_clips(from_files: list[str], from_shards: list[str]) -> None:

@@ -149,7 +149,8 @@ def test_a_step_is_of_like_length_at_the_contexts_of_any_other_run(
 
 @pytest.mark.parametrize("context", ["full", "windows"])
 def test_other_contexts_have_every_clip_too(overrides: list[str], processor: WhisperProcessor, context: str) -> None:
-    steps = steps_of([*overrides, f"training.context={context}", "data.augment=light"], processor)
+    contexts = [f"training.context={context}", "training.window_share=1"]
+    steps = steps_of([*overrides, *contexts, "data.augment=light"], processor)
     assert set(ids_of(steps)) == ALL
 
 

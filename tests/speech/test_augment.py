@@ -230,7 +230,7 @@ def test_no_sample_is_cut_however_tight_the_context(
         monkeypatch.setattr(f"asr_lora.data.{module}.MAX_SECONDS", 3.0)  # so that windows are tight
     tight = [
         "training.context_margin=[0,0]", "training.context_multiple=0.02",
-        "training.no_speech_share=0", "training.window_pauses=[0,0]",
+        "training.window_share=1", "training.no_speech_share=0", "training.window_pauses=[0,0]",
     ]  # fmt: skip
     order = dynamic(rows, f"training.context={context}", *tight)
     steps, stretched = StepDataset(rows, order, 60, SpeechCollator(processor, "light")), []
@@ -323,7 +323,8 @@ def test_spec_augment_silences_parts_of_clips_in_training_alone(
         return drawn[-1][1]
 
     monkeypatch.setattr("asr_lora.data.features.mask", spy)
-    config = load([*words, *MASKED, f"training.context={context}", "eval.after=false", "hardware.micro_batch=8"])
+    contexts = [f"training.context={context}", "training.window_share=1"]
+    config = load([*words, *MASKED, *contexts, "eval.after=false", "hardware.micro_batch=8"])
     prepare(config)
     seen: list[torch.Tensor] = []
     with progress("training", total=2) as bar:

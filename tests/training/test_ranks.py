@@ -101,7 +101,7 @@ def test_two_processes_train_decode_and_write_the_same_as_one_from_shards(shared
 
 @pytest.mark.parametrize("context", ["dynamic", "full", "windows"])
 def test_an_epoch_over_all_processes_has_every_clip_once(shared: list[str], context: str) -> None:
-    config = load([*shared, f"training.context={context}"])
+    config = load([*shared, f"training.context={context}", "training.window_share=1"])
     prepare(config)
     rows = read_jsonl(run.manifest(config.run, "train"))
     order = step_sampler(config, rows)

@@ -81,7 +81,7 @@ def test_loss_gradient_and_adapter_do_not_depend_on_how_a_batch_is_split(uneven:
 def test_a_step_with_several_contexts_does_not_depend_on_how_it_is_split(
     of_two_contexts: list[str], context: str
 ) -> None:
-    mixed = [*of_two_contexts, f"training.context={context}"]
+    mixed = [*of_two_contexts, f"training.context={context}", "training.window_share=1"]
     whole = outcome(trained([*mixed, "run_name=whole", "hardware.micro_batch=8"]))
     assert_same(outcome(trained([*mixed, "run_name=split", "hardware.micro_batch=1"])), whole)
 
