@@ -123,8 +123,9 @@ def _is_unspaced(tokenizer: WhisperTokenizer) -> bool:
 
 def _time_token(seconds: float, tokenizer: WhisperTokenizer) -> int:
     within = min(seconds, MAX_SECONDS)  # sums are rounded
-    token: int = tokenizer.convert_tokens_to_ids(f"<|{round(within / 0.02) * 0.02:.2f}|>")
-    return token
+    # By number: tokenizers of 2022 do not name the timestamps, and would give <|endoftext|> for each.
+    last: int = tokenizer.convert_tokens_to_ids("<|notimestamps|>")
+    return last + 1 + round(within / 0.02)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from asr_lora.data.manifest import Clip, SplitDraw, missing_files, name_in_corpu
 from asr_lora.data.preparation import MOST_BAD, check_hours
 from asr_lora.data.sources import open_sources
 from asr_lora.doctor.check import FAIL, OK, WARN, Check
-from asr_lora.model.pretrained import load_generation_config, load_processor
+from asr_lora.model.pretrained import load_config, load_generation_config, load_processor
 from asr_lora.model.tokens import OF_BASE, is_english_only
 from asr_lora.runs import folder as run
 from asr_lora.runtime.commands import to_run
@@ -305,7 +305,8 @@ def batch(config: "Config", sample: DataSample, code: str) -> tuple[Check, Batch
     prompt, end = [generation.decoder_start_token_id], generation.eos_token_id
     if not is_english_only(generation):
         prompt += [generation.lang_to_id[f"<|{code}|>"], generation.task_to_id[config.model.task]]
-    if wrong := [trouble for each in batches for trouble in troubles(each, prompt, end, len(processor.tokenizer))]:
+    known = load_config(config.model.checkpoint).vocab_size
+    if wrong := [trouble for each in batches for trouble in troubles(each, prompt, end, known)]:
         return Check("batch", FAIL, f"{wrong[0]} ({len(wrong)} such in {_size(batches)})", OF_BASE), None
     tokens = sum(int((each["labels"] != IGNORE_INDEX).sum()) for each in batches)
     named = "" if is_english_only(generation) else f"<|{code}|>, "
@@ -337,9 +338,10 @@ def troubles(batch: Batch, prompt: Sequence[int], end: int, vocabulary: int) -> 
     wrong = []
     for inputs, labels in zip(batch["decoder_input_ids"].tolist(), batch["labels"].tolist(), strict=True):
         tokens = [label for label in labels if label != IGNORE_INDEX]
-        if inputs[0] != first:
-            wrong.append(f"a row begins with token {inputs[0]}, not with the start token {first}")
-        elif first in tokens or inputs[: len(tokens)].count(first) != 1:
+        before = labels.index(tokens[0])  # tokens of the text before a window, which have no labels
+        if inputs[before] != first:
+            wrong.append(f"a row begins with token {inputs[before]}, not with the start token {first}")
+        elif first in tokens or inputs[: before + len(tokens)].count(first) != 1:
             wrong.append("the start token is doubled: the model would learn to output it")
         elif tokens[: len(after)] != after:
             wrong.append(f"language and task are {tokens[: len(after)]}, not {after}")

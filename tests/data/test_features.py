@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.models import tiny_tokenizer
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from asr_lora.data.features import (
@@ -155,6 +156,15 @@ def test_joined_clips_have_timestamps_at_every_join(processor: WhisperProcessor)
     assert "<|notimestamps|>" not in rest and rest[-1] == "<|endoftext|>"
     assert tokenizer.decode(ids, skip_special_tokens=True) == " Hoi. Dag."
     assert joined_sentences(["Hoi.", "Dag."], tokenizer) == "Hoi. Dag."
+
+
+def test_timestamps_are_the_same_where_a_tokenizer_does_not_name_them() -> None:
+    """As those of 2022, which many fine-tuned models have: their last token is <|notimestamps|>."""
+    named, unnamed = (with_prompt(tiny_tokenizer(times), "nl", "transcribe") for times in (True, False))
+    assert "<|0.00|>" in named.get_vocab() and "<|0.00|>" not in unnamed.get_vocab()
+    for cut_at in (None, 28.14):
+        ids = window_label_ids(["Hoi.", "Dag."], [(0.0, 1.204), (1.5, 30.0)], unnamed, cut_at)
+        assert ids == window_label_ids(["Hoi.", "Dag."], [(0.0, 1.204), (1.5, 30.0)], named, cut_at)
 
 
 def test_no_space_is_put_between_sentences_where_the_language_writes_none(processor: WhisperProcessor) -> None:

@@ -233,6 +233,12 @@ def test_wrong_labels_are_reported(spoil: Any, trouble: str, processor: WhisperP
     assert trouble in reported
 
 
+def test_windows_with_the_text_before_them_as_prompt_are_right(words: list[str], tmp_path: Path) -> None:
+    windows = ["experiment=long_form", "training.window_prompts=1", "training.window_single=0"]
+    found = examined([*words, *windows], tmp_path / "scratch")
+    assert not verdicts(found, "fail") and found["batch"].verdict == "ok"
+
+
 # ---- the checkpoint ----
 
 

@@ -13,8 +13,8 @@ TASKS = (
 )  # fmt: skip
 
 
-def tiny_tokenizer() -> WhisperTokenizer:
-    """Makes Whisper's tokens over bytes: end, start, languages, tasks, no timestamps, timestamps."""
+def tiny_tokenizer(timestamps: bool = True) -> WhisperTokenizer:
+    """Makes Whisper's tokens over bytes: end, start, languages, tasks, no timestamps, timestamps or not their names."""
     vocab = {byte: index for index, byte in enumerate(sorted(ByteLevel.alphabet()))}
     special = [
         "<|endoftext|>", "<|startoftranscript|>", *(f"<|{code}|>" for code in LANGUAGES),
@@ -22,7 +22,7 @@ def tiny_tokenizer() -> WhisperTokenizer:
     ]  # fmt: skip
     tokenizer = WhisperTokenizer(vocab=vocab, merges=[], pad_token="<|endoftext|>")
     tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
-    tokenizer.add_tokens([f"<|{step * 0.02:.2f}|>" for step in range(1501)])
+    tokenizer.add_tokens([f"<|{step * 0.02:.2f}|>" for step in range(1501)] if timestamps else [])
     return tokenizer
 
 
