@@ -292,3 +292,14 @@ def test_a_window_ends_where_the_decoder_would() -> None:
     chosen = {"window_single": 0, "window_timestamps": 0, "window_prompts": 1, "no_speech_share": 0}
     rows = rows_of(order("windows", clips=100, tokens=[200] * 100, **chosen), 20)
     assert max(200 * len(row.clips) + 200 * len(row.before) for row in rows) == 400
+
+
+def test_a_label_as_long_as_the_decoder_gets_no_times_that_would_exceed_it() -> None:
+    """As of 30 s in languages that Whisper writes in bytes; labels of up to 449 tokens are used, the end is no input."""
+    chosen = {"window_single": 0, "window_timestamps": 1, "window_prompts": 1, "no_speech_share": 0}
+    for tokens in (447, 448, 449):
+        rows = rows_of(order("windows", clips=40, tokens=[tokens] * 40, **chosen), 5)
+        assert {row.clips[1:] + row.before for row in rows} == {()}
+        inputs = tokens - 1 + any(row.timestamps for row in rows)  # two times, and no <|notimestamps|>
+        assert inputs <= 448
+    assert all(row.timestamps for row in rows_of(order("windows", clips=40, tokens=[400] * 40, **chosen), 5))
