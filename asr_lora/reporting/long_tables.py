@@ -66,7 +66,7 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
     ]
     note = (
         "this model skips or repeats text by itself: cut recordings at pauses (VAD), or train with "
-        "training.context=windows"
+        "experiment=long_form"
         if ours["skipped"] or ours["repeated"]
         else ""
     )
