@@ -65,8 +65,7 @@ def show_exports(rows: Sequence[Mapping[str, Any]]) -> None:
         for way, figures in row["long"]["ways"].items()
     ]
     note = (
-        "this model skips or repeats text by itself: cut recordings at pauses (VAD), or train with "
-        "experiment=long_form"
+        "this model skips or repeats text by itself: cut recordings at pauses (VAD), or train with experiment=long_form"
         if ours["skipped"] or ours["repeated"]
         else ""
     )

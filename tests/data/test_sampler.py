@@ -295,7 +295,7 @@ def test_a_window_ends_where_the_decoder_would() -> None:
 
 
 def test_a_label_as_long_as_the_decoder_gets_no_times_that_would_exceed_it() -> None:
-    """As of 30 s in languages that Whisper writes in bytes; labels of up to 449 tokens are used, the end is no input."""
+    """As of 30 s in languages that Whisper writes in bytes; labels have up to 449 tokens, whose end is no input."""
     chosen = {"window_single": 0, "window_timestamps": 1, "window_prompts": 1, "no_speech_share": 0}
     for tokens in (447, 448, 449):
         rows = rows_of(order("windows", clips=40, tokens=[tokens] * 40, **chosen), 5)

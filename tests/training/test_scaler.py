@@ -35,7 +35,8 @@ TOKEN_LOSS = trainer.token_loss
 def steps(words: list[str], tmp_path: Path) -> list[str]:
     """A run of steps of 8 clips at a context of CONTEXT."""
     return [
-        *words, f"data.source={write_uneven(tmp_path / 'uneven', dev=2, test=2)}", "training.context_margin=[0.5,0.5]", "training.context=dynamic",
+        *words, f"data.source={write_uneven(tmp_path / 'uneven', dev=2, test=2)}",
+        "training.context=dynamic", "training.context_margin=[0.5,0.5]",
         "training.batch_size=8", f"training.max_steps={STEPS}", "training.learning_rate=1e-2",
         "training.eval_steps=100", "eval.after=false",
     ]  # fmt: skip
