@@ -172,7 +172,6 @@ def test_only_a_fine_tuned_model_that_knows_short_contexts_is_decoded_at_one(wor
         "dynamic": "short", "full": "full", "windows": "short",
     }  # fmt: skip
     assert all(facts["baseline"]["context"] == "full" for facts in scored.values())
-    config = load(words)
     full = evaluate(
         recorded_config(config.run, load(["decoding.context=full", "hardware=cpu"]), ["decoding.context=full"])
     )

@@ -50,10 +50,11 @@ def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Runs of one base by language, whose adapters change the transcripts; that of Dutch is the last."""
+    """Runs of one base by language on clips alone, whose adapters change the transcripts; that of Dutch is the last."""
     folder, made = tmp_path_factory.mktemp("tuned"), {}
     write_release(folder / "cv-corpus-25.0-2026-06-05")
     overrides = tiny_run(folder / "cv-corpus-25.0-2026-06-05", tiny_checkpoint, folder / "runs")
+    overrides.append("training.context=dynamic")
     for seed, language in enumerate(("de", "nl")):
         named = [f"run_name={language}", f"seed={seed}", "training.learning_rate=0.3", "eval.after=false"]
         train(config := load([*overrides, *named]))
