@@ -121,12 +121,12 @@ class WindowCutter:
         A label that fills the decoder by itself, as of languages that are written in bytes, has no times.
         """
         tokens = sum(self.tokens[clip] for clip in before)
+        timestamps = timestamps and tokens + self.tokens[chain[0]] + 2 <= self.token_limit
         end, pauses = 0.0, list[float]()
         least, most = self.training.window_pauses
         for at, clip in enumerate(chain):
             pause = float(rng.uniform(least, most)) if at else 0.0
             tokens += self.tokens[clip] + 2  # a timestamp before and behind
-            timestamps = timestamps and (at > 0 or tokens <= self.token_limit)
             other = at and not self.places[clip].joins(self.places[chain[at - 1]])
             if at and (other or tokens > self.token_limit):
                 return RowSpec(tuple(chain[:at]), timestamps, tuple(pauses), before=before)
