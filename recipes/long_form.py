@@ -2,8 +2,8 @@
 
 `talks` is a set of eval.sets with `long: true`, scored in every run; the runs of NEW and OLD are as many, of the same
 corpora and seeds, in the same order. Prints for every way of transcribing the error rates of the base model, of OLD and
-of NEW, and the paired differences with their intervals over sentences, all seeds and orders of one being one unit; and
-what is skipped, repeated and written where nobody speaks.
+of NEW, and the paired differences with their intervals over stretches of 30 s (fewer than 20: over sentences), all
+seeds and orders of one being one unit; and what is skipped, repeated and written where nobody speaks.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from asr_lora.config.compose import load
 from asr_lora.data.recordings import from_row
 from asr_lora.decoding.generate import Segment
 from asr_lora.evaluation import metrics
-from asr_lora.evaluation.long_form import align
+from asr_lora.evaluation.long_form import align, stretches
 from asr_lora.runs import folder as run
 from asr_lora.runtime.files import read_json, read_jsonl
 from asr_lora.runtime.screen import show
@@ -27,17 +27,18 @@ SIGNS = ("skipped", "repeated", "words_without_speech")
 
 
 def counted(folder: Path, name: str) -> dict[str, dict[str, Any]]:
-    """Returns by way the clips of a run's cues, their units, the errors of both models, and what else is found."""
+    """Returns by way the clips of a run's cues, their stretches and units, both models' errors, and what is found."""
     rows = read_jsonl(folder / "eval" / name / "transcripts.jsonl")
     facts, settings = read_json(folder / "eval" / name / "long.json"), run.recorded_config(folder, load(), []).eval
     normal, found = Normalizer(settings.normalizer, facts["language"], settings.numbers), {}
     for way in facts["ways"]:
-        of_way: dict[str, Any] = {"clips": [], "units": []}
+        of_way: dict[str, Any] = {"clips": [], "stretches": [], "units": []}
         for model in ("baseline", "fine_tuned"):
             of_way[model] = {"errors": [], "near": 0.0, **dict.fromkeys(SIGNS, 0)}
         for row in rows:
             recording = from_row({key: row[key] for key in row if key != "transcripts"}, folder)
             of_way["clips"] += [cue.clip for cue in recording.cues]
+            of_way["stretches"] += stretches([recording])
             for model, own in row["transcripts"][way].items():
                 aligned = align(recording, [Segment(**segment) for segment in own], normal)
                 of_way[model]["errors"] += aligned.errors
@@ -57,7 +58,9 @@ def pooled(new: Sequence[Path], old: Sequence[Path], name: str) -> list[list[str
         of_old, of_new = ([each[way] for each in side] for side in sides)
         if [each["clips"] for each in of_old] != [each["clips"] for each in of_new]:
             raise SystemExit("error: the runs have different recordings; name them in the same order")
-        _, places = np.unique([clip for each in of_old for clip in each["clips"]], return_inverse=True)
+        clips, all_stretches = ([one for each in of_old for one in each[name]] for name in ("clips", "stretches"))
+        _, first, places = np.unique(clips, return_index=True, return_inverse=True)
+        drawn = [all_stretches[at] for at in first]
         units = np.array([unit for each in of_old for unit in each["units"]])
         errors = {}
         for title, runs, model in (
@@ -68,7 +71,7 @@ def pooled(new: Sequence[Path], old: Sequence[Path], name: str) -> list[list[str
             own = [each[model] for each in runs]
             errors[title] = np.array([count for each in own for count in each["errors"]])
             deltas = [
-                _difference(errors[title] - errors[other], units, places)
+                _difference(errors[title] - errors[other], units, places, drawn)
                 for other in ("base", "old")
                 if other in errors and other != title
             ]
@@ -80,10 +83,11 @@ def pooled(new: Sequence[Path], old: Sequence[Path], name: str) -> list[list[str
     return rows
 
 
-def _difference(more: np.ndarray, units: np.ndarray, places: np.ndarray) -> str:
+def _difference(more: np.ndarray, units: np.ndarray, places: np.ndarray, drawn: Sequence[str]) -> str:
     by_clip = [np.bincount(places, weights=of) for of in (more, units)]
     spoken = by_clip[1] > 0
-    (low, high), _ = metrics.bootstrap(by_clip[0][spoken], by_clip[1][spoken], [""] * int(spoken.sum()), seed=0)
+    own = [drawn[at] for at in np.flatnonzero(spoken)]
+    (low, high), _ = metrics.bootstrap(by_clip[0][spoken], by_clip[1][spoken], own, seed=0)
     return f"{100 * more.sum() / units.sum():+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 

@@ -76,7 +76,8 @@ def to_pauses(cues: Sequence[Span], speech: Iterable[tuple[float, float]], secon
     """Moves the ends and begins of neighboring cues to the pause between them; of a recording of `seconds`.
 
     Of all pauses that lie within FARTHEST of both, it is the one with the least distance, less half its length. Cues
-    without one, and those that overlap their neighbor by more than OVERLAP, keep their times there.
+    without one, those that overlap their neighbor by more than OVERLAP, and those of which one would end before it
+    begins, keep their times there.
     """
     edges = [0.0, *(time for span in speech for time in span), seconds]
     pauses = [Span(*pair) for pair in zip(edges[::2], edges[1::2], strict=True)]
@@ -90,9 +91,12 @@ def to_pauses(cues: Sequence[Span], speech: Iterable[tuple[float, float]], secon
         if pause is None:
             continue
         kept = min(BESIDE, (pause.end - pause.start) / 2)
-        if end is not None and pause.start > starts[at - 1]:
+        # Both or neither: one alone would have the words of the other cue too.
+        if (end is not None and pause.start <= starts[at - 1]) or (start is not None and pause.end >= cues[at].end):
+            continue
+        if end is not None:
             ends[at - 1] = round(pause.start + kept, 3)
-        if start is not None and pause.end < cues[at].end:
+        if start is not None:
             starts[at] = round(pause.end - kept, 3)
     return [Span(*times) for times in zip(starts, ends, strict=True)]
 

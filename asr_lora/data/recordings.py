@@ -91,8 +91,8 @@ def whole(clips: Sequence[Clip], unknown: Sequence[Clip], folder: Path) -> list[
     """Returns the recordings that `clips` are segments of, each with these cues, in order of their times.
 
     What is spoken in the segments `unknown` counts for nothing: where a recording has such, a copy of it with silence
-    there is written to `folder`. Clips that are whole recordings are left out: they are no segments.
-    Raises ExternalError where a recording cannot be decoded.
+    there is written to `folder`, but for what they share with a cue. Clips that are whole recordings are left out: they
+    are no segments. Raises ExternalError where a recording cannot be decoded.
     """
     segments: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
@@ -108,17 +108,20 @@ def whole(clips: Sequence[Clip], unknown: Sequence[Clip], folder: Path) -> list[
         # Files of several folders may have one name.
         name = f"{file.stem}-{sha256_text(path)[:8]}"
         if silenced := [clip for clip in unknown if clip["path"] == path]:
-            found.append(_written(name, _without(sound, silenced), cues, folder))
+            found.append(_written(name, _without(sound, silenced, cues), cues, folder))
         else:
             found.append(Recording(name, file.absolute(), len(sound) / SAMPLE_RATE, sha256_file(file), tuple(cues)))
     return found
 
 
-def _without(sound: Waveform, segments: Sequence[Clip]) -> Waveform:
+def _without(sound: Waveform, segments: Sequence[Clip], cues: Sequence[Cue]) -> Waveform:
     changed = sound.copy()
     for clip in segments:
         end = clip.get("end")
         changed[round(clip["start"] * SAMPLE_RATE) : None if end is None else round(end * SAMPLE_RATE)] = 0
+    for cue in cues:
+        own = slice(round(cue.start * SAMPLE_RATE), round(cue.end * SAMPLE_RATE))
+        changed[own] = sound[own]
     return changed
 
 

@@ -125,7 +125,8 @@ class StepSampler:
     def _sequenced_epoch(self, epoch: int) -> list[list[int]]:
         """Returns clips in sequence: neighbors of a recording together, the steps in random order."""
         clips, size = sequence([int(clip) for clip in self._permutation(epoch)], self.places), self.batch_size
-        self._previous = dict(zip(clips[1:], clips, strict=False))
+        # Of a clip that is there twice, that of the first round, which has all clips of its recording.
+        self._previous = dict(reversed([*zip(clips[1:], clips, strict=False)]))
         # Other steps in every epoch: each begins at another clip.
         rng = _rng(self.seed, epoch, "batches")
         first = int(rng.integers(len(clips) % size + 1))

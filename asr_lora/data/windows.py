@@ -88,7 +88,7 @@ class WindowCutter:
     token_limit: int
 
     def rows(self, clips: Sequence[int], previous: Mapping[int, int], rng: np.random.Generator) -> list[RowSpec]:
-        """Returns the rows: single clips, windows, and at times one without speech; all draws come from `rng`.
+        """Returns the rows: single clips, windows, and some without speech; all draws come from `rng`.
 
         `previous` maps a clip to the one before it in the epoch's sequence.
         """
@@ -99,11 +99,12 @@ class WindowCutter:
         chain.sort(key=lambda clip: self.places[clip].language)  # stable: neighbors of a language stay in sequence
         while chain:
             timestamps, prompted = rng.random(2) < (training.window_timestamps, training.window_prompts)
-            before = self._before(chain[0], previous) if prompted else ()
+            before = self._before(chain, previous) if prompted else ()
             row = self._window(chain, bool(timestamps), before, rng)
             rows.append(row)
             chain = chain[len(row.clips) - row.cut :]
-        if rng.random() < training.no_speech_share * len(rows):
+        expected = training.no_speech_share * len(rows)
+        for _ in range(int(expected) + (rng.random() < expected % 1)):
             rows.append(RowSpec((), bool(rng.random() < 0.5), no_speech=float(rng.uniform(*NO_SPEECH_SECONDS))))
         return rows
 
@@ -138,11 +139,14 @@ class WindowCutter:
             pauses += [pause] * (at > 0)
         return RowSpec(tuple(chain), timestamps, tuple(pauses), before=before)
 
-    def _before(self, clip: int, previous: Mapping[int, int]) -> tuple[int, ...]:
-        """Returns the clips before a clip, of the same recording and language, whose text fits the prompt."""
-        found: list[int] = []
+    def _before(self, chain: Sequence[int], previous: Mapping[int, int]) -> tuple[int, ...]:
+        """Returns the clips before the first of a chain, of the same recording and language, that fit the prompt.
+
+        A clip that an epoch has twice may be before itself, or a clip before one that the row has; their text ends it.
+        """
+        found, clip = list[int](), chain[0]
         room, at = min(TEXT_BEFORE, self.token_limit - self.tokens[clip] - 2), previous.get(clip)
-        while at is not None and at not in found and self.places[at].joins(self.places[clip]):
+        while at is not None and at not in (*found, *chain) and self.places[at].joins(self.places[clip]):
             room -= self.tokens[at]
             if room < 0:
                 break

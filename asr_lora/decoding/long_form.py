@@ -14,7 +14,7 @@ from asr_lora.model.tokens import language_and_task
 from asr_lora.speech import audio
 from asr_lora.speech.limits import MAX_SECONDS
 
-VERSION = 1  # raised whenever the same settings decode the same recording to other segments
+VERSION = 2  # raised whenever the same settings decode the same recording to other segments
 TOKEN_RATIO = 1.35  # of the bytes of token numbers, as transformers compresses them; of the text it would be 2.4
 MOST_TOKENS = 220  # of a window: of Whisper's 448 positions 224 are the prompt's and 4 the start's
 SEED = 0  # of the tokens that the fallback draws, the same for every recording
@@ -68,9 +68,12 @@ def decode_long_form(
         if is_out_of_memory(error):
             raise not_even_one(error) from error
         raise
+    duration = len(waveform) / audio.SAMPLE_RATE  # the last window goes on behind it
     return [
         Segment(
-            float(each["start"]), float(each["end"]), processor.decode(each["tokens"], skip_special_tokens=True).strip()
+            min(float(each["start"]), duration),
+            min(float(each["end"]), duration),
+            processor.decode(each["tokens"], skip_special_tokens=True).strip(),
         )
         for each in output["segments"][0]
     ]

@@ -194,12 +194,12 @@ def prompt_of(text: str | None, hotwords: Sequence[str]) -> str:
 
 def txt(segments: Sequence[Segment]) -> str:
     """Formats segments as plain text, a line each."""
-    return "".join(f"{segment.text}\n" for segment in segments)
+    return "".join(f"{segment.text}\n" for segment in segments if segment.text)
 
 
 def srt(segments: Sequence[Segment]) -> str:
     """Formats segments as SubRip: numbered blocks, or one for each of their words, milliseconds after a comma."""
-    parts = [part for segment in segments for part in (segment.words or [segment])]
+    parts = [part for segment in segments if segment.text for part in (segment.words or [segment])]
     blocks = (
         f"{number}\n{_timestamp(part.start, ',')} --> {_timestamp(part.end, ',')}\n{_escaped(part.text)}\n"
         for number, part in enumerate(parts, start=1)
@@ -210,14 +210,9 @@ def srt(segments: Sequence[Segment]) -> str:
 def vtt(segments: Sequence[Segment]) -> str:
     """Formats segments as WebVTT (W3C), in which & and < are escaped; words have the time at which they begin."""
     blocks = (
-        f"{_timestamp(segment.start, '.')} --> {_timestamp(segment.end, '.')}\n"
-        + " ".join(
-            (f"<{_timestamp(part.start, '.')}>" if segment.words else "")
-            + _escaped(part.text).replace("&", "&amp;").replace("<", "&lt;")
-            for part in segment.words or [segment]
-        )
-        + "\n"
+        f"{_timestamp(segment.start, '.')} --> {_timestamp(segment.end, '.')}\n{_karaoke(segment)}\n"
         for segment in segments
+        if segment.text
     )
     return "\n".join(["WEBVTT\n", *blocks])
 
@@ -230,6 +225,20 @@ def as_json(segments: Sequence[Segment], facts: Mapping[str, object]) -> str:
 
 
 FORMATS: Mapping[str, Callable[[Sequence[Segment]], str]] = {"txt": txt, "srt": srt, "vtt": vtt}
+
+
+def _karaoke(segment: Segment) -> str:
+    """Returns the text of a block of WebVTT; its words with their times, and between them what the text has there."""
+    text, at = "", 0
+    for word in segment.words:
+        found = max(at, segment.text.find(word.text, at))
+        text += f"{segment.text[at:found]}<{_timestamp(word.start, '.')}>{_vtt_text(word.text)}"
+        at = found + len(word.text)
+    return text or _vtt_text(segment.text)
+
+
+def _vtt_text(text: str) -> str:
+    return _escaped(text).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _timestamp(seconds: float, point: str) -> str:

@@ -75,10 +75,11 @@ def _attention(
     model: WhisperForConditionalGeneration, input_features: Tensor, texts: Sequence[list[int]], prompt: list[int],
     heads: Sequence[tuple[int, int]],
 ) -> Tensor:  # fmt: skip
-    """Returns the cross-attention of the alignment heads: (rows, heads, tokens with prompt and end, positions)."""
+    """Returns the cross-attention of the alignment heads: (rows, heads, tokens with prompt, positions)."""
     end, decoder = model.generation_config.eos_token_id, model.get_decoder()
     longest = max(map(len, texts))
-    rows = [[*prompt, *tokens, *[end] * (1 + longest - len(tokens))] for tokens in texts]
+    # The end is no input: a text that ran away fills the decoder without it.
+    rows = [[*prompt, *tokens, *[end] * (longest - len(tokens))] for tokens in texts]
     encoded = model.get_encoder()(input_features).last_hidden_state
     usual = decoder.config._attn_implementation
     decoder.set_attn_implementation("eager")  # the others do not return their weights
@@ -93,11 +94,12 @@ def _attention(
 
 
 def _words(weights: Tensor, tokens: list[int], seconds: float, tokenizer: Any) -> list[Word]:
-    """Returns the words of a row; `weights`: (heads, tokens with prompt and end, positions)."""
+    """Returns the words of a row; `weights`: (heads, tokens with prompt, positions)."""
     if not tokens:
         return []
     first = len(tokenizer.prefix_tokens)
-    # The end's row shows where the last word ends. Behind the clip is silence, which no word is in.
+    # The row of the last token, which the end is predicted from, shows where the last word ends. Behind the clip is
+    # silence, which no word is in.
     own = weights[:, first - 1 : first + len(tokens), : max(1, round(seconds / POSITION))]
     deviation, mean = torch.std_mean(own, dim=-2, keepdim=True, correction=0)
     smooth = _median_filter((own - mean) / deviation.clamp(min=1e-9), 7).mean(dim=0)  # 7 positions, as OpenAI's

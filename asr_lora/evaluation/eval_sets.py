@@ -17,6 +17,8 @@ from asr_lora.config.known_sets import check_known, known_set, source_language
 from asr_lora.config.schema import DataConfig, DecodingConfig, ModelConfig
 from asr_lora.config.stages import EvalConfig, EvalSetConfig
 from asr_lora.corpus import is_path, mdc
+from asr_lora.corpus.segment_lists import NAMING
+from asr_lora.corpus.sidecars import BESIDE
 from asr_lora.data.languages import check_clips, clip_languages, run_tokens
 from asr_lora.data.manifest import Clip, missing_files, read_manifest, trained_files
 from asr_lora.data.preparation import draw_from_corpus, split_clips
@@ -44,7 +46,7 @@ from asr_lora.speech.audio import SAMPLE_RATE, Waveform
 from asr_lora.speech.augment import brown_noise, mains_hum, white_noise
 from asr_lora.speech.normalizer import Normalizer
 
-OWN = ("*.csv", "*.jsonl", "*.json", "text", "segments", "wav.scp")  # a user's own tables, not Common Voice's
+TRANSCRIPTS = {".csv", ".jsonl", ".scp", *BESIDE, *NAMING, "text", "segments"}  # suffixes, or names without one
 NON_SPEECH_VERSION = 1  # raised whenever the sounds change
 NON_SPEECH_SECONDS = (1, 2, 3, 5, 8, 12, 20, 29)  # of the clips without speech, one a length and kind of sound
 
@@ -156,15 +158,12 @@ def set_source(run: Path, settings: EvalSetConfig, limit: int | None, data: Data
     locale, source, files = set_locale(settings, data.language), settings.source, list[Path]()
     if is_path(source):
         path = Path(source).expanduser().absolute()
-        # An archive's own time, or that of a folder's tables: corrected sentences are drawn again.
-        tables = (
-            "*.tsv",
-            f"{locale}/*.tsv",
-            f"*/{locale}/*.tsv",
-            *(f"{up}{name}" for up in ("", "*/") for name in OWN),
-        )
+        # An archive's own time, or that of a folder's tables and transcripts: corrected sentences are drawn again.
+        places = "*", "*/*", f"*/{locale}/*.tsv"
+        within = (file for place in places for file in path.glob(place))
         source = str(path)
-        files = [path] if path.is_file() else [file for pattern in tables for file in path.glob(pattern)]
+        own = [each for each in within if (each.suffix or each.name).lower() in TRANSCRIPTS]
+        files = [path] if path.is_file() else own
     return {
         "source": source, "changed": max((file.stat().st_mtime for file in files), default=None),
         "language": locale, "split": settings.split, "limit": limit, "seed": data.seed,

@@ -18,6 +18,7 @@ from asr_lora.decoding.transcriber import Transcriber
 from asr_lora.evaluation.eval_sets import kept_hypotheses, knows_context, load_merged, model_content
 from asr_lora.evaluation.long_sets import LongSet
 from asr_lora.formats.conversion import check_installed, convert, module_of, write_merged
+from asr_lora.model.device import device_name
 from asr_lora.model.hardware import Hardware, free_memory
 from asr_lora.model.pretrained import load_processor
 from asr_lora.runtime import distributed
@@ -25,6 +26,8 @@ from asr_lora.runtime.console import Bar, log, progress
 from asr_lora.runtime.files import cache_dir, sha256_text, write_json
 from asr_lora.speech import audio
 from asr_lora.speech.activity import speech_segments
+
+VERSION = 2  # raised whenever something else is kept of the same transcripts
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class _Model:
         """Returns what the model is, for the cache."""
         return model_content(self.base.checkpoint, self.hardware, self.tuned)
 
-    def in_tool(self, way: str, options: DecodingOptions) -> Callable[[Path], list[Segment]]:
-        """Returns a function that transcribes a recording in another tool at its defaults, with the model's format."""
+    def in_tool(self, way: str, options: DecodingOptions) -> tuple[Callable[[Path], list[Segment]], str]:
+        """Returns a function that transcribes a recording in another tool at its defaults, and its device's name."""
         name, vad = TOOLS[way]
         merged, folder = self.scratch / f"hf-{options.language}", self.scratch / f"{name}-{options.language}"
         if not merged.is_dir():
@@ -67,7 +70,7 @@ class _Model:
         module = module_of(name)
         device = module.runs_on(folder, self.hardware.device)
         transcribe = module.long_form(folder, options.language, options.task, device, vad)
-        return lambda path: list(transcribe(audio.load(path)))
+        return lambda path: list(transcribe(audio.load(path))), device_name(device)
 
     def by_pauses(
         self, recording: Recording, options: DecodingOptions, advance: Callable[[float], None]
@@ -92,7 +95,8 @@ def decode_long_sets(
 ) -> list[dict[str, dict[str, Any]]]:  # fmt: skip
     """Transcribes each set in all `ways` (of eval.long_form), with the adapter in `tuned` or the base model (None).
 
-    Returns for every set and way `transcripts`, a list of segments a recording, `seconds`, and `rtfx`. `longest` is the
+    Returns for every set and way `transcripts`, a list of segments a recording, `seconds` without loading the model,
+    `rtfx`, and `device`. `longest` is the
     most seconds of speech that are decoded at once where pauses cut. Cached by everything that they follow from. With
     several processes rank 0's cache counts, and the processes share the work.
     Raises ConfigError for another tool that is not installed.
@@ -120,7 +124,8 @@ def decode_long_sets(
 
 
 def _transcribed(model: _Model, each: LongSet, options: DecodingOptions, way: str, title: str) -> dict[str, Any]:
-    in_tool = model.in_tool(way, options) if way in TOOLS else None
+    in_tool, device = model.in_tool(way, options) if way in TOOLS else (None, model.transcriber.hardware.name)
+    # The model is loaded and merged now, and what a tool reads is written.
     started, total = time.perf_counter(), sum(one.duration for one in each.recordings)
     transcripts: dict[int, list[dict[str, Any]]] = {}
     rank, ranks = (0, 1) if way == "vad" else (distributed.rank(), distributed.world_size())  # vad shares batches
@@ -143,7 +148,7 @@ def _transcribed(model: _Model, each: LongSet, options: DecodingOptions, way: st
         "transcripts": [transcripts[at] for at in range(len(each.recordings))],
         "seconds": seconds,
         "rtfx": total / seconds,
-        "device": model.hardware.name,
+        "device": device,
     }
 
 
@@ -160,6 +165,7 @@ def _content(of_model: Mapping[str, Any], each: LongSet, options: DecodingOption
         "recordings": [recording.sha256 for recording in each.recordings],
         "decoding": [options.language, options.task] if tool else asdict(replace(options, batch_size=0)),
         "way": way,
+        "version": VERSION,
         "longest": longest if way == "vad" else None,
     }
     return sha256_text(json.dumps(follows_from, sort_keys=True))

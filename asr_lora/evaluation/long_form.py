@@ -1,8 +1,9 @@
 """Scores transcripts of long recordings: error rate, skipped and repeated text, text without speech, times.
 
 The text of a recording is aligned as a whole, not cue by cue: models cut it elsewhere. Every error then belongs to the
-cue of the reference word, and an inserted word to the cue before it, so that intervals and paired differences are over
-the clips that recordings are made of, several orders of one clip being one unit.
+cue of the reference word, and an inserted word to the cue before it. Models lose whole windows, so intervals and paired
+differences are over stretches of as many seconds; where these are too few, over cues. Several orders of one clip are
+one unit.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from asr_lora.speech.normalizer import Normalizer, primary_metric, scoring_units
 
 IN_A_ROW = 10  # words: more of them deleted in a row are skipped audio, inserted ones a repetition
 BESIDE = 0.5  # seconds from all cues: a segment farther away is text where nobody speaks
+STRETCH = 30.0  # seconds of a unit of the intervals: of Whisper's windows
 NEAR = (0.2, 0.5)  # seconds, between a boundary of a cue and one of a segment
 
 
@@ -37,7 +39,7 @@ def align(recording: Recording, segments: Sequence[Segment], normal: Normalizer)
 
     `found` has `skipped` and `skipped_words` (deleted in a row, more than IN_A_ROW), `repeated` and `repeated_words`
     (inserted so, or the same words four times in a row), `words_without_speech`, and for every distance of NEAR how
-    many boundaries of cues have one of a segment within it.
+    many boundaries of cues have one of a segment within it. What a repetition replaces is no skipped audio.
     """
     language = normal.language
     cues = [scoring_units(normal(cue.text), language).split() for cue in recording.cues]
@@ -55,16 +57,24 @@ def align(recording: Recording, segments: Sequence[Segment], normal: Normalizer)
                 errors[owner[unit]] += 1
             skipped += [len(chunk.reference)] * (chunk.kind == "delete" and len(chunk.reference) > IN_A_ROW)
         at += len(chunk.reference)
-    loops = max(0, len(LOOP.findall(hypothesis)) - len(LOOP.findall(reference)))
+    of_hypothesis, of_reference = _loops(hypothesis), _loops(reference)
+    loops, loop_words = max(0, len(of_hypothesis) - len(of_reference)), max(0, sum(of_hypothesis) - sum(of_reference))
     found = {
         "skipped": len(skipped), "skipped_words": sum(skipped),
-        "repeated": max(len(inserted), loops), "repeated_words": sum(inserted),
+        "repeated": max(len(inserted), loops), "repeated_words": max(sum(inserted), loop_words),
         "words_without_speech": sum(
-            len(normal(segment.text).split()) for segment in segments if _is_beside(segment, recording.cues)
+            len(scoring_units(normal(segment.text), language).split())
+            for segment in segments
+            if _is_beside(segment, recording.cues)
         ),
         **{f"within_{distance:g}": _near(recording.cues, segments, distance) for distance in NEAR},
     }  # fmt: skip
     return Aligned(errors, list(map(len, cues)), found)
+
+
+def _loops(text: str) -> list[int]:
+    """Returns the words of each passage that repeats itself."""
+    return [len(found.group().split()) for found in LOOP.finditer(text)]
 
 
 def _is_beside(segment: Segment, cues: Sequence[Cue]) -> bool:
@@ -82,6 +92,11 @@ def _near(cues: Sequence[Cue], segments: Sequence[Segment], distance: float) -> 
     )
 
 
+def stretches(recordings: Sequence[Recording]) -> list[str]:
+    """Returns for every cue the stretch of its recording in which it begins, to be drawn as one by a bootstrap."""
+    return [f"{each.sha256} {int(cue.start // STRETCH)}" for each in recordings for cue in each.cues]
+
+
 def score(
     recordings: Sequence[Recording], before: Sequence[Sequence[Segment]], after: Sequence[Sequence[Segment]],
     normal: Normalizer, seed: int,
@@ -89,10 +104,13 @@ def score(
     """Scores the fine-tuned model's transcripts (`after`) and the base model's, an item a recording.
 
     Returns the figures of the fine-tuned model, those of the base model as `baseline`, and `delta`, the paired
-    difference of the error rate with its interval over clips. `rate` names the error rate, wer or cer.
+    difference of the error rate with its interval. `rate` names the error rate, wer or cer; `ci_unit` what intervals
+    are over, stretch or sentence.
     """
     clips = [cue.clip for recording in recordings for cue in recording.cues]
-    unique, places = np.unique(clips, return_inverse=True)
+    unique, first, places = np.unique(clips, return_index=True, return_inverse=True)
+    of_cues = stretches(recordings)
+    of_clips = [of_cues[at] for at in first]
     sides, errors = [], []
     for transcripts in (after, before):
         aligned = [align(*pair, normal) for pair in zip(recordings, transcripts, strict=True)]
@@ -103,7 +121,8 @@ def score(
         spoken = units > 0
         if not spoken.any():
             raise ConfigError(f"eval.normalizer: {normal.name} leaves no word of the references of long recordings")
-        interval, _ = metrics.bootstrap(wrong[spoken], units[spoken], [""] * int(spoken.sum()), seed)
+        own = [of_clips[at] for at in np.flatnonzero(spoken)]
+        interval, unit = metrics.bootstrap(wrong[spoken], units[spoken], own, seed)
         found = {name: sum(each.found[name] for each in aligned) for name in aligned[0].found}
         sides.append({
             "error_rate": float(wrong.sum() / units.sum()), "error_rate_ci95": interval, "errors": int(wrong.sum()),
@@ -111,8 +130,9 @@ def score(
             **{name: count for name, count in found.items() if "within" not in name},
         })  # fmt: skip
         errors.append(wrong)
-    delta, interval, _ = metrics.count_delta(errors[1], errors[0], units, [""] * len(unique), seed)
+    delta, interval, _ = metrics.count_delta(errors[1], errors[0], units, of_clips, seed)
     return {
         "rate": primary_metric(normal.language), "clips": len(unique), "units": int(units.sum()),
+        "ci_unit": "stretch" if unit == "speaker" else "sentence",
         **sides[0], "baseline": sides[1], "delta": {"error_rate": delta, "error_rate_ci95": interval},
     }  # fmt: skip

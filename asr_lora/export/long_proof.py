@@ -1,8 +1,8 @@
 """Verification of exports on one long recording, each runtime at its defaults, against our own decoding of it.
 
-On hours of speech models fail otherwise than on clips: they skip audio, repeat themselves, lose their timestamps. So
-text that is skipped or repeated fails an export, unless our own decoding of the same weights, with timestamps, previous
-text and fallback, does so too: then the model is not made for it, and the table says so.
+On hours of speech models fail otherwise than on clips: they skip audio, repeat themselves, lose their timestamps. So an
+export fails that skips or repeats more passages than our own decoding of the same weights, with timestamps, previous
+text and fallback, does. Where that one does too, the model is not made for it, and the table says so.
 """
 
 import time
@@ -64,13 +64,11 @@ def verify(
 
 
 def failures(found: Mapping[str, Any]) -> list[str]:
-    """Returns why an export fails: text that it skips or repeats where our own decoding does neither."""
-    if found["ours"]["skipped"] or found["ours"]["repeated"]:
-        return []
+    """Returns why an export fails: passages that it skips or repeats, more than our own decoding does."""
     return [
         f"of a recording of {format_duration(found['recording_seconds'])} ({way}) {count} passages are {what} "
-        f"({figures[f'{what}_words']} words), which our own decoding does not"
+        f"({figures[f'{what}_words']} words), in our own decoding {found['ours'][what]}"
         for way, figures in found["ways"].items()
         for what in ("skipped", "repeated")
-        if (count := figures[what])
+        if (count := figures[what]) > found["ours"][what]
     ]

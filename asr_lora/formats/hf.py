@@ -66,12 +66,12 @@ def long_form(
             {"raw": waveform, "sampling_rate": SAMPLE_RATE}, return_timestamps=True,
             generate_kwargs=language_and_task(pipe.model.generation_config, language, task),
         )  # fmt: skip
-        end = len(waveform) / SAMPLE_RATE  # a last segment may be open
-        times = [chunk["timestamp"] for chunk in output["chunks"]]
-        return [
-            Segment(start, end if stop is None else stop, chunk["text"].strip())
-            for (start, stop), chunk in zip(times, output["chunks"], strict=True)
-        ]
+        found, at, end = list[Segment](), 0.0, len(waveform) / SAMPLE_RATE
+        for chunk in output["chunks"]:
+            start, stop = chunk["timestamp"]  # None where a window has none: it goes on from the last to the end
+            found.append(Segment(at if start is None else start, end if stop is None else stop, chunk["text"].strip()))
+            at = at if stop is None else stop
+        return found
 
     return transcribe
 

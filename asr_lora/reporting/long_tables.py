@@ -42,14 +42,19 @@ def rows_of(found: Mapping[str, Any]) -> list[list[str]]:
 
 def notes(found: Mapping[str, Any]) -> list[str]:
     """Returns what the columns mean, and over what the intervals are."""
-    sentences = next(iter(found["ways"].values()))["clips"]
-    few = f", fewer than {SMALL}: a small sample" if sentences < SMALL else ""
+    scored = next(iter(found["ways"].values()))
+    over = f"{scored['clips']} sentences"
+    if scored.get("ci_unit") == "stretch":
+        over += ", those of 30 s drawn as one"
+    else:
+        over += ": too few for stretches of 30 s, though what is skipped is skipped together, so they are too narrow"
+    few = f"; fewer than {SMALL}: a small sample" if scored["clips"] < SMALL else ""
     return [
         "cut by: vad at pauses; sequential by Whisper's own timestamps, windows of 30 s; previous_text so, each window "
         "with the text before it as prompt; the others are tools at their defaults",
         "skipped, repeated: more than 10 words in a row deleted, inserted; no speech: text more than 0.5 s from every "
         "sentence; near: boundaries of sentences with one of a segment within 0.2 and 0.5 s",
-        f"normalized by {found['normalizer']}; intervals over {sentences} sentences{few}",
+        f"normalized by {found['normalizer']}; intervals over {over}{few}",
     ]
 
 

@@ -1,5 +1,6 @@
 """Times of subtitles are moved to the pauses between sentences, and nothing else is."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,20 @@ def test_cues_without_a_pause_nearby_and_of_two_speakers_at_once_keep_their_time
     assert to_pauses(alone, [(0.0, 30.0)], 30.0) == alone
     at_once = to_pauses([Span(1.0, 6.0), Span(4.0, 7.0)], SPEECH, 9.0)
     assert (at_once[0].end, at_once[1].start) == (6.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    "cues, speech",
+    [
+        ([(7.0, 9.4), (10.0, 10.6), (10.7, 12.0)], [(6.9, 9.3), (9.9, 12.1)]),  # two sentences without a pause
+        ([(8.0, 10.0), (10.1, 10.8), (11.5, 13.0)], [(7.9, 10.9), (11.4, 13.1)]),
+    ],
+)
+def test_neighbors_that_do_not_overlap_are_not_made_to(
+    cues: list[tuple[float, float]], speech: list[tuple[float, float]]
+) -> None:
+    moved = to_pauses([Span(*cue) for cue in cues], speech, 15.0)
+    assert all(before.end <= after.start for before, after in pairwise(moved))
 
 
 def test_times_stay_in_the_recording_and_in_order() -> None:

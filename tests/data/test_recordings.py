@@ -93,3 +93,14 @@ def test_segments_without_a_reference_are_silenced(clips: list[Clip], tmp_path: 
     sound, before = audio.load(found.path), audio.load(Path(clips[4]["path"]))
     assert not sound[2 * SAMPLE_RATE : 3 * SAMPLE_RATE].any() and found.path.parent == tmp_path
     assert np.array_equal(sound[: 2 * SAMPLE_RATE], before[: 2 * SAMPLE_RATE])
+
+
+def test_speech_that_is_scored_is_kept_whole_where_another_segment_overlaps_it(
+    clips: list[Clip], tmp_path: Path
+) -> None:
+    segment = {"path": clips[4]["path"], "start": 0.5, "end": 1.5, "duration": 1.0, "text": "eerst", "sha256": "a"}
+    (found,) = recordings.whole([segment], [{"path": clips[4]["path"], "start": 1.0, "end": 2.0}], tmp_path)
+    sound, before = audio.load(found.path), audio.load(Path(clips[4]["path"]))
+    spoken = slice(SAMPLE_RATE // 2, 3 * SAMPLE_RATE // 2)
+    assert np.array_equal(sound[spoken], before[spoken]) and before[spoken].any()
+    assert not sound[3 * SAMPLE_RATE // 2 : 2 * SAMPLE_RATE].any()

@@ -253,7 +253,9 @@ def test_the_share_of_rows_with_times_with_a_prompt_and_without_speech_is_that_o
     spoken = [row for row in rows if row.clips]
     assert np.mean([row.timestamps for row in spoken]) == pytest.approx(0.3, abs=0.05)
     assert np.mean([bool(row.before) for row in spoken]) == pytest.approx(0.4, abs=0.05)
-    assert 200 * 0.1 < sum(bool(row.no_speech) for row in rows) == len(rows) - len(spoken)
+    rows += rows_of(order("windows", clips=800, batch_size=400, **chosen), 40)  # several without speech in a step
+    spoken, quiet = ([row for row in rows if bool(row.clips) is kind] for kind in (True, False))
+    assert all(row.no_speech for row in quiet) and len(quiet) / len(spoken) == pytest.approx(0.1, abs=0.02)
 
 
 def talks(recordings: int, sentences: int) -> list[Place]:
@@ -272,6 +274,21 @@ def test_neighbors_of_a_recording_stay_neighbors_and_no_window_holds_two_recordi
         assert not row.before or places[row.before[0]].recording == places[row.clips[0]].recording
         joins += len(row.clips) > 1
     assert joins > 30
+
+
+@pytest.mark.parametrize("weight", [1.5, 2.0])
+@pytest.mark.parametrize("speaker", ["", "Anna"])
+def test_a_prompt_is_the_text_before_and_never_that_of_the_row_where_clips_have_weights(
+    weight: float, speaker: str
+) -> None:
+    training = replace(usual(), context="windows", window_share=1.0, window_single=0.0, window_prompts=1.0)
+    for places in (talks(10, 8), [Place(speaker=speaker)] * 80):
+        drawn = StepSampler([4.0] * 80, [10] * 80, training, 0, 448, [weight] * 80, places)
+        rows = [row for row in rows_of(drawn, 100) if row.before]
+        assert not any(set(row.before) & set(row.clips) for row in rows)
+        if places[0].recording:
+            assert len(rows) > 50
+            assert all(list(row.before) == list(range(row.clips[0] - len(row.before), row.clips[0])) for row in rows)
 
 
 def test_a_step_does_not_depend_on_the_epochs_that_were_drawn_before() -> None:

@@ -82,6 +82,18 @@ def test_every_hypothesis_has_the_words_of_its_text_in_order_within_its_clip(
     assert model.model.decoder.config._attn_implementation == "sdpa"
 
 
+def test_a_text_that_ran_away_to_the_decoders_end_has_words_too(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
+) -> None:
+    model.generation_config.alignment_heads = [[0, 0], [0, 1]]
+    room = model.config.max_target_positions - 4  # of start, language, task, no timestamps
+    tokens = (processor.tokenizer(" Hoi dag." * room, add_special_tokens=False).input_ids)[:room]
+    text = processor.tokenizer.decode(tokens)
+    (hypothesis,) = decode_once(model, processor, clips[:1], USUAL)
+    (words,) = word_times(model, processor, clips[:1], [replace(hypothesis, tokens=tokens, text=text)], USUAL)
+    assert [word.text for word in words] == text.split()
+
+
 def test_a_checkpoint_without_alignment_heads_has_no_times_of_words(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, clips: list[dict[str, Any]]
 ) -> None:
@@ -93,6 +105,9 @@ def test_a_checkpoint_without_alignment_heads_has_no_times_of_words(
 def test_words_are_in_json_in_vtt_as_karaoke_and_in_srt_a_block_each() -> None:
     assert '"words": [' in as_json([SAID], {}) and '"words"' not in as_json([replace(SAID, words=())], {})
     assert "<00:00:01.000>Ja <00:00:01.500>&amp; <00:00:02.000>nee." in vtt([SAID])
+    words = Word(1.0, 1.2, "今"), Word(1.2, 1.4, "天"), Word(1.6, 2.0, "好。")
+    unspaced = Segment(1.0, 2.0, "今天 好。", words=words)
+    assert "<00:00:01.000>今<00:00:01.200>天 <00:00:01.600>好。\n" in vtt([unspaced])
     assert srt([SAID]).count("-->") == 3 and "00:00:02,000 --> 00:00:03,000\nnee." in srt([SAID])
 
 

@@ -1,6 +1,7 @@
 """Scores of long recordings: whose word an error is, what is skipped and repeated, times."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,13 +53,17 @@ def test_words_in_a_row_that_nobody_said_are_a_repetition() -> None:
     twice = aligned(*spoken, (12, 20, LONG))
     assert (twice.found["repeated"], twice.found["repeated_words"]) == (1, 12) and twice.errors == [0, 0, 12]
     loop = aligned(*spoken, (12, 14, "anna anna anna anna"))
-    assert loop.found["repeated"] == 1 and loop.errors == [0, 0, 4]
+    assert (loop.found["repeated"], loop.found["repeated_words"]) == (1, 5) and loop.errors == [0, 0, 4]
 
 
 def test_words_half_a_second_and_more_beside_all_cues_are_text_without_speech() -> None:
     spoken = (1, 3, "De kat slaapt."), (4, 9, LONG), (10, 12, "Tot morgen, Anna.")
     assert aligned(*spoken, (12.6, 15, "Ondertiteling door anderen")).found["words_without_speech"] == 3
     assert aligned(*spoken, (12.4, 15, "Ondertiteling door anderen")).found["words_without_speech"] == 0
+    unspaced = align(
+        recording(("k1", 0, 2, "今日はいい天気です")), [Segment(5, 7, "ご視聴ありがとう")], Normalizer("marks", "ja")
+    )
+    assert unspaced.found["words_without_speech"] == 8
 
 
 def test_boundaries_are_counted_by_their_distance_to_those_of_segments() -> None:
@@ -76,6 +81,23 @@ def test_both_models_are_compared_over_the_clips_of_all_orders() -> None:
     assert found["delta"]["error_rate"] == pytest.approx(-2 / 33)
     low, high = found["delta"]["error_rate_ci95"]
     assert low < -2 / 33 < high <= 0
+
+
+def test_sentences_of_thirty_seconds_are_one_unit_of_an_interval_where_there_are_twenty() -> None:
+    def measured(minutes: int) -> dict[str, Any]:
+        cues = [(f"k{at}", 5.0 * at, 5.0 * at + 4, "De kat slaapt nu.") for at in range(12 * minutes)]
+        lost = {at for at in range(len(cues)) if at // 6 % 4 == 0}  # whole windows
+        segments = [Segment(start, end, text) for at, (_, start, end, text) in enumerate(cues) if at not in lost]
+        whole = [Segment(*cue[1:]) for cue in cues]
+        return score([recording(*cues)], [whole], [segments], NORMAL, seed=0)
+
+    few, many = measured(9), measured(40)
+    assert (few["ci_unit"], many["ci_unit"]) == ("sentence", "stretch")
+    low, high = many["error_rate_ci95"]
+    # 20 of 80 windows: 1.96 * sqrt(0.25 * 0.75 / 80); of 480 sentences it would be 0.039
+    assert (high - low) / 2 == pytest.approx(0.095, abs=0.01)
+    low, high = many["delta"]["error_rate_ci95"]
+    assert (high - low) / 2 == pytest.approx(0.095, abs=0.01)
 
 
 def test_characters_are_counted_where_a_language_writes_no_spaces() -> None:

@@ -1,5 +1,6 @@
 """Evaluation sets beside the run's own split: other corpora, silence and noise."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ from support.runs import sets_of
 from support.segments import record
 
 from asr_lora.config.compose import load
-from asr_lora.evaluation.eval_sets import NON_SPEECH, NON_SPEECH_SECONDS
+from asr_lora.config.stages import EvalSetConfig
+from asr_lora.evaluation.eval_sets import NON_SPEECH, NON_SPEECH_SECONDS, set_source
 from asr_lora.evaluation.long_sets import long_sets
 from asr_lora.prepare import prepare
 from asr_lora.runtime.errors import ConfigError
@@ -53,6 +55,19 @@ def test_another_corpus_has_its_own_name_language_and_draw(words: list[str], eng
     assert (other.name, other.language, len(other.clips), other.available) == ("english-en", "en", 4, 5)
     every = sets_of(load([*words, override, "eval.limit=null"]))[1]
     assert {clip["id"] for clip in other.clips} < {clip["id"] for clip in every.clips} and len(every.clips) == 5
+
+
+@pytest.mark.parametrize("name", ["talk.srt", "talk.TextGrid", "talk.stm", "segments", "train/talk.vtt", "train.csv"])
+def test_a_set_is_drawn_again_where_a_transcript_was_corrected(words: list[str], tmp_path: Path, name: str) -> None:
+    prepared(words)
+    config, file = load(words), tmp_path / "talks" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("wrong")
+    one = EvalSetConfig(source=str(tmp_path / "talks"))
+    before = set_source(config.run, one, None, config.data)
+    assert set_source(config.run, one, None, config.data) == before
+    os.utime(file, (2e9, 2e9))
+    assert set_source(config.run, one, None, config.data) != before
 
 
 @pytest.mark.parametrize(

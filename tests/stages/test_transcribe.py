@@ -98,7 +98,8 @@ def test_a_folder_is_transcribed_file_by_file_and_a_bad_one_does_not_stop_the_re
     result = json.loads((out / "below" / "good.json").read_text())
     assert (result["language"], result["adapter"], len(result["segments"])) == ("nl", None, 3)
     assert result["seconds"] == pytest.approx(soundfile.info(talk).duration, abs=0.01)
-    assert (out / "below" / "good.txt").read_text().count("\n") == 3
+    said = [segment["text"] for segment in result["segments"] if segment["text"]]  # a random model may write none
+    assert (out / "below" / "good.txt").read_text().splitlines() == said
 
 
 def test_the_prompt_is_the_text_and_behind_it_the_words_to_expect(
@@ -362,7 +363,8 @@ def test_names_that_differ_only_in_their_suffix_keep_it(tmp_path: Path) -> None:
 
 
 def test_subtitles_are_in_the_formats_that_players_read() -> None:
-    segments = [Segment(0.0, 1.5, "ja & nee"), Segment(3661.25, 3662.0, "a --> b <i>")]
+    # The second has no text: silence, or a window in which the model found none.
+    segments = [Segment(0.0, 1.5, "ja & nee"), Segment(2.0, 3.0, ""), Segment(3661.25, 3662.0, "a --> b <i>")]
     assert txt(segments) == "ja & nee\na --> b <i>\n"
     assert srt(segments) == (
         "1\n00:00:00,000 --> 00:00:01,500\nja & nee\n\n2\n01:01:01,250 --> 01:01:02,000\na -> b <i>\n"
