@@ -46,7 +46,7 @@ def start(stage: str, *words: str) -> subprocess.Popen[str]:
         ("hydra/launcher=0", "hydra/launcher: 0 is none of those of Hydra and its plugins"),
         ("~data=0", "data: 0 is none of common_voice"),
         ("lora=lokr", "lora: lokr is none of adalora, all_linear, bitfit"),
-        ("experiment=best", "experiment: best is none of demo, full_data, long_form, low_data"),
+        ("experiment=fast", "experiment: fast is none of best, demo, full_data, long_form, low_data"),
         ("data.hours=two", "data.hours: Value 'two' of type 'str' could not be converted to Float"),
         ("lora.r=4.5", "lora.r: Value '4.5' of type 'float' could not be converted to Integer"),
         ("lora.r=4,8", "-m"),
