@@ -96,9 +96,8 @@ def decode_long_sets(
     """Transcribes each set in all `ways` (of eval.long_form), with the adapter in `tuned` or the base model (None).
 
     Returns for every set and way `transcripts`, a list of segments a recording, `seconds` without loading the model,
-    `rtfx`, and `device`. `longest` is the
-    most seconds of speech that are decoded at once where pauses cut. Cached by everything that they follow from. With
-    several processes rank 0's cache counts, and the processes share the work.
+    `rtfx`, and `device`. `longest` is the most seconds of speech that are decoded at once where pauses cut. Cached by
+    everything that they follow from. With several processes rank 0's cache counts, and the processes share the work.
     Raises ConfigError for another tool that is not installed.
     """
     check_installed("eval.long_form", [TOOLS[way][0] for way in ways if way in TOOLS])

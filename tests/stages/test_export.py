@@ -126,7 +126,7 @@ def test_text_that_an_export_skips_or_repeats_and_we_do_not_fails_it() -> None:
     }
     (failure,) = long_proof.failures(found)
     assert failure == (
-        "of a recording of 5:00 min (timestamps) 1 passages are skipped (14 words), in our own decoding 0"
+        "of a recording of 5:00 min (timestamps) 1 passages are skipped (14 words), which our own decoding does not"
     )
     assert long_proof.failures(found | {"ways": {"timestamps": clean}}) == []
     assert long_proof.failures(found | {"ours": clean | {"skipped": 1, "skipped_words": 20}}) == []
