@@ -60,8 +60,8 @@ def pooled(new: Sequence[Path], old: Sequence[Path], name: str) -> list[list[str
             raise SystemExit("error: the runs have different recordings; name them in the same order")
         clips, all_stretches = ([one for each in of_old for one in each[name]] for name in ("clips", "stretches"))
         _, first, places = np.unique(clips, return_index=True, return_inverse=True)
-        drawn = [all_stretches[at] for at in first]
-        units = np.array([unit for each in of_old for unit in each["units"]])
+        drawn = np.array(all_stretches)[first].tolist()
+        units = np.bincount(places, [unit for each in of_old for unit in each["units"]])
         errors = {}
         for title, runs, model in (
             ("base", of_old, "baseline"),
@@ -69,26 +69,23 @@ def pooled(new: Sequence[Path], old: Sequence[Path], name: str) -> list[list[str
             ("new", of_new, "fine_tuned"),
         ):
             own = [each[model] for each in runs]
-            errors[title] = np.array([count for each in own for count in each["errors"]])
+            errors[title] = np.bincount(places, [count for each in own for count in each["errors"]])
             deltas = [
-                _difference(errors[title] - errors[other], units, places, drawn)
+                _difference(errors[other], errors[title], units, drawn)
                 for other in ("base", "old")
                 if other in errors and other != title
             ]
             rows.append([
                 way, title, f"{errors[title].sum() / units.sum():.1%}", *[*deltas, "", ""][:2],
                 *(str(sum(each[sign] for each in own)) for sign in SIGNS),
-                f"{sum(each['near'] for each in own) / len(units):.0%}",
+                f"{sum(each['near'] for each in own) / len(clips):.0%}",
             ])  # fmt: skip
     return rows
 
 
-def _difference(more: np.ndarray, units: np.ndarray, places: np.ndarray, drawn: Sequence[str]) -> str:
-    by_clip = [np.bincount(places, weights=of) for of in (more, units)]
-    spoken = by_clip[1] > 0
-    own = [drawn[at] for at in np.flatnonzero(spoken)]
-    (low, high), _ = metrics.bootstrap(by_clip[0][spoken], by_clip[1][spoken], own, seed=0)
-    return f"{100 * more.sum() / units.sum():+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+def _difference(before: np.ndarray, after: np.ndarray, units: np.ndarray, drawn: Sequence[str]) -> str:
+    delta, (low, high), _ = metrics.count_delta(before, after, units, drawn, seed=0)
+    return f"{100 * delta:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 if __name__ == "__main__":

@@ -159,11 +159,10 @@ def set_source(run: Path, settings: EvalSetConfig, limit: int | None, data: Data
     if is_path(source):
         path = Path(source).expanduser().absolute()
         # An archive's own time, or that of a folder's tables and transcripts: corrected sentences are drawn again.
-        places = "*", "*/*", f"*/{locale}/*.tsv"
-        within = (file for place in places for file in path.glob(place))
+        places = () if path.is_file() else ("*", "*/*", f"*/{locale}/*.tsv")
+        within = (each for place in places for each in path.glob(place))
         source = str(path)
-        own = [each for each in within if (each.suffix or each.name).lower() in TRANSCRIPTS]
-        files = [path] if path.is_file() else own
+        files = [each for each in within if (each.suffix or each.name).lower() in TRANSCRIPTS] if places else [path]
     return {
         "source": source, "changed": max((file.stat().st_mtime for file in files), default=None),
         "language": locale, "split": settings.split, "limit": limit, "seed": data.seed,

@@ -109,8 +109,7 @@ def score(
     """
     clips = [cue.clip for recording in recordings for cue in recording.cues]
     unique, first, places = np.unique(clips, return_index=True, return_inverse=True)
-    of_cues = stretches(recordings)
-    of_clips = [of_cues[at] for at in first]
+    of_clips = np.array(stretches(recordings))[first]
     sides, errors = [], []
     for transcripts in (after, before):
         aligned = [align(*pair, normal) for pair in zip(recordings, transcripts, strict=True)]
@@ -121,8 +120,7 @@ def score(
         spoken = units > 0
         if not spoken.any():
             raise ConfigError(f"eval.normalizer: {normal.name} leaves no word of the references of long recordings")
-        own = [of_clips[at] for at in np.flatnonzero(spoken)]
-        interval, unit = metrics.bootstrap(wrong[spoken], units[spoken], own, seed)
+        interval, unit = metrics.bootstrap(wrong[spoken], units[spoken], of_clips[spoken].tolist(), seed)
         found = {name: sum(each.found[name] for each in aligned) for name in aligned[0].found}
         sides.append({
             "error_rate": float(wrong.sum() / units.sum()), "error_rate_ci95": interval, "errors": int(wrong.sum()),
@@ -130,7 +128,7 @@ def score(
             **{name: count for name, count in found.items() if "within" not in name},
         })  # fmt: skip
         errors.append(wrong)
-    delta, interval, _ = metrics.count_delta(errors[1], errors[0], units, of_clips, seed)
+    delta, interval, _ = metrics.count_delta(errors[1], errors[0], units, of_clips.tolist(), seed)
     return {
         "rate": primary_metric(normal.language), "clips": len(unique), "units": int(units.sum()),
         "ci_unit": "stretch" if unit == "speaker" else "sentence",

@@ -108,9 +108,9 @@ def test_a_window_of_transformers_without_times_goes_on_from_the_last_one(
 
         def __call__(self, recording: dict[str, Any], **_: Any) -> dict[str, Any]:
             window = {"tokens": tokens, "stride": (30.0, 0.0, 0.0)}
-            return tokenizer._decode_asr([window], return_timestamps=True, return_language=False, time_precision=0.02)[
-                1
-            ]
+            options = {"return_timestamps": True, "return_language": False, "time_precision": 0.02}
+            text, more = tokenizer._decode_asr([window], **options)
+            return {"text": text, **more}
 
     monkeypatch.setattr(hf, "_pipeline", lambda folder, device: Pipe())
     found = hf.long_form(tmp_path, "nl", "transcribe", CPU, vad=False)(np.zeros(3 * audio.SAMPLE_RATE, np.float32))
