@@ -31,20 +31,17 @@ def pooled(new: Sequence[Path], old: Sequence[Path]) -> list[list[str]]:
     for (one, _), (other, _) in zip(*sides, strict=True):
         if one != other:
             raise SystemExit("error: the runs have different test clips; name them in the same order")
-    _, places = np.unique([clip for clips, _ in sides[0] for clip in clips], return_inverse=True)
+    drawn = [clip for clips, _ in sides[0] for clip in clips]
     rows = []
     for label in sides[0][0][1]:
         scored = [[run[label] for _, run in side] for side in sides]
         before, after = (np.concatenate([each["errors"] for each in side]) for side in scored)
         words = np.concatenate([each["units"] for each in scored[0]])
-        by_clip = [np.bincount(places, weights=of) for of in (after - before, words)]
-        spoken = by_clip[1] > 0
-        interval, _ = metrics.bootstrap(*(of[spoken] for of in by_clip), [""] * int(spoken.sum()), seed=0)
+        delta, (low, high), _ = metrics.count_delta(before, after, words, drawn, seed=0)
         alone = [sum(sum(each["without_fallback"]["errors"]) for each in side) / words.sum() for side in scored]
-        low, high = (100 * bound for bound in interval)
         rows.append([
             label, *(f"{of.sum() / words.sum():.1%}" for of in (before, after)),
-            f"{100 * (after - before).sum() / words.sum():+.1f} ({low:+.1f} to {high:+.1f})",
+            f"{100 * delta:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
             *(f"{rate:.1%}" for rate in alone),
             "/".join(str(sum(each["insertions"] for each in side)) for side in scored),
         ])  # fmt: skip
